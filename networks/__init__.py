@@ -1,0 +1,1 @@
+"""The models: nn.Modules only; no files, no processes, no command line."""

@@ -1,0 +1,163 @@
+"""AdaConv: convolution kernels predicted from a style (Chandran et al., CVPR 2021).
+
+    x̂ = (x − μ(x)) / σ(x)                             per sample and channel: `norm="instance"`
+    y = pointwise ∗ (depthwise ∗ x̂) + bias            both grouped; paper, section 3
+
+Depthwise and pointwise kernels compose into one grouped kernel, and the normalization folds into it, so the op reads
+the picture once. Both models use this layer: the generator with styles from `w`, the stylizer with styles from a picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_utils.ops import adaconv
+from torch_utils.ops.adaconv import PaddingMode
+
+
+@dataclass
+class AdaConvKernels:
+    """What a style says to one layer of C channels in groups of C/G.
+
+    depthwise: [N, C, C/G, k, k], spatial structure. pointwise: [N, C, C/G], how the channels of a group mix.
+    bias: [N, C], or None.
+    """
+
+    depthwise: Tensor
+    pointwise: Tensor
+    bias: Tensor | None = None
+
+    @cached_property
+    def composed(self) -> Tensor:
+        """Both kernels as one: K[n, o, i] = Σ_m pointwise[n, o, m] · depthwise[n, m, i], [N, C, C/G, k, k]."""
+        n, c, group, k, _ = self.depthwise.shape
+        if group == 1:
+            return self.pointwise[..., None, None] * self.depthwise
+        pointwise = self.pointwise.reshape(n * c // group, group, group)
+        depthwise = self.depthwise.reshape(n * c // group, group, group * k * k)
+        return (pointwise @ depthwise).view(n, c, group, k, k)
+
+
+def fold_instance_norm(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """The kernel and bias with which AdaConv of x equals AdaConv of the instance-normalized x.
+
+    K ← K·rstd and bias ← bias − Σ K·μ, exact where the border is reflected (or filled with the channel mean).
+    x [N, C, H, W], kernel [N, C, C/G, k, k], bias [N, C] or None → the same shapes.
+    """
+    n, c, group = kernel.shape[:3]
+    var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+    # μ and rstd of the inputs i of each output's group: [N, G, 1, C/G], beside the kernel [N, G, C/G, C/G, k·k]
+    mean, rstd = (t.view(n, c // group, 1, group) for t in (mean, (var + eps).rsqrt()))
+    folded = kernel.reshape(n, c // group, group, group, -1) * rstd[..., None]
+    shift = (folded.sum(dim=4) * mean).sum(dim=3).view(n, c)
+    return folded.view(kernel.shape), -shift if bias is None else bias - shift
+
+
+def demodulation(weight: Tensor, kernel: Tensor, eps: float = 1e-8) -> Tensor:
+    """Scales for the outputs of the convolution that follows AdaConv: d[n, o] = rsqrt(Σ_i ‖K_i‖² Σ_k W²_oik + ε).
+
+    StyleGAN2's demodulation (Karras et al. 2020, equation 3) with the squared scale of channel i replaced by the
+    squared norm of its predicted kernel, under the same assumption: inputs independent, of unit variance. In place
+    of statistics of the picture. weight [O, C, k, k], kernel [N, C, C/G, k, k] → [N, O].
+    """
+    power = kernel.square().sum(dim=(2, 3, 4))
+    return (power @ weight.square().sum(dim=(2, 3)).t() + eps).rsqrt()
+
+
+class KernelPredictor(nn.Module):
+    """Predicts a layer's kernels from a style map: [N, S, k, k] → AdaConvKernels (paper, section 3.2).
+
+    A k × k convolution of the map gives the depthwise kernels, 1 × 1 convolutions of the pooled map give the pointwise
+    kernels and the bias. Each kernel is the identity plus a learned deviation, as StyleGAN's scales start at 1.
+
+    Args:
+        style_channels: S.
+        channels, group: C and C/G of the layer.
+        kernel_size: k, odd; also the size of the style map.
+        depthwise_scale, pointwise_scale: standard deviation of the deviations at the start, for a map of unit variance.
+        bias: whether a bias is predicted.
+    """
+
+    def __init__(
+        self,
+        style_channels: int,
+        channels: int,
+        group: int,
+        kernel_size: int = 3,
+        depthwise_scale: float = 0.3,
+        pointwise_scale: float = 1.0,
+        bias: bool = True,
+    ):
+        super().__init__()
+        if channels % group:
+            raise ValueError(f"{group} channels a group do not divide {channels} channels")
+        self.kernel_size, self.group = kernel_size, group
+        self.depthwise_scale, self.pointwise_scale = depthwise_scale, pointwise_scale
+        out = channels * group
+        self.depthwise_weight = nn.Parameter(torch.randn(out, style_channels, kernel_size, kernel_size))
+        self.depthwise_bias = nn.Parameter(torch.zeros(out))
+        self.pointwise_weight = nn.Parameter(torch.randn(out, style_channels))
+        self.pointwise_bias = nn.Parameter(torch.zeros(out))
+        self.bias_weight = nn.Parameter(torch.randn(channels, style_channels)) if bias else None
+        self.bias_bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        identity = torch.eye(group).repeat(channels // group, 1)  # [C, C/G]: each channel to itself
+        self.register_buffer("identity", identity, persistent=False)
+
+    def forward(self, style: Tensor) -> AdaConvKernels:
+        n, s, k, _ = style.shape
+        pooled = style.sum(dim=(2, 3)) / k  # a mean that keeps the variance of independent entries
+
+        gain = self.depthwise_scale / (s * k * k) ** 0.5
+        bias = self.depthwise_bias * self.depthwise_scale
+        depthwise = F.conv2d(style, self.depthwise_weight * gain, bias, padding=k // 2)
+        depthwise = depthwise.view(n, -1, self.group, k, k)
+        depthwise = depthwise + F.pad(self.identity[..., None, None], [k // 2] * 4)
+
+        gain = self.pointwise_scale / s**0.5
+        pointwise = F.linear(pooled, self.pointwise_weight * gain, self.pointwise_bias * self.pointwise_scale)
+        pointwise = pointwise.view(n, -1, self.group) + self.identity
+
+        if self.bias_weight is None:
+            return AdaConvKernels(depthwise, pointwise)
+        return AdaConvKernels(depthwise, pointwise, F.linear(pooled, self.bias_weight / s**0.5, self.bias_bias))
+
+
+class AdaConv2d(nn.Module):
+    """The layer: kernels predicted from a style, normalization, and one adaptive convolution.
+
+    Args:
+        predictor: a module that maps a style to AdaConvKernels; KernelPredictor is the paper's.
+        norm: "instance" normalizes each sample and channel first, as the paper does; "none" takes x as it is, for
+            layers whose convolution scales its output by `demodulation`.
+        padding_mode: what lies beyond the border, "zeros" or "reflect". Zeros are not neutral before a normalization,
+            so "instance" takes "reflect" for kernels larger than 1.
+    """
+
+    def __init__(
+        self,
+        predictor: nn.Module,
+        norm: Literal["instance", "none"] = "instance",
+        padding_mode: PaddingMode = "reflect",
+    ):
+        super().__init__()
+        if norm not in ("instance", "none"):
+            raise ValueError(f"norm: expected 'instance' or 'none', got {norm!r}")
+        if norm == "instance" and padding_mode != "reflect":
+            raise ValueError("norm='instance' needs padding_mode='reflect'")
+        self.predictor, self.norm, self.padding_mode = predictor, norm, padding_mode
+
+    def forward(self, x: Tensor, style: Tensor | AdaConvKernels) -> Tensor:
+        """x [N, C, H, W] and a style for the predictor, or kernels that it made before → [N, C, H, W]."""
+        kernels = style if isinstance(style, AdaConvKernels) else self.predictor(style)
+        kernel, bias = kernels.composed, kernels.bias
+        if self.norm == "instance":
+            kernel, bias = fold_instance_norm(x, kernel, bias)
+        return adaconv(x, kernel, bias, self.padding_mode)

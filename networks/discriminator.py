@@ -1,0 +1,84 @@
+"""StyleGAN2's residual discriminator, with minibatch standard deviation and projection for class labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from networks.generator import MappingNetwork
+from networks.layers import Conv2d, Linear
+
+
+@dataclass
+class DiscriminatorConfig:
+    """All that is needed to build a Discriminator."""
+
+    resolution: int = 256
+    img_channels: int = 3
+    c_dim: int = 0  # number of classes, 0 for none
+    cbase: int = 32768  # channels at a resolution: min(cbase / resolution, cmax)
+    cmax: int = 512
+    map_depth: int = 8  # layers of the class embedding
+    mbstd_group: int = 4  # samples that share a standard deviation
+    clamp: float | None = 256.0  # of the layers' outputs, so that half precision does not overflow
+
+    def channels(self, resolution: int) -> int:
+        return min(self.cbase // resolution, self.cmax)
+
+
+class DiscriminatorBlock(nn.Module):
+    """[N, I, H, W] → [N, O, H/2, W/2]: two convolutions beside a 1 × 1 skip, both of half the variance."""
+
+    def __init__(self, config: DiscriminatorConfig, resolution: int):
+        super().__init__()
+        i, o = config.channels(resolution), config.channels(resolution // 2)
+        self.conv0 = Conv2d(i, i, 3, act="lrelu", clamp=config.clamp)
+        self.conv1 = Conv2d(i, o, 3, act="lrelu", down=True, clamp=config.clamp)
+        self.skip = Conv2d(i, o, 1, bias=False, down=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # √½ of the activation's own gain √2 is 1
+        return self.conv1(self.conv0(x), gain=1.0) + self.skip(x, gain=0.5**0.5)
+
+
+def minibatch_std(x: Tensor, group: int) -> Tensor:
+    """Appends to x [N, C, H, W] a channel with the standard deviation over groups of samples, averaged over C, H and W.
+
+    The samples of a group lie N / group apart (Karras et al. 2018, section 3; groups as in StyleGAN2). A batch that
+    the group size does not divide takes the largest size that does.
+    """
+    n, _, h, w = x.shape
+    group = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
+    y = x.reshape(group, n // group, -1)
+    y = (y.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=1)  # [N / group]
+    return torch.cat([x, y.repeat(group).view(n, 1, 1, 1).expand(n, 1, h, w)], dim=1)
+
+
+class Discriminator(nn.Module):
+    """Picture [N, img_channels, H, W], c [N, c_dim] → logits [N, 1], positive for what looks real."""
+
+    def __init__(self, config: DiscriminatorConfig):
+        super().__init__()
+        self.config = config
+        channels = config.channels(4)
+        self.fromrgb = Conv2d(
+            config.img_channels, config.channels(config.resolution), 1, act="lrelu", clamp=config.clamp
+        )
+        self.blocks = nn.Sequential(
+            *(DiscriminatorBlock(config, 2**i) for i in range(config.resolution.bit_length() - 1, 2, -1))
+        )
+        self.conv = Conv2d(channels + 1, channels, 3, act="lrelu", clamp=config.clamp)
+        self.fc = Linear(channels * 16, channels, act="lrelu")
+        self.out = Linear(channels, channels if config.c_dim else 1)
+        self.mapping = MappingNetwork(0, config.c_dim, channels, config.map_depth) if config.c_dim else None
+
+    def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
+        x = self.blocks(self.fromrgb(img))
+        x = self.conv(minibatch_std(x, self.config.mbstd_group))
+        x = self.out(self.fc(x.flatten(1)))
+        if self.mapping is None:
+            return x
+        # projection (Miyato and Koyama 2018): how well the features point to the class
+        return (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / x.shape[1] ** 0.5

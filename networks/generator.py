@@ -1,0 +1,268 @@
+"""The generator: StyleGAN2 (Karras et al. 2020) with AdaConv in place of the modulated convolution.
+
+    z, c → MappingNetwork → ws → SynthesisNetwork → picture
+
+A synthesis layer is  AdaConv(w) → learned 3 × 3 convolution → demodulation → noise → bias, leaky ReLU, clamp.
+`modulation` says what w predicts: AdaConv's kernels, or one number a channel, which is StyleGAN2's modulated
+convolution ("modconv", norm "demod") or StyleGAN's AdaIN ("adain", norm "instance").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor, demodulation
+from networks.layers import RESAMPLE_TAPS, Linear, normalize_2nd_moment, upsample2d, upsample_conv2d
+from torch_utils.ops import adaconv, bias_act, setup_filter
+
+Noise = Literal["random", "const", "none"] | Sequence[Tensor]
+
+
+@dataclass
+class GeneratorConfig:
+    """All that is needed to build a Generator."""
+
+    resolution: int = 256
+    img_channels: int = 3
+    c_dim: int = 0  # number of classes, 0 for none
+    z_dim: int = 512
+    w_dim: int = 512
+    map_depth: int = 8  # layers of the mapping network
+    cbase: int = 32768  # channels at a resolution: min(cbase / resolution, cmax)
+    cmax: int = 512
+    modulation: Literal["adaconv", "modconv", "adain"] = "adaconv"
+    norm: Literal["instance", "demod"] = "demod"
+    kernel_size: int = 3  # of the predicted kernels; also the size of the style map
+    style_channels: int = 64  # of the style map
+    depthwise_scale: float = 0.3  # how far from the identity the predicted kernels start
+    pointwise_scale: float = 1.0
+    predict_bias: bool = False
+    clamp: float | None = 256.0  # of the layers' outputs, so that half precision does not overflow
+
+    def __post_init__(self):
+        if self.resolution < 16 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution: expected a power of two from 16, got {self.resolution}")
+        if self.modulation == "modconv" and self.norm != "demod":
+            raise ValueError("modulation='modconv' is defined with norm='demod'")
+        if self.modulation == "adain" and self.norm != "instance":
+            raise ValueError("modulation='adain' is defined with norm='instance'")
+
+    def channels(self, resolution: int) -> int:
+        return min(self.cbase // resolution, self.cmax)
+
+    def group(self, channels: int) -> int:
+        """C/G: groups grow as channels shrink, so that every layer has about as many predicted values."""
+        return max(1, self.cmax // channels)
+
+    @property
+    def num_ws(self) -> int:
+        """One w for each convolution, and one for the last ToRGB."""
+        return 2 * (self.resolution.bit_length() - 1) - 2
+
+
+class MappingNetwork(nn.Module):
+    """z [N, z_dim] and class c [N, c_dim] → w [N, w_dim]. StyleGAN2's f; with z_dim 0 an embedding of the class."""
+
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, depth: int, lr_multiplier: float = 0.01):
+        super().__init__()
+        self.z_dim, self.c_dim = z_dim, c_dim
+        self.embed = Linear(c_dim, w_dim) if c_dim else None
+        width = z_dim + (w_dim if c_dim else 0)
+        sizes = [width] + [w_dim] * depth
+        self.layers = nn.Sequential(
+            *(Linear(i, o, act="lrelu", lr_multiplier=lr_multiplier) for i, o in zip(sizes, sizes[1:], strict=False))
+        )
+
+    def forward(self, z: Tensor | None, c: Tensor | None) -> Tensor:
+        parts = []
+        if self.z_dim:
+            parts.append(normalize_2nd_moment(z))
+        if self.embed is not None:
+            parts.append(normalize_2nd_moment(self.embed(c)))
+        return self.layers(torch.cat(parts, dim=1))
+
+
+class StyleMap(nn.Module):
+    """w [N, w_dim] → the style map [N, S, k, k] that a KernelPredictor reads."""
+
+    def __init__(self, w_dim: int, style_channels: int, size: int):
+        super().__init__()
+        self.shape = (style_channels, size, size)
+        self.linear = Linear(w_dim, style_channels * size * size)
+
+    def forward(self, w: Tensor) -> Tensor:
+        return self.linear(w).view(-1, *self.shape)
+
+
+class ChannelStyle(nn.Module):
+    """w [N, w_dim] → one scale a channel, and with `bias` one bias: AdaConv's kernels at their smallest, 1 × 1, G = C."""
+
+    def __init__(self, w_dim: int, channels: int, bias: bool):
+        super().__init__()
+        self.scale = Linear(w_dim, channels, bias_init=1)
+        self.bias = Linear(w_dim, channels) if bias else None
+
+    def forward(self, w: Tensor) -> AdaConvKernels:
+        scale = self.scale(w)[..., None]
+        return AdaConvKernels(
+            torch.ones_like(scale)[..., None, None], scale, None if self.bias is None else self.bias(w)
+        )
+
+
+def style_predictor(config: GeneratorConfig, channels: int) -> nn.Module:
+    """The module that turns w into the kernels of a layer with so many input channels."""
+    if config.modulation != "adaconv":
+        return ChannelStyle(config.w_dim, channels, bias=config.modulation == "adain")
+    return nn.Sequential(
+        StyleMap(config.w_dim, config.style_channels, config.kernel_size),
+        KernelPredictor(
+            config.style_channels,
+            channels,
+            config.group(channels),
+            config.kernel_size,
+            config.depthwise_scale,
+            config.pointwise_scale,
+            config.predict_bias,
+        ),
+    )
+
+
+class SynthesisLayer(nn.Module):
+    """AdaConv(w) → learned 3 × 3 convolution → demodulation → noise → bias, leaky ReLU, clamp."""
+
+    def __init__(self, config: GeneratorConfig, in_channels: int, resolution: int, up: bool = False):
+        super().__init__()
+        out_channels = config.channels(resolution)
+        self.up, self.norm, self.clamp = up, config.norm, config.clamp
+        instance = config.norm == "instance"
+        self.adaconv = AdaConv2d(
+            style_predictor(config, in_channels),
+            norm="instance" if instance else "none",
+            padding_mode="reflect" if instance else "zeros",
+        )
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
+        self.weight_gain = (in_channels * 9) ** -0.5
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.noise_strength = nn.Parameter(torch.zeros([]))
+        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
+        self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
+
+    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        """x [N, I, H, W], w [N, w_dim], noise [N or 1, 1, H', W'] → [N, O, H', W'], H' = 2H with `up`."""
+        kernels = self.adaconv.predictor(w)
+        weight = self.weight * self.weight_gain
+        x = self.adaconv(x, kernels)
+        x = upsample_conv2d(x, weight, self.filter) if self.up else F.conv2d(x, weight, padding=1)
+        if self.norm == "demod":
+            x = x * demodulation(weight, kernels.composed)[:, :, None, None]
+        if noise is not None:
+            x = x + noise * self.noise_strength
+        return bias_act(x, self.bias, "lrelu", clamp=self.clamp)
+
+
+class ToRGB(nn.Module):
+    """StyleGAN2's modulated 1 × 1 convolution without demodulation: [N, I, H, W] → [N, img_channels, H, W]."""
+
+    def __init__(self, config: GeneratorConfig, in_channels: int):
+        super().__init__()
+        self.scale = Linear(config.w_dim, in_channels, bias_init=1)
+        self.weight = nn.Parameter(torch.randn(config.img_channels, in_channels, 1, 1))
+        self.weight_gain = in_channels**-0.5
+        self.bias = nn.Parameter(torch.zeros(config.img_channels))
+        self.clamp = config.clamp
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        x = adaconv(x, self.scale(w)[:, :, None, None, None])
+        return bias_act(F.conv2d(x, self.weight * self.weight_gain), self.bias, clamp=self.clamp)
+
+
+class SynthesisBlock(nn.Module):
+    """One resolution: two layers (one at 4 × 4), and ToRGB added to the upsampled picture so far (skip architecture)."""
+
+    def __init__(self, config: GeneratorConfig, resolution: int):
+        super().__init__()
+        channels = config.channels(resolution)
+        self.conv0 = None
+        if resolution > 4:
+            self.conv0 = SynthesisLayer(config, config.channels(resolution // 2), resolution, up=True)
+        self.conv1 = SynthesisLayer(config, channels, resolution)
+        self.torgb = ToRGB(config, channels)
+        self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
+
+    def layers(self) -> list[SynthesisLayer]:
+        return [self.conv1] if self.conv0 is None else [self.conv0, self.conv1]
+
+    def forward(
+        self, x: Tensor, img: Tensor | None, ws: Sequence[Tensor], noise: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """ws: one for each layer and one for ToRGB; noise: one for each layer."""
+        for layer, w, n in zip(self.layers(), ws, noise, strict=False):
+            x = layer(x, w, n)
+        rgb = self.torgb(x, ws[-1])
+        return x, rgb if img is None else upsample2d(img, self.filter) + rgb
+
+
+class SynthesisNetwork(nn.Module):
+    """ws [N, num_ws, w_dim] → picture [N, img_channels, resolution, resolution], about −1..1. StyleGAN2's g."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.const = nn.Parameter(torch.randn(config.channels(4), 4, 4))
+        self.blocks = nn.ModuleList(
+            SynthesisBlock(config, 2**i) for i in range(2, config.resolution.bit_length())
+        )
+
+    def layers(self) -> list[SynthesisLayer]:
+        return [layer for block in self.blocks for layer in block.layers()]
+
+    def noise(self, mode: Noise, n: int) -> Sequence[Tensor | None]:
+        """The noise of every layer for n samples: [n, 1, H, W], [1, 1, H, W] for "const", None for "none"."""
+        layers = self.layers()
+        if not isinstance(mode, str):
+            return mode
+        if mode == "none":
+            return [None] * len(layers)
+        if mode == "const":
+            return [layer.noise_const for layer in layers]
+        if mode == "random":
+            return [torch.randn_like(layer.noise_const.expand(n, -1, -1, -1)) for layer in layers]
+        raise ValueError(f"noise: expected 'random', 'const', 'none' or a tensor for each layer, got {mode!r}")
+
+    def forward(self, ws: Tensor, noise: Noise = "random") -> Tensor:
+        n = len(ws)
+        x, img = self.const.expand(n, -1, -1, -1), None
+        noises, ws = list(self.noise(noise, n)), ws.unbind(dim=1)
+        i = 0
+        for block in self.blocks:
+            count = len(block.layers())
+            # ToRGB shares its w with the next block's first layer (StyleGAN2's layout of ws)
+            x, img = block(x, img, ws[i : i + count + 1], noises[i : i + count])
+            i += count
+        return img
+
+
+class Generator(nn.Module):
+    """z [N, z_dim], c [N, c_dim] → picture [N, img_channels, resolution, resolution], about −1..1."""
+
+    def __init__(self, config: GeneratorConfig):
+        super().__init__()
+        self.config = config
+        self.mapping = MappingNetwork(config.z_dim, config.c_dim, config.w_dim, config.map_depth)
+        self.synthesis = SynthesisNetwork(config)
+        self.register_buffer("w_avg", torch.zeros(config.w_dim))  # running mean of w, for truncation
+
+    def ws(self, z: Tensor, c: Tensor | None = None, psi: float = 1.0) -> Tensor:
+        """w for every layer, [N, num_ws, w_dim], pulled towards the mean w by the truncation psi (1: not at all)."""
+        w = self.mapping(z, c)
+        if psi != 1:
+            w = self.w_avg.lerp(w, psi)
+        return w[:, None].expand(-1, self.config.num_ws, -1)
+
+    def forward(self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, noise: Noise = "random") -> Tensor:
+        return self.synthesis(self.ws(z, c, psi), noise)

@@ -1,0 +1,104 @@
+"""The layers of StyleGAN2 that are not specific to a style: equalized learning rates and resampling convolutions.
+
+An equalized layer keeps its weights at unit variance and scales them when it is applied, by 1/√fan-in (He) times its
+learning rate multiplier, so that Adam's steps are equally large for all (Karras et al. 2018, section 4.1).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from torch_utils.ops import bias_act, setup_filter, upfirdn2d
+
+RESAMPLE_TAPS = (1, 3, 3, 1)  # StyleGAN2's filter for all resampling
+
+
+def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Scales each row of x [N, C] to a mean square of 1."""
+    return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+
+
+class Linear(nn.Module):
+    """A fully connected layer with equalized learning rate and activation: [N, in] → [N, out].
+
+    `bias_init` is the bias at the start; `lr_multiplier` slows the learning of weights and bias.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        act: str = "linear",
+        bias: bool = True,
+        bias_init: float = 0.0,
+        lr_multiplier: float = 1.0,
+    ):
+        super().__init__()
+        self.act = act
+        self.lr_multiplier = lr_multiplier
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier)) if bias else None
+        self.weight_gain = lr_multiplier / in_features**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.bias if self.bias is None else self.bias * self.lr_multiplier
+        y = F.linear(x, self.weight * self.weight_gain)
+        return bias_act(y, bias, self.act)
+
+
+class Conv2d(nn.Module):
+    """A convolution with equalized learning rate, optional downsampling by 2, bias, activation and gain.
+
+    [N, in, H, W] → [N, out, H, W], or [N, out, H/2, W/2] with `down`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        act: str = "linear",
+        bias: bool = True,
+        down: bool = False,
+        clamp: float | None = None,
+    ):
+        super().__init__()
+        self.act, self.down, self.clamp = act, down, clamp
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.weight_gain = (in_channels * kernel_size**2) ** -0.5
+        self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
+
+    def forward(self, x: Tensor, gain: float | None = None) -> Tensor:
+        weight = self.weight * self.weight_gain
+        if self.down:
+            y = downsample_conv2d(x, weight, self.filter)
+        else:
+            y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        return bias_act(y, self.bias, self.act, gain=gain, clamp=self.clamp)
+
+
+def upsample2d(x: Tensor, f: Tensor) -> Tensor:
+    """Doubles height and width: [N, C, H, W] → [N, C, 2H, 2W]. f is the low-pass filter of 4 taps."""
+    return upfirdn2d(x, f, up=2, padding=(2, 1, 2, 1), gain=4)
+
+
+def upsample_conv2d(x: Tensor, weight: Tensor, f: Tensor) -> Tensor:
+    """A 3 × 3 convolution that doubles height and width: a transposed one, then the low-pass filter.
+
+    x [N, I, H, W], weight [O, I, 3, 3], f 4 taps → [N, O, 2H, 2W].
+    """
+    y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    return upfirdn2d(y, f, padding=1, gain=4)
+
+
+def downsample_conv2d(x: Tensor, weight: Tensor, f: Tensor) -> Tensor:
+    """A convolution that halves height and width, behind the low-pass filter.
+
+    x [N, I, H, W], weight [O, I, k, k] with k 1 or 3, f 4 taps → [N, O, H/2, W/2].
+    """
+    if weight.shape[-1] == 1:  # nothing that the filter's stride skips would be used
+        return F.conv2d(upfirdn2d(x, f, down=2, padding=1), weight)
+    return F.conv2d(upfirdn2d(x, f, padding=2), weight, stride=2)

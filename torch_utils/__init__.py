@@ -1,0 +1,1 @@
+"""The ground floor: ops, processes, files and command lines. Imports nothing else of this project."""

@@ -1,0 +1,104 @@
+"""What the command lines share: one-line errors, grouped help, number ranges."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+
+MAX_NUMBERS = 10_000_000
+
+
+class UserError(click.ClickException):
+    """A mistake that the user can mend: one line that says what, where and how; exit code 2, no traceback."""
+
+    exit_code = 2
+
+
+class Option(click.Option):
+    """A click option that `--help` lists under the heading `group`."""
+
+    def __init__(self, *args, group: str = "Options", **kwargs):
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class Command(click.Command):
+    """A click command whose `--help` lists its options by group, and ends with an `example`."""
+
+    def __init__(self, *args, example: str = "", **kwargs):
+        kwargs.setdefault("context_settings", {"show_default": True, "max_content_width": 110})
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list] = {}
+        for param in self.get_params(ctx):
+            if (record := param.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(param, "group", "Other"), []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records)
+        if self.example:
+            with formatter.section("Example"):
+                for line in self.example.splitlines():
+                    formatter.write_text(line)
+
+
+class NumberRanges(click.ParamType):
+    """Numbers and ranges as `0-99,200,3`: a list of integers in the order given."""
+
+    name = "ranges"
+
+    def convert(self, value, param, ctx) -> list[int]:
+        if isinstance(value, list):
+            return value
+        numbers: list[int] = []
+        for part in value.split(","):
+            first, dash, last = (text.strip() for text in part.strip().partition("-"))
+            if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
+                self.fail(f"{part.strip()!r} is neither a number nor a range; write e.g. 0-99,200,3", param, ctx)
+            low, high = int(first), int(last or first)
+            if high < low:
+                self.fail(f"the range {part.strip()!r} runs backwards; write {high}-{low}", param, ctx)
+            if len(numbers) + high - low >= MAX_NUMBERS:
+                self.fail(f"more than {MAX_NUMBERS:,} numbers; split them over several runs", param, ctx)
+            numbers.extend(range(low, high + 1))
+        return numbers
+
+
+def writable_folder(path: str | os.PathLike) -> Path:
+    """Makes the folder `path` if need be. Raises UserError where no file can be written into it."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {path}: {reason}; name another folder with --outdir") from None
+    return path
+
+
+def run(command: click.Command) -> None:
+    """Runs a command as a script: exit code 0 when done, 2 with one line on stderr for a user's mistake.
+
+    Everything else is a bug and keeps its traceback (exit code 1).
+    """
+    try:
+        code = command.main(standalone_mode=False)
+    except click.ClickException as error:
+        message = " ".join(error.format_message().split())
+        hint = " (see --help)" if isinstance(error, click.UsageError) else ""
+        print(f"error: {message}{hint}", file=sys.stderr)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of stdout went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

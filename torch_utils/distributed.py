@@ -1,0 +1,97 @@
+"""Process groups: the same calls for 1, 8 or 8 × N processes. With one process each of them costs nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def rank() -> int:
+    """This process's number, 0 for the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def launch(function: Callable, *args, processes: int = 1) -> None:
+    """Calls `function(*args)` in that many processes of this machine, which then form a group.
+
+    One process is this one. More are started and watched by PyTorch's elastic launcher: when one dies, the others
+    are ended and its error is raised here. The function and its arguments have to be picklable.
+    """
+    if processes == 1:
+        return function(*args)
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="train",
+    )
+    elastic_launch(config, _in_group)(function, *args)
+
+
+def _in_group(function: Callable, *args) -> None:
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        function(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def broadcast(module: nn.Module) -> None:
+    """Gives every process the parameters and buffers of rank 0."""
+    if world_size() > 1:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces each gradient by its mean over the processes, in one message."""
+    if world_size() == 1:
+        return
+    grads = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of `value` over the processes."""
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+        value /= world_size()
+    return value
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether `flag` is set in at least one process, so that all of them take the same way."""
+    if world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value)
+
+
+def gather(value: Tensor) -> list[Tensor]:
+    """`value` of every process, in order of rank; the same shape everywhere."""
+    if world_size() == 1:
+        return [value]
+    values = [torch.empty_like(value) for _ in range(world_size())]
+    dist.all_gather(values, value)
+    return values

@@ -1,0 +1,136 @@
+"""Grouped convolution with one kernel per sample: the arithmetic of AdaConv.
+
+    y[n, o] = Σ_i x[n, i] ⋆ K[n, o, i] + bias[n, o]        i in the group of o
+
+PyTorch's `conv2d` takes one kernel for a whole batch. Here the N samples of C/g groups become N·C/g groups of one
+sample, so that a batch is one call and not a loop.
+
+(x, K) → y is bilinear. Forward, gradient by x and gradient by K are therefore a closed family: the derivatives
+of each are made of the other two, and derivatives of any order need no further formula. (Left to autograd, the
+second derivative of a grouped convolution runs through the groups one by one.)
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+PaddingMode = Literal["zeros", "reflect"]
+
+
+def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode: PaddingMode = "zeros") -> Tensor:
+    """Convolves every sample with its own grouped kernel; the size stays the same.
+
+    Args:
+        x: pictures or features, [N, C, H, W].
+        kernel: [N, C, C/G, k, k], k odd: for each sample and output channel one k × k kernel for each of the C/G
+            input channels in its group. Applied as a correlation, as `conv2d` does.
+        bias: [N, C], or None.
+        padding_mode: what lies beyond the border: zeros, or the picture reflected (needs H, W > k // 2).
+
+    Returns:
+        [N, C, H, W], twice differentiable by all three tensors.
+
+    Raises:
+        ValueError: for shapes that do not fit together, named with what was expected.
+    """
+    _check(x, kernel, bias, padding_mode)
+    size = kernel.shape[-1]
+    if kernel.shape[2:] == (1, 1, 1):
+        y = x * kernel[:, :, 0]  # one number a channel: AdaIN's scale, StyleGAN2's modulation
+    elif padding_mode == "reflect" and size > 1:
+        y = _Forward.apply(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, 0)
+    else:
+        y = _Forward.apply(x, kernel, size // 2)
+    return y if bias is None else y + bias[:, :, None, None]
+
+
+def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, padding_mode: str) -> None:
+    if x.ndim != 4:
+        raise ValueError(f"x: expected [N, C, H, W], got {list(x.shape)}")
+    n, c = x.shape[:2]
+    if kernel.ndim != 5 or kernel.shape[:2] != x.shape[:2]:
+        raise ValueError(f"kernel: expected [{n}, {c}, C/G, k, k] for x {list(x.shape)}, got {list(kernel.shape)}")
+    group, height, width = kernel.shape[2:]
+    if group == 0 or c % group:
+        raise ValueError(f"kernel: {group} channels a group do not divide the {c} channels of x")
+    if height != width or height % 2 == 0:
+        raise ValueError(f"kernel: expected an odd square size, got {height}x{width}")
+    if bias is not None and bias.shape != x.shape[:2]:
+        raise ValueError(f"bias: expected [{n}, {c}], got {list(bias.shape)}")
+    if padding_mode not in ("zeros", "reflect"):
+        raise ValueError(f"padding_mode: expected 'zeros' or 'reflect', got {padding_mode!r}")
+
+
+# The closed family. p is the zero padding on each side; x [N, C, H, W], y [N, C, H+2p-k+1, W+2p-k+1].
+# Each function computes with all samples and groups at once: [1, N·C, H, W] in N·G groups.
+
+
+def _one_sample(x: Tensor) -> Tensor:
+    return x.reshape(1, -1, *x.shape[2:])
+
+
+def _groups(kernel: Tensor) -> int:
+    n, c, group = kernel.shape[:3]
+    return n * c // group
+
+
+class _Forward(Function):
+    """y = x ⋆ K."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, kernel: Tensor, p: int) -> Tensor:
+        ctx.save_for_backward(x, kernel)
+        ctx.p = p
+        y = F.conv2d(_one_sample(x), kernel.flatten(0, 1), padding=p, groups=_groups(kernel))
+        return y.view(x.shape[0], x.shape[1], *y.shape[2:])
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        x, kernel = ctx.saved_tensors
+        dx = _GradX.apply(dy, kernel, ctx.p) if ctx.needs_input_grad[0] else None
+        dkernel = _GradKernel.apply(x, dy, kernel.shape, ctx.p) if ctx.needs_input_grad[1] else None
+        return dx, dkernel, None
+
+
+class _GradX(Function):
+    """dx = dy ∗ K, the transposed convolution."""
+
+    @staticmethod
+    def forward(ctx, dy: Tensor, kernel: Tensor, p: int) -> Tensor:
+        ctx.save_for_backward(dy, kernel)
+        ctx.p = p
+        dx = F.conv_transpose2d(_one_sample(dy), kernel.flatten(0, 1), padding=p, groups=_groups(kernel))
+        return dx.view(dy.shape[0], dy.shape[1], *dx.shape[2:])
+
+    @staticmethod
+    def backward(ctx, ddx: Tensor):
+        dy, kernel = ctx.saved_tensors
+        ddy = _Forward.apply(ddx, kernel, ctx.p) if ctx.needs_input_grad[0] else None
+        dkernel = _GradKernel.apply(ddx, dy, kernel.shape, ctx.p) if ctx.needs_input_grad[1] else None
+        return ddy, dkernel, None
+
+
+class _GradKernel(Function):
+    """dK = x ⋆ dy, for each sample, and each pair of channels in a group."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, dy: Tensor, shape: torch.Size, p: int) -> Tensor:
+        ctx.save_for_backward(x, dy)
+        ctx.p = p
+        n, c, group = shape[:3]
+        dkernel = torch.nn.grad.conv2d_weight(
+            _one_sample(x), (n * c, *shape[2:]), _one_sample(dy), padding=p, groups=n * c // group
+        )
+        return dkernel.view(shape)
+
+    @staticmethod
+    def backward(ctx, ddkernel: Tensor):
+        x, dy = ctx.saved_tensors
+        dx = _GradX.apply(dy, ddkernel, ctx.p) if ctx.needs_input_grad[0] else None
+        ddy = _Forward.apply(x, ddkernel, ctx.p) if ctx.needs_input_grad[1] else None
+        return dx, ddy, None, None

@@ -1,0 +1,53 @@
+"""Bias, activation, gain and clamp in one operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Name → (function, the gain that about keeps the variance of unit-variance input).
+ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "linear": (lambda x: x, 1.0),
+    "relu": (F.relu, math.sqrt(2)),
+    "lrelu": (lambda x: F.leaky_relu(x, 0.2), math.sqrt(2)),
+    "sigmoid": (torch.sigmoid, 1.0),
+    "tanh": (torch.tanh, 1.0),
+}
+
+
+def bias_act(
+    x: Tensor, bias: Tensor | None = None, act: str = "linear", gain: float | None = None, clamp: float | None = None
+) -> Tensor:
+    """clamp(gain · act(x + bias)).
+
+    Args:
+        x: [N, C, ...].
+        bias: [C], or None.
+        act: linear, relu, lrelu (slope 0.2), sigmoid or tanh.
+        gain: factor after the activation; None takes the activation's own (√2 for relu and lrelu, else 1).
+        clamp: limits the result to [-clamp, clamp]; None for no limit.
+
+    Returns:
+        The shape of x; twice differentiable.
+
+    Raises:
+        ValueError: for an unknown activation or a bias of another length than C.
+    """
+    if act not in ACTIVATIONS:
+        raise ValueError(f"act: expected one of {', '.join(ACTIVATIONS)}, got {act!r}")
+    if bias is not None:
+        if bias.shape != x.shape[1:2]:
+            raise ValueError(f"bias: expected [{x.shape[1]}], got {list(bias.shape)}")
+        x = x + bias.view(-1, *[1] * (x.ndim - 2))
+    function, default_gain = ACTIVATIONS[act]
+    x = function(x)
+    gain = default_gain if gain is None else gain
+    if gain != 1:
+        x = x * gain
+    if clamp is not None:
+        x = x.clamp(-clamp, clamp)
+    return x

@@ -1,0 +1,109 @@
+"""Upsample, filter, downsample: the resampling of StyleGAN2, in one operation that is its own gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+
+def setup_filter(taps: Sequence[float]) -> Tensor:
+    """A separable low-pass filter from its taps, [f] float32 with sum 1."""
+    f = torch.tensor(taps, dtype=torch.float32)
+    return f / f.sum()
+
+
+def upfirdn2d(
+    x: Tensor,
+    f: Tensor,
+    up: int = 1,
+    down: int = 1,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> Tensor:
+    """Inserts zeros, pads, filters and keeps every `down`-th value (Karras et al. 2020, StyleGAN2, appendix B).
+
+    Args:
+        x: [N, C, H, W].
+        f: a separable filter [f], applied along both axes, or a 2D one [fh, fw].
+        up: each value is followed by up - 1 zeros along both axes.
+        down: every `down`-th value along both axes is kept.
+        padding: zeros to add to the upsampled picture, negative to crop: a number or (left, right, top, bottom).
+        flip_filter: True for a correlation in place of a convolution.
+        gain: factor on the result; up² keeps the brightness when upsampling.
+
+    Returns:
+        [N, C, (H·up + top + bottom - fh) // down + 1, the same with W]; differentiable any number of times.
+
+    Raises:
+        ValueError: if an argument does not fit, or nothing is left of the picture.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"x: expected [N, C, H, W], got {list(x.shape)}")
+    if f.ndim not in (1, 2) or f.numel() == 0:
+        raise ValueError(f"f: expected [f] or [fh, fw], got {list(f.shape)}")
+    if up < 1 or down < 1:
+        raise ValueError(f"up, down: expected 1 or more, got {up} and {down}")
+    pad = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
+    if len(pad) != 4:
+        raise ValueError(f"padding: expected a number or (left, right, top, bottom), got {list(pad)}")
+    fh, fw = f.shape[0], f.shape[-1]
+    height, width = x.shape[2] * up + pad[2] + pad[3], x.shape[3] * up + pad[0] + pad[1]
+    if height < fh or width < fw:
+        raise ValueError(f"x: {height}x{width} after upsampling and padding is smaller than the filter {fh}x{fw}")
+    f = f.to(dtype=x.dtype, device=x.device)
+    if not flip_filter:
+        f = f.flip(list(range(f.ndim)))
+    return _UpFirDn2d.apply(x, f * gain ** (f.ndim / 2), up, down, pad)
+
+
+class _UpFirDn2d(Function):
+    """The correlation with f; its gradient has up and down exchanged and f turned round."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int, ...]) -> Tensor:
+        y = _filter(x, f, up, down, pad)
+        ctx.save_for_backward(f)
+        ctx.up, ctx.down = up, down
+        (h, w), (out_h, out_w), (fh, fw) = x.shape[2:], y.shape[2:], (f.shape[0], f.shape[-1])
+        left, _, top, _ = pad
+        ctx.pad = (
+            fw - 1 - left,
+            w * up - out_w * down + left - up + 1,
+            fh - 1 - top,
+            h * up - out_h * down + top - up + 1,
+        )
+        return y
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        (f,) = ctx.saved_tensors
+        dx = _UpFirDn2d.apply(dy, f.flip(list(range(f.ndim))), ctx.down, ctx.up, ctx.pad)
+        return dx, None, None, None, None
+
+
+def _filter(x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int, ...]) -> Tensor:
+    left, right, top, bottom = pad
+    if f.ndim == 2:
+        return _filter_axes(x, f, (up, up), (down, down), pad)
+    y = _filter_axes(x, f[None, :], (1, up), (1, down), (left, right, 0, 0))
+    return _filter_axes(y, f[:, None], (up, 1), (down, 1), (0, 0, top, bottom))
+
+
+def _filter_axes(
+    x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], pad: tuple[int, ...]
+) -> Tensor:
+    channels = x.shape[1]
+    weight = f.expand(channels, 1, *f.shape)
+    if up == (1, 1):
+        return F.conv2d(F.pad(x, pad), weight, stride=down, groups=channels)
+    # A transposed convolution multiplies no inserted zeros. It gives the full convolution of the upsampled picture
+    # less the zeros that follow its last value; cropping (or padding) that leaves what `pad` asks for.
+    y = F.conv_transpose2d(x, weight.flip([2, 3]), stride=up, groups=channels)
+    (fh, fw), (left, right, top, bottom) = f.shape, pad
+    y = F.pad(y, [left - fw + 1, right - fw + up[1], top - fh + 1, bottom - fh + up[0]])
+    return y[:, :, :: down[0], :: down[1]]

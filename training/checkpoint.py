@@ -1,0 +1,138 @@
+"""Snapshots (a model, one safetensors file), training states, and the folders of runs that hold them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from networks.generator import Generator, GeneratorConfig
+from torch_utils.cli import UserError
+from torch_utils.files import atomic_write
+
+FORMAT = "adaconv-generator"
+VERSION = 1
+
+
+# --- snapshots ------------------------------------------------------------------------------------------------------
+
+
+def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]) -> None:
+    """Writes weights, construction and `info` (anything JSON) of G: the file alone is enough to build and run it."""
+    meta = {"format": FORMAT, "version": VERSION, "config": asdict(G.config), "info": dict(info)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
+    with atomic_write(path) as file:
+        file.write(save(tensors, metadata={"adaconv": json.dumps(meta)}))
+
+
+def load_generator(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[Generator, dict[str, Any]]:
+    """Builds the generator of a snapshot, in eval mode, and returns it with the snapshot's info.
+
+    Raises:
+        UserError: if the file is missing, no safetensors file, not a generator of this project, or damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("adaconv")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as a snapshot ({error}); name a .safetensors from train.py") from None
+    try:
+        meta = json.loads(text or "{}")
+        if meta.get("format") != FORMAT:
+            raise UserError(f"{path} is a safetensors file, but no generator of this project; name one from train.py")
+        if meta["version"] > VERSION:
+            raise UserError(f"{path} was written by a newer version of this project; update it to load the file")
+        G = Generator(GeneratorConfig(**meta["config"]))
+        G.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} does not fit its own description ({' '.join(str(error).split())[:200]})") from None
+    return G.eval().requires_grad_(False).to(device), meta.get("info", {})
+
+
+def find_snapshot(path: str | os.PathLike) -> Path:
+    """The snapshot that `path` means: the file itself, or the newest one of a run or of a folder of runs."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a snapshot or a folder of runs with --network")
+    found = [p for pattern in ("snapshot-*.safetensors", "*/snapshot-*.safetensors") for p in path.glob(pattern)]
+    if not found:
+        raise UserError(f"no snapshot under {path}; train one with train.py, or name one with --network")
+    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+
+
+# --- training states ------------------------------------------------------------------------------------------------
+
+
+def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
+    """Writes a training state (tensors, numbers, strings, in dicts and lists) and removes all but the newest `keep`."""
+    folder = run / "state"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"state-{int(kimg):06d}.pt"
+    with atomic_write(path) as file:
+        torch.save(dict(state), file)
+    for old in _states(run)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads a training state. No pickle is executed: anything but tensors and plain values is refused."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is no state
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} cannot be read as a training state ({reason}); name another with --resume") from None
+
+
+def find_state(path: Path) -> Path:
+    """The state that `path` means: the file itself, the newest of a run, or of the newest run in a folder that has one."""
+    if path.is_file():
+        return path
+    for run in [path, *sorted(_runs(path), key=_number, reverse=True)]:
+        if states := _states(run):
+            return states[-1]
+    raise UserError(f"no training state under {path}; leave out --resume to start a new run, or name a run with it")
+
+
+def _states(run: Path) -> list[Path]:
+    return sorted((run / "state").glob("state-*.pt"))
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def new_run(outdir: Path, description: str) -> Path:
+    """Makes the next free run folder, `00003-description`."""
+    number = max((_number(run) for run in _runs(outdir)), default=-1) + 1
+    while True:
+        run = outdir / f"{number:05d}-{description}"
+        try:
+            run.mkdir()
+            return run
+        except FileExistsError:  # another training started in the same moment
+            number += 1
+
+
+def _runs(outdir: Path) -> list[Path]:
+    return [p for p in outdir.glob("*") if p.is_dir() and re.match(r"\d{5}-", p.name)]
+
+
+def _number(run: Path) -> int:
+    return int(run.name[:5])
+
+
+def module_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's tensors on the CPU."""
+    return {name: tensor.detach().cpu() for name, tensor in module.state_dict().items()}

@@ -1,0 +1,37 @@
+"""Pictures as tensors, bytes and PNG files."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torch_utils.files import atomic_write
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] → float32 in −1..1."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [N, C, H, W] in −1..1 → uint8; what lies outside is cut off."""
+    return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """uint8 [N, C, H, W] → one picture [C, rows·H, columns·W]; places without a picture are white."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    filled = images.new_full([rows * columns, c, h, w], 255)
+    filled[:n] = images
+    return filled.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+
+
+def save_png(image: Tensor, path: str | os.PathLike) -> None:
+    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG that is whole or not there."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    with atomic_write(path) as file:
+        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, format="PNG")

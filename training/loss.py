@@ -1,0 +1,60 @@
+"""The losses of the generator's training, each with its equation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.generator import Generator
+from torch_utils import distributed
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """softplus(−D(G(z))): the non-saturating logistic loss (Goodfellow et al. 2014)."""
+    return F.softplus(-fake_logits).mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """softplus(−D(x)) + softplus(D(G(z)))."""
+    return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
+
+
+def r1_penalty(D: nn.Module, images: Tensor, c: Tensor) -> Tensor:
+    """E ‖∇D(x)‖² over real pictures x, to be weighted by γ/2 (Mescheder et al. 2018, equation 9)."""
+    images = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(D(images, c).sum(), images, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).mean()
+
+
+class PathLength(nn.Module):
+    """E (‖Jᵀy‖ − a)²: the length of ∂g(w)/∂w's projection on a random picture y, and its running mean a.
+
+    Karras et al. 2020 (StyleGAN2), equation 4. a is a buffer, so it belongs to the training state.
+    """
+
+    def __init__(self, decay: float = 0.01):
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros([]))
+
+    def forward(self, images: Tensor, ws: Tensor) -> Tensor:
+        """images [N, C, H, W] made from ws [N, num_ws, w_dim], with their graph → the penalty."""
+        y = torch.randn_like(images) / (images.shape[2] * images.shape[3]) ** 0.5
+        (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+        lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
+        self.mean.lerp_(distributed.mean(lengths.detach().mean()), self.decay)
+        return (lengths - self.mean).square().mean()
+
+
+def sample_ws(G: Generator, z: Tensor, c: Tensor, mixing: float) -> Tensor:
+    """ws [N, num_ws, w_dim] of z [N, z_dim]; with probability `mixing` two codes meet at a random layer.
+
+    Style mixing, Karras et al. 2019 (StyleGAN), section 3.1. One crossover for the batch, as in StyleGAN2-ADA.
+    """
+    ws = G.ws(z, c)
+    if mixing > 0:
+        other = G.ws(torch.randn_like(z), c)
+        cutoff = int(torch.randint(1, ws.shape[1], [])) if float(torch.rand([])) < mixing else ws.shape[1]
+        ws = torch.cat([ws[:, :cutoff], other[:, cutoff:]], dim=1)
+    return ws

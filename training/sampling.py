@@ -1,0 +1,58 @@
+"""Latents and pictures from seeds: the same seed gives the same picture in any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks.generator import Generator, Noise
+from training.images import to_uint8
+
+
+def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
+    """z [N, z_dim], each row drawn by a generator of its own from its seed."""
+    return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+def noise_from_seeds(G: Generator, seeds: Sequence[int]) -> list[Tensor]:
+    """Random noise for every layer, [N, 1, H, W] each, drawn sample by sample from the seeds."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shapes = [layer.noise_const.shape[1:] for layer in G.synthesis.layers()]
+    # apart from z, which is drawn from the same seeds
+    for generator in generators:
+        torch.randn(G.config.z_dim, generator=generator)
+    return [
+        torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(G.w_avg.device)
+        for shape in shapes
+    ]
+
+
+def one_hot(classes: Tensor, c_dim: int) -> Tensor:
+    """Class numbers [N] → c [N, c_dim] float32; [N, 0] for a model without classes."""
+    return F.one_hot(classes, c_dim).float() if c_dim else torch.zeros(len(classes), 0)
+
+
+@torch.no_grad()
+def generate_batches(
+    G: Generator,
+    seeds: Sequence[int],
+    batch: int = 64,
+    classes: Tensor | None = None,
+    psi: float = 1.0,
+    noise: Noise = "const",
+) -> Iterator[Tensor]:
+    """Yields uint8 pictures [≤ batch, C, H, W] on the CPU, one for each seed.
+
+    `classes` [len(seeds)] are class numbers. `noise="random"` is drawn from each seed as well.
+    """
+    device = G.w_avg.device
+    classes = torch.zeros(len(seeds), dtype=torch.int64) if classes is None else classes
+    for start in range(0, len(seeds), batch):
+        part = seeds[start : start + batch]
+        z = latents(part, G.config.z_dim).to(device)
+        c = one_hot(classes[start : start + batch], G.config.c_dim).to(device)
+        images = G(z, c, psi, noise_from_seeds(G, part) if noise == "random" else noise)
+        yield to_uint8(images).cpu()
