@@ -1,0 +1,399 @@
+"""Data sets: a folder or a ZIP of square pictures of one size, with classes in `dataset.json`.
+
+The format is that of the StyleGAN2-ADA and StyleGAN3 tools. Archives and pictures are not trusted: sizes are
+checked before anything is unpacked or decoded, and no path of an archive is ever written to.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import os
+import stat
+import sys
+import warnings
+import zipfile
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from torch_utils.cli import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+FORMATS = ("PNG", "JPEG", "WEBP")
+CHANNELS = {"L": 1, "RGB": 3}
+LABEL_FILE = "dataset.json"
+RESOLUTIONS = (16, 32, 64, 128, 256, 512, 1024)
+HEADERS_CHECKED = 100  # at construction, spread over the whole set
+
+# What an archive may ask of the machine.
+MAX_FILES = 5_000_000
+MAX_FILE_BYTES = 256 << 20
+MAX_LABEL_BYTES = 64 << 20
+MAX_RATIO = 200  # of the unpacked bytes to the bytes of the archive
+MAX_PIXELS = 1 << 27
+MAX_CLASSES = 100_000
+
+
+class Unusable(Exception):
+    """Why one file cannot be used, as the end of a sentence that begins with its name."""
+
+
+class PictureError(UserError):
+    """A picture in the data set that cannot be used.
+
+    A DataLoader raises an error of its workers again with the whole traceback as its message: only the last
+    line counts.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().rpartition("PictureError: ")[2])
+
+
+class ImageFiles:
+    """The files of a folder (recursive) or a ZIP, by name: sorted, with `/` between folders.
+
+    Hidden files are left out, and with `suffixes` all others. It can be pickled, and every process opens the
+    ZIP for itself. Raises UserError where `path` cannot be read, holds none, or asks for too much.
+    """
+
+    def __init__(self, path: str | os.PathLike, suffixes: tuple[str, ...] = ("",)):
+        self.path = Path(path)
+        self._zip: tuple[int, zipfile.ZipFile] | None = None  # the process that opened it, and it
+        try:
+            self.is_zip = not self.path.is_dir()
+            stamps = self._list_zip() if self.is_zip else self._list_folder()
+        except FileNotFoundError:
+            raise UserError(_missing(self.path)) from None
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{self.path} is not a ZIP file, or is cut off ({error}); "
+                            "copy it again, or name a folder of pictures") from None
+        except OSError as error:
+            raise UserError(f"cannot read {error.filename or self.path}: {error.strerror or error}") from None
+        if len(stamps) > MAX_FILES:
+            raise UserError(f"{self.path} holds {len(stamps):,} files; the limit is {MAX_FILES:,}")
+        self.stamps = stamps  # name -> CRC32 in a ZIP, bytes in a folder
+        self.names = sorted(name for name in stamps
+                            if name.lower().endswith(suffixes) and name != LABEL_FILE and not _hidden(name))
+        if not self.names:
+            what = f"pictures ({', '.join(suffixes)})" if suffixes != ("",) else "files"
+            raise UserError(f"{self.path} holds no {what}; name the folder or ZIP that holds the pictures")
+
+    def _list_folder(self) -> dict[str, int]:
+        def stop(error: OSError):
+            raise error
+
+        stamps = {}
+        for folder, _, names in os.walk(self.path, onerror=stop):
+            for name in names:
+                file = Path(folder, name)
+                status = file.stat() if file.exists() else None  # a dangling link is no file
+                if status and stat.S_ISREG(status.st_mode):
+                    stamps[file.relative_to(self.path).as_posix()] = status.st_size
+        return stamps
+
+    def _list_zip(self) -> dict[str, int]:
+        members = [member for member in self._archive().infolist() if not member.is_dir()]
+        size, packed = sum(member.file_size for member in members), self.path.stat().st_size
+        if size > MAX_RATIO * packed:
+            raise UserError(f"{self.path} would unpack to {size:,} bytes from {packed:,}, as only harmful "
+                            "archives do; unpack it yourself if you trust it, and name the folder")
+        return {member.filename: member.CRC for member in members}
+
+    def _archive(self) -> zipfile.ZipFile:
+        if self._zip is None or self._zip[0] != os.getpid():
+            self._zip = os.getpid(), zipfile.ZipFile(self.path)
+        return self._zip[1]
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_zip": None}
+
+    def open(self, name: str) -> BinaryIO:
+        """Opens a file for reading. Raises Unusable."""
+        try:
+            if not self.is_zip:
+                return open(self.path / name, "rb")
+            member = self._archive().getinfo(name)
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise Unusable("is packed by a method other than store and deflate")
+            if member.file_size > MAX_FILE_BYTES:
+                raise Unusable(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
+            return self._archive().open(member)
+        except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted
+            raise Unusable(f"cannot be read ({error})") from None
+
+    def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:
+        """The bytes of a file, at most `limit`. Raises Unusable."""
+        with self.open(name) as file:
+            try:
+                data = file.read(limit + 1)
+            except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                raise Unusable(f"cannot be read ({error})") from None
+        if len(data) > limit:
+            raise Unusable(f"is larger than {limit >> 20} MiB")
+        return data
+
+
+def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Reads the header of a picture; nothing is decoded. Raises Unusable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about size, which is checked below, and about odd metadata
+            picture = Image.open(file, formats=formats)
+    except UnidentifiedImageError:
+        raise Unusable("is not a picture, or in an unknown format") from None
+    except Exception as error:  # on broken files Pillow raises nearly anything
+        raise Unusable(f"is not a readable picture ({_one_line(error)})") from None
+    if picture.width * picture.height > MAX_PIXELS:
+        raise Unusable(f"has {picture.width}x{picture.height} pixels; the limit is {MAX_PIXELS:,}")
+    return picture
+
+
+def load_picture(picture: Image.Image) -> Image.Image:
+    """Decodes an opened picture. Raises Unusable."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture.load()
+    except Exception as error:  # as in open_picture
+        raise Unusable(f"is a broken picture ({_one_line(error)})") from None
+    return picture
+
+
+def read_labels(files: ImageFiles) -> dict[str, int] | None:
+    """The class of each file from `dataset.json`; None where there is none, or its labels are null.
+
+    Raises UserError where the file is not as it should be.
+    """
+    data = _label_bytes(files)
+    if data is None:
+        return None
+    where = f"{LABEL_FILE} of {files.path}"
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where} is not JSON ({_one_line(error)}); write it again or remove it") from None
+    entries = content.get("labels") if isinstance(content, dict) else content
+    if entries is None:
+        return None
+    form = '{"labels": [["name.png", 0], ...]}'
+    if not isinstance(entries, list):
+        raise UserError(f"{where} holds no list of labels; it should read {form}")
+    labels = {}
+    for entry in entries:
+        match entry:
+            case [str(name), int(label)] if not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
+                labels[name.replace("\\", "/")] = label
+            case _:
+                raise UserError(f"{where} has the label {_one_line(entry)}; it should read {form}, "
+                                f"with classes from 0 to {MAX_CLASSES - 1}")
+    return labels
+
+
+class ImageDataset(torch.utils.data.Dataset):
+    """Pictures with labels: `dataset[i]` is (uint8 [C, H, W], one-hot float32 [c_dim]).
+
+    `mirror` doubles the length: picture i + n is picture i of n flipped left-right. With `use_labels`, `labels`
+    holds the classes (int64 [len]); without, it is None and c_dim is 0. Raises UserError for whatever is not as
+    the format says; of most pictures that is found out, and raised, only when they are read.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, use_labels: bool = False, mirror: bool = False):
+        self.files = ImageFiles(path, SUFFIXES)
+        self.path = self.files.path
+        self.name = self.path.resolve().stem if self.files.is_zip else self.path.resolve().name
+        self.names = self.files.names
+        self.mirror = mirror
+        self.resolution = self.channels = 0
+        for index in np.unique(np.linspace(0, len(self.names) - 1, HEADERS_CHECKED).astype(int)):
+            with self._unusable(self.names[index]), self.files.open(self.names[index]) as file:
+                self._check(self.names[index], open_picture(file))
+        self.labels = self._labels() if use_labels else None
+        self.c_dim = 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def __len__(self) -> int:
+        return len(self.names) * (2 if self.mirror else 1)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        name = self.names[index % len(self.names)]
+        with self._unusable(name):
+            picture = open_picture(io.BytesIO(self.files.read(name)))
+            self._check(name, picture)
+            pixels = np.array(load_picture(picture)).reshape(self.resolution, self.resolution, self.channels)
+        if index >= len(self.names):
+            pixels = pixels[:, ::-1]
+        label = torch.zeros(self.c_dim)
+        if self.labels is not None:
+            label[self.labels[index]] = 1
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), label
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the names, the CRC32s (of a ZIP) or sizes (in a folder), and `dataset.json`."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(f"{name}\0{self.files.stamps[name]}\n".encode("utf-8", "surrogateescape"))
+        digest.update(_label_bytes(self.files) or b"")
+        return digest.hexdigest()[:16]
+
+    def _check(self, name: str, picture: Image.Image) -> None:
+        """Compares the header of a picture with the first one's, which it notes."""
+        if not self.resolution:
+            if problem := _unlike_the_format(picture.size, picture.mode):
+                raise PictureError(f"{self.path}: {show(name)} {problem}; {self._mend(min(picture.size))}")
+            self.resolution, self.channels = picture.width, CHANNELS[picture.mode]
+        size, channels = (self.resolution, self.resolution), CHANNELS.get(picture.mode)
+        if (picture.size, channels) != (size, self.channels):
+            first = _kind(size, "L" if self.channels == 1 else "RGB")
+            raise PictureError(f"{self.path}: {show(name)} is {_kind(picture.size, picture.mode)}, but "
+                               f"{show(self.names[0])} is {first}; {self._mend(self.resolution)}")
+
+    def _mend(self, side: int) -> str:
+        resolution = max((r for r in RESOLUTIONS if r <= side), default=RESOLUTIONS[0])
+        return (f"make them alike with: dataset_tool.py convert --source {self.path} "
+                f"--out {self.name}-{resolution}.zip --resolution {resolution}")
+
+    @contextmanager
+    def _unusable(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Unusable as reason:
+            raise PictureError(f"{self.path}: {show(name)} {reason}; find all such files with: "
+                               f"dataset_tool.py check --data {self.path}") from None
+
+    def _labels(self) -> torch.Tensor:
+        by_name = read_labels(self.files)
+        if by_name is None:
+            why = "its labels are null" if LABEL_FILE in self.files.stamps else f"it has no {LABEL_FILE}"
+            raise UserError(f"{self.path} has no labels ({why}); train without labels, or make them with: "
+                            "dataset_tool.py convert --labels folders")
+        missing = [name for name in self.names if name not in by_name]
+        if missing:
+            raise UserError(f"{self.path}: {len(missing):,} of {len(self.names):,} pictures have no label in "
+                            f"{LABEL_FILE}, the first is {show(missing[0])}; add labels, or train without")
+        labels = torch.tensor([by_name[name] for name in self.names])
+        return torch.cat([labels, labels]) if self.mirror else labels
+
+
+class EndlessSampler(torch.utils.data.Sampler):
+    """An endless shuffled stream of indices below `size`; its whole state is one integer.
+
+    Position p of the stream depends on nothing but (size, seed, p): it is entry p % size of the permutation
+    that (seed, p // size) gives. Process `rank` takes the positions start + rank, start + rank + world_size,
+    ...; to go on after `n` pictures of all processes together, make a sampler with start = n.
+    """
+
+    def __init__(self, size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world_size: int = 1):
+        if size < 1 or seed < 0 or start < 0 or not 0 <= rank < world_size:
+            raise ValueError(f"no stream with {size=}, {seed=}, {start=}, {rank=}, {world_size=}")
+        self.size, self.seed, self.start, self.rank, self.world_size = size, seed, start, rank, world_size
+
+    def __iter__(self) -> Iterator[int]:
+        position, drawn = self.start + self.rank, -1
+        while True:
+            epoch, entry = divmod(position, self.size)
+            if epoch != drawn:
+                order, drawn = self._permutation(epoch), epoch
+            yield order[entry]
+            position += self.world_size
+
+    def _permutation(self, epoch: int) -> list[int]:
+        mixed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(mixed)).tolist()
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `check_dataset` found. Kind and classes are those of the usable pictures."""
+
+    count: int
+    kind: str
+    classes: dict[int, int] | None  # how many pictures each has
+    problems: list[tuple[str, str]]  # a file and why it cannot be used
+
+
+def check_dataset(path: str | os.PathLike) -> Check:
+    """Decodes every picture and looks at the labels. Raises UserError as ImageFiles does."""
+    files = ImageFiles(path, SUFFIXES)
+    problems: list[tuple[str, str]] = []
+    names_of = defaultdict(list)
+    for name in tqdm(files.names, desc="checking", unit=" pictures", file=sys.stderr, disable=None):
+        try:
+            picture = load_picture(open_picture(io.BytesIO(files.read(name))))
+            names_of[picture.size, picture.mode].append(name)
+        except Unusable as reason:
+            problems.append((name, str(reason)))
+    if not names_of:
+        return Check(0, "none can be used", None, problems)
+    (size, mode), names = max(names_of.items(), key=lambda item: len(item[1]))
+    for kind, others in names_of.items():
+        if kind != (size, mode):
+            problems += [(name, f"is {_kind(*kind)}, but most are {_kind(size, mode)}") for name in others]
+    if problem := _unlike_the_format(size, mode):
+        problems += [(name, problem) for name in names]
+    try:
+        labels = read_labels(files)
+    except UserError as error:
+        labels = None
+        problems.append((LABEL_FILE, error.message))
+    if labels is not None:
+        problems += [(name, "has no label") for name in names if name not in labels]
+        labels = Counter(labels[name] for name in names if name in labels)
+    return Check(len(names), _kind(size, mode), labels and dict(sorted(labels.items())), sorted(problems))
+
+
+def show(name: str) -> str:
+    """A file's name for a message: names in archives can hold line breaks and codes that terminals obey."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _kind(size: tuple[int, int], mode: str) -> str:
+    return f"{size[0]}x{size[1]} {'greyscale' if mode == 'L' else mode}"
+
+
+def _unlike_the_format(size: tuple[int, int], mode: str) -> str | None:
+    """Why no data set consists of such pictures, or None."""
+    if mode not in CHANNELS:
+        return f"is of the kind {mode}, not RGB or greyscale of 8 bits"
+    if size[0] != size[1] or size[0] not in RESOLUTIONS:
+        return f"has {size[0]}x{size[1]} pixels, not the square of a power of two from 16 to 1024"
+    return None
+
+
+def _hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _label_bytes(files: ImageFiles) -> bytes | None:
+    try:
+        return files.read(LABEL_FILE, MAX_LABEL_BYTES) if LABEL_FILE in files.stamps else None
+    except Unusable as reason:
+        raise UserError(f"{LABEL_FILE} of {files.path} {reason}") from None
+
+
+def _one_line(value: object) -> str:
+    text = " ".join(str(value).split())
+    return show(text if len(text) <= 100 else text[:97] + "...")
+
+
+def _missing(path: Path) -> str:
+    """That there is no `path`, and what there is instead."""
+    nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    close = [name for name in nearby if Path(name).stem == path.name]
+    if close := close or difflib.get_close_matches(path.name, nearby, n=1):
+        return f"there is no {path}; did you mean {path.parent / close[0]}?"
+    return f"there is no {path}; make a data set with dataset_tool.py faces or convert"
