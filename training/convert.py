@@ -1,0 +1,223 @@
+"""From pictures as people have them to a data set: cropped, resized, in one colour format, with labels."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from torch_utils.cli import UserError
+from torch_utils.files import atomic_write
+from training.dataset import LABEL_FILE, ImageFiles, Unusable, load_picture, open_picture, read_labels, show
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FILTERS = {
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+LABELS = ("auto", "json", "folders", "none")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How pictures are made alike."""
+
+    resolution: int
+    channels: int = 3
+    crop: str = "center"  # the largest square in the middle; "none" takes square pictures only
+    filter: str = "lanczos"
+    background: tuple[int, int, int] = (255, 255, 255)  # behind what is transparent
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did."""
+
+    count: int
+    enlarged: int  # how many were smaller than the resolution
+    class_names: tuple[str, ...]  # of labels from folders, in the order of the classes
+    skipped: list[tuple[str, str]]  # a file and why it cannot be used
+
+
+def convert(source: str | os.PathLike, out: str | os.PathLike, how: Conversion, *,
+            labels: str = "auto", limit: int | None = None) -> Converted:
+    """Makes a data set of at most `limit` pictures at `out` from all pictures of a folder or ZIP.
+
+    `labels`: "folders" numbers the folders that lie directly in `source`, "json" reads `dataset.json`, "auto"
+    does so where there is one, "none" leaves them out. Raises UserError where nothing can be used, the labels
+    are not there, or `out` cannot be written; single files that cannot be used are skipped.
+    """
+    files = ImageFiles(source)
+    class_names = _class_folders(files) if labels == "folders" else ()
+    by_name = read_labels(files) if labels in ("auto", "json") else None
+    if labels == "json" and by_name is None:
+        raise UserError(f"{files.path} has no {LABEL_FILE} with labels; "
+                        "use --labels folders for one class per folder, or --labels none")
+    skipped: list[tuple[str, str]] = []
+    smaller: list[bool] = []
+
+    def usable() -> Iterator[tuple[Image.Image, int | None]]:
+        for name in tqdm(files.names, desc="converting", unit=" files", file=sys.stderr, disable=None):
+            try:
+                label = None
+                if class_names:
+                    label = _position(class_names, name)
+                elif by_name is not None:
+                    label = by_name.get(name)
+                    if label is None:
+                        raise Unusable(f"has no label in {LABEL_FILE}")
+                picture = open_picture(io.BytesIO(files.read(name)), FORMATS)
+                size = min(picture.size)
+                picture = convert_picture(picture, how)
+            except Unusable as reason:
+                skipped.append((name, str(reason)))
+            else:
+                smaller.append(size < how.resolution)
+                yield picture, label
+
+    pictures = itertools.islice(usable(), limit)
+    first = next(pictures, None)
+    if first is None:
+        name, reason = skipped[0]
+        raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: "
+                        f"{show(name)} {reason}")
+    count = write_dataset(out, itertools.chain([first], pictures))
+    return Converted(count, sum(smaller), class_names, skipped)
+
+
+def convert_picture(picture: Image.Image, how: Conversion) -> Image.Image:
+    """The picture upright, cropped, flattened and resized, of mode L or RGB. Raises Unusable."""
+    load_picture(picture)
+    width, height = picture.size
+    if how.crop == "none" and width != height:
+        raise Unusable(f"is {width}x{height}, not square (--crop center would cut it)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata and palettes
+            ImageOps.exif_transpose(picture, in_place=True)
+            picture = _flat(_center(_eight_bits(picture)), how.background)
+            picture = picture.convert("L" if how.channels == 1 else "RGB")
+            picture = picture.resize((how.resolution, how.resolution), FILTERS[how.filter])
+    except Unusable:
+        raise
+    except Exception as error:  # broken metadata, and conversions that Pillow lacks
+        raise Unusable(f"of the kind {picture.mode} cannot be converted ({error})") from None
+    picture.info = {}  # a colour profile or a transparent colour would go into the new file
+    return picture
+
+
+def write_dataset(out: str | os.PathLike, pictures: Iterable[tuple[Image.Image, int | None]]) -> int:
+    """Writes pictures with labels (all of them, or none) as a data set, whole or not at all; returns their number.
+
+    With the suffix `.zip` it is an archive, which replaces one that is there; else a folder, which must be new
+    or empty. The same pictures make the same bytes. Raises UserError where `out` cannot be written.
+    """
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix.lower() != ".zip":
+            return _write_folder(out, pictures)
+        if out.is_dir():
+            raise UserError(f"{out} is a folder; name a file with --out")
+        with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            return _write_all(pictures, lambda name, data: archive.writestr(_member(name), data))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; name another place with --out") from None
+
+
+def _write_folder(out: Path, pictures: Iterable[tuple[Image.Image, int | None]]) -> int:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+
+    def write(name: str, data: bytes) -> None:
+        path = beside / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    try:
+        count = _write_all(pictures, write)
+        if out.exists():
+            out.rmdir()
+        os.replace(beside, out)
+        return count
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_all(pictures: Iterable[tuple[Image.Image, int | None]], write: Callable[[str, bytes], None]) -> int:
+    names, labels = [], []
+    for index, (picture, label) in enumerate(pictures):
+        names.append(f"{index // 1000:05d}/img{index:08d}.png")
+        labels.append(label)
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        write(names[-1], buffer.getvalue())
+    if None in labels and any(label is not None for label in labels):
+        raise ValueError("some pictures have a label and some have none")
+    entries = None if None in labels else [list(entry) for entry in zip(names, labels, strict=True)]
+    write(LABEL_FILE, json.dumps({"labels": entries}).encode())
+    return len(names)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """An archive's member with nothing of the machine and the hour in it."""
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.create_system, member.external_attr = 3, 0o644 << 16
+    return member
+
+
+def _class_folders(files: ImageFiles) -> tuple[str, ...]:
+    folders = tuple(sorted({name.split("/")[0] for name in files.names if "/" in name}))
+    if len(folders) < 2:
+        found = f"only {show(folders[0])}" if folders else "none"
+        raise UserError(f"--labels folders needs a folder for each class directly in {files.path}, "
+                        f"which holds {found}; name the right folder with --source")
+    return folders
+
+
+def _position(class_names: tuple[str, ...], name: str) -> int:
+    if "/" not in name:
+        raise Unusable("lies in no class's folder")
+    return class_names.index(name.split("/")[0])
+
+
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    """Greyscale of 16 bits scaled to 8 (Pillow would clip it); other kinds as they are. Raises Unusable."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        values = np.asarray(picture).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise Unusable(f"holds numbers of 32 bits (kind {picture.mode}), whose range is not known")
+    return picture
+
+
+def _center(picture: Image.Image) -> Image.Image:
+    """The largest square in the middle."""
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))
+
+
+def _flat(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Lays what is transparent, in any of Pillow's ways, on the background."""
+    if not picture.has_transparency_data:
+        return picture
+    picture = picture.convert("RGBA")
+    ground = Image.new("RGB", picture.size, background)
+    ground.paste(picture, mask=picture)
+    return ground
