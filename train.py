@@ -1,0 +1,145 @@
+"""Trains a generator. `python train.py --data ffhq.zip --gpus 8`"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from click.core import ParameterSource
+
+from torch_utils import cli, distributed
+from torch_utils.files import atomic_write
+from training.checkpoint import find_state, load_state, new_run
+from training.config import TrainConfig, differences, resolve
+
+EXAMPLE = """\
+python train.py --data ffhq.zip --gpus 8
+python train.py --data faces32.zip --cfg demo
+python train.py --resume
+"""
+
+
+def option(group: str, *args, **kwargs):
+    return click.option(*args, cls=cli.Option, group=group, **kwargs)
+
+
+@click.command(cls=cli.Command, example=EXAMPLE)
+@option("Data", "--data", metavar="PATH", help="A folder or ZIP of square pictures (see dataset_tool.py).")
+@option("Data", "--cond", is_flag=True, help="Train with the data set's class labels.")
+@option("Data", "--mirror", is_flag=True, help="Show every picture flipped left-right as well.")
+@option("Data", "--workers", type=click.IntRange(0, 64), help="Processes that read pictures.  [default: 2]")
+@option("Run", "--outdir", default="runs", help="Where the folders of runs are.")
+@option("Run", "--desc", metavar="TEXT", help="A word to add to the run's name.")
+@option(
+    "Run",
+    "--resume",
+    metavar="[PATH]",
+    is_flag=False,
+    flag_value="",
+    help="Continue a run (a folder or a state in it); without PATH the newest under --outdir that has a state.",
+)
+@option("Run", "--kimg", type=click.FloatRange(0, min_open=True), help="Thousands of pictures to train on.  [default: 25000]")
+@option("Run", "--tick", type=click.FloatRange(0, min_open=True), help="kimg between two lines of the log.  [default: 4]")
+@option("Run", "--snap", type=click.IntRange(1), help="Ticks between two snapshots.  [default: 50]")
+@option("Run", "--metrics", metavar="NAMES", help="Metrics at snapshots, e.g. swd,swd2k; or none.  [default: swd]")
+@option("Run", "--seed", type=click.IntRange(0, 2**31), help="Of everything random.  [default: 0]")
+@option("Run", "--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@option("Machine", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
+@option("Training", "--cfg", type=click.Choice(["auto", "demo"]), help="Preset that the others change.  [default: auto]")
+@option("Training", "--batch", type=click.IntRange(1), help="Pictures a step, over all GPUs.")
+@option("Training", "--gamma", type=click.FloatRange(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]")
+@option("Training", "--glr", type=click.FloatRange(0, min_open=True), help="The generator's learning rate.")
+@option("Training", "--dlr", type=click.FloatRange(0, min_open=True), help="The discriminator's learning rate.")
+@option("Model", "--modulation", type=click.Choice(["adaconv", "modconv", "adain"]), help="What w does to a layer.  [default: adaconv]")
+@option("Model", "--norm", type=click.Choice(["instance", "demod"]), help="Normalization of a layer.  [default: demod; instance for adain]")
+@option("Model", "--cbase", type=click.IntRange(16), help="Channels at a resolution: min(cbase / resolution, cmax).")
+@option("Model", "--cmax", type=click.IntRange(1), help="... at most.")
+@option("Model", "--map-depth", type=click.IntRange(1), help="Layers of the mapping network.")
+def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None:
+    """Train a StyleGAN-style generator with AdaConv modulation.
+
+    Pictures, snapshots, figures and TensorBoard events go into a new folder under --outdir. ^C saves and stops;
+    --resume goes on.
+    """
+    context = click.get_current_context()
+    given = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+    }
+    if "metrics" in given:
+        given["metrics"] = parse_metrics(given["metrics"])
+
+    run, state = None, None
+    if resume is not None:
+        state = find_state(Path(resume or outdir))
+        run = state.parent.parent
+        old = load_state(state)["config"]
+        given = {**json.loads((run / "options.json").read_text()), **given}
+    config = configure(given)
+    if state is not None:
+        if changed := differences(TrainConfig.from_dict(old), config):
+            raise cli.UserError(f"{run} cannot go on with another configuration ({'; '.join(changed)}); leave these out")
+
+    if dry_run:
+        print(json.dumps(asdict(config), indent=2))
+        return
+    if run is None:
+        run = new_run(cli.writable_folder(outdir), run_name(config, given.get("desc")))
+        record(run, config, given)
+    print(f"run: {run}" + (f", from {state.name}" if state else ""), file=sys.stderr)
+
+    from training.loop import train  # TensorBoard and the loaders take a second that --help need not wait for
+
+    distributed.launch(train, config, run, state, processes=max(config.gpus, 1))
+
+
+def parse_metrics(text: str) -> list[str]:
+    from metrics import parse_metric
+
+    names = [] if text == "none" else [name.strip() for name in text.split(",")]
+    for name in names:
+        parse_metric(name)
+    return names
+
+
+def configure(given: dict[str, Any]) -> TrainConfig:
+    """The run's configuration from the options that were given, checked against the data and the machine."""
+    from training.dataset import ImageDataset
+
+    if "data" not in given:
+        raise click.UsageError("--data is missing: name a folder or ZIP of pictures")
+    there = torch.cuda.device_count()
+    gpus = given.get("gpus", there)
+    if gpus > there:
+        raise cli.UserError(f"--gpus {gpus}: this machine has {there}; take --gpus {there}" + " (the CPU)" * (there == 0))
+    dataset = ImageDataset(given["data"], use_labels=given.get("cond", False))
+    return resolve(given, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
+
+
+def run_name(config: TrainConfig, desc: str | None) -> str:
+    machine = config.gpus or "-cpu"
+    return "-".join(filter(None, [Path(config.data).stem, config.generator.modulation, f"{config.cfg}{machine}", desc]))
+
+
+def record(run: Path, config: TrainConfig, given: dict[str, Any]) -> None:
+    """What a reader needs to repeat the run, and --resume to continue it."""
+    about = {
+        "command": sys.argv,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if config.gpus else platform.processor() or platform.machine(),
+    }
+    for name, values in (("config.json", {**asdict(config), "about": about}), ("options.json", given)):
+        with atomic_write(run / name) as file:
+            file.write(json.dumps(values, indent=2).encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)
