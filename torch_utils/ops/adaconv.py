@@ -40,8 +40,8 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
     """
     _check(x, kernel, bias, padding_mode)
     size = kernel.shape[-1]
-    if kernel.shape[2:] == (1, 1, 1):
-        y = x * kernel[:, :, 0]  # one number a channel: AdaIN's scale, StyleGAN2's modulation
+    if kernel.shape[2:] == (1, 1, 1) or x.numel() == 0:
+        y = x * kernel[:, :, 0, :1, :1]  # one number a channel: AdaIN's scale, StyleGAN2's modulation
     elif padding_mode == "reflect" and size > 1:
         y = _Forward.apply(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, 0)
     else:
@@ -64,6 +64,8 @@ def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, padding_mode: str) ->
         raise ValueError(f"bias: expected [{n}, {c}], got {list(bias.shape)}")
     if padding_mode not in ("zeros", "reflect"):
         raise ValueError(f"padding_mode: expected 'zeros' or 'reflect', got {padding_mode!r}")
+    if padding_mode == "reflect" and min(x.shape[2:]) <= height // 2:
+        raise ValueError(f"x: {x.shape[2]}x{x.shape[3]} is too small to be reflected for a kernel of {height}x{height}")
 
 
 # The closed family. p is the zero padding on each side; x [N, C, H, W], y [N, C, H+2p-k+1, W+2p-k+1].
