@@ -99,6 +99,8 @@ class KernelPredictor(nn.Module):
         super().__init__()
         if channels % group:
             raise ValueError(f"{group} channels a group do not divide {channels} channels")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
         self.kernel_size, self.group = kernel_size, group
         self.depthwise_scale, self.pointwise_scale = depthwise_scale, pointwise_scale
         out = channels * group

@@ -48,6 +48,12 @@ class GeneratorConfig:
     def __post_init__(self):
         if self.resolution < 16 or self.resolution & (self.resolution - 1):
             raise ValueError(f"resolution: expected a power of two from 16, got {self.resolution}")
+        if self.cbase < self.resolution:
+            raise ValueError(f"cbase: {self.cbase} leaves no channels at resolution {self.resolution}")
+        if self.modulation not in ("adaconv", "modconv", "adain"):
+            raise ValueError(f"modulation: expected 'adaconv', 'modconv' or 'adain', got {self.modulation!r}")
+        if self.norm not in ("instance", "demod"):
+            raise ValueError(f"norm: expected 'instance' or 'demod', got {self.norm!r}")
         if self.modulation == "modconv" and self.norm != "demod":
             raise ValueError("modulation='modconv' is defined with norm='demod'")
         if self.modulation == "adain" and self.norm != "instance":
@@ -58,7 +64,7 @@ class GeneratorConfig:
 
     def group(self, channels: int) -> int:
         """C/G: groups grow as channels shrink, so that every layer has about as many predicted values."""
-        return max(1, self.cmax // channels)
+        return next(g for g in range(max(1, min(channels, self.cmax // channels)), 0, -1) if channels % g == 0)
 
     @property
     def num_ws(self) -> int:
@@ -225,6 +231,8 @@ class SynthesisNetwork(nn.Module):
         """The noise of every layer for n samples: [n, 1, H, W], [1, 1, H, W] for "const", None for "none"."""
         layers = self.layers()
         if not isinstance(mode, str):
+            if len(mode) != len(layers):
+                raise ValueError(f"noise: expected a tensor for each of {len(layers)} layers, got {len(mode)}")
             return mode
         if mode == "none":
             return [None] * len(layers)
@@ -235,7 +243,9 @@ class SynthesisNetwork(nn.Module):
         raise ValueError(f"noise: expected 'random', 'const', 'none' or a tensor for each layer, got {mode!r}")
 
     def forward(self, ws: Tensor, noise: Noise = "random") -> Tensor:
-        n = len(ws)
+        n, layers = len(ws), self.layers()
+        if ws.ndim != 3 or ws.shape[1] != len(layers) + 1:
+            raise ValueError(f"ws: expected [N, {len(layers) + 1}, w_dim], got {list(ws.shape)}")
         x, img = self.const.expand(n, -1, -1, -1), None
         noises, ws = list(self.noise(noise, n)), ws.unbind(dim=1)
         i = 0
