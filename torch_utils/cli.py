@@ -90,6 +90,7 @@ def run(command: click.Command) -> None:
     """
     try:
         code = command.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         message = " ".join(error.format_message().split())
         hint = " (see --help)" if isinstance(error, click.UsageError) else ""
@@ -98,7 +99,14 @@ def run(command: click.Command) -> None:
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of stdout went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except (BrokenPipeError, SystemExit) as error:
+        broken = error if isinstance(error, BrokenPipeError) else error.__context__  # click makes an exit of it
+        if not isinstance(broken, BrokenPipeError):
+            raise
+        try:
+            sys.__stdout__.flush()
+        except BrokenPipeError:  # the reader of stdout went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+            sys.exit(0)
+        raise broken from None  # another pipe, to a process of our own
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,206 @@
+"""torch_utils.cli: number ranges, grouped help, one-line errors and exit codes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from torch_utils import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("7", [7]),
+        ("0-3", [0, 1, 2, 3]),
+        ("0-3,200,3", [0, 1, 2, 3, 200, 3]),
+        ("5-5", [5]),
+        ("9,1", [9, 1]),
+        (" 1 , 2 - 4 ", [1, 2, 3, 4]),
+        ("007", [7]),
+    ],
+)
+def test_number_ranges(text, numbers):
+    assert cli.NumberRanges().convert(text, None, None) == numbers
+
+
+def test_number_ranges_take_a_list_as_it_is():
+    assert cli.NumberRanges().convert([3, 1], None, None) == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "'' is neither a number nor a range"),
+        ("a", "'a' is neither"),
+        ("1,,2", "'' is neither"),
+        ("1-", "'1-' is neither"),
+        ("-1", "'-1' is neither"),
+        ("1-2-3", "'1-2-3' is neither"),
+        ("1.5", "'1.5' is neither"),
+        ("²", "'²' is neither"),
+        ("٣", "'٣' is neither"),
+        ("3-1", "'3-1' runs backwards; write 1-3"),
+        ("0-10000000", "more than 10,000,000 numbers"),
+        ("0-9999999,1", "more than 10,000,000 numbers"),
+    ],
+)
+def test_number_ranges_errors(text, message):
+    with pytest.raises(click.BadParameter) as error:
+        cli.NumberRanges().convert(text, None, None)
+    assert message in error.value.message
+
+
+def test_as_many_numbers_as_allowed(monkeypatch):
+    monkeypatch.setattr(cli, "MAX_NUMBERS", 5)
+    assert cli.NumberRanges().convert("0-2,8-9", None, None) == [0, 1, 2, 8, 9]
+    with pytest.raises(click.BadParameter):
+        cli.NumberRanges().convert("0-2,7-9", None, None)
+
+
+@click.command(cls=cli.Command, example="python tool.py --alpha 3\npython tool.py --beta")
+@click.option("--alpha", cls=cli.Option, group="Greek", type=int, default=2, help="The first letter.")
+@click.option("--aleph", cls=cli.Option, group="Hebrew", help="Another first letter.")
+@click.option("--beta", cls=cli.Option, group="Greek", is_flag=True, help="The second letter.")
+def tool(**_):
+    """Do nothing."""
+
+
+def test_help_groups_the_options_and_gives_the_example():
+    result = CliRunner().invoke(tool, ["--help"])
+    assert result.exit_code == 0
+    lines = [line.strip() for line in result.output.splitlines() if line.strip()]
+    headings = {name: lines.index(f"{name}:") for name in ("Greek", "Hebrew", "Other", "Example")}
+    assert list(headings) == sorted(headings, key=headings.get)  # in the order of their first options
+    for option, before, after in [
+        ("--alpha", "Greek", "Hebrew"),
+        ("--beta", "Greek", "Hebrew"),
+        ("--aleph", "Hebrew", "Other"),
+        ("--help", "Other", "Example"),
+    ]:
+        (line,) = (i for i, text in enumerate(lines) if text.startswith(option))
+        assert headings[before] < line < headings[after]
+    assert "[default: 2]" in result.output
+    assert lines[headings["Example"] + 1 :] == ["python tool.py --alpha 3", "python tool.py --beta"]
+
+
+def test_writable_folder_is_made_and_left_empty(tmp_path):
+    path = cli.writable_folder(tmp_path / "a" / "b")
+    assert path == tmp_path / "a" / "b"
+    assert os.listdir(path) == []
+    assert cli.writable_folder(str(path)) == path
+
+
+def test_writable_folder_on_a_file_is_the_users_mistake(tmp_path):
+    (tmp_path / "file").write_text("here")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(cli.UserError, match="--outdir") as error:
+            cli.writable_folder(path)
+        assert str(path) in error.value.message
+    assert (tmp_path / "file").read_text() == "here"
+
+
+def script(body, *arguments, **options):
+    """Runs a script whose command is `main(number)` with that body."""
+    text = f"""
+        import sys
+        import click
+        from torch_utils import cli
+
+        @click.command(cls=cli.Command)
+        @click.option("--number", type=click.IntRange(0, 9), default=0)
+        def main(number):
+            {body}
+
+        cli.run(main)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(text), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, **options)
+
+
+def test_done():
+    done = script("print('number', number)", "--number", "3")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "number 3\n", "")
+
+
+@pytest.mark.parametrize(
+    ("body", "arguments", "message"),
+    [
+        ("raise cli.UserError('no such file:\\n  write another')", [], "no such file: write another"),
+        ("raise click.ClickException('from click')", [], "from click"),
+        ("pass", ["--number", "10"], "--number"),
+        ("pass", ["--number"], "--number"),
+        ("pass", ["--nuber", "1"], "--nuber"),
+        ("pass", ["extra"], "extra"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(body, arguments, message):
+    failed = script(body, *arguments)
+    assert failed.returncode == 2
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("error: ")
+    assert failed.stderr.count("\n") == 1 and failed.stderr.endswith("\n")
+    assert message in failed.stderr
+    assert failed.stderr.endswith("(see --help)\n") == bool(arguments)
+
+
+def test_a_bug_keeps_its_traceback():
+    failed = script("[].pop()")
+    assert failed.returncode == 1
+    assert "Traceback" in failed.stderr
+    assert failed.stderr.endswith("IndexError: pop from empty list\n")
+
+
+def test_help_is_done():
+    helped = script("raise AssertionError", "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert "--number" in helped.stdout
+
+
+@pytest.mark.parametrize("body", ["raise KeyboardInterrupt", "raise click.Abort"])
+def test_stopped_by_the_user(body):
+    stopped = script(body)
+    assert stopped.returncode == 130
+    assert stopped.stderr.strip() == "stopped"
+
+
+@pytest.mark.parametrize("lines", [1, 10_000])  # less than a buffer, and more
+def test_a_reader_that_goes_away_is_no_error(lines):
+    text = f"""
+        import sys
+        import click
+        from torch_utils import cli
+
+        @click.command()
+        def main():
+            sys.stdin.readline()
+            for _ in range({lines}):
+                print("x" * 100)
+
+        cli.run(main)
+    """
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)], cwd=ROOT, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
+def test_another_broken_pipe_is_a_bug():
+    failed = script("raise BrokenPipeError(32, 'a worker died')")
+    assert failed.returncode == 1
+    assert failed.stderr.endswith("BrokenPipeError: [Errno 32] a worker died\n")
+
+
+def test_an_exit_of_the_commands_own_is_kept():
+    assert script("sys.exit(5)").returncode == 5
+    assert script("click.get_current_context().exit(6)").returncode == 6
