@@ -44,47 +44,97 @@ def main(ctx: click.Context) -> None:
         raise UserError("name a command: faces, convert or check (see --help)")
 
 
-@main.command("faces", cls=Command,
-              example="dataset_tool.py faces --out faces32.zip --count 4000 --resolution 32 --seed 0")
+@main.command(
+    "faces", cls=Command, example="dataset_tool.py faces --out faces32.zip --count 4000 --resolution 32 --seed 0"
+)
 @click.option("--out", required=True, cls=Option, metavar="PATH", help="The new ZIP (with .zip) or folder.")
 @click.option("--count", default=4000, type=click.IntRange(min=1), cls=Option, help="Number of faces.")
 @click.option("--resolution", default="32", type=Resolution(), cls=Option, help="Side in pixels.")
 @click.option("--seed", default=0, type=click.IntRange(min=0), cls=Option, help="Other seeds give other faces.")
 def faces_command(out: str, count: int, resolution: int, seed: int) -> None:
     """Draw cartoon faces, labelled by the colour of the hair."""
-    pictures = faces(count, resolution, seed)
-    write_dataset(out, tqdm(pictures, desc="drawing", total=count, unit=" faces", file=sys.stderr, disable=None))
+    pictures = tqdm(
+        faces(count, resolution, seed), desc="drawing", total=count, unit=" faces", file=sys.stderr, disable=None
+    )
+    write_dataset(out, pictures)
     print(f"{out}: {count:,} faces of {resolution}x{resolution} pixels")
     print("classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(HAIR_COLORS)))
 
 
-@main.command("convert", cls=Command, example="dataset_tool.py convert --source pictures --out data.zip "
-              "--resolution 64 --background white")
-@click.option("--source", required=True, cls=Option, group="Data", metavar="PATH",
-              help="A folder (with all below it) or a ZIP of pictures.")
-@click.option("--out", required=True, cls=Option, group="Data", metavar="PATH",
-              help="The new ZIP (with .zip) or folder.")
-@click.option("--labels", default="auto", type=click.Choice(LABELS), cls=Option, group="Data",
-              help="From dataset.json; one class per folder in the source; auto: json where there is one.")
-@click.option("--max", "limit", type=click.IntRange(min=1), cls=Option, group="Data",
-              help="Stop after so many pictures.")
-@click.option("--resolution", required=True, type=Resolution(), cls=Option, group="Pictures",
-              help="Side in pixels.")
-@click.option("--crop", default="center", type=click.Choice(["center", "none"]), cls=Option, group="Pictures",
-              help="Cut out the middle square, or take square pictures only.")
-@click.option("--filter", "filter_name", default="lanczos", type=click.Choice(list(FILTERS)), cls=Option,
-              group="Pictures", help="For the change of size.")
-@click.option("--channels", default="3", type=click.Choice(["1", "3"]), cls=Option, group="Pictures",
-              help="1 for greyscale.")
-@click.option("--background", default="white", type=Color(), cls=Option, group="Pictures",
-              help="Colour behind what is transparent: a name or #rrggbb.")
-def convert_command(source: str, out: str, labels: str, limit: int | None, resolution: int, crop: str,
-                    filter_name: str, channels: str, background: tuple[int, int, int]) -> None:
+@main.command(
+    "convert",
+    cls=Command,
+    example="dataset_tool.py convert --source pictures --out data.zip --resolution 64 --background white",
+)
+@click.option(
+    "--source",
+    required=True,
+    cls=Option,
+    group="Data",
+    metavar="PATH",
+    help="A folder (with all below it) or a ZIP of pictures.",
+)
+@click.option(
+    "--out", required=True, cls=Option, group="Data", metavar="PATH", help="The new ZIP (with .zip) or folder."
+)
+@click.option(
+    "--labels",
+    default="auto",
+    type=click.Choice(LABELS),
+    cls=Option,
+    group="Data",
+    help="From dataset.json; one class per folder in the source; auto: json where there is one.",
+)
+@click.option(
+    "--max", "limit", type=click.IntRange(min=1), cls=Option, group="Data", help="Stop after so many pictures."
+)
+@click.option("--resolution", required=True, type=Resolution(), cls=Option, group="Pictures", help="Side in pixels.")
+@click.option(
+    "--crop",
+    default="center",
+    type=click.Choice(["center", "none"]),
+    cls=Option,
+    group="Pictures",
+    help="Cut out the middle square, or take square pictures only.",
+)
+@click.option(
+    "--filter",
+    "filter_name",
+    default="lanczos",
+    type=click.Choice(list(FILTERS)),
+    cls=Option,
+    group="Pictures",
+    help="For the change of size.",
+)
+@click.option(
+    "--channels", default="3", type=click.Choice(["1", "3"]), cls=Option, group="Pictures", help="1 for greyscale."
+)
+@click.option(
+    "--background",
+    default="white",
+    type=Color(),
+    cls=Option,
+    group="Pictures",
+    help="Colour behind what is transparent: a name or #rrggbb.",
+)
+def convert_command(
+    source: str,
+    out: str,
+    labels: str,
+    limit: int | None,
+    resolution: int,
+    crop: str,
+    filter_name: str,
+    channels: str,
+    background: tuple[int, int, int],
+) -> None:
     """Crop, resize and flatten pictures of any kind into a data set."""
     how = Conversion(resolution, int(channels), crop, filter_name, background)
     done = convert(source, out, how, labels=labels, limit=limit)
-    print(f"{out}: {done.count:,} pictures of {resolution}x{resolution} pixels, "
-          f"{channels} channel{'s' if channels == '3' else ''}")
+    print(
+        f"{out}: {done.count:,} pictures of {resolution}x{resolution} pixels, "
+        f"{channels} channel{'s' if channels == '3' else ''}"
+    )
     if done.class_names:
         print("classes: " + ", ".join(f"{label} {show(name)}" for label, name in enumerate(done.class_names)))
     if done.enlarged:
@@ -109,8 +159,10 @@ def check_command(data: str) -> None:
         counts = ", ".join(f"{label}: {count:,}" for label, count in found.classes.items())
         print(f"{len(found.classes):,} classes with pictures: {counts}")
     if found.problems:
-        raise UserError(f"{data}: {len(found.problems):,} files cannot be used as they are; make a copy without "
-                        f"them, or all alike, with: dataset_tool.py convert --source {data} --out NEW.zip")
+        raise UserError(
+            f"{data}: {len(found.problems):,} files cannot be used as they are; make a set that "
+            f"can with: dataset_tool.py convert --source {data} --out NEW.zip --resolution N"
+        )
 
 
 if __name__ == "__main__":

@@ -39,13 +39,38 @@ def option(group: str, *args, **kwargs):
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
-@option("Model", "--network", metavar="PATH", help="A snapshot, a run, or a folder of runs.  [default: the newest snapshot under runs]")
-@option("Pictures", "--seeds", type=cli.NumberRanges(), required=True, help="Seeds and ranges of seeds, e.g. 0-99,200,3.")
+@option(
+    "Model",
+    "--network",
+    metavar="PATH",
+    help="A snapshot, a run, or a folder of runs.  [default: the newest snapshot under runs]",
+)
+@option(
+    "Pictures", "--seeds", type=cli.NumberRanges(), required=True, help="Seeds and ranges of seeds, e.g. 0-99,200,3."
+)
 @option("Pictures", "--trunc", type=float, default=1.0, help="Truncation psi: 1 none, towards 0 the mean picture.")
-@option("Pictures", "--class", "class_number", type=click.IntRange(0), help="Class of all pictures.  [default: each seed's own]")
-@option("Pictures", "--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", help="const: the model's fixed noise; random: drawn from each seed.")
+@option(
+    "Pictures",
+    "--class",
+    "class_number",
+    type=click.IntRange(0),
+    help="Class of all pictures.  [default: each seed's own]",
+)
+@option(
+    "Pictures",
+    "--noise-mode",
+    type=click.Choice(["const", "random", "none"]),
+    default="const",
+    help="const: the model's fixed noise; random: drawn from each seed.",
+)
 @option("Output", "--outdir", default="out", help="Where the PNG files go.")
-@option("Output", "--grid", "grid_size", type=GridSize(), help="One sheet of so many columns and rows instead of single files.")
+@option(
+    "Output",
+    "--grid",
+    "grid_size",
+    type=GridSize(),
+    help="One sheet of so many columns and rows instead of single files.",
+)
 @option("Machine", "--batch", type=click.IntRange(1), default=16, help="Pictures at a time; changes no picture.")
 @option("Machine", "--device", help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 def main(
@@ -72,7 +97,9 @@ def main(
     elif class_number is not None:
         raise cli.UserError(f"--class {class_number}: {path} was trained without classes; leave it out")
     if grid_size and len(seeds) > grid_size[0] * grid_size[1]:
-        raise cli.UserError(f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(seeds)} seeds; take a larger one")
+        raise cli.UserError(
+            f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(seeds)} seeds; take a larger one"
+        )
     folder = cli.writable_folder(outdir)
 
     pictures = []

@@ -44,20 +44,39 @@ def option(group: str, *args, **kwargs):
     flag_value="",
     help="Continue a run (a folder or a state in it); without PATH the newest under --outdir that has a state.",
 )
-@option("Run", "--kimg", type=click.FloatRange(0, min_open=True), help="Thousands of pictures to train on.  [default: 25000]")
-@option("Run", "--tick", type=click.FloatRange(0, min_open=True), help="kimg between two lines of the log.  [default: 4]")
+@option(
+    "Run",
+    "--kimg",
+    type=click.FloatRange(0, min_open=True),
+    help="Thousands of pictures to train on.  [default: 25000]",
+)
+@option(
+    "Run", "--tick", type=click.FloatRange(0, min_open=True), help="kimg between two lines of the log.  [default: 4]"
+)
 @option("Run", "--snap", type=click.IntRange(1), help="Ticks between two snapshots.  [default: 50]")
 @option("Run", "--metrics", metavar="NAMES", help="Metrics at snapshots, e.g. swd,swd2k; or none.  [default: swd]")
 @option("Run", "--seed", type=click.IntRange(0, 2**31), help="Of everything random.  [default: 0]")
 @option("Run", "--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @option("Machine", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
-@option("Training", "--cfg", type=click.Choice(["auto", "demo"]), help="Preset that the others change.  [default: auto]")
+@option(
+    "Training", "--cfg", type=click.Choice(["auto", "demo"]), help="Preset that the others change.  [default: auto]"
+)
 @option("Training", "--batch", type=click.IntRange(1), help="Pictures a step, over all GPUs.")
 @option("Training", "--gamma", type=click.FloatRange(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]")
 @option("Training", "--glr", type=click.FloatRange(0, min_open=True), help="The generator's learning rate.")
 @option("Training", "--dlr", type=click.FloatRange(0, min_open=True), help="The discriminator's learning rate.")
-@option("Model", "--modulation", type=click.Choice(["adaconv", "modconv", "adain"]), help="What w does to a layer.  [default: adaconv]")
-@option("Model", "--norm", type=click.Choice(["instance", "demod"]), help="Normalization of a layer.  [default: demod; instance for adain]")
+@option(
+    "Model",
+    "--modulation",
+    type=click.Choice(["adaconv", "modconv", "adain"]),
+    help="What w does to a layer.  [default: adaconv]",
+)
+@option(
+    "Model",
+    "--norm",
+    type=click.Choice(["instance", "demod"]),
+    help="Normalization of a layer.  [default: demod; instance for adain]",
+)
 @option("Model", "--cbase", type=click.IntRange(16), help="Channels at a resolution: min(cbase / resolution, cmax).")
 @option("Model", "--cmax", type=click.IntRange(1), help="... at most.")
 @option("Model", "--map-depth", type=click.IntRange(1), help="Layers of the mapping network.")
@@ -83,9 +102,8 @@ def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None
         old = load_state(state)["config"]
         given = {**json.loads((run / "options.json").read_text()), **given}
     config = configure(given)
-    if state is not None:
-        if changed := differences(TrainConfig.from_dict(old), config):
-            raise cli.UserError(f"{run} cannot go on with another configuration ({'; '.join(changed)}); leave these out")
+    if state is not None and (changed := differences(TrainConfig.from_dict(old), config)):
+        raise cli.UserError(f"{run} cannot go on with another configuration ({'; '.join(changed)}); leave these out")
 
     if dry_run:
         print(json.dumps(asdict(config), indent=2))
@@ -118,7 +136,9 @@ def configure(given: dict[str, Any]) -> TrainConfig:
     there = torch.cuda.device_count()
     gpus = given.get("gpus", there)
     if gpus > there:
-        raise cli.UserError(f"--gpus {gpus}: this machine has {there}; take --gpus {there}" + " (the CPU)" * (there == 0))
+        raise cli.UserError(
+            f"--gpus {gpus}: this machine has {there}; take --gpus {there}" + " (the CPU)" * (there == 0)
+        )
     dataset = ImageDataset(given["data"], use_labels=given.get("cond", False))
     return resolve(given, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
 

@@ -67,9 +67,7 @@ def adaptive_taps(config: GeneratorConfig, layer: SynthesisLayer, channels: int)
 @click.option("--rounds", default=3, type=click.IntRange(1))
 @click.option("--device", default="cpu")
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
-def main(
-    resolution: int, batch: int, cbase: int, cmax: int, rounds: int, device: str, json_path: str | None
-) -> None:
+def main(resolution: int, batch: int, cbase: int, cmax: int, rounds: int, device: str, json_path: str | None) -> None:
     """Parameters and time per picture of the generator, for each modulation."""
     place = torch.device(device)
     modulations = {"modconv": "demod", "adain": "instance", "adaconv": "demod"}
@@ -98,14 +96,22 @@ def main(
 
     print(f"{resolution}², cbase {cbase}, cmax {cmax}, {device}, {torch.get_num_threads()} threads, float32; ", end="")
     print(f"matrix product {2 * rate / 1e9:.0f} GFLOP/s")
-    print(f"{'':10}{'parameters':>12}{'GMAC':>8}" + "".join(f"{f'batch {n}: s/pic':>18}{'÷ modconv':>11}{'÷ floor':>9}" for n in z))
+    print(
+        f"{'':10}{'parameters':>12}{'GMAC':>8}"
+        + "".join(f"{f'batch {n}: s/pic':>18}{'÷ modconv':>11}{'÷ floor':>9}" for n in z)
+    )
     for row in rows:
         line = f"{row['modulation']:10}{row['parameters']:12,}{row['gmac']:8.2f}"
         for n in z:
             line += f"{row[f's_per_picture_batch{n}']:18.3f}{row[f'vs_modconv_batch{n}']:11.2f}{row[f'vs_floor_batch{n}']:9.2f}"
         print(line)
     if json_path:
-        record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "resolution": resolution, "rows": rows}
+        record = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "resolution": resolution,
+            "rows": rows,
+        }
         with atomic_write(json_path) as file:
             file.write(json.dumps(record, indent=2).encode())
 

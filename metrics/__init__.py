@@ -27,8 +27,10 @@ def parse_metric(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"([a-z]+)(?:([1-9][0-9]*)(k?))?", name)
     if match is None or match[1] not in DEFAULT_COUNTS:
         known = ", ".join(f"{kind} ({count} pictures)" for kind, count in DEFAULT_COUNTS.items())
-        raise UserError(f"no metric is called {name!r}; there is {known}, "
-                        "with another number of pictures for example swd500 or swd2k")
+        raise UserError(
+            f"no metric is called {name!r}; there is {known}, "
+            "with another number of pictures for example swd500 or swd2k"
+        )
     kind, digits, thousands = match.groups()
     count = int(digits) * (1000 if thousands else 1) if digits else DEFAULT_COUNTS[kind]
     if count < 2:
@@ -93,8 +95,7 @@ class Evaluator:
         if not self.counts:
             return {}
         if self._real is None:
-            real = picture_batches(
-                self.dataset, self.count, batch=self.batch, seed=self.seed, workers=self.workers)
+            real = picture_batches(self.dataset, self.count, batch=self.batch, seed=self.seed, workers=self.workers)
             self._real = self._describe(real, "real pictures")
         described = self._describe(fakes, "fake pictures")
         figures = {}
@@ -106,8 +107,7 @@ class Evaluator:
     def _describe(self, batches: Iterable[torch.Tensor], title: str) -> dict[str, dict[int, torch.Tensor]]:
         """What the metrics compare of one side, by the metric's name."""
         descriptors = {
-            name: PatchDescriptors(count, seed=self.seed, device=self.device)
-            for name, count in self.counts.items()
+            name: PatchDescriptors(count, seed=self.seed, device=self.device) for name, count in self.counts.items()
         }
         seen = 0
         with tqdm(desc=title, total=self.count, unit="pic", disable=None if self.progress else True) as bar:

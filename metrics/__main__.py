@@ -21,7 +21,8 @@ def check_shape(what: str, channels: int, resolution: int, dataset: ImageDataset
     if (channels, resolution) != (dataset.channels, dataset.resolution):
         raise UserError(
             f"{what} gives pictures of {resolution}×{resolution} with {channels} channels, {data} of "
-            f"{dataset.resolution}×{dataset.resolution} with {dataset.channels}: they cannot be compared")
+            f"{dataset.resolution}×{dataset.resolution} with {dataset.channels}: they cannot be compared"
+        )
 
 
 def judge_network(
@@ -37,8 +38,7 @@ def judge_network(
     check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, data)
     if dataset.c_dim != G.config.c_dim:
         raise UserError(f"{snapshot} knows {G.config.c_dim} classes, {data} has {dataset.c_dim}")
-    evaluator = Evaluator(
-        names, dataset, batch=batch, workers=workers, seed=seed, device=device, progress=True)
+    evaluator = Evaluator(names, dataset, batch=batch, workers=workers, seed=seed, device=device, progress=True)
     classes = None
     if G.config.c_dim:
         order = np.random.default_rng(seed).permutation(len(dataset))[: evaluator.count]
@@ -53,40 +53,77 @@ def judge_pictures(
     """The figures of the pictures in a folder or ZIP."""
     dataset, fakes = ImageDataset(data), ImageDataset(path)
     check_shape(path, fakes.channels, fakes.resolution, dataset, data)
-    evaluator = Evaluator(
-        names, dataset, batch=batch, workers=workers, seed=seed, device=device, progress=True)
+    evaluator = Evaluator(names, dataset, batch=batch, workers=workers, seed=seed, device=device, progress=True)
     if len(fakes) < evaluator.count:
-        print(f"note: {path} has only {len(fakes)} pictures; figures fall with the number of pictures",
-              file=sys.stderr)
-    return evaluator.evaluate(
-        picture_batches(fakes, evaluator.count, batch=batch, seed=seed, workers=workers))
+        print(f"note: {path} has only {len(fakes)} pictures; figures fall with the number of pictures", file=sys.stderr)
+    return evaluator.evaluate(picture_batches(fakes, evaluator.count, batch=batch, seed=seed, workers=workers))
 
 
 def describe(name: str, figures: dict[str, float]) -> str:
     """A metric and its parts in one line: `swd 97.3 (32: 101.2, 16: 93.4)`."""
-    parts = [f"{key.removeprefix(name + '_')}: {value:.1f}"
-             for key, value in figures.items() if key.startswith(name + "_")]
+    parts = [
+        f"{key.removeprefix(name + '_')}: {value:.1f}" for key, value in figures.items() if key.startswith(name + "_")
+    ]
     return f"{name} {figures[name]:.1f}" + (f" ({', '.join(parts)})" if parts else "")
 
 
 @click.command(cls=Command, example="python -m metrics --metrics swd --network runs --data faces32.zip")
-@click.option("--metrics", cls=Option, group="What", metavar="NAME,…", default="swd",
-              help="Figures to work out: swd, or with a number of pictures swd2k, swd500.")
-@click.option("--network", cls=Option, group="What", metavar="PATH",
-              help="Snapshot to judge, or a run or a folder of runs: its newest one.")
-@click.option("--fakes", cls=Option, group="What", metavar="PATH",
-              help="Folder or ZIP of pictures to judge in place of --network.")
-@click.option("--data", cls=Option, group="What", metavar="PATH", required=True,
-              help="Real pictures: a folder or ZIP.")
-@click.option("--seed", cls=Option, group="How", type=click.IntRange(min=0), default=0,
-              help="Of the choice of pictures, the latents, and the random patches and directions.")
-@click.option("--batch", cls=Option, group="How", type=click.IntRange(min=1), default=64,
-              help="Pictures at a time; changes the memory, not the figures.")
-@click.option("--workers", cls=Option, group="How", type=click.IntRange(min=0), default=2,
-              help="Processes that read pictures; 0 reads in this one.")
+@click.option(
+    "--metrics",
+    cls=Option,
+    group="What",
+    metavar="NAME,…",
+    default="swd",
+    help="Figures to work out: swd, or with a number of pictures swd2k, swd500.",
+)
+@click.option(
+    "--network",
+    cls=Option,
+    group="What",
+    metavar="PATH",
+    help="Snapshot to judge, or a run or a folder of runs: its newest one.",
+)
+@click.option(
+    "--fakes",
+    cls=Option,
+    group="What",
+    metavar="PATH",
+    help="Folder or ZIP of pictures to judge in place of --network.",
+)
+@click.option("--data", cls=Option, group="What", metavar="PATH", required=True, help="Real pictures: a folder or ZIP.")
+@click.option(
+    "--seed",
+    cls=Option,
+    group="How",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Of the choice of pictures, the latents, and the random patches and directions.",
+)
+@click.option(
+    "--batch",
+    cls=Option,
+    group="How",
+    type=click.IntRange(min=1),
+    default=64,
+    help="Pictures at a time; changes the memory, not the figures.",
+)
+@click.option(
+    "--workers",
+    cls=Option,
+    group="How",
+    type=click.IntRange(min=0),
+    default=2,
+    help="Processes that read pictures; 0 reads in this one.",
+)
 @click.option("--json", "as_json", cls=Option, group="How", is_flag=True, help="Print one JSON object.")
 def main(
-    metrics: str, network: str | None, fakes: str | None, data: str, seed: int, batch: int, workers: int,
+    metrics: str,
+    network: str | None,
+    fakes: str | None,
+    data: str,
+    seed: int,
+    batch: int,
+    workers: int,
     as_json: bool,
 ) -> None:
     """Compares generated pictures, or a folder of pictures, with real ones."""

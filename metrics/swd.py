@@ -115,9 +115,7 @@ def count_values(x: torch.Tensor, counts: np.ndarray) -> None:
         total += np.bincount(row, minlength=0x10000)[0x8000 - LARGEST : 0x8000 + LARGEST]
 
 
-def project_patches(
-    patches: torch.Tensor, rng: np.random.Generator, device: torch.device | str
-) -> torch.Tensor:
+def project_patches(patches: torch.Tensor, rng: np.random.Generator, device: torch.device | str) -> torch.Tensor:
     """Normalizes `patches [P, C, 7, 7]`, projects them on 512 random directions and sorts what comes out.
 
     Returns int32 [512, len(VALUES)] on the CPU: per direction, how many patches fall on each of `VALUES`. The
@@ -162,8 +160,10 @@ class PatchDescriptors:
         """Takes the pictures uint8 [N, C, H, H]; those beyond `count` are left out."""
         shape = tuple(images.shape[1:])
         if images.dtype != torch.uint8 or len(shape) != 3 or shape[1] != shape[2] or shape[1] < PATCH:
-            raise ValueError(f"expected square uint8 pictures [N, C, H, H] of {PATCH}×{PATCH} or more, "
-                             f"got {images.dtype} {list(images.shape)}")
+            raise ValueError(
+                f"expected square uint8 pictures [N, C, H, H] of {PATCH}×{PATCH} or more, "
+                f"got {images.dtype} {list(images.shape)}"
+            )
         if shape != (self.shape or shape):
             raise ValueError(f"pictures {list(shape)} after pictures {list(self.shape)} in one set")
         self.shape = shape
@@ -178,8 +178,7 @@ class PatchDescriptors:
     def _keep(self, level: torch.Tensor) -> None:
         size = level.shape[2]
         if size not in self.patches:
-            self.patches[size] = torch.empty(
-                self.count * PATCHES, level.shape[1], PATCH, PATCH, dtype=torch.float16)
+            self.patches[size] = torch.empty(self.count * PATCHES, level.shape[1], PATCH, PATCH, dtype=torch.float16)
             self.positions[size] = np.random.default_rng([self.seed, size, 0])
         patches = cut_patches(level, self.positions[size])
         first = self.pictures * PATCHES

@@ -44,9 +44,7 @@ class AdaConvKernels:
         return (pointwise @ depthwise).view(n, c, group, k, k)
 
 
-def fold_instance_norm(
-    x: Tensor, kernel: Tensor, bias: Tensor | None, eps: float = 1e-5
-) -> tuple[Tensor, Tensor]:
+def fold_instance_norm(x: Tensor, kernel: Tensor, bias: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
     """The kernel and bias with which AdaConv of x equals AdaConv of the instance-normalized x.
 
     K ← K·rstd and bias ← bias − Σ K·μ, exact where the border is reflected (or filled with the channel mean).

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -82,7 +83,7 @@ class MappingNetwork(nn.Module):
         width = z_dim + (w_dim if c_dim else 0)
         sizes = [width] + [w_dim] * depth
         self.layers = nn.Sequential(
-            *(Linear(i, o, act="lrelu", lr_multiplier=lr_multiplier) for i, o in zip(sizes, sizes[1:], strict=False))
+            *(Linear(i, o, act="lrelu", lr_multiplier=lr_multiplier) for i, o in pairwise(sizes))
         )
 
     def forward(self, z: Tensor | None, c: Tensor | None) -> Tensor:
@@ -220,9 +221,7 @@ class SynthesisNetwork(nn.Module):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.const = nn.Parameter(torch.randn(config.channels(4), 4, 4))
-        self.blocks = nn.ModuleList(
-            SynthesisBlock(config, 2**i) for i in range(2, config.resolution.bit_length())
-        )
+        self.blocks = nn.ModuleList(SynthesisBlock(config, 2**i) for i in range(2, config.resolution.bit_length()))
 
     def layers(self) -> list[SynthesisLayer]:
         return [layer for block in self.blocks for layer in block.layers()]

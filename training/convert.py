@@ -29,6 +29,7 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+LabelledPicture = tuple[Image.Image, int | None]
 LABELS = ("auto", "json", "folders", "none")
 
 
@@ -53,8 +54,14 @@ class Converted:
     skipped: list[tuple[str, str]]  # a file and why it cannot be used
 
 
-def convert(source: str | os.PathLike, out: str | os.PathLike, how: Conversion, *,
-            labels: str = "auto", limit: int | None = None) -> Converted:
+def convert(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    how: Conversion,
+    *,
+    labels: str = "auto",
+    limit: int | None = None,
+) -> Converted:
     """Makes a data set of at most `limit` pictures at `out` from all pictures of a folder or ZIP.
 
     `labels`: "folders" numbers the folders that lie directly in `source`, "json" reads `dataset.json`, "auto"
@@ -65,12 +72,14 @@ def convert(source: str | os.PathLike, out: str | os.PathLike, how: Conversion, 
     class_names = _class_folders(files) if labels == "folders" else ()
     by_name = read_labels(files) if labels in ("auto", "json") else None
     if labels == "json" and by_name is None:
-        raise UserError(f"{files.path} has no {LABEL_FILE} with labels; "
-                        "use --labels folders for one class per folder, or --labels none")
+        raise UserError(
+            f"{files.path} has no {LABEL_FILE} with labels; "
+            "use --labels folders for one class per folder, or --labels none"
+        )
     skipped: list[tuple[str, str]] = []
     smaller: list[bool] = []
 
-    def usable() -> Iterator[tuple[Image.Image, int | None]]:
+    def usable() -> Iterator[LabelledPicture]:
         for name in tqdm(files.names, desc="converting", unit=" files", file=sys.stderr, disable=None):
             try:
                 label = None
@@ -93,8 +102,7 @@ def convert(source: str | os.PathLike, out: str | os.PathLike, how: Conversion, 
     first = next(pictures, None)
     if first is None:
         name, reason = skipped[0]
-        raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: "
-                        f"{show(name)} {reason}")
+        raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {show(name)} {reason}")
     count = write_dataset(out, itertools.chain([first], pictures))
     return Converted(count, sum(smaller), class_names, skipped)
 
@@ -120,11 +128,12 @@ def convert_picture(picture: Image.Image, how: Conversion) -> Image.Image:
     return picture
 
 
-def write_dataset(out: str | os.PathLike, pictures: Iterable[tuple[Image.Image, int | None]]) -> int:
-    """Writes pictures with labels (all of them, or none) as a data set, whole or not at all; returns their number.
+def write_dataset(out: str | os.PathLike, pictures: Iterable[LabelledPicture]) -> int:
+    """Writes pictures with labels (all of them, or none) as a data set, and returns their number.
 
-    With the suffix `.zip` it is an archive, which replaces one that is there; else a folder, which must be new
-    or empty. The same pictures make the same bytes. Raises UserError where `out` cannot be written.
+    With the suffix `.zip` it is an archive, which replaces one that is there; else a folder, which must be
+    new or empty. It is written whole or not at all; the same pictures make the same bytes. Raises UserError
+    where `out` cannot be written.
     """
     out = Path(out)
     try:
@@ -136,10 +145,11 @@ def write_dataset(out: str | os.PathLike, pictures: Iterable[tuple[Image.Image, 
         with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             return _write_all(pictures, lambda name, data: archive.writestr(_member(name), data))
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; name another place with --out") from None
+        reason = error.strerror or error
+        raise UserError(f"cannot write {out}: {reason}; name another place with --out") from None
 
 
-def _write_folder(out: Path, pictures: Iterable[tuple[Image.Image, int | None]]) -> int:
+def _write_folder(out: Path, pictures: Iterable[LabelledPicture]) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -159,7 +169,7 @@ def _write_folder(out: Path, pictures: Iterable[tuple[Image.Image, int | None]])
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write_all(pictures: Iterable[tuple[Image.Image, int | None]], write: Callable[[str, bytes], None]) -> int:
+def _write_all(pictures: Iterable[LabelledPicture], write: Callable[[str, bytes], None]) -> int:
     names, labels = [], []
     for index, (picture, label) in enumerate(pictures):
         names.append(f"{index // 1000:05d}/img{index:08d}.png")
@@ -185,8 +195,10 @@ def _class_folders(files: ImageFiles) -> tuple[str, ...]:
     folders = tuple(sorted({name.split("/")[0] for name in files.names if "/" in name}))
     if len(folders) < 2:
         found = f"only {show(folders[0])}" if folders else "none"
-        raise UserError(f"--labels folders needs a folder for each class directly in {files.path}, "
-                        f"which holds {found}; name the right folder with --source")
+        raise UserError(
+            f"--labels folders needs a folder for each class directly in {files.path}, "
+            f"which holds {found}; name the right folder with --source"
+        )
     return folders
 
 

@@ -78,15 +78,17 @@ class ImageFiles:
         except FileNotFoundError:
             raise UserError(_missing(self.path)) from None
         except zipfile.BadZipFile as error:
-            raise UserError(f"{self.path} is not a ZIP file, or is cut off ({error}); "
-                            "copy it again, or name a folder of pictures") from None
+            raise UserError(
+                f"{self.path} is not a ZIP file, or is cut off ({error}); copy it again, or name a folder of pictures"
+            ) from None
         except OSError as error:
             raise UserError(f"cannot read {error.filename or self.path}: {error.strerror or error}") from None
         if len(stamps) > MAX_FILES:
             raise UserError(f"{self.path} holds {len(stamps):,} files; the limit is {MAX_FILES:,}")
         self.stamps = stamps  # name -> CRC32 in a ZIP, bytes in a folder
-        self.names = sorted(name for name in stamps
-                            if name.lower().endswith(suffixes) and name != LABEL_FILE and not _hidden(name))
+        self.names = sorted(
+            name for name in stamps if name.lower().endswith(suffixes) and name != LABEL_FILE and not _hidden(name)
+        )
         if not self.names:
             what = f"pictures ({', '.join(suffixes)})" if suffixes != ("",) else "files"
             raise UserError(f"{self.path} holds no {what}; name the folder or ZIP that holds the pictures")
@@ -108,8 +110,10 @@ class ImageFiles:
         members = [member for member in self._archive().infolist() if not member.is_dir()]
         size, packed = sum(member.file_size for member in members), self.path.stat().st_size
         if size > MAX_RATIO * packed:
-            raise UserError(f"{self.path} would unpack to {size:,} bytes from {packed:,}, as only harmful "
-                            "archives do; unpack it yourself if you trust it, and name the folder")
+            raise UserError(
+                f"{self.path} would unpack to {size:,} bytes from {packed:,}, as only harmful "
+                "archives do; unpack it yourself if you trust it, and name the folder"
+            )
         return {member.filename: member.CRC for member in members}
 
     def _archive(self) -> zipfile.ZipFile:
@@ -197,17 +201,19 @@ def read_labels(files: ImageFiles) -> dict[str, int] | None:
             case [str(name), int(label)] if not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
                 labels[name.replace("\\", "/")] = label
             case _:
-                raise UserError(f"{where} has the label {_one_line(entry)}; it should read {form}, "
-                                f"with classes from 0 to {MAX_CLASSES - 1}")
+                raise UserError(
+                    f"{where} has the label {_one_line(entry)}; it should read {form}, "
+                    f"with classes from 0 to {MAX_CLASSES - 1}"
+                )
     return labels
 
 
 class ImageDataset(torch.utils.data.Dataset):
     """Pictures with labels: `dataset[i]` is (uint8 [C, H, W], one-hot float32 [c_dim]).
 
-    `mirror` doubles the length: picture i + n is picture i of n flipped left-right. With `use_labels`, `labels`
-    holds the classes (int64 [len]); without, it is None and c_dim is 0. Raises UserError for whatever is not as
-    the format says; of most pictures that is found out, and raised, only when they are read.
+    `mirror` doubles the length: picture i + n is picture i of n flipped left-right. With `use_labels`,
+    `labels` holds the classes (int64 [len]); without, it is None and c_dim is 0. Raises UserError for what is
+    not as the format says; of most pictures that is found out, and raised, only when they are read.
     """
 
     def __init__(self, path: str | os.PathLike, *, use_labels: bool = False, mirror: bool = False):
@@ -259,32 +265,42 @@ class ImageDataset(torch.utils.data.Dataset):
         size, channels = (self.resolution, self.resolution), CHANNELS.get(picture.mode)
         if (picture.size, channels) != (size, self.channels):
             first = _kind(size, "L" if self.channels == 1 else "RGB")
-            raise PictureError(f"{self.path}: {show(name)} is {_kind(picture.size, picture.mode)}, but "
-                               f"{show(self.names[0])} is {first}; {self._mend(self.resolution)}")
+            raise PictureError(
+                f"{self.path}: {show(name)} is {_kind(picture.size, picture.mode)}, but "
+                f"{show(self.names[0])} is {first}; {self._mend(self.resolution)}"
+            )
 
     def _mend(self, side: int) -> str:
         resolution = max((r for r in RESOLUTIONS if r <= side), default=RESOLUTIONS[0])
-        return (f"make them alike with: dataset_tool.py convert --source {self.path} "
-                f"--out {self.name}-{resolution}.zip --resolution {resolution}")
+        return (
+            f"make them alike with: dataset_tool.py convert --source {self.path} "
+            f"--out {self.name}-{resolution}.zip --resolution {resolution}"
+        )
 
     @contextmanager
     def _unusable(self, name: str) -> Iterator[None]:
         try:
             yield
         except Unusable as reason:
-            raise PictureError(f"{self.path}: {show(name)} {reason}; find all such files with: "
-                               f"dataset_tool.py check --data {self.path}") from None
+            raise PictureError(
+                f"{self.path}: {show(name)} {reason}; find all such files with: "
+                f"dataset_tool.py check --data {self.path}"
+            ) from None
 
     def _labels(self) -> torch.Tensor:
         by_name = read_labels(self.files)
         if by_name is None:
             why = "its labels are null" if LABEL_FILE in self.files.stamps else f"it has no {LABEL_FILE}"
-            raise UserError(f"{self.path} has no labels ({why}); train without labels, or make them with: "
-                            "dataset_tool.py convert --labels folders")
+            raise UserError(
+                f"{self.path} has no labels ({why}); train without labels, or make them with: "
+                "dataset_tool.py convert --labels folders"
+            )
         missing = [name for name in self.names if name not in by_name]
         if missing:
-            raise UserError(f"{self.path}: {len(missing):,} of {len(self.names):,} pictures have no label in "
-                            f"{LABEL_FILE}, the first is {show(missing[0])}; add labels, or train without")
+            raise UserError(
+                f"{self.path}: {len(missing):,} of {len(self.names):,} pictures have no label in "
+                f"{LABEL_FILE}, the first is {show(missing[0])}; add labels, or train without"
+            )
         labels = torch.tensor([by_name[name] for name in self.names])
         return torch.cat([labels, labels]) if self.mirror else labels
 

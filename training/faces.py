@@ -163,6 +163,7 @@ def faces(count: int, resolution: int, seed: int = 0) -> Iterator[tuple[Image.Im
 
 # ---- Parameters
 
+
 def _draw(rng: np.random.Generator, shares: tuple[float, ...]) -> int:
     """A position drawn in proportion to `shares`."""
     return int(np.searchsorted(np.cumsum(shares) / np.sum(shares), rng.random(), side="right"))
@@ -180,12 +181,15 @@ def _vivid(rng: np.random.Generator, saturation: float, value: float) -> RGB:
 def _background_colors(rng: np.random.Generator, hair: RGB, skin: RGB) -> tuple[RGB, RGB]:
     """Two tones of one colour, the one of several that stands out best from hair and skin."""
     candidates = [_vivid(rng, 0.12 + 0.42 * rng.random(), 0.5 + 0.45 * rng.random()) for _ in range(4)]
-    first = max(candidates, key=lambda color: min(np.abs(np.subtract(color, hair)).sum(),
-                                                  np.abs(np.subtract(color, skin)).sum()))
+    first = max(
+        candidates,
+        key=lambda color: min(np.abs(np.subtract(color, hair)).sum(), np.abs(np.subtract(color, skin)).sum()),
+    )
     return first, mix(first, WHITE if rng.random() < 0.6 else DARK, 0.15 + 0.25 * rng.random())
 
 
 # ---- Drawing
+
 
 class Pen:
     """Draws on a canvas in the lengths of a face; `upright` leaves out the tilt of the head."""
@@ -254,8 +258,9 @@ def _back_hair(pen: Pen, face: Face) -> None:
         pen.fill([(-w * 1.22, 0), (w * 1.22, 0), (w * 1.32, 0.6), (-w * 1.32, 0.6)], shade)
     elif face.hair_style == "bob":
         pen.ellipse(0, -0.02, w * 1.2, h * 1.14, shade)
-        pen.fill([(-w * 1.2, -0.02), (w * 1.2, -0.02), (w * 1.24, 0.24), (w, 0.29), (-w, 0.29),
-                  (-w * 1.24, 0.24)], shade)
+        pen.fill(
+            [(-w * 1.2, -0.02), (w * 1.2, -0.02), (w * 1.24, 0.24), (w, 0.29), (-w, 0.29), (-w * 1.24, 0.24)], shade
+        )
     elif face.hair_style == "curly":
         for x, y in _ellipse(0, -0.03, w * 1.08, h * 0.98, -125, 125)[::2]:
             pen.ellipse(x, y, 0.085, 0.085, shade)
@@ -282,8 +287,9 @@ def _body(pen: Pen, face: Face) -> None:
     pen.fill([(-0.1, 0.15), (0.1, 0.15), (0.1, 0.39), (-0.1, 0.39)], shadow)
     if face.collar == "shirt":
         for side in (-1, 1):
-            pen.fill([(side * 0.1, 0.33), (0, 0.43), (side * 0.09, 0.5), (side * 0.19, 0.4)],
-                     mix(face.shirt, WHITE, 0.75))
+            pen.fill(
+                [(side * 0.1, 0.33), (0, 0.43), (side * 0.09, 0.5), (side * 0.19, 0.4)], mix(face.shirt, WHITE, 0.75)
+            )
 
 
 def _head(pen: Pen, face: Face) -> None:
@@ -298,8 +304,7 @@ def _head(pen: Pen, face: Face) -> None:
     pen.fill(_outline(face) * (0.975, 0.975) - (0, 0.006), face.skin)
     if face.blush > 0.12:
         for side in (-1, 1):
-            pen.ellipse(face.turn + side * 0.15, 0.12, 0.045, 0.032,
-                        mix(face.skin, (232, 84, 84), face.blush))
+            pen.ellipse(face.turn + side * 0.15, 0.12, 0.045, 0.032, mix(face.skin, (232, 84, 84), face.blush))
     if face.freckles:
         for side in (-1, 1):
             for x, y in ((0.105, 0.095), (0.14, 0.085), (0.165, 0.1), (0.12, 0.125), (0.15, 0.13)):
@@ -312,17 +317,24 @@ def _beard(pen: Pen, face: Face) -> None:
         full = face.beard == "full"
         outline = _outline(face, 1.03 if full else 0.975)
         jaw = outline[outline[:, 1] > 0.02]
-        top = [(-face.width * 0.8, 0.1), (-0.13, 0.16), (-0.06, 0.14), (0.06, 0.14), (0.13, 0.16),
-               (face.width * 0.8, 0.1)]
-        pen.fill(np.concatenate([jaw, np.add(top, (face.turn, 0))]),
-                 color if full else mix(face.skin, face.hair, 0.3))
+        top = [
+            (-face.width * 0.8, 0.1),
+            (-0.13, 0.16),
+            (-0.06, 0.14),
+            (0.06, 0.14),
+            (0.13, 0.16),
+            (face.width * 0.8, 0.1),
+        ]
+        pen.fill(np.concatenate([jaw, np.add(top, (face.turn, 0))]), color if full else mix(face.skin, face.hair, 0.3))
     elif face.beard == "goatee":
         pen.ellipse(face.turn, face.height - 0.045, 0.075, 0.07, color)
     if face.beard in ("moustache", "full", "goatee"):
         for side in (-1, 1):
             x = face.turn
-            pen.fill([(x, 0.128), (x + side * 0.06, 0.132), (x + side * 0.115, 0.172),
-                      (x + side * 0.06, 0.166), (x, 0.16)], color)
+            pen.fill(
+                [(x, 0.128), (x + side * 0.06, 0.132), (x + side * 0.115, 0.172), (x + side * 0.06, 0.166), (x, 0.16)],
+                color,
+            )
 
 
 def _nose(pen: Pen, face: Face) -> None:
@@ -352,14 +364,22 @@ def _mouth(pen: Pen, face: Face) -> None:
         pen.ellipse(x, y + 0.01, half * 0.5, half * 0.6, face.lips)
         pen.ellipse(x, y + 0.01, half * 0.34, half * 0.42, dark)
     elif face.mouth == "lips":
-        pen.fill([(x - half * 0.8, y), (x - 0.025, y - 0.026), (x, y - 0.018), (x + 0.025, y - 0.026),
-                  (x + half * 0.8, y), *_bow(x, y, half * 0.8, 0.038)[::-1]], face.lips)
+        pen.fill(
+            [
+                (x - half * 0.8, y),
+                (x - 0.025, y - 0.026),
+                (x, y - 0.018),
+                (x + 0.025, y - 0.026),
+                (x + half * 0.8, y),
+                *_bow(x, y, half * 0.8, 0.038)[::-1],
+            ],
+            face.lips,
+        )
         pen.stroke(_bow(x, y, half * 0.62, 0.006), 0.01, dark)
     else:
         tongue, teeth = y + 0.014, y - 0.025
         pen.fill([*_bow(x, teeth, half, 0.012), *_bow(x, teeth, half, 0.082)[::-1]], dark)
-        pen.fill([*_bow(x, tongue, half * 0.55, 0.002), *_bow(x, tongue, half * 0.55, 0.036)[::-1]],
-                 (226, 104, 112))
+        pen.fill([*_bow(x, tongue, half * 0.55, 0.002), *_bow(x, tongue, half * 0.55, 0.036)[::-1]], (226, 104, 112))
         pen.fill([*_bow(x, teeth, half * 0.9, 0.012), *_bow(x, teeth, half * 0.84, 0.038)[::-1]], WHITE)
 
 
@@ -434,8 +454,15 @@ def _glasses(pen: Pen, face: Face) -> None:
         if face.glasses == "round":
             ring = _ellipse(x, y, r, r)
         else:
-            ring = np.array([(x - r, y - 0.07), (x + r, y - 0.07), (x + r * 0.9, y + 0.075),
-                             (x - r * 0.9, y + 0.075), (x - r, y - 0.07)])
+            ring = np.array(
+                [
+                    (x - r, y - 0.07),
+                    (x + r, y - 0.07),
+                    (x + r * 0.9, y + 0.075),
+                    (x - r * 0.9, y + 0.075),
+                    (x - r, y - 0.07),
+                ]
+            )
         pen.stroke(ring, 0.02, face.frame)
         pen.stroke([(x + side * r, y - 0.02), (side * face.width, y - 0.02)], 0.018, face.frame)
     gap = face.eye_gap - r

@@ -32,7 +32,9 @@ class Averages:
 
     def take(self) -> dict[str, float]:
         """The means over steps and processes since the last call."""
-        means = {name: float(distributed.mean(total / self._counts[name])) for name, total in sorted(self._sums.items())}
+        means = {
+            name: float(distributed.mean(total / self._counts[name])) for name, total in sorted(self._sums.items())
+        }
         self.__init__()
         return means
 
@@ -45,7 +47,7 @@ class Log:
         for name in ("stats.jsonl", "metrics.jsonl"):
             _drop_after(run / name, kimg)
         self._board = SummaryWriter(str(run), purge_step=round(kimg * 1000))
-        self._start = (kimg, time.monotonic())
+        self.begin(kimg)
         self._bar = tqdm(
             total=total_kimg,
             initial=kimg,
@@ -53,6 +55,10 @@ class Log:
             disable=not sys.stderr.isatty(),
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:g} kimg [{elapsed}, {postfix}]",
         )
+
+    def begin(self, kimg: float) -> None:
+        """The clock for speed and time left starts here."""
+        self._start = (kimg, time.monotonic())
 
     def step(self, kimg: float, steps_per_s: float) -> None:
         """Moves the progress line."""
@@ -76,7 +82,9 @@ class Log:
         kimg0, time0 = self._start
         s_per_kimg = (time.monotonic() - time0) / max(kimg - kimg0, 1e-9)
         self._record("stats.jsonl", {"kimg": kimg, "step": step, "it_per_s": steps_per_s, **means})
-        losses = "  ".join(f"{name.removeprefix('loss/')} {means[name]:.3f}" for name in means if name.startswith("loss/"))
+        losses = "  ".join(
+            f"{name.removeprefix('loss/')} {means[name]:.3f}" for name in means if name.startswith("loss/")
+        )
         self.say(
             f"kimg {kimg:g}/{self._bar.total:g}  {steps_per_s:.1f} it/s  {s_per_kimg:.1f} s/kimg  "
             f"left {self.left(kimg)}  {losses}"

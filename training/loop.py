@@ -83,6 +83,8 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
         monitor.look(G_ema, kimg)
     interrupted = StopSignal()
     averages = Averages()
+    if main_process:
+        log.begin(kimg)
     tick, tick_step, tick_time = int(kimg / config.tick), step, time.monotonic()
 
     while kimg < config.kimg:
@@ -142,10 +144,14 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
             state |= {"step": step, "random": random_states(device), "config": asdict(config)}
             if main_process:
                 save_state(run, state, kimg)
-                save_snapshot(run / f"snapshot-{int(kimg):06d}.safetensors", G_ema, {"kimg": kimg, "data": dataset.name})
+                save_snapshot(
+                    run / f"snapshot-{int(kimg):06d}.safetensors", G_ema, {"kimg": kimg, "data": dataset.name}
+                )
                 if not stop:
                     monitor.look(G_ema, kimg)
         if stop:
+            if main_process:
+                log.say(f"stopped at kimg {kimg:g}; continue with: python train.py --resume {run}")
             break
         tick_step, tick_time = step, time.monotonic()
 

@@ -185,9 +185,7 @@ def test_lower_precision_is_close_to_float64(group, dtype, tolerance):
     y, expected = adaconv(*rounded), adaconv(*exact)
     assert y.dtype == dtype
     pairs = [(y, expected)]
-    pairs += zip(
-        torch.autograd.grad(y.sum(), rounded[:2]), torch.autograd.grad(expected.sum(), exact[:2]), strict=True
-    )
+    pairs += zip(torch.autograd.grad(y.sum(), rounded[:2]), torch.autograd.grad(expected.sum(), exact[:2]), strict=True)
     for a, b in pairs:
         assert a.dtype == dtype
         assert (a.double() - b).norm() < tolerance * b.norm()

@@ -1,0 +1,222 @@
+"""train.py and generate.py as a user types them: real pictures, the whole way, and every mistake in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--cfg", "demo", "--cbase", "512", "--cmax", "16", "--batch", "8", "--gpus", "0", "--workers", "0", "--metrics", "none"]
+
+
+def script(*arguments, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=120)
+
+
+def one_line(result: subprocess.CompletedProcess) -> str:
+    """The one line that a user's mistake gets."""
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("network:")]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def done(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, faces16) -> Path:
+    """A folder with one short run, conditional on the class."""
+    outdir = tmp_path_factory.mktemp("work") / "runs"
+    done(script("train.py", "--data", faces16, "--outdir", outdir, "--cond", "--kimg", "0.04", *TINY))
+    return outdir
+
+
+# --- the way that works ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_has_what_a_run_has(runs):
+    (run,) = runs.iterdir()
+    assert run.name == "00000-faces16-adaconv-demo-cpu"
+    names = {path.name for path in run.iterdir()}
+    assert {"config.json", "stats.jsonl", "reals.png", "fakes000000.png", "snapshot-000000.safetensors"} <= names
+    assert [path.name for path in (run / "state").iterdir()] == ["state-000000.pt"]
+    config = json.loads((run / "config.json").read_text())
+    assert config["generator"]["c_dim"] == 6 and config["about"]["torch"] == torch.__version__
+
+
+def test_resume_goes_on_and_generate_takes_the_newest(runs):
+    done(script("train.py", "--outdir", runs, "--resume", "--kimg", "0.08"))
+    (run,) = runs.iterdir()
+    assert json.loads((run / "stats.jsonl").read_text().splitlines()[-1])["step"] == 10
+    result = done(script("generate.py", "--seeds", "0-2,7", cwd=runs.parent))
+    assert str(Path("runs") / run.name) in result.stderr
+    assert {p.name for p in (runs.parent / "out").iterdir()} == {f"seed{i:04d}.png" for i in (0, 1, 2, 7)}
+
+
+def test_the_same_seed_gives_the_same_picture(runs, tmp_path):
+    for name, arguments in {
+        "a": ["--seeds", "0-8", "--batch", 4],
+        "b": ["--seeds", "8,3", "--batch", 1],
+        "c": ["--seeds", "3", "--noise-mode", "random"],
+        "d": ["--seeds", "2-4", "--noise-mode", "random", "--batch", 2],
+        "e": ["--seeds", "0-8", "--grid", "3x3"],
+    }.items():
+        done(script("generate.py", "--network", runs, "--outdir", tmp_path / name, *arguments))
+
+    def picture(path):
+        return np.asarray(Image.open(tmp_path / path)).astype(int)
+
+    for seed in (3, 8):
+        assert np.abs(picture(f"a/seed000{seed}.png") - picture(f"b/seed000{seed}.png")).max() <= 1
+    assert np.abs(picture("c/seed0003.png") - picture("d/seed0003.png")).max() <= 1
+    sheet = picture("e/seeds0000-0008.png")
+    assert np.abs(sheet[32:48, 32:48] - picture("a/seed0008.png")).max() <= 1
+
+
+def test_dry_run_prints_the_configuration_and_makes_nothing(faces16, tmp_path):
+    result = done(script("train.py", "--data", faces16, "--outdir", tmp_path / "runs", "--dry-run", "--gpus", 0))
+    config = json.loads(result.stdout)
+    assert config["generator"]["resolution"] == 16 and config["batch"] == 32
+    assert config["gamma"] == pytest.approx(0.0002 * 16**2 / 32)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path):
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--data",
+        str(faces16),
+        "--outdir",
+        str(tmp_path),
+        "--kimg",
+        "999",
+    ]
+    process = subprocess.Popen(
+        [*command, *TINY, "--tick", "0.02"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    for line in process.stderr:
+        if line.startswith("kimg"):
+            break
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert "train.py --resume" in rest
+    assert list(tmp_path.glob("*/state/state-*.pt")) and list(tmp_path.glob("*/snapshot-*.safetensors"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10-train", "emoji64-rgba"])
+def test_real_pictures_from_archive_to_pictures(real_pictures, tmp_path, name):
+    data, arguments = tmp_path / "data.zip", ["--cond", "--cmax", "8"] if name.startswith("cifar") else ["--cmax", "8"]
+    if name.startswith("cifar"):
+        slice_of_archive(real_pictures / f"{name}.zip", data, 200)
+    else:
+        source = tmp_path / "slice.zip"
+        slice_of_archive(real_pictures / f"{name}.zip", source, 100)
+        done(script("dataset_tool.py", "convert", "--source", source, "--out", data, "--resolution", 64))
+    tiny = [*TINY, "--outdir", tmp_path / "runs", "--metrics", "swd50"]
+    done(script("train.py", "--data", data, *tiny, "--kimg", "0.04", *arguments))
+    done(script("train.py", "--resume", tmp_path / "runs", "--kimg", "0.08"))
+    done(script("generate.py", "--network", tmp_path / "runs", "--seeds", "0-3", "--outdir", tmp_path / "out"))
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+    (metrics,) = tmp_path.glob("runs/*/metrics.jsonl")
+    assert [json.loads(line)["kimg"] for line in metrics.read_text().splitlines()] == [0.0, 0.04, 0.08]
+    snapshot = max(tmp_path.glob("runs/*/snapshot-*.safetensors"))
+    result = module("metrics", "--metrics", "swd50", "--network", snapshot, "--data", data, "--json")
+    assert json.loads(result.stdout)
+
+
+def module(name: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", name, *map(str, arguments)]
+    return done(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120))
+
+
+def slice_of_archive(source: Path, target: Path, count: int) -> None:
+    """The first pictures of a data set, with their labels."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        names = sorted(n for n in old.namelist() if n.endswith(".png"))[:count]
+        for name in names:
+            new.writestr(name, old.read(name))
+        if "dataset.json" in old.namelist():
+            labels = json.loads(old.read("dataset.json"))["labels"]
+            labels = labels and [label for label in labels if label[0] in set(names)]
+            new.writestr("dataset.json", json.dumps({"labels": labels}))
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def picture_zip(path: Path, sizes: list[tuple[int, int]]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for i, size in enumerate(sizes):
+            with archive.open(f"{i}.png", "w") as file:
+                Image.new("RGB", size).save(file, "PNG")
+    return path
+
+
+def test_bad_data(tmp_path):
+    (tmp_path / "corrupt.zip").write_bytes(b"PK\3\4 no archive")
+    cases = {
+        "absent.zip": tmp_path / "absent.zip",
+        "corrupt.zip": tmp_path / "corrupt.zip",
+        "empty.zip": picture_zip(tmp_path / "empty.zip", []),
+        "64x64": picture_zip(tmp_path / "mixed.zip", [(32, 32), (64, 64)]),
+        "48": picture_zip(tmp_path / "odd.zip", [(48, 48)]),
+    }
+    for word, data in cases.items():
+        assert word in one_line(script("train.py", "--data", data, "--outdir", tmp_path / "runs", "--gpus", 0))
+    data = picture_zip(tmp_path / "plain.zip", [(32, 32)] * 3)
+    assert "dataset.json" in one_line(
+        script("train.py", "--data", data, "--cond", "--outdir", tmp_path / "r", "--gpus", 0)
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+def test_bad_options(faces16, tmp_path, runs):
+    train = ["train.py", "--data", faces16, "--outdir", tmp_path / "runs"]
+    gpus = torch.cuda.device_count() + 8
+    assert f"--gpus {gpus}" in one_line(script(*train, "--gpus", gpus))
+    assert "--data" in one_line(script("train.py"))
+    assert "modconv" in one_line(script(*train, "--gpus", 0, "--modulation", "modconv", "--norm", "instance"))
+    assert "fid" in one_line(script(*train, "--gpus", 0, "--metrics", "fid"))
+    (tmp_path / "file").touch()
+    assert "file" in one_line(script("train.py", "--data", faces16, "--gpus", 0, "--outdir", tmp_path / "file"))
+    assert "no training state" in one_line(script("train.py", "--resume", "--outdir", tmp_path))
+    message = one_line(script("train.py", "--outdir", runs, "--resume", "--gamma", "3", "--cmax", "8"))
+    assert "gamma" in message and "3.0 asked" in message and "generator.cmax: 16 in the run, 8 asked" in message
+
+
+def test_bad_seeds_and_networks(runs, tmp_path):
+    generate = ["generate.py", "--outdir", tmp_path / "out", "--network"]
+    assert "'x'" in one_line(script(*generate, runs, "--seeds", "1,x"))
+    assert "0 to 5" in one_line(script(*generate, runs, "--seeds", "1", "--class", "6"))
+    assert "no room" in one_line(script(*generate, runs, "--seeds", "0-9", "--grid", "3x3"))
+    assert "absent" in one_line(script(*generate, tmp_path / "absent", "--seeds", "1"))
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    assert "text.safetensors" in one_line(script(*generate, tmp_path / "text.safetensors", "--seeds", "1"))
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    assert "no generator of this project" in one_line(script(*generate, tmp_path / "other.safetensors", "--seeds", "1"))
+    assert "--seeds" in one_line(script("generate.py"))
+    result = script("generate.py", "--seeds", "0-3", cwd=tmp_path)
+    assert "runs" in one_line(result)
