@@ -103,7 +103,8 @@ def main(resolution: int, batch: int, cbase: int, cmax: int, rounds: int, device
     for row in rows:
         line = f"{row['modulation']:10}{row['parameters']:12,}{row['gmac']:8.2f}"
         for n in z:
-            line += f"{row[f's_per_picture_batch{n}']:18.3f}{row[f'vs_modconv_batch{n}']:11.2f}{row[f'vs_floor_batch{n}']:9.2f}"
+            line += f"{row[f's_per_picture_batch{n}']:18.3f}"
+            line += f"{row[f'vs_modconv_batch{n}']:11.2f}{row[f'vs_floor_batch{n}']:9.2f}"
         print(line)
     if json_path:
         record = {

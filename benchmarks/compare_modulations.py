@@ -21,7 +21,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from torch_utils import cli
+from torch_utils import cli  # noqa: E402
 
 # What differs from `train.py --cfg demo`, by fields of GeneratorConfig.
 VARIANTS: dict[str, dict] = {

@@ -4,7 +4,8 @@
     y = pointwise ∗ (depthwise ∗ x̂) + bias            both grouped; paper, section 3
 
 Depthwise and pointwise kernels compose into one grouped kernel, and the normalization folds into it, so the op reads
-the picture once. Both models use this layer: the generator with styles from `w`, the stylizer with styles from a picture.
+the picture once. Both models use this layer: the generator with styles from `w`, the stylizer with styles from a
+picture.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class StyleMap(nn.Module):
 
 
 class ChannelStyle(nn.Module):
-    """w [N, w_dim] → one scale a channel, and with `bias` one bias: AdaConv's kernels at their smallest, 1 × 1, G = C."""
+    """w [N, w_dim] → one scale a channel, and with `bias` one bias: AdaConv at its smallest, 1 × 1 with G = C."""
 
     def __init__(self, w_dim: int, channels: int, bias: bool):
         super().__init__()
@@ -190,7 +190,7 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution: two layers (one at 4 × 4), and ToRGB added to the upsampled picture so far (skip architecture)."""
+    """One resolution: two layers (one at 4 × 4), and ToRGB added to the upsampled picture so far (skips)."""
 
     def __init__(self, config: GeneratorConfig, resolution: int):
         super().__init__()

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--cfg", "demo", "--cbase", "512", "--cmax", "16", "--batch", "8", "--gpus", "0", "--workers", "0", "--metrics", "none"]
+TINY = "--cfg demo --cbase 512 --cmax 16 --batch 8 --gpus 0 --workers 0 --metrics none".split()  # noqa: SIM905
 
 
 def script(*arguments, cwd=None) -> subprocess.CompletedProcess:
@@ -155,7 +155,7 @@ def module(name: str, *arguments) -> subprocess.CompletedProcess:
 def slice_of_archive(source: Path, target: Path, count: int) -> None:
     """The first pictures of a data set, with their labels."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
-        names = sorted(n for n in old.namelist() if n.endswith(".png"))[:count]
+        names = sorted(n for n in old.namelist() if n.endswith((".png", ".jpg")))[:count]
         for name in names:
             new.writestr(name, old.read(name))
         if "dataset.json" in old.namelist():

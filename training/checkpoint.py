@@ -97,7 +97,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def find_state(path: Path) -> Path:
-    """The state that `path` means: the file itself, the newest of a run, or of the newest run in a folder that has one."""
+    """The state that `path` means: the file itself, the newest of a run, or that of the newest run that has one."""
     if path.is_file():
         return path
     for run in [path, *sorted(_runs(path), key=_number, reverse=True)]:
