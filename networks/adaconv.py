@@ -72,17 +72,21 @@ def demodulation(weight: Tensor, kernel: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 class KernelPredictor(nn.Module):
-    """Predicts a layer's kernels from a style map: [N, S, k, k] → AdaConvKernels (paper, section 3.2).
+    """Predicts a layer's kernels from a style map W: [N, S, k, k] → AdaConvKernels (paper, section 3.2).
 
-    A k × k convolution of the map gives the depthwise kernels, 1 × 1 convolutions of the pooled map give the pointwise
-    kernels and the bias. Each kernel is the identity plus a learned deviation, as StyleGAN's scales start at 1.
+    A k × k convolution of W gives the depthwise kernels, 1 × 1 convolutions of the pooled W give the pointwise kernels
+    and the bias. A style that has a vector of its own, as `w` in the generator, gives it in place of the pooled W.
+    Each kernel is the identity plus a learned deviation, as StyleGAN's scales start at 1.
 
     Args:
         style_channels: S.
         channels, group: C and C/G of the layer.
         kernel_size: k, odd; also the size of the style map.
-        depthwise_scale, pointwise_scale: standard deviation of the deviations at the start, for a map of unit variance.
+        depthwise_scale, pointwise_scale: standard deviation of the deviations at the start, for a style of unit
+            variance.
+        mixing_scale: the same for the pointwise kernel's entries between different channels of a group.
         bias: whether a bias is predicted.
+        pooled_channels: length of the vector, if one is given in place of the pooled W.
     """
 
     def __init__(
@@ -93,42 +97,45 @@ class KernelPredictor(nn.Module):
         kernel_size: int = 3,
         depthwise_scale: float = 0.3,
         pointwise_scale: float = 1.0,
+        mixing_scale: float = 1.0,
         bias: bool = True,
+        pooled_channels: int | None = None,
     ):
         super().__init__()
         if channels % group:
             raise ValueError(f"{group} channels a group do not divide {channels} channels")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
-        self.kernel_size, self.group = kernel_size, group
-        self.depthwise_scale, self.pointwise_scale = depthwise_scale, pointwise_scale
-        out = channels * group
+        self.group, self.depthwise_scale = group, depthwise_scale
+        out, pooled = channels * group, pooled_channels or style_channels
         self.depthwise_weight = nn.Parameter(torch.randn(out, style_channels, kernel_size, kernel_size))
         self.depthwise_bias = nn.Parameter(torch.zeros(out))
-        self.pointwise_weight = nn.Parameter(torch.randn(out, style_channels))
+        self.pointwise_weight = nn.Parameter(torch.randn(out, pooled))
         self.pointwise_bias = nn.Parameter(torch.zeros(out))
-        self.bias_weight = nn.Parameter(torch.randn(channels, style_channels)) if bias else None
+        self.bias_weight = nn.Parameter(torch.randn(channels, pooled)) if bias else None
         self.bias_bias = nn.Parameter(torch.zeros(channels)) if bias else None
         identity = torch.eye(group).repeat(channels // group, 1)  # [C, C/G]: each channel to itself
         self.register_buffer("identity", identity, persistent=False)
+        scale = pointwise_scale * identity + mixing_scale * (1 - identity)
+        self.register_buffer("pointwise_scale", scale, persistent=False)
 
-    def forward(self, style: Tensor) -> AdaConvKernels:
+    def forward(self, style: Tensor, pooled: Tensor | None = None) -> AdaConvKernels:
+        """style [N, S, k, k], pooled [N, pooled_channels] or None for the pooled style."""
         n, s, k, _ = style.shape
-        pooled = style.sum(dim=(2, 3)) / k  # a mean that keeps the variance of independent entries
+        if pooled is None:
+            pooled = style.sum(dim=(2, 3)) / k  # a mean that keeps the variance of independent entries
+        pooled = pooled / pooled.shape[1] ** 0.5  # the equalized learning rate's 1/√fan-in
 
-        gain = self.depthwise_scale / (s * k * k) ** 0.5
-        bias = self.depthwise_bias * self.depthwise_scale
-        depthwise = F.conv2d(style, self.depthwise_weight * gain, bias, padding=k // 2)
-        depthwise = depthwise.view(n, -1, self.group, k, k)
-        depthwise = depthwise + F.pad(self.identity[..., None, None], [k // 2] * 4)
+        weight, bias = self.depthwise_weight * (s * k * k) ** -0.5, self.depthwise_bias
+        depthwise = F.conv2d(style, weight, bias, padding=k // 2).view(n, -1, self.group, k, k)
+        depthwise = F.pad(self.identity[..., None, None], [k // 2] * 4) + depthwise * self.depthwise_scale
 
-        gain = self.pointwise_scale / s**0.5
-        pointwise = F.linear(pooled, self.pointwise_weight * gain, self.pointwise_bias * self.pointwise_scale)
-        pointwise = pointwise.view(n, -1, self.group) + self.identity
+        pointwise = F.linear(pooled, self.pointwise_weight, self.pointwise_bias).view(n, -1, self.group)
+        pointwise = self.identity + pointwise * self.pointwise_scale
 
         if self.bias_weight is None:
             return AdaConvKernels(depthwise, pointwise)
-        return AdaConvKernels(depthwise, pointwise, F.linear(pooled, self.bias_weight / s**0.5, self.bias_bias))
+        return AdaConvKernels(depthwise, pointwise, F.linear(pooled, self.bias_weight, self.bias_bias))
 
 
 class AdaConv2d(nn.Module):

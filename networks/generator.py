@@ -41,8 +41,10 @@ class GeneratorConfig:
     norm: Literal["instance", "demod"] = "demod"
     kernel_size: int = 3  # of the predicted kernels; also the size of the style map
     style_channels: int = 64  # of the style map
-    depthwise_scale: float = 0.3  # how far from the identity the predicted kernels start
+    depthwise_scale: float = 0.1  # how far from the identity the predicted kernels start
     pointwise_scale: float = 1.0
+    mixing_scale: float = 0.3  # ... and the pointwise kernels' entries between channels
+    map_lr: float = 1.0  # learning rate multiplier of the style map
     predict_bias: bool = False
     clamp: float | None = 256.0  # of the layers' outputs, so that half precision does not overflow
 
@@ -95,16 +97,31 @@ class MappingNetwork(nn.Module):
         return self.layers(torch.cat(parts, dim=1))
 
 
-class StyleMap(nn.Module):
-    """w [N, w_dim] → the style map [N, S, k, k] that a KernelPredictor reads."""
+class KernelStyle(nn.Module):
+    """w [N, w_dim] → AdaConv's kernels: one linear layer makes the style map [N, S, k, k] that a KernelPredictor reads.
 
-    def __init__(self, w_dim: int, style_channels: int, size: int):
+    w itself takes the place of the pooled map, so that the pointwise kernels are as free as StyleGAN2's scales.
+    """
+
+    def __init__(self, config: GeneratorConfig, channels: int):
         super().__init__()
-        self.shape = (style_channels, size, size)
-        self.linear = Linear(w_dim, style_channels * size * size)
+        size = config.kernel_size
+        self.shape = (config.style_channels, size, size)
+        self.map = Linear(config.w_dim, config.style_channels * size * size, lr_multiplier=config.map_lr)
+        self.predictor = KernelPredictor(
+            config.style_channels,
+            channels,
+            config.group(channels),
+            config.kernel_size,
+            config.depthwise_scale,
+            config.pointwise_scale,
+            config.mixing_scale,
+            config.predict_bias,
+            pooled_channels=config.w_dim,
+        )
 
-    def forward(self, w: Tensor) -> Tensor:
-        return self.linear(w).view(-1, *self.shape)
+    def forward(self, w: Tensor) -> AdaConvKernels:
+        return self.predictor(self.map(w).view(-1, *self.shape), w)
 
 
 class ChannelStyle(nn.Module):
@@ -126,18 +143,7 @@ def style_predictor(config: GeneratorConfig, channels: int) -> nn.Module:
     """The module that turns w into the kernels of a layer with so many input channels."""
     if config.modulation != "adaconv":
         return ChannelStyle(config.w_dim, channels, bias=config.modulation == "adain")
-    return nn.Sequential(
-        StyleMap(config.w_dim, config.style_channels, config.kernel_size),
-        KernelPredictor(
-            config.style_channels,
-            channels,
-            config.group(channels),
-            config.kernel_size,
-            config.depthwise_scale,
-            config.pointwise_scale,
-            config.predict_bias,
-        ),
-    )
+    return KernelStyle(config, channels)
 
 
 class SynthesisLayer(nn.Module):

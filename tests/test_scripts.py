@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,13 +31,30 @@ def script(*arguments, cwd=None) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=120)
 
 
-def one_line(result: subprocess.CompletedProcess) -> str:
-    """The one line that a user's mistake gets."""
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("network:")]
-    assert len(lines) == 1, result.stderr
+def mistake(*arguments, cwd=ROOT) -> str:
+    """The one line that a user's mistake gets. Run in this process, which has everything imported already."""
+    output, argv = io.StringIO(), [str(ROOT / arguments[0]), *map(str, arguments[1:])]
+    with (
+        redirect_stderr(output),
+        mock.patch.object(sys, "argv", argv),
+        chdir(cwd),
+        pytest.raises(SystemExit) as stopped,
+    ):
+        runpy.run_path(argv[0], run_name="__main__")
+    lines = [line for line in output.getvalue().splitlines() if not line.startswith("network:")]
+    assert stopped.value.code == 2 and len(lines) == 1, output.getvalue()
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+@contextmanager
+def chdir(path: Path) -> Iterator[None]:
+    old = os.getcwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(old)
 
 
 def done(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
@@ -185,38 +207,35 @@ def test_bad_data(tmp_path):
         "48": picture_zip(tmp_path / "odd.zip", [(48, 48)]),
     }
     for word, data in cases.items():
-        assert word in one_line(script("train.py", "--data", data, "--outdir", tmp_path / "runs", "--gpus", 0))
+        assert word in mistake("train.py", "--data", data, "--outdir", tmp_path / "runs", "--gpus", 0)
     data = picture_zip(tmp_path / "plain.zip", [(32, 32)] * 3)
-    assert "dataset.json" in one_line(
-        script("train.py", "--data", data, "--cond", "--outdir", tmp_path / "r", "--gpus", 0)
-    )
+    assert "dataset.json" in mistake("train.py", "--data", data, "--cond", "--outdir", tmp_path / "r", "--gpus", 0)
     assert not (tmp_path / "runs").exists()
 
 
 def test_bad_options(faces16, tmp_path, runs):
     train = ["train.py", "--data", faces16, "--outdir", tmp_path / "runs"]
     gpus = torch.cuda.device_count() + 8
-    assert f"--gpus {gpus}" in one_line(script(*train, "--gpus", gpus))
-    assert "--data" in one_line(script("train.py"))
-    assert "modconv" in one_line(script(*train, "--gpus", 0, "--modulation", "modconv", "--norm", "instance"))
-    assert "fid" in one_line(script(*train, "--gpus", 0, "--metrics", "fid"))
+    assert f"--gpus {gpus}" in mistake(*train, "--gpus", gpus)
+    assert "--data" in mistake("train.py")
+    assert "modconv" in mistake(*train, "--gpus", 0, "--modulation", "modconv", "--norm", "instance")
+    assert "fid" in mistake(*train, "--gpus", 0, "--metrics", "fid")
     (tmp_path / "file").touch()
-    assert "file" in one_line(script("train.py", "--data", faces16, "--gpus", 0, "--outdir", tmp_path / "file"))
-    assert "no training state" in one_line(script("train.py", "--resume", "--outdir", tmp_path))
-    message = one_line(script("train.py", "--outdir", runs, "--resume", "--gamma", "3", "--cmax", "8"))
+    assert "file" in mistake("train.py", "--data", faces16, "--gpus", 0, "--outdir", tmp_path / "file")
+    assert "no training state" in mistake("train.py", "--resume", "--outdir", tmp_path)
+    message = mistake("train.py", "--outdir", runs, "--resume", "--gamma", "3", "--cmax", "8")
     assert "gamma" in message and "3.0 asked" in message and "generator.cmax: 16 in the run, 8 asked" in message
 
 
 def test_bad_seeds_and_networks(runs, tmp_path):
     generate = ["generate.py", "--outdir", tmp_path / "out", "--network"]
-    assert "'x'" in one_line(script(*generate, runs, "--seeds", "1,x"))
-    assert "0 to 5" in one_line(script(*generate, runs, "--seeds", "1", "--class", "6"))
-    assert "no room" in one_line(script(*generate, runs, "--seeds", "0-9", "--grid", "3x3"))
-    assert "absent" in one_line(script(*generate, tmp_path / "absent", "--seeds", "1"))
+    assert "'x'" in mistake(*generate, runs, "--seeds", "1,x")
+    assert "0 to 5" in mistake(*generate, runs, "--seeds", "1", "--class", "6")
+    assert "no room" in mistake(*generate, runs, "--seeds", "0-9", "--grid", "3x3")
+    assert "absent" in mistake(*generate, tmp_path / "absent", "--seeds", "1")
     (tmp_path / "text.safetensors").write_text("no tensors")
-    assert "text.safetensors" in one_line(script(*generate, tmp_path / "text.safetensors", "--seeds", "1"))
+    assert "text.safetensors" in mistake(*generate, tmp_path / "text.safetensors", "--seeds", "1")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert "no generator of this project" in one_line(script(*generate, tmp_path / "other.safetensors", "--seeds", "1"))
-    assert "--seeds" in one_line(script("generate.py"))
-    result = script("generate.py", "--seeds", "0-3", cwd=tmp_path)
-    assert "runs" in one_line(result)
+    assert "no generator of this project" in mistake(*generate, tmp_path / "other.safetensors", "--seeds", "1")
+    assert "--seeds" in mistake("generate.py")
+    assert "runs" in mistake("generate.py", "--seeds", "0-3", cwd=tmp_path)

@@ -104,7 +104,7 @@ def run(command: click.Command) -> None:
         if not isinstance(broken, BrokenPipeError):
             raise
         try:
-            sys.__stdout__.flush()
+            print(file=sys.__stdout__, flush=True)  # asks whether it is stdout that is broken
         except BrokenPipeError:  # the reader of stdout went away, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
             sys.exit(0)

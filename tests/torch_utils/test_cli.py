@@ -171,8 +171,9 @@ def test_stopped_by_the_user(body):
     assert stopped.stderr.strip() == "stopped"
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("lines", [1, 10_000])  # less than a buffer, and more
-def test_a_reader_that_goes_away_is_no_error(lines):
+def test_a_reader_that_goes_away_is_no_error(lines, unbuffered):
     text = f"""
         import sys
         import click
@@ -186,8 +187,9 @@ def test_a_reader_that_goes_away_is_no_error(lines):
 
         cli.run(main)
     """
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)], cwd=ROOT, **pipes) as process:
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options |= {"cwd": ROOT, "env": os.environ | {"PYTHONUNBUFFERED": unbuffered}}
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(text)], **options) as process:
         process.stdout.close()
         process.stdin.write(b"\n")
         process.stdin.close()

@@ -94,9 +94,7 @@ def _filter(x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int, ...]) -> T
     return _filter_axes(y, f[:, None], (up, 1), (down, 1), (0, 0, top, bottom))
 
 
-def _filter_axes(
-    x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], pad: tuple[int, ...]
-) -> Tensor:
+def _filter_axes(x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], pad: tuple[int, ...]) -> Tensor:
     channels = x.shape[1]
     weight = f.expand(channels, 1, *f.shape)
     if up == (1, 1):
