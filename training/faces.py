@@ -181,10 +181,7 @@ def _vivid(rng: np.random.Generator, saturation: float, value: float) -> RGB:
 def _background_colors(rng: np.random.Generator, hair: RGB, skin: RGB) -> tuple[RGB, RGB]:
     """Two tones of one colour, the one of several that stands out best from hair and skin."""
     candidates = [_vivid(rng, 0.12 + 0.42 * rng.random(), 0.5 + 0.45 * rng.random()) for _ in range(4)]
-    first = max(
-        candidates,
-        key=lambda color: min(np.abs(np.subtract(color, hair)).sum(), np.abs(np.subtract(color, skin)).sum()),
-    )
+    first = max(candidates, key=lambda color: np.abs(np.subtract(color, (hair, skin))).sum(1).min())
     return first, mix(first, WHITE if rng.random() < 0.6 else DARK, 0.15 + 0.25 * rng.random())
 
 
@@ -229,6 +226,11 @@ def _bow(x: float, y: float, half: float, depth: float) -> np.ndarray:
     return np.stack([x + half * steps, y + depth * (1 - steps**2)], axis=1)
 
 
+def _placed(points, x: float, y: float = 0, side: int = 1) -> np.ndarray:
+    """Points [P, 2] moved by (x, y); with side = -1 mirrored before."""
+    return np.add(np.multiply(points, (side, 1)), (x, y))
+
+
 def _outline(face: Face, grow: float = 1.0) -> np.ndarray:
     """Points of the head's outline [P, 2], clockwise from the top."""
     points = _ellipse(0, 0, face.width * grow, face.height * grow)
@@ -258,9 +260,8 @@ def _back_hair(pen: Pen, face: Face) -> None:
         pen.fill([(-w * 1.22, 0), (w * 1.22, 0), (w * 1.32, 0.6), (-w * 1.32, 0.6)], shade)
     elif face.hair_style == "bob":
         pen.ellipse(0, -0.02, w * 1.2, h * 1.14, shade)
-        pen.fill(
-            [(-w * 1.2, -0.02), (w * 1.2, -0.02), (w * 1.24, 0.24), (w, 0.29), (-w, 0.29), (-w * 1.24, 0.24)], shade
-        )
+        left = [(-w, 0.29), (-w * 1.24, 0.24), (-w * 1.2, -0.02)]
+        pen.fill([*left, *_placed(left[::-1], 0, side=-1)], shade)
     elif face.hair_style == "curly":
         for x, y in _ellipse(0, -0.03, w * 1.08, h * 0.98, -125, 125)[::2]:
             pen.ellipse(x, y, 0.085, 0.085, shade)
@@ -287,9 +288,8 @@ def _body(pen: Pen, face: Face) -> None:
     pen.fill([(-0.1, 0.15), (0.1, 0.15), (0.1, 0.39), (-0.1, 0.39)], shadow)
     if face.collar == "shirt":
         for side in (-1, 1):
-            pen.fill(
-                [(side * 0.1, 0.33), (0, 0.43), (side * 0.09, 0.5), (side * 0.19, 0.4)], mix(face.shirt, WHITE, 0.75)
-            )
+            flap = _placed([(0.1, 0.33), (0, 0.43), (0.09, 0.5), (0.19, 0.4)], 0, side=side)
+            pen.fill(flap, mix(face.shirt, WHITE, 0.75))
 
 
 def _head(pen: Pen, face: Face) -> None:
@@ -317,24 +317,15 @@ def _beard(pen: Pen, face: Face) -> None:
         full = face.beard == "full"
         outline = _outline(face, 1.03 if full else 0.975)
         jaw = outline[outline[:, 1] > 0.02]
-        top = [
-            (-face.width * 0.8, 0.1),
-            (-0.13, 0.16),
-            (-0.06, 0.14),
-            (0.06, 0.14),
-            (0.13, 0.16),
-            (face.width * 0.8, 0.1),
-        ]
-        pen.fill(np.concatenate([jaw, np.add(top, (face.turn, 0))]), color if full else mix(face.skin, face.hair, 0.3))
+        cheek = face.width * 0.8
+        top = [(-cheek, 0.1), (-0.13, 0.16), (-0.06, 0.14), (0.06, 0.14), (0.13, 0.16), (cheek, 0.1)]
+        pen.fill([*jaw, *_placed(top, face.turn)], color if full else mix(face.skin, face.hair, 0.3))
     elif face.beard == "goatee":
         pen.ellipse(face.turn, face.height - 0.045, 0.075, 0.07, color)
     if face.beard in ("moustache", "full", "goatee"):
         for side in (-1, 1):
-            x = face.turn
-            pen.fill(
-                [(x, 0.128), (x + side * 0.06, 0.132), (x + side * 0.115, 0.172), (x + side * 0.06, 0.166), (x, 0.16)],
-                color,
-            )
+            half = [(0, 0.128), (0.06, 0.132), (0.115, 0.172), (0.06, 0.166), (0, 0.16)]
+            pen.fill(_placed(half, face.turn, side=side), color)
 
 
 def _nose(pen: Pen, face: Face) -> None:
@@ -364,17 +355,8 @@ def _mouth(pen: Pen, face: Face) -> None:
         pen.ellipse(x, y + 0.01, half * 0.5, half * 0.6, face.lips)
         pen.ellipse(x, y + 0.01, half * 0.34, half * 0.42, dark)
     elif face.mouth == "lips":
-        pen.fill(
-            [
-                (x - half * 0.8, y),
-                (x - 0.025, y - 0.026),
-                (x, y - 0.018),
-                (x + 0.025, y - 0.026),
-                (x + half * 0.8, y),
-                *_bow(x, y, half * 0.8, 0.038)[::-1],
-            ],
-            face.lips,
-        )
+        upper = [(-0.025, -0.026), (0, -0.018), (0.025, -0.026)]
+        pen.fill([*_placed(upper, x, y), *_bow(x, y, half * 0.8, 0.038)[::-1]], face.lips)
         pen.stroke(_bow(x, y, half * 0.62, 0.006), 0.01, dark)
     else:
         tongue, teeth = y + 0.014, y - 0.025
@@ -395,8 +377,7 @@ def _eyes(pen: Pen, face: Face) -> None:
         pen.ellipse(iris_x - 0.014, iris_y - 0.014, 0.011, 0.011, WHITE)
         pen.stroke(_ellipse(x, y, rx, ry, -85, 85), 0.02 if face.lashes else 0.013, DARK)
         if face.lashes:
-            lash = [(x + side * rx * 0.9, y - ry * 0.4), (x + side * (rx + 0.02), y - ry * 0.75)]
-            pen.stroke(lash, 0.016, DARK)
+            pen.stroke(_placed([(rx * 0.9, -ry * 0.4), (rx + 0.02, -ry * 0.75)], x, y, side), 0.016, DARK)
 
 
 def _brows(pen: Pen, face: Face) -> None:
@@ -406,7 +387,7 @@ def _brows(pen: Pen, face: Face) -> None:
     for side in (-1, 1):
         x = side * face.eye_gap + face.turn
         inner, top, outer = (-0.055, rise), (0.01, -0.012), (0.06, 0.006 - rise)
-        pen.stroke([(x + side * dx, y + dy) for dx, dy in (inner, top, outer)], face.brow_width, color)
+        pen.stroke(_placed([inner, top, outer], x, y, side), face.brow_width, color)
 
 
 def _hairline(face: Face, along: np.ndarray) -> np.ndarray:
@@ -454,15 +435,7 @@ def _glasses(pen: Pen, face: Face) -> None:
         if face.glasses == "round":
             ring = _ellipse(x, y, r, r)
         else:
-            ring = np.array(
-                [
-                    (x - r, y - 0.07),
-                    (x + r, y - 0.07),
-                    (x + r * 0.9, y + 0.075),
-                    (x - r * 0.9, y + 0.075),
-                    (x - r, y - 0.07),
-                ]
-            )
+            ring = _placed([(-r, -0.07), (r, -0.07), (r * 0.9, 0.075), (-r * 0.9, 0.075), (-r, -0.07)], x, y)
         pen.stroke(ring, 0.02, face.frame)
         pen.stroke([(x + side * r, y - 0.02), (side * face.width, y - 0.02)], 0.018, face.frame)
     gap = face.eye_gap - r
