@@ -47,7 +47,7 @@ def multiply_adds(config: GeneratorConfig) -> int:
     total = 0
     for layer in Generator(config).synthesis.layers():
         out, inside = layer.weight.shape[:2]
-        resolution = layer.noise_const.shape[-1] // (2 if layer.up else 1)  # of the layer's input
+        resolution = layer.resolution // (2 if layer.up else 1)  # of the layer's input
         total += resolution**2 * out * inside * 9
         total += resolution**2 * adaptive_taps(config, layer, inside)
     return total

@@ -46,6 +46,7 @@ class GeneratorConfig:
     mixing_scale: float = 0.3  # ... and the pointwise kernels' entries between channels
     map_lr: float = 1.0  # learning rate multiplier of the style map
     predict_bias: bool = False
+    noise: bool = True  # whether layers add noise; small models in short trainings do better without
     clamp: float | None = 256.0  # of the layers' outputs, so that half precision does not overflow
 
     def __post_init__(self):
@@ -162,8 +163,9 @@ class SynthesisLayer(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.weight_gain = (in_channels * 9) ** -0.5
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.noise_strength = nn.Parameter(torch.zeros([]))
-        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution))
+        self.resolution = resolution
+        self.noise_strength = nn.Parameter(torch.zeros([])) if config.noise else None
+        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution) if config.noise else None)
         self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
@@ -174,7 +176,7 @@ class SynthesisLayer(nn.Module):
         x = upsample_conv2d(x, weight, self.filter) if self.up else F.conv2d(x, weight, padding=1)
         if self.norm == "demod":
             x = x * demodulation(weight, kernels.composed)[:, :, None, None]
-        if noise is not None:
+        if noise is not None and self.noise_strength is not None:
             x = x + noise * self.noise_strength
         return bias_act(x, self.bias, "lrelu", clamp=self.clamp)
 
@@ -244,7 +246,11 @@ class SynthesisNetwork(nn.Module):
         if mode == "const":
             return [layer.noise_const for layer in layers]
         if mode == "random":
-            return [torch.randn_like(layer.noise_const.expand(n, -1, -1, -1)) for layer in layers]
+            device = self.const.device
+            return [
+                None if layer.noise_const is None else torch.randn(n, 1, *[layer.resolution] * 2, device=device)
+                for layer in layers
+            ]
         raise ValueError(f"noise: expected 'random', 'const', 'none' or a tensor for each layer, got {mode!r}")
 
     def forward(self, ws: Tensor, noise: Noise = "random") -> Tensor:

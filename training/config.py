@@ -74,7 +74,7 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     if batch % processes:
         raise UserError(f"--batch {batch} cannot be split evenly over {processes} GPUs; take a multiple of {processes}")
     # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
-    values["gamma"] = 0.0002 * resolution**2 / batch
+    values.setdefault("gamma", 0.0002 * resolution**2 / batch)
 
     values.update(given)
     modulation = values.get("modulation", "adaconv")
@@ -125,6 +125,8 @@ def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
             "w_dim": 128,
             "style_channels": 32,
             "map_depth": 2,
+            "noise": False,  # the strengths would be learned faster than to do without
+            "gamma": 1.0,
             "glr": 0.0025,
             "dlr": 0.0025,
             "ema_kimg": 5.0,

@@ -20,7 +20,7 @@ def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
 def noise_from_seeds(G: Generator, seeds: Sequence[int]) -> list[Tensor]:
     """Random noise for every layer, [N, 1, H, W] each, drawn sample by sample from the seeds."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shapes = [layer.noise_const.shape[1:] for layer in G.synthesis.layers()]
+    shapes = [(1, layer.resolution, layer.resolution) for layer in G.synthesis.layers()]
     # apart from z, which is drawn from the same seeds
     for generator in generators:
         torch.randn(G.config.z_dim, generator=generator)
