@@ -216,7 +216,7 @@ def test_projection_is_normalize_project_sort(channels):
 
 def test_half_precision_costs_less_than_a_thousandth():
     """The same patches and directions in float64, sorted."""
-    real, fake = blobs(100, seed=1), blur(blobs(100, seed=2), 1)
+    real, fake = blobs(25, seed=1), blur(blobs(25, seed=2), 1)
     figures = sliced_wasserstein(describe(real), describe(fake))
     for index, size in enumerate((32, 16)):
         a, b = (
@@ -233,7 +233,7 @@ def test_half_precision_costs_less_than_a_thousandth():
 
 def test_whole_agrees_with_the_plain_version_drawn_anew():
     """Other patches and other directions, so equal only up to chance."""
-    real, fake = blobs(200, seed=1), blobs(200, seed=2, radius=8)
+    real, fake = blobs(50, seed=1), blobs(50, seed=2, radius=8)
     figures = sliced_wasserstein(describe(real), describe(fake))
     rng = np.random.default_rng(99)
     plain = []
@@ -420,7 +420,7 @@ def test_evaluator_refuses_what_cannot_be_compared(few_directions):
 
 
 @pytest.mark.skipif(not CIFAR.exists(), reason=f"needs {CIFAR.name}, a ZIP of 32×32 photographs")
-def test_photographs():
+def test_photographs(few_directions):
     with zipfile.ZipFile(CIFAR) as archive:
         names = [name for name in archive.namelist() if name.endswith((".png", ".jpg"))]
         chosen = np.random.default_rng(0).permutation(len(names))[:1000]
