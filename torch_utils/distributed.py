@@ -37,6 +37,7 @@ def launch(function: Callable, *args, processes: int = 1) -> None:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         run_id="train",
+        max_restarts=0,
     )
     elastic_launch(config, _in_group)(function, *args)
 

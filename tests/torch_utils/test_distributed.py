@@ -31,13 +31,13 @@ def in_two_processes(folder):
     # Each process has half of the batch; the mean of their gradients is the whole batch's.
     model, batch = model_and_batch()
     expected = [g.clone() for g in gradients(copy.deepcopy(model), batch)]
-    model.unused = nn.Linear(3, 3)  # without a gradient
+    unused = nn.Parameter(torch.zeros(3))
     half = gradients(model, batch[3 * rank : 3 * rank + 3])
     assert not torch.allclose(half[0], expected[0])
-    distributed.average_gradients(model.parameters())
-    for p, g in zip(model.parameters(), expected, strict=False):
+    distributed.average_gradients([unused, *model.parameters()])
+    for p, g in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-14)
-    assert model.unused.weight.grad is None
+    assert unused.grad is None
 
     # Rank 0's parameters and buffers go to all.
     torch.manual_seed(rank)
@@ -65,7 +65,8 @@ def in_two_processes(folder):
     (folder / f"rank {rank}").touch()
 
 
-def fail_in_process_one():
+def fail_in_process_one(folder):
+    (folder / f"rank {distributed.rank()}").touch(exist_ok=False)  # there is no second attempt
     if distributed.rank() == 1:
         raise RuntimeError("process one fails")
     distributed.any_process(False, CPU)  # waits for it
@@ -79,9 +80,9 @@ def test_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_process_that_fails_ends_the_others():
-    with pytest.raises(Exception, match="fail"):
-        distributed.launch(fail_in_process_one, processes=2)
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    with pytest.raises(Exception, match="process one fails"):
+        distributed.launch(fail_in_process_one, tmp_path, processes=2)
 
 
 def test_one_process_is_this_one():
