@@ -74,7 +74,7 @@ class Evaluator:
         progress: bool = False,
     ):
         if len(dataset) < 2:
-            raise UserError(f"the data set has {len(dataset)} picture; the metrics need at least 2")
+            raise UserError("the data set has only one picture; the metrics need at least 2")
         self.counts = {name: min(parse_metric(name)[1], len(dataset)) for name in names}
         self.count = max(self.counts.values(), default=0)  # the fakes that `evaluate` wants
         self.dataset = dataset

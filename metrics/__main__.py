@@ -42,7 +42,7 @@ def judge_network(
     classes = None
     if G.config.c_dim:
         order = np.random.default_rng(seed).permutation(len(dataset))[: evaluator.count]
-        classes = torch.as_tensor(dataset.labels)[order]
+        classes = dataset.labels[order]
     latents = range(seed * evaluator.count, (seed + 1) * evaluator.count)
     return evaluator.evaluate(generate_batches(G, latents, batch, classes))
 
@@ -53,6 +53,8 @@ def judge_pictures(
     """The figures of the pictures in a folder or ZIP."""
     dataset, fakes = ImageDataset(data), ImageDataset(path)
     check_shape(path, fakes.channels, fakes.resolution, dataset, data)
+    if len(fakes) < 2:
+        raise UserError(f"{path} has only one picture; the metrics need at least 2")
     evaluator = Evaluator(names, dataset, batch=batch, workers=workers, seed=seed, device=device, progress=True)
     if len(fakes) < evaluator.count:
         print(f"note: {path} has only {len(fakes)} pictures; figures fall with the number of pictures", file=sys.stderr)

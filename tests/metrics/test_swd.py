@@ -214,7 +214,7 @@ def test_projection_is_normalize_project_sort(channels):
 # --- the whole ------------------------------------------------------------------------------------------------------
 
 
-def test_half_precision_costs_less_than_a_thousandth():
+def test_half_precision_costs_less_than_a_ten_thousandth():
     """The same patches and directions in float64, sorted."""
     real, fake = blobs(25, seed=1), blur(blobs(25, seed=2), 1)
     figures = sliced_wasserstein(describe(real), describe(fake))
@@ -228,11 +228,11 @@ def test_half_precision_costs_less_than_a_thousandth():
             for images in (real, fake)
         )
         directions = random_directions(147, np.random.default_rng([0, size, 1])).numpy()
-        assert figures[f"swd_{size}"] == pytest.approx(plain_distance(a, b, directions), rel=1e-3)
+        assert figures[f"swd_{size}"] == pytest.approx(plain_distance(a, b, directions), rel=1e-4)
 
 
 def test_whole_agrees_with_the_plain_version_drawn_anew():
-    """Other patches and other directions, so equal only up to chance."""
+    """Other patches and directions, so equal only up to chance: from seed to seed a figure varies by 5 %."""
     real, fake = blobs(50, seed=1), blobs(50, seed=2, radius=8)
     figures = sliced_wasserstein(describe(real), describe(fake))
     rng = np.random.default_rng(99)
@@ -242,8 +242,8 @@ def test_whole_agrees_with_the_plain_version_drawn_anew():
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         plain.append(plain_distance(plain_patches(a, rng), plain_patches(b, rng), directions))
     assert list(figures) == ["swd", "swd_32", "swd_16"]
-    assert figures["swd_32"] == pytest.approx(plain[0], rel=0.08)
-    assert figures["swd_16"] == pytest.approx(plain[1], rel=0.08)
+    assert figures["swd_32"] == pytest.approx(plain[0], rel=0.15)
+    assert figures["swd_16"] == pytest.approx(plain[1], rel=0.15)
     assert figures["swd"] == pytest.approx(np.mean([figures["swd_32"], figures["swd_16"]]))
 
 

@@ -1,0 +1,131 @@
+"""`python -m metrics`: what a user types and what comes back."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metrics import Evaluator, picture_batches
+from metrics.__main__ import main
+from networks.generator import Generator, GeneratorConfig
+from torch_utils.cli import UserError
+from training.checkpoint import save_snapshot
+from training.dataset import ImageDataset
+from training.sampling import generate_batches
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def few_directions(monkeypatch):
+    monkeypatch.setattr("metrics.swd.DIRECTIONS", 64)
+
+
+def write_pictures(folder: Path, count: int, size: int = 16, channels: int = 3, smooth: int = 4) -> Path:
+    """Random pictures that are smooth over `smooth` pixels, the first half of class 0, the others of class 1."""
+    rng = np.random.default_rng(count)
+    folder.mkdir()
+    for i in range(count):
+        coarse = rng.integers(0, 256, (size // smooth, size // smooth, channels), dtype=np.uint8)
+        pixels = coarse.repeat(smooth, axis=0).repeat(smooth, axis=1)
+        Image.fromarray(pixels if channels == 3 else pixels[:, :, 0]).save(folder / f"{i:04d}.png")
+    labels = [[f"{i:04d}.png", int(i >= count // 2)] for i in range(count)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return folder
+
+
+def write_snapshot(path: Path, **config) -> Generator:
+    torch.manual_seed(0)
+    G = Generator(GeneratorConfig(**{"resolution": 16, "cbase": 128, "cmax": 8, "map_depth": 2, **config}))
+    save_snapshot(path, G, {})
+    return G.eval()
+
+
+def judge(*arguments) -> None:
+    main.main(["--workers", "0", *map(str, arguments)], standalone_mode=False)
+
+
+def mistake(*arguments) -> str:
+    with pytest.raises(UserError) as error:
+        judge(*arguments)
+    return error.value.message
+
+
+def test_pictures_against_pictures(tmp_path, capsys):
+    real = write_pictures(tmp_path / "real", 24)
+    fakes = write_pictures(tmp_path / "fakes", 25, smooth=2)
+    judge("--data", real, "--fakes", fakes, "--metrics", "swd20, swd", "--json")
+    figures = json.loads(capsys.readouterr().out)
+    evaluator = Evaluator(["swd20", "swd"], ImageDataset(real))
+    assert figures == evaluator.evaluate(picture_batches(ImageDataset(fakes), 24))
+    assert list(figures) == ["swd20", "swd20_16", "swd", "swd_16"]
+
+    judge("--data", real, "--fakes", fakes, "--metrics", "swd20,swd", "--batch", 7)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{name} {figures[name]:.1f} (16: {figures[name + '_16']:.1f})" for name in ("swd20", "swd")]
+
+    judge("--data", real, "--fakes", fakes, "--metrics", "swd20", "--seed", 1, "--json")
+    other = json.loads(capsys.readouterr().out)["swd20"]
+    assert other != figures["swd20"]
+    assert other == pytest.approx(figures["swd20"], rel=0.5)
+
+
+def test_pictures_against_themselves(tmp_path, capsys):
+    real = write_pictures(tmp_path / "real", 12, channels=1)
+    judge("--data", real, "--fakes", real)
+    assert capsys.readouterr().out == "swd 0.0 (16: 0.0)\n"
+
+
+def test_fewer_fakes_than_asked_for_are_mentioned(tmp_path, capsys):
+    real, fakes = write_pictures(tmp_path / "real", 12), write_pictures(tmp_path / "fakes", 10)
+    judge("--data", real, "--fakes", fakes)
+    captured = capsys.readouterr()
+    assert captured.out.startswith("swd ")
+    assert "note: " in captured.err and "only 10 pictures" in captured.err
+
+
+@pytest.mark.parametrize("c_dim", [0, 2])
+def test_network(tmp_path, capsys, c_dim):
+    real = write_pictures(tmp_path / "real", 12)
+    G = write_snapshot(tmp_path / "snapshot-000001.safetensors", c_dim=c_dim)
+    judge("--data", real, "--network", tmp_path, "--metrics", "swd10", "--seed", 2, "--json")
+    figures = json.loads(capsys.readouterr().out)
+    dataset = ImageDataset(real, use_labels=c_dim > 0)
+    classes = dataset.labels[np.random.default_rng(2).permutation(12)[:10]] if c_dim else None
+    fakes = generate_batches(G, range(20, 30), 64, classes)
+    assert figures == pytest.approx(Evaluator(["swd10"], dataset, seed=2).evaluate(fakes), rel=1e-3)
+
+
+def test_mistakes(tmp_path):
+    real, one = write_pictures(tmp_path / "real", 4), write_pictures(tmp_path / "one", 1)
+    large, grey = write_pictures(tmp_path / "large", 4, size=32), write_pictures(tmp_path / "grey", 4, channels=1)
+    snapshot, classes = tmp_path / "plain.safetensors", tmp_path / "classes.safetensors"
+    write_snapshot(snapshot)
+    write_snapshot(classes, c_dim=3)
+    assert "either --network or --fakes" in mistake("--data", real)
+    assert "either --network or --fakes" in mistake("--data", real, "--fakes", one, "--network", snapshot)
+    assert "no metric is called 'fid50k'" in mistake("--data", real, "--fakes", real, "--metrics", "fid50k")
+    assert "32×32 with 3 channels" in mistake("--data", real, "--fakes", large)
+    assert "16×16 with 1 channels" in mistake("--data", real, "--fakes", grey)
+    assert "16×16 with 3 channels" in mistake("--data", large, "--network", snapshot)
+    assert "with 1: they cannot be compared" in mistake("--data", grey, "--network", snapshot)
+    assert "3 classes" in mistake("--data", real, "--network", classes)
+    assert "only one picture" in mistake("--data", one, "--fakes", real)
+    assert "only one picture" in mistake("--data", real, "--fakes", one)
+    assert "absent" in mistake("--data", tmp_path / "absent", "--fakes", real)
+    assert "absent" in mistake("--data", real, "--network", tmp_path / "absent")
+
+
+def test_as_a_command(tmp_path):
+    real = write_pictures(tmp_path / "real", 4)
+    command = [sys.executable, "-m", "metrics", "--data", real, "--fakes", tmp_path / "absent"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
