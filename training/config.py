@@ -130,9 +130,9 @@ def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
             "glr": 0.0025,
             "dlr": 0.0025,
             "ema_kimg": 5.0,
-            "kimg": 16,
+            "kimg": 20,
             "tick": 1.0,
-            "snap": 8,
+            "snap": 10,
             "metrics": ["swd2k"],
         }
     raise UserError(f"--cfg {cfg} is unknown; there are auto and demo")
