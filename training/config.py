@@ -130,10 +130,11 @@ def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
             "glr": 0.0025,
             "dlr": 0.0025,
             "ema_kimg": 5.0,
-            "kimg": 20,
+            "kimg": 24,
             "tick": 1.0,
-            "snap": 10,
+            "snap": 12,
             "metrics": ["swd2k"],
+            "workers": 1,
         }
     raise UserError(f"--cfg {cfg} is unknown; there are auto and demo")
 
