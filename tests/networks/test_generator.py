@@ -1,0 +1,459 @@
+"""networks.generator: each layer against its papers' formulas, and what holds of the whole."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from networks.generator import Generator, GeneratorConfig, MappingNetwork, SynthesisLayer, ToRGB
+
+VARIANTS = [("adaconv", "demod"), ("adaconv", "instance"), ("modconv", "demod"), ("adain", "instance")]
+
+
+def config(resolution=16, modulation="adaconv", norm="demod", **options):
+    small = {"z_dim": 8, "w_dim": 8, "map_depth": 2, "cbase": 128, "cmax": 8, "noise": True}
+    if modulation == "adaconv":
+        small |= {"kernel_size": 3, "style_channels": 4, "predict_bias": True}
+        small |= {"depthwise_scale": 0.3, "pointwise_scale": 1.0, "mixing_scale": 0.5}
+    return GeneratorConfig(resolution=resolution, modulation=modulation, norm=norm, **small | options)
+
+
+def trained(G, seed=1):
+    """G in float64, with biases, noise strengths and w_avg other than zero, as after some training."""
+    torch.manual_seed(seed)
+    G.double()
+    for name, parameter in G.named_parameters():
+        if name.endswith(("noise_strength", "bias")):
+            nn.init.normal_(parameter, std=0.3)
+    G.w_avg.normal_()
+    return G
+
+
+def generator(*args, **options):
+    torch.manual_seed(0)
+    return trained(Generator(config(*args, **options)))
+
+
+def codes(n, size=8):
+    return torch.randn(n, size, dtype=torch.float64)
+
+
+def normal(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def lrelu(x):
+    return math.sqrt(2) * torch.where(x > 0, x, 0.2 * x)
+
+
+def affine(layer, w):
+    """An equalized linear layer: W w/√in + b."""
+    return layer.weight @ w / math.sqrt(len(w)) + layer.bias
+
+
+def up_convolution(x, weight):
+    """The transposed convolution of x [1, I, H, W] with stride 2, then the filter [1, 3, 3, 1] with gain 4."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0], dtype=x.dtype) / 8
+    y = F.pad(F.conv_transpose2d(x, weight.transpose(0, 1), stride=2), [1, 1, 1, 1])
+    fir = 4 * torch.outer(taps, taps).expand(y.shape[1], 1, 4, 4)
+    return F.conv2d(y, fir, groups=y.shape[1])
+
+
+# Layers.
+
+
+def layer_and_inputs(modulation, norm, up, size=8):
+    torch.manual_seed(0)
+    c = config(32, modulation, norm, cbase=256, cmax=16, clamp=2.0)
+    layer = SynthesisLayer(c, 16, 2 * size if up else size, up=up).double()
+    for parameter in (layer.bias, layer.noise_strength):
+        nn.init.normal_(parameter)
+    noise = normal(3, 1, *[2 * size if up else size] * 2)
+    return layer, normal(3, 16, size, size), codes(3), noise
+
+
+def finish(layer, y, noise):
+    """Noise, bias, leaky ReLU, gain, clamp."""
+    y = y + layer.noise_strength * noise + layer.bias[:, None, None]
+    return lrelu(y).clamp(-layer.clamp, layer.clamp)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_modconv_is_stylegan2s_modulated_convolution(up):
+    """Karras et al. 2020, equations 1 and 3: per sample, W' = s_i·W, W'' = W' / √(ΣW'² + ε)."""
+    layer, x, w, noise = layer_and_inputs("modconv", "demod", up)
+    expected = []
+    for i in range(3):
+        style = affine(layer.adaconv.predictor.scale, w[i])
+        weight = layer.weight / math.sqrt(16 * 9) * style[None, :, None, None]
+        weight = weight / (weight.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
+        picture = x[i : i + 1]
+        y = up_convolution(picture, weight) if up else F.conv2d(picture, weight, padding=1)
+        expected.append(finish(layer, y, noise[i : i + 1]))
+    expected = torch.cat(expected)
+    assert float(expected.detach().abs().max()) == 2.0  # the clamp is part of it
+    torch.testing.assert_close(layer(x, w, noise), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_adain_layer_is_instance_norm_scale_bias_and_a_convolution(up):
+    layer, x, w, noise = layer_and_inputs("adain", "instance", up)
+    x = 3 * x + 1
+    expected = []
+    for i in range(3):
+        style = layer.adaconv.predictor
+        y = F.instance_norm(x[i : i + 1], eps=1e-5)
+        y = y * affine(style.scale, w[i])[:, None, None] + affine(style.bias, w[i])[:, None, None]
+        weight = layer.weight / math.sqrt(16 * 9)
+        y = up_convolution(y, weight) if up else F.conv2d(y, weight, padding=1)
+        expected.append(finish(layer, y, noise[i : i + 1]))
+    torch.testing.assert_close(layer(x, w, noise), torch.cat(expected), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_adaconv_layer_with_demodulation(up):
+    """DESIGN's formula: y_o = (W ∗ (K ⋆ x + b))_o · rsqrt(Σ_i ‖K_i‖² Σ_k W²_oik + ε)."""
+    layer, x, w, noise = layer_and_inputs("adaconv", "demod", up)
+    kernels = layer.adaconv.predictor(w)
+    groups = 16 // kernels.pointwise.shape[2]
+    expected = []
+    for i in range(3):
+        y = F.conv2d(x[i : i + 1], kernels.composed[i], kernels.bias[i], padding=1, groups=groups)
+        weight = layer.weight / math.sqrt(16 * 9)
+        y = up_convolution(y, weight) if up else F.conv2d(y, weight, padding=1)
+        power = torch.zeros(16, dtype=torch.float64)
+        for channel in range(16):
+            power += kernels.composed[i, channel].square().sum() * weight[:, channel].square().sum(dim=(1, 2))
+        expected.append(finish(layer, y / (power + 1e-8).sqrt()[:, None, None], noise[i : i + 1]))
+    torch.testing.assert_close(layer(x, w, noise), torch.cat(expected), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("modulation", ["adaconv", "modconv"])
+def test_demodulation_makes_the_output_independent_of_the_styles_size(modulation):
+    torch.manual_seed(0)
+    c = config(64, modulation, cbase=4096, cmax=128, clamp=None, predict_bias=False)
+    layer = SynthesisLayer(c, 64, 64)
+    with torch.no_grad():
+        y = layer(torch.randn(8, 64, 64, 64), torch.randn(8, 8), None)[:, :, 3:-3, 3:-3]
+        before = torch.where(y > 0, y, y / 0.2) / math.sqrt(2)
+        power = before.square().mean(dim=(1, 2, 3))  # of each sample, over many output channels
+    assert float(power.mean()) == pytest.approx(1.0, rel=0.1)
+    assert ((power - 1).abs() < 0.3).all(), power
+    assert float(y.square().mean()) == pytest.approx(1.04, rel=0.1)
+
+
+def test_torgb_is_a_modulated_1x1_convolution_without_demodulation():
+    torch.manual_seed(0)
+    layer = ToRGB(config(clamp=1.5), 8).double()
+    nn.init.normal_(layer.bias)
+    x, w = normal(3, 8, 5, 5), codes(3)
+    expected = torch.zeros(3, 3, 5, 5, dtype=torch.float64)
+    for i in range(3):
+        weight = layer.weight[:, :, 0, 0] / math.sqrt(8) * affine(layer.scale, w[i])
+        for o in range(3):
+            expected[i, o] = sum(weight[o, c] * x[i, c] for c in range(8)) + layer.bias[o]
+    torch.testing.assert_close(layer(x, w), expected.clamp(-1.5, 1.5), rtol=1e-10, atol=1e-10)
+
+
+def test_the_picture_is_the_sum_of_the_upsampled_torgbs():
+    """The skip architecture, from what the ToRGB layers themselves gave."""
+    G, parts = generator(32, clamp=None), []
+    for block in G.synthesis.blocks:
+        block.torgb.register_forward_hook(lambda module, args, y: parts.append(y))
+    picture = G(codes(2), noise="const")
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]).double() / 8
+    img = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
+    for part in parts:
+        spread = torch.zeros(2, 3, *[2 * img.shape[2]] * 2, dtype=torch.float64)
+        spread[:, :, ::2, ::2] = img
+        spread = F.pad(spread, [2, 1, 2, 1])
+        img = part + F.conv2d(spread, 4 * torch.outer(taps, taps).expand(3, 1, 4, 4), groups=3)
+    torch.testing.assert_close(picture, img, rtol=1e-12, atol=1e-12)
+
+
+# Mapping.
+
+
+@pytest.mark.parametrize(("z_dim", "c_dim"), [(8, 0), (8, 3), (0, 3)])
+def test_mapping_network_formula(z_dim, c_dim):
+    torch.manual_seed(0)
+    mapping = MappingNetwork(z_dim, c_dim, 6, 2).double()
+    for parameter in mapping.parameters():
+        nn.init.normal_(parameter, std=30)
+    z = normal(4, z_dim) if z_dim else None
+    c = torch.eye(3, dtype=torch.float64)[[0, 2, 1, 0]] if c_dim else None
+
+    def unit(v):
+        return v / (v.square().mean() + 1e-8).sqrt()
+
+    for i, w in enumerate(mapping(z, c)):
+        parts = ([unit(z[i])] if z_dim else []) + ([unit(affine(mapping.embed, c[i]))] if c_dim else [])
+        v = torch.cat(parts)
+        for layer in mapping.layers:
+            v = lrelu(0.01 * (layer.weight @ v / math.sqrt(len(v)) + layer.bias))
+        torch.testing.assert_close(w, v, rtol=1e-10, atol=1e-10)
+
+
+def test_mapping_does_not_see_the_length_of_z():
+    mapping = generator().mapping
+    z = codes(3)
+    torch.testing.assert_close(mapping(100 * z, None), mapping(z, None))
+
+
+# The whole.
+
+
+@pytest.mark.parametrize("resolution", [16, 32, 64])
+@pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
+def test_a_batch_is_its_samples_one_by_one(modulation, norm, resolution):
+    c_dim, channels = (3, 1) if resolution == 32 else (0, 3)
+    G = generator(resolution, modulation, norm, c_dim=c_dim, img_channels=channels)
+    z, c = codes(3), torch.eye(3, dtype=torch.float64) if c_dim else None
+    pictures = G(z, c, noise="const")
+    assert pictures.shape == (3, channels, resolution, resolution)
+    assert (pictures[0] - pictures[1]).abs().max() > 0.01
+    for i in range(3):
+        alone = G(z[i : i + 1], None if c is None else c[i : i + 1], noise="const")
+        torch.testing.assert_close(alone[0], pictures[i], rtol=1e-9, atol=1e-10)
+
+
+def test_1024_with_very_few_channels():
+    torch.manual_seed(0)
+    G = Generator(config(1024, cbase=1024, cmax=8))
+    with torch.no_grad():
+        pictures = G(torch.randn(1, 8))
+    assert pictures.shape == (1, 3, 1024, 1024)
+    assert pictures.isfinite().all() and pictures.std() > 0.01
+    assert [layer.weight.shape[0] for layer in G.synthesis.layers()[-2:]] == [1, 1]
+
+
+def test_the_class_changes_the_picture():
+    G = generator(c_dim=3)
+    z = codes(1).expand(3, -1)
+    a, b, c = G(z, torch.eye(3, dtype=torch.float64), noise="const")
+    assert min((a - b).abs().max(), (b - c).abs().max(), (a - c).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("resolution", [16, 64, 256])
+def test_number_of_ws(resolution):
+    c = config(resolution, cbase=256, cmax=4)
+    convolutions = 1 + 2 * (int(math.log2(resolution)) - 2)  # one at 4 × 4, two at each that follows
+    assert c.num_ws == convolutions + 1
+    assert len(Generator(c).synthesis.layers()) == convolutions
+
+
+def test_channels_and_groups():
+    c = GeneratorConfig(resolution=256, cbase=8192, cmax=256)
+    assert [c.channels(r) for r in (4, 16, 32, 64, 128, 256)] == [256, 256, 256, 128, 64, 32]
+    assert [c.group(channels) for channels in (256, 128, 64, 32)] == [1, 2, 4, 8]
+    assert GeneratorConfig().group(1) == 1
+    for channels in range(1, 385):  # a size that is no power of two, too
+        group = GeneratorConfig(cmax=384).group(channels)
+        assert channels % group == 0 and 1 <= group <= max(1, 384 // channels)
+
+
+def test_the_number_of_predicted_values_is_the_same_at_every_resolution():
+    torch.manual_seed(0)
+    c = config(64, cbase=1024, cmax=64, kernel_size=3)
+    layers = Generator(c).synthesis.layers()
+    kernels = [layer.adaconv.predictor(torch.randn(1, 8)) for layer in layers]
+    assert {k.depthwise.shape[1] for k in kernels} == {64, 32, 16}
+    assert {k.depthwise.numel() for k in kernels} == {64 * 9}
+    assert {k.pointwise.numel() for k in kernels} == {64}
+
+
+# Truncation.
+
+
+def test_truncation():
+    G = generator()
+    z = codes(4)
+    w = G.mapping(z, None)
+    for psi in (0.0, 0.3, 1.0, 1.5):
+        ws = G.ws(z, psi=psi)
+        assert ws.shape == (4, G.config.num_ws, 8)
+        expected = G.w_avg + psi * (w - G.w_avg)
+        for i in range(G.config.num_ws):
+            torch.testing.assert_close(ws[:, i], expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(G(z, psi=1.0, noise="const"), G(z, noise="const"))
+    same = G(z, psi=0.0, noise="const")
+    torch.testing.assert_close(same, same[:1].expand_as(same), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(same, G(z, noise="const"))
+
+
+# Noise.
+
+
+def test_noise_modes():
+    G = generator()
+    ws = G.ws(codes(2))
+    const, random, none = (G.synthesis(ws, mode) for mode in ("const", "random", "none"))
+    assert torch.equal(G.synthesis(ws, "const"), const)
+    assert not torch.allclose(const, none)
+    assert not torch.allclose(random, const) and not torch.allclose(random, none)
+    assert not torch.allclose(random, G.synthesis(ws, "random"))
+    listed = [layer.noise_const for layer in G.synthesis.layers()]
+    assert torch.equal(G.synthesis(ws, listed), const)
+    assert torch.equal(G.synthesis(ws, [torch.zeros_like(n) for n in listed]), none)
+
+
+def test_random_noise_is_another_for_each_sample_and_seeded():
+    G = generator()
+    ws = G.ws(codes(1)).expand(3, -1, -1)
+    torch.manual_seed(5)
+    a, b, c = pictures = G.synthesis(ws, "random")
+    assert min((a - b).abs().max(), (b - c).abs().max(), (a - c).abs().max()) > 0.01
+    torch.manual_seed(5)
+    assert torch.equal(G.synthesis(ws, "random"), pictures)
+
+
+def test_noise_is_added_before_the_activation():
+    """One layer's noise alone, through the last layer's formula: lrelu(y + strength · noise + bias)."""
+    G = generator(clamp=None)
+    last, features = G.synthesis.layers()[-1], []
+    last.register_forward_hook(lambda module, args, y: features.append(y))
+    ws, noise = G.ws(codes(2)), [torch.zeros(1, 1, 1, 1).double()] * len(G.synthesis.layers())
+    G.synthesis(ws, noise)
+    G.synthesis(ws, [*noise[:-1], last.noise_const])
+    before = torch.where(features[0] > 0, features[0], features[0] / 0.2) / math.sqrt(2)
+    expected = lrelu(before + last.noise_strength * last.noise_const)
+    torch.testing.assert_close(features[1], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_noise_has_no_effect_at_the_start():
+    torch.manual_seed(0)
+    G = Generator(config())
+    assert not any(layer.noise_strength.any() for layer in G.synthesis.layers())
+    ws = G.ws(torch.randn(2, 8))
+    assert torch.equal(G.synthesis(ws, "random"), G.synthesis(ws, "none"))
+    with torch.no_grad():
+        G.synthesis.layers()[2].noise_strength += 1
+    assert not torch.equal(G.synthesis(ws, "random"), G.synthesis(ws, "none"))
+
+
+def test_a_generator_without_noise():
+    G = generator(noise=False)
+    assert not [name for name in G.state_dict() if "noise" in name]
+    ws = G.ws(codes(2))
+    assert torch.equal(G.synthesis(ws, "random"), G.synthesis(ws, "none"))
+    assert torch.equal(G.synthesis(ws, "const"), G.synthesis(ws, "none"))
+
+
+# Which w does what.
+
+
+@pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
+def test_a_w_acts_from_its_layer_on(modulation, norm):
+    G = generator(32, modulation, norm)
+    layers = G.synthesis.layers()
+
+    def features(ws):
+        outputs = []
+        hooks = [layer.register_forward_hook(lambda module, args, y: outputs.append(y)) for layer in layers]
+        picture = G.synthesis(ws, "const")
+        for hook in hooks:
+            hook.remove()
+        return [*outputs, picture]
+
+    ws = G.ws(codes(2)).clone()
+    before = features(ws)
+    for i in range(G.config.num_ws):
+        changed = ws.clone()
+        changed[:, i] += 1
+        differs = [not torch.equal(a, b) for a, b in zip(before, features(changed), strict=True)]
+        assert differs == [j >= i for j in range(len(layers))] + [True]
+
+
+def test_every_w_has_a_gradient():
+    G = generator(32)
+    ws = G.ws(codes(2)).detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((G.synthesis(ws, "const") * normal(2, 3, 32, 32)).sum(), ws)
+    assert (gradient.abs().amax(dim=2) > 1e-6).all()
+
+
+def test_torgb_shares_its_w_with_the_next_block():
+    """StyleGAN2's layout: layers take 0 | 1 2 | 3 4 | …, ToRGB takes 1, 3, 5, …"""
+    G = generator(64)
+    numbers = torch.arange(G.config.num_ws).double()
+    ws = numbers[None, :, None].expand(2, -1, 8)
+    seen = {}
+    for module in G.synthesis.modules():
+        if isinstance(module, SynthesisLayer | ToRGB):
+            module.register_forward_pre_hook(lambda module, args: seen.update({module: args[1]}))
+    G.synthesis(ws, "none")
+    number = {module: float(w[0, 0]) for module, w in seen.items()}
+    assert [number[layer] for layer in G.synthesis.layers()] == [0, 1, 2, 3, 4, 5, 6, 7, 8]
+    assert [number[block.torgb] for block in G.synthesis.blocks] == [1, 3, 5, 7, 9]
+
+
+# Derivatives.
+
+
+@pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
+def test_path_length_gradient_equals_finite_differences(modulation, norm):
+    """∇ Σ‖Jᵀy‖² by all parameters, which differentiates twice through every layer."""
+    G = generator(16, modulation, norm, cbase=64, cmax=4)
+    z, y = codes(2), normal(2, 3, 16, 16)
+    parameters = list(G.parameters())
+    directions = [torch.randn_like(p) for p in parameters]
+
+    def penalty():
+        ws = G.ws(z)
+        (gradient,) = torch.autograd.grad((G.synthesis(ws, "const") * y).sum(), ws, create_graph=True)
+        return gradient.square().sum()
+
+    gradients = torch.autograd.grad(penalty(), parameters, allow_unused=True)
+    slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True) if g is not None)
+    values, step = [], 1e-6
+    for sign in (1, -2):  # there, and from there to the other side
+        with torch.no_grad():
+            for p, d in zip(parameters, directions, strict=True):
+                p += sign * step * d
+        values.append(float(penalty().detach()))
+    assert float(slope) == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-5)
+
+
+# Building and storing.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": 8}, r"^resolution: .*got 8"),
+        ({"resolution": 48}, r"^resolution: .*power of two.*got 48"),
+        ({"resolution": 256, "cbase": 128}, r"^cbase: .*128"),
+        ({"modulation": "adacon"}, r"^modulation: .*'adacon'"),
+        ({"norm": "batch"}, r"^norm: .*'batch'"),
+        ({"modulation": "modconv", "norm": "instance"}, "modconv.*demod"),
+        ({"modulation": "adain", "norm": "demod"}, "adain.*instance"),
+    ],
+)
+def test_configurations_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        GeneratorConfig(**options)
+
+
+def test_arguments_that_do_not_fit():
+    G = generator()
+    ws = G.ws(codes(2))
+    with pytest.raises(ValueError, match=r"^noise: .*'constant'"):
+        G.synthesis(ws, "constant")
+    with pytest.raises(ValueError, match=r"^noise: .* 5 layers, got 1"):
+        G.synthesis(ws, [None])
+    for wrong in (ws[:, :-1], torch.cat([ws, ws], dim=1), ws[:, 0]):
+        with pytest.raises(ValueError, match=r"^ws: expected \[N, 6, w_dim\]"):
+            G.synthesis(wrong)
+
+
+@pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
+def test_state_dict_round_trip(modulation, norm):
+    G = generator(32, modulation, norm, c_dim=3)
+    torch.manual_seed(7)
+    other = Generator(G.config).double()
+    z, c = codes(2), torch.eye(3, dtype=torch.float64)[:2]
+    picture = G(z, c, psi=0.7, noise="const")
+    assert not torch.allclose(other(z, c, psi=0.7, noise="const"), picture)
+    other.load_state_dict(G.state_dict())
+    assert torch.equal(other(z, c, psi=0.7, noise="const"), picture)
