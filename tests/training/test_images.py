@@ -1,0 +1,71 @@
+"""training.images: bytes and floats, grids, PNG files."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.images import grid, save_png, to_float, to_uint8
+
+
+def test_bytes_and_floats_are_inverse():
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    floats = to_float(values)
+    assert floats.dtype == torch.float32
+    assert float(floats.min()) == -1 and float(floats.max()) == 1
+    for dtype in (torch.float32, torch.float64):
+        assert torch.equal(to_uint8(floats.to(dtype)), values)
+
+
+def test_known_bytes():
+    values = torch.tensor([-5.0, -1.0, 0.0, 1.0, 1.01, 5.0, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5])
+    assert to_uint8(values).tolist() == [0, 0, 128, 255, 255, 255, 0, 1]
+    assert to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == pytest.approx([-1, -0.6, 1])
+
+
+def test_grid_layout():
+    pictures = torch.stack([torch.full([1, 2, 3], i, dtype=torch.uint8) for i in range(5)])
+    pictures[3, 0, 1, 2] = 99
+    expected = [
+        [0, 0, 0, 1, 1, 1],
+        [0, 0, 0, 1, 1, 1],
+        [2, 2, 2, 3, 3, 3],
+        [2, 2, 2, 3, 3, 99],
+        [4, 4, 4, 255, 255, 255],
+        [4, 4, 4, 255, 255, 255],
+    ]
+    assert grid(pictures, 2).tolist() == [expected]
+
+
+def test_grid_keeps_the_channels_apart():
+    torch.manual_seed(0)
+    pictures = torch.randint(0, 256, [4, 3, 2, 5], dtype=torch.uint8)
+    sheet = grid(pictures, 2)
+    assert sheet.shape == (3, 4, 10)
+    for i in range(4):
+        row, column = divmod(i, 2)
+        assert torch.equal(sheet[:, 2 * row : 2 * row + 2, 5 * column : 5 * column + 5], pictures[i])
+    assert torch.equal(grid(pictures[:1], 1), pictures[0])
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_png_round_trip(tmp_path, channels, mode):
+    torch.manual_seed(0)
+    picture = torch.randint(0, 256, [channels, 5, 7], dtype=torch.uint8)
+    save_png(picture, tmp_path / "a.png")
+    assert os.listdir(tmp_path) == ["a.png"]
+    with Image.open(tmp_path / "a.png") as image:
+        assert (image.format, image.mode, image.size) == ("PNG", mode, (7, 5))
+        stored = torch.from_numpy(np.array(image)).view(5, 7, channels).permute(2, 0, 1)
+    assert torch.equal(stored, picture)
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with pytest.raises(TypeError):
+        save_png(torch.zeros(5, 4, 4, dtype=torch.uint8), path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.png"]
