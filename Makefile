@@ -4,6 +4,9 @@ PYTHON ?= python3
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
 
+# Threads that wait without spinning: two cores are often shared, and a spinning thread keeps the one it waits for.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: setup demo test lint clean
 
 # Installs again only when requirements.txt differs from what the environment was made from.

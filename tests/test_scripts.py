@@ -120,7 +120,8 @@ def test_dry_run_prints_the_configuration_and_makes_nothing(faces16, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number):
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -132,15 +133,16 @@ def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path):
         "999",
     ]
     process = subprocess.Popen(
-        [*command, *TINY, "--tick", "0.02"],
+        [*command, *TINY, "--tick", "0.02", "--workers", "1"],
+        start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    for line in process.stderr:
+    for line in process.stderr:  # the first tick
         if line.startswith("kimg"):
             break
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, number)  # as a terminal or a job scheduler does
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 0
     assert "train.py --resume" in rest

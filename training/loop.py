@@ -170,7 +170,10 @@ class Monitor:
         count = self.columns * max(min(768 // dataset.resolution, 8), 3)
         chosen = np.random.default_rng(config.seed).permutation(len(self.dataset))[:count]
         self.shown = [int(i) for i in chosen]
-        self.evaluator = Evaluator(config.metrics, self.dataset, seed=config.seed, workers=config.workers)
+        device = "cuda" if config.gpus else "cpu"
+        self.evaluator = Evaluator(
+            config.metrics, self.dataset, seed=config.seed, workers=config.workers, device=device
+        )
 
     def write_reals(self) -> None:
         reals = torch.stack([self.dataset[i][0] for i in self.shown])
@@ -245,6 +248,7 @@ def real_batches(
         sampler=sampler,
         num_workers=config.workers,
         pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_stop_signals,
         # the loader seeds its workers from this, and not from the random state that the training depends on
         generator=torch.Generator().manual_seed(0),
     )
@@ -267,8 +271,14 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def ignore_stop_signals(worker: int) -> None:
+    """^C and SIGTERM reach the whole process group; the loader's workers leave it to the training to end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 class StopSignal:
-    """Takes the first ^C or SIGTERM as a wish to save and stop (`set`); the second one ends the process at once."""
+    """Takes ^C or SIGTERM as a wish to save and stop (`set`); a second ^C ends the process at once."""
 
     def __init__(self) -> None:
         self.set = False
@@ -277,4 +287,4 @@ class StopSignal:
 
     def _handle(self, number: int, frame: object) -> None:
         self.set = True
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
