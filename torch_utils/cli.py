@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 MAX_NUMBERS = 10_000_000
+MAX_DIGITS = 18
 
 
 class UserError(click.ClickException):
@@ -61,6 +62,8 @@ class NumberRanges(click.ParamType):
             first, dash, last = (text.strip() for text in part.strip().partition("-"))
             if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
                 self.fail(f"{part.strip()!r} is neither a number nor a range; write e.g. 0-99,200,3", param, ctx)
+            if max(len(first), len(last)) > MAX_DIGITS:
+                self.fail(f"a number of more than {MAX_DIGITS} digits; seeds are 64-bit numbers", param, ctx)
             low, high = int(first), int(last or first)
             if high < low:
                 self.fail(f"the range {part.strip()!r} runs backwards; write {high}-{low}", param, ctx)

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
         ("9,1", [9, 1]),
         (" 1 , 2 - 4 ", [1, 2, 3, 4]),
         ("007", [7]),
+        ("999999999999999999", [10**18 - 1]),
     ],
 )
 def test_number_ranges(text, numbers):
@@ -50,6 +51,8 @@ def test_number_ranges_take_a_list_as_it_is():
         ("3-1", "'3-1' runs backwards; write 1-3"),
         ("0-10000000", "more than 10,000,000 numbers"),
         ("0-9999999,1", "more than 10,000,000 numbers"),
+        ("1000000000000000000", "more than 18 digits"),
+        ("1-" + 5000 * "9", "more than 18 digits"),
     ],
 )
 def test_number_ranges_errors(text, message):
