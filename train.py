@@ -58,6 +58,7 @@ def option(group: str, *args, **kwargs):
 @option("Run", "--seed", type=click.IntRange(0, 2**31), help="Of everything random.  [default: 0]")
 @option("Run", "--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 @option("Machine", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
+@option("Machine", "--procs", type=click.IntRange(1), help="Processes on the CPU, one thread each if several.")
 @option(
     "Training", "--cfg", type=click.Choice(["auto", "demo"]), help="Preset that the others change.  [default: auto]"
 )
@@ -115,7 +116,7 @@ def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None
 
     from training.loop import train  # TensorBoard and the loaders take a second that --help need not wait for
 
-    distributed.launch(train, config, run, state, processes=max(config.gpus, 1))
+    distributed.launch(train, config, run, state, processes=config.procs)
 
 
 def parse_metrics(text: str) -> list[str]:

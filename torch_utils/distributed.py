@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
@@ -28,6 +30,7 @@ def launch(function: Callable, *args, processes: int = 1) -> None:
     """
     if processes == 1:
         return function(*args)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
@@ -39,17 +42,23 @@ def launch(function: Callable, *args, processes: int = 1) -> None:
         run_id="train",
         max_restarts=0,
     )
-    elastic_launch(config, _in_group)(function, *args)
+    with suppress(SignalException):  # ^C or SIGTERM: the launcher has passed it on, and waited for them to save
+        elastic_launch(config, _in_group)(function, *args)
 
 
 def _in_group(function: Callable, *args) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:
+        torch.set_num_threads(1)  # as many processes as cores
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         function(*args)
-    finally:
-        dist.destroy_process_group()
+    except Exception:
+        # The launcher reports one error, which may be another process's complaint that this one went away.
+        traceback.print_exc()
+        raise
+    dist.destroy_process_group()
 
 
 def broadcast(module: nn.Module) -> None:

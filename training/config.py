@@ -23,6 +23,7 @@ class TrainConfig:
     mirror: bool = False  # show every picture flipped left-right as well
     seed: int = 0
     gpus: int = 0  # 0: the CPU
+    procs: int = 1  # processes, on the CPU; on GPUs one for each
     batch: int = 32  # pictures a step, over all processes
     kimg: float = 25000  # thousands of real pictures to show
     glr: float = 0.0025
@@ -68,11 +69,14 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     given = {name: value for name, value in options.items() if value is not None}
     cfg = given.get("cfg", "auto")
     values = _preset(cfg, resolution, gpus)
-    processes = max(gpus, 1)
+    processes = gpus or given.get("procs") or values.get("procs", 1)
+    values["procs"] = processes
 
     batch = given.get("batch", values["batch"])
     if batch % processes:
-        raise UserError(f"--batch {batch} cannot be split evenly over {processes} GPUs; take a multiple of {processes}")
+        raise UserError(
+            f"--batch {batch} cannot be split evenly over {processes} processes; take a multiple of {processes}"
+        )
     # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
     values.setdefault("gamma", 0.0002 * resolution**2 / batch)
 
@@ -98,7 +102,9 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
 
     names = {f.name for f in fields(TrainConfig)}
     own = {name: value for name, value in values.items() if name in names}
-    return TrainConfig(**{**own, "generator": generator, "discriminator": discriminator, "gpus": gpus})
+    return TrainConfig(
+        **{**own, "generator": generator, "discriminator": discriminator, "gpus": gpus, "procs": processes}
+    )
 
 
 def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
@@ -134,6 +140,7 @@ def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
             "tick": 1.0,
             "snap": 12,
             "metrics": ["swd2k"],
+            "procs": 2,  # of one thread each: small networks gain nothing from threads
             "workers": 1,
         }
     raise UserError(f"--cfg {cfg} is unknown; there are auto and demo")

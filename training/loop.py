@@ -278,13 +278,18 @@ def ignore_stop_signals(worker: int) -> None:
 
 
 class StopSignal:
-    """Takes ^C or SIGTERM as a wish to save and stop (`set`); a second ^C ends the process at once."""
+    """Takes ^C or SIGTERM as a wish to save and stop (`set`); a second ^C, seconds later, ends it at once.
+
+    The launcher hands a ^C on that the terminal has sent to all processes already: that is not a second one.
+    """
 
     def __init__(self) -> None:
-        self.set = False
+        self.set, self.time = False, 0.0
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        self.set = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.set and number == signal.SIGINT and time.monotonic() - self.time > 3:
+            raise KeyboardInterrupt
+        if not self.set:
+            self.set, self.time = True, time.monotonic()

@@ -22,6 +22,7 @@ TINY = {
     "style_channels": 8,
     "workers": 0,
     "metrics": [],
+    "procs": 1,
 }
 
 
