@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -26,7 +27,8 @@ def launch(function: Callable, *args, processes: int = 1) -> None:
     """Calls `function(*args)` in that many processes of this machine, which then form a group.
 
     One process is this one. More are started and watched by PyTorch's elastic launcher: when one dies, the others
-    are ended and its error is raised here. The function and its arguments have to be picklable.
+    are ended and its error is raised here. The function and its arguments have to be picklable; it returns False when
+    a signal made it stop early.
     """
     if processes == 1:
         return function(*args)
@@ -53,12 +55,15 @@ def _in_group(function: Callable, *args) -> None:
         torch.set_num_threads(1)  # as many processes as cores
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        function(*args)
+        interrupted = function(*args) is False
     except Exception:
         # The launcher reports one error, which may be another process's complaint that this one went away.
         traceback.print_exc()
         raise
     dist.destroy_process_group()
+    if interrupted:  # the launcher is ending its processes and would not take the result that they wait to give
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def broadcast(module: nn.Module) -> None:
