@@ -27,7 +27,7 @@ demo: setup
 
 test: setup
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest  # the tests' networks are too small for threads
 
 lint: setup
 	$(RUN) -m ruff check .
