@@ -34,45 +34,41 @@ class GridSize(click.ParamType):
         return int(width), int(height)
 
 
-def option(group: str, *args, **kwargs):
-    return click.option(*args, cls=cli.Option, group=group, **kwargs)
-
-
 @click.command(cls=cli.Command, example=EXAMPLE)
-@option(
+@cli.option(
     "Model",
     "--network",
     metavar="PATH",
     help="A snapshot, a run, or a folder of runs.  [default: the newest snapshot under runs]",
 )
-@option(
+@cli.option(
     "Pictures", "--seeds", type=cli.NumberRanges(), required=True, help="Seeds and ranges of seeds, e.g. 0-99,200,3."
 )
-@option("Pictures", "--trunc", type=float, default=1.0, help="Truncation psi: 1 none, towards 0 the mean picture.")
-@option(
+@cli.option("Pictures", "--trunc", type=float, default=1.0, help="Truncation psi: 1 none, towards 0 the mean picture.")
+@cli.option(
     "Pictures",
     "--class",
     "class_number",
     type=click.IntRange(0),
     help="Class of all pictures.  [default: each seed's own]",
 )
-@option(
+@cli.option(
     "Pictures",
     "--noise-mode",
     type=click.Choice(["const", "random", "none"]),
     default="const",
     help="const: the model's fixed noise; random: drawn from each seed.",
 )
-@option("Output", "--outdir", default="out", help="Where the PNG files go.")
-@option(
+@cli.option("Output", "--outdir", default="out", help="Where the PNG files go.")
+@cli.option(
     "Output",
     "--grid",
     "grid_size",
     type=GridSize(),
     help="One sheet of so many columns and rows instead of single files.",
 )
-@option("Machine", "--batch", type=click.IntRange(1), default=16, help="Pictures at a time; changes no picture.")
-@option("Machine", "--device", help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
+@cli.option("Machine", "--batch", type=click.IntRange(1), default=16, help="Pictures at a time; changes no picture.")
+@cli.option("Machine", "--device", help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 def main(
     network: str | None,
     seeds: list[int],

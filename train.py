@@ -25,18 +25,14 @@ python train.py --resume
 """
 
 
-def option(group: str, *args, **kwargs):
-    return click.option(*args, cls=cli.Option, group=group, **kwargs)
-
-
 @click.command(cls=cli.Command, example=EXAMPLE)
-@option("Data", "--data", metavar="PATH", help="A folder or ZIP of square pictures (see dataset_tool.py).")
-@option("Data", "--cond", is_flag=True, help="Train with the data set's class labels.")
-@option("Data", "--mirror", is_flag=True, help="Show every picture flipped left-right as well.")
-@option("Data", "--workers", type=click.IntRange(0, 64), help="Processes that read pictures.  [default: 2]")
-@option("Run", "--outdir", default="runs", help="Where the folders of runs are.")
-@option("Run", "--desc", metavar="TEXT", help="A word to add to the run's name.")
-@option(
+@cli.option("Data", "--data", metavar="PATH", help="A folder or ZIP of square pictures (see dataset_tool.py).")
+@cli.option("Data", "--cond", is_flag=True, help="Train with the data set's class labels.")
+@cli.option("Data", "--mirror", is_flag=True, help="Show every picture flipped left-right as well.")
+@cli.option("Data", "--workers", type=click.IntRange(0, 64), help="Processes that read pictures.  [default: 2]")
+@cli.option("Run", "--outdir", default="runs", help="Where the folders of runs are.")
+@cli.option("Run", "--desc", metavar="TEXT", help="A word to add to the run's name.")
+@cli.option(
     "Run",
     "--resume",
     metavar="[PATH]",
@@ -44,43 +40,47 @@ def option(group: str, *args, **kwargs):
     flag_value="",
     help="Continue a run (a folder or a state in it); without PATH the newest under --outdir that has a state.",
 )
-@option(
+@cli.option(
     "Run",
     "--kimg",
     type=click.FloatRange(0, min_open=True),
     help="Thousands of pictures to train on.  [default: 25000]",
 )
-@option(
+@cli.option(
     "Run", "--tick", type=click.FloatRange(0, min_open=True), help="kimg between two lines of the log.  [default: 4]"
 )
-@option("Run", "--snap", type=click.IntRange(1), help="Ticks between two snapshots.  [default: 50]")
-@option("Run", "--metrics", metavar="NAMES", help="Metrics at snapshots, e.g. swd,swd2k; or none.  [default: swd]")
-@option("Run", "--seed", type=click.IntRange(0, 2**31), help="Of everything random.  [default: 0]")
-@option("Run", "--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
-@option("Machine", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
-@option("Machine", "--procs", type=click.IntRange(1), help="Processes on the CPU, one thread each if several.")
-@option(
+@cli.option("Run", "--snap", type=click.IntRange(1), help="Ticks between two snapshots.  [default: 50]")
+@cli.option("Run", "--metrics", metavar="NAMES", help="Metrics at snapshots, e.g. swd,swd2k; or none.  [default: swd]")
+@cli.option("Run", "--seed", type=click.IntRange(0, 2**31), help="Of everything random.  [default: 0]")
+@cli.option("Run", "--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
+@cli.option("Machine", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
+@cli.option("Machine", "--procs", type=click.IntRange(1), help="Processes on the CPU, one thread each if several.")
+@cli.option(
     "Training", "--cfg", type=click.Choice(["auto", "demo"]), help="Preset that the others change.  [default: auto]"
 )
-@option("Training", "--batch", type=click.IntRange(1), help="Pictures a step, over all GPUs.")
-@option("Training", "--gamma", type=click.FloatRange(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]")
-@option("Training", "--glr", type=click.FloatRange(0, min_open=True), help="The generator's learning rate.")
-@option("Training", "--dlr", type=click.FloatRange(0, min_open=True), help="The discriminator's learning rate.")
-@option(
+@cli.option("Training", "--batch", type=click.IntRange(1), help="Pictures a step, over all GPUs.")
+@cli.option(
+    "Training", "--gamma", type=click.FloatRange(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]"
+)
+@cli.option("Training", "--glr", type=click.FloatRange(0, min_open=True), help="The generator's learning rate.")
+@cli.option("Training", "--dlr", type=click.FloatRange(0, min_open=True), help="The discriminator's learning rate.")
+@cli.option(
     "Model",
     "--modulation",
     type=click.Choice(["adaconv", "modconv", "adain"]),
     help="What w does to a layer.  [default: adaconv]",
 )
-@option(
+@cli.option(
     "Model",
     "--norm",
     type=click.Choice(["instance", "demod"]),
     help="Normalization of a layer.  [default: demod; instance for adain]",
 )
-@option("Model", "--cbase", type=click.IntRange(16), help="Channels at a resolution: min(cbase / resolution, cmax).")
-@option("Model", "--cmax", type=click.IntRange(1), help="... at most.")
-@option("Model", "--map-depth", type=click.IntRange(1), help="Layers of the mapping network.")
+@cli.option(
+    "Model", "--cbase", type=click.IntRange(16), help="Channels at a resolution: min(cbase / resolution, cmax)."
+)
+@cli.option("Model", "--cmax", type=click.IntRange(1), help="... at most.")
+@cli.option("Model", "--map-depth", type=click.IntRange(1), help="Layers of the mapping network.")
 def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None:
     """Train a StyleGAN-style generator with AdaConv modulation.
 

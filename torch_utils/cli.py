@@ -27,6 +27,11 @@ class Option(click.Option):
         self.group = group
 
 
+def option(group: str, *args, **kwargs):
+    """`click.option` under the heading `group`."""
+    return click.option(*args, cls=Option, group=group, **kwargs)
+
+
 class Command(click.Command):
     """A click command whose `--help` lists its options by group, and ends with an `example`."""
 
