@@ -84,8 +84,8 @@ def main(data, kimg, seeds, variants, outdir, jobs, json_path) -> None:
     work = []
     for name in variants.split(","):
         for seed in seeds:
-            options = {"cfg": "demo", "data": str(Path(data).resolve()), "seed": seed, "kimg": kimg, "workers": 0}
-            options |= {"metrics": ["swd2k"], "tick": kimg / 4, "snap": 2, **VARIANTS[name]}
+            options = {"cfg": "demo", "data": str(Path(data).resolve()), "seed": seed, "kimg": kimg, "procs": 1}
+            options |= {"workers": 0, "metrics": ["swd2k"], "tick": kimg / 4, "snap": 2, **VARIANTS[name]}
             work.append((name, Path(outdir).resolve() / f"{name}-seed{seed}", options))
     with ThreadPoolExecutor(jobs) as pool:
         results = list(pool.map(lambda item: train_one(item[1], item[2]), work))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from metrics import Evaluator, picture_batches
-from torch_utils.cli import Command, Option, UserError, run
+from torch_utils.cli import Command, UserError, option, run
 from training.checkpoint import find_snapshot, load_generator
 from training.dataset import ImageDataset
 from training.sampling import generate_batches
@@ -70,54 +70,48 @@ def describe(name: str, figures: dict[str, float]) -> str:
 
 
 @click.command(cls=Command, example="python -m metrics --metrics swd --network runs --data faces32.zip")
-@click.option(
+@option(
+    "What",
     "--metrics",
-    cls=Option,
-    group="What",
     metavar="NAME,…",
     default="swd",
     help="Figures to work out: swd, or with a number of pictures swd2k, swd500.",
 )
-@click.option(
+@option(
+    "What",
     "--network",
-    cls=Option,
-    group="What",
     metavar="PATH",
     help="Snapshot to judge, or a run or a folder of runs: its newest one.",
 )
-@click.option(
+@option(
+    "What",
     "--fakes",
-    cls=Option,
-    group="What",
     metavar="PATH",
     help="Folder or ZIP of pictures to judge in place of --network.",
 )
-@click.option("--data", cls=Option, group="What", metavar="PATH", required=True, help="Real pictures: a folder or ZIP.")
-@click.option(
+@option("What", "--data", metavar="PATH", required=True, help="Real pictures: a folder or ZIP.")
+@option(
+    "How",
     "--seed",
-    cls=Option,
-    group="How",
     type=click.IntRange(min=0),
     default=0,
     help="Of the choice of pictures, the latents, and the random patches and directions.",
 )
-@click.option(
+@option(
+    "How",
     "--batch",
-    cls=Option,
-    group="How",
     type=click.IntRange(min=1),
     default=64,
     help="Pictures at a time; changes the memory, not the figures.",
 )
-@click.option(
+@option(
+    "How",
     "--workers",
-    cls=Option,
-    group="How",
     type=click.IntRange(min=0),
     default=2,
     help="Processes that read pictures; 0 reads in this one.",
 )
-@click.option("--json", "as_json", cls=Option, group="How", is_flag=True, help="Print one JSON object.")
+@option("How", "--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(
     metrics: str,
     network: str | None,

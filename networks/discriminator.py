@@ -7,25 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from networks.generator import MappingNetwork
+from networks.generator import MappingNetwork, NetworkConfig
 from networks.layers import Conv2d, Linear
 
 
 @dataclass
-class DiscriminatorConfig:
+class DiscriminatorConfig(NetworkConfig):
     """All that is needed to build a Discriminator."""
 
-    resolution: int = 256
-    img_channels: int = 3
-    c_dim: int = 0  # number of classes, 0 for none
-    cbase: int = 32768  # channels at a resolution: min(cbase / resolution, cmax)
-    cmax: int = 512
-    map_depth: int = 8  # layers of the class embedding
     mbstd_group: int = 4  # samples that share a standard deviation
-    clamp: float | None = 256.0  # of the layers' outputs, so that half precision does not overflow
 
-    def channels(self, resolution: int) -> int:
-        return min(self.cbase // resolution, self.cmax)
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mbstd_group < 1:
+            raise ValueError(f"mbstd_group: expected 1 or more, got {self.mbstd_group}")
 
 
 class DiscriminatorBlock(nn.Module):

@@ -26,17 +26,33 @@ Noise = Literal["random", "const", "none"] | Sequence[Tensor]
 
 
 @dataclass
-class GeneratorConfig:
-    """All that is needed to build a Generator."""
+class NetworkConfig:
+    """What generator and discriminator have in common."""
 
     resolution: int = 256
     img_channels: int = 3
     c_dim: int = 0  # number of classes, 0 for none
-    z_dim: int = 512
-    w_dim: int = 512
-    map_depth: int = 8  # layers of the mapping network
     cbase: int = 32768  # channels at a resolution: min(cbase / resolution, cmax)
     cmax: int = 512
+    map_depth: int = 8  # layers of the mapping network; in the discriminator, of the class embedding
+    clamp: float | None = 256.0  # of the layers' outputs, so that half precision does not overflow
+
+    def __post_init__(self):
+        if self.resolution < 16 or self.resolution & (self.resolution - 1):
+            raise ValueError(f"resolution: expected a power of two from 16, got {self.resolution}")
+        if self.cbase < self.resolution:
+            raise ValueError(f"cbase: {self.cbase} leaves no channels at resolution {self.resolution}")
+
+    def channels(self, resolution: int) -> int:
+        return min(self.cbase // resolution, self.cmax)
+
+
+@dataclass
+class GeneratorConfig(NetworkConfig):
+    """All that is needed to build a Generator."""
+
+    z_dim: int = 512
+    w_dim: int = 512
     modulation: Literal["adaconv", "modconv", "adain"] = "adaconv"
     norm: Literal["instance", "demod"] = "demod"
     kernel_size: int = 3  # of the predicted kernels; also the size of the style map
@@ -47,13 +63,9 @@ class GeneratorConfig:
     map_lr: float = 1.0  # learning rate multiplier of the style map
     predict_bias: bool = False
     noise: bool = True  # whether layers add noise; small models in short trainings do better without
-    clamp: float | None = 256.0  # of the layers' outputs, so that half precision does not overflow
 
     def __post_init__(self):
-        if self.resolution < 16 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"resolution: expected a power of two from 16, got {self.resolution}")
-        if self.cbase < self.resolution:
-            raise ValueError(f"cbase: {self.cbase} leaves no channels at resolution {self.resolution}")
+        super().__post_init__()
         if self.modulation not in ("adaconv", "modconv", "adain"):
             raise ValueError(f"modulation: expected 'adaconv', 'modconv' or 'adain', got {self.modulation!r}")
         if self.norm not in ("instance", "demod"):
@@ -62,9 +74,6 @@ class GeneratorConfig:
             raise ValueError("modulation='modconv' is defined with norm='demod'")
         if self.modulation == "adain" and self.norm != "instance":
             raise ValueError("modulation='adain' is defined with norm='instance'")
-
-    def channels(self, resolution: int) -> int:
-        return min(self.cbase // resolution, self.cmax)
 
     def group(self, channels: int) -> int:
         """C/G: groups grow as channels shrink, so that every layer has about as many predicted values."""

@@ -79,7 +79,7 @@ class NumberRanges(click.ParamType):
 
 
 def writable_folder(path: str | os.PathLike) -> Path:
-    """Makes the folder `path` if need be. Raises UserError where no file can be written into it."""
+    """Makes the folder that --outdir names, if need be. Raises UserError where no file can be written into it."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

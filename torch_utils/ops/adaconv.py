@@ -35,9 +35,14 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
     Returns:
         [N, C, H, W], twice differentiable by all three tensors.
 
+    Under autocast, all are taken in its precision.
+
     Raises:
-        ValueError: for shapes that do not fit together, named with what was expected.
+        ValueError: for shapes, dtypes or devices that do not fit together, named with what was expected.
     """
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, kernel, bias = x.to(dtype), kernel.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, kernel, bias, padding_mode)
     size = kernel.shape[-1]
     if kernel.shape[2:] == (1, 1, 1) or x.numel() == 0:
@@ -62,6 +67,8 @@ def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, padding_mode: str) ->
         raise ValueError(f"kernel: expected an odd square size, got {height}x{width}")
     if bias is not None and bias.shape != x.shape[:2]:
         raise ValueError(f"bias: expected [{n}, {c}], got {list(bias.shape)}")
+    if any(t is not None and (t.dtype, t.device) != (x.dtype, x.device) for t in (kernel, bias)):
+        raise ValueError(f"kernel, bias: expected {x.dtype} on {x.device} as x")
     if padding_mode not in ("zeros", "reflect"):
         raise ValueError(f"padding_mode: expected 'zeros' or 'reflect', got {padding_mode!r}")
     if padding_mode == "reflect" and min(x.shape[2:]) <= height // 2:

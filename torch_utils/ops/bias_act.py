@@ -35,11 +35,13 @@ def bias_act(
         The shape of x; twice differentiable.
 
     Raises:
-        ValueError: for an unknown activation or a bias of another length than C.
+        ValueError: for an unknown activation, an x without channels, or a bias of another length than C.
     """
     if act not in ACTIVATIONS:
         raise ValueError(f"act: expected one of {', '.join(ACTIVATIONS)}, got {act!r}")
     if bias is not None:
+        if x.ndim < 2:
+            raise ValueError(f"x: expected [N, C, ...], got {list(x.shape)}")
         if bias.shape != x.shape[1:2]:
             raise ValueError(f"bias: expected [{x.shape[1]}], got {list(bias.shape)}")
         x = x + bias.view(-1, *[1] * (x.ndim - 2))

@@ -32,9 +32,10 @@ def upfirdn2d(
         f: a separable filter [f], applied along both axes, or a 2D one [fh, fw].
         up: each value is followed by up - 1 zeros along both axes.
         down: every `down`-th value along both axes is kept.
-        padding: zeros to add to the upsampled picture, negative to crop: a number or (left, right, top, bottom).
+        padding: zeros to add to the upsampled picture, negative to crop: a number or (left, right, top, bottom). No
+            side may be cropped so far that nothing of x is left.
         flip_filter: True for a correlation in place of a convolution.
-        gain: factor on the result; up² keeps the brightness when upsampling.
+        gain: factor on the result, not negative; up² keeps the brightness when upsampling.
 
     Returns:
         [N, C, (H·up + top + bottom - fh) // down + 1, the same with W]; differentiable any number of times.
@@ -51,6 +52,11 @@ def upfirdn2d(
     pad = (padding,) * 4 if isinstance(padding, int) else tuple(padding)
     if len(pad) != 4:
         raise ValueError(f"padding: expected a number or (left, right, top, bottom), got {list(pad)}")
+    if gain < 0:
+        raise ValueError(f"gain: expected 0 or more, got {gain}")
+    for (before, after), size in ((pad[:2], x.shape[3]), (pad[2:], x.shape[2])):
+        if -before > (size - 1) * up or -after >= size * up:
+            raise ValueError(f"padding: {list(pad)} crops away all of x {list(x.shape)} with up={up}")
     fh, fw = f.shape[0], f.shape[-1]
     height, width = x.shape[2] * up + pad[2] + pad[3], x.shape[3] * up + pad[0] + pad[1]
     if height < fh or width < fw:

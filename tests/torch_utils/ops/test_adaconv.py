@@ -191,6 +191,26 @@ def test_lower_precision_is_close_to_float64(group, dtype, tolerance):
         assert (a.double() - b).norm() < tolerance * b.norm()
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_autocast_takes_its_precision(size):
+    x, kernel = torch.randn(2, 4, 6, 6, requires_grad=True), torch.randn(2, 4, 1, size, size, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = adaconv(x, kernel)
+    expected = adaconv(x.bfloat16(), kernel.bfloat16())
+    assert y.dtype == torch.bfloat16
+    assert torch.equal(y, expected)
+    dy = torch.randn_like(y)
+    gradients, wanted = (torch.autograd.grad(z, (x, kernel), dy) for z in (y, expected))
+    for gradient, want in zip(gradients, wanted, strict=True):
+        assert gradient.dtype == torch.float32
+        assert torch.equal(gradient, want)
+
+
+def test_one_dtype_for_all():
+    with pytest.raises(ValueError, match=r"^kernel, bias: expected torch.float32 on cpu"):
+        adaconv(torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 1, 3, 3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("x", "kernel", "bias", "mode", "message"),
     [

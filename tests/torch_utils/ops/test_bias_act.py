@@ -102,3 +102,8 @@ def test_gains_keep_the_second_moment():
 def test_errors_name_the_argument(bias, act, message):
     with pytest.raises(ValueError, match=message):
         bias_act(torch.zeros(2, 3, 5), bias, act)
+
+
+def test_a_bias_needs_channels():
+    with pytest.raises(ValueError, match=r"^x: expected \[N, C, ...\], got \[3\]"):
+        bias_act(torch.zeros(3), torch.zeros(3))

@@ -132,6 +132,9 @@ def test_resampling_keeps_a_constant_inside():
         ({"up": 0}, "^up, down: .*0 and 1"),
         ({"down": -1}, "^up, down: .*1 and -1"),
         ({"padding": (1, 2)}, r"^padding: .*\[1, 2\]"),
+        ({"padding": (-8, 20, 0, 0)}, r"^padding: .*\[-8, 20, 0, 0\] crops away all"),
+        ({"padding": (0, 0, 20, -16), "up": 2}, r"^padding: .*crops away all.* up=2"),
+        ({"gain": -1.0}, "^gain: .*-1"),
         ({"padding": (0, 0, -3, -3)}, "^x: 2x8 .* smaller than the filter 3x3"),
     ],
 )
