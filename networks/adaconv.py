@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_utils.ops import adaconv
+from torch_utils.ops import adaconv, moments
 from torch_utils.ops.adaconv import PaddingMode
 
 
@@ -52,7 +52,7 @@ def fold_instance_norm(x: Tensor, kernel: Tensor, bias: Tensor | None, eps: floa
     x [N, C, H, W], kernel [N, C, C/G, k, k], bias [N, C] or None → the same shapes.
     """
     n, c, group = kernel.shape[:3]
-    var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+    mean, var = moments(x)
     # μ and rstd of the inputs i of each output's group: [N, G, 1, C/G], beside the kernel [N, G, C/G, C/G, k·k]
     mean, rstd = (t.view(n, c // group, 1, group) for t in (mean, (var + eps).rsqrt()))
     folded = kernel.reshape(n, c // group, group, group, -1) * rstd[..., None]

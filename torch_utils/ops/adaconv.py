@@ -2,12 +2,9 @@
 
     y[n, o] = Σ_i x[n, i] ⋆ K[n, o, i] + bias[n, o]        i in the group of o
 
-PyTorch's `conv2d` takes one kernel for a whole batch. Here the N samples of C/g groups become N·C/g groups of one
-sample, so that a batch is one call and not a loop.
-
 (x, K) → y is bilinear. Forward, gradient by x and gradient by K are therefore a closed family: the derivatives
-of each are made of the other two, and derivatives of any order need no further formula. (Left to autograd, the
-second derivative of a grouped convolution runs through the groups one by one.)
+of each are made of the other two, and derivatives of any order need no further formula. The family is here twice:
+as kernels of our own (csrc/adaconv.cpp, csrc/adaconv.cu), and as the reference that they are tested against.
 """
 
 from __future__ import annotations
@@ -18,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+
+from torch_utils.ops import native
 
 PaddingMode = Literal["zeros", "reflect"]
 
@@ -44,6 +43,15 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, kernel, bias = x.to(dtype), kernel.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, kernel, bias, padding_mode)
+    if native.available(x.device.type):
+        return torch.ops.adaconv.adaconv(x, kernel, bias, padding_mode == "reflect")
+    return adaconv_reference(x, kernel, bias, padding_mode)
+
+
+def adaconv_reference(
+    x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode: PaddingMode = "zeros"
+) -> Tensor:
+    """`adaconv` in plain PyTorch."""
     size = kernel.shape[-1]
     if kernel.shape[2:] == (1, 1, 1) or x.numel() == 0:
         y = x * kernel[:, :, 0, :1, :1]  # one number a channel: AdaIN's scale, StyleGAN2's modulation
@@ -75,8 +83,58 @@ def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, padding_mode: str) ->
         raise ValueError(f"x: {x.shape[2]}x{x.shape[3]} is too small to be reflected for a kernel of {height}x{height}")
 
 
-# The closed family. p is the zero padding on each side; x [N, C, H, W], y [N, C, H+2p-k+1, W+2p-k+1].
-# Each function computes with all samples and groups at once: [1, N·C, H, W] in N·G groups.
+# The closed family as kernels: `reflect` is part of it, as what it adds to the gradient by x.
+
+
+def register() -> None:
+    """Tells PyTorch the shapes and derivatives of the kernels, once they are loaded."""
+    ops = torch.ops.adaconv
+
+    @torch.library.register_fake("adaconv::adaconv")
+    def _(x, kernel, bias, reflect):
+        return x.new_empty(x.shape)
+
+    @torch.library.register_fake("adaconv::adaconv_grad_x")
+    def _(dy, kernel, reflect):
+        return dy.new_empty(dy.shape)
+
+    @torch.library.register_fake("adaconv::adaconv_grad_kernel")
+    def _(x, dy, shape, reflect):
+        return x.new_empty(shape)
+
+    def save(ctx, inputs, output):
+        a, b = inputs[:2]
+        ctx.save_for_backward(a, b)
+        ctx.reflect = inputs[-1]
+
+    def forward_backward(ctx, dy):
+        x, kernel = ctx.saved_tensors
+        dx = ops.adaconv_grad_x(dy, kernel, ctx.reflect) if ctx.needs_input_grad[0] else None
+        dkernel = ops.adaconv_grad_kernel(x, dy, kernel.shape, ctx.reflect) if ctx.needs_input_grad[1] else None
+        dbias = dy.sum(dim=(2, 3)) if ctx.needs_input_grad[2] else None
+        return dx, dkernel, dbias, None
+
+    def grad_x_backward(ctx, ddx):
+        dy, kernel = ctx.saved_tensors
+        ddy = ops.adaconv(ddx, kernel, None, ctx.reflect) if ctx.needs_input_grad[0] else None
+        dkernel = ops.adaconv_grad_kernel(ddx, dy, kernel.shape, ctx.reflect) if ctx.needs_input_grad[1] else None
+        return ddy, dkernel, None
+
+    def grad_kernel_backward(ctx, ddkernel):
+        x, dy = ctx.saved_tensors
+        dx = ops.adaconv_grad_x(dy, ddkernel, ctx.reflect) if ctx.needs_input_grad[0] else None
+        ddy = ops.adaconv(x, ddkernel, None, ctx.reflect) if ctx.needs_input_grad[1] else None
+        return dx, ddy, None, None
+
+    torch.library.register_autograd("adaconv::adaconv", forward_backward, setup_context=save)
+    torch.library.register_autograd("adaconv::adaconv_grad_x", grad_x_backward, setup_context=save)
+    torch.library.register_autograd("adaconv::adaconv_grad_kernel", grad_kernel_backward, setup_context=save)
+
+
+# The closed family in plain PyTorch. `conv2d` takes one kernel for a whole batch: here the N samples in G groups become
+# N·G groups of one sample, [1, N·C, H, W], so that a batch is one call and not a loop. (Left to autograd, the second
+# derivative of a grouped convolution would run through the groups one by one.)
+# p is the zero padding on each side; x [N, C, H, W], y [N, C, H+2p-k+1, W+2p-k+1].
 
 
 def _one_sample(x: Tensor) -> Tensor:

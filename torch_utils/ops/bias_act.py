@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_utils.ops import native
+
 # Name → (function, the gain that about keeps the variance of unit-variance input).
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "linear": (lambda x: x, 1.0),
@@ -44,12 +46,71 @@ def bias_act(
             raise ValueError(f"x: expected [N, C, ...], got {list(x.shape)}")
         if bias.shape != x.shape[1:2]:
             raise ValueError(f"bias: expected [{x.shape[1]}], got {list(bias.shape)}")
+        bias = bias.to(x.dtype)
+    if clamp is not None and clamp < 0:
+        raise ValueError(f"clamp: expected 0 or more, got {clamp}")
+    gain = ACTIVATIONS[act][1] if gain is None else gain
+    # the kernel's gradient is worked out from y, which tells nothing where the gain is 0
+    if gain != 0 and x.ndim >= 2 and native.available(x.device.type):
+        return torch.ops.adaconv.bias_act(x, bias, list(ACTIVATIONS).index(act), gain, -1.0 if clamp is None else clamp)
+    return bias_act_reference(x, bias, act, gain, clamp)
+
+
+def bias_act_reference(x: Tensor, bias: Tensor | None, act: str, gain: float, clamp: float | None) -> Tensor:
+    """`bias_act` in plain PyTorch."""
+    if bias is not None:
         x = x + bias.view(-1, *[1] * (x.ndim - 2))
-    function, default_gain = ACTIVATIONS[act]
-    x = function(x)
-    gain = default_gain if gain is None else gain
+    x = ACTIVATIONS[act][0](x)
     if gain != 1:
         x = x * gain
     if clamp is not None:
         x = x.clamp(-clamp, clamp)
     return x
+
+
+def register() -> None:
+    """Tells PyTorch the shapes and derivatives of the kernels, once they are loaded."""
+    ops, names = torch.ops.adaconv, list(ACTIVATIONS)
+
+    @torch.library.register_fake("adaconv::bias_act")
+    def _(x, bias, act, gain, clamp):
+        return x.new_empty(x.shape)
+
+    @torch.library.register_fake("adaconv::bias_act_grad")
+    def _(dy, y, act, gain, clamp):
+        return dy.new_empty(dy.shape), dy.new_empty(dy.shape[1])
+
+    def save(ctx, inputs, output):
+        ctx.save_for_backward(output)
+        ctx.options = inputs[2:]
+
+    def backward(ctx, dy):
+        (y,) = ctx.saved_tensors
+        dx, dbias = ops.bias_act_grad(dy, y, *ctx.options)
+        return dx, dbias if ctx.needs_input_grad[1] else None, None, None, None
+
+    def save_grad(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs[:2])
+        ctx.options = inputs[2:]
+
+    def grad_backward(ctx, ddx, ddbias):
+        """Both outputs are linear in dy; the sigmoids' derivative depends on y as well."""
+        dy, y = ctx.saved_tensors
+        act, gain, clamp = ctx.options
+        if ddbias is not None:
+            ddbias = ddbias.view(-1, *[1] * (dy.ndim - 2)).expand_as(dy)
+            ddx = ddbias if ddx is None else ddx + ddbias
+        if ddx is None:
+            return None, None, None, None, None
+        ddy = ops.bias_act_grad(ddx, y, act, gain, clamp)[0] if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1] or names[act] not in ("sigmoid", "tanh"):
+            return ddy, None, None, None, None
+        # of y (1 − y/gain), and of gain − y²/gain
+        slope = 1 - 2 * y / gain if names[act] == "sigmoid" else -2 * y / gain
+        if clamp >= 0:
+            slope = slope * (y.abs() < clamp)
+        return ddy, ddx * dy * slope, None, None, None
+
+    torch.library.register_autograd("adaconv::bias_act", backward, setup_context=save)
+    torch.library.register_autograd("adaconv::bias_act_grad", grad_backward, setup_context=save_grad)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_utils.ops import native
+
 
 def setup_filter(taps: Sequence[float]) -> Tensor:
     """A separable low-pass filter from its taps, [f] float32 with sum 1."""
@@ -64,7 +66,50 @@ def upfirdn2d(
     f = f.to(dtype=x.dtype, device=x.device)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
+    if f.ndim == 1 and native.available(x.device.type):
+        return torch.ops.adaconv.upfirdn2d(x, f, up, down, pad, gain)
+    return upfirdn2d_reference(x, f, up, down, pad, gain)
+
+
+def upfirdn2d_reference(x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int, ...], gain: float) -> Tensor:
+    """`upfirdn2d` in plain PyTorch, as a correlation with f."""
     return _UpFirDn2d.apply(x, f * gain ** (f.ndim / 2), up, down, pad)
+
+
+def _gradient_padding(
+    size: tuple[int, int], out: tuple[int, int], taps: tuple[int, int], up: int, down: int, pad: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The padding of the gradient, which has up and down exchanged and f turned round."""
+    (h, w), (out_h, out_w), (fh, fw), (left, _, top, _) = size, out, taps, pad
+    return (
+        fw - 1 - left,
+        w * up - out_w * down + left - up + 1,
+        fh - 1 - top,
+        h * up - out_h * down + top - up + 1,
+    )
+
+
+def register() -> None:
+    """Tells PyTorch the shape and derivative of the kernel, once it is loaded."""
+
+    @torch.library.register_fake("adaconv::upfirdn2d")
+    def _(x, f, up, down, padding, gain):
+        n, c, h, w = x.shape
+        left, right, top, bottom = padding
+        taps = f.shape[0]
+        return x.new_empty(n, c, (h * up + top + bottom - taps) // down + 1, (w * up + left + right - taps) // down + 1)
+
+    def save(ctx, inputs, output):
+        x, f, ctx.up, ctx.down, pad, ctx.gain = inputs
+        ctx.save_for_backward(f)
+        ctx.pad = _gradient_padding(x.shape[2:], output.shape[2:], (f.shape[0],) * 2, ctx.up, ctx.down, pad)
+
+    def backward(ctx, dy):
+        (f,) = ctx.saved_tensors
+        dx = torch.ops.adaconv.upfirdn2d(dy, f.flip(0), ctx.down, ctx.up, ctx.pad, ctx.gain)
+        return dx, None, None, None, None, None
+
+    torch.library.register_autograd("adaconv::upfirdn2d", backward, setup_context=save)
 
 
 class _UpFirDn2d(Function):
@@ -75,14 +120,7 @@ class _UpFirDn2d(Function):
         y = _filter(x, f, up, down, pad)
         ctx.save_for_backward(f)
         ctx.up, ctx.down = up, down
-        (h, w), (out_h, out_w), (fh, fw) = x.shape[2:], y.shape[2:], (f.shape[0], f.shape[-1])
-        left, _, top, _ = pad
-        ctx.pad = (
-            fw - 1 - left,
-            w * up - out_w * down + left - up + 1,
-            fh - 1 - top,
-            h * up - out_h * down + top - up + 1,
-        )
+        ctx.pad = _gradient_padding(x.shape[2:], y.shape[2:], (f.shape[0], f.shape[-1]), up, down, pad)
         return y
 
     @staticmethod

@@ -1,0 +1,418 @@
+// AdaConv on the CPU: every sample convolved with its own grouped kernel, "same" size.
+//
+//   forward       y[n,o]    = Σ_i x[n,i] ⋆ K[n,o,i] + bias[n,o]
+//   grad_x        dx[n,i]   = Σ_o dy[n,o] ⋆ K[n,o,i] turned round, folded back at a reflected border
+//   grad_kernel   dK[n,o,i] = x[n,i] ⋆ dy[n,o]
+//
+// Work is cut into jobs of one group of one sample and a strip of rows. A job copies its strip of the picture with
+// the border around it to scratch memory (which converts half precision, and any strides), and computes from there:
+// a tile of O output channels by P vectors of pixels stays in registers while all inputs and taps are added up.
+
+#include "simd.h"
+
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+namespace {
+
+constexpr int64_t kForwardScratchBytes = 128 << 10;  // a strip of all inputs of a group: half a small L2 cache
+constexpr int64_t kGradScratchBytes = 20 << 10;      // a strip of all dy of a group: half a small L1 cache
+
+constexpr int64_t kFlush = 1024;                      // additions to one float32 before it goes into a float64
+constexpr int64_t kMinimalWork = 1 << 17;            // multiply-adds that are worth a thread
+
+// Plane (n, c) of a tensor [N, C, H, W] of any strides.
+template <class S>
+struct Picture {
+  const S* data;
+  int64_t height, width, stride_n, stride_c, stride_y, stride_x;
+
+  explicit Picture(const at::Tensor& t)
+      : data(t.const_data_ptr<S>()), height(t.size(2)), width(t.size(3)), stride_n(t.stride(0)), stride_c(t.stride(1)),
+        stride_y(t.stride(2)), stride_x(t.stride(3)) {}
+  const S* plane(int64_t n, int64_t c) const { return data + n * stride_n + c * stride_c; }
+};
+
+int64_t reflected(int64_t i, int64_t size) {
+  if (i < 0) i = -i;
+  return i < size ? i : 2 * (size - 1) - i;
+}
+
+// Rows first..last of a plane with `halo` columns on both sides, reflected or as they are: the scratch starts as zeros,
+// and columns beyond the border stay so.
+template <class S, class A>
+void fill(const Picture<S>& x, const S* plane, int64_t first, int64_t last, int64_t halo, bool reflect, A* out,
+          int64_t row_stride) {
+  for (int64_t y = first; y < last; y++, out += row_stride) {
+    const bool inside = y >= 0 && y < x.height;
+    if (!inside && !reflect) {
+      std::fill_n(out + halo, x.width, A(0));
+      continue;
+    }
+    // a strip's halo may reach further than one reflection; such rows are never read
+    const int64_t source = inside ? y : std::clamp<int64_t>(reflected(y, x.height), 0, x.height - 1);
+    copy_row(plane + source * x.stride_y, x.stride_x, out + halo, x.width);
+    for (int64_t j = 1; reflect && j <= halo; j++) {
+      out[halo - j] = out[halo + j];
+      out[halo + x.width - 1 + j] = out[halo + x.width - 1 - j];
+    }
+  }
+}
+
+// Rows of all outputs of a group, from scratch memory to `out`.
+template <class A>
+struct Rows {
+  const A* in;  // the first tap of input 0
+  int64_t in_plane, in_row;
+  const A* kernel;  // [block of O outputs][inputs][k][k][O]
+  int64_t group, size;
+  const A* bias;
+  A* out;
+  int64_t out_plane, out_row;
+  int64_t rows, vectors;
+  const A* next = nullptr;  // the strip that will be filled next, to be fetched meanwhile
+  int64_t next_plane = 0, next_row = 0;
+};
+
+// A tile of O outputs by Q rows by P vectors. K = k, or 0 if that is not known.
+template <class A, int O, int Q, int P, int K>
+void tile(const Rows<A>& w, const A* in, const A* kernel, const A* bias, A* out) {
+  using V = Simd<A>;
+  const int64_t k = K ? K : w.size;
+  typename V::Vector sum[O][Q][P];
+  for (int o = 0; o < O; o++)
+    for (int q = 0; q < Q; q++)
+      for (int p = 0; p < P; p++) sum[o][q][p] = typename V::Vector{} + bias[o];
+  for (int64_t i = 0; i < w.group; i++) {
+    for (int64_t ky = 0; ky < k; ky++) {
+      const A* row = in + i * w.in_plane + ky * w.in_row;
+#pragma GCC unroll 5
+      for (int64_t kx = 0; kx < k; kx++, kernel += O) {
+        for (int q = 0; q < Q; q++) {
+          typename V::Vector pixels[P];
+          for (int p = 0; p < P; p++) pixels[p] = V::load(row + q * w.in_row + kx + p * V::width);
+          for (int o = 0; o < O; o++)
+            for (int p = 0; p < P; p++) sum[o][q][p] += kernel[o] * pixels[p];
+        }
+      }
+    }
+  }
+  for (int o = 0; o < O; o++)
+    for (int q = 0; q < Q; q++)
+      for (int p = 0; p < P; p++) V::store(out + o * w.out_plane + q * w.out_row + p * V::width, sum[o][q][p]);
+}
+
+// Q rows from r on, of O outputs from o on.
+template <class A, int O, int Q, int K>
+void tiles(const Rows<A>& w, int64_t r, int64_t o) {
+  constexpr int64_t width = Simd<A>::width;
+  const A *in = w.in + r * w.in_row, *kernel = w.kernel + o * w.group * w.size * w.size;
+  A* out = w.out + o * w.out_plane + r * w.out_row;
+  int64_t v = 0;
+  for (; v + 2 <= w.vectors; v += 2) {
+    if (w.next && o == 0)
+      for (int64_t i = 0; i < w.group; i++)
+        for (int q = 0; q < Q; q++)
+          for (int p = 0; p < 2; p++)
+            __builtin_prefetch(w.next + i * w.next_plane + (r + q) * w.next_row + (v + p) * width, 0, 2);
+    tile<A, O, Q, 2, K>(w, in + v * width, kernel, w.bias + o, out + v * width);
+  }
+  if (v < w.vectors) tile<A, O, Q, 1, K>(w, in + v * width, kernel, w.bias + o, out + v * width);
+}
+
+// Calls f(first output, O) for blocks of outputs: 8 at a time, then 4, 2 and 1, with O known to the compiler.
+template <class F>
+void for_blocks(int64_t outputs, F f) {
+  int64_t o = 0;
+  for (; outputs - o >= 8; o += 8) f(o, std::integral_constant<int, 8>{});
+  if (outputs - o >= 4) f(o, std::integral_constant<int, 4>{}), o += 4;
+  if (outputs - o >= 2) f(o, std::integral_constant<int, 2>{}), o += 2;
+  if (outputs - o >= 1) f(o, std::integral_constant<int, 1>{});
+}
+
+// All rows and outputs, so many rows at a time that 8 to 16 sums are in registers.
+template <class A, int K>
+void compute(const Rows<A>& w) {
+  for_blocks(w.group, [&](int64_t o, auto block) {
+    constexpr int O = block, Q = O >= 4 ? 8 / O : 4;
+    int64_t r = 0;
+    for (; r + Q <= w.rows; r += Q) tiles<A, O, Q, K>(w, r, o);
+    for (; r < w.rows; r++) tiles<A, O, 1, K>(w, r, o);
+  });
+}
+
+template <class A>
+void compute(const Rows<A>& w) {
+  switch (w.size) {
+    case 1: return compute<A, 1>(w);
+    case 3: return compute<A, 3>(w);
+    default: return compute<A, 0>(w);
+  }
+}
+
+// A group's kernel [o][i][k][k] in the order that tiles read it: [block of o][i][k][k][o in the block]. Turned round,
+// it is the kernel of the gradient by x: o and i exchanged, taps flipped.
+template <class S, class A>
+void pack(const S* kernel, int64_t group, int64_t size, bool turned, A* out) {
+  const int64_t taps = size * size;
+  for_blocks(group, [&](int64_t o, auto block) {
+    for (int64_t i = 0; i < group; i++)
+      for (int64_t t = 0; t < taps; t++)
+        for (int64_t b = o; b < o + block; b++)
+          *out++ = static_cast<A>(turned ? kernel[(i * group + b) * taps + taps - 1 - t]
+                                         : kernel[(b * group + i) * taps + t]);
+  });
+}
+
+// The convolution of x [N, C, H, W] with contiguous kernels, or with these turned round. `fold` adds what falls beyond
+// the border to where the border was reflected from: the adjoint of reflecting.
+template <class S>
+void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bool reflect, bool turned, bool fold,
+              at::Tensor& y_) {
+  using A = Accumulate<S>;
+  const int64_t c = x_.size(1), height = x_.size(2), width = x_.size(3), group = kernel_.size(2),
+                size = kernel_.size(3), groups = x_.size(0) * c / group;
+  const Picture<S> x(x_);
+  const S* kernels = kernel_.const_data_ptr<S>();
+  S* y = y_.mutable_data_ptr<S>();
+
+  // What is folded lies pad beyond the picture, and reads pad further; a strip may be that far from its own mirror.
+  const int64_t pad = size / 2, halo = fold ? 2 * pad : pad, halo_rows = fold ? 3 * pad : pad;
+  const int64_t computed = fold ? width + 2 * pad : width;
+  const int64_t vectors = (computed + Simd<A>::width - 1) / Simd<A>::width, padded = vectors * Simd<A>::width;
+  const int64_t in_row = round_up(std::max(padded + size - 1, width + 2 * halo), Simd<A>::width);
+  const bool direct = padded == width && !fold;
+
+  int64_t rows = kForwardScratchBytes / int64_t(sizeof(A)) / (group * in_row) - 2 * halo_rows;
+  rows = std::clamp<int64_t>(rows, std::min<int64_t>(height, 8), height);
+  const int64_t strips = (height + rows - 1) / rows;
+
+  const int64_t grain = 1 + kMinimalWork / (group * group * size * size * rows * width);
+  at::parallel_for(0, groups * strips, grain, [&](int64_t begin, int64_t end) {
+    const int64_t in_plane = (rows + 2 * halo_rows) * in_row;
+    Scratch<A> in(group * in_plane), packed(group * group * size * size), row(group * padded), sums(group * width),
+        shift(group);
+    std::fill_n(in.get(), group * in_plane, A(0));
+    for (int64_t job = begin; job < end; job++) {
+      const int64_t g = job / strips, n = g * group / c, first_channel = g * group % c;
+      const int64_t first = job % strips * rows, last = std::min(first + rows, height);
+      if (job == begin || job % strips == 0) {
+        pack(kernels + g * group * group * size * size, group, size, turned, packed.get());
+        for (int64_t o = 0; o < group; o++) shift.get()[o] = bias ? static_cast<A>(bias[g * group + o]) : A(0);
+      }
+      for (int64_t i = 0; i < group; i++)
+        fill(x, x.plane(n, first_channel + i), first - halo_rows, last + halo_rows, halo, reflect,
+             in.get() + i * in_plane, in_row);
+      Rows<A> work{in.get(), in_plane, in_row, packed.get(), group, size, shift.get(), row.get(), padded, 0, 1, vectors};
+      auto compute_row = [&](int64_t r) {
+        work.in = in.get() + (r - pad - first + halo_rows) * in_row;
+        compute(work);
+      };
+      if constexpr (std::is_same_v<S, A>) {
+        if (direct) {
+          work.out = y + (g * group * height + first) * width;
+          work.out_plane = height * width, work.out_row = width, work.rows = last - first;
+          if (x.stride_x == 1 && last + rows <= height) {
+            work.next = x.plane(n, first_channel) + last * x.stride_y;
+          } else if (x.stride_x == 1 && last == height && job + 1 < end) {
+            work.next = x.plane((g + 1) * group / c, (g + 1) * group % c);
+          }
+          work.next_plane = x.stride_c, work.next_row = x.stride_y;
+          compute(work);
+          continue;
+        }
+      }
+      for (int64_t r = first; r < last; r++) {
+        S* out = y + (g * group * height + r) * width;
+        compute_row(r);
+        if (!fold) {
+          for (int64_t o = 0; o < group; o++) copy_row(row.get() + o * padded, 1, out + o * height * width, width);
+          continue;
+        }
+        std::fill_n(sums.get(), group * width, A(0));
+        auto add_folded = [&]() {
+          for (int64_t o = 0; o < group; o++) {
+            const A* from = row.get() + o * padded + pad;
+            A* to = sums.get() + o * width;
+            for (int64_t j = 0; j < width; j++) to[j] += from[j];
+            for (int64_t j = 1; j <= pad; j++) {
+              to[j] += from[-j];
+              to[width - 1 - j] += from[width - 1 + j];
+            }
+          }
+        };
+        add_folded();
+        if (r >= 1 && r <= pad) compute_row(-r), add_folded();
+        const int64_t beyond = 2 * (height - 1) - r;
+        if (beyond >= height && beyond < height + pad) compute_row(beyond), add_folded();
+        for (int64_t o = 0; o < group; o++)
+          copy_row(sums.get() + o * width, 1, out + o * height * width, width);
+      }
+    }
+  });
+}
+
+// Adds dy[o] · x[i] over a strip to sum[o][t], for O outputs and T taps beside each other.
+template <class A, int O, int T>
+void correlate(const A* x, int64_t x_row, const A* dy, int64_t dy_plane, int64_t dy_row, int64_t rows, int64_t vectors,
+               A* sums, int64_t sums_o) {
+  using V = Simd<A>;
+  typename V::Vector sum[O][T];
+  for (int o = 0; o < O; o++)
+    for (int t = 0; t < T; t++) sum[o][t] = V::load(sums + o * sums_o + t * V::width);
+  for (int64_t r = 0; r < rows; r++) {
+    for (int64_t v = 0; v < vectors; v++) {
+      const A *xs = x + r * x_row + v * V::width, *ds = dy + r * dy_row + v * V::width;
+      typename V::Vector pixels[T];
+      for (int t = 0; t < T; t++) pixels[t] = V::load(xs + t);
+      for (int o = 0; o < O; o++) {
+        const typename V::Vector d = V::load(ds + o * dy_plane);
+        for (int t = 0; t < T; t++) sum[o][t] += d * pixels[t];
+      }
+    }
+  }
+  for (int o = 0; o < O; o++)
+    for (int t = 0; t < T; t++) V::store(sums + o * sums_o + t * V::width, sum[o][t]);
+}
+
+// All taps of one kernel row, for O outputs: three at a time where there are three, else one by one.
+template <class A, int O>
+void correlate_row(const A* x, int64_t x_row, const A* dy, int64_t dy_plane, int64_t dy_row, int64_t rows,
+                   int64_t vectors, int64_t size, A* sums, int64_t sums_o) {
+  constexpr int64_t width = Simd<A>::width;
+  int64_t t = 0;
+  for (; t + 3 <= size; t += 3)
+    correlate<A, O, 3>(x + t, x_row, dy, dy_plane, dy_row, rows, vectors, sums + t * width, sums_o);
+  for (; t < size; t++)
+    correlate<A, O, 1>(x + t, x_row, dy, dy_plane, dy_row, rows, vectors, sums + t * width, sums_o);
+}
+
+template <class S>
+void fetch(const S* from, int64_t count) {
+  for (int64_t j = 0; j < count; j += 64 / sizeof(S)) __builtin_prefetch(from + j, 0, 2);
+}
+
+template <class S>
+void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::Tensor& dkernel_) {
+  using A = Accumulate<S>;
+  using V = Simd<A>;
+  constexpr int64_t width_of_vector = V::width;
+  const int64_t c = x_.size(1), height = x_.size(2), width = x_.size(3), group = dkernel_.size(2),
+                size = dkernel_.size(3), groups = x_.size(0) * c / group, taps = size * size,
+                per_group = group * group * taps, pad = size / 2;
+  const Picture<S> x(x_), dy(dy_);
+  const int64_t vectors = (width + Simd<A>::width - 1) / Simd<A>::width, dy_row = vectors * Simd<A>::width;
+  const int64_t x_row = round_up(std::max(dy_row + size - 1, width + 2 * pad), Simd<A>::width);
+  const int64_t rows = std::clamp<int64_t>(kGradScratchBytes / int64_t(sizeof(A)) / (group * dy_row), 1, height);
+
+  // Few groups are cut into parts of the picture as well, so that all threads have work; their sums are added up.
+  const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / std::max<int64_t>(groups, 1), 1,
+                                            (height + rows - 1) / rows);
+  const int64_t part_rows = (height + parts - 1) / parts;
+  at::Tensor parts_ = at::zeros({parts, groups * per_group}, x_.options().dtype(at::kDouble));
+  double* all = parts_.mutable_data_ptr<double>();
+
+  const int64_t grain = 1 + kMinimalWork / (per_group * part_rows * width);
+  at::parallel_for(0, groups * parts, grain, [&](int64_t begin, int64_t end) {
+    const int64_t x_plane = (rows + 2 * pad) * x_row, dy_plane = rows * dy_row;
+    Scratch<A> xs(group * x_plane), ds(group * dy_plane), sums(per_group * width_of_vector);
+    std::fill_n(sums.get(), per_group * width_of_vector, A(0));
+    std::fill_n(xs.get(), group * x_plane, A(0));
+    std::fill_n(ds.get(), group * dy_plane, A(0));
+    for (int64_t job = begin; job < end; job++) {
+      const int64_t g = job % groups, part = job / groups, n = g * group / c, channel = g * group % c;
+      double* out = all + part * groups * per_group + g * per_group;
+      const int64_t end_row = std::min((part + 1) * part_rows, height);
+      int64_t unflushed = 0;
+      for (int64_t first = part * part_rows; first < end_row; first += rows) {
+        const int64_t last = std::min(first + rows, end_row);
+        for (int64_t i = 0; i < group; i++) {
+          fill(x, x.plane(n, channel + i), first - pad, last + pad, pad, reflect, xs.get() + i * x_plane, x_row);
+          fill(dy, dy.plane(n, channel + i), first, last, 0, false, ds.get() + i * dy_plane, dy_row);
+        }
+        for_blocks(group, [&](int64_t o, auto block) {
+          for (int64_t i = 0; i < group; i++) {
+            if (o == 0) {  // the next strip, while this one keeps the arithmetic busy
+              fetch(x.plane(n, channel + i) + (last + pad) * x.stride_y, rows * x.stride_y);
+              fetch(dy.plane(n, channel + i) + last * dy.stride_y, rows * dy.stride_y);
+            }
+            for (int64_t ky = 0; ky < size; ky++)
+              correlate_row<A, block>(xs.get() + i * x_plane + ky * x_row, x_row, ds.get() + o * dy_plane, dy_plane,
+                                      dy_row, last - first, vectors, size,
+                                      sums.get() + ((o * group + i) * taps + ky * size) * width_of_vector,
+                                      group * taps * width_of_vector);
+          }
+        });
+        unflushed += (last - first) * vectors;
+        if (unflushed < kFlush && last < end_row) continue;
+        for (int64_t j = 0; j < per_group; j++) out[j] += V::sum(V::load(sums.get() + j * width_of_vector));
+        std::fill_n(sums.get(), per_group * width_of_vector, A(0));
+        unflushed = 0;
+      }
+    }
+  });
+
+  S* dkernel = dkernel_.mutable_data_ptr<S>();
+  for (int64_t j = 0; j < groups * per_group; j++) {
+    double total = 0;
+    for (int64_t part = 0; part < parts; part++) total += all[part * groups * per_group + j];
+    dkernel[j] = static_cast<S>(total);
+  }
+}
+
+// Shapes that do not fit would read beyond the tensors; the Python functions check with better words before.
+void check(const at::Tensor& x, at::IntArrayRef kernel, const at::Tensor& other, bool reflect) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "x: expected [N, C, H, W]");
+  TORCH_CHECK_VALUE(kernel.size() == 5 && kernel[0] == x.size(0) && kernel[1] == x.size(1) && kernel[2] > 0 &&
+                        kernel[1] % kernel[2] == 0 && kernel[3] == kernel[4] && kernel[3] % 2 == 1,
+                    "kernel: expected [N, C, C/G, k, k] with odd k for x ", x.sizes(), ", got ", kernel);
+  TORCH_CHECK_VALUE(!reflect || std::min(x.size(2), x.size(3)) > kernel[3] / 2, "x: too small to be reflected");
+  TORCH_CHECK_VALUE(other.scalar_type() == x.scalar_type() && other.device() == x.device(),
+                    "expected one dtype and one device");
+}
+
+at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias,
+                       bool reflect) {
+  check(x, kernel.sizes(), kernel, reflect);
+  at::Tensor y = empty_output(x.sizes(), x.options());
+  if (y.numel() == 0) return y;
+  at::Tensor shift;
+  if (bias) {
+    check(x, kernel.sizes(), *bias, reflect);
+    TORCH_CHECK_VALUE(bias->dim() == 2 && bias->sizes() == x.sizes().slice(0, 2), "bias: expected [N, C]");
+    shift = bias->contiguous();
+  }
+  DISPATCH_FLOATING(x.scalar_type(), "adaconv", [&] {
+    convolve<scalar_t>(x, kernel.contiguous(), bias ? shift.const_data_ptr<scalar_t>() : nullptr, reflect, false, false,
+                       y);
+  });
+  return y;
+}
+
+at::Tensor grad_x_cpu(const at::Tensor& dy, const at::Tensor& kernel, bool reflect) {
+  check(dy, kernel.sizes(), kernel, reflect);
+  at::Tensor dx = empty_output(dy.sizes(), dy.options());
+  if (dx.numel() == 0) return dx;
+  const bool fold = reflect && kernel.size(3) > 1;
+  DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x", [&] {
+    convolve<scalar_t>(dy, kernel.contiguous(), nullptr, false, true, fold, dx);
+  });
+  return dx;
+}
+
+at::Tensor grad_kernel_cpu(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef shape, bool reflect) {
+  check(x, shape, dy, reflect);
+  TORCH_CHECK_VALUE(dy.sizes() == x.sizes(), "dy: expected the shape of x, ", x.sizes(), ", got ", dy.sizes());
+  at::Tensor dkernel = empty_output(shape, x.options());
+  if (x.numel() == 0) return dkernel.zero_();
+  DISPATCH_FLOATING(x.scalar_type(), "adaconv_grad_kernel", [&] { grad_kernel<scalar_t>(x, dy, reflect, dkernel); });
+  return dkernel;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaconv, CPU, m) {
+  m.impl("adaconv", &forward_cpu);
+  m.impl("adaconv_grad_x", &grad_x_cpu);
+  m.impl("adaconv_grad_kernel", &grad_kernel_cpu);
+}

@@ -1,0 +1,269 @@
+// AdaConv on the GPU: every sample convolved with its own grouped kernel, "same" size. See adaconv.cpp for the formulas.
+//
+// forward, grad_x: a block of threads computes a tile of pixels of one group of one sample, 8 outputs at a time; the
+// inputs of the tile pass through shared memory one by one. grad_kernel: a block sums up over a part of the picture
+// for one input and some outputs, all taps at once.
+
+#include "cuda.cuh"
+
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/reflection_pad2d_backward.h>
+
+namespace {
+
+constexpr int kTileX = 32, kTileY = 8, kPixels = 2;  // threads of a block, and rows for each thread
+constexpr int kThreads = 256;
+
+struct Shape {
+  int channels, height, width, group, size;
+};
+
+__device__ int reflected(int i, int size) {
+  i = abs(i);
+  return i < size ? i : 2 * (size - 1) - i;
+}
+
+// Value (y, x) of a plane, with what lies beyond its border.
+template <class S, class A>
+__device__ A pixel(const S* plane, int y, int x, int height, int width, bool reflect) {
+  if (reflect) {
+    y = reflected(y, height);
+    x = reflected(x, width);
+  }
+  return y >= 0 && y < height && x >= 0 && x < width ? static_cast<A>(plane[int64_t(y) * width + x]) : A(0);
+}
+
+// O outputs of a group from `first_output` on. K is the kernel's size, or 0 if that is not known.
+template <class S, int O, int K>
+__global__ void __launch_bounds__(kTileX* kTileY)
+    convolve(const S* x, const S* kernel, const S* bias, S* y, Shape shape, int first_output, int block_of_outputs,
+             bool reflect, bool turned) {
+  using A = Accumulate<S>;
+  extern __shared__ char memory[];
+  const int k = K ? K : shape.size, pad = k / 2, taps = k * k, group = shape.group;
+  const int tile_width = kTileX + k - 1, tile_height = kTileY * kPixels + k - 1;
+  A* tile = reinterpret_cast<A*>(memory);
+  A* weight = tile + tile_width * tile_height;  // [taps][O]
+
+  const int tiles_x = (shape.width + kTileX - 1) / kTileX;
+  const int x0 = blockIdx.x % tiles_x * kTileX, y0 = blockIdx.x / tiles_x * kTileY * kPixels;
+  const int64_t plane = int64_t(shape.height) * shape.width;
+  const int64_t g = blockIdx.y;  // of all groups of all samples
+  const int o0 = first_output + blockIdx.z * block_of_outputs;
+  const S* kernels = kernel + g * group * group * taps;
+  const int thread = threadIdx.y * kTileX + threadIdx.x;
+
+  A sum[kPixels][O];
+  for (int p = 0; p < kPixels; p++)
+    for (int o = 0; o < O; o++) sum[p][o] = bias ? static_cast<A>(bias[g * group + o0 + o]) : A(0);
+
+  for (int i = 0; i < group; i++) {
+    const S* input = x + (g * group + i) * plane;
+    __syncthreads();  // the tile before has been read
+    for (int j = thread; j < tile_width * tile_height; j += kTileX * kTileY)
+      tile[j] = pixel<S, A>(input, y0 + j / tile_width - pad, x0 + j % tile_width - pad, shape.height, shape.width,
+                            reflect);
+    for (int j = thread; j < taps * O; j += kTileX * kTileY) {
+      const int t = j / O, o = o0 + j % O;
+      weight[j] = static_cast<A>(turned ? kernels[(int64_t(i) * group + o) * taps + taps - 1 - t]
+                                        : kernels[(int64_t(o) * group + i) * taps + t]);
+    }
+    __syncthreads();
+    for (int ky = 0; ky < k; ky++) {
+#pragma unroll
+      for (int kx = 0; kx < k; kx++) {
+        A value[kPixels];
+        for (int p = 0; p < kPixels; p++)
+          value[p] = tile[(threadIdx.y + p * kTileY + ky) * tile_width + threadIdx.x + kx];
+#pragma unroll
+        for (int o = 0; o < O; o++)
+          for (int p = 0; p < kPixels; p++) sum[p][o] += weight[(ky * k + kx) * O + o] * value[p];
+      }
+    }
+  }
+  const int column = x0 + threadIdx.x;
+  for (int p = 0; p < kPixels; p++) {
+    const int row = y0 + threadIdx.y + p * kTileY;
+    if (row < shape.height && column < shape.width)
+      for (int o = 0; o < O; o++)
+        y[(g * group + o0 + o) * plane + int64_t(row) * shape.width + column] = static_cast<S>(sum[p][o]);
+  }
+}
+
+template <class S, int O, int K>
+void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y, Shape shape,
+                     int first_output, int count, bool reflect, bool turned) {
+  const int64_t groups = x.size(0) * shape.channels / shape.group;
+  const int64_t tiles = blocks_of(shape.width, kTileX) * blocks_of(shape.height, kTileY * kPixels);
+  const size_t memory = sizeof(Accumulate<S>) * ((kTileX + shape.size - 1) * (kTileY * kPixels + shape.size - 1) +
+                                                 shape.size * shape.size * O);
+  TORCH_CHECK_VALUE(memory <= 48 << 10, "kernel: ", shape.size, "x", shape.size, " is too large for the GPU kernel");
+  // the grid's second dimension ends at 65535
+  for (int64_t g = 0; g < groups; g += 65535) {
+    const int64_t chunk = std::min<int64_t>(groups - g, 65535);
+    const int64_t plane = int64_t(shape.height) * shape.width * shape.group;
+    const int64_t values = int64_t(shape.group) * shape.group * shape.size * shape.size;
+    convolve<S, O, K><<<dim3(tiles, chunk, count), dim3(kTileX, kTileY), memory, c10::cuda::getCurrentCUDAStream()>>>(
+        x.const_data_ptr<S>() + g * plane, kernel.const_data_ptr<S>() + g * values,
+        bias.defined() ? bias.const_data_ptr<S>() + g * shape.group : nullptr, y.mutable_data_ptr<S>() + g * plane,
+        shape, first_output, O, reflect, turned);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+}
+
+template <class S, int O>
+void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y, Shape shape,
+                     int first_output, int count, bool reflect, bool turned) {
+  switch (shape.size) {
+    case 1: return launch_convolve<S, O, 1>(x, kernel, bias, y, shape, first_output, count, reflect, turned);
+    case 3: return launch_convolve<S, O, 3>(x, kernel, bias, y, shape, first_output, count, reflect, turned);
+    default: return launch_convolve<S, O, 0>(x, kernel, bias, y, shape, first_output, count, reflect, turned);
+  }
+}
+
+template <class S>
+void convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y, Shape shape,
+              bool reflect, bool turned) {
+  const int group = shape.group;
+  int o = group / 8 * 8;
+  if (o) launch_convolve<S, 8>(x, kernel, bias, y, shape, 0, o / 8, reflect, turned);
+  if (group - o >= 4) launch_convolve<S, 4>(x, kernel, bias, y, shape, o, 1, reflect, turned), o += 4;
+  if (group - o >= 2) launch_convolve<S, 2>(x, kernel, bias, y, shape, o, 1, reflect, turned), o += 2;
+  if (group - o >= 1) launch_convolve<S, 1>(x, kernel, bias, y, shape, o, 1, reflect, turned);
+}
+
+// Sums of dy[o] · x[i] over part blockIdx.z of the picture, for O outputs and K × T taps (T columns from `tap` on).
+template <class S, int O, int K, int T>
+__global__ void __launch_bounds__(kThreads)
+    correlate(const S* x, const S* dy, Accumulate<S>* parts, Shape shape, int64_t groups, int tap, bool reflect) {
+  using A = Accumulate<S>;
+  __shared__ A shared[kThreads / 32];
+  const int group = shape.group, k = shape.size, taps = k * k, pad = k / 2;
+  const int blocks = (group + O - 1) / O;
+  const int64_t g = blockIdx.x / (int64_t(blocks) * group);
+  const int o0 = blockIdx.x / group % blocks * O, i = blockIdx.x % group, first_row = K > 1 ? 0 : tap / k;
+  const int first_column = K > 1 ? 0 : tap % k;
+  const int64_t plane = int64_t(shape.height) * shape.width;
+  const S* input = x + (g * group + i) * plane;
+  const S* output = dy + (g * group + o0) * plane;
+
+  A sum[O][K][T] = {};
+  for (int64_t j = int64_t(blockIdx.z) * kThreads + threadIdx.x; j < plane; j += int64_t(gridDim.z) * kThreads) {
+    const int row = j / shape.width, column = j % shape.width;
+    A d[O];
+#pragma unroll
+    for (int o = 0; o < O; o++) d[o] = o0 + o < group ? static_cast<A>(output[o * plane + j]) : A(0);
+#pragma unroll
+    for (int ky = 0; ky < K; ky++)
+#pragma unroll
+      for (int kx = 0; kx < T; kx++) {
+        const A value = pixel<S, A>(input, row + first_row + ky - pad, column + first_column + kx - pad, shape.height,
+                                    shape.width, reflect);
+#pragma unroll
+        for (int o = 0; o < O; o++) sum[o][ky][kx] += d[o] * value;
+      }
+  }
+#pragma unroll
+  for (int o = 0; o < O; o++)
+#pragma unroll
+    for (int ky = 0; ky < K; ky++)
+#pragma unroll
+      for (int kx = 0; kx < T; kx++) {
+        const A total = block_sum(sum[o][ky][kx], shared);
+        if (threadIdx.x == 0 && o0 + o < group)
+          parts[(blockIdx.z * groups * group + g * group + o0 + o) * group * taps + int64_t(i) * taps +
+                (first_row + ky) * k + first_column + kx] = total;
+      }
+}
+
+template <class S, int O, int K, int T>
+void launch_correlate(const at::Tensor& x, const at::Tensor& dy, at::Tensor& parts, Shape shape, int tap,
+                      bool reflect) {
+  const int64_t groups = x.size(0) * shape.channels / shape.group;
+  const int64_t blocks = groups * blocks_of(shape.group, O) * shape.group;
+  correlate<S, O, K, T><<<dim3(blocks, 1, parts.size(0)), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      x.const_data_ptr<S>(), dy.const_data_ptr<S>(), parts.mutable_data_ptr<Accumulate<S>>(), shape, groups, tap,
+      reflect);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+Shape check(const at::Tensor& x, at::IntArrayRef kernel, const at::Tensor& other, bool reflect) {
+  TORCH_CHECK_VALUE(x.dim() == 4, "x: expected [N, C, H, W]");
+  TORCH_CHECK_VALUE(kernel.size() == 5 && kernel[0] == x.size(0) && kernel[1] == x.size(1) && kernel[2] > 0 &&
+                        kernel[1] % kernel[2] == 0 && kernel[3] == kernel[4] && kernel[3] % 2 == 1,
+                    "kernel: expected [N, C, C/G, k, k] with odd k for x ", x.sizes(), ", got ", kernel);
+  TORCH_CHECK_VALUE(!reflect || std::min(x.size(2), x.size(3)) > kernel[3] / 2, "x: too small to be reflected");
+  TORCH_CHECK_VALUE(other.scalar_type() == x.scalar_type() && other.device() == x.device(),
+                    "expected one dtype and one device");
+  constexpr int64_t most = std::numeric_limits<int>::max();
+  TORCH_CHECK_VALUE(x.size(2) * x.size(3) <= most / 2 && x.size(1) <= most && kernel[3] < 1 << 14 &&
+                        x.size(0) * x.size(1) * kernel[2] <= most,
+                    "x: ", x.sizes(), " is too large for the GPU kernel");
+  return {int(x.size(1)), int(x.size(2)), int(x.size(3)), int(kernel[2]), int(kernel[3])};
+}
+
+at::Tensor forward_cuda(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias,
+                        bool reflect) {
+  const Shape shape = check(x, kernel.sizes(), kernel, reflect);
+  const c10::cuda::CUDAGuard guard(x.device());
+  at::Tensor y = empty_output(x.sizes(), x.options()), shift;
+  if (y.numel() == 0) return y;
+  if (bias) {
+    check(x, kernel.sizes(), *bias, reflect);
+    TORCH_CHECK_VALUE(bias->dim() == 2 && bias->sizes() == x.sizes().slice(0, 2), "bias: expected [N, C]");
+    shift = bias->contiguous();
+  }
+  DISPATCH_FLOATING(x.scalar_type(), "adaconv", [&] {
+    convolve<scalar_t>(x.contiguous(), kernel.contiguous(), shift, y, shape, reflect, false);
+  });
+  return y;
+}
+
+at::Tensor grad_x_cuda(const at::Tensor& dy_, const at::Tensor& kernel, bool reflect) {
+  Shape shape = check(dy_, kernel.sizes(), kernel, reflect);
+  const c10::cuda::CUDAGuard guard(dy_.device());
+  if (dy_.numel() == 0) return empty_output(dy_.sizes(), dy_.options());
+  const int64_t pad = reflect ? shape.size / 2 : 0;
+  const at::Tensor dy = pad ? at::constant_pad_nd(dy_, {pad, pad, pad, pad}) : dy_.contiguous();
+  shape.height = dy.size(2), shape.width = dy.size(3);
+  at::Tensor dx = empty_output(dy.sizes(), dy.options());
+  DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x", [&] {
+    convolve<scalar_t>(dy, kernel.contiguous(), at::Tensor(), dx, shape, false, true);
+  });
+  // what falls beyond the border comes back to where the border was reflected from
+  return pad ? at::reflection_pad2d_backward(dx, dy_, {pad, pad, pad, pad}) : dx;
+}
+
+at::Tensor grad_kernel_cuda(const at::Tensor& x_, const at::Tensor& dy_, at::IntArrayRef sizes, bool reflect) {
+  const Shape shape = check(x_, sizes, dy_, reflect);
+  TORCH_CHECK_VALUE(dy_.sizes() == x_.sizes(), "dy: expected the shape of x, ", x_.sizes(), ", got ", dy_.sizes());
+  const c10::cuda::CUDAGuard guard(x_.device());
+  at::Tensor dkernel = empty_output(sizes, x_.options());
+  if (x_.numel() == 0) return dkernel.zero_();
+  const at::Tensor x = x_.contiguous(), dy = dy_.contiguous();
+  DISPATCH_FLOATING(x.scalar_type(), "adaconv_grad_kernel", [&] {
+    // parts of the picture, so that few groups keep the GPU busy too; each is summed up in a fixed order
+    const int64_t groups = x.size(0) * shape.channels, plane = x.size(2) * x.size(3);
+    const int64_t count = std::clamp<int64_t>(std::min(4096 / groups, plane / (8 * kThreads)), 1, 64);
+    at::Tensor parts = at::empty({count, x.size(0) * x.size(1), shape.group, shape.size, shape.size},
+                                 x.options().dtype(c10::CppTypeToScalarType<Accumulate<scalar_t>>::value));
+    if (shape.size == 1) {
+      launch_correlate<scalar_t, 8, 1, 1>(x, dy, parts, shape, 0, reflect);
+    } else if (shape.size == 3) {
+      launch_correlate<scalar_t, 4, 3, 3>(x, dy, parts, shape, 0, reflect);
+    } else {
+      for (int tap = 0; tap < shape.size * shape.size; tap++)
+        launch_correlate<scalar_t, 8, 1, 1>(x, dy, parts, shape, tap, reflect);
+    }
+    dkernel.copy_(parts.sum(0).view(sizes));
+  });
+  return dkernel;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaconv, CUDA, m) {
+  m.impl("adaconv", &forward_cuda);
+  m.impl("adaconv_grad_x", &grad_x_cuda);
+  m.impl("adaconv_grad_kernel", &grad_kernel_cuda);
+}

@@ -1,0 +1,163 @@
+// Bias, activation, gain and clamp on the CPU, in one pass; and its gradient, from what came out.
+//
+//   y = clamp(gain · act(x + b))
+//   dx = dy · gain · act'      where y is inside the clamp, else 0;   db = Σ dx
+
+#include "simd.h"
+
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+namespace {
+
+// As in bias_act.py.
+enum Activation : int64_t { kLinear, kRelu, kLrelu, kSigmoid, kTanh };
+constexpr double kSlope = 0.2;
+
+// Planes of one n and c beside each other in memory: `inner` values each.
+struct Planes {
+  int64_t count, channels, inner;
+  explicit Planes(const at::Tensor& x)
+      : count(x.size(0) * x.size(1)), channels(x.size(1)), inner(x.numel() / std::max<int64_t>(count, 1)) {}
+  int64_t grain() const { return 1 + (1 << 15) / inner; }
+};
+
+template <class A>
+using Vector = typename Simd<A>::Vector;
+
+// leaky ReLU with any slope: 1 is linear, 0 ReLU
+template <class A>
+Vector<A> activate(Vector<A> x, A slope, A gain, A clamp) {
+  Vector<A> y = (x > 0 ? x : x * slope) * gain;
+  y = y > clamp ? Vector<A>{} + clamp : y;
+  return y < -clamp ? Vector<A>{} - clamp : y;
+}
+
+template <class A>
+A curve(Activation act, A x) {
+  return act == kSigmoid ? A(1) / (A(1) + std::exp(-x)) : std::tanh(x);
+}
+
+template <class S>
+void forward(const at::Tensor& x_, const S* bias, Activation act, double gain_, double clamp_, at::Tensor& y_) {
+  using A = Accumulate<S>;
+  using V = Simd<A>;
+  const Planes planes(x_);
+  const S* x = x_.const_data_ptr<S>();
+  S* y = y_.mutable_data_ptr<S>();
+  const A gain = gain_, clamp = clamp_ >= 0 ? clamp_ : std::numeric_limits<A>::infinity();
+  const A slope = act == kLinear ? 1 : act == kRelu ? 0 : kSlope;
+  at::parallel_for(0, planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; plane++) {
+      const A b = bias ? static_cast<A>(bias[plane % planes.channels]) : A(0);
+      const S* from = x + plane * planes.inner;
+      S* to = y + plane * planes.inner;
+      for (int64_t j = 0; j < planes.inner; j += V::width) {
+        const int64_t count = std::min(V::width, planes.inner - j);
+        A values[V::width] = {};
+        for (int64_t k = 0; k < count; k++) values[k] = static_cast<A>(from[j + k]);
+        if (act == kSigmoid || act == kTanh) {
+          for (int64_t k = 0; k < count; k++)
+            values[k] = std::clamp(gain * curve(act, values[k] + b), -clamp, clamp);
+        } else {
+          V::store(values, activate<A>(V::load(values) + b, slope, gain, clamp));
+        }
+        for (int64_t k = 0; k < count; k++) to[j + k] = static_cast<S>(values[k]);
+      }
+    }
+  });
+}
+
+// The derivative of y by x, from y.
+template <class A>
+Vector<A> derivative(Vector<A> y, Activation act, A slope, A gain, A clamp) {
+  Vector<A> d;
+  if (act == kSigmoid) {
+    d = y * (A(1) - y / gain);
+  } else if (act == kTanh) {
+    d = gain - y * y / gain;
+  } else {
+    d = y * gain > 0 ? Vector<A>{} + gain : Vector<A>{} + gain * slope;
+  }
+  return (y < clamp) & (y > -clamp) ? d : Vector<A>{};
+}
+
+template <class S>
+void gradient(const at::Tensor& dy_, const at::Tensor& y_, Activation act, double gain_, double clamp_,
+              at::Tensor& dx_, at::Tensor& sums) {
+  using A = Accumulate<S>;
+  using V = Simd<A>;
+  const Planes planes(dy_);
+  const S *dy = dy_.const_data_ptr<S>(), *y = y_.const_data_ptr<S>();
+  S* dx = dx_.mutable_data_ptr<S>();
+  double* db = sums.mutable_data_ptr<double>();
+  const A gain = gain_, clamp = clamp_ >= 0 ? clamp_ : std::numeric_limits<A>::infinity();
+  const A slope = act == kLinear ? 1 : act == kRelu ? 0 : kSlope;
+  at::parallel_for(0, planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
+    for (int64_t plane = begin; plane < end; plane++) {
+      const int64_t offset = plane * planes.inner;
+      double total = 0;
+      for (int64_t j = 0; j < planes.inner;) {
+        typename V::Vector part = {};  // of 64 vectors, then in float64
+        for (int64_t v = 0; v < 64 && j < planes.inner; v++, j += V::width) {
+          const int64_t count = std::min(V::width, planes.inner - j);
+          A ys[V::width] = {}, dys[V::width] = {};
+          for (int64_t k = 0; k < count; k++) {
+            ys[k] = static_cast<A>(y[offset + j + k]);
+            dys[k] = static_cast<A>(dy[offset + j + k]);
+          }
+          const typename V::Vector d = V::load(dys) * derivative<A>(V::load(ys), act, slope, gain, clamp);
+          part += d;
+          V::store(dys, d);
+          for (int64_t k = 0; k < count; k++) dx[offset + j + k] = static_cast<S>(dys[k]);
+        }
+        total += V::sum(part);
+      }
+      db[plane] = total;
+    }
+  });
+}
+
+void check(const at::Tensor& x, int64_t act, double gain) {
+  TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected [N, C, ...], got ", x.sizes());
+  TORCH_CHECK_VALUE(act >= kLinear && act <= kTanh, "act: expected 0 to 4, got ", act);
+  TORCH_CHECK_VALUE(gain != 0, "gain: expected another number than 0");
+}
+
+at::Tensor bias_act_cpu(const at::Tensor& x_, const std::optional<at::Tensor>& bias_, int64_t act, double gain,
+                        double clamp) {
+  check(x_, act, gain);
+  const at::Tensor x = x_.contiguous(), bias = bias_ ? bias_->contiguous() : at::Tensor();
+  TORCH_CHECK_VALUE(!bias.defined() || (bias.dim() == 1 && bias.size(0) == x.size(1) &&
+                                        bias.scalar_type() == x.scalar_type() && bias.device() == x.device()),
+                    "bias: expected [", x.size(1), "] of the dtype and device of x");
+  at::Tensor y = empty_output(x.sizes(), x.options());
+  if (y.numel() == 0) return y;
+  DISPATCH_FLOATING(x.scalar_type(), "bias_act", [&] {
+    forward<scalar_t>(x, bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr, Activation(act), gain, clamp, y);
+  });
+  return y;
+}
+
+std::tuple<at::Tensor, at::Tensor> bias_act_grad_cpu(const at::Tensor& dy_, const at::Tensor& y_, int64_t act,
+                                                     double gain, double clamp) {
+  check(dy_, act, gain);
+  TORCH_CHECK_VALUE(dy_.sizes() == y_.sizes() && dy_.scalar_type() == y_.scalar_type() && dy_.device() == y_.device(),
+                    "y: expected the shape, dtype and device of dy");
+  const at::Tensor dy = dy_.contiguous(), y = y_.contiguous();
+  at::Tensor dx = empty_output(dy.sizes(), dy.options());
+  at::Tensor sums = at::zeros({dy.size(0), dy.size(1)}, dy.options().dtype(at::kDouble));
+  if (dx.numel() > 0)
+    DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad",
+                      [&] { gradient<scalar_t>(dy, y, Activation(act), gain, clamp, dx, sums); });
+  return {dx, sums.sum(0).to(dy.scalar_type())};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaconv, CPU, m) {
+  m.impl("bias_act", &bias_act_cpu);
+  m.impl("bias_act_grad", &bias_act_grad_cpu);
+}

@@ -1,0 +1,111 @@
+// Bias, activation, gain and clamp on the GPU, in one pass; and its gradient, from what came out. See bias_act.cpp.
+
+#include "cuda.cuh"
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// As in bias_act.py.
+enum Activation : int64_t { kLinear, kRelu, kLrelu, kSigmoid, kTanh };
+
+template <class A>
+__device__ A activate(Activation act, A x) {
+  switch (act) {
+    case kRelu: return x > 0 ? x : A(0);
+    case kLrelu: return x > 0 ? x : x * A(0.2);
+    case kSigmoid: return A(1) / (A(1) + exp(-x));
+    case kTanh: return tanh(x);
+    default: return x;
+  }
+}
+
+// The derivative of gain · act by x, from y = gain · act(x).
+template <class A>
+__device__ A derivative(Activation act, A y, A gain) {
+  switch (act) {
+    case kRelu: return y * gain > 0 ? gain : A(0);
+    case kLrelu: return y * gain > 0 ? gain : gain * A(0.2);
+    case kSigmoid: return y * (A(1) - y / gain);
+    case kTanh: return gain - y * y / gain;
+    default: return gain;
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    forward(const S* x, const S* bias, S* y, int64_t count, int64_t inner, int64_t channels, Activation act,
+            double gain, double clamp) {
+  using A = Accumulate<S>;
+  for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += int64_t(gridDim.x) * kThreads) {
+    const A b = bias ? static_cast<A>(bias[j / inner % channels]) : A(0);
+    A value = A(gain) * activate(act, static_cast<A>(x[j]) + b);
+    if (clamp >= 0) value = value > A(clamp) ? A(clamp) : value < A(-clamp) ? A(-clamp) : value;
+    y[j] = static_cast<S>(value);
+  }
+}
+
+template <class S>
+__global__ void __launch_bounds__(kThreads)
+    gradient(const S* dy, const S* y, S* dx, int64_t count, Activation act, double gain, double clamp) {
+  using A = Accumulate<S>;
+  for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += int64_t(gridDim.x) * kThreads) {
+    const A value = static_cast<A>(y[j]);
+    const bool inside = clamp < 0 || (value < A(clamp) && value > A(-clamp));
+    dx[j] = static_cast<S>(inside ? static_cast<A>(dy[j]) * derivative(act, value, A(gain)) : A(0));
+  }
+}
+
+void check(const at::Tensor& x, int64_t act, double gain) {
+  TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected [N, C, ...], got ", x.sizes());
+  TORCH_CHECK_VALUE(act >= kLinear && act <= kTanh, "act: expected 0 to 4, got ", act);
+  TORCH_CHECK_VALUE(gain != 0, "gain: expected another number than 0");
+}
+
+int64_t grid(int64_t count) { return std::min<int64_t>(blocks_of(count, kThreads), 1 << 20); }
+
+at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& bias_, int64_t act, double gain,
+                         double clamp) {
+  check(x_, act, gain);
+  const c10::cuda::CUDAGuard guard(x_.device());
+  const at::Tensor x = x_.contiguous(), bias = bias_ ? bias_->contiguous() : at::Tensor();
+  TORCH_CHECK_VALUE(!bias.defined() || (bias.dim() == 1 && bias.size(0) == x.size(1) &&
+                                        bias.scalar_type() == x.scalar_type() && bias.device() == x.device()),
+                    "bias: expected [", x.size(1), "] of the dtype and device of x");
+  at::Tensor y = empty_output(x.sizes(), x.options());
+  if (y.numel() == 0) return y;
+  const int64_t inner = x.numel() / (x.size(0) * x.size(1));
+  DISPATCH_FLOATING(x.scalar_type(), "bias_act", [&] {
+    forward<scalar_t><<<grid(x.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+        x.const_data_ptr<scalar_t>(), bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr,
+        y.mutable_data_ptr<scalar_t>(), x.numel(), inner, x.size(1), Activation(act), gain, clamp);
+    C10_CUDA_KERNEL_LAUNCH_CHECK();
+  });
+  return y;
+}
+
+std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, const at::Tensor& y_, int64_t act,
+                                                      double gain, double clamp) {
+  check(dy_, act, gain);
+  TORCH_CHECK_VALUE(dy_.sizes() == y_.sizes() && dy_.scalar_type() == y_.scalar_type() && dy_.device() == y_.device(),
+                    "y: expected the shape, dtype and device of dy");
+  const c10::cuda::CUDAGuard guard(dy_.device());
+  const at::Tensor dy = dy_.contiguous(), y = y_.contiguous();
+  at::Tensor dx = empty_output(dy.sizes(), dy.options());
+  if (dx.numel() > 0)
+    DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad", [&] {
+      gradient<scalar_t><<<grid(dy.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+          dy.const_data_ptr<scalar_t>(), y.const_data_ptr<scalar_t>(), dx.mutable_data_ptr<scalar_t>(), dy.numel(),
+          Activation(act), gain, clamp);
+      C10_CUDA_KERNEL_LAUNCH_CHECK();
+    });
+  // half precision is summed up in float32 by `sum`
+  return {dx, dx.reshape({dx.size(0), dx.size(1), -1}).sum(at::IntArrayRef{0, 2})};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(adaconv, CUDA, m) {
+  m.impl("bias_act", &bias_act_cuda);
+  m.impl("bias_act_grad", &bias_act_grad_cuda);
+}

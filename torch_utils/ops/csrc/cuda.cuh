@@ -1,0 +1,37 @@
+// What the CUDA kernels share. Only headers that need nothing but the CUDA runtime.
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <type_traits>
+
+// float16 and bfloat16 are computed in float32, float64 in itself.
+template <class Storage>
+using Accumulate = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+#define DISPATCH_FLOATING(TYPE, NAME, ...) \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, NAME, __VA_ARGS__)
+
+inline int64_t blocks_of(int64_t work, int64_t size) { return (work + size - 1) / size; }
+
+inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return at::empty(sizes, options.memory_format(at::MemoryFormat::Contiguous));
+}
+
+// The sum of a value over all threads of a block, in thread 0. `shared` holds a value for each warp.
+template <class A>
+__device__ A block_sum(A value, A* shared) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_down_sync(~0u, value, offset);
+  __syncthreads();  // an earlier sum may still be read
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  if (threadIdx.x == 0)
+    for (int warp = 1; warp < blockDim.x / 32; warp++) value += shared[warp];
+  return value;
+}

@@ -1,0 +1,97 @@
+// What the CPU kernels share: vectors of the machine's width, aligned scratch memory, and dispatch by type.
+#pragma once
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+// float16 and bfloat16 are computed in float32, float64 in itself.
+template <class Storage>
+using Accumulate = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+template <class A>
+struct Simd {
+  typedef A Vector __attribute__((vector_size(kVectorBytes)));
+  static constexpr int64_t width = kVectorBytes / sizeof(A);
+
+  static Vector load(const A* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  }
+  static void store(A* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+  static A sum(Vector v) {
+    A total = 0;
+    for (int64_t j = 0; j < width; j++) total += v[j];
+    return total;
+  }
+};
+
+inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Uninitialized memory, aligned to a cache line, for one thread's use.
+template <class A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count) {
+    void* memory = std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(A), 64));
+    TORCH_CHECK(memory != nullptr, "out of memory for ", count, " values of scratch");
+    data_.reset(static_cast<A*>(memory));
+  }
+  A* get() const { return data_.get(); }
+
+ private:
+  std::unique_ptr<A[], decltype(&std::free)> data_{nullptr, &std::free};
+};
+
+// An uninitialized contiguous tensor. Large ones ask for huge pages: fresh memory costs a fault for each page, which
+// takes longer than most of the arithmetic here.
+inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  at::Tensor t = at::empty(sizes, options.memory_format(at::MemoryFormat::Contiguous));
+#if defined(__linux__)
+  constexpr uintptr_t page = 2 << 20;
+  const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(t.data_ptr()), page);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(t.data_ptr()) + t.nbytes()) / page * page;
+  if (end > begin + page) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+  return t;
+}
+
+// Copies `count` values that lie `stride` apart, converted.
+template <class From, class To>
+void copy_row(const From* from, int64_t stride, To* to, int64_t count) {
+  if constexpr (std::is_same_v<From, To> && std::is_same_v<To, Accumulate<To>>) {
+    if (stride == 1) {  // most rows are short: a call of memcpy would take as long as the copy
+      int64_t j = 0;
+      for (; j + Simd<To>::width <= count; j += Simd<To>::width) Simd<To>::store(to + j, Simd<To>::load(from + j));
+      for (; j < count; j++) to[j] = from[j];
+      return;
+    }
+  }
+  if (stride == 1) {
+    for (int64_t j = 0; j < count; j++) to[j] = static_cast<To>(from[j]);
+  } else {
+    for (int64_t j = 0; j < count; j++) to[j] = static_cast<To>(from[j * stride]);
+  }
+}
+
+#define DISPATCH_FLOATING(TYPE, NAME, ...) \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, NAME, __VA_ARGS__)

@@ -1,0 +1,50 @@
+"""Mean and variance of every sample and channel: what instance normalization needs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_utils.ops import native
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [N, C, H, W] → mean and variance (of the population, not of a sample) over H and W, both [N, C].
+
+    Twice differentiable.
+
+    Raises:
+        ValueError: where x has another shape, or no pixels.
+    """
+    if x.ndim != 4 or x.shape[2] * x.shape[3] == 0:
+        raise ValueError(f"x: expected [N, C, H, W] with pixels, got {list(x.shape)}")
+    if native.available(x.device.type):
+        return torch.ops.adaconv.moments(x)
+    return moments_reference(x)
+
+
+def moments_reference(x: Tensor) -> tuple[Tensor, Tensor]:
+    """`moments` in plain PyTorch."""
+    var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+    return mean, var
+
+
+def register() -> None:
+    """Tells PyTorch the shapes and derivatives of the kernel, once it is loaded."""
+
+    @torch.library.register_fake("adaconv::moments")
+    def _(x):
+        return x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])
+
+    def save(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0], output[0])
+
+    def backward(ctx, dmean, dvar):
+        """∂mean/∂x = 1/HW, ∂var/∂x = 2 (x − mean) / HW: a scale and a shift for each plane."""
+        x, mean = ctx.saved_tensors
+        pixels = x.shape[2] * x.shape[3]
+        scale = 2 * dvar / pixels
+        shift = dmean / pixels - scale * mean
+        return torch.addcmul(shift[..., None, None], scale[..., None, None], x)
+
+    torch.library.register_autograd("adaconv::moments", backward, setup_context=save)

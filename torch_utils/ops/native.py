@@ -1,0 +1,257 @@
+"""Builds and loads the C++ and CUDA kernels, or says in one line why not.
+
+`ADACONV_OPS=auto` (the default) takes the kernels where they can be had, `native` insists on them, `reference` does
+without. They are compiled on first use, by one process of all that ask, and kept in a cache folder by a hash of all
+that they are made from: sources, flags, compilers and PyTorch. A build that failed is not tried again before
+something of that changes, or `make ops` asks for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from torch_utils.cli import UserError
+from torch_utils.files import atomic_write
+
+SOURCES = Path(__file__).parent / "csrc"
+CPU_SOURCES = ["ops.cpp", "adaconv.cpp", "bias_act.cpp", "moments.cpp", "upfirdn2d.cpp"]
+CUDA_SOURCES = ["adaconv.cu", "bias_act.cu", "moments.cu", "upfirdn2d.cu"]
+
+# The vector instructions that PyTorch found on this machine. GCC's -march=native would also tune, and so run into a
+# wrong code bug of GCC 12 (a flag overwritten before a conditional move).
+CPU_FLAGS = {
+    "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+}
+# Ampere, Hopper, and PTX for what comes after them.
+DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+
+# Runs in a process of its own, so that what ninja and the compilers print can be kept in a file.
+BUILDER = """
+import json, sys
+from torch.utils.cpp_extension import load
+load(**json.loads(sys.argv[1]), verbose=True, is_python_module=False)
+"""
+
+
+class Unavailable(Exception):
+    """The kernels cannot be had; the message is one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a library is made from. `key` names it in the cache."""
+
+    device: str  # cpu or cuda
+    sources: tuple[str, ...]
+    flags: tuple[str, ...]
+    compiler: str  # with its version
+    cuda_home: str | None = None
+    architectures: str | None = None
+
+    @property
+    def key(self) -> str:
+        texts = [(SOURCES / name).read_text() for name in sorted(os.listdir(SOURCES))]
+        parts = [torch.__version__, platform.machine(), *map(str, vars(self).values()), *texts]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        return cache_folder() / f"{self.device}-{self.key}"
+
+    @property
+    def library(self) -> Path:
+        return self.folder / f"adaconv_{self.device}.so"
+
+
+def mode() -> str:
+    """auto, native or reference, as ADACONV_OPS says."""
+    value = os.environ.get("ADACONV_OPS", "auto")
+    if value not in ("auto", "native", "reference"):
+        raise UserError(f"ADACONV_OPS={value!r} is unknown; there are auto, native and reference")
+    return value
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "adaconv"
+
+
+def plan(device: str) -> Build:
+    """What the library for a device would be made from here. Raises Unavailable where a compiler is missing."""
+    compiler = os.environ.get("CXX") or "c++"
+    version = _version(compiler, "install one (Debian, Ubuntu: apt install g++) or name it with CXX=")
+    if device == "cpu":
+        flags = ["-O3", "-fno-math-errno", "-Wno-psabi", *CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])]
+        if sys.platform == "linux":
+            flags.append("-fopenmp")
+        return Build("cpu", tuple(CPU_SOURCES), tuple(flags), version)
+    if torch.version.cuda is None:
+        raise Unavailable("this PyTorch was built without CUDA; install one with it")
+    home = find_cuda_home()
+    nvcc = _version(str(home / "bin" / "nvcc"), "install the CUDA toolkit and name it with CUDA_HOME=")
+    architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or _architectures()
+    flags = ("-O3", "--expt-relaxed-constexpr")
+    return Build("cuda", tuple(CUDA_SOURCES), flags, f"{nvcc}, {version}", str(home), architectures)
+
+
+def _version(compiler: str, remedy: str) -> str:
+    try:
+        output = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        raise Unavailable(f"the compiler {compiler} does not run; {remedy}") from None
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return f"{compiler}: " + (lines[-1] if "nvcc" in compiler else lines[0])
+
+
+def _architectures() -> str:
+    """Those of the GPUs that are there, else a default."""
+    if not torch.cuda.is_available():
+        return DEFAULT_ARCHITECTURES
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+
+
+def find_cuda_home() -> Path:
+    """The CUDA toolkit: CUDA_HOME, the one that `nvcc` belongs to, the one that pip installed, or /usr/local/cuda."""
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), _toolkit_of_nvcc()]
+    major = (torch.version.cuda or "").split(".")[0]
+    candidates += [Path(folder) / "nvidia" / f"cu{major}" for folder in sys.path if folder.endswith("site-packages")]
+    candidates += ["/usr/local/cuda"]
+    for candidate in candidates:
+        if candidate and (Path(candidate) / "bin" / "nvcc").exists() and _has_headers(Path(candidate)):
+            return Path(candidate)
+    raise Unavailable("no CUDA toolkit with nvcc and cuda_runtime.h; install it, or name its folder with CUDA_HOME=")
+
+
+def _has_headers(home: Path) -> bool:
+    return (home / "include" / "cuda_runtime.h").exists()
+
+
+def _toolkit_of_nvcc() -> str | None:
+    """nvcc may be a link or a script that calls the real one: that one says itself where it is."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull], capture_output=True, text=True)
+    for line in dry.stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            return os.path.realpath(line.removeprefix("#$ TOP="))
+    return None
+
+
+def build(device: str, again: bool = False) -> Path:
+    """The library for a device, compiled unless it is in the cache. `again` tries a build that failed before once more.
+
+    Raises:
+        Unavailable: with one line that says why, and where the compiler's messages are.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise Unavailable("they are built on Linux and macOS only") from None
+    made = plan(device)
+    failed = made.folder / "failed"
+    try:
+        made.folder.mkdir(parents=True, exist_ok=True)
+        with open(made.folder / "lock", "w") as lock:  # the system lets go of it when its process dies
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if made.library.exists():
+                return made.library
+            if failed.exists() and not again:
+                raise Unavailable(failed.read_text())
+            failed.unlink(missing_ok=True)
+            print(f"compiling the {device} ops, once: about a minute ...", file=sys.stderr)
+            try:
+                _compile(made)
+            except Unavailable as error:
+                with atomic_write(failed) as file:
+                    file.write(str(error).encode())
+                raise
+    except OSError as error:
+        raise Unavailable(
+            f"cannot write to {made.folder}: {error.strerror}; name a folder with XDG_CACHE_HOME="
+        ) from None
+    return made.library
+
+
+def _compile(made: Build) -> None:
+    log = made.folder / "log.txt"
+    environment = dict(os.environ)
+    if made.cuda_home:
+        environment |= {"CUDA_HOME": made.cuda_home, "TORCH_CUDA_ARCH_LIST": made.architectures}
+    # ninja may be installed beside this Python without being on the PATH
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    with tempfile.TemporaryDirectory(dir=made.folder) as folder:
+        options = {
+            "name": made.library.stem,
+            "sources": [str(SOURCES / name) for name in made.sources],
+            "extra_cflags": ["-O3"] if made.device == "cuda" else list(made.flags),
+            "extra_cuda_cflags": list(made.flags) if made.device == "cuda" else None,
+            "extra_ldflags": ["-fopenmp"] if "-fopenmp" in made.flags else None,
+            "build_directory": folder,
+            "with_cuda": made.device == "cuda",
+        }
+        with open(log, "w") as output:
+            done = subprocess.run(
+                [sys.executable, "-c", BUILDER, json.dumps(options)], stdout=output, stderr=output, env=environment
+            )
+        result = Path(folder) / made.library.name
+        if done.returncode or not result.exists():
+            raise Unavailable(f"compiling failed: {_reason(log.read_text())}; all messages: {log}")
+        result.replace(made.library)
+
+
+def _reason(log: str) -> str:
+    """The line of a build's messages that most likely says what is wrong."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    for mark in ("fatal error", "error:", "Error"):
+        for line in lines:
+            if mark in line:
+                return line[:200]
+    return lines[-1][:200] if lines else "no messages"
+
+
+_loaded: dict[str, bool] = {}
+
+
+def available(device: str) -> bool:
+    """Whether the kernels for a device are loaded; builds and loads them when first asked.
+
+    Raises:
+        UserError: under ADACONV_OPS=native, where they cannot be had.
+    """
+    if device not in _loaded:
+        _loaded[device] = _load(device)
+    return _loaded[device]
+
+
+def _load(device: str) -> bool:
+    if mode() == "reference" or device not in ("cpu", "cuda"):
+        return False
+    try:
+        if device == "cuda" and not available("cpu"):  # it holds the schemas
+            return False
+        torch.ops.load_library(build(device))
+    except (Unavailable, OSError) as error:
+        reason = " ".join(str(error).split())
+        if mode() == "native":
+            raise UserError(f"ADACONV_OPS=native: {reason}") from None
+        print(f"note: the slower reference ops for {device} are used: {reason}", file=sys.stderr)
+        return False
+    if device == "cpu":
+        for name in ("adaconv", "bias_act", "moments", "upfirdn2d"):
+            importlib.import_module(f"torch_utils.ops.{name}").register()
+    return True
