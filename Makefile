@@ -1,4 +1,4 @@
-# make setup | demo | test | lint | clean.  VENV= lets several checkouts share one environment.
+# make setup | demo | test | ops | lint | clean.  VENV= lets several checkouts share one environment.
 VENV   ?= .venv
 PYTHON ?= python3
 RUN    := $(VENV)/bin/python
@@ -7,7 +7,7 @@ DEMO   ?= demo
 # Threads that wait without spinning: two cores are often shared, and a spinning thread keeps the one it waits for.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test ops lint clean
 
 # Installs again only when requirements.txt differs from what the environment was made from.
 setup:
@@ -28,6 +28,10 @@ demo: setup
 test: setup
 	$(RUN) -m ruff check .
 	OMP_NUM_THREADS=1 $(RUN) -m pytest  # the tests' networks are too small for threads
+
+# Compiles the C++ and CUDA kernels ahead, or says why it cannot; tries again where it failed before.
+ops: setup
+	$(RUN) -m torch_utils.ops --build
 
 lint: setup
 	$(RUN) -m ruff check .

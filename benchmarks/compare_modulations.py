@@ -1,4 +1,4 @@
-"""Modulations and variants of AdaConv, trained alike: SWD at equal kimg, and the time that it took.
+"""Modulations and variants of AdaConv, trained alike: SWD at equal kimg.
 
     python benchmarks/compare_modulations.py --data faces32.zip --kimg 8 --seeds 0,1
 
@@ -53,7 +53,7 @@ train(resolve(options, data.resolution, data.channels, 0, 0), run)
 
 
 def train_one(run: Path, options: dict) -> dict[float, dict]:
-    """Trains in a process of its own, unless the run is there; returns its metrics by kimg, with its it/s."""
+    """Trains in a process of its own, unless the run is there; returns its metrics by kimg."""
     if not (run / "done").exists():
         run.mkdir(parents=True, exist_ok=True)
         with open(run / "output.txt", "w") as output:
@@ -66,8 +66,6 @@ def train_one(run: Path, options: dict) -> dict[float, dict]:
     for line in (run / "metrics.jsonl").read_text().splitlines():
         values = json.loads(line)
         metrics[values["kimg"]] = values
-    stats = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
-    metrics[max(metrics)]["it_per_s"] = statistics.median(s["it_per_s"] for s in stats)
     return metrics
 
 
@@ -93,12 +91,11 @@ def main(data, kimg, seeds, variants, outdir, jobs, json_path) -> None:
     table: dict[str, dict] = {}
     for (name, _, _), metrics in zip(work, results, strict=True):
         kimgs = sorted(metrics)
-        row = table.setdefault(name, {"kimg": kimgs, "swd2k": [], "it_per_s": []})
+        row = table.setdefault(name, {"kimg": kimgs, "swd2k": []})
         row["swd2k"].append([round(metrics[k]["swd2k"], 1) for k in kimgs])
-        row["it_per_s"].append(round(metrics[kimgs[-1]]["it_per_s"], 2))
     for name, row in table.items():
         last = [swd[-1] for swd in row["swd2k"]]
-        print(f"{name:24} {statistics.mean(last):7.1f}  {row['it_per_s']}  {row['swd2k']}")
+        print(f"{name:24} {statistics.mean(last):7.1f}  {row['swd2k']}")
     if json_path:
         Path(json_path).write_text(json.dumps(table, indent=2))
 
