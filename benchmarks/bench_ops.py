@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -29,7 +30,6 @@ from torch_utils import cli
 from torch_utils.files import atomic_write
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import adaconv, bias_act, native, setup_filter, upfirdn2d
-from torch_utils.ops.adaconv import adaconv_reference
 from torch_utils.ops.bias_act import bias_act_reference
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
@@ -88,8 +88,8 @@ def bench_adaconv(batch: int, rounds: int, device: str, rate: float) -> list[dic
         dy = torch.randn_like(x)
         forwards = {"demod": adaconv, "instance": instance, "loop": loop, "grouped": grouped}
         with torch.no_grad():
-            candidates = {name: (lambda f=f: f(x, kernel)) for name, f in forwards.items()}
-            forward = medians(candidates | {"copy": lambda: x.clone()}, rounds, device)
+            candidates = {name: partial(f, x, kernel) for name, f in forwards.items()}
+            forward = medians(candidates | {"copy": x.clone}, rounds, device)
         candidates = {name: with_gradients(f, [x, kernel], dy) for name, f in forwards.items()}
         both = medians(candidates, max(rounds // 3, 1), device)
         multiply_adds = x.numel() * kernel.shape[2] * 9 / rate
@@ -131,8 +131,8 @@ def bench_others(batch: int, rounds: int, device: str) -> list[dict]:
     rows = []
     for name, (own, reference, inputs) in pairs.items():
         with torch.no_grad():
-            candidates = {"own": lambda g=own, a=inputs: g(*a), "reference": lambda g=reference, a=inputs: g(*a)}
-            forward = medians(candidates | {"copy": lambda: x.clone()}, rounds, device)
+            candidates = {"own": partial(own, *inputs), "reference": partial(reference, *inputs), "copy": x.clone}
+            forward = medians(candidates, rounds, device)
             dy = torch.randn_like(own(*inputs))
         both = medians(
             {"own": with_gradients(own, inputs, dy), "reference": with_gradients(reference, inputs, dy)}, rounds, device

@@ -65,6 +65,8 @@ def adaconv_reference(
 def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, padding_mode: str) -> None:
     if x.ndim != 4:
         raise ValueError(f"x: expected [N, C, H, W], got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point, got {x.dtype}")
     n, c = x.shape[:2]
     if kernel.ndim != 5 or kernel.shape[:2] != x.shape[:2]:
         raise ValueError(f"kernel: expected [{n}, {c}, C/G, k, k] for x {list(x.shape)}, got {list(kernel.shape)}")

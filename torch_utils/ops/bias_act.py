@@ -41,6 +41,8 @@ def bias_act(
     """
     if act not in ACTIVATIONS:
         raise ValueError(f"act: expected one of {', '.join(ACTIVATIONS)}, got {act!r}")
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point, got {x.dtype}")
     if bias is not None:
         if x.ndim < 2:
             raise ValueError(f"x: expected [N, C, ...], got {list(x.shape)}")

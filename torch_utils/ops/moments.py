@@ -18,6 +18,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.ndim != 4 or x.shape[2] * x.shape[3] == 0:
         raise ValueError(f"x: expected [N, C, H, W] with pixels, got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point, got {x.dtype}")
     if native.available(x.device.type):
         return torch.ops.adaconv.moments(x)
     return moments_reference(x)

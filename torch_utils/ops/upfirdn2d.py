@@ -47,6 +47,8 @@ def upfirdn2d(
     """
     if x.ndim != 4:
         raise ValueError(f"x: expected [N, C, H, W], got {list(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected floating point, got {x.dtype}")
     if f.ndim not in (1, 2) or f.numel() == 0:
         raise ValueError(f"f: expected [f] or [fh, fw], got {list(f.shape)}")
     if up < 1 or down < 1:
@@ -140,6 +142,11 @@ def _filter(x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int, ...]) -> T
 
 def _filter_axes(x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int], pad: tuple[int, ...]) -> Tensor:
     channels = x.shape[1]
+    if channels == 0:  # no channels are no groups either, which a convolution refuses
+        left, right, top, bottom = pad
+        height = (x.shape[2] * up[0] + top + bottom - f.shape[0]) // down[0] + 1
+        width = (x.shape[3] * up[1] + left + right - f.shape[1]) // down[1] + 1
+        return x.new_empty(x.shape[0], 0, height, width)
     weight = f.expand(channels, 1, *f.shape)
     if up == (1, 1):
         return F.conv2d(F.pad(x, pad), weight, stride=down, groups=channels)

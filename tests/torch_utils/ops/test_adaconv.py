@@ -7,6 +7,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from torch_utils.ops import adaconv
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 MODES = ["zeros", "reflect"]
 
 

@@ -9,6 +9,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch_utils.ops import bias_act
 from torch_utils.ops.bias_act import ACTIVATIONS
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 # Name → (the function of one number, its own gain).
 FORMULAS = {
     "linear": (lambda v: v, 1.0),

@@ -7,6 +7,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from torch_utils.ops import setup_filter, upfirdn2d
 
+pytestmark = pytest.mark.usefixtures("implementation")
+
 FILTERS = {
     "one tap": [1.5],
     "symmetric": [1.0, 3.0, 3.0, 1.0],

@@ -1,0 +1,186 @@
+"""Building and loading the kernels, and what happens where that fails."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch_utils.cli import UserError
+from torch_utils.ops import native
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch) -> Path:
+    """A cache with nothing in it, and nothing loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.delenv("ADACONV_OPS", raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """Puts a one-file library of the given text in place of the kernels."""
+
+    def put(text: str) -> None:
+        (tmp_path / "csrc").mkdir(exist_ok=True)
+        (tmp_path / "csrc" / "ops.cpp").write_text(text)
+        monkeypatch.setattr(native, "SOURCES", tmp_path / "csrc")
+        monkeypatch.setattr(native, "CPU_SOURCES", ["ops.cpp"])
+
+    return put
+
+
+needs_compiler = pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "c++")), reason="no C++ compiler")
+
+
+def test_reference_builds_nothing(empty_cache, monkeypatch):
+    monkeypatch.setenv("ADACONV_OPS", "reference")
+    assert not native.available("cpu")
+    assert not empty_cache.exists()
+
+
+def test_an_unknown_mode_is_the_users_mistake(empty_cache, monkeypatch):
+    monkeypatch.setenv("ADACONV_OPS", "fast")
+    with pytest.raises(UserError, match=r"ADACONV_OPS='fast' .*auto, native and reference"):
+        native.available("cpu")
+
+
+def test_without_a_compiler_one_line_says_so(empty_cache, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert not native.available("cpu")
+    assert not native.available("cpu")  # asked again, it stays quiet
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"note: the slower reference ops for cpu .* no-such-compiler does not run; install .*\n", err)
+
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setenv("ADACONV_OPS", "native")
+    with pytest.raises(UserError, match="ADACONV_OPS=native: the compiler no-such-compiler"):
+        native.available("cpu")
+
+
+@needs_compiler
+def test_a_failed_build_names_its_log_and_is_not_repeated(empty_cache, sources, capsys):
+    sources("#error this cannot be compiled\n")
+    assert not native.available("cpu")
+    err = capsys.readouterr().err
+    notes = [line for line in err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "this cannot be compiled" in notes[0]
+    log = Path(notes[0].split("all messages: ")[1])
+    assert "#error this cannot be compiled" in log.read_text()
+
+    log.unlink()
+    with pytest.raises(native.Unavailable, match="this cannot be compiled"):
+        native.build("cpu")
+    assert not log.exists()  # nothing was compiled
+    with pytest.raises(native.Unavailable, match="this cannot be compiled"):
+        native.build("cpu", again=True)
+    assert log.exists()
+
+
+@needs_compiler
+def test_a_changed_source_is_another_library(empty_cache, sources):
+    sources("int adaconv_test() { return 1; }\n")
+    first = native.build("cpu")
+    time = first.stat().st_mtime_ns
+    assert native.build("cpu") == first
+    assert first.stat().st_mtime_ns == time
+    sources("int adaconv_test() { return 2; }\n")
+    assert native.plan("cpu").library != first
+
+
+@needs_compiler
+def test_many_processes_compile_once(empty_cache, sources, tmp_path):
+    sources("int adaconv_test() { return 1; }\n")
+    program = (
+        "import sys; from pathlib import Path; from torch_utils.ops import native\n"
+        f"native.SOURCES, native.CPU_SOURCES = Path({str(tmp_path / 'csrc')!r}), ['ops.cpp']\n"
+        "print(native.build('cpu'))"
+    )
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    outputs = [job.communicate(timeout=120) for job in jobs]
+    assert len({out for out, _ in outputs}) == 1
+    assert Path(outputs[0][0].strip()).exists()
+    assert sum("compiling" in err for _, err in outputs) == 1
+    assert sorted(p.name for p in native.plan("cpu").folder.iterdir()) == ["adaconv_cpu.so", "lock", "log.txt"]
+
+
+def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(native.Unavailable, match=r"cannot write to .*XDG_CACHE_HOME="):
+        native.build("cpu")
+
+
+# The CUDA toolkit.
+
+
+def toolkit(folder: Path) -> Path:
+    """A folder that looks like a CUDA toolkit, with an nvcc that says where it is."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "include").mkdir()
+    (folder / "include" / "cuda_runtime.h").touch()
+    (folder / "bin" / "nvcc").write_text(
+        f'#!/bin/sh\necho "#$ _HERE_={folder}/bin" >&2\necho "#$ TOP={folder}/bin/.." >&2\n'
+    )
+    (folder / "bin" / "nvcc").chmod(0o755)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["CUDA_HOME", "path", "link", "wrapper"])
+def test_the_toolkit_is_found(how, tmp_path, monkeypatch):
+    home = toolkit(tmp_path / "cuda")
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    elsewhere = tmp_path / "bin"
+    elsewhere.mkdir()
+    if how == "CUDA_HOME":
+        monkeypatch.setenv("CUDA_HOME", str(home))
+    elif how == "path":
+        elsewhere = home / "bin"
+    elif how == "link":
+        (elsewhere / "nvcc").symlink_to(home / "bin" / "nvcc")
+    else:
+        (elsewhere / "nvcc").write_text(f'#!/bin/sh\nexec {home}/bin/nvcc "$@"\n')
+        (elsewhere / "nvcc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{elsewhere}{os.pathsep}{os.environ['PATH']}")
+    assert native.find_cuda_home() == home
+
+
+def test_a_folder_that_is_no_toolkit_is_passed_over(tmp_path, monkeypatch):
+    home = toolkit(tmp_path / "cuda")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert native.find_cuda_home() == home
+
+
+@pytest.mark.slow
+def test_the_cuda_kernels_compile_for_their_gpus(monkeypatch):
+    """For Ampere, Hopper, and as PTX, though there may be no GPU here to run them."""
+    if torch.version.cuda is None:
+        pytest.skip("this PyTorch is built without CUDA, and has no headers to compile against")
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", native.DEFAULT_ARCHITECTURES)
+    try:
+        library = native.build("cuda", again=True)
+    except native.Unavailable as error:
+        if "compiling failed" in str(error):
+            raise
+        pytest.skip(str(error))
+    torch.ops.load_library(library)
+    log = (library.parent / "log.txt").read_text()
+    for code in ("code=sm_80", "code=sm_90", "code=compute_90"):
+        assert code in log
