@@ -1,13 +1,14 @@
-# make setup | demo | test | ops | lint | clean.  VENV= lets several checkouts share one environment.
+# make setup | demo | test | ops | bench | gpu-check | lint | clean.  VENV= lets several checkouts share one environment.
 VENV   ?= .venv
 PYTHON ?= python3
 RUN    := $(VENV)/bin/python
 DEMO   ?= demo
+OUT    ?= benchmarks/results
 
 # Threads that wait without spinning: two cores are often shared, and a spinning thread keeps the one it waits for.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test ops lint clean
+.PHONY: setup demo test ops bench gpu-check lint clean
 
 # Installs again only when requirements.txt differs from what the environment was made from.
 setup:
@@ -32,6 +33,19 @@ test: setup
 # Compiles the C++ and CUDA kernels ahead, or says why it cannot; tries again where it failed before.
 ops: setup
 	$(RUN) -m torch_utils.ops --build
+
+# The figures of the README and docs/ that come from one machine in minutes.
+bench: setup
+	$(RUN) benchmarks/bench_ops.py --json $(OUT)/ops-cpu.json
+	$(RUN) benchmarks/bench_generator.py --rounds 5 --json $(OUT)/generator-cpu.json
+
+# On a machine with a GPU: builds, tests and times the kernels. RUN=python3 takes an environment that is there.
+gpu-check: $(if $(filter $(VENV)/bin/python,$(RUN)),setup)
+	$(RUN) -m torch_utils.ops --build
+	ADACONV_OPS=native $(RUN) -m pytest -m gpu
+	mkdir -p $(OUT)
+	$(RUN) benchmarks/bench_generator.py --device cuda --rounds 9 --json $(OUT)/generator-cuda.json
+	$(RUN) benchmarks/bench_ops.py --device cuda --rounds 30 --json $(OUT)/ops-cuda.json
 
 lint: setup
 	$(RUN) -m ruff check .

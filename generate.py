@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from torch_utils import cli
+from torch_utils.memory import keep_freed_memory
 from training.checkpoint import find_snapshot, load_generator
 from training.images import grid, save_png
 from training.sampling import generate_batches
@@ -81,6 +82,7 @@ def main(
     device: str | None,
 ) -> None:
     """Generate pictures: seed0000.png, … , or one sheet with --grid."""
+    keep_freed_memory()
     path = find_snapshot(network or "runs")
     G, info = load_generator(path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"network: {path} ({info.get('kimg', 0):g} kimg)", file=sys.stderr)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from networks.generator import Generator, GeneratorConfig, SynthesisLayer
 from torch_utils import cli
 from torch_utils.files import atomic_write
+from torch_utils.memory import keep_freed_memory
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
@@ -69,6 +70,7 @@ def adaptive_taps(config: GeneratorConfig, layer: SynthesisLayer, channels: int)
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 def main(resolution: int, batch: int, cbase: int, cmax: int, rounds: int, device: str, json_path: str | None) -> None:
     """Parameters and time per picture of the generator, for each modulation."""
+    keep_freed_memory()  # as generate.py does
     place = torch.device(device)
     modulations = {"modconv": "demod", "adain": "instance", "adaconv": "demod"}
     configs = {

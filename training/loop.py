@@ -18,6 +18,7 @@ from metrics import Evaluator
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
+from torch_utils.memory import keep_freed_memory
 from training.checkpoint import load_state, module_state, save_snapshot, save_state
 from training.config import TrainConfig
 from training.dataset import EndlessSampler, ImageDataset
@@ -35,6 +36,8 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
     device = torch.device("cuda", torch.cuda.current_device()) if config.gpus else torch.device("cpu")
     main_process = distributed.rank() == 0
     torch.manual_seed(config.seed)
+    if device.type == "cpu":
+        keep_freed_memory()
 
     # Data, networks, optimizers.
     dataset = ImageDataset(config.data, use_labels=config.cond, mirror=config.mirror)
