@@ -36,8 +36,12 @@ Vector<A> activate(Vector<A> x, A slope, A gain, A clamp) {
 }
 
 template <class A>
-A curve(Activation act, A x) {
-  return act == kSigmoid ? A(1) / (A(1) + std::exp(-x)) : std::tanh(x);
+Vector<A> curve(Activation act, Vector<A> x, A gain, A clamp) {
+  for (int64_t k = 0; k < Simd<A>::width; k++) {
+    const A y = act == kSigmoid ? A(1) / (A(1) + std::exp(-x[k])) : std::tanh(x[k]);
+    x[k] = std::clamp(gain * y, -clamp, clamp);
+  }
+  return x;
 }
 
 template <class S>
@@ -49,23 +53,19 @@ void forward(const at::Tensor& x_, const S* bias, Activation act, double gain_, 
   S* y = y_.mutable_data_ptr<S>();
   const A gain = gain_, clamp = clamp_ >= 0 ? clamp_ : std::numeric_limits<A>::infinity();
   const A slope = act == kLinear ? 1 : act == kRelu ? 0 : kSlope;
+  const bool curved = act == kSigmoid || act == kTanh;
   at::parallel_for(0, planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; plane++) {
       const A b = bias ? static_cast<A>(bias[plane % planes.channels]) : A(0);
       const S* from = x + plane * planes.inner;
       S* to = y + plane * planes.inner;
-      for (int64_t j = 0; j < planes.inner; j += V::width) {
-        const int64_t count = std::min(V::width, planes.inner - j);
-        A values[V::width] = {};
-        for (int64_t k = 0; k < count; k++) values[k] = static_cast<A>(from[j + k]);
-        if (act == kSigmoid || act == kTanh) {
-          for (int64_t k = 0; k < count; k++)
-            values[k] = std::clamp(gain * curve(act, values[k] + b), -clamp, clamp);
-        } else {
-          V::store(values, activate<A>(V::load(values) + b, slope, gain, clamp));
-        }
-        for (int64_t k = 0; k < count; k++) to[j + k] = static_cast<S>(values[k]);
-      }
+      const auto each = [&](int64_t j, int64_t count) {
+        const Vector<A> value = load_as<A>(from + j, count) + b;
+        store_as<A>(to + j, curved ? curve<A>(act, value, gain, clamp) : activate<A>(value, slope, gain, clamp), count);
+      };
+      int64_t j = 0;
+      for (; j + V::width <= planes.inner; j += V::width) each(j, V::width);
+      if (j < planes.inner) each(j, planes.inner - j);
     }
   });
 }
@@ -98,23 +98,20 @@ void gradient(const at::Tensor& dy_, const at::Tensor& y_, Activation act, doubl
   at::parallel_for(0, planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; plane++) {
       const int64_t offset = plane * planes.inner;
+      const auto each = [&](int64_t j, int64_t count) {
+        const Vector<A> slopes = derivative<A>(load_as<A>(y + offset + j, count), act, slope, gain, clamp);
+        const Vector<A> d = load_as<A>(dy + offset + j, count) * slopes;
+        store_as<A>(dx + offset + j, d, count);
+        return d;
+      };
       double total = 0;
-      for (int64_t j = 0; j < planes.inner;) {
-        typename V::Vector part = {};  // of 64 vectors, then in float64
-        for (int64_t v = 0; v < 64 && j < planes.inner; v++, j += V::width) {
-          const int64_t count = std::min(V::width, planes.inner - j);
-          A ys[V::width] = {}, dys[V::width] = {};
-          for (int64_t k = 0; k < count; k++) {
-            ys[k] = static_cast<A>(y[offset + j + k]);
-            dys[k] = static_cast<A>(dy[offset + j + k]);
-          }
-          const typename V::Vector d = V::load(dys) * derivative<A>(V::load(ys), act, slope, gain, clamp);
-          part += d;
-          V::store(dys, d);
-          for (int64_t k = 0; k < count; k++) dx[offset + j + k] = static_cast<S>(dys[k]);
-        }
+      int64_t j = 0;
+      while (j + V::width <= planes.inner) {
+        Vector<A> part = {};  // of 64 vectors, then in float64
+        for (int64_t v = 0; v < 64 && j + V::width <= planes.inner; v++, j += V::width) part += each(j, V::width);
         total += V::sum(part);
       }
+      if (j < planes.inner) total += V::sum(each(j, planes.inner - j));
       db[plane] = total;
     }
   });

@@ -22,9 +22,7 @@ void moments(const at::Tensor& x_, at::Tensor& mean_, at::Tensor& var_) {
       while (j + V::width <= inner) {
         typename V::Vector s = {}, q = {};  // of 64 vectors, then in float64
         for (int64_t v = 0; v < 64 && j + V::width <= inner; v++, j += V::width) {
-          A values[V::width];
-          for (int64_t k = 0; k < V::width; k++) values[k] = static_cast<A>(from[j + k]);
-          const typename V::Vector d = V::load(values) - origin;
+          const typename V::Vector d = load_as<A>(from + j) - origin;
           s += d, q += d * d;
         }
         sum += V::sum(s), squares += V::sum(q);

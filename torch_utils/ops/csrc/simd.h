@@ -45,6 +45,37 @@ struct Simd {
   }
 };
 
+// `count` values of any floating type as one vector, zeros behind them; and back.
+template <class A, class S>
+typename Simd<A>::Vector load_as(const S* p, int64_t count = Simd<A>::width) {
+  constexpr int64_t width = Simd<A>::width;
+  if constexpr (std::is_same_v<A, S>) {
+    if (count == width) return Simd<A>::load(p);
+  }
+  A values[width] = {};
+  if (count == width) {
+    for (int64_t k = 0; k < width; k++) values[k] = static_cast<A>(p[k]);
+  } else {
+    for (int64_t k = 0; k < count; k++) values[k] = static_cast<A>(p[k]);
+  }
+  return Simd<A>::load(values);
+}
+
+template <class A, class S>
+void store_as(S* p, typename Simd<A>::Vector v, int64_t count = Simd<A>::width) {
+  constexpr int64_t width = Simd<A>::width;
+  if constexpr (std::is_same_v<A, S>) {
+    if (count == width) return Simd<A>::store(p, v);
+  }
+  A values[width];
+  Simd<A>::store(values, v);
+  if (count == width) {
+    for (int64_t k = 0; k < width; k++) p[k] = static_cast<S>(values[k]);
+  } else {
+    for (int64_t k = 0; k < count; k++) p[k] = static_cast<S>(values[k]);
+  }
+}
+
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
 // Uninitialized memory, aligned to a cache line, for one thread's use.

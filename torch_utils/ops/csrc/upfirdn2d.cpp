@@ -70,6 +70,37 @@ void along(const A* in, const A* weight, int64_t taps, A* out, int64_t count) {
   }
 }
 
+// Parts a row into every step-th value: part[d][j] = row[j · step + d]. Two are what vectors can be shuffled into.
+template <class A>
+void part_row(const A* row, int64_t count, int64_t step, A* part, int64_t stride) {
+  if (step == 2) {
+    for (int64_t j = 0; j < count / 2; j++) {
+      part[j] = row[2 * j];
+      part[stride + j] = row[2 * j + 1];
+    }
+    if (count % 2) part[count / 2] = row[count - 1];
+    return;
+  }
+  for (int64_t d = 0; d < step; d++)
+    for (int64_t j = 0; j * step + d < count; j++) part[d * stride + j] = row[j * step + d];
+}
+
+// The other way: row[j · step + d] = part[d][j].
+template <class A, class S>
+void join_row(const A* part, int64_t stride, int64_t step, S* row, int64_t count) {
+  if (step == 2) {
+    const A* second = part + stride;
+    for (int64_t j = 0; j < count / 2; j++) {
+      row[2 * j] = static_cast<S>(part[j]);
+      row[2 * j + 1] = static_cast<S>(second[j]);
+    }
+    if (count % 2) row[count - 1] = static_cast<S>(part[count / 2]);
+    return;
+  }
+  for (int64_t d = 0; d < step; d++)
+    for (int64_t j = 0; j * step + d < count; j++) row[j * step + d] = static_cast<S>(part[d * stride + j]);
+}
+
 template <class S>
 void upfirdn2d(const at::Tensor& x_, const std::vector<double>& taps_, int64_t up, int64_t down,
                at::IntArrayRef padding, double gain, at::Tensor& y_) {
@@ -105,7 +136,7 @@ void upfirdn2d(const at::Tensor& x_, const std::vector<double>& taps_, int64_t u
   const int64_t grain = 1 + (1 << 15) / (out_height * out_width);
   at::parallel_for(0, planes, grain, [&](int64_t begin, int64_t end) {
     Scratch<A> row(margin + std::max(width, reach) + V::width), parted(part * down), sums(longest * up * 2),
-        line(longest * up), plane(std::is_same_v<S, A> ? 1 : height * width);
+        plane(std::is_same_v<S, A> ? 1 : height * width);
     std::fill_n(row.get(), margin + std::max(width, reach) + V::width, A(0));
     std::fill_n(parted.get(), part * down, A(0));
     std::vector<const A*> from(taps);
@@ -127,8 +158,7 @@ void upfirdn2d(const at::Tensor& x_, const std::vector<double>& taps_, int64_t u
         weighted_rows(from.data(), weight.data(), read.count, row.get() + margin, width);
         const A* in = row.get();
         if (down > 1) {
-          for (int64_t d = 0; d < down; d++)
-            for (int64_t j = 0; j * down + d < margin + width; j++) parted.get()[d * part + j] = in[j * down + d];
+          part_row(in, margin + width, down, parted.get(), part);
         }
         for (int64_t p = 0; p < int64_t(phases.size()); p++) {
           const Phase& phase = phases[p];
@@ -151,13 +181,11 @@ void upfirdn2d(const at::Tensor& x_, const std::vector<double>& taps_, int64_t u
             for (int64_t m = 0; m < longest; m += V::width) V::store(out + m, V::load(out + m) + V::load(sum + m));
           }
         }
-        const A* result = sums.get();
-        if (up > 1) {  // the phases, one after the other
-          for (int64_t p = 0; p < int64_t(phases.size()); p++)
-            for (int64_t m = 0; m < phases[p].outputs; m++) line.get()[m * up + p] = sums.get()[p * longest + m];
-          result = line.get();
-        }
-        copy_row(result, 1, y + (job * out_height + oy) * out_width, out_width);
+        S* out = y + (job * out_height + oy) * out_width;
+        if (up == 1)
+          copy_row(sums.get(), 1, out, out_width);
+        else
+          join_row(sums.get(), longest, up, out, out_width);
       }
     }
   });
