@@ -15,11 +15,10 @@
 
 namespace {
 
-constexpr int64_t kForwardScratchBytes = 128 << 10;  // a strip of all inputs of a group: half a small L2 cache
-constexpr int64_t kGradScratchBytes = 20 << 10;      // a strip of all dy of a group: half a small L1 cache
-
-constexpr int64_t kFlush = 1024;                      // additions to one float32 before it goes into a float64
-constexpr int64_t kMinimalWork = 1 << 17;            // multiply-adds that are worth a thread
+constexpr int64_t kScratchBytes = 128 << 10;  // a strip of all planes of a group: half a small L2 cache
+constexpr int64_t kInnerBytes = 16 << 10;     // rows of four planes of dy: half a small L1 cache
+constexpr int64_t kFlush = 1024;              // additions to one float32 before it goes into a float64
+constexpr int64_t kMinimalWork = 1 << 17;     // multiply-adds that are worth a thread
 
 // Plane (n, c) of a tensor [N, C, H, W] of any strides.
 template <class S>
@@ -120,20 +119,20 @@ void tiles(const Rows<A>& w, int64_t r, int64_t o) {
   if (v < w.vectors) tile<A, O, Q, 1, K>(w, in + v * width, kernel, w.bias + o, out + v * width);
 }
 
-// Calls f(first output, O) for blocks of outputs: 8 at a time, then 4, 2 and 1, with O known to the compiler.
-template <class F>
-void for_blocks(int64_t outputs, F f) {
-  int64_t o = 0;
-  for (; outputs - o >= 8; o += 8) f(o, std::integral_constant<int, 8>{});
-  if (outputs - o >= 4) f(o, std::integral_constant<int, 4>{}), o += 4;
-  if (outputs - o >= 2) f(o, std::integral_constant<int, 2>{}), o += 2;
-  if (outputs - o >= 1) f(o, std::integral_constant<int, 1>{});
+template <int N>
+constexpr std::integral_constant<int, N> constant{};
+
+// Calls f(first output, O) for blocks of O outputs: `Most` at a time, then halves of that, O known to the compiler.
+template <int Most, class F>
+void for_blocks(int64_t outputs, F f, int64_t first = 0) {
+  for (; outputs - first >= Most; first += Most) f(first, constant<Most>);
+  if constexpr (Most > 1) for_blocks<Most / 2>(outputs, f, first);
 }
 
 // All rows and outputs, so many rows at a time that 8 to 16 sums are in registers.
 template <class A, int K>
 void compute(const Rows<A>& w) {
-  for_blocks(w.group, [&](int64_t o, auto block) {
+  for_blocks<8>(w.group, [&](int64_t o, auto block) {
     constexpr int O = block, Q = O >= 4 ? 8 / O : 4;
     int64_t r = 0;
     for (; r + Q <= w.rows; r += Q) tiles<A, O, Q, K>(w, r, o);
@@ -155,7 +154,7 @@ void compute(const Rows<A>& w) {
 template <class S, class A>
 void pack(const S* kernel, int64_t group, int64_t size, bool turned, A* out) {
   const int64_t taps = size * size;
-  for_blocks(group, [&](int64_t o, auto block) {
+  for_blocks<8>(group, [&](int64_t o, auto block) {
     for (int64_t i = 0; i < group; i++)
       for (int64_t t = 0; t < taps; t++)
         for (int64_t b = o; b < o + block; b++)
@@ -180,19 +179,22 @@ void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bo
   const int64_t pad = size / 2, halo = fold ? 2 * pad : pad, halo_rows = fold ? 3 * pad : pad;
   const int64_t computed = fold ? width + 2 * pad : width;
   const int64_t vectors = (computed + Simd<A>::width - 1) / Simd<A>::width, padded = vectors * Simd<A>::width;
-  const int64_t in_row = round_up(std::max(padded + size - 1, width + 2 * halo), Simd<A>::width);
+  // rows begin so that the picture in them is aligned, without its halo
+  const int64_t lead = round_up(halo, Simd<A>::width) - halo;
+  const int64_t in_row = round_up(lead + std::max(padded + size - 1, width + 2 * halo), Simd<A>::width);
   const bool direct = padded == width && !fold;
 
-  int64_t rows = kForwardScratchBytes / int64_t(sizeof(A)) / (group * in_row) - 2 * halo_rows;
+  int64_t rows = kScratchBytes / int64_t(sizeof(A)) / (group * in_row) - 2 * halo_rows;
   rows = std::clamp<int64_t>(rows, std::min<int64_t>(height, 8), height);
   const int64_t strips = (height + rows - 1) / rows;
 
   const int64_t grain = 1 + kMinimalWork / (group * group * size * size * rows * width);
   at::parallel_for(0, groups * strips, grain, [&](int64_t begin, int64_t end) {
     const int64_t in_plane = (rows + 2 * halo_rows) * in_row;
-    Scratch<A> in(group * in_plane), packed(group * group * size * size), row(group * padded), sums(group * width),
+    Scratch<A> scratch(group * in_plane), packed(group * group * size * size), row(group * padded), sums(group * width),
         shift(group);
-    std::fill_n(in.get(), group * in_plane, A(0));
+    std::fill_n(scratch.get(), group * in_plane, A(0));
+    A* const in = scratch.get() + lead;
     for (int64_t job = begin; job < end; job++) {
       const int64_t g = job / strips, n = g * group / c, first_channel = g * group % c;
       const int64_t first = job % strips * rows, last = std::min(first + rows, height);
@@ -202,10 +204,10 @@ void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bo
       }
       for (int64_t i = 0; i < group; i++)
         fill(x, x.plane(n, first_channel + i), first - halo_rows, last + halo_rows, halo, reflect,
-             in.get() + i * in_plane, in_row);
-      Rows<A> work{in.get(), in_plane, in_row, packed.get(), group, size, shift.get(), row.get(), padded, 0, 1, vectors};
+             in + i * in_plane, in_row);
+      Rows<A> work{in, in_plane, in_row, packed.get(), group, size, shift.get(), row.get(), padded, 0, 1, vectors};
       auto compute_row = [&](int64_t r) {
-        work.in = in.get() + (r - pad - first + halo_rows) * in_row;
+        work.in = in + (r - pad - first + halo_rows) * in_row;
         compute(work);
       };
       if constexpr (std::is_same_v<S, A>) {
@@ -252,7 +254,9 @@ void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bo
   });
 }
 
-// Adds dy[o] · x[i] over a strip to sum[o][t], for O outputs and T taps beside each other.
+// Adds dy[o] · x[i] over some rows to sums [O][T] of vectors, for O outputs and T taps beside each other. All sums stay
+// in registers, and so does each vector of dy, for T uses: a multiplication that reads memory itself would fetch it
+// T times, beside the pixels, whose vectors lie across two cache lines each.
 template <class A, int O, int T>
 void correlate(const A* x, int64_t x_row, const A* dy, int64_t dy_plane, int64_t dy_row, int64_t rows, int64_t vectors,
                A* sums, int64_t sums_o) {
@@ -263,11 +267,14 @@ void correlate(const A* x, int64_t x_row, const A* dy, int64_t dy_plane, int64_t
   for (int64_t r = 0; r < rows; r++) {
     for (int64_t v = 0; v < vectors; v++) {
       const A *xs = x + r * x_row + v * V::width, *ds = dy + r * dy_row + v * V::width;
-      typename V::Vector pixels[T];
-      for (int t = 0; t < T; t++) pixels[t] = V::load(xs + t);
+      typename V::Vector d[O];
       for (int o = 0; o < O; o++) {
-        const typename V::Vector d = V::load(ds + o * dy_plane);
-        for (int t = 0; t < T; t++) sum[o][t] += d * pixels[t];
+        d[o] = V::load(ds + o * dy_plane);
+        keep_in_register(d[o]);
+      }
+      for (int t = 0; t < T; t++) {
+        const typename V::Vector pixels = V::load(xs + t);
+        for (int o = 0; o < O; o++) sum[o][t] += d[o] * pixels;
       }
     }
   }
@@ -279,12 +286,11 @@ void correlate(const A* x, int64_t x_row, const A* dy, int64_t dy_plane, int64_t
 template <class A, int O>
 void correlate_row(const A* x, int64_t x_row, const A* dy, int64_t dy_plane, int64_t dy_row, int64_t rows,
                    int64_t vectors, int64_t size, A* sums, int64_t sums_o) {
-  constexpr int64_t width = Simd<A>::width;
   int64_t t = 0;
   for (; t + 3 <= size; t += 3)
-    correlate<A, O, 3>(x + t, x_row, dy, dy_plane, dy_row, rows, vectors, sums + t * width, sums_o);
+    correlate<A, O, 3>(x + t, x_row, dy, dy_plane, dy_row, rows, vectors, sums + t * Simd<A>::width, sums_o);
   for (; t < size; t++)
-    correlate<A, O, 1>(x + t, x_row, dy, dy_plane, dy_row, rows, vectors, sums + t * width, sums_o);
+    correlate<A, O, 1>(x + t, x_row, dy, dy_plane, dy_row, rows, vectors, sums + t * Simd<A>::width, sums_o);
 }
 
 template <class S>
@@ -296,14 +302,17 @@ template <class S>
 void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::Tensor& dkernel_) {
   using A = Accumulate<S>;
   using V = Simd<A>;
-  constexpr int64_t width_of_vector = V::width;
   const int64_t c = x_.size(1), height = x_.size(2), width = x_.size(3), group = dkernel_.size(2),
                 size = dkernel_.size(3), groups = x_.size(0) * c / group, taps = size * size,
                 per_group = group * group * taps, pad = size / 2;
   const Picture<S> x(x_), dy(dy_);
   const int64_t vectors = (width + Simd<A>::width - 1) / Simd<A>::width, dy_row = vectors * Simd<A>::width;
-  const int64_t x_row = round_up(std::max(dy_row + size - 1, width + 2 * pad), Simd<A>::width);
-  const int64_t rows = std::clamp<int64_t>(kGradScratchBytes / int64_t(sizeof(A)) / (group * dy_row), 1, height);
+  const bool direct = std::is_same_v<S, A> && dy_row == width && dy.stride_y == width && dy.stride_x == 1;
+  const int64_t lead = round_up(pad, V::width) - pad;  // the picture in a row is aligned, without its halo
+  const int64_t x_row = round_up(lead + std::max(dy_row + size - 1, width + 2 * pad), V::width);
+  const int64_t rows = std::clamp<int64_t>(kScratchBytes / int64_t(sizeof(A)) / (group * x_row) - 2 * pad, 1, height);
+  const int64_t inner = std::clamp<int64_t>(kInnerBytes / int64_t(sizeof(A)) / (std::min<int64_t>(group, 4) * dy_row),
+                                            1, rows);
 
   // Few groups are cut into parts of the picture as well, so that all threads have work; their sums are added up.
   const int64_t parts = std::clamp<int64_t>(2 * at::get_num_threads() / std::max<int64_t>(groups, 1), 1,
@@ -314,11 +323,13 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
 
   const int64_t grain = 1 + kMinimalWork / (per_group * part_rows * width);
   at::parallel_for(0, groups * parts, grain, [&](int64_t begin, int64_t end) {
-    const int64_t x_plane = (rows + 2 * pad) * x_row, dy_plane = rows * dy_row;
-    Scratch<A> xs(group * x_plane), ds(group * dy_plane), sums(per_group * width_of_vector);
-    std::fill_n(sums.get(), per_group * width_of_vector, A(0));
-    std::fill_n(xs.get(), group * x_plane, A(0));
-    std::fill_n(ds.get(), group * dy_plane, A(0));
+    // planes a power of two apart would all want the same few lines of the cache
+    const int64_t x_plane = (rows + 2 * pad) * x_row, scratch_plane = rows * dy_row + V::width;
+    Scratch<A> x_scratch(group * x_plane), ds(direct ? 0 : group * scratch_plane), sums(per_group * V::width);
+    std::fill_n(sums.get(), per_group * V::width, A(0));
+    std::fill_n(x_scratch.get(), group * x_plane, A(0));
+    A* const xs = x_scratch.get() + lead;
+    if (!direct) std::fill_n(ds.get(), group * scratch_plane, A(0));
     for (int64_t job = begin; job < end; job++) {
       const int64_t g = job % groups, part = job / groups, n = g * group / c, channel = g * group % c;
       double* out = all + part * groups * per_group + g * per_group;
@@ -327,26 +338,33 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
       for (int64_t first = part * part_rows; first < end_row; first += rows) {
         const int64_t last = std::min(first + rows, end_row);
         for (int64_t i = 0; i < group; i++) {
-          fill(x, x.plane(n, channel + i), first - pad, last + pad, pad, reflect, xs.get() + i * x_plane, x_row);
-          fill(dy, dy.plane(n, channel + i), first, last, 0, false, ds.get() + i * dy_plane, dy_row);
+          fill(x, x.plane(n, channel + i), first - pad, last + pad, pad, reflect, xs + i * x_plane, x_row);
+          if (!direct) fill(dy, dy.plane(n, channel + i), first, last, 0, false, ds.get() + i * scratch_plane, dy_row);
         }
-        for_blocks(group, [&](int64_t o, auto block) {
-          for (int64_t i = 0; i < group; i++) {
-            if (o == 0) {  // the next strip, while this one keeps the arithmetic busy
-              fetch(x.plane(n, channel + i) + (last + pad) * x.stride_y, rows * x.stride_y);
-              fetch(dy.plane(n, channel + i) + last * dy.stride_y, rows * dy.stride_y);
-            }
-            for (int64_t ky = 0; ky < size; ky++)
-              correlate_row<A, block>(xs.get() + i * x_plane + ky * x_row, x_row, ds.get() + o * dy_plane, dy_plane,
-                                      dy_row, last - first, vectors, size,
-                                      sums.get() + ((o * group + i) * taps + ky * size) * width_of_vector,
-                                      group * taps * width_of_vector);
+        const A* from = ds.get();
+        int64_t from_plane = scratch_plane;
+        if constexpr (std::is_same_v<S, A>) {
+          if (direct) from = dy.plane(n, channel) + first * dy_row, from_plane = dy.stride_c;
+        }
+        for (int64_t r = 0; r < last - first; r += inner) {
+          const int64_t count = std::min(inner, last - first - r);
+          for (int64_t i = 0; i < group; i++) {  // the next strip, while this one keeps the arithmetic busy
+            fetch(x.plane(n, channel + i) + (last + pad + r) * x.stride_y, count * x.stride_y);
+            fetch(dy.plane(n, channel + i) + (last + r) * dy.stride_y, count * dy.stride_y);
           }
-        });
+          for_blocks<4>(group, [&](int64_t o, auto block) {
+            for (int64_t i = 0; i < group; i++)
+              for (int64_t ky = 0; ky < size; ky++)
+                correlate_row<A, block>(xs + i * x_plane + (r + ky) * x_row, x_row,
+                                        from + o * from_plane + r * dy_row, from_plane, dy_row, count, vectors, size,
+                                        sums.get() + ((o * group + i) * taps + ky * size) * V::width,
+                                        group * taps * V::width);
+          });
+        }
         unflushed += (last - first) * vectors;
         if (unflushed < kFlush && last < end_row) continue;
-        for (int64_t j = 0; j < per_group; j++) out[j] += V::sum(V::load(sums.get() + j * width_of_vector));
-        std::fill_n(sums.get(), per_group * width_of_vector, A(0));
+        for (int64_t j = 0; j < per_group; j++) out[j] += V::sum(V::load(sums.get() + j * V::width));
+        std::fill_n(sums.get(), per_group * V::width, A(0));
         unflushed = 0;
       }
     }

@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr int64_t kAhead = 4096;  // bytes: the hardware's own fetching ahead ends with each page
+
 template <class S>
 void moments(const at::Tensor& x_, at::Tensor& mean_, at::Tensor& var_) {
   using A = Accumulate<S>;
@@ -22,6 +24,7 @@ void moments(const at::Tensor& x_, at::Tensor& mean_, at::Tensor& var_) {
       while (j + V::width <= inner) {
         typename V::Vector s = {}, q = {};  // of 64 vectors, then in float64
         for (int64_t v = 0; v < 64 && j + V::width <= inner; v++, j += V::width) {
+          __builtin_prefetch(from + j + kAhead / int64_t(sizeof(S)));
           const typename V::Vector d = load_as<A>(from + j) - origin;
           s += d, q += d * d;
         }

@@ -45,6 +45,18 @@ struct Simd {
   }
 };
 
+// Keeps a vector that was loaded in a register, where the compiler would read memory again at each use.
+template <class Vector>
+inline void keep_in_register(Vector& v) {
+#if defined(__x86_64__) && defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
 // `count` values of any floating type as one vector, zeros behind them; and back.
 template <class A, class S>
 typename Simd<A>::Vector load_as(const S* p, int64_t count = Simd<A>::width) {
