@@ -291,7 +291,7 @@ class Generator(nn.Module):
         """w for every layer, [N, num_ws, w_dim], pulled towards the mean w by the truncation psi (1: not at all)."""
         w = self.mapping(z, c)
         if psi != 1:
-            w = self.w_avg.lerp(w, psi)
+            w = self.w_avg.to(w.dtype).lerp(w, psi)
         return w[:, None].expand(-1, self.config.num_ws, -1)
 
     def forward(self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, noise: Noise = "random") -> Tensor:

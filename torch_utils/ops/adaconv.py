@@ -4,7 +4,7 @@
 
 (x, K) → y is bilinear. Forward, gradient by x and gradient by K are therefore a closed family: the derivatives
 of each are made of the other two, and derivatives of any order need no further formula. The family is here twice:
-as kernels of our own (csrc/adaconv.cpp, csrc/adaconv.cu), and as the reference that they are tested against.
+as kernels of our own (csrc/adaconv.cpp, adaconv.cu, autograd.cpp), and as the reference that they are tested against.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit together, named with what was expected.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, kernel, bias = x.to(dtype), kernel.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, kernel, bias, padding_mode)
@@ -85,12 +85,8 @@ def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, padding_mode: str) ->
         raise ValueError(f"x: {x.shape[2]}x{x.shape[3]} is too small to be reflected for a kernel of {height}x{height}")
 
 
-# The closed family as kernels: `reflect` is part of it, as what it adds to the gradient by x.
-
-
 def register() -> None:
-    """Tells PyTorch the shapes and derivatives of the kernels, once they are loaded."""
-    ops = torch.ops.adaconv
+    """Tells PyTorch the shapes of the kernels' results, once they are loaded."""
 
     @torch.library.register_fake("adaconv::adaconv")
     def _(x, kernel, bias, reflect):
@@ -103,34 +99,6 @@ def register() -> None:
     @torch.library.register_fake("adaconv::adaconv_grad_kernel")
     def _(x, dy, shape, reflect):
         return x.new_empty(shape)
-
-    def save(ctx, inputs, output):
-        a, b = inputs[:2]
-        ctx.save_for_backward(a, b)
-        ctx.reflect = inputs[-1]
-
-    def forward_backward(ctx, dy):
-        x, kernel = ctx.saved_tensors
-        dx = ops.adaconv_grad_x(dy, kernel, ctx.reflect) if ctx.needs_input_grad[0] else None
-        dkernel = ops.adaconv_grad_kernel(x, dy, kernel.shape, ctx.reflect) if ctx.needs_input_grad[1] else None
-        dbias = dy.sum(dim=(2, 3)) if ctx.needs_input_grad[2] else None
-        return dx, dkernel, dbias, None
-
-    def grad_x_backward(ctx, ddx):
-        dy, kernel = ctx.saved_tensors
-        ddy = ops.adaconv(ddx, kernel, None, ctx.reflect) if ctx.needs_input_grad[0] else None
-        dkernel = ops.adaconv_grad_kernel(ddx, dy, kernel.shape, ctx.reflect) if ctx.needs_input_grad[1] else None
-        return ddy, dkernel, None
-
-    def grad_kernel_backward(ctx, ddkernel):
-        x, dy = ctx.saved_tensors
-        dx = ops.adaconv_grad_x(dy, ddkernel, ctx.reflect) if ctx.needs_input_grad[0] else None
-        ddy = ops.adaconv(x, ddkernel, None, ctx.reflect) if ctx.needs_input_grad[1] else None
-        return dx, ddy, None, None
-
-    torch.library.register_autograd("adaconv::adaconv", forward_backward, setup_context=save)
-    torch.library.register_autograd("adaconv::adaconv_grad_x", grad_x_backward, setup_context=save)
-    torch.library.register_autograd("adaconv::adaconv_grad_kernel", grad_kernel_backward, setup_context=save)
 
 
 # The closed family in plain PyTorch. `conv2d` takes one kernel for a whole batch: here the N samples in G groups become

@@ -71,8 +71,7 @@ def bias_act_reference(x: Tensor, bias: Tensor | None, act: str, gain: float, cl
 
 
 def register() -> None:
-    """Tells PyTorch the shapes and derivatives of the kernels, once they are loaded."""
-    ops, names = torch.ops.adaconv, list(ACTIVATIONS)
+    """Tells PyTorch the shapes of the kernels' results, once they are loaded."""
 
     @torch.library.register_fake("adaconv::bias_act")
     def _(x, bias, act, gain, clamp):
@@ -81,38 +80,3 @@ def register() -> None:
     @torch.library.register_fake("adaconv::bias_act_grad")
     def _(dy, y, act, gain, clamp):
         return dy.new_empty(dy.shape), dy.new_empty(dy.shape[1])
-
-    def save(ctx, inputs, output):
-        ctx.save_for_backward(output)
-        ctx.options = inputs[2:]
-
-    def backward(ctx, dy):
-        (y,) = ctx.saved_tensors
-        dx, dbias = ops.bias_act_grad(dy, y, *ctx.options)
-        return dx, dbias if ctx.needs_input_grad[1] else None, None, None, None
-
-    def save_grad(ctx, inputs, output):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs[:2])
-        ctx.options = inputs[2:]
-
-    def grad_backward(ctx, ddx, ddbias):
-        """Both outputs are linear in dy; the sigmoids' derivative depends on y as well."""
-        dy, y = ctx.saved_tensors
-        act, gain, clamp = ctx.options
-        if ddbias is not None:
-            ddbias = ddbias.view(-1, *[1] * (dy.ndim - 2)).expand_as(dy)
-            ddx = ddbias if ddx is None else ddx + ddbias
-        if ddx is None:
-            return None, None, None, None, None
-        ddy = ops.bias_act_grad(ddx, y, act, gain, clamp)[0] if ctx.needs_input_grad[0] else None
-        if not ctx.needs_input_grad[1] or names[act] not in ("sigmoid", "tanh"):
-            return ddy, None, None, None, None
-        # of y (1 − y/gain), and of gain − y²/gain
-        slope = 1 - 2 * y / gain if names[act] == "sigmoid" else -2 * y / gain
-        if clamp >= 0:
-            slope = slope * (y.abs() < clamp)
-        return ddy, ddx * dy * slope, None, None, None
-
-    torch.library.register_autograd("adaconv::bias_act", backward, setup_context=save)
-    torch.library.register_autograd("adaconv::bias_act_grad", grad_backward, setup_context=save_grad)

@@ -8,16 +8,18 @@ something of that changes, or `make ops` asks for it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from torch_utils.cli import UserError
 from torch_utils.files import atomic_write
 
 SOURCES = Path(__file__).parent / "csrc"
-CPU_SOURCES = ["ops.cpp", "adaconv.cpp", "bias_act.cpp", "moments.cpp", "upfirdn2d.cpp"]
+CPU_SOURCES = ["ops.cpp", "autograd.cpp", "adaconv.cpp", "bias_act.cpp", "moments.cpp", "upfirdn2d.cpp"]
 CUDA_SOURCES = ["adaconv.cu", "bias_act.cu", "moments.cu", "upfirdn2d.cu"]
 
 # The vector instructions that PyTorch found on this machine. GCC's -march=native would also tune, and so run into a
@@ -61,11 +63,14 @@ class Build:
     cuda_home: str | None = None
     architectures: str | None = None
 
-    @property
+    @functools.cached_property  # of the sources as they were when it was planned
     def key(self) -> str:
-        texts = [(SOURCES / name).read_text() for name in sorted(os.listdir(SOURCES))]
-        parts = [torch.__version__, platform.machine(), *map(str, vars(self).values()), *texts]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+        made_from = [getattr(self, field.name) for field in fields(self)]
+        digest = hashlib.sha256(repr([torch.__version__, platform.machine(), *made_from]).encode())
+        for path in sorted(SOURCES.iterdir()):
+            if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
+                digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        return digest.hexdigest()[:16]
 
     @property
     def folder(self) -> Path:
@@ -85,7 +90,7 @@ def mode() -> str:
 
 
 def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "adaconv"
 
 
@@ -109,10 +114,14 @@ def plan(device: str) -> Build:
 
 def _version(compiler: str, remedy: str) -> str:
     try:
-        output = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        run = subprocess.run(
+            [*shlex.split(compiler), "--version"], capture_output=True, text=True, errors="replace", check=True
+        )
+        lines = [line.strip() for line in run.stdout.splitlines() if line.strip()]
     except (OSError, subprocess.CalledProcessError):
-        raise Unavailable(f"the compiler {compiler} does not run; {remedy}") from None
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+        lines = []
+    if not lines:
+        raise Unavailable(f"the compiler {compiler} does not run; {remedy}")
     return f"{compiler}: " + (lines[-1] if "nvcc" in compiler else lines[0])
 
 
@@ -145,7 +154,11 @@ def _toolkit_of_nvcc() -> str | None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return None
-    dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull], capture_output=True, text=True)
+    try:
+        command = [nvcc, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull]
+        dry = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    except OSError:
+        return None
     for line in dry.stderr.splitlines():
         if line.startswith("#$ TOP="):
             return os.path.realpath(line.removeprefix("#$ TOP="))
@@ -163,6 +176,8 @@ def build(device: str, again: bool = False) -> Path:
     except ImportError:
         raise Unavailable("they are built on Linux and macOS only") from None
     made = plan(device)
+    if made.library.exists():
+        return made.library
     failed = made.folder / "failed"
     try:
         made.folder.mkdir(parents=True, exist_ok=True)
@@ -171,7 +186,7 @@ def build(device: str, again: bool = False) -> Path:
             if made.library.exists():
                 return made.library
             if failed.exists() and not again:
-                raise Unavailable(failed.read_text())
+                raise Unavailable(f"{failed.read_text()}; `make ops` tries again")
             failed.unlink(missing_ok=True)
             print(f"compiling the {device} ops, once: about a minute ...", file=sys.stderr)
             try:
@@ -210,7 +225,7 @@ def _compile(made: Build) -> None:
             )
         result = Path(folder) / made.library.name
         if done.returncode or not result.exists():
-            raise Unavailable(f"compiling failed: {_reason(log.read_text())}; all messages: {log}")
+            raise Unavailable(f"compiling failed: {_reason(log.read_text(errors='replace'))}; all messages: {log}")
         result.replace(made.library)
 
 

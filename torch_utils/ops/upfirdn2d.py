@@ -78,21 +78,8 @@ def upfirdn2d_reference(x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int
     return _UpFirDn2d.apply(x, f * gain ** (f.ndim / 2), up, down, pad)
 
 
-def _gradient_padding(
-    size: tuple[int, int], out: tuple[int, int], taps: tuple[int, int], up: int, down: int, pad: tuple[int, ...]
-) -> tuple[int, ...]:
-    """The padding of the gradient, which has up and down exchanged and f turned round."""
-    (h, w), (out_h, out_w), (fh, fw), (left, _, top, _) = size, out, taps, pad
-    return (
-        fw - 1 - left,
-        w * up - out_w * down + left - up + 1,
-        fh - 1 - top,
-        h * up - out_h * down + top - up + 1,
-    )
-
-
 def register() -> None:
-    """Tells PyTorch the shape and derivative of the kernel, once it is loaded."""
+    """Tells PyTorch the shape of the kernel's result, once it is loaded."""
 
     @torch.library.register_fake("adaconv::upfirdn2d")
     def _(x, f, up, down, padding, gain):
@@ -100,18 +87,6 @@ def register() -> None:
         left, right, top, bottom = padding
         taps = f.shape[0]
         return x.new_empty(n, c, (h * up + top + bottom - taps) // down + 1, (w * up + left + right - taps) // down + 1)
-
-    def save(ctx, inputs, output):
-        x, f, ctx.up, ctx.down, pad, ctx.gain = inputs
-        ctx.save_for_backward(f)
-        ctx.pad = _gradient_padding(x.shape[2:], output.shape[2:], (f.shape[0],) * 2, ctx.up, ctx.down, pad)
-
-    def backward(ctx, dy):
-        (f,) = ctx.saved_tensors
-        dx = torch.ops.adaconv.upfirdn2d(dy, f.flip(0), ctx.down, ctx.up, ctx.pad, ctx.gain)
-        return dx, None, None, None, None, None
-
-    torch.library.register_autograd("adaconv::upfirdn2d", backward, setup_context=save)
 
 
 class _UpFirDn2d(Function):
@@ -122,7 +97,14 @@ class _UpFirDn2d(Function):
         y = _filter(x, f, up, down, pad)
         ctx.save_for_backward(f)
         ctx.up, ctx.down = up, down
-        ctx.pad = _gradient_padding(x.shape[2:], y.shape[2:], (f.shape[0], f.shape[-1]), up, down, pad)
+        (h, w), (out_h, out_w), (fh, fw) = x.shape[2:], y.shape[2:], (f.shape[0], f.shape[-1])
+        left, _, top, _ = pad
+        ctx.pad = (
+            fw - 1 - left,
+            w * up - out_w * down + left - up + 1,
+            fh - 1 - top,
+            h * up - out_h * down + top - up + 1,
+        )
         return y
 
     @staticmethod
@@ -149,10 +131,13 @@ def _filter_axes(x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int
         return x.new_empty(x.shape[0], 0, height, width)
     weight = f.expand(channels, 1, *f.shape)
     if up == (1, 1):
-        return F.conv2d(F.pad(x, pad), weight, stride=down, groups=channels)
+        # zeros before cropping: a crop alone may be larger than the picture
+        x = F.pad(F.pad(x, [max(p, 0) for p in pad]), [min(p, 0) for p in pad])
+        return F.conv2d(x, weight, stride=down, groups=channels)
     # A transposed convolution multiplies no inserted zeros. It gives the full convolution of the upsampled picture
     # less the zeros that follow its last value; cropping (or padding) that leaves what `pad` asks for.
     y = F.conv_transpose2d(x, weight.flip([2, 3]), stride=up, groups=channels)
     (fh, fw), (left, right, top, bottom) = f.shape, pad
-    y = F.pad(y, [left - fw + 1, right - fw + up[1], top - fh + 1, bottom - fh + up[0]])
+    crop = [left - fw + 1, right - fw + up[1], top - fh + 1, bottom - fh + up[0]]
+    y = F.pad(F.pad(y, [max(p, 0) for p in crop]), [min(p, 0) for p in crop])
     return y[:, :, :: down[0], :: down[1]]

@@ -308,6 +308,7 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
   const Picture<S> x(x_), dy(dy_);
   const int64_t vectors = (width + Simd<A>::width - 1) / Simd<A>::width, dy_row = vectors * Simd<A>::width;
   const bool direct = std::is_same_v<S, A> && dy_row == width && dy.stride_y == width && dy.stride_x == 1;
+  const bool rows_lie_close = x.stride_x == 1 && x.stride_y <= 2 * width && dy.stride_x == 1 && dy.stride_y <= 2 * width;
   const int64_t lead = round_up(pad, V::width) - pad;  // the picture in a row is aligned, without its halo
   const int64_t x_row = round_up(lead + std::max(dy_row + size - 1, width + 2 * pad), V::width);
   const int64_t rows = std::clamp<int64_t>(kScratchBytes / int64_t(sizeof(A)) / (group * x_row) - 2 * pad, 1, height);
@@ -348,7 +349,7 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
         }
         for (int64_t r = 0; r < last - first; r += inner) {
           const int64_t count = std::min(inner, last - first - r);
-          for (int64_t i = 0; i < group; i++) {  // the next strip, while this one keeps the arithmetic busy
+          for (int64_t i = 0; i < group && rows_lie_close; i++) {  // the next strip, while this one is computed
             fetch(x.plane(n, channel + i) + (last + pad + r) * x.stride_y, count * x.stride_y);
             fetch(dy.plane(n, channel + i) + (last + r) * dy.stride_y, count * dy.stride_y);
           }

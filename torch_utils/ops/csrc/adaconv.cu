@@ -224,7 +224,7 @@ at::Tensor grad_x_cuda(const at::Tensor& dy_, const at::Tensor& kernel, bool ref
   const c10::cuda::CUDAGuard guard(dy_.device());
   if (dy_.numel() == 0) return empty_output(dy_.sizes(), dy_.options());
   const int64_t pad = reflect ? shape.size / 2 : 0;
-  const at::Tensor dy = pad ? at::constant_pad_nd(dy_, {pad, pad, pad, pad}) : dy_.contiguous();
+  const at::Tensor dy = pad ? at::constant_pad_nd(dy_, {pad, pad, pad, pad}).contiguous() : dy_.contiguous();
   shape.height = dy.size(2), shape.width = dy.size(3);
   at::Tensor dx = empty_output(dy.sizes(), dy.options());
   DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x", [&] {

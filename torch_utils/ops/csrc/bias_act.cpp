@@ -24,13 +24,21 @@ struct Planes {
   int64_t grain() const { return 1 + (1 << 15) / inner; }
 };
 
+// The clamp as it comes out in the type of y; infinite for none.
+template <class S>
+Accumulate<S> limit(double clamp) {
+  if (clamp < 0) return std::numeric_limits<Accumulate<S>>::infinity();
+  return static_cast<Accumulate<S>>(static_cast<S>(clamp));
+}
+
 template <class A>
 using Vector = typename Simd<A>::Vector;
 
 // leaky ReLU with any slope: 1 is linear, 0 ReLU
 template <class A>
 Vector<A> activate(Vector<A> x, A slope, A gain, A clamp) {
-  Vector<A> y = (x > 0 ? x : x * slope) * gain;
+  // −∞ times the slope 0 of ReLU would be no number
+  Vector<A> y = (x <= 0 ? (slope == 0 ? Vector<A>{} : x * slope) : x) * gain;
   y = y > clamp ? Vector<A>{} + clamp : y;
   return y < -clamp ? Vector<A>{} - clamp : y;
 }
@@ -51,7 +59,7 @@ void forward(const at::Tensor& x_, const S* bias, Activation act, double gain_, 
   const Planes planes(x_);
   const S* x = x_.const_data_ptr<S>();
   S* y = y_.mutable_data_ptr<S>();
-  const A gain = gain_, clamp = clamp_ >= 0 ? clamp_ : std::numeric_limits<A>::infinity();
+  const A gain = gain_, clamp = limit<S>(clamp_);
   const A slope = act == kLinear ? 1 : act == kRelu ? 0 : kSlope;
   const bool curved = act == kSigmoid || act == kTanh;
   at::parallel_for(0, planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
@@ -79,9 +87,10 @@ Vector<A> derivative(Vector<A> y, Activation act, A slope, A gain, A clamp) {
   } else if (act == kTanh) {
     d = gain - y * y / gain;
   } else {
-    d = y * gain > 0 ? Vector<A>{} + gain : Vector<A>{} + gain * slope;
+    d = (gain > 0 ? y > 0 : y < 0) ? Vector<A>{} + gain : Vector<A>{} + gain * slope;
   }
-  return (y < clamp) & (y > -clamp) ? d : Vector<A>{};
+  if (clamp == std::numeric_limits<A>::infinity()) return d;
+  return (y >= clamp) | (y <= -clamp) ? Vector<A>{} : d;
 }
 
 template <class S>
@@ -93,7 +102,7 @@ void gradient(const at::Tensor& dy_, const at::Tensor& y_, Activation act, doubl
   const S *dy = dy_.const_data_ptr<S>(), *y = y_.const_data_ptr<S>();
   S* dx = dx_.mutable_data_ptr<S>();
   double* db = sums.mutable_data_ptr<double>();
-  const A gain = gain_, clamp = clamp_ >= 0 ? clamp_ : std::numeric_limits<A>::infinity();
+  const A gain = gain_, clamp = limit<S>(clamp_);
   const A slope = act == kLinear ? 1 : act == kRelu ? 0 : kSlope;
   at::parallel_for(0, planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; plane++) {

@@ -12,7 +12,7 @@ enum Activation : int64_t { kLinear, kRelu, kLrelu, kSigmoid, kTanh };
 template <class A>
 __device__ A activate(Activation act, A x) {
   switch (act) {
-    case kRelu: return x > 0 ? x : A(0);
+    case kRelu: return x <= 0 ? A(0) : x;  // so that what is no number stays none
     case kLrelu: return x > 0 ? x : x * A(0.2);
     case kSigmoid: return A(1) / (A(1) + exp(-x));
     case kTanh: return tanh(x);
@@ -24,8 +24,8 @@ __device__ A activate(Activation act, A x) {
 template <class A>
 __device__ A derivative(Activation act, A y, A gain) {
   switch (act) {
-    case kRelu: return y * gain > 0 ? gain : A(0);
-    case kLrelu: return y * gain > 0 ? gain : gain * A(0.2);
+    case kRelu: return (y > 0) == (gain > 0) && y != 0 ? gain : A(0);
+    case kLrelu: return (y > 0) == (gain > 0) && y != 0 ? gain : gain * A(0.2);
     case kSigmoid: return y * (A(1) - y / gain);
     case kTanh: return gain - y * y / gain;
     default: return gain;
@@ -39,8 +39,9 @@ __global__ void __launch_bounds__(kThreads)
   using A = Accumulate<S>;
   for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += int64_t(gridDim.x) * kThreads) {
     const A b = bias ? static_cast<A>(bias[j / inner % channels]) : A(0);
+    const A limit = static_cast<A>(static_cast<S>(clamp));  // as it comes out in the type of y
     A value = A(gain) * activate(act, static_cast<A>(x[j]) + b);
-    if (clamp >= 0) value = value > A(clamp) ? A(clamp) : value < A(-clamp) ? A(-clamp) : value;
+    if (clamp >= 0) value = value > limit ? limit : value < -limit ? -limit : value;
     y[j] = static_cast<S>(value);
   }
 }
@@ -51,8 +52,9 @@ __global__ void __launch_bounds__(kThreads)
   using A = Accumulate<S>;
   for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += int64_t(gridDim.x) * kThreads) {
     const A value = static_cast<A>(y[j]);
-    const bool inside = clamp < 0 || (value < A(clamp) && value > A(-clamp));
-    dx[j] = static_cast<S>(inside ? static_cast<A>(dy[j]) * derivative(act, value, A(gain)) : A(0));
+    const A limit = static_cast<A>(static_cast<S>(clamp));
+    const bool outside = clamp >= 0 && (value >= limit || value <= -limit);
+    dx[j] = static_cast<S>(!outside ? static_cast<A>(dy[j]) * derivative(act, value, A(gain)) : A(0));
   }
 }
 
@@ -100,7 +102,8 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, con
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
   // half precision is summed up in float32 by `sum`
-  return {dx, dx.reshape({dx.size(0), dx.size(1), -1}).sum(at::IntArrayRef{0, 2})};
+  const int64_t planes = dx.size(0) * dx.size(1), inner = planes ? dx.numel() / planes : 0;
+  return {dx, dx.view({dx.size(0), dx.size(1), inner}).sum(at::IntArrayRef{0, 2})};
 }
 
 }  // namespace

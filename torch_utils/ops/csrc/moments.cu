@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) moments(const S* x, S* mean, S* var,
   if (threadIdx.x == 0) {
     const A shift = sum / inner, variance = squares / inner - shift * shift;
     mean[blockIdx.x] = static_cast<S>(origin + shift);
-    var[blockIdx.x] = static_cast<S>(variance > 0 ? variance : A(0));
+    var[blockIdx.x] = static_cast<S>(variance < 0 ? A(0) : variance);
   }
 }
 

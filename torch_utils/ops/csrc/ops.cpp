@@ -1,4 +1,4 @@
-// The schemas of all ops. Their kernels are in files of their own, their derivatives beside the references in Python.
+// The schemas of all ops. Their kernels are in files of their own, their derivatives in autograd.cpp.
 
 #include <torch/library.h>
 
@@ -7,7 +7,7 @@ TORCH_LIBRARY(adaconv, m) {
   m.def("adaconv_grad_x(Tensor dy, Tensor kernel, bool reflect) -> Tensor");
   m.def("adaconv_grad_kernel(Tensor x, Tensor dy, SymInt[] shape, bool reflect) -> Tensor");
   m.def("moments(Tensor x) -> (Tensor mean, Tensor var)");
-  m.def("upfirdn2d(Tensor x, Tensor f, int up, int down, int[] padding, float gain) -> Tensor");
+  m.def("upfirdn2d(Tensor x, Tensor f, int up, int down, SymInt[] padding, float gain) -> Tensor");
   m.def("bias_act(Tensor x, Tensor? bias, int act, float gain, float clamp) -> Tensor");
   m.def("bias_act_grad(Tensor dy, Tensor y, int act, float gain, float clamp) -> (Tensor dx, Tensor db)");
 }

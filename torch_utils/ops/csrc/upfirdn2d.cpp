@@ -135,7 +135,7 @@ void upfirdn2d(const at::Tensor& x_, const std::vector<double>& taps_, int64_t u
   const int64_t longest = round_up((out_width + up - 1) / up, V::width);
   const int64_t grain = 1 + (1 << 15) / (out_height * out_width);
   at::parallel_for(0, planes, grain, [&](int64_t begin, int64_t end) {
-    Scratch<A> row(margin + std::max(width, reach) + V::width), parted(part * down), sums(longest * up * 2),
+    Scratch<A> row(margin + std::max(width, reach) + V::width), parted(part * down), sums(longest * (phases.size() + 1)),
         plane(std::is_same_v<S, A> ? 1 : height * width);
     std::fill_n(row.get(), margin + std::max(width, reach) + V::width, A(0));
     std::fill_n(parted.get(), part * down, A(0));
@@ -176,7 +176,7 @@ void upfirdn2d(const at::Tensor& x_, const std::vector<double>& taps_, int64_t u
             // taps d, d + down, … of this phase read neighbours in the part of index (margin + first + d) mod down
             const int64_t index = margin + phase.first + d, count = (phase.taps - 1 - d) / down + 1;
             for (int64_t t = 0; t < count; t++) w[t] = f[phase.tap + (d + t * down) * up];
-            A* sum = sums.get() + longest * up;
+            A* sum = sums.get() + longest * phases.size();
             along(parted.get() + index % down * part + index / down, w.data(), count, sum, phase.outputs);
             for (int64_t m = 0; m < longest; m += V::width) V::store(out + m, V::load(out + m) + V::load(sum + m));
           }
@@ -196,6 +196,11 @@ at::Tensor upfirdn2d_cpu(const at::Tensor& x, const at::Tensor& f, int64_t up, i
   TORCH_CHECK_VALUE(x.dim() == 4, "x: expected [N, C, H, W]");
   TORCH_CHECK_VALUE(f.dim() == 1 && f.numel() > 0 && f.device() == x.device(), "f: expected [f] beside x");
   TORCH_CHECK_VALUE(up >= 1 && down >= 1 && padding.size() == 4, "up, down, padding: out of range");
+  constexpr int64_t most = std::numeric_limits<int>::max() / 4;
+  const bool sizes = x.size(2) <= most / up && x.size(3) <= most / up && up <= 4096 && down <= 4096;
+  TORCH_CHECK_VALUE(sizes && std::abs(padding[0]) <= most && std::abs(padding[1]) <= most &&
+                        std::abs(padding[2]) <= most && std::abs(padding[3]) <= most,
+                    "up, down, padding: out of range for x ", x.sizes());
   const int64_t taps = f.numel();
   const int64_t height = (x.size(2) * up + padding[2] + padding[3] - taps) / down + 1;
   const int64_t width = (x.size(3) * up + padding[0] + padding[1] - taps) / down + 1;
