@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+# Before PyTorch starts its threads: where cores are shared, those that wait should not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from click.core import ParameterSource
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from torch_utils.cli import UserError
+from torch_utils.files import atomic_write
 
 
 def rank() -> int:
@@ -29,10 +35,14 @@ def launch(function: Callable, *args, processes: int = 1) -> None:
     One process is this one. More are started and watched by PyTorch's elastic launcher: when one dies, the others
     are ended and its error is raised here. The function and its arguments have to be picklable; it returns False when
     a signal made it stop early.
+
+    Raises:
+        UserError: what one of the processes raised as such.
     """
     if processes == 1:
         return function(*args)
     from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     config = LaunchConfig(
@@ -44,11 +54,21 @@ def launch(function: Callable, *args, processes: int = 1) -> None:
         run_id="train",
         max_restarts=0,
     )
-    with suppress(SignalException):  # ^C or SIGTERM: the launcher has passed it on, and waited for them to save
-        elastic_launch(config, _in_group)(function, *args)
+    # what is wrong is said below, once
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    with tempfile.TemporaryDirectory() as folder:
+        mistake = Path(folder) / "mistake"
+        try:
+            with suppress(SignalException):  # ^C or SIGTERM: the launcher has passed it on, and waited for them to save
+                elastic_launch(config, _in_group)(mistake, function, *args)
+        except ChildFailedError:
+            if mistake.exists():
+                raise UserError(mistake.read_text()) from None
+            raise
 
 
-def _in_group(function: Callable, *args) -> None:
+def _in_group(mistake: Path, function: Callable, *args) -> None:
+    """One process of `launch`. A user's mistake is left in the file `mistake`, and ends the process without a word."""
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     else:
@@ -56,7 +76,13 @@ def _in_group(function: Callable, *args) -> None:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         interrupted = function(*args) is False
+    except UserError as error:
+        with atomic_write(mistake) as file:
+            file.write(error.message.encode())
+        os._exit(2)
     except Exception:
+        if mistake.exists():  # this is about the process that found it having gone away
+            os._exit(2)
         # The launcher reports one error, which may be another process's complaint that this one went away.
         traceback.print_exc()
         raise

@@ -11,15 +11,24 @@ from torch import Tensor
 from networks.generator import Generator, Noise
 from training.images import to_uint8
 
+# "latent": keeps the streams of random numbers of pictures apart from those of training. A network whose first weights
+# were drawn from seed 0 would have met the latent of seed 0 as one of them.
+STREAM = 0x6C6174656E740000
+
+
+def random_generator(seed: int) -> torch.Generator:
+    """The random numbers of one picture."""
+    return torch.Generator().manual_seed(seed ^ STREAM)
+
 
 def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     """z [N, z_dim], each row drawn by a generator of its own from its seed."""
-    return torch.stack([torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack([torch.randn(z_dim, generator=random_generator(seed)) for seed in seeds])
 
 
 def noise_from_seeds(G: Generator, seeds: Sequence[int]) -> list[Tensor]:
     """Random noise for every layer, [N, 1, H, W] each, drawn sample by sample from the seeds."""
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    generators = [random_generator(seed) for seed in seeds]
     shapes = [(1, layer.resolution, layer.resolution) for layer in G.synthesis.layers()]
     # apart from z, which is drawn from the same seeds
     for generator in generators:

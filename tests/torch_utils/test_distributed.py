@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from torch_utils import distributed
+from torch_utils.cli import UserError
 
 CPU = torch.device("cpu")
 
@@ -106,3 +107,18 @@ def test_with_one_process_nothing_changes():
     assert distributed.mean(value) is value
     assert distributed.any_process(True, CPU) is True and distributed.any_process(False, CPU) is False
     assert [v is value for v in distributed.gather(value)] == [True]
+
+
+def mistaken(folder):
+    """One process finds a mistake, the other waits for it."""
+    if distributed.rank() == 1:
+        raise UserError("the picture 7.png is cut off; copy it again")
+    distributed.any_process(True, CPU)
+
+
+def test_a_users_mistake_in_one_process_is_one_line(tmp_path, capfd):
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"^the picture 7.png is cut off; copy it again$"):
+        distributed.launch(mistaken, str(tmp_path), processes=2)
+    assert time.monotonic() - start < 60
+    assert "Traceback" not in capfd.readouterr().err
