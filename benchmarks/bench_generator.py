@@ -67,10 +67,14 @@ def adaptive_taps(config: GeneratorConfig, layer: SynthesisLayer, channels: int)
 @click.option("--cmax", default=512)
 @click.option("--rounds", default=3, type=click.IntRange(1))
 @click.option("--device", default="cpu")
+@click.option("--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
-def main(resolution: int, batch: int, cbase: int, cmax: int, rounds: int, device: str, json_path: str | None) -> None:
+def main(
+    resolution: int, batch: int, cbase: int, cmax: int, rounds: int, device: str, fresh_memory: bool, json_path
+) -> None:
     """Parameters and time per picture of the generator, for each modulation."""
-    keep_freed_memory()  # as generate.py does
+    if not fresh_memory:
+        keep_freed_memory()  # as generate.py does
     place = torch.device(device)
     modulations = {"modconv": "demod", "adain": "instance", "adaconv": "demod"}
     configs = {
