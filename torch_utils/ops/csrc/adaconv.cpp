@@ -379,37 +379,21 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
   }
 }
 
-// Shapes that do not fit would read beyond the tensors; the Python functions check with better words before.
-void check(const at::Tensor& x, at::IntArrayRef kernel, const at::Tensor& other, bool reflect) {
-  TORCH_CHECK_VALUE(x.dim() == 4, "x: expected [N, C, H, W]");
-  TORCH_CHECK_VALUE(kernel.size() == 5 && kernel[0] == x.size(0) && kernel[1] == x.size(1) && kernel[2] > 0 &&
-                        kernel[1] % kernel[2] == 0 && kernel[3] == kernel[4] && kernel[3] % 2 == 1,
-                    "kernel: expected [N, C, C/G, k, k] with odd k for x ", x.sizes(), ", got ", kernel);
-  TORCH_CHECK_VALUE(!reflect || std::min(x.size(2), x.size(3)) > kernel[3] / 2, "x: too small to be reflected");
-  TORCH_CHECK_VALUE(other.scalar_type() == x.scalar_type() && other.device() == x.device(),
-                    "expected one dtype and one device");
-}
-
 at::Tensor forward_cpu(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias,
                        bool reflect) {
-  check(x, kernel.sizes(), kernel, reflect);
+  check_adaconv(x, kernel.sizes(), kernel, reflect);
+  const at::Tensor shift = check_shift(x, bias);
   at::Tensor y = empty_output(x.sizes(), x.options());
   if (y.numel() == 0) return y;
-  at::Tensor shift;
-  if (bias) {
-    check(x, kernel.sizes(), *bias, reflect);
-    TORCH_CHECK_VALUE(bias->dim() == 2 && bias->sizes() == x.sizes().slice(0, 2), "bias: expected [N, C]");
-    shift = bias->contiguous();
-  }
   DISPATCH_FLOATING(x.scalar_type(), "adaconv", [&] {
-    convolve<scalar_t>(x, kernel.contiguous(), bias ? shift.const_data_ptr<scalar_t>() : nullptr, reflect, false, false,
-                       y);
+    const scalar_t* bias_data = shift.defined() ? shift.const_data_ptr<scalar_t>() : nullptr;
+    convolve<scalar_t>(x, kernel.contiguous(), bias_data, reflect, false, false, y);
   });
   return y;
 }
 
 at::Tensor grad_x_cpu(const at::Tensor& dy, const at::Tensor& kernel, bool reflect) {
-  check(dy, kernel.sizes(), kernel, reflect);
+  check_adaconv(dy, kernel.sizes(), kernel, reflect);
   at::Tensor dx = empty_output(dy.sizes(), dy.options());
   if (dx.numel() == 0) return dx;
   const bool fold = reflect && kernel.size(3) > 1;
@@ -420,8 +404,8 @@ at::Tensor grad_x_cpu(const at::Tensor& dy, const at::Tensor& kernel, bool refle
 }
 
 at::Tensor grad_kernel_cpu(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef shape, bool reflect) {
-  check(x, shape, dy, reflect);
-  TORCH_CHECK_VALUE(dy.sizes() == x.sizes(), "dy: expected the shape of x, ", x.sizes(), ", got ", dy.sizes());
+  check_adaconv(x, shape, dy, reflect);
+  check_like(x, dy, "dy", "x");
   at::Tensor dkernel = empty_output(shape, x.options());
   if (x.numel() == 0) return dkernel.zero_();
   DISPATCH_FLOATING(x.scalar_type(), "adaconv_grad_kernel", [&] { grad_kernel<scalar_t>(x, dy, reflect, dkernel); });

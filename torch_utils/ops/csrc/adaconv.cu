@@ -188,13 +188,7 @@ void launch_correlate(const at::Tensor& x, const at::Tensor& dy, at::Tensor& par
 }
 
 Shape check(const at::Tensor& x, at::IntArrayRef kernel, const at::Tensor& other, bool reflect) {
-  TORCH_CHECK_VALUE(x.dim() == 4, "x: expected [N, C, H, W]");
-  TORCH_CHECK_VALUE(kernel.size() == 5 && kernel[0] == x.size(0) && kernel[1] == x.size(1) && kernel[2] > 0 &&
-                        kernel[1] % kernel[2] == 0 && kernel[3] == kernel[4] && kernel[3] % 2 == 1,
-                    "kernel: expected [N, C, C/G, k, k] with odd k for x ", x.sizes(), ", got ", kernel);
-  TORCH_CHECK_VALUE(!reflect || std::min(x.size(2), x.size(3)) > kernel[3] / 2, "x: too small to be reflected");
-  TORCH_CHECK_VALUE(other.scalar_type() == x.scalar_type() && other.device() == x.device(),
-                    "expected one dtype and one device");
+  check_adaconv(x, kernel, other, reflect);
   constexpr int64_t most = std::numeric_limits<int>::max();
   TORCH_CHECK_VALUE(x.size(2) * x.size(3) <= most / 2 && x.size(1) <= most && kernel[3] < 1 << 14 &&
                         x.size(0) * x.size(1) * kernel[2] <= most,
@@ -206,13 +200,9 @@ at::Tensor forward_cuda(const at::Tensor& x, const at::Tensor& kernel, const std
                         bool reflect) {
   const Shape shape = check(x, kernel.sizes(), kernel, reflect);
   const c10::cuda::CUDAGuard guard(x.device());
-  at::Tensor y = empty_output(x.sizes(), x.options()), shift;
+  const at::Tensor shift = check_shift(x, bias);
+  at::Tensor y = empty_output(x.sizes(), x.options());
   if (y.numel() == 0) return y;
-  if (bias) {
-    check(x, kernel.sizes(), *bias, reflect);
-    TORCH_CHECK_VALUE(bias->dim() == 2 && bias->sizes() == x.sizes().slice(0, 2), "bias: expected [N, C]");
-    shift = bias->contiguous();
-  }
   DISPATCH_FLOATING(x.scalar_type(), "adaconv", [&] {
     convolve<scalar_t>(x.contiguous(), kernel.contiguous(), shift, y, shape, reflect, false);
   });
@@ -236,7 +226,7 @@ at::Tensor grad_x_cuda(const at::Tensor& dy_, const at::Tensor& kernel, bool ref
 
 at::Tensor grad_kernel_cuda(const at::Tensor& x_, const at::Tensor& dy_, at::IntArrayRef sizes, bool reflect) {
   const Shape shape = check(x_, sizes, dy_, reflect);
-  TORCH_CHECK_VALUE(dy_.sizes() == x_.sizes(), "dy: expected the shape of x, ", x_.sizes(), ", got ", dy_.sizes());
+  check_like(x_, dy_, "dy", "x");
   const c10::cuda::CUDAGuard guard(x_.device());
   at::Tensor dkernel = empty_output(sizes, x_.options());
   if (x_.numel() == 0) return dkernel.zero_();

@@ -12,8 +12,6 @@
 
 namespace {
 
-// As in bias_act.py.
-enum Activation : int64_t { kLinear, kRelu, kLrelu, kSigmoid, kTanh };
 constexpr double kSlope = 0.2;
 
 // Planes of one n and c beside each other in memory: `inner` values each.
@@ -126,19 +124,10 @@ void gradient(const at::Tensor& dy_, const at::Tensor& y_, Activation act, doubl
   });
 }
 
-void check(const at::Tensor& x, int64_t act, double gain) {
-  TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected [N, C, ...], got ", x.sizes());
-  TORCH_CHECK_VALUE(act >= kLinear && act <= kTanh, "act: expected 0 to 4, got ", act);
-  TORCH_CHECK_VALUE(gain != 0, "gain: expected another number than 0");
-}
-
 at::Tensor bias_act_cpu(const at::Tensor& x_, const std::optional<at::Tensor>& bias_, int64_t act, double gain,
                         double clamp) {
-  check(x_, act, gain);
-  const at::Tensor x = x_.contiguous(), bias = bias_ ? bias_->contiguous() : at::Tensor();
-  TORCH_CHECK_VALUE(!bias.defined() || (bias.dim() == 1 && bias.size(0) == x.size(1) &&
-                                        bias.scalar_type() == x.scalar_type() && bias.device() == x.device()),
-                    "bias: expected [", x.size(1), "] of the dtype and device of x");
+  check_bias_act(x_, act, gain);
+  const at::Tensor x = x_.contiguous(), bias = check_bias(x_, bias_);
   at::Tensor y = empty_output(x.sizes(), x.options());
   if (y.numel() == 0) return y;
   DISPATCH_FLOATING(x.scalar_type(), "bias_act", [&] {
@@ -149,9 +138,8 @@ at::Tensor bias_act_cpu(const at::Tensor& x_, const std::optional<at::Tensor>& b
 
 std::tuple<at::Tensor, at::Tensor> bias_act_grad_cpu(const at::Tensor& dy_, const at::Tensor& y_, int64_t act,
                                                      double gain, double clamp) {
-  check(dy_, act, gain);
-  TORCH_CHECK_VALUE(dy_.sizes() == y_.sizes() && dy_.scalar_type() == y_.scalar_type() && dy_.device() == y_.device(),
-                    "y: expected the shape, dtype and device of dy");
+  check_bias_act(dy_, act, gain);
+  check_like(dy_, y_, "y", "dy");
   const at::Tensor dy = dy_.contiguous(), y = y_.contiguous();
   at::Tensor dx = empty_output(dy.sizes(), dy.options());
   at::Tensor sums = at::zeros({dy.size(0), dy.size(1)}, dy.options().dtype(at::kDouble));

@@ -6,9 +6,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// As in bias_act.py.
-enum Activation : int64_t { kLinear, kRelu, kLrelu, kSigmoid, kTanh };
-
 template <class A>
 __device__ A activate(Activation act, A x) {
   switch (act) {
@@ -58,22 +55,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void check(const at::Tensor& x, int64_t act, double gain) {
-  TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected [N, C, ...], got ", x.sizes());
-  TORCH_CHECK_VALUE(act >= kLinear && act <= kTanh, "act: expected 0 to 4, got ", act);
-  TORCH_CHECK_VALUE(gain != 0, "gain: expected another number than 0");
-}
-
 int64_t grid(int64_t count) { return std::min<int64_t>(blocks_of(count, kThreads), 1 << 20); }
 
 at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& bias_, int64_t act, double gain,
                          double clamp) {
-  check(x_, act, gain);
+  check_bias_act(x_, act, gain);
   const c10::cuda::CUDAGuard guard(x_.device());
-  const at::Tensor x = x_.contiguous(), bias = bias_ ? bias_->contiguous() : at::Tensor();
-  TORCH_CHECK_VALUE(!bias.defined() || (bias.dim() == 1 && bias.size(0) == x.size(1) &&
-                                        bias.scalar_type() == x.scalar_type() && bias.device() == x.device()),
-                    "bias: expected [", x.size(1), "] of the dtype and device of x");
+  const at::Tensor x = x_.contiguous(), bias = check_bias(x_, bias_);
   at::Tensor y = empty_output(x.sizes(), x.options());
   if (y.numel() == 0) return y;
   const int64_t inner = x.numel() / (x.size(0) * x.size(1));
@@ -88,9 +76,8 @@ at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& 
 
 std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, const at::Tensor& y_, int64_t act,
                                                       double gain, double clamp) {
-  check(dy_, act, gain);
-  TORCH_CHECK_VALUE(dy_.sizes() == y_.sizes() && dy_.scalar_type() == y_.scalar_type() && dy_.device() == y_.device(),
-                    "y: expected the shape, dtype and device of dy");
+  check_bias_act(dy_, act, gain);
+  check_like(dy_, y_, "y", "dy");
   const c10::cuda::CUDAGuard guard(dy_.device());
   const at::Tensor dy = dy_.contiguous(), y = y_.contiguous();
   at::Tensor dx = empty_output(dy.sizes(), dy.options());

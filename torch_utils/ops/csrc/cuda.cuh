@@ -1,22 +1,13 @@
 // What the CUDA kernels share. Only headers that need nothing but the CUDA runtime.
 #pragma once
 
-#include <ATen/Dispatch.h>
-#include <ATen/core/Tensor.h>
+#include "common.h"
+
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
-
-#include <type_traits>
-
-// float16 and bfloat16 are computed in float32, float64 in itself.
-template <class Storage>
-using Accumulate = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
-
-#define DISPATCH_FLOATING(TYPE, NAME, ...) \
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, NAME, __VA_ARGS__)
 
 inline int64_t blocks_of(int64_t work, int64_t size) { return (work + size - 1) / size; }
 

@@ -42,7 +42,7 @@ void moments(const at::Tensor& x_, at::Tensor& mean_, at::Tensor& var_) {
 }
 
 std::tuple<at::Tensor, at::Tensor> moments_cpu(const at::Tensor& x) {
-  TORCH_CHECK_VALUE(x.dim() == 4 && x.size(2) * x.size(3) > 0, "x: expected [N, C, H, W], H and W not 0");
+  check_moments(x);
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options()), var = at::empty(mean.sizes(), x.options());
   if (mean.numel() > 0)
     DISPATCH_FLOATING(x.scalar_type(), "moments", [&] { moments<scalar_t>(x.contiguous(), mean, var); });

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) moments(const S* x, S* mean, S* var,
 }
 
 std::tuple<at::Tensor, at::Tensor> moments_cuda(const at::Tensor& x_) {
-  TORCH_CHECK_VALUE(x_.dim() == 4 && x_.size(2) * x_.size(3) > 0, "x: expected [N, C, H, W], H and W not 0");
+  check_moments(x_);
   const c10::cuda::CUDAGuard guard(x_.device());
   const at::Tensor x = x_.contiguous();
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options()), var = at::empty(mean.sizes(), x.options());

@@ -1,9 +1,9 @@
-// What the CPU kernels share: vectors of the machine's width, aligned scratch memory, and dispatch by type.
+// What the CPU kernels share: vectors of the machine's width and aligned scratch memory.
 #pragma once
 
-#include <ATen/Dispatch.h>
+#include "common.h"
+
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
 #include <cstdlib>
@@ -22,10 +22,6 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
-
-// float16 and bfloat16 are computed in float32, float64 in itself.
-template <class Storage>
-using Accumulate = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
 
 template <class A>
 struct Simd {
@@ -135,6 +131,3 @@ void copy_row(const From* from, int64_t stride, To* to, int64_t count) {
     for (int64_t j = 0; j < count; j++) to[j] = static_cast<To>(from[j * stride]);
   }
 }
-
-#define DISPATCH_FLOATING(TYPE, NAME, ...) \
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, NAME, __VA_ARGS__)

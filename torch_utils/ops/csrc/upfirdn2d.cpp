@@ -193,19 +193,8 @@ void upfirdn2d(const at::Tensor& x_, const std::vector<double>& taps_, int64_t u
 
 at::Tensor upfirdn2d_cpu(const at::Tensor& x, const at::Tensor& f, int64_t up, int64_t down, at::IntArrayRef padding,
                          double gain) {
-  TORCH_CHECK_VALUE(x.dim() == 4, "x: expected [N, C, H, W]");
-  TORCH_CHECK_VALUE(f.dim() == 1 && f.numel() > 0 && f.device() == x.device(), "f: expected [f] beside x");
-  TORCH_CHECK_VALUE(up >= 1 && down >= 1 && padding.size() == 4, "up, down, padding: out of range");
-  constexpr int64_t most = std::numeric_limits<int>::max() / 4;
-  const bool sizes = x.size(2) <= most / up && x.size(3) <= most / up && up <= 4096 && down <= 4096;
-  TORCH_CHECK_VALUE(sizes && std::abs(padding[0]) <= most && std::abs(padding[1]) <= most &&
-                        std::abs(padding[2]) <= most && std::abs(padding[3]) <= most,
-                    "up, down, padding: out of range for x ", x.sizes());
+  const auto [height, width] = check_upfirdn2d(x, f, up, down, padding);
   const int64_t taps = f.numel();
-  const int64_t height = (x.size(2) * up + padding[2] + padding[3] - taps) / down + 1;
-  const int64_t width = (x.size(3) * up + padding[0] + padding[1] - taps) / down + 1;
-  TORCH_CHECK_VALUE(x.size(2) * up + padding[2] + padding[3] >= taps && x.size(3) * up + padding[0] + padding[1] >= taps,
-                    "x: smaller than the filter after upsampling and padding");
   at::Tensor y = empty_output({x.size(0), x.size(1), height, width}, x.options());
   if (y.numel() == 0) return y;
   if (x.numel() == 0) return y.zero_();

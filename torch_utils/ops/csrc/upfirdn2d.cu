@@ -38,19 +38,8 @@ __global__ void __launch_bounds__(kThreads)
 
 at::Tensor upfirdn2d_cuda(const at::Tensor& x_, const at::Tensor& f, int64_t up, int64_t down, at::IntArrayRef padding,
                           double gain) {
-  TORCH_CHECK_VALUE(x_.dim() == 4, "x: expected [N, C, H, W]");
-  TORCH_CHECK_VALUE(f.dim() == 1 && f.numel() > 0 && f.device() == x_.device(), "f: expected [f] beside x");
-  TORCH_CHECK_VALUE(up >= 1 && down >= 1 && padding.size() == 4, "up, down, padding: out of range");
-  constexpr int64_t most = std::numeric_limits<int>::max() / 4;
-  const bool sizes = x_.size(2) <= most / up && x_.size(3) <= most / up && up <= 4096 && down <= 4096;
-  TORCH_CHECK_VALUE(sizes && std::abs(padding[0]) <= most && std::abs(padding[1]) <= most &&
-                        std::abs(padding[2]) <= most && std::abs(padding[3]) <= most && f.numel() <= 8192,
-                    "up, down, padding: out of range for x ", x_.sizes());
-  const int64_t taps = f.numel(), inner_height = x_.size(2) * up + padding[2] + padding[3],
-                inner_width = x_.size(3) * up + padding[0] + padding[1];
-  TORCH_CHECK_VALUE(inner_height >= taps && inner_width >= taps,
-                    "x: smaller than the filter after upsampling and padding");
-  const int64_t height = (inner_height - taps) / down + 1, width = (inner_width - taps) / down + 1;
+  const auto [height, width] = check_upfirdn2d(x_, f, up, down, padding);
+  const int64_t taps = f.numel();
   const c10::cuda::CUDAGuard guard(x_.device());
   at::Tensor y = empty_output({x_.size(0), x_.size(1), height, width}, x_.options());
   if (y.numel() == 0) return y;
