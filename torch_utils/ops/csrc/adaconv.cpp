@@ -254,43 +254,58 @@ void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bo
   });
 }
 
-// Adds dy[o] · x[i] over some rows to sums [O][T] of vectors, for O outputs and T taps beside each other. All sums stay
-// in registers, and so does each vector of dy, for T uses: a multiplication that reads memory itself would fetch it
-// T times, beside the pixels, whose vectors lie across two cache lines each.
-template <class A, int O, int T>
-void correlate(const A* x, int64_t x_row, const A* dy, int64_t dy_plane, int64_t dy_row, int64_t rows, int64_t vectors,
-               A* sums, int64_t sums_o) {
+// Some rows of x and of O outputs' dy that are to be correlated. `x` is below the middle tap; a row of x is aligned as dy
+// is, and what lies left and right of it is its halo, or if it is `bare`, memory of something else that counts as zeros.
+template <class A>
+struct Pair {
+  const A *x, *dy;
+  int64_t x_row, dy_plane, dy_row;
+  int64_t rows, vectors;
+  A* sums;  // [O][taps][a vector], outputs sums_o apart
+  int64_t sums_o;
+};
+
+// One tap: adds dy[o] · x[i], moved by `shift` columns.
+template <class A, int O>
+void correlate(const Pair<A>& w, int64_t shift, A* sums) {
   using V = Simd<A>;
-  typename V::Vector sum[O][T];
+  typename V::Vector sum[O];
+  for (int o = 0; o < O; o++) sum[o] = V::load(sums + o * w.sums_o);
+  for (int64_t r = 0; r < w.rows; r++) {
+    const A *x = w.x + r * w.x_row + shift, *dy = w.dy + r * w.dy_row;
+    for (int64_t v = 0; v < w.vectors; v++, x += V::width, dy += V::width) {
+      const typename V::Vector pixels = V::load(x);
+      for (int o = 0; o < O; o++) sum[o] += V::load(dy + o * w.dy_plane) * pixels;
+    }
+  }
+  for (int o = 0; o < O; o++) V::store(sums + o * w.sums_o, sum[o]);
+}
+
+// The three taps left, at and right of a pixel. Their pixels are joined from whole vectors in registers (loads of two of
+// them would lie across two cache lines each) and stay there, as each vector of dy does for its three uses.
+template <class A, int O, bool bare>
+void correlate_three(const Pair<A>& w, A* sums) {
+  using V = Simd<A>;
+  typename V::Vector sum[O][3];
   for (int o = 0; o < O; o++)
-    for (int t = 0; t < T; t++) sum[o][t] = V::load(sums + o * sums_o + t * V::width);
-  for (int64_t r = 0; r < rows; r++) {
-    for (int64_t v = 0; v < vectors; v++) {
-      const A *xs = x + r * x_row + v * V::width, *ds = dy + r * dy_row + v * V::width;
-      typename V::Vector d[O];
+    for (int t = 0; t < 3; t++) sum[o][t] = V::load(sums + o * w.sums_o + t * V::width);
+  for (int64_t r = 0; r < w.rows; r++) {
+    const A *x = w.x + r * w.x_row, *dy = w.dy + r * w.dy_row;
+    typename V::Vector left = bare ? typename V::Vector{} : V::load(x - V::width), middle = V::load(x);
+    for (int64_t v = 1; v <= w.vectors; v++, dy += V::width) {
+      const typename V::Vector right = bare && v == w.vectors ? typename V::Vector{} : V::load(x + v * V::width);
+      typename V::Vector pixels[3] = {V::last_of_first(left, middle), middle, V::first_of_last(middle, right)};
+      for (int t = 0; t < 3; t++) keep_in_register(pixels[t]);
       for (int o = 0; o < O; o++) {
-        d[o] = V::load(ds + o * dy_plane);
-        keep_in_register(d[o]);
+        typename V::Vector d = V::load(dy + o * w.dy_plane);
+        keep_in_register(d);
+        for (int t = 0; t < 3; t++) sum[o][t] += d * pixels[t];
       }
-      for (int t = 0; t < T; t++) {
-        const typename V::Vector pixels = V::load(xs + t);
-        for (int o = 0; o < O; o++) sum[o][t] += d[o] * pixels;
-      }
+      left = middle, middle = right;
     }
   }
   for (int o = 0; o < O; o++)
-    for (int t = 0; t < T; t++) V::store(sums + o * sums_o + t * V::width, sum[o][t]);
-}
-
-// All taps of one kernel row, for O outputs: three at a time where there are three, else one by one.
-template <class A, int O>
-void correlate_row(const A* x, int64_t x_row, const A* dy, int64_t dy_plane, int64_t dy_row, int64_t rows,
-                   int64_t vectors, int64_t size, A* sums, int64_t sums_o) {
-  int64_t t = 0;
-  for (; t + 3 <= size; t += 3)
-    correlate<A, O, 3>(x + t, x_row, dy, dy_plane, dy_row, rows, vectors, sums + t * Simd<A>::width, sums_o);
-  for (; t < size; t++)
-    correlate<A, O, 1>(x + t, x_row, dy, dy_plane, dy_row, rows, vectors, sums + t * Simd<A>::width, sums_o);
+    for (int t = 0; t < 3; t++) V::store(sums + o * w.sums_o + t * V::width, sum[o][t]);
 }
 
 template <class S>
@@ -307,7 +322,9 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
                 per_group = group * group * taps, pad = size / 2;
   const Picture<S> x(x_), dy(dy_);
   const int64_t vectors = (width + Simd<A>::width - 1) / Simd<A>::width, dy_row = vectors * Simd<A>::width;
+  // what need not be copied to scratch memory: whole vectors, and of x no border but zeros
   const bool direct = std::is_same_v<S, A> && dy_row == width && dy.stride_y == width && dy.stride_x == 1;
+  const bool bare = std::is_same_v<S, A> && size == 3 && !reflect && dy_row == width && x.stride_x == 1;
   const bool rows_lie_close = x.stride_x == 1 && x.stride_y <= 2 * width && dy.stride_x == 1 && dy.stride_y <= 2 * width;
   const int64_t lead = round_up(pad, V::width) - pad;  // the picture in a row is aligned, without its halo
   const int64_t x_row = round_up(lead + std::max(dy_row + size - 1, width + 2 * pad), V::width);
@@ -326,9 +343,9 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
   at::parallel_for(0, groups * parts, grain, [&](int64_t begin, int64_t end) {
     // planes a power of two apart would all want the same few lines of the cache
     const int64_t x_plane = (rows + 2 * pad) * x_row, scratch_plane = rows * dy_row + V::width;
-    Scratch<A> x_scratch(group * x_plane), ds(direct ? 0 : group * scratch_plane), sums(per_group * V::width);
+    Scratch<A> x_scratch(bare ? 0 : group * x_plane), ds(direct ? 0 : group * scratch_plane), sums(per_group * V::width);
     std::fill_n(sums.get(), per_group * V::width, A(0));
-    std::fill_n(x_scratch.get(), group * x_plane, A(0));
+    if (!bare) std::fill_n(x_scratch.get(), group * x_plane, A(0));
     A* const xs = x_scratch.get() + lead;
     if (!direct) std::fill_n(ds.get(), group * scratch_plane, A(0));
     for (int64_t job = begin; job < end; job++) {
@@ -339,13 +356,14 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
       for (int64_t first = part * part_rows; first < end_row; first += rows) {
         const int64_t last = std::min(first + rows, end_row);
         for (int64_t i = 0; i < group; i++) {
-          fill(x, x.plane(n, channel + i), first - pad, last + pad, pad, reflect, xs + i * x_plane, x_row);
+          if (!bare) fill(x, x.plane(n, channel + i), first - pad, last + pad, pad, reflect, xs + i * x_plane, x_row);
           if (!direct) fill(dy, dy.plane(n, channel + i), first, last, 0, false, ds.get() + i * scratch_plane, dy_row);
         }
-        const A* from = ds.get();
-        int64_t from_plane = scratch_plane;
+        Pair<A> work{xs + pad * x_row + pad, ds.get(), x_row, scratch_plane, dy_row, 0, vectors, nullptr, group * taps * V::width};
+        int64_t plane = x_plane;
         if constexpr (std::is_same_v<S, A>) {
-          if (direct) from = dy.plane(n, channel) + first * dy_row, from_plane = dy.stride_c;
+          if (direct) work.dy = dy.plane(n, channel) + first * dy_row, work.dy_plane = dy.stride_c;
+          if (bare) work.x = x.plane(n, channel) + first * x.stride_y, work.x_row = x.stride_y, plane = x.stride_c;
         }
         for (int64_t r = 0; r < last - first; r += inner) {
           const int64_t count = std::min(inner, last - first - r);
@@ -355,11 +373,22 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
           }
           for_blocks<4>(group, [&](int64_t o, auto block) {
             for (int64_t i = 0; i < group; i++)
-              for (int64_t ky = 0; ky < size; ky++)
-                correlate_row<A, block>(xs + i * x_plane + (r + ky) * x_row, x_row,
-                                        from + o * from_plane + r * dy_row, from_plane, dy_row, count, vectors, size,
-                                        sums.get() + ((o * group + i) * taps + ky * size) * V::width,
-                                        group * taps * V::width);
+              for (int64_t ky = 0; ky < size; ky++) {
+                // the rows of dy whose tap is within the picture; reflected, it always is
+                const int64_t y = first + r + ky - pad, skipped = reflect ? 0 : std::max<int64_t>(-y, 0);
+                Pair<A> rows_of = work;
+                rows_of.rows = (reflect ? count : std::min(count, height - y)) - skipped;
+                rows_of.x += i * plane + (r + skipped + ky - pad) * work.x_row;
+                rows_of.dy += o * work.dy_plane + (r + skipped) * dy_row;
+                A* to = sums.get() + ((o * group + i) * taps + ky * size) * V::width;
+                if (size != 3) {
+                  for (int64_t t = 0; t < size; t++) correlate<A, block>(rows_of, t - pad, to + t * V::width);
+                } else if (bare) {
+                  correlate_three<A, block, true>(rows_of, to);
+                } else {
+                  correlate_three<A, block, false>(rows_of, to);
+                }
+              }
           });
         }
         unflushed += (last - first) * vectors;

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <type_traits>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -34,10 +35,25 @@ struct Simd {
     return v;
   }
   static void store(A* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+  // The vector that begins one value before b, and the one that begins one behind the start of a.
+  static Vector last_of_first(Vector a, Vector b) { return joined<width - 1>(a, b, Lanes{}); }
+  static Vector first_of_last(Vector a, Vector b) { return joined<1>(a, b, Lanes{}); }
   static A sum(Vector v) {
     A total = 0;
     for (int64_t j = 0; j < width; j++) total += v[j];
     return total;
+  }
+
+ private:
+  using Lanes = std::make_integer_sequence<int, width>;
+  template <int from, int... j>
+  static Vector joined(Vector a, Vector b, std::integer_sequence<int, j...>) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, (from + j)...);
+#else
+    typedef std::conditional_t<sizeof(A) == 8, int64_t, int32_t> Indices __attribute__((vector_size(kVectorBytes)));
+    return __builtin_shuffle(a, b, Indices{(from + j)...});
+#endif
   }
 };
 
