@@ -261,8 +261,9 @@ struct Pair {
   const A *x, *dy;
   int64_t x_row, dy_plane, dy_row;
   int64_t rows, vectors;
-  A* sums;  // [O][taps][a vector], outputs sums_o apart
-  int64_t sums_o;
+  int64_t sums_o;  // values from one output's sums to the next
+  const A* next = nullptr;  // rows that will be wanted soon, to be fetched meanwhile
+  int64_t next_row = 0;
 };
 
 // One tap: adds dy[o] · x[i], moved by `shift` columns.
@@ -293,6 +294,7 @@ void correlate_three(const Pair<A>& w, A* sums) {
     const A *x = w.x + r * w.x_row, *dy = w.dy + r * w.dy_row;
     typename V::Vector left = bare ? typename V::Vector{} : V::load(x - V::width), middle = V::load(x);
     for (int64_t v = 1; v <= w.vectors; v++, dy += V::width) {
+      if (w.next) __builtin_prefetch(w.next + r * w.next_row + (v - 1) * V::width, 0, 2);
       const typename V::Vector right = bare && v == w.vectors ? typename V::Vector{} : V::load(x + v * V::width);
       typename V::Vector pixels[3] = {V::last_of_first(left, middle), middle, V::first_of_last(middle, right)};
       for (int t = 0; t < 3; t++) keep_in_register(pixels[t]);
@@ -309,11 +311,6 @@ void correlate_three(const Pair<A>& w, A* sums) {
 }
 
 template <class S>
-void fetch(const S* from, int64_t count) {
-  for (int64_t j = 0; j < count; j += 64 / sizeof(S)) __builtin_prefetch(from + j, 0, 2);
-}
-
-template <class S>
 void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::Tensor& dkernel_) {
   using A = Accumulate<S>;
   using V = Simd<A>;
@@ -325,7 +322,6 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
   // what need not be copied to scratch memory: whole vectors, and of x no border but zeros
   const bool direct = std::is_same_v<S, A> && dy_row == width && dy.stride_y == width && dy.stride_x == 1;
   const bool bare = std::is_same_v<S, A> && size == 3 && !reflect && dy_row == width && x.stride_x == 1;
-  const bool rows_lie_close = x.stride_x == 1 && x.stride_y <= 2 * width && dy.stride_x == 1 && dy.stride_y <= 2 * width;
   const int64_t lead = round_up(pad, V::width) - pad;  // the picture in a row is aligned, without its halo
   const int64_t x_row = round_up(lead + std::max(dy_row + size - 1, width + 2 * pad), V::width);
   const int64_t rows = std::clamp<int64_t>(kScratchBytes / int64_t(sizeof(A)) / (group * x_row) - 2 * pad, 1, height);
@@ -359,7 +355,7 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
           if (!bare) fill(x, x.plane(n, channel + i), first - pad, last + pad, pad, reflect, xs + i * x_plane, x_row);
           if (!direct) fill(dy, dy.plane(n, channel + i), first, last, 0, false, ds.get() + i * scratch_plane, dy_row);
         }
-        Pair<A> work{xs + pad * x_row + pad, ds.get(), x_row, scratch_plane, dy_row, 0, vectors, nullptr, group * taps * V::width};
+        Pair<A> work{xs + pad * x_row + pad, ds.get(), x_row, scratch_plane, dy_row, 0, vectors, group * taps * V::width};
         int64_t plane = x_plane;
         if constexpr (std::is_same_v<S, A>) {
           if (direct) work.dy = dy.plane(n, channel) + first * dy_row, work.dy_plane = dy.stride_c;
@@ -367,10 +363,6 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
         }
         for (int64_t r = 0; r < last - first; r += inner) {
           const int64_t count = std::min(inner, last - first - r);
-          for (int64_t i = 0; i < group && rows_lie_close; i++) {  // the next strip, while this one is computed
-            fetch(x.plane(n, channel + i) + (last + pad + r) * x.stride_y, count * x.stride_y);
-            fetch(dy.plane(n, channel + i) + (last + r) * dy.stride_y, count * dy.stride_y);
-          }
           for_blocks<4>(group, [&](int64_t o, auto block) {
             for (int64_t i = 0; i < group; i++)
               for (int64_t ky = 0; ky < size; ky++) {
@@ -380,6 +372,15 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
                 rows_of.rows = (reflect ? count : std::min(count, height - y)) - skipped;
                 rows_of.x += i * plane + (r + skipped + ky - pad) * work.x_row;
                 rows_of.dy += o * work.dy_plane + (r + skipped) * dy_row;
+                if constexpr (std::is_same_v<S, A>) {
+                  if (o == 0 && ky == 0) {
+                    rows_of.next = x.plane(n, channel + i) + (first + r + inner + pad) * x.stride_y;
+                    rows_of.next_row = x.stride_y;
+                  } else if (o + block == group && ky + 1 == size) {
+                    rows_of.next = dy.plane(n, channel + i) + (first + r + inner) * dy.stride_y;
+                    rows_of.next_row = dy.stride_y;
+                  }
+                }
                 A* to = sums.get() + ((o * group + i) * taps + ky * size) * V::width;
                 if (size != 3) {
                   for (int64_t t = 0; t < size; t++) correlate<A, block>(rows_of, t - pad, to + t * V::width);
