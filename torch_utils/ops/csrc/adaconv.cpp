@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t kScratchBytes = 128 << 10;  // a strip of all planes of a group: half a small L2 cache
 constexpr int64_t kInnerBytes = 16 << 10;     // rows of four planes of dy: half a small L1 cache
+constexpr int kOutputs = kVectorRegisters >= 32 ? 8 : 4;  // of a group, whose sums of three taps fill the registers
 constexpr int64_t kFlush = 1024;              // additions to one float32 before it goes into a float64
 constexpr int64_t kMinimalWork = 1 << 17;     // multiply-adds that are worth a thread
 
@@ -284,8 +285,9 @@ void correlate(const Pair<A>& w, int64_t shift, A* sums) {
 
 // The three taps left, at and right of a pixel. Their pixels are joined from whole vectors in registers (loads of two of
 // them would lie across two cache lines each) and stay there, as each vector of dy does for its three uses.
+// Not inlined: within a larger function the sums would not all stay in registers.
 template <class A, int O, bool bare>
-void correlate_three(const Pair<A>& w, A* sums) {
+[[gnu::noinline]] void correlate_three(const Pair<A>& w, A* sums) {
   using V = Simd<A>;
   typename V::Vector sum[O][3];
   for (int o = 0; o < O; o++)
@@ -363,7 +365,7 @@ void grad_kernel(const at::Tensor& x_, const at::Tensor& dy_, bool reflect, at::
         }
         for (int64_t r = 0; r < last - first; r += inner) {
           const int64_t count = std::min(inner, last - first - r);
-          for_blocks<4>(group, [&](int64_t o, auto block) {
+          for_blocks<kOutputs>(group, [&](int64_t o, auto block) {
             for (int64_t i = 0; i < group; i++)
               for (int64_t ky = 0; ky < size; ky++) {
                 // the rows of dy whose tap is within the picture; reflected, it always is
