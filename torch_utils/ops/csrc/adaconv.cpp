@@ -4,9 +4,9 @@
 //   grad_x        dx[n,i]   = Σ_o dy[n,o] ⋆ K[n,o,i] turned round, folded back at a reflected border
 //   grad_kernel   dK[n,o,i] = x[n,i] ⋆ dy[n,o]
 //
-// Work is cut into jobs of one group of one sample and a strip of rows. A job copies its strip of the picture with
-// the border around it to scratch memory (which converts half precision, and any strides), and computes from there:
-// a tile of O output channels by P vectors of pixels stays in registers while all inputs and taps are added up.
+// Work is cut into jobs of one group of one sample and a strip of rows. A tile of O output channels by P vectors of
+// pixels stays in registers while all inputs and taps are added up. What is not in float32 or float64, has strides or
+// other sizes than the tiles take, is copied with the border around it to scratch memory first.
 
 #include "simd.h"
 
@@ -59,10 +59,11 @@ void fill(const Picture<S>& x, const S* plane, int64_t first, int64_t last, int6
   }
 }
 
-// Rows of all outputs of a group, from scratch memory to `out`.
+// Rows of all outputs of a group. They are computed from scratch memory, or (`bare`, for 3 × 3 kernels and rows of whole
+// vectors) from the picture itself, where what lies beyond the border is made up as it is loaded.
 template <class A>
 struct Rows {
-  const A* in;  // the first tap of input 0
+  const A* in;  // input 0; in scratch memory its first tap, in a picture the pixel
   int64_t in_plane, in_row;
   const A* kernel;  // [block of O outputs][inputs][k][k][O]
   int64_t group, size;
@@ -70,13 +71,22 @@ struct Rows {
   A* out;
   int64_t out_plane, out_row;
   int64_t rows, vectors;
-  const A* next = nullptr;  // the strip that will be filled next, to be fetched meanwhile
+  const A* next = nullptr;  // the strip that will be computed next, to be fetched meanwhile
   int64_t next_plane = 0, next_row = 0;
+  int64_t first = 0, height = 0;  // bare: of the rows, within the picture
+  bool reflect = false;
+};
+
+// Where a bare tile finds the rows of its three taps (none: zeros), and whether it lies at a border.
+struct Place {
+  static constexpr int64_t none = std::numeric_limits<int64_t>::min();
+  int64_t rows[3];
+  bool left, right;
 };
 
 // A tile of O outputs by Q rows by P vectors. K = k, or 0 if that is not known.
-template <class A, int O, int Q, int P, int K>
-void tile(const Rows<A>& w, const A* in, const A* kernel, const A* bias, A* out) {
+template <class A, int O, int Q, int P, int K, bool bare>
+void tile(const Rows<A>& w, const A* in, const A* kernel, const A* bias, A* out, const Place& place) {
   using V = Simd<A>;
   const int64_t k = K ? K : w.size;
   typename V::Vector sum[O][Q][P];
@@ -85,12 +95,25 @@ void tile(const Rows<A>& w, const A* in, const A* kernel, const A* bias, A* out)
       for (int p = 0; p < P; p++) sum[o][q][p] = typename V::Vector{} + bias[o];
   for (int64_t i = 0; i < w.group; i++) {
     for (int64_t ky = 0; ky < k; ky++) {
-      const A* row = in + i * w.in_plane + ky * w.in_row;
+      if (bare && place.rows[ky] == Place::none) {
+        kernel += 3 * O;
+        continue;
+      }
+      const A* row = in + i * w.in_plane + (bare ? place.rows[ky] - 1 : ky * w.in_row);
 #pragma GCC unroll 5
       for (int64_t kx = 0; kx < k; kx++, kernel += O) {
         for (int q = 0; q < Q; q++) {
           typename V::Vector pixels[P];
-          for (int p = 0; p < P; p++) pixels[p] = V::load(row + q * w.in_row + kx + p * V::width);
+          for (int p = 0; p < P; p++) {
+            const A* at = row + q * w.in_row + kx + p * V::width;
+            if (bare && kx == 0 && p == 0 && place.left) {
+              pixels[p] = V::left_of_border(V::load(at + 1), w.reflect);
+            } else if (bare && kx == 2 && p == P - 1 && place.right) {
+              pixels[p] = V::right_of_border(V::load(at - 1), w.reflect);
+            } else {
+              pixels[p] = V::load(at);
+            }
+          }
           for (int o = 0; o < O; o++)
             for (int p = 0; p < P; p++) sum[o][q][p] += kernel[o] * pixels[p];
         }
@@ -103,11 +126,14 @@ void tile(const Rows<A>& w, const A* in, const A* kernel, const A* bias, A* out)
 }
 
 // Q rows from r on, of O outputs from o on.
-template <class A, int O, int Q, int K>
+template <class A, int O, int Q, int K, bool bare>
 void tiles(const Rows<A>& w, int64_t r, int64_t o) {
   constexpr int64_t width = Simd<A>::width;
   const A *in = w.in + r * w.in_row, *kernel = w.kernel + o * w.group * w.size * w.size;
   A* out = w.out + o * w.out_plane + r * w.out_row;
+  Place place{{-w.in_row, 0, w.in_row}, true, false};
+  if (bare && w.first + r == 0) place.rows[0] = w.reflect ? w.in_row : Place::none;
+  if (bare && w.first + r + Q == w.height) place.rows[2] = w.reflect ? -w.in_row : Place::none;
   int64_t v = 0;
   for (; v + 2 <= w.vectors; v += 2) {
     if (w.next && o == 0)
@@ -115,9 +141,16 @@ void tiles(const Rows<A>& w, int64_t r, int64_t o) {
         for (int q = 0; q < Q; q++)
           for (int p = 0; p < 2; p++)
             __builtin_prefetch(w.next + i * w.next_plane + (r + q) * w.next_row + (v + p) * width, 0, 2);
-    tile<A, O, Q, 2, K>(w, in + v * width, kernel, w.bias + o, out + v * width);
+    for (int b = 0; b < O; b++)  // the rows that will be written next
+      for (int q = 0; q < Q; q++)
+        for (int p = 0; p < 2; p++)
+          __builtin_prefetch(out + b * w.out_plane + (Q + q) * w.out_row + (v + p) * width, 1, 3);
+    place.right = v + 2 == w.vectors;
+    tile<A, O, Q, 2, K, bare>(w, in + v * width, kernel, w.bias + o, out + v * width, place);
+    place.left = false;
   }
-  if (v < w.vectors) tile<A, O, Q, 1, K>(w, in + v * width, kernel, w.bias + o, out + v * width);
+  place.right = true;
+  if (v < w.vectors) tile<A, O, Q, 1, K, bare>(w, in + v * width, kernel, w.bias + o, out + v * width, place);
 }
 
 template <int N>
@@ -130,14 +163,16 @@ void for_blocks(int64_t outputs, F f, int64_t first = 0) {
   if constexpr (Most > 1) for_blocks<Most / 2>(outputs, f, first);
 }
 
-// All rows and outputs, so many rows at a time that 8 to 16 sums are in registers.
-template <class A, int K>
+// All rows and outputs, so many rows at a time that 8 to 16 sums are in registers; alone those at a bare border.
+template <class A, int K, bool bare = false>
 void compute(const Rows<A>& w) {
   for_blocks<8>(w.group, [&](int64_t o, auto block) {
     constexpr int O = block, Q = O >= 4 ? 8 / O : 4;
     int64_t r = 0;
-    for (; r + Q <= w.rows; r += Q) tiles<A, O, Q, K>(w, r, o);
-    for (; r < w.rows; r++) tiles<A, O, 1, K>(w, r, o);
+    if (bare && w.first == 0) tiles<A, O, 1, K, bare>(w, r++, o);
+    for (; r + Q <= (bare ? std::min(w.rows, w.height - 1 - w.first) : w.rows); r += Q)
+      tiles<A, O, Q, K, bare>(w, r, o);
+    for (; r < w.rows; r++) tiles<A, O, 1, K, bare>(w, r, o);
   });
 }
 
@@ -184,6 +219,7 @@ void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bo
   const int64_t lead = round_up(halo, Simd<A>::width) - halo;
   const int64_t in_row = round_up(lead + std::max(padded + size - 1, width + 2 * halo), Simd<A>::width);
   const bool direct = padded == width && !fold;
+  const bool bare = std::is_same_v<S, A> && direct && size == 3 && x.stride_x == 1;
 
   int64_t rows = kScratchBytes / int64_t(sizeof(A)) / (group * in_row) - 2 * halo_rows;
   rows = std::clamp<int64_t>(rows, std::min<int64_t>(height, 8), height);
@@ -192,9 +228,9 @@ void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bo
   const int64_t grain = 1 + kMinimalWork / (group * group * size * size * rows * width);
   at::parallel_for(0, groups * strips, grain, [&](int64_t begin, int64_t end) {
     const int64_t in_plane = (rows + 2 * halo_rows) * in_row;
-    Scratch<A> scratch(group * in_plane), packed(group * group * size * size), row(group * padded), sums(group * width),
+    Scratch<A> scratch(bare ? 0 : group * in_plane), packed(group * group * size * size), row(group * padded), sums(group * width),
         shift(group);
-    std::fill_n(scratch.get(), group * in_plane, A(0));
+    if (!bare) std::fill_n(scratch.get(), group * in_plane, A(0));
     A* const in = scratch.get() + lead;
     for (int64_t job = begin; job < end; job++) {
       const int64_t g = job / strips, n = g * group / c, first_channel = g * group % c;
@@ -203,7 +239,7 @@ void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bo
         pack(kernels + g * group * group * size * size, group, size, turned, packed.get());
         for (int64_t o = 0; o < group; o++) shift.get()[o] = bias ? static_cast<A>(bias[g * group + o]) : A(0);
       }
-      for (int64_t i = 0; i < group; i++)
+      for (int64_t i = 0; i < group && !bare; i++)
         fill(x, x.plane(n, first_channel + i), first - halo_rows, last + halo_rows, halo, reflect,
              in + i * in_plane, in_row);
       Rows<A> work{in, in_plane, in_row, packed.get(), group, size, shift.get(), row.get(), padded, 0, 1, vectors};
@@ -221,7 +257,14 @@ void convolve(const at::Tensor& x_, const at::Tensor& kernel_, const S* bias, bo
             work.next = x.plane((g + 1) * group / c, (g + 1) * group % c);
           }
           work.next_plane = x.stride_c, work.next_row = x.stride_y;
-          compute(work);
+          if (bare) {
+            work.in = x.plane(n, first_channel) + first * x.stride_y;
+            work.in_plane = x.stride_c, work.in_row = x.stride_y;
+            work.first = first, work.height = height, work.reflect = reflect;
+            compute<A, 3, true>(work);
+          } else {
+            compute(work);
+          }
           continue;
         }
       }

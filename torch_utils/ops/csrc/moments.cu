@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(kThreads) moments(const S* x, S* mean, S* var,
   using A = Accumulate<S>;
   __shared__ A shared[kThreads / 32];
   const S* plane = x + blockIdx.x * inner;
-  const A origin = static_cast<A>(plane[0]);  // a large mean would cancel most digits of Σ x²
+  const A origin = moments_origin(plane, inner);
   A sum = 0, squares = 0;
   for (int64_t j = threadIdx.x; j < inner; j += kThreads) {
     const A d = static_cast<A>(plane[j]) - origin;

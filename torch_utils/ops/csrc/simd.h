@@ -42,8 +42,16 @@ struct Simd {
   }
   static void store(A* p, Vector v) { std::memcpy(p, &v, sizeof v); }
   // The vector that begins one value before b, and the one that begins one behind the start of a.
-  static Vector last_of_first(Vector a, Vector b) { return joined<width - 1>(a, b, Lanes{}); }
-  static Vector first_of_last(Vector a, Vector b) { return joined<1>(a, b, Lanes{}); }
+  static Vector last_of_first(Vector a, Vector b) { return pick(a, b, Lanes{}, [](int j) { return width - 1 + j; }); }
+  static Vector first_of_last(Vector a, Vector b) { return pick(a, b, Lanes{}, [](int j) { return 1 + j; }); }
+  // The same at a picture's border, beyond which there are zeros, or the picture reflected.
+  static Vector left_of_border(Vector v, bool reflect) {
+    return reflect ? pick(v, v, Lanes{}, [](int j) { return j == 0 ? 1 : j - 1; }) : last_of_first(Vector{}, v);
+  }
+  static Vector right_of_border(Vector v, bool reflect) {
+    return reflect ? pick(v, v, Lanes{}, [](int j) { return j == width - 1 ? width - 2 : j + 1; })
+                   : first_of_last(v, Vector{});
+  }
   static A sum(Vector v) {
     A total = 0;
     for (int64_t j = 0; j < width; j++) total += v[j];
@@ -52,13 +60,13 @@ struct Simd {
 
  private:
   using Lanes = std::make_integer_sequence<int, width>;
-  template <int from, int... j>
-  static Vector joined(Vector a, Vector b, std::integer_sequence<int, j...>) {
+  template <int... j, class Index>
+  static Vector pick(Vector a, Vector b, std::integer_sequence<int, j...>, Index index) {
 #if defined(__clang__) || __GNUC__ >= 12
-    return __builtin_shufflevector(a, b, (from + j)...);
+    return __builtin_shufflevector(a, b, index(j)...);
 #else
     typedef std::conditional_t<sizeof(A) == 8, int64_t, int32_t> Indices __attribute__((vector_size(kVectorBytes)));
-    return __builtin_shuffle(a, b, Indices{(from + j)...});
+    return __builtin_shuffle(a, b, Indices{index(j)...});
 #endif
   }
 };
