@@ -45,7 +45,13 @@ class GridSize(click.ParamType):
 @cli.option(
     "Pictures", "--seeds", type=cli.NumberRanges(), required=True, help="Seeds and ranges of seeds, e.g. 0-99,200,3."
 )
-@cli.option("Pictures", "--trunc", type=float, default=1.0, help="Truncation psi: 1 none, towards 0 the mean picture.")
+@cli.option(
+    "Pictures",
+    "--trunc",
+    type=cli.Float(-9, 9),
+    default=1.0,
+    help="Truncation psi: 1 none, towards 0 the mean picture.",
+)
 @cli.option(
     "Pictures",
     "--class",
@@ -69,7 +75,7 @@ class GridSize(click.ParamType):
     help="One sheet of so many columns and rows instead of single files.",
 )
 @cli.option("Machine", "--batch", type=click.IntRange(1), default=16, help="Pictures at a time; changes no picture.")
-@cli.option("Machine", "--device", help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
+@cli.option("Machine", "--device", type=cli.Device(), help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 def main(
     network: str | None,
     seeds: list[int],

@@ -48,12 +48,10 @@ python train.py --resume
 @cli.option(
     "Run",
     "--kimg",
-    type=click.FloatRange(0, min_open=True),
+    type=cli.Float(0, min_open=True),
     help="Thousands of pictures to train on.  [default: 25000]",
 )
-@cli.option(
-    "Run", "--tick", type=click.FloatRange(0, min_open=True), help="kimg between two lines of the log.  [default: 4]"
-)
+@cli.option("Run", "--tick", type=cli.Float(0.001), help="kimg between two lines of the log.  [default: 4]")
 @cli.option("Run", "--snap", type=click.IntRange(1), help="Ticks between two snapshots.  [default: 50]")
 @cli.option("Run", "--metrics", metavar="NAMES", help="Metrics at snapshots, e.g. swd,swd2k; or none.  [default: swd]")
 @cli.option("Run", "--seed", type=click.IntRange(0, 2**31), help="Of everything random.  [default: 0]")
@@ -64,11 +62,9 @@ python train.py --resume
     "Training", "--cfg", type=click.Choice(["auto", "demo"]), help="Preset that the others change.  [default: auto]"
 )
 @cli.option("Training", "--batch", type=click.IntRange(1), help="Pictures a step, over all GPUs.")
-@cli.option(
-    "Training", "--gamma", type=click.FloatRange(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]"
-)
-@cli.option("Training", "--glr", type=click.FloatRange(0, min_open=True), help="The generator's learning rate.")
-@cli.option("Training", "--dlr", type=click.FloatRange(0, min_open=True), help="The discriminator's learning rate.")
+@cli.option("Training", "--gamma", type=cli.Float(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]")
+@cli.option("Training", "--glr", type=cli.Float(0, min_open=True), help="The generator's learning rate.")
+@cli.option("Training", "--dlr", type=cli.Float(0, min_open=True), help="The discriminator's learning rate.")
 @cli.option(
     "Model",
     "--modulation",
