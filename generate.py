@@ -91,7 +91,7 @@ def main(
     keep_freed_memory()
     path = find_snapshot(network or "runs")
     G, info = load_generator(path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"network: {path} ({info.get('kimg', 0):g} kimg)", file=sys.stderr)
+    print(f"network: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
 
     classes = None
     if G.config.c_dim:

@@ -77,8 +77,8 @@ def test_a_run_has_what_a_run_has(runs):
     (run,) = runs.iterdir()
     assert run.name == "00000-faces16-adaconv-demo-cpu"
     names = {path.name for path in run.iterdir()}
-    assert {"config.json", "stats.jsonl", "reals.png", "fakes000000.png", "snapshot-000000.safetensors"} <= names
-    assert [path.name for path in (run / "state").iterdir()] == ["state-000000.pt"]
+    assert {"config.json", "stats.jsonl", "reals.png", "fakes000000.png", "snapshot-000000.04.safetensors"} <= names
+    assert [path.name for path in (run / "state").iterdir()] == ["state-000000.04.pt"]
     config = json.loads((run / "config.json").read_text())
     assert config["generator"]["c_dim"] == 6 and config["about"]["torch"] == torch.__version__
 
