@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -29,10 +30,10 @@ class GridSize(click.ParamType):
     def convert(self, value, param, ctx) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        width, x, height = value.lower().partition("x")
-        if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-            self.fail(f"{value!r} is no size; write columns x rows, e.g. 8x4", param, ctx)
-        return int(width), int(height)
+        match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", value.lower())
+        if match is None:
+            self.fail(f"{value!r} is no size; write columns x rows, each up to 9999, e.g. 8x4", param, ctx)
+        return int(match[1]), int(match[2])
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
@@ -119,7 +120,7 @@ def main(
     bar.close()
     if grid_size:
         sheet = folder / f"seeds{seeds[0]:04d}-{seeds[-1]:04d}.png"
-        save_png(grid(torch.cat(pictures), grid_size[0]), sheet)
+        save_png(grid(torch.cat(pictures), min(grid_size[0], len(seeds))), sheet)
         print(sheet)
     else:
         print(f"{len(seeds)} pictures in {Path(folder).resolve()}")

@@ -176,6 +176,8 @@ class Monitor:
         self.evaluator = Evaluator(
             config.metrics, self.dataset, seed=config.seed, workers=config.workers, device=device
         )
+        if self.evaluator.shortage:
+            log.say(self.evaluator.shortage)
 
     def write_reals(self) -> None:
         reals = torch.stack([self.dataset[i][0] for i in self.shown])
@@ -195,7 +197,7 @@ class Monitor:
         if labels is not None:
             labels = labels[torch.randint(len(labels), [count], generator=torch.Generator().manual_seed(0))]
         figures = self.evaluator.evaluate(generate_batches(G, range(count), 64, labels))
-        self.log.metrics({"kimg": kimg, **figures})
+        self.log.metrics({"kimg": kimg, **figures, "pictures": self.evaluator.counts})
         self.log.say("  ".join(f"{name} {value:.1f}" for name, value in figures.items()))
 
 
