@@ -113,12 +113,13 @@ def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None
         if desc:
             raise cli.UserError("--desc names a new run; leave it out with --resume")
         state = find_state(Path(resume or outdir))
+        reached = {name: value for name, value in load_state(state).items() if name in ("config", "step")}
         run = state.parent.parent
         options, about = recorded(run)
         given = {**options, **given}
     config, data_hash = configure(given)
     if state is not None:
-        kimg = check_resumable(state, run, config)
+        kimg = check_resumable(reached, run, config)
         if about.get("data_hash", data_hash) != data_hash:
             raise cli.UserError(
                 f"{config.data} is not the data set that {run} was begun with: its files or labels are others; "
@@ -184,14 +185,13 @@ def recorded(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise cli.UserError(f"{run} is no run to go on with ({reason}); name a folder that train.py made") from None
 
 
-def check_resumable(state: Path, run: Path, config: TrainConfig) -> float:
+def check_resumable(state: dict[str, Any], run: Path, config: TrainConfig) -> float:
     """The kimg that a state has come to. Raises UserError where a weight depends on a difference to `config`."""
-    values = load_state(state)
     try:
-        old = TrainConfig.from_dict(values["config"])
-        kimg = values["step"] * old.batch / 1000
+        old = TrainConfig.from_dict(state["config"])
+        kimg = state["step"] * old.batch / 1000
     except (TypeError, KeyError, ValueError) as error:
-        raise cli.UserError(f"{state} is of another version of this project ({error}); start a new run") from None
+        raise cli.UserError(f"{run} is of another version of this project ({error}); start a new run") from None
     if changed := differences(old, config):
         raise cli.UserError(f"{run} cannot go on with another configuration ({'; '.join(changed)}); leave these out")
     return kimg
