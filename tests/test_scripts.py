@@ -163,8 +163,9 @@ def test_auto_on_a_cpu_is_warned_of(faces16, tmp_path):
     assert "note: --cfg auto is meant for GPUs" in result.stderr
 
 
+@pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number):
+def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number, procs):
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -176,7 +177,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number):
         "999",
     ]
     process = subprocess.Popen(
-        [*command, *TINY, "--tick", "0.02", "--workers", "1"],
+        [*command, *TINY, "--tick", "0.02", "--workers", "1", "--procs", str(procs)],
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
@@ -188,7 +189,8 @@ def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number):
     os.killpg(process.pid, number)  # as a terminal or a job scheduler does
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 0
-    assert "train.py --resume" in rest
+    *ticks, last = rest.splitlines()
+    assert "train.py --resume" in last and all(line.startswith("kimg") for line in ticks), rest
     assert list(tmp_path.glob("*/state/state-*.pt")) and list(tmp_path.glob("*/snapshot-*.safetensors"))
 
 
