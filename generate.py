@@ -75,7 +75,9 @@ class GridSize(click.ParamType):
     type=GridSize(),
     help="One sheet of so many columns and rows instead of single files.",
 )
-@cli.option("Machine", "--batch", type=click.IntRange(1), default=16, help="Pictures at a time; changes no picture.")
+@cli.option(
+    "Machine", "--batch", type=click.IntRange(1, 2**16), default=16, help="Pictures at a time; changes no picture."
+)
 @cli.option("Machine", "--device", type=cli.Device(), help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 def main(
     network: str | None,

@@ -68,7 +68,7 @@ python train.py --resume
     help="Preset that the other options change. auto: StyleGAN2's size, with batch and learning rates for the "
     "resolution and the GPUs. demo: small and short, minutes on two CPU cores at 32².  [default: auto]",
 )
-@cli.option("Training", "--batch", type=click.IntRange(1), help="Pictures a step, over all GPUs.")
+@cli.option("Training", "--batch", type=click.IntRange(1, 2**16), help="Pictures a step, over all GPUs.")
 @cli.option("Training", "--gamma", type=cli.Float(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]")
 @cli.option("Training", "--glr", type=cli.Float(0, min_open=True), help="The generator's learning rate.")
 @cli.option("Training", "--dlr", type=cli.Float(0, min_open=True), help="The discriminator's learning rate.")
@@ -85,10 +85,10 @@ python train.py --resume
     help="Normalization of a layer.  [default: demod; instance for adain]",
 )
 @cli.option(
-    "Model", "--cbase", type=click.IntRange(16), help="Channels at a resolution: min(cbase / resolution, cmax)."
+    "Model", "--cbase", type=click.IntRange(16, 2**20), help="Channels at a resolution: min(cbase / resolution, cmax)."
 )
-@cli.option("Model", "--cmax", type=click.IntRange(1), help="... at most.")
-@cli.option("Model", "--map-depth", type=click.IntRange(1), help="Layers of the mapping network.")
+@cli.option("Model", "--cmax", type=click.IntRange(1, 2**13), help="... at most.")
+@cli.option("Model", "--map-depth", type=click.IntRange(1, 64), help="Layers of the mapping network.")
 def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None:
     """Train a StyleGAN-style generator with AdaConv modulation.
 

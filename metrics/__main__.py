@@ -110,7 +110,7 @@ def describe(name: str, figures: Figures) -> str:
 @option(
     "How",
     "--batch",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 2**16),
     default=64,
     help="Pictures at a time; changes the memory, not the figures.",
 )

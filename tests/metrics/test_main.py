@@ -128,7 +128,7 @@ def test_mistakes(tmp_path):
     assert "absent" in mistake("--data", real, "--network", tmp_path / "absent")
 
 
-@pytest.mark.parametrize("option", [("--workers", 9999), ("--seed", 10**30), ("--batch", 0)])
+@pytest.mark.parametrize("option", [("--workers", 9999), ("--seed", 10**30), ("--batch", 0), ("--batch", 10**30)])
 def test_numbers_out_of_range(tmp_path, option):
     with pytest.raises(click.BadParameter, match="not in the range"):
         main.main(["--data", "real", "--fakes", "fakes", *map(str, option)], standalone_mode=False)
