@@ -22,7 +22,7 @@ setup:
 
 # Draws the data set, trains, and generates: about eight minutes on two CPU cores.
 demo: setup
-	$(RUN) dataset_tool.py faces --out $(DEMO)/faces32.zip --count 4000 --resolution 32 --seed 0
+	$(RUN) dataset_tool.py faces --out $(DEMO)/faces32.zip --count 4000 --resolution 32 --seed 0 --overwrite
 	$(RUN) train.py --cfg demo --data $(DEMO)/faces32.zip --outdir $(DEMO)/runs
 	$(RUN) generate.py --network $(DEMO)/runs --seeds 0-63 --grid 8x8 --outdir $(DEMO)/out
 

@@ -10,8 +10,10 @@ from tqdm import tqdm
 
 from torch_utils.cli import Command, Option, UserError, run
 from training.convert import FILTERS, LABELS, Conversion, convert, write_dataset
-from training.dataset import RESOLUTIONS, check_dataset, show
+from training.dataset import LABEL_FILE, RESOLUTIONS, check_dataset, show
 from training.faces import HAIR_COLORS, faces
+
+LISTED = 10  # files that cannot be used; of thousands, the others are of the same kinds
 
 
 class Color(click.ParamType):
@@ -48,15 +50,16 @@ def main(ctx: click.Context) -> None:
     "faces", cls=Command, example="dataset_tool.py faces --out faces32.zip --count 4000 --resolution 32 --seed 0"
 )
 @click.option("--out", required=True, cls=Option, metavar="PATH", help="The new ZIP (with .zip) or folder.")
+@click.option("--overwrite", is_flag=True, cls=Option, help="Replace a ZIP that is there.")
 @click.option("--count", default=4000, type=click.IntRange(min=1), cls=Option, help="Number of faces.")
 @click.option("--resolution", default="32", type=Resolution(), cls=Option, help="Side in pixels.")
 @click.option("--seed", default=0, type=click.IntRange(min=0), cls=Option, help="Other seeds give other faces.")
-def faces_command(out: str, count: int, resolution: int, seed: int) -> None:
+def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: int) -> None:
     """Draw cartoon faces, labelled by the colour of the hair."""
     pictures = tqdm(
         faces(count, resolution, seed), desc="drawing", total=count, unit=" faces", file=sys.stderr, disable=None
     )
-    write_dataset(out, pictures)
+    write_dataset(out, pictures, overwrite=overwrite)
     print(f"{out}: {count:,} faces of {resolution}x{resolution} pixels")
     print("classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(HAIR_COLORS)))
 
@@ -77,6 +80,7 @@ def faces_command(out: str, count: int, resolution: int, seed: int) -> None:
 @click.option(
     "--out", required=True, cls=Option, group="Data", metavar="PATH", help="The new ZIP (with .zip) or folder."
 )
+@click.option("--overwrite", is_flag=True, cls=Option, group="Data", help="Replace a ZIP that is there.")
 @click.option(
     "--labels",
     default="auto",
@@ -120,6 +124,7 @@ def faces_command(out: str, count: int, resolution: int, seed: int) -> None:
 def convert_command(
     source: str,
     out: str,
+    overwrite: bool,
     labels: str,
     limit: int | None,
     resolution: int,
@@ -130,7 +135,7 @@ def convert_command(
 ) -> None:
     """Crop, resize and flatten pictures of any kind into a data set."""
     how = Conversion(resolution, int(channels), crop, filter_name, background)
-    done = convert(source, out, how, labels=labels, limit=limit)
+    done = convert(source, out, how, labels=labels, limit=limit, overwrite=overwrite)
     print(
         f"{out}: {done.count:,} pictures of {resolution}x{resolution} pixels, "
         f"{channels} channel{'s' if channels == '3' else ''}"
@@ -139,10 +144,16 @@ def convert_command(
         print("classes: " + ", ".join(f"{label} {show(name)}" for label, name in enumerate(done.class_names)))
     if done.enlarged:
         print(f"note: {done.enlarged:,} were smaller than {resolution} pixels and were enlarged", file=sys.stderr)
-    for name, reason in done.skipped:
-        print(f"skipped: {show(name)} {reason}", file=sys.stderr)
+    for line in listed(done.skipped):
+        print(f"skipped: {line}", file=sys.stderr)
     if done.skipped:
         print(f"skipped {len(done.skipped):,} files that cannot be used", file=sys.stderr)
+
+
+def listed(problems: list[tuple[str, str]]) -> list[str]:
+    """A line for each of the first ten files and what is wrong with them, and one for the rest."""
+    lines = [f"{show(name)} {reason}" for name, reason in problems[:LISTED]]
+    return lines + [f"... and {len(problems) - LISTED:,} more"] * (len(problems) > LISTED)
 
 
 @main.command("check", cls=Command, example="dataset_tool.py check --data data.zip")
@@ -150,19 +161,24 @@ def convert_command(
 def check_command(data: str) -> None:
     """Decode every picture of a data set and look at the labels."""
     found = check_dataset(data)
-    for name, reason in found.problems:
-        print(f"{show(name)} {reason}")
+    for line in listed(found.problems):
+        print(line)
     print(f"{data}: {found.count:,} pictures, {found.kind}")
     if found.classes is None:
         print("no labels")
     else:
         counts = ", ".join(f"{label}: {count:,}" for label, count in found.classes.items())
         print(f"{len(found.classes):,} classes with pictures: {counts}")
+    if found.label_problem:
+        print(found.label_problem)
     if found.problems:
+        labels = " --labels none" if found.label_problem else ""
         raise UserError(
             f"{data}: {len(found.problems):,} files cannot be used as they are; make a set that "
-            f"can with: dataset_tool.py convert --source {data} --out NEW.zip --resolution N"
+            f"can with: dataset_tool.py convert --source {data} --out NEW.zip --resolution N{labels}"
         )
+    if found.label_problem:
+        raise UserError(f"{data}: only its labels are of no use; mend {LABEL_FILE}, or train without --cond")
 
 
 if __name__ == "__main__":

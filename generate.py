@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -29,10 +30,10 @@ class GridSize(click.ParamType):
     def convert(self, value, param, ctx) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        width, x, height = value.lower().partition("x")
-        if not (x and width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-            self.fail(f"{value!r} is no size; write columns x rows, e.g. 8x4", param, ctx)
-        return int(width), int(height)
+        match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", value.lower())
+        if match is None:
+            self.fail(f"{value!r} is no size; write columns x rows, each up to 9999, e.g. 8x4", param, ctx)
+        return int(match[1]), int(match[2])
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
@@ -45,7 +46,13 @@ class GridSize(click.ParamType):
 @cli.option(
     "Pictures", "--seeds", type=cli.NumberRanges(), required=True, help="Seeds and ranges of seeds, e.g. 0-99,200,3."
 )
-@cli.option("Pictures", "--trunc", type=float, default=1.0, help="Truncation psi: 1 none, towards 0 the mean picture.")
+@cli.option(
+    "Pictures",
+    "--trunc",
+    type=cli.Float(-9, 9),
+    default=1.0,
+    help="Truncation psi: 1 none, towards 0 the mean picture.",
+)
 @cli.option(
     "Pictures",
     "--class",
@@ -68,8 +75,10 @@ class GridSize(click.ParamType):
     type=GridSize(),
     help="One sheet of so many columns and rows instead of single files.",
 )
-@cli.option("Machine", "--batch", type=click.IntRange(1), default=16, help="Pictures at a time; changes no picture.")
-@cli.option("Machine", "--device", help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
+@cli.option(
+    "Machine", "--batch", type=click.IntRange(1, 2**16), default=16, help="Pictures at a time; changes no picture."
+)
+@cli.option("Machine", "--device", type=cli.Device(), help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 def main(
     network: str | None,
     seeds: list[int],
@@ -85,7 +94,7 @@ def main(
     keep_freed_memory()
     path = find_snapshot(network or "runs")
     G, info = load_generator(path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"network: {path} ({info.get('kimg', 0):g} kimg)", file=sys.stderr)
+    print(f"network: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
 
     classes = None
     if G.config.c_dim:
@@ -113,7 +122,7 @@ def main(
     bar.close()
     if grid_size:
         sheet = folder / f"seeds{seeds[0]:04d}-{seeds[-1]:04d}.png"
-        save_png(grid(torch.cat(pictures), grid_size[0]), sheet)
+        save_png(grid(torch.cat(pictures), min(grid_size[0], len(seeds))), sheet)
         print(sheet)
     else:
         print(f"{len(seeds)} pictures in {Path(folder).resolve()}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +24,7 @@ from torch_utils import cli, distributed
 from torch_utils.files import atomic_write
 from training.checkpoint import find_state, load_state, new_run
 from training.config import TrainConfig, differences, resolve
+from training.dataset import ImageDataset
 
 EXAMPLE = """\
 python train.py --data ffhq.zip --gpus 8
@@ -48,12 +51,10 @@ python train.py --resume
 @cli.option(
     "Run",
     "--kimg",
-    type=click.FloatRange(0, min_open=True),
+    type=cli.Float(0, min_open=True),
     help="Thousands of pictures to train on.  [default: 25000]",
 )
-@cli.option(
-    "Run", "--tick", type=click.FloatRange(0, min_open=True), help="kimg between two lines of the log.  [default: 4]"
-)
+@cli.option("Run", "--tick", type=cli.Float(0.001), help="kimg between two lines of the log.  [default: 4]")
 @cli.option("Run", "--snap", type=click.IntRange(1), help="Ticks between two snapshots.  [default: 50]")
 @cli.option("Run", "--metrics", metavar="NAMES", help="Metrics at snapshots, e.g. swd,swd2k; or none.  [default: swd]")
 @cli.option("Run", "--seed", type=click.IntRange(0, 2**31), help="Of everything random.  [default: 0]")
@@ -61,14 +62,16 @@ python train.py --resume
 @cli.option("Machine", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
 @cli.option("Machine", "--procs", type=click.IntRange(1), help="Processes on the CPU, one thread each if several.")
 @cli.option(
-    "Training", "--cfg", type=click.Choice(["auto", "demo"]), help="Preset that the others change.  [default: auto]"
+    "Training",
+    "--cfg",
+    type=click.Choice(["auto", "demo"]),
+    help="Preset that the other options change. auto: StyleGAN2's size, with batch and learning rates for the "
+    "resolution and the GPUs. demo: small and short, minutes on two CPU cores at 32².  [default: auto]",
 )
-@cli.option("Training", "--batch", type=click.IntRange(1), help="Pictures a step, over all GPUs.")
-@cli.option(
-    "Training", "--gamma", type=click.FloatRange(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]"
-)
-@cli.option("Training", "--glr", type=click.FloatRange(0, min_open=True), help="The generator's learning rate.")
-@cli.option("Training", "--dlr", type=click.FloatRange(0, min_open=True), help="The discriminator's learning rate.")
+@cli.option("Training", "--batch", type=click.IntRange(1, 2**16), help="Pictures a step, over all GPUs.")
+@cli.option("Training", "--gamma", type=cli.Float(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]")
+@cli.option("Training", "--glr", type=cli.Float(0, min_open=True), help="The generator's learning rate.")
+@cli.option("Training", "--dlr", type=cli.Float(0, min_open=True), help="The discriminator's learning rate.")
 @cli.option(
     "Model",
     "--modulation",
@@ -82,10 +85,10 @@ python train.py --resume
     help="Normalization of a layer.  [default: demod; instance for adain]",
 )
 @cli.option(
-    "Model", "--cbase", type=click.IntRange(16), help="Channels at a resolution: min(cbase / resolution, cmax)."
+    "Model", "--cbase", type=click.IntRange(16, 2**20), help="Channels at a resolution: min(cbase / resolution, cmax)."
 )
-@cli.option("Model", "--cmax", type=click.IntRange(1), help="... at most.")
-@cli.option("Model", "--map-depth", type=click.IntRange(1), help="Layers of the mapping network.")
+@cli.option("Model", "--cmax", type=click.IntRange(1, 2**13), help="... at most.")
+@cli.option("Model", "--map-depth", type=click.IntRange(1, 64), help="Layers of the mapping network.")
 def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None:
     """Train a StyleGAN-style generator with AdaConv modulation.
 
@@ -101,27 +104,49 @@ def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None
     if "metrics" in given:
         given["metrics"] = parse_metrics(given["metrics"])
 
-    run, state = None, None
+    desc = given.get("desc", "")
+    if not re.fullmatch(r"[\w.-]*", desc):
+        raise cli.UserError(f"--desc {desc!r} becomes part of a folder's name: write letters, digits, - and _ only")
+
+    state, about = None, {}
     if resume is not None:
+        if desc:
+            raise cli.UserError("--desc names a new run; leave it out with --resume")
         state = find_state(Path(resume or outdir))
+        reached = {name: value for name, value in load_state(state).items() if name in ("config", "step")}
         run = state.parent.parent
-        old = load_state(state)["config"]
-        given = {**json.loads((run / "options.json").read_text()), **given}
-    config = configure(given)
-    if state is not None and (changed := differences(TrainConfig.from_dict(old), config)):
-        raise cli.UserError(f"{run} cannot go on with another configuration ({'; '.join(changed)}); leave these out")
+        options, about = recorded(run)
+        given = {**options, **given}
+    config, data_hash = configure(given)
+    if state is not None:
+        kimg = check_resumable(reached, run, config)
+        if about.get("data_hash", data_hash) != data_hash:
+            raise cli.UserError(
+                f"{config.data} is not the data set that {run} was begun with: its files or labels are others; "
+                "name that one with --data, or start a new run without --resume"
+            )
 
     if dry_run:
         print(json.dumps(asdict(config), indent=2))
         return
-    if run is None:
-        run = new_run(cli.writable_folder(outdir), run_name(config, given.get("desc")))
-        record(run, config, given)
+    if state is None:
+        run = new_run(cli.writable_folder(outdir), run_name(config, desc))
+    elif kimg >= config.kimg:
+        more = f"python train.py --resume {run} --kimg MORE"
+        print(f"{run} is done: it has come to kimg {kimg:g} of {config.kimg:g}; train on with {more}", file=sys.stderr)
+        return
+    record(run, config, given, {"command": sys.argv, **machine(config), "data_hash": data_hash, **about})
     print(f"run: {run}" + (f", from {state.name}" if state else ""), file=sys.stderr)
+    if config.cfg == "auto" and not config.gpus:
+        print("note: --cfg auto is meant for GPUs, a CPU takes months; --cfg demo trains in minutes", file=sys.stderr)
 
     from training.loop import train  # TensorBoard and the loaders take a second that --help need not wait for
 
-    distributed.launch(train, config, run, state, processes=config.procs)
+    try:
+        distributed.launch(train, config, run, state, processes=config.procs)
+    finally:
+        if state is None and not (run / "stats.jsonl").exists() and not (run / "state").exists():
+            shutil.rmtree(run, ignore_errors=True)  # it failed at the start: nothing in there was trained
 
 
 def parse_metrics(text: str) -> list[str]:
@@ -133,10 +158,11 @@ def parse_metrics(text: str) -> list[str]:
     return names
 
 
-def configure(given: dict[str, Any]) -> TrainConfig:
-    """The run's configuration from the options that were given, checked against the data and the machine."""
-    from training.dataset import ImageDataset
+def configure(given: dict[str, Any]) -> tuple[TrainConfig, str]:
+    """The run's configuration from the options that were given, checked against the data and the machine.
 
+    With it comes the data set's fingerprint.
+    """
     if "data" not in given:
         raise click.UsageError("--data is missing: name a folder or ZIP of pictures")
     there = torch.cuda.device_count()
@@ -146,22 +172,46 @@ def configure(given: dict[str, Any]) -> TrainConfig:
             f"--gpus {gpus}: this machine has {there}; take --gpus {there}" + " (the CPU)" * (there == 0)
         )
     dataset = ImageDataset(given["data"], use_labels=given.get("cond", False))
-    return resolve(given, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
+    return resolve(given, dataset.resolution, dataset.channels, dataset.c_dim, gpus), dataset.fingerprint
 
 
-def run_name(config: TrainConfig, desc: str | None) -> str:
-    machine = config.gpus or "-cpu"
-    return "-".join(filter(None, [Path(config.data).stem, config.generator.modulation, f"{config.cfg}{machine}", desc]))
+def recorded(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options, and what config.json says about the run, as `record` wrote them."""
+    try:
+        options, config = (json.loads((run / name).read_text()) for name in ("options.json", "config.json"))
+        return dict(options), dict(config["about"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise cli.UserError(f"{run} is no run to go on with ({reason}); name a folder that train.py made") from None
 
 
-def record(run: Path, config: TrainConfig, given: dict[str, Any]) -> None:
-    """What a reader needs to repeat the run, and --resume to continue it."""
-    about = {
-        "command": sys.argv,
+def check_resumable(state: dict[str, Any], run: Path, config: TrainConfig) -> float:
+    """The kimg that a state has come to. Raises UserError where a weight depends on a difference to `config`."""
+    try:
+        old = TrainConfig.from_dict(state["config"])
+        kimg = state["step"] * old.batch / 1000
+    except (TypeError, KeyError, ValueError) as error:
+        raise cli.UserError(f"{run} is of another version of this project ({error}); start a new run") from None
+    if changed := differences(old, config):
+        raise cli.UserError(f"{run} cannot go on with another configuration ({'; '.join(changed)}); leave these out")
+    return kimg
+
+
+def run_name(config: TrainConfig, desc: str) -> str:
+    cfg = f"{config.cfg}{config.gpus or '-cpu'}"
+    return "-".join(filter(None, [Path(config.data).stem, config.generator.modulation, cfg, desc]))
+
+
+def machine(config: TrainConfig) -> dict[str, str]:
+    return {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if config.gpus else platform.processor() or platform.machine(),
     }
+
+
+def record(run: Path, config: TrainConfig, given: dict[str, Any], about: dict[str, Any]) -> None:
+    """What a reader needs to repeat the run, and --resume to continue it with the same data and options."""
     for name, values in (("config.json", {**asdict(config), "about": about}), ("options.json", given)):
         with atomic_write(run / name) as file:
             file.write(json.dumps(values, indent=2).encode())

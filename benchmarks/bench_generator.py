@@ -66,7 +66,7 @@ def adaptive_taps(config: GeneratorConfig, layer: SynthesisLayer, channels: int)
 @click.option("--cbase", default=16384)
 @click.option("--cmax", default=512)
 @click.option("--rounds", default=3, type=click.IntRange(1))
-@click.option("--device", default="cpu")
+@click.option("--device", default="cpu", type=cli.Device())
 @click.option("--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 def main(

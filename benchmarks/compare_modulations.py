@@ -71,7 +71,7 @@ def train_one(run: Path, options: dict) -> dict[float, dict]:
 
 @click.command(cls=cli.Command, example="python benchmarks/compare_modulations.py --data faces32.zip --kimg 8")
 @click.option("--data", required=True, type=click.Path(exists=True))
-@click.option("--kimg", default=8.0)
+@click.option("--kimg", default=8.0, type=cli.Float(0, min_open=True))
 @click.option("--seeds", default="0,1", type=cli.NumberRanges())
 @click.option("--variants", default=",".join(VARIANTS))
 @click.option("--outdir", default="runs/compare")

@@ -24,7 +24,7 @@ def parse_metric(name: str) -> tuple[str, int]:
 
     Raises UserError for a name that is not known.
     """
-    match = re.fullmatch(r"([a-z]+)(?:([1-9][0-9]*)(k?))?", name)
+    match = re.fullmatch(r"([a-z]+)(?:([1-9][0-9]{0,8})(k?))?", name)
     if match is None or match[1] not in DEFAULT_COUNTS:
         known = ", ".join(f"{kind} ({count} pictures)" for kind, count in DEFAULT_COUNTS.items())
         raise UserError(
@@ -57,7 +57,8 @@ class Evaluator:
     """The metrics `names` of fake pictures against the real ones of `dataset`.
 
     Make one and call `evaluate` as often as there are fakes to judge: the real side is worked out at the
-    first call and kept. A metric takes as many pictures as its name says, or as the data set has if fewer.
+    first call and kept. A metric takes as many pictures as its name says, or as the data set has if fewer: `counts`
+    holds the numbers, and `shortage` the note that a user gets.
 
     Raises UserError for an unknown name and for a data set of fewer than 2 pictures.
     """
@@ -75,8 +76,14 @@ class Evaluator:
     ):
         if len(dataset) < 2:
             raise UserError("the data set has only one picture; the metrics need at least 2")
-        self.counts = {name: min(parse_metric(name)[1], len(dataset)) for name in names}
+        asked = {name: parse_metric(name)[1] for name in names}
+        self.counts = {name: min(count, len(dataset)) for name, count in asked.items()}
         self.count = max(self.counts.values(), default=0)  # the fakes that `evaluate` wants
+        short = ", ".join(f"{name} ({count})" for name, count in asked.items() if self.counts[name] < count)
+        self.shortage = short and (
+            f"note: there are only {len(dataset)} pictures for {short}; "
+            "figures fall with the number of pictures: compare at equal numbers only"
+        )
         self.dataset = dataset
         self.batch = batch
         self.workers = workers

@@ -15,6 +15,8 @@ from training.checkpoint import find_snapshot, load_generator
 from training.dataset import ImageDataset
 from training.sampling import generate_batches
 
+Figures = dict[str, float | dict[str, int]]  # and under "pictures", how many of each side made each figure
+
 
 def check_shape(what: str, channels: int, resolution: int, dataset: ImageDataset, data: str) -> None:
     """Raises UserError where pictures of `what` cannot be compared with those of the data set."""
@@ -27,7 +29,7 @@ def check_shape(what: str, channels: int, resolution: int, dataset: ImageDataset
 
 def judge_network(
     path: str, data: str, names: list[str], *, batch: int, seed: int, workers: int, device: str
-) -> dict[str, float]:
+) -> Figures:
     """The figures of pictures that a snapshot generates, with the classes of the real ones if it has classes.
 
     Seed s takes the s-th stretch of latents, so that different seeds share none.
@@ -44,24 +46,32 @@ def judge_network(
         order = np.random.default_rng(seed).permutation(len(dataset))[: evaluator.count]
         classes = dataset.labels[order]
     latents = range(seed * evaluator.count, (seed + 1) * evaluator.count)
-    return evaluator.evaluate(generate_batches(G, latents, batch, classes))
+    note_shortage(evaluator)
+    return {**evaluator.evaluate(generate_batches(G, latents, batch, classes)), "pictures": evaluator.counts}
 
 
 def judge_pictures(
     path: str, data: str, names: list[str], *, batch: int, seed: int, workers: int, device: str
-) -> dict[str, float]:
+) -> Figures:
     """The figures of the pictures in a folder or ZIP."""
     dataset, fakes = ImageDataset(data), ImageDataset(path)
     check_shape(path, fakes.channels, fakes.resolution, dataset, data)
     if len(fakes) < 2:
         raise UserError(f"{path} has only one picture; the metrics need at least 2")
     evaluator = Evaluator(names, dataset, batch=batch, workers=workers, seed=seed, device=device, progress=True)
+    note_shortage(evaluator)
     if len(fakes) < evaluator.count:
         print(f"note: {path} has only {len(fakes)} pictures; figures fall with the number of pictures", file=sys.stderr)
-    return evaluator.evaluate(picture_batches(fakes, evaluator.count, batch=batch, seed=seed, workers=workers))
+    figures = evaluator.evaluate(picture_batches(fakes, evaluator.count, batch=batch, seed=seed, workers=workers))
+    return {**figures, "pictures": {name: min(count, len(fakes)) for name, count in evaluator.counts.items()}}
 
 
-def describe(name: str, figures: dict[str, float]) -> str:
+def note_shortage(evaluator: Evaluator) -> None:
+    if evaluator.shortage:
+        print(evaluator.shortage, file=sys.stderr)
+
+
+def describe(name: str, figures: Figures) -> str:
     """A metric and its parts in one line: `swd 97.3 (32: 101.2, 16: 93.4)`."""
     parts = [
         f"{key.removeprefix(name + '_')}: {value:.1f}" for key, value in figures.items() if key.startswith(name + "_")
@@ -93,21 +103,21 @@ def describe(name: str, figures: dict[str, float]) -> str:
 @option(
     "How",
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 2**31),
     default=0,
     help="Of the choice of pictures, the latents, and the random patches and directions.",
 )
 @option(
     "How",
     "--batch",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 2**16),
     default=64,
     help="Pictures at a time; changes the memory, not the figures.",
 )
 @option(
     "How",
     "--workers",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 64),
     default=2,
     help="Processes that read pictures; 0 reads in this one.",
 )

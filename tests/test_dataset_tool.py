@@ -79,6 +79,48 @@ def test_convert_and_check(tool, tmp_path):
     assert "cats/broken.jpg is not a picture" in checked.stdout and "50x40" in checked.stdout
 
 
+def test_a_zip_that_is_there_is_kept(tool, tmp_path):
+    path = tmp_path / "a.zip"
+    tool("faces", "--out", path, "--count", 3, "--resolution", 16)
+    before = path.read_bytes()
+    for command in (["faces", "--count", 2], ["convert", "--source", path]):
+        command += ["--out", path, "--resolution", 16]
+        refused = tool(*command)
+        assert refused.returncode == 2 and refused.stdout == "" and path.read_bytes() == before
+        assert refused.stderr == f"error: {path} exists; name another file with --out, or replace it with --overwrite\n"
+    assert tool("faces", "--out", path, "--count", 2, "--resolution", 16, "--overwrite").returncode == 0
+    assert tool("convert", "--source", path, "--out", path, "--resolution", 32, "--overwrite").returncode == 0
+    assert (len(data := ImageDataset(path)), data.resolution) == (2, 32)
+
+
+@pytest.mark.parametrize("count", [10, 11, 25])
+def test_of_many_bad_files_ten_are_named(tool, tmp_path, count):
+    Image.new("RGB", (16, 16)).save(tmp_path / "good.png")
+    for i in range(count):
+        (tmp_path / f"bad{i:02d}.png").touch()
+    rest = [f"... and {count - 10} more"] if count > 10 else []
+    found = tool("check", "--data", tmp_path).stdout.splitlines()
+    assert [line.split()[0] for line in found[:10]] == [f"bad{i:02d}.png" for i in range(10)]
+    assert found[10:-2] == rest
+    skipped = tool(
+        "convert", "--source", tmp_path, "--out", tmp_path / "out.zip", "--resolution", 16
+    ).stderr.splitlines()
+    assert len(skipped) == 11 + len(rest) and skipped[-1] == f"skipped {count} files that cannot be used"
+
+
+def test_bad_labels_get_the_advice_that_helps(tool, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "dataset.json").write_text('{"labels": [["a.png", "cat"]]}')
+    only = tool("check", "--data", tmp_path)
+    assert only.returncode == 2 and "it should read" in only.stdout
+    assert "mend dataset.json" in only.stderr and "convert" not in only.stderr
+    Image.new("RGB", (50, 40)).save(tmp_path / "b.png")
+    advice = tool("check", "--data", tmp_path).stderr
+    assert "--resolution N --labels none\n" in advice
+    command = advice.split("dataset_tool.py ")[1].replace("NEW.zip", str(tmp_path / "new.zip")).replace("N --", "16 --")
+    assert tool(*command.split()).returncode == 0
+
+
 def test_a_terminal_is_not_told_what_to_do_by_an_archive(tool, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr("\x1b[2J\n.png", b"text")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,10 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+
+from training.convert import write_dataset
+from training.dataset import ImageDataset
+from training.faces import faces
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--cfg demo --cbase 512 --cmax 16 --batch 8 --gpus 0 --workers 0 --procs 1 --metrics none".split()  # noqa: SIM905
@@ -77,8 +82,8 @@ def test_a_run_has_what_a_run_has(runs):
     (run,) = runs.iterdir()
     assert run.name == "00000-faces16-adaconv-demo-cpu"
     names = {path.name for path in run.iterdir()}
-    assert {"config.json", "stats.jsonl", "reals.png", "fakes000000.png", "snapshot-000000.safetensors"} <= names
-    assert [path.name for path in (run / "state").iterdir()] == ["state-000000.pt"]
+    assert {"config.json", "stats.jsonl", "reals.png", "fakes000000.png", "snapshot-000000.04.safetensors"} <= names
+    assert [path.name for path in (run / "state").iterdir()] == ["state-000000.04.pt"]
     config = json.loads((run / "config.json").read_text())
     assert config["generator"]["c_dim"] == 6 and config["about"]["torch"] == torch.__version__
 
@@ -120,8 +125,47 @@ def test_dry_run_prints_the_configuration_and_makes_nothing(faces16, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_that_is_done_says_so(runs):
+    (run,) = runs.iterdir()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    result = done(script("train.py", "--outdir", runs, "--resume"))
+    assert result.stderr.count("\n") == 1 and f"--resume {run} --kimg MORE" in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_data_may_move_but_not_change(runs, faces16, tmp_path):
+    moved, less, other = tmp_path / "moved.zip", tmp_path / "less.zip", tmp_path / "other.zip"
+    shutil.copy(faces16, moved)
+    write_dataset(less, faces(499, 16, seed=0))
+    write_dataset(other, faces(500, 16, seed=1))
+    resume = ["train.py", "--outdir", runs, "--resume", "--dry-run", "--data"]
+    assert json.loads(done(script(*resume, moved)).stdout)["data"] == str(moved)
+    for path in (less, other):
+        message = mistake(*resume, path)
+        assert f"{path} is not the data set that" in message and "--data" in message
+
+
+def test_resume_keeps_what_it_was_given(faces16, tmp_path):
+    train = ["train.py", "--outdir", tmp_path, "--kimg"]
+    done(script(*train, "0.008", "--data", faces16, *TINY))
+    done(script(*train, "0.016", "--resume", "--tick", "0.008"))
+    (run,) = tmp_path.iterdir()
+    options, config = (json.loads((run / name).read_text()) for name in ("options.json", "config.json"))
+    assert options["kimg"] == config["kimg"] == 0.016 and options["batch"] == 8
+    assert "0.008" in config["about"]["command"] and config["about"]["data_hash"] == ImageDataset(faces16).fingerprint
+    names = [path.name for path in sorted(run.glob("snapshot-*"))]
+    assert names == ["snapshot-000000.008.safetensors", "snapshot-000000.016.safetensors"]
+
+
+def test_auto_on_a_cpu_is_warned_of(faces16, tmp_path):
+    tiny = [*TINY[2:], "--kimg", "0.008", "--map-depth", 1]
+    result = done(script("train.py", "--data", faces16, "--outdir", tmp_path, *tiny))
+    assert "note: --cfg auto is meant for GPUs" in result.stderr
+
+
+@pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number):
+def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number, procs):
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -133,7 +177,7 @@ def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number):
         "999",
     ]
     process = subprocess.Popen(
-        [*command, *TINY, "--tick", "0.02", "--workers", "1"],
+        [*command, *TINY, "--tick", "0.02", "--workers", "1", "--procs", str(procs)],
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
@@ -145,7 +189,8 @@ def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number):
     os.killpg(process.pid, number)  # as a terminal or a job scheduler does
     rest = process.stderr.read()
     assert process.wait(timeout=60) == 0
-    assert "train.py --resume" in rest
+    *ticks, last = rest.splitlines()
+    assert "train.py --resume" in last and all(line.startswith("kimg") for line in ticks), rest
     assert list(tmp_path.glob("*/state/state-*.pt")) and list(tmp_path.glob("*/snapshot-*.safetensors"))
 
 
@@ -229,10 +274,47 @@ def test_bad_options(faces16, tmp_path, runs):
     assert "gamma" in message and "3.0 asked" in message and "generator.cmax: 16 in the run, 8 asked" in message
 
 
+@pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_failed_start_leaves_no_run(tmp_path, procs):
+    data = picture_zip(tmp_path / "one.zip", [(32, 32)])
+    result = script(
+        "train.py", "--cfg", "demo", "--data", data, "--gpus", 0, "--outdir", tmp_path / "r", "--procs", procs
+    )
+    assert result.returncode == 2 and "only one picture" in result.stderr
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--kimg", "--tick", "--gamma", "--glr", "--dlr"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-1"])
+def test_numbers_that_are_none(option, value):
+    assert option in mistake("train.py", "--data", "x.zip", option, value)
+
+
+def test_bad_runs(runs, tmp_path):
+    (run,) = runs.iterdir()
+    (snapshot,) = run.glob("snapshot-000000.04*")
+    assert "is a snapshot" in mistake("train.py", "--resume", snapshot)
+    assert "--desc names a new run" in mistake("train.py", "--outdir", runs, "--resume", "--desc", "more")
+    for desc in ("a/b", "..\\x", "new\nline", "x" * 300):
+        train = ["train.py", "--data", json.loads((run / "options.json").read_text())["data"], "--gpus", 0]
+        assert "--desc" in mistake(*train, "--outdir", tmp_path / "runs", "--desc", desc)
+    assert not any((tmp_path / "runs").iterdir())
+    (state,) = run.glob("state/state-000000.04*")
+    shutil.copy(state, tmp_path / "state.pt")
+    assert "cannot be read as a training state" in mistake("train.py", "--resume", run / "config.json")
+    assert "is no run to go on with" in mistake("train.py", "--resume", tmp_path / "state.pt")
+
+
 def test_bad_seeds_and_networks(runs, tmp_path):
     generate = ["generate.py", "--outdir", tmp_path / "out", "--network"]
     assert "'x'" in mistake(*generate, runs, "--seeds", "1,x")
     assert "0 to 5" in mistake(*generate, runs, "--seeds", "1", "--class", "6")
+    for trunc in ("nan", "inf", "1e9", "x"):
+        assert "--trunc" in mistake(*generate, runs, "--seeds", "1", "--trunc", trunc)
+    for device in ("tpu", "meta", "cuda:99"):
+        assert "--device" in mistake(*generate, runs, "--seeds", "1", "--device", device)
+    for grid in ("3", "0x3", "3x", "10000x1", "9" * 5000 + "x1"):
+        assert "--grid" in mistake(*generate, runs, "--seeds", "1", "--grid", grid)
     assert "no room" in mistake(*generate, runs, "--seeds", "0-9", "--grid", "3x3")
     assert "absent" in mistake(*generate, tmp_path / "absent", "--seeds", "1")
     (tmp_path / "text.safetensors").write_text("no tensors")

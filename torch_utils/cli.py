@@ -1,8 +1,10 @@
-"""What the command lines share: one-line errors, grouped help, number ranges."""
+"""What the command lines share: one-line errors, grouped help, types of options."""
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -52,6 +54,34 @@ class Command(click.Command):
             with formatter.section("Example"):
                 for line in self.example.splitlines():
                     formatter.write_text(line)
+
+
+class Float(click.FloatRange):
+    """A finite number: click's own types take `inf` and `nan`, which no comparison with a bound refuses."""
+
+    def convert(self, value, param, ctx) -> float:
+        value = super().convert(value, param, ctx)
+        if not math.isfinite(value):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return value
+
+
+class Device(click.ParamType):
+    """`cpu`, `cuda` or `cuda:1`, if this machine has it."""
+
+    name = "device"
+
+    def convert(self, value, param, ctx) -> str:
+        match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", value, re.ASCII)
+        if match is None:
+            self.fail(f"{value!r} is no device; write cpu, cuda or cuda:1", param, ctx)
+        if value != "cpu":
+            import torch  # takes seconds, which --help need not wait for
+
+            there = torch.cuda.device_count()
+            if int(match[1] or 0) >= there:
+                self.fail(f"{value} is not there: PyTorch finds {there} GPUs; take --device cpu", param, ctx)
+        return value
 
 
 class NumberRanges(click.ParamType):

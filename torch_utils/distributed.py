@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
@@ -54,8 +53,10 @@ def launch(function: Callable, *args, processes: int = 1) -> None:
         run_id="train",
         max_restarts=0,
     )
-    # what is wrong is said below, once
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # what is wrong is said below, once; the loggers under this one have levels of their own
+    log = logging.getLogger("torch.distributed.elastic")
+    log.addHandler(logging.NullHandler())
+    log.propagate = False
     with tempfile.TemporaryDirectory() as folder:
         mistake = Path(folder) / "mistake"
         try:
@@ -88,8 +89,7 @@ def _in_group(mistake: Path, function: Callable, *args) -> None:
         raise
     dist.destroy_process_group()
     if interrupted:  # the launcher is ending its processes and would not take the result that they wait to give
-        sys.stdout.flush()
-        os._exit(0)
+        raise KeyboardInterrupt  # which it takes as an end without a result, after all exit handlers
 
 
 def broadcast(module: nn.Module) -> None:

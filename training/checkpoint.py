@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,18 @@ from torch import nn
 from networks.generator import Generator, GeneratorConfig
 from torch_utils.cli import UserError
 from torch_utils.files import atomic_write
+from training.dataset import CHANNELS, RESOLUTIONS
 
 FORMAT = "adaconv-generator"
 VERSION = 1
+
+
+def kimg_name(kimg: float) -> str:
+    """`000200`, and between whole kimg `000200.5`: what a file of that moment is called.
+
+    In the order of `Path.stem` they are in the order of time.
+    """
+    return f"{kimg:010.3f}".rstrip("0").rstrip(".")
 
 
 # --- snapshots ------------------------------------------------------------------------------------------------------
@@ -48,15 +57,42 @@ def load_generator(path: str | os.PathLike, device: torch.device | str = "cpu") 
         raise UserError(f"{path} cannot be read as a snapshot ({error}); name a .safetensors from train.py") from None
     try:
         meta = json.loads(text or "{}")
-        if meta.get("format") != FORMAT:
+        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
             raise UserError(f"{path} is a safetensors file, but no generator of this project; name one from train.py")
         if meta["version"] > VERSION:
             raise UserError(f"{path} was written by a newer version of this project; update it to load the file")
-        G = Generator(GeneratorConfig(**meta["config"]))
+        config = _described(meta["config"], tensors)
+        G = Generator(config)
         G.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit its own description ({' '.join(str(error).split())[:200]})") from None
-    return G.eval().requires_grad_(False).to(device), meta.get("info", {})
+        info = {"kimg": 0.0, **meta.get("info", {})}
+        info["kimg"] = float(info["kimg"])
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} does not fit its own description ({reason}); name another snapshot") from None
+    return G.eval().requires_grad_(False).to(device), info
+
+
+def _described(values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> GeneratorConfig:
+    """The configuration that a snapshot gives of itself. Raises ValueError and others where it is not of these tensors.
+
+    It is built without memory first: the file is not trusted, and could ask for any amount.
+    """
+    config = GeneratorConfig(**values)
+    for field in fields(config):
+        value, kind = getattr(config, field.name), type(field.default)
+        kinds = {"clamp": (float, int, type(None))}.get(field.name, (float, int) if kind is float else (kind,))
+        if type(value) not in kinds:
+            raise ValueError(f"{field.name}: expected {kind.__name__}, got {str(value)[:40]!r}")
+    if config.img_channels not in CHANNELS.values() or config.resolution not in RESOLUTIONS:
+        raise ValueError(f"pictures of {config.resolution}² with {config.img_channels} channels")
+    if config.z_dim + config.c_dim < 1 or config.map_depth > len(tensors):  # every layer has tensors
+        raise ValueError(f"{config.map_depth} layers for {config.z_dim} numbers and {config.c_dim} classes")
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in Generator(config).state_dict().items()}
+    for name in {**shapes, **tensors}:
+        if name not in tensors or name not in shapes or tensors[name].shape != shapes[name]:
+            raise ValueError(f"{name[:80]} is missing, unexpected or of another shape")
+    return config
 
 
 def find_snapshot(path: str | os.PathLike) -> Path:
@@ -69,7 +105,7 @@ def find_snapshot(path: str | os.PathLike) -> Path:
     found = [p for pattern in ("snapshot-*.safetensors", "*/snapshot-*.safetensors") for p in path.glob(pattern)]
     if not found:
         raise UserError(f"no snapshot under {path}; train one with train.py, or name one with --network")
-    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.name))
+    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.stem))
 
 
 # --- training states ------------------------------------------------------------------------------------------------
@@ -79,7 +115,7 @@ def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) 
     """Writes a training state (tensors, numbers, strings, in dicts and lists) and removes all but the newest `keep`."""
     folder = run / "state"
     folder.mkdir(exist_ok=True)
-    path = folder / f"state-{int(kimg):06d}.pt"
+    path = folder / f"state-{kimg_name(kimg)}.pt"
     with atomic_write(path) as file:
         torch.save(dict(state), file)
     for old in _states(run)[:-keep]:
@@ -89,11 +125,16 @@ def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) 
 
 def load_state(path: Path) -> dict[str, Any]:
     """Reads a training state. No pickle is executed: anything but tensors and plain values is refused."""
+    if path.suffix == ".safetensors":
+        raise UserError(f"{path} is a snapshot, not a training state; give --resume the run's folder, {path.parent}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is no state
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be read as a training state ({reason}); name another with --resume") from None
+    if not isinstance(state, dict) or not {"config", "step", "random", "G", "D"} <= state.keys():
+        raise UserError(f"{path} holds no training state of this project; name another with --resume")
+    return state
 
 
 def find_state(path: Path) -> Path:
@@ -107,7 +148,7 @@ def find_state(path: Path) -> Path:
 
 
 def _states(run: Path) -> list[Path]:
-    return sorted((run / "state").glob("state-*.pt"))
+    return sorted((run / "state").glob("state-*.pt"), key=lambda path: path.stem)
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
@@ -123,6 +164,8 @@ def new_run(outdir: Path, description: str) -> Path:
             return run
         except FileExistsError:  # another training started in the same moment
             number += 1
+        except OSError as error:  # as for a name that is too long
+            raise UserError(f"cannot make the folder {run}: {error.strerror or error}; take another --desc") from None
 
 
 def _runs(outdir: Path) -> list[Path]:

@@ -61,6 +61,7 @@ def convert(
     *,
     labels: str = "auto",
     limit: int | None = None,
+    overwrite: bool = False,
 ) -> Converted:
     """Makes a data set of at most `limit` pictures at `out` from all pictures of a folder or ZIP.
 
@@ -103,7 +104,7 @@ def convert(
     if first is None:
         name, reason = skipped[0]
         raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {show(name)} {reason}")
-    count = write_dataset(out, itertools.chain([first], pictures))
+    count = write_dataset(out, itertools.chain([first], pictures), overwrite=overwrite)
     return Converted(count, sum(smaller), class_names, skipped)
 
 
@@ -128,12 +129,12 @@ def convert_picture(picture: Image.Image, how: Conversion) -> Image.Image:
     return picture
 
 
-def write_dataset(out: str | os.PathLike, pictures: Iterable[LabelledPicture]) -> int:
+def write_dataset(out: str | os.PathLike, pictures: Iterable[LabelledPicture], *, overwrite: bool = False) -> int:
     """Writes pictures with labels (all of them, or none) as a data set, and returns their number.
 
-    With the suffix `.zip` it is an archive, which replaces one that is there; else a folder, which must be
-    new or empty. It is written whole or not at all; the same pictures make the same bytes. Raises UserError
-    where `out` cannot be written.
+    With the suffix `.zip` it is an archive, which replaces one that is there only with `overwrite`; else a folder,
+    which must be new or empty. It is written whole or not at all; the same pictures make the same bytes. Raises
+    UserError where `out` cannot be written.
     """
     out = Path(out)
     try:
@@ -142,6 +143,8 @@ def write_dataset(out: str | os.PathLike, pictures: Iterable[LabelledPicture]) -
             return _write_folder(out, pictures)
         if out.is_dir():
             raise UserError(f"{out} is a folder; name a file with --out")
+        if out.exists() and not overwrite:
+            raise UserError(f"{out} exists; name another file with --out, or replace it with --overwrite")
         with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             return _write_all(pictures, lambda name, data: archive.writestr(_member(name), data))
     except OSError as error:

@@ -340,6 +340,7 @@ class Check:
     kind: str
     classes: dict[int, int] | None  # how many pictures each has
     problems: list[tuple[str, str]]  # a file and why it cannot be used
+    label_problem: str | None = None  # why the labels cannot
 
 
 def check_dataset(path: str | os.PathLike) -> Check:
@@ -361,15 +362,16 @@ def check_dataset(path: str | os.PathLike) -> Check:
             problems += [(name, f"is {_kind(*kind)}, but most are {_kind(size, mode)}") for name in others]
     if problem := _unlike_the_format(size, mode):
         problems += [(name, problem) for name in names]
+    labels, label_problem = None, None
     try:
         labels = read_labels(files)
     except UserError as error:
-        labels = None
-        problems.append((LABEL_FILE, error.message))
+        label_problem = error.message
     if labels is not None:
         problems += [(name, "has no label") for name in names if name not in labels]
         labels = Counter(labels[name] for name in names if name in labels)
-    return Check(len(names), _kind(size, mode), labels and dict(sorted(labels.items())), sorted(problems))
+    classes = labels and dict(sorted(labels.items()))
+    return Check(len(names), _kind(size, mode), classes, sorted(problems), label_problem)
 
 
 def show(name: str) -> str:

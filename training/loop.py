@@ -19,7 +19,7 @@ from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import load_state, module_state, save_snapshot, save_state
+from training.checkpoint import kimg_name, load_state, module_state, save_snapshot, save_state
 from training.config import TrainConfig
 from training.dataset import EndlessSampler, ImageDataset
 from training.images import grid, save_png, to_float
@@ -147,9 +147,8 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
             state |= {"step": step, "random": random_states(device), "config": asdict(config)}
             if main_process:
                 save_state(run, state, kimg)
-                save_snapshot(
-                    run / f"snapshot-{int(kimg):06d}.safetensors", G_ema, {"kimg": kimg, "data": dataset.name}
-                )
+                snapshot = run / f"snapshot-{kimg_name(kimg)}.safetensors"
+                save_snapshot(snapshot, G_ema, {"kimg": kimg, "data": dataset.name})
                 if not stop:
                     monitor.look(G_ema, kimg)
         if stop:
@@ -177,6 +176,8 @@ class Monitor:
         self.evaluator = Evaluator(
             config.metrics, self.dataset, seed=config.seed, workers=config.workers, device=device
         )
+        if self.evaluator.shortage:
+            log.say(self.evaluator.shortage)
 
     def write_reals(self) -> None:
         reals = torch.stack([self.dataset[i][0] for i in self.shown])
@@ -188,7 +189,7 @@ class Monitor:
         classes = None if labels is None else labels[self.shown]
         fakes = torch.cat(list(generate_batches(G, range(len(self.shown)), 16, classes)))
         picture = grid(fakes, self.columns)
-        save_png(picture, self.run / f"fakes{int(kimg):06d}.png")
+        save_png(picture, self.run / f"fakes{kimg_name(kimg)}.png")
         self.log.image("fakes", picture, kimg)
         if not self.config.metrics:
             return
@@ -196,7 +197,7 @@ class Monitor:
         if labels is not None:
             labels = labels[torch.randint(len(labels), [count], generator=torch.Generator().manual_seed(0))]
         figures = self.evaluator.evaluate(generate_batches(G, range(count), 64, labels))
-        self.log.metrics({"kimg": kimg, **figures})
+        self.log.metrics({"kimg": kimg, **figures, "pictures": self.evaluator.counts})
         self.log.say("  ".join(f"{name} {value:.1f}" for name, value in figures.items()))
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -62,7 +63,10 @@ def test_pictures_against_pictures(tmp_path, capsys):
     real = write_pictures(tmp_path / "real", 24)
     fakes = write_pictures(tmp_path / "fakes", 25, smooth=2)
     judge("--data", real, "--fakes", fakes, "--metrics", "swd20, swd", "--json")
-    figures = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "note: there are only 24 pictures for swd (8192);" in captured.err
+    figures = json.loads(captured.out)
+    assert figures.pop("pictures") == {"swd20": 20, "swd": 24}
     evaluator = Evaluator(["swd20", "swd"], ImageDataset(real))
     assert figures == evaluator.evaluate(picture_batches(ImageDataset(fakes), 24))
     assert list(figures) == ["swd20", "swd20_16", "swd", "swd_16"]
@@ -85,10 +89,10 @@ def test_pictures_against_themselves(tmp_path, capsys):
 
 def test_fewer_fakes_than_asked_for_are_mentioned(tmp_path, capsys):
     real, fakes = write_pictures(tmp_path / "real", 12), write_pictures(tmp_path / "fakes", 10)
-    judge("--data", real, "--fakes", fakes)
+    judge("--data", real, "--fakes", fakes, "--metrics", "swd12,swd8", "--json")
     captured = capsys.readouterr()
-    assert captured.out.startswith("swd ")
-    assert "note: " in captured.err and "only 10 pictures" in captured.err
+    assert json.loads(captured.out)["pictures"] == {"swd12": 10, "swd8": 8}
+    assert captured.err.startswith("note: ") and "only 10 pictures" in captured.err and captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("c_dim", [0, 2])
@@ -97,6 +101,7 @@ def test_network(tmp_path, capsys, c_dim):
     G = write_snapshot(tmp_path / "snapshot-000001.safetensors", c_dim=c_dim)
     judge("--data", real, "--network", tmp_path, "--metrics", "swd10", "--seed", 2, "--json")
     figures = json.loads(capsys.readouterr().out)
+    assert figures.pop("pictures") == {"swd10": 10}
     dataset = ImageDataset(real, use_labels=c_dim > 0)
     classes = dataset.labels[np.random.default_rng(2).permutation(12)[:10]] if c_dim else None
     fakes = generate_batches(G, range(20, 30), 64, classes)
@@ -121,6 +126,12 @@ def test_mistakes(tmp_path):
     assert "only one picture" in mistake("--data", real, "--fakes", one)
     assert "absent" in mistake("--data", tmp_path / "absent", "--fakes", real)
     assert "absent" in mistake("--data", real, "--network", tmp_path / "absent")
+
+
+@pytest.mark.parametrize("option", [("--workers", 9999), ("--seed", 10**30), ("--batch", 0), ("--batch", 10**30)])
+def test_numbers_out_of_range(tmp_path, option):
+    with pytest.raises(click.BadParameter, match="not in the range"):
+        main.main(["--data", "real", "--fakes", "fakes", *map(str, option)], standalone_mode=False)
 
 
 def test_as_a_command(tmp_path):

@@ -68,6 +68,33 @@ def test_as_many_numbers_as_allowed(monkeypatch):
         cli.NumberRanges().convert("0-2,7-9", None, None)
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "-0.5", "x"])
+def test_float_takes_finite_numbers_within_its_bounds(text):
+    with pytest.raises(click.BadParameter):
+        cli.Float(0).convert(text, None, None)
+
+
+def test_float():
+    assert cli.Float(0).convert("1e3", None, None) == 1000.0
+
+
+@pytest.mark.parametrize("text", ["tpu", "meta", "cpu:0", "cuda:", "cuda:x", "cuda:٣", "", "cuda:0 "])
+def test_what_is_no_device(text):
+    with pytest.raises(click.BadParameter, match="write cpu, cuda or cuda:1"):
+        cli.Device().convert(text, None, None)
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_devices_that_are_there_and_others(monkeypatch, gpus):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    there = ["cpu", "cuda", "cuda:0", "cuda:1"][: {0: 1, 1: 3, 2: 4}[gpus]]
+    for text in there:
+        assert cli.Device().convert(text, None, None) == text
+    for text in {"cuda", "cuda:0", "cuda:1", "cuda:99"} - set(there):
+        with pytest.raises(click.BadParameter, match=f"finds {gpus} GPUs"):
+            cli.Device().convert(text, None, None)
+
+
 @click.command(cls=cli.Command, example="python tool.py --alpha 3\npython tool.py --beta")
 @click.option("--alpha", cls=cli.Option, group="Greek", type=int, default=2, help="The first letter.")
 @click.option("--aleph", cls=cli.Option, group="Hebrew", help="Another first letter.")

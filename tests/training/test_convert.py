@@ -221,7 +221,7 @@ def test_labels_from_folders(tmp_path):
 def test_labels_from_json(tmp_path):
     write_dataset(tmp_path / "a.zip", [(solid((i, 0, 0)), 4 - i) for i in range(4)])
     for labels, expected in (("auto", [4, 3, 2, 1]), ("json", [4, 3, 2, 1]), ("none", None)):
-        convert(tmp_path / "a.zip", tmp_path / "b.zip", KEEP, labels=labels)
+        convert(tmp_path / "a.zip", tmp_path / "b.zip", KEEP, labels=labels, overwrite=True)
         found = check_dataset(tmp_path / "b.zip")
         assert found.problems == [] and found.classes == (expected and dict.fromkeys(sorted(expected), 1))
     assert convert(tmp_path / "a.zip", tmp_path / "c", KEEP, limit=2).count == 2
@@ -235,7 +235,7 @@ def test_labels_from_json(tmp_path):
 
 def test_a_data_set_can_be_converted_onto_itself(tmp_path):
     write_dataset(tmp_path / "a.zip", [(solid(RED, size=(32, 32)), 0), (solid(BLUE, size=(32, 32)), 1)])
-    convert(tmp_path / "a.zip", tmp_path / "a.zip", Conversion(16))
+    convert(tmp_path / "a.zip", tmp_path / "a.zip", Conversion(16), overwrite=True)
     data = ImageDataset(tmp_path / "a.zip", use_labels=True)
     assert data.resolution == 16 and data.labels.tolist() == [0, 1]
 
@@ -279,7 +279,7 @@ def test_an_interrupted_conversion_leaves_what_was_there(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"before")
     for out in ("a.zip", "b"):
         with pytest.raises(KeyboardInterrupt):
-            write_dataset(tmp_path / out, pictures())
+            write_dataset(tmp_path / out, pictures(), overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
     assert (tmp_path / "a.zip").read_bytes() == b"before"
 

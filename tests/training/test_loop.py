@@ -82,7 +82,7 @@ def test_training_learns(tmp_path, faces16):
 
 def test_the_snapshot_is_the_averaged_generator(tmp_path, faces16):
     train(tiny(faces16, kimg=0.08, cond=True), tmp_path)
-    G, info = load_generator(tmp_path / "snapshot-000000.safetensors")
+    G, info = load_generator(tmp_path / "snapshot-000000.08.safetensors")
     state = load_state(find_state(tmp_path))
     for name, value in G.state_dict().items():
         assert torch.equal(value, state["G_ema"][name])
