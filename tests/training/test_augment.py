@@ -497,6 +497,7 @@ def test_amplifying_one_band_keeps_the_expected_power(monkeypatch, band):
         return torch.where(chosen[:, None], gains, neutral)
 
     monkeypatch.setattr(augment, "sometimes", only_this)
+    assert torch.equal(AugmentPipe("filter").power, POWER)
     gains = random_gains(5000, torch.tensor(1.0), POWER)
     torch.testing.assert_close((POWER * gains.square()).sum(dim=1), torch.ones(5000))
     others = [i for i in range(4) if i != band]
@@ -528,6 +529,7 @@ def test_cutout_pixel_by_pixel(size):
     torch.manual_seed(0)
     x = pictures(50, 2, size, size)
     centre, half = random_holes(50, torch.tensor(0.7))
+    assert set(half.tolist()) == {0.0, 0.25}
     y = cut_out(x, centre, half)
     for n in range(50):
         cx, cy, h = (float(v) for v in (*centre[n], half[n]))
@@ -735,6 +737,13 @@ def test_the_controller_goes_on_from_its_state():
     run(resumed, after, 18, 50)
     assert torch.equal(after.p, pipe.p)
     assert float(pipe.p) not in (0, 0.3, 1)
+
+    ada, p = AdaptiveP(kimg=1), torch.tensor(0.5)
+    steps(ada, p, torch.ones(10), 3)
+    resumed = AdaptiveP(kimg=1)
+    resumed.load_state_dict(ada.state_dict())
+    steps(resumed, p, torch.ones(10), 1, first=3)
+    assert float(p) == pytest.approx(0.54)  # by the signs of all four steps
 
 
 def test_the_controller_sees_all_processes(monkeypatch):
