@@ -290,9 +290,10 @@ def warp(x: Tensor, inverse: Tensor, lowpass: Tensor) -> Tensor:
     """x [N, C, R, R] moved by any affine transform; `inverse` [N, 3, 3] as in `random_blits`.
 
     Appendix B: ×2 upsampling by an orthogonal low-pass filter, bilinear interpolation, downsampling by the same
-    filter; the identity comes out as it went in, except beside the edges. The paper pads the picture by as much as the
-    transforms need, and by reflection; here the interpolation itself reflects the coordinates, which is the same
-    without end, and there is no margin to be known. Only the filters' reach of 3 pixels is padded.
+    filter; the identity comes out as it went in, except beside the edges. The paper pads the picture by reflection, by
+    as much as the transforms need. Here the interpolation reflects its coordinates instead, which is padding without
+    end (but for the slight asymmetry of the filter): there is no margin to be known, and none to be computed. Only the
+    filters' reach of 3 pixels is padded.
     """
     size, taps = x.shape[3], len(lowpass)
     reach = 3

@@ -298,7 +298,7 @@ def by_the_paper(x, inverse, margin=40):
     return result[margin : margin + size, margin : margin + size]
 
 
-def test_warp_is_the_papers_execution(monkeypatch):
+def test_warp_is_the_papers_execution():
     torch.manual_seed(0)
     size = 24
     x = pictures(3, 1, size, size, dtype=torch.float64)
