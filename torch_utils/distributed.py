@@ -76,38 +76,40 @@ def launch(function: Callable, *args, processes: int = 1, gpus: bool = False) ->
         run_id="train",
         max_restarts=0,
     )
-    # what is wrong is said below, once; the loggers under this one have levels of their own
-    log = logging.getLogger("torch.distributed.elastic")
-    log.addHandler(logging.NullHandler())
-    log.propagate = False
+    # What is wrong is said below, once. The loggers under these have levels of their own.
+    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        log = logging.getLogger(name)
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # it clears up after processes that were ended
     with tempfile.TemporaryDirectory() as folder:
-        mistake = Path(folder) / "mistake"
+        failure = None
         try:
             with suppress(SignalException):  # ^C or SIGTERM: the launcher has passed it on, and waited for them to save
-                elastic_launch(config, _launched)(mistake, gpus, function, *args)
+                elastic_launch(config, _launched)(Path(folder), gpus, function, *args)
         except ChildFailedError as error:
-            if mistake.exists():
-                raise UserError(mistake.read_text()) from None
             number, failure = error.get_first_failure()
-            how = "failed: see above"
-            if failure.exitcode < 0:
-                how = f"was ended by {failure.signal_name()}"
-                how += ", as by a machine that is out of memory" * (failure.exitcode == -signal.SIGKILL)
-            raise Failure(f"process {number} of {processes} {how}; the others were stopped") from None
+        for kind in (UserError, Failure):
+            if (message := Path(folder) / kind.__name__).exists():
+                raise kind(message.read_text())
+        if failure is not None:
+            how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+            why = ", as when memory runs out" if failure.exitcode == -signal.SIGKILL else ""
+            raise Failure(f"process {number} was ended by {how}{why}; the others were stopped")
 
 
-def _launched(mistake: Path, gpus: bool, function: Callable, *args) -> None:
-    """One process of `launch`. A user's mistake is left in the file `mistake`, for the launching process to say."""
+def _launched(folder: Path, gpus: bool, function: Callable, *args) -> None:
+    """One process of `launch`. In `folder` it leaves what the launching process is to raise."""
     try:
         with group(gpus):
             interrupted = function(*args) is False
-    except UserError as error:
-        with atomic_write(mistake) as file:
+    except Exception as error:
+        if not isinstance(error, (UserError, Failure)):
+            traceback.print_exc()
+            error = Failure(f"process {os.environ['RANK']} failed, see above; the others were stopped")
+        with atomic_write(folder / type(error).__name__) as file:
             file.write(error.message.encode())
-        sys.exit(2)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+        sys.exit(error.exit_code)
     if interrupted:  # the launcher is ending its processes and would not take the result that they wait to give
         raise KeyboardInterrupt  # which it takes as an end without a result, after all exit handlers
 
@@ -117,6 +119,9 @@ def group(gpus: bool) -> Iterator[None]:
     """Makes this process one of the group that torchrun's environment variables describe, for the time of the block.
 
     Of several processes that raise, one does so to the caller; the others exit, for theirs is about that one.
+
+    Raises:
+        Failure: names the processes that have not answered for TIMEOUT.
     """
     global _patient
     if gpus:
@@ -131,23 +136,22 @@ def group(gpus: bool) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first = _first_to_fail(store)
-        if not isinstance(error, UserError):
-            # It may be the complaint that a killed process has gone away: then the launcher, which says so, ends this
-            # one meanwhile.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(1)
-        if not first:
-            os._exit(1)
+        hanging = "Timed out waiting" in str(error)  # gloo's words
+        with suppress(RuntimeError):  # of the store, when the machine that has it is gone
+            store.set(f"failed {number}", "")
+            first = store.add("failed", 1) == 1
+            if not isinstance(error, UserError):
+                # Where another process was killed, this is a complaint about that: the launcher says so, and ends this
+                # one now.
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+                time.sleep(5 if hanging else 1)
+            if not first:
+                os._exit(1)
+            if hanging:
+                silent = ", ".join(str(i) for i in range(size) if not store.check([f"failed {i}"]))
+                raise Failure(f"no answer from process {silent} for {TIMEOUT}") from error
         raise
     dist.destroy_process_group()
-
-
-def _first_to_fail(store: dist.Store) -> bool:
-    try:
-        return store.add("failures", 1) == 1
-    except RuntimeError:  # the machine that has the store has gone away
-        return True
 
 
 def on_rank_0(function: Callable[..., T], *args) -> T:
