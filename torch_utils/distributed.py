@@ -126,7 +126,7 @@ def group(gpus: bool) -> Iterator[None]:
     global _patient
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    elif int(os.environ["WORLD_SIZE"]) > 1:
+    elif int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
         torch.set_num_threads(1)  # as many processes as cores
     store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     # numbers that the processes have to know go over the network, so that no GPU has to stop for them
