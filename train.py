@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,51 @@ def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None
     if "metrics" in given:
         given["metrics"] = parse_metrics(given["metrics"])
 
+    # Started by torchrun, the processes find each other, and rank 0 decides for all.
+    together = nullcontext()
+    if distributed.under_torchrun():
+        given |= options_of_the_world(given)
+        together = distributed.group(gpus=given["gpus"] > 0)
+    with together:
+        prepared = distributed.on_rank_0(prepare, given, options, outdir, resume, dry_run)
+        if prepared is None:
+            return
+        config, run, state, data_hash = prepared
+
+        from training.loop import train  # TensorBoard and the loaders take a second that --help need not wait for
+
+        try:
+            if distributed.rank() and ImageDataset(config.data, use_labels=config.cond).fingerprint != data_hash:
+                raise cli.UserError(
+                    f"{config.data} on {platform.node()} is not the data set that process 0 has; copy it"
+                )
+            distributed.launch(train, config, run, state, processes=config.procs, gpus=config.gpus > 0)
+        finally:
+            trained = any((run / name).exists() for name in ("stats.jsonl", "state"))
+            if distributed.rank() == 0 and state is None and not trained:  # it failed at the start
+                shutil.rmtree(run, ignore_errors=True)
+
+
+def options_of_the_world(given: dict[str, Any]) -> dict[str, int]:
+    """--gpus and --procs of all machines together; what the user gave has to agree with the processes of this one."""
+    here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    gpus = given.get("gpus", there) > 0
+    for name in ("gpus", "procs"):
+        if given.get(name, 0) not in (0, here):
+            raise click.UsageError(f"--{name} {given[name]}: torchrun has started {here} processes here; leave it out")
+    if gpus and here > there:
+        raise click.UsageError(f"--nproc-per-node {here}: this machine has {there} GPUs; --gpus 0 takes the CPU")
+    world = int(os.environ["WORLD_SIZE"])
+    return {"gpus": world if gpus else 0, "procs": world}
+
+
+def prepare(
+    given: dict[str, Any], options: dict[str, Any], outdir: str, resume: str | None, dry_run: bool
+) -> tuple[TrainConfig, Path, Path | None, str] | None:
+    """What to train, in which folder, from which state, on data with which fingerprint; None if there is nothing to do.
+
+    `given` are the options that the user gave, `options` all of them. Makes the folder and writes the configuration.
+    """
     desc = given.get("desc", "")
     if not re.fullmatch(r"[\w.-]*", desc):
         raise cli.UserError(f"--desc {desc!r} becomes part of a folder's name: write letters, digits, - and _ only")
@@ -128,25 +174,18 @@ def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None
 
     if dry_run:
         print(json.dumps(asdict(config), indent=2))
-        return
+        return None
     if state is None:
         run = new_run(cli.writable_folder(outdir), run_name(config, desc))
     elif kimg >= config.kimg:
         more = f"python train.py --resume {run} --kimg MORE"
         print(f"{run} is done: it has come to kimg {kimg:g} of {config.kimg:g}; train on with {more}", file=sys.stderr)
-        return
+        return None
     record(run, config, given, {"command": sys.argv, **machine(config), "data_hash": data_hash, **about})
     print(f"run: {run}" + (f", from {state.name}" if state else ""), file=sys.stderr)
     if config.cfg == "auto" and not config.gpus:
         print("note: --cfg auto is meant for GPUs, a CPU takes months; --cfg demo trains in minutes", file=sys.stderr)
-
-    from training.loop import train  # TensorBoard and the loaders take a second that --help need not wait for
-
-    try:
-        distributed.launch(train, config, run, state, processes=config.procs)
-    finally:
-        if state is None and not (run / "stats.jsonl").exists() and not (run / "state").exists():
-            shutil.rmtree(run, ignore_errors=True)  # it failed at the start: nothing in there was trained
+    return config, run, state, data_hash
 
 
 def parse_metrics(text: str) -> list[str]:
@@ -167,7 +206,7 @@ def configure(given: dict[str, Any]) -> tuple[TrainConfig, str]:
         raise click.UsageError("--data is missing: name a folder or ZIP of pictures")
     there = torch.cuda.device_count()
     gpus = given.get("gpus", there)
-    if gpus > there:
+    if gpus > there and not distributed.under_torchrun():
         raise cli.UserError(
             f"--gpus {gpus}: this machine has {there}; take --gpus {there}" + " (the CPU)" * (there == 0)
         )

@@ -8,6 +8,7 @@ import os
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -22,6 +23,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from training.checkpoint import load_state
 from training.convert import write_dataset
 from training.dataset import ImageDataset
 from training.faces import faces
@@ -161,6 +163,65 @@ def test_auto_on_a_cpu_is_warned_of(faces16, tmp_path):
     tiny = [*TINY[2:], "--kimg", "0.008", "--map-depth", 1]
     result = done(script("train.py", "--data", faces16, "--outdir", tmp_path, *tiny))
     assert "note: --cfg auto is meant for GPUs" in result.stderr
+
+
+def machines(*options, count: int = 2, processes: int = 1) -> list[subprocess.CompletedProcess]:
+    """What train.py does on that many machines of that many processes, here all the same one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", count, "--nproc-per-node", processes]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", port, "--node-rank"]
+    started = [
+        subprocess.Popen(
+            [str(word) for word in [*torchrun, number, ROOT / "train.py", *options]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for number in range(count)
+    ]
+    outputs = [process.communicate(timeout=120) for process in started]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *output)
+        for process, output in zip(started, outputs, strict=True)
+    ]
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_one_with_two_processes(faces16, tmp_path):
+    tiny = ["--data", faces16, *TINY[:-4], "--metrics", "swd50"]  # and without --procs
+    done(script("train.py", *tiny, "--procs", 2, "--outdir", tmp_path / "one", "--kimg", "0.08", "--tick", "0.04"))
+    for options in (["--kimg", "0.04"], ["--kimg", "0.08", "--resume"]):
+        first, second = machines(*tiny, "--outdir", tmp_path / "two", "--tick", "0.04", *options)
+        assert "run: " in done(first).stderr and done(second).stderr == ""
+
+    (one,), (two,) = (list((tmp_path / name).iterdir()) for name in ("one", "two"))
+    assert one.name == two.name
+    a, b = (load_state(run / "state" / "state-000000.08.pt") for run in (one, two))
+    assert a["step"] == b["step"] == 10
+    for name in ("G", "D", "G_ema", "path_length"):
+        assert all(torch.equal(value, b[name][key]) for key, value in a[name].items()), name
+    figures = [(run / "metrics.jsonl").read_text() for run in (one, two)]
+    assert json.loads(figures[0].splitlines()[-1]) == json.loads(figures[1].splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_mistakes_under_torchrun_are_one_line(faces16, tmp_path):
+    outdir = tmp_path / "runs"
+    tiny = ["--data", faces16, *TINY[:-4], "--kimg", "0.04", "--outdir", outdir]
+    for mistaken, words in (
+        (["--procs", "3"], "--procs 3: torchrun has started 2 processes here"),
+        (["--gpus", "4"], "--gpus 4: torchrun has started 2 processes here"),
+        (["--batch", "7"], "--batch 7 cannot be split evenly over 2 processes"),
+        (["--data", picture_zip(tmp_path / "one.zip", [(16, 16)])], "only one picture"),
+    ):
+        (result,) = machines(*tiny, *mistaken, count=1, processes=2)
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert words in line
+        assert "exitcode  : 2" in result.stderr  # in torchrun's own words
+        assert not outdir.exists() or list(outdir.iterdir()) == []
 
 
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -21,6 +21,10 @@ class UserError(click.ClickException):
     exit_code = 2
 
 
+class Failure(click.ClickException):
+    """What one line says better than a traceback, though no mistake of the user: exit code 1."""
+
+
 class Option(click.Option):
     """A click option that `--help` lists under the heading `group`."""
 
@@ -124,7 +128,7 @@ def writable_folder(path: str | os.PathLike) -> Path:
 def run(command: click.Command) -> None:
     """Runs a command as a script: exit code 0 when done, 2 with one line on stderr for a user's mistake.
 
-    Everything else is a bug and keeps its traceback (exit code 1).
+    A Failure gets its line with exit code 1. Everything else is a bug and keeps its traceback (exit code 1).
     """
     try:
         code = command.main(standalone_mode=False)
@@ -132,8 +136,10 @@ def run(command: click.Command) -> None:
     except click.ClickException as error:
         message = " ".join(error.format_message().split())
         hint = " (see --help)" if isinstance(error, click.UsageError) else ""
-        print(f"error: {message}{hint}", file=sys.stderr)
-        sys.exit(2)
+        # the processes that torchrun starts have one command line: one of them says what is wrong with it
+        if not isinstance(error, click.UsageError) or os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"error: {message}{hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)

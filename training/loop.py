@@ -54,7 +54,7 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
     torch.manual_seed(config.seed * distributed.world_size() + distributed.rank() + 1)
     step = 0
     if state_path is not None:
-        state = load_state(state_path)
+        state = distributed.on_rank_0(load_state, state_path)  # the other machines may not have the file
         for name, part in {**modules, **optimizers}.items():
             part.load_state_dict(state[name])
         step = state["step"]
@@ -84,6 +84,7 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
     if main_process and step == 0:
         monitor.write_reals()
         monitor.look(G_ema, kimg)
+    distributed.wait_for_rank_0()
     interrupted = StopSignal()
     averages = Averages()
     if main_process:
@@ -128,7 +129,7 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
 
         step += 1
         kimg = step * config.batch / 1000
-        stop = distributed.any_process(interrupted.set, device)
+        stop = distributed.any_process(interrupted.set)
         done = kimg >= config.kimg or stop
         if main_process:
             log.step(kimg, (step - tick_step) / (time.monotonic() - tick_time))
@@ -151,6 +152,7 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
                 save_snapshot(snapshot, G_ema, {"kimg": kimg, "data": dataset.name})
                 if not stop:
                     monitor.look(G_ema, kimg)
+            distributed.wait_for_rank_0()
         if stop:
             if main_process:
                 log.say(f"stopped at kimg {kimg:g}; continue with: python train.py --resume {run}")
@@ -262,10 +264,10 @@ def real_batches(
 
 def random_states(device: torch.device) -> list[dict[str, Tensor]]:
     """The state of the random number generators of every process, in order of rank."""
-    cpu = [s.cpu() for s in distributed.gather(torch.get_rng_state().to(device))]
+    cpu = distributed.gather(torch.get_rng_state())
     if device.type != "cuda":
         return [{"cpu": s} for s in cpu]
-    cuda = [s.cpu() for s in distributed.gather(torch.cuda.get_rng_state(device).to(device))]
+    cuda = distributed.gather(torch.cuda.get_rng_state(device))
     return [{"cpu": a, "cuda": b} for a, b in zip(cpu, cuda, strict=True)]
 
 

@@ -1,16 +1,22 @@
 """torch_utils.distributed with two real processes on the CPU."""
 
 import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from torch_utils import distributed
-from torch_utils.cli import UserError
+from torch_utils.cli import Failure, UserError
 
-CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 def model_and_batch():
@@ -39,7 +45,18 @@ def in_two_processes(folder):
     distributed.average_gradients([unused, *model.parameters()])
     for p, g in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-14)
-    assert unused.grad is None
+    assert unused.grad is None  # Adam leaves it alone, as with one process
+
+    # A gradient that one process lacks is zero there; half precision is summed in float32, where 2 × 60000 is finite.
+    one, half, brain = (nn.Parameter(torch.zeros(2, dtype=t)) for t in (torch.float64, torch.float16, torch.bfloat16))
+    if rank == 1:
+        one.grad = torch.tensor([2.0, 1e-12], dtype=torch.float64)
+    half.grad = torch.full_like(half, 60000.0)
+    brain.grad = torch.full_like(brain, 1.0 + rank)
+    distributed.average_gradients([one, half, brain])
+    assert one.grad.tolist() == [1.0, 5e-13]
+    assert half.grad.tolist() == [60000.0] * 2 and half.grad.dtype == torch.float16
+    assert brain.grad.tolist() == [1.5] * 2 and brain.grad.dtype == torch.bfloat16
 
     # Rank 0's parameters and buffers go to all.
     torch.manual_seed(rank)
@@ -60,9 +77,10 @@ def in_two_processes(folder):
     assert value.tolist() == [1.0 * (rank + 1), 10.0 * (rank + 1)]  # left alone
 
     for flags in [(False, False), (False, True), (True, False), (True, True)]:
-        assert distributed.any_process(flags[rank], CPU) is any(flags)
+        assert distributed.any_process(flags[rank]) is any(flags)
 
     assert [v.tolist() for v in distributed.gather(torch.tensor([rank, 5]))] == [[0, 5], [1, 5]]
+    assert distributed.on_rank_0(lambda: {"path": folder, "rank": distributed.rank()}) == {"path": folder, "rank": 0}
 
     (folder / f"rank {rank}").touch()
 
@@ -84,10 +102,76 @@ def test_two_processes(tmp_path):
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(tmp_path, capfd):
     start = time.monotonic()
-    with pytest.raises(Exception, match="process one fails"):
+    with pytest.raises(Failure, match=r"^process 1 failed, see above; the others were stopped$") as failure:
         distributed.launch(fail_in_process_one, tmp_path, processes=2)
     assert time.monotonic() - start < 90
-    assert "\nRuntimeError: process one fails\n" in capfd.readouterr().err
+    assert failure.value.exit_code == 1
+    output = capfd.readouterr().err
+    assert output.count("Traceback") == 1 and output.endswith("\nRuntimeError: process one fails\n"), output
+
+
+def killed(number):
+    if distributed.rank() == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while True:
+        distributed.any_process(False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_that_is_killed_is_named(number, capfd):
+    start = time.monotonic()
+    with pytest.raises(Failure, match=f"^process {number} was ended by SIGKILL, .* the others were stopped$"):
+        distributed.launch(killed, number, processes=2)
+    assert time.monotonic() - start < 60
+    assert capfd.readouterr().err == ""
+
+
+HANGING = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+from torch_utils import distributed
+
+distributed.TIMEOUT = timedelta(seconds=4)
+Path(sys.argv[1], sys.argv[2]).touch()
+while not all(Path(sys.argv[1], i).exists() for i in "012"):  # Python takes its time to start
+    time.sleep(0.01)
+with distributed.group(gpus=False):
+    if distributed.rank() == 0:
+        time.sleep(5)  # metrics, which the others wait for
+    distributed.wait_for_rank_0()
+    print("all there")
+    if distributed.rank() == 1:
+        time.sleep(100)
+    distributed.any_process(False)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    env |= {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", HANGING, tmp_path, str(i)],
+            env=env | {"RANK": str(i), "LOCAL_RANK": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(3)
+    ]
+    outputs = [processes[i].communicate(timeout=100) for i in (0, 2)]
+    processes[1].kill()
+    assert [processes[i].returncode for i in (0, 2)] == [1, 1]
+    assert all(output == "all there\n" for output, _ in outputs)
+    said = "".join(error for _, error in outputs)
+    assert said.count("Failure: no answer from process 1 for 0:00:04") == 1, said
+    assert processes[1].communicate()[0] == "all there\n"
 
 
 def test_one_process_is_this_one():
@@ -105,7 +189,7 @@ def test_with_one_process_nothing_changes():
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
     value = torch.tensor([1.0, 2.0])
     assert distributed.mean(value) is value
-    assert distributed.any_process(True, CPU) is True and distributed.any_process(False, CPU) is False
+    assert distributed.any_process(True) is True and distributed.any_process(False) is False
     assert [v is value for v in distributed.gather(value)] == [True]
 
 
@@ -113,7 +197,7 @@ def mistaken(folder):
     """One process finds a mistake, the other waits for it."""
     if distributed.rank() == 1:
         raise UserError("the picture 7.png is cut off; copy it again")
-    distributed.any_process(True, CPU)
+    distributed.any_process(True)
 
 
 def test_a_users_mistake_in_one_process_is_one_line(tmp_path, capfd):

@@ -318,10 +318,14 @@ def test_every_order_is_equally_likely():
     assert len(counts) == 6 and all(abs(count - 200) < 70 for count in counts.values())
 
 
-def test_processes_share_the_stream():
-    whole = take(60, EndlessSampler(7, seed=1))
-    parts = [take(20, EndlessSampler(7, seed=1, rank=rank, world_size=3)) for rank in range(3)]
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("start", [0, 14])
+def test_processes_share_the_stream(world_size, start):
+    whole = take(42, EndlessSampler(7, seed=1, start=start))  # six epochs
+    samplers = [EndlessSampler(7, seed=1, start=start, rank=rank, world_size=world_size) for rank in range(world_size)]
+    parts = [take(42 // world_size, sampler) for sampler in samplers]
     assert [entry for entries in zip(*parts, strict=True) for entry in entries] == whole
+    assert Counter(entry for part in parts for entry in part) == dict.fromkeys(range(7), 6)
 
 
 @pytest.mark.parametrize("start", [1, 10, 33, 12_345])
