@@ -124,7 +124,7 @@ def writable_folder(path: str | os.PathLike) -> Path:
 def run(command: click.Command) -> None:
     """Runs a command as a script: exit code 0 when done, 2 with one line on stderr for a user's mistake.
 
-    Everything else is a bug and keeps its traceback (exit code 1).
+    A full disk gets its line and exit code 1. Everything else is a bug and keeps its traceback (exit code 1).
     """
     try:
         code = command.main(standalone_mode=False)
@@ -133,7 +133,7 @@ def run(command: click.Command) -> None:
         message = " ".join(error.format_message().split())
         hint = " (see --help)" if isinstance(error, click.UsageError) else ""
         print(f"error: {message}{hint}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code if isinstance(error, UserError) else 2)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)
