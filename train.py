@@ -23,8 +23,9 @@ from click.core import ParameterSource
 
 from torch_utils import cli, distributed
 from torch_utils.files import write_file
+from training.augment import AUGPIPES
 from training.checkpoint import find_state, load_state, look_is_due, new_run
-from training.config import TrainConfig, differences, resolve
+from training.config import PRESETS, TrainConfig, differences, resolve
 from training.dataset import ImageDataset
 
 EXAMPLE = """\
@@ -66,14 +67,61 @@ python train.py --resume
 @cli.option(
     "Training",
     "--cfg",
-    type=click.Choice(["auto", "demo"]),
+    type=click.Choice(PRESETS),
     help="Preset that the other options change. auto: StyleGAN2's size, with batch and learning rates for the "
-    "resolution and the GPUs. demo: small and short, minutes on two CPU cores at 32².  [default: auto]",
+    "resolution and the GPUs. demo: small and short, minutes on two CPU cores at 32². The others: as published, "
+    "for StyleGAN2 and StyleGAN2-ADA.  [default: auto]",
 )
 @cli.option("Training", "--batch", type=click.IntRange(1, 2**16), help="Pictures a step, over all GPUs.")
+@cli.option(
+    "Training",
+    "--batch-gpu",
+    type=click.IntRange(1, 2**16),
+    help="Of these, as many at a time on each GPU; less takes less memory.  [default: all]",
+)
+@cli.option(
+    "Training",
+    "--loss",
+    type=click.Choice(["nonsaturating", "relativistic"]),
+    help="nonsaturating: StyleGAN2's, with R1. relativistic: R3GAN's, with R1 and R2.  [default: nonsaturating]",
+)
 @cli.option("Training", "--gamma", type=cli.Float(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]")
 @cli.option("Training", "--glr", type=cli.Float(0, min_open=True), help="The generator's learning rate.")
 @cli.option("Training", "--dlr", type=cli.Float(0, min_open=True), help="The discriminator's learning rate.")
+@cli.option(
+    "Training",
+    "--aug",
+    type=click.Choice(["noaug", "ada", "fixed"]),
+    help="Augment what the discriminator sees: ada finds out how much, fixed takes --p.  [default: noaug]",
+)
+@cli.option(
+    "Training",
+    "--augpipe",
+    type=click.Choice(list(AUGPIPES)),
+    help="Transforms: blit, geom, color, filter, noise, cutout, or the first letters of several.  [default: bgc]",
+)
+@cli.option("Training", "--target", type=cli.Float(-1, 1), help="ada's target for E[sign(D(real))].  [default: 0.6]")
+@cli.option("Training", "--p", type=cli.Float(0, 1), help="Probability of each transform; for ada, the first.")
+@cli.option(
+    "Training",
+    "--init-from",
+    metavar="PATH",
+    help="Start from the weights of a snapshot, a state or a run, of this resolution or half of it.",
+)
+@cli.option(
+    "Training",
+    "--freezed",
+    type=click.IntRange(0, 64),
+    help="Layers of the discriminator, from the picture on, that keep their weights.  [default: 0]",
+)
+@cli.option(
+    "Machine",
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    help="Of the highest 4 resolutions.  [default: auto: bf16 on GPUs that have it, else fp16; fp32 on the CPU]",
+)
+@cli.option("Machine", "--tf32", is_flag=True, help="Let GPUs round the factors of float32 products to 10 bits.")
+@cli.option("Machine", "--compile", is_flag=True, help="Compile the steps without regularizers: minutes at first.")
 @cli.option(
     "Model",
     "--modulation",

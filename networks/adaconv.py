@@ -54,6 +54,7 @@ def fold_instance_norm(x: Tensor, kernel: Tensor, bias: Tensor | None, eps: floa
     n, c, group = kernel.shape[:3]
     mean, var = moments(x)
     # μ and rstd of the inputs i of each output's group: [N, G, 1, C/G], beside the kernel [N, G, C/G, C/G, k·k]
+    mean, var = mean.to(kernel.dtype), var.to(kernel.dtype)  # of half precision pictures, in the kernel's float32
     mean, rstd = (t.view(n, c // group, 1, group) for t in (mean, (var + eps).rsqrt()))
     folded = kernel.reshape(n, c // group, group, group, -1) * rstd[..., None]
     shift = (folded.sum(dim=4) * mean).sum(dim=3).view(n, c)
@@ -168,4 +169,4 @@ class AdaConv2d(nn.Module):
         kernel, bias = kernels.composed, kernels.bias
         if self.norm == "instance":
             kernel, bias = fold_instance_norm(x, kernel, bias)
-        return adaconv(x, kernel, bias, self.padding_mode)
+        return adaconv(x, kernel.to(x.dtype), None if bias is None else bias.to(x.dtype), self.padding_mode)

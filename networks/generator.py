@@ -178,22 +178,28 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        """x [N, I, H, W], w [N, w_dim], noise [N or 1, 1, H', W'] → [N, O, H', W'], H' = 2H with `up`."""
+        """x [N, I, H, W], w [N, w_dim], noise [N or 1, 1, H', W'] → [N, O, H', W'], H' = 2H with `up`.
+
+        In the precision of x; kernels and demodulation are computed in that of the weights.
+        """
         kernels = self.adaconv.predictor(w)
         weight = self.weight * self.weight_gain
         x = self.adaconv(x, kernels)
-        x = upsample_conv2d(x, weight, self.filter) if self.up else F.conv2d(x, weight, padding=1)
+        applied = weight.to(x.dtype)
+        x = upsample_conv2d(x, applied, self.filter) if self.up else F.conv2d(x, applied, padding=1)
         scaled = self.norm == "demod"
         noisy = noise is not None and self.noise_strength is not None
         if scaled:
-            scale = demodulation(weight, kernels.composed)[:, :, None, None]
+            scale = demodulation(weight, kernels.composed).to(x.dtype)[:, :, None, None]
+        if noisy:
+            noise = (noise * self.noise_strength).to(x.dtype)
         if scaled and noisy:
-            x = torch.addcmul(noise * self.noise_strength, x, scale)  # both in one pass
+            x = torch.addcmul(noise, x, scale)  # both in one pass
         elif scaled:
             x = x * scale
         elif noisy:
-            x = x + noise * self.noise_strength
-        return bias_act(x, self.bias, "lrelu", clamp=self.clamp)
+            x = x + noise
+        return bias_act(x, self.bias.to(x.dtype), "lrelu", clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -209,8 +215,8 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         weight = self.weight.flatten(1) * self.weight_gain * self.scale(w)[:, None]  # [N, img_channels, I]
-        y = torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
-        return bias_act(y, self.bias, clamp=self.clamp)
+        y = torch.bmm(weight.to(x.dtype), x.flatten(2)).unflatten(2, x.shape[2:])
+        return bias_act(y.to(self.bias.dtype), self.bias, clamp=self.clamp)
 
 
 class SynthesisBlock(nn.Module):
@@ -219,6 +225,7 @@ class SynthesisBlock(nn.Module):
     def __init__(self, config: GeneratorConfig, resolution: int):
         super().__init__()
         channels = config.channels(resolution)
+        self.half: torch.dtype | None = None  # the precision of the layers, where it is not that of the weights
         self.conv0 = None
         if resolution > 4:
             self.conv0 = SynthesisLayer(config, config.channels(resolution // 2), resolution, up=True)
@@ -233,6 +240,7 @@ class SynthesisBlock(nn.Module):
         self, x: Tensor, img: Tensor | None, ws: Sequence[Tensor], noise: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
         """ws: one for each layer and one for ToRGB; noise: one for each layer."""
+        x = x.to(self.half or self.conv1.weight.dtype)
         for layer, w, n in zip(self.layers(), ws, noise, strict=False):
             x = layer(x, w, n)
         rgb = self.torgb(x, ws[-1])

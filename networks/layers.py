@@ -51,7 +51,7 @@ class Linear(nn.Module):
 class Conv2d(nn.Module):
     """A convolution with equalized learning rate, optional downsampling by 2, bias, activation and gain.
 
-    [N, in, H, W] → [N, out, H, W], or [N, out, H/2, W/2] with `down`.
+    [N, in, H, W] → [N, out, H, W], or [N, out, H/2, W/2] with `down`, in the precision of the input.
     """
 
     def __init__(
@@ -72,12 +72,13 @@ class Conv2d(nn.Module):
         self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, x: Tensor, gain: float | None = None) -> Tensor:
-        weight = self.weight * self.weight_gain
+        weight = (self.weight * self.weight_gain).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
         if self.down:
             y = downsample_conv2d(x, weight, self.filter)
         else:
             y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-        return bias_act(y, self.bias, self.act, gain=gain, clamp=self.clamp)
+        return bias_act(y, bias, self.act, gain=gain, clamp=self.clamp)
 
 
 def upsample2d(x: Tensor, f: Tensor) -> Tensor:

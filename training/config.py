@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import torch
+
 from networks.discriminator import DiscriminatorConfig
 from networks.generator import GeneratorConfig
 from torch_utils.cli import UserError
@@ -25,10 +27,15 @@ class TrainConfig:
     gpus: int = 0  # 0: the CPU
     procs: int = 1  # processes, on the CPU; on GPUs one for each
     batch: int = 32  # pictures a step, over all processes
+    batch_gpu: int = 32  # of these, as many at a time in each process
+    precision: str = "fp32"  # of the highest 4 resolutions: fp32, bf16 or fp16
+    tf32: bool = False  # whether GPUs may round the factors of float32 products to 10 bits
+    compile: bool = False  # whether the steps without regularizers are compiled
     kimg: float = 25000  # thousands of real pictures to show
     glr: float = 0.0025
     dlr: float = 0.0025
-    gamma: float = 1.0  # weight of R1
+    loss: str = "nonsaturating"  # or relativistic
+    gamma: float = 1.0  # weight of R1, and of R2 with the relativistic loss
     r1_interval: int = 16  # steps between two R1 steps
     pl_weight: float = 2.0  # weight of the path length penalty
     pl_interval: int = 4
@@ -37,6 +44,12 @@ class TrainConfig:
     ema_kimg: float = 10.0  # half-life of the averaged weights
     ema_rampup: float | None = 0.05  # ... but at most this part of what was shown so far
     w_avg_beta: float = 0.998
+    aug: str = "noaug"  # augmentation of what the discriminator sees: noaug, ada or fixed
+    augpipe: str = "bgc"
+    target: float = 0.6  # of E[sign(D(x))], which ada moves its p for
+    p: float = 0.0  # the probability of each transform, at the start
+    init_from: str | None = None  # a snapshot, state or run whose weights this one starts from
+    freezed: int = 0  # the discriminator's layers, from the picture on, that are not trained
     tick: float = 4.0  # kimg between two lines of the log
     snap: int = 50  # ticks between two snapshots
     metrics: list[str] = field(default_factory=lambda: ["swd"])
@@ -54,6 +67,23 @@ class TrainConfig:
             }
         )
 
+
+# Of StyleGAN2 (Karras et al. 2020) for 1024² FFHQ, and of StyleGAN2-ADA (Karras et al. 2020, appendix D).
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "stylegan2": {"batch": 32, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 10.0, "ema_kimg": 10.0},
+    "paper256": {
+        "batch": 64, "cbase": 16384, "glr": 0.0025, "dlr": 0.0025, "gamma": 1.0, "ema_kimg": 20.0, "mbstd_group": 8,
+    },
+    "paper512": {
+        "batch": 64, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.5, "ema_kimg": 20.0, "mbstd_group": 8,
+    },
+    "paper1024": {"batch": 32, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 2.0, "ema_kimg": 10.0},
+    "cifar": {  # without path length regularization and style mixing
+        "batch": 64, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.01, "ema_kimg": 500.0, "ema_rampup": 0.05,
+        "map_depth": 2, "mbstd_group": 32, "pl_weight": 0.0, "mixing": 0.0, "kimg": 100000.0,
+    },
+}  # fmt: skip
+PRESETS = ("auto", "demo", *PUBLISHED)
 
 # What may change when a run is resumed: nothing that a weight depends on.
 CHANGEABLE = {"data", "kimg", "tick", "snap", "metrics", "workers", "keep"}
@@ -78,10 +108,31 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
         raise UserError(
             f"--batch {batch} cannot be split evenly over {processes} processes; take a multiple of {processes}"
         )
+    part = batch // processes
+    batch_gpu = given.get("batch_gpu", part)
+    if part % batch_gpu:
+        raise UserError(
+            f"--batch-gpu {batch_gpu} does not divide the {part} pictures of a process (--batch {batch}, "
+            f"{processes} processes); take a divisor"
+        )
     # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
     values.setdefault("gamma", 0.0002 * resolution**2 / batch)
+    values.setdefault("mbstd_group", 4)
 
     values.update(given)
+    values["batch_gpu"] = batch_gpu
+    if (precision := values.get("precision", "auto")) == "auto":
+        bf16 = gpus and torch.cuda.is_bf16_supported()
+        precision = "fp32" if not gpus else "bf16" if bf16 else "fp16"
+    values["precision"] = precision
+    if values.get("aug", "noaug") == "noaug":
+        useless = [f"--{name}" for name in ("augpipe", "target", "p") if name in given]
+        if useless:
+            raise UserError(f"{' and '.join(useless)} without augmentation; add --aug ada or --aug fixed")
+    if values.get("aug") == "fixed" and "p" not in given:
+        raise UserError("--aug fixed needs --p, the probability of each transform")
+    if values.get("freezed") and not values.get("init_from"):
+        raise UserError("--freezed without --init-from would keep layers that never learned; name a run to start from")
     modulation = values.get("modulation", "adaconv")
     norm = values.get("norm") or ("instance" if modulation == "adain" else "demod")
     network = {
@@ -98,8 +149,8 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
         generator = GeneratorConfig(**{**own, **network, "modulation": modulation, "norm": norm})
     except ValueError as error:
         raise UserError(f"--modulation {modulation} --norm {norm}: {error}") from None
-    # as StyleGAN2-ADA: in `auto` the group of the minibatch standard deviation is the batch of one GPU, at most 4
-    discriminator = DiscriminatorConfig(**network, mbstd_group=min(batch // processes, 4))
+    # samples that share a standard deviation are in one process, and there at the same time
+    discriminator = DiscriminatorConfig(**network, mbstd_group=min(batch_gpu, values["mbstd_group"]))
 
     names = {f.name for f in fields(TrainConfig)}
     own = {name: value for name, value in values.items() if name in names}
@@ -144,7 +195,9 @@ def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
             "procs": 2,  # of one thread each: small networks gain nothing from threads
             "workers": 1,
         }
-    raise UserError(f"--cfg {cfg} is unknown; there are auto and demo")
+    if cfg in PUBLISHED:
+        return {"ema_rampup": None, "map_depth": 8, "cmax": 512, **PUBLISHED[cfg]}
+    raise UserError(f"--cfg {cfg} is unknown; there are {', '.join(PRESETS)}")
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> list[str]:

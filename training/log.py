@@ -115,6 +115,9 @@ class Log:
         losses = "  ".join(
             f"{name.removeprefix('loss/')} {means[name]:.3f}" for name in means if name.startswith("loss/")
         )
+        for name, text in (("ada/p", "p {:.3f}"), ("gpu_gib", "{:.1f} GiB"), ("skipped", "{:g} steps skipped")):
+            if means.get(name):
+                losses += "  " + text.format(means[name])
         self.say(
             f"kimg {kimg:g}/{self._bar.total:g}  {steps_per_s:.1f} it/s  {s_per_kimg:.1f} s/kimg  "
             f"left {self.left(kimg)}  {losses}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +20,10 @@ from metrics import Evaluator
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
+from torch_utils.cli import Failure, UserError
 from torch_utils.files import DiskFull, remove_leftovers
 from torch_utils.memory import keep_freed_memory
+from training.augment import AdaptiveP, AugmentPipe
 from training.checkpoint import (
     fakes_path,
     kimg_name,
@@ -31,13 +35,29 @@ from training.checkpoint import (
 )
 from training.config import TrainConfig
 from training.dataset import EndlessSampler, ImageDataset
+from training.descent import Descent
 from training.images import grid, save_png, to_float
 from training.log import Averages, Log
-from training.loss import PathLength, discriminator_loss, generator_loss, r1_penalty, sample_ws
+from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
 from training.sampling import generate_batches, one_hot
+from training.transfer import freeze, initialize
+
+HALF_RESOLUTIONS = 4
+HOPELESS = 50  # steps one after the other without a finite gradient
 
 
 def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> bool:
+    """`training`, with a line for a GPU whose memory does not suffice."""
+    try:
+        return training(config, run, state_path)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"out of GPU memory with {config.batch_gpu} pictures of {config.generator.resolution}² at a time; halve "
+            f"--batch-gpu, which leaves --batch as it is, or lower --cbase"
+        ) from None
+
+
+def training(config: TrainConfig, run: Path, state_path: Path | None = None) -> bool:
     """Trains a generator as `config` says, in the folder `run`, from the start or from a state.
 
     Returns whether it came to the end; False when it was interrupted, with everything saved to go on. A disk that is
@@ -47,6 +67,7 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
     device = torch.device("cuda", torch.cuda.current_device()) if config.gpus else torch.device("cpu")
     main_process = distributed.rank() == 0
     torch.manual_seed(config.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     if device.type == "cpu":
         keep_freed_memory()
 
@@ -56,9 +77,16 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
     D = Discriminator(config.discriminator).to(device)
     G_ema = copy.deepcopy(G).eval().requires_grad_(False)
     path_length = PathLength().to(device)
-    G_opt = lazy_adam(G, config.glr, config.pl_interval if config.pl_weight else None)
-    D_opt = lazy_adam(D, config.dlr, config.r1_interval)
-    modules = {"G": G, "D": D, "G_ema": G_ema, "path_length": path_length}
+    augment = AugmentPipe(config.augpipe, config.p).to(device)
+    ada = AdaptiveP(config.target).to(device)
+    modules = {"G": G, "D": D, "G_ema": G_ema, "path_length": path_length, "augment": augment, "ada": ada}
+    if config.init_from and state_path is None and main_process:
+        print(initialize(modules, config.init_from, config.freezed), file=sys.stderr)
+    freeze(D, config.freezed)
+    set_precision(G, D, config.precision)
+    scaling = config.precision == "fp16"
+    G_opt = Descent(G, config.glr, config.pl_interval if config.pl_weight else None, device, scaling)
+    D_opt = Descent(D, config.dlr, config.r1_interval, device, scaling)
     optimizers = {"G_opt": G_opt, "D_opt": D_opt}
 
     # From here on every process draws its own numbers.
@@ -76,19 +104,75 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
         distributed.broadcast(module)
 
     batches = real_batches(config, dataset, step, device)
-    n = config.batch // distributed.world_size()
+    n = config.batch // distributed.world_size()  # pictures of this process, of which so many at a time
+    at_a_time, parts = config.batch_gpu, n // config.batch_gpu
     class_numbers = dataset.labels if config.cond else torch.zeros(1, dtype=torch.int64)
+    relativistic = config.loss == "relativistic"
+    # Only what is differentiated once can be compiled.
+    synthesize, compiled_D = (torch.compile(m) for m in (G.synthesis, D)) if config.compile else (G.synthesis, D)
 
     def random_classes(count: int) -> Tensor:
         """c [count, c_dim] with the data set's frequencies."""
         chosen = class_numbers[torch.randint(len(class_numbers), [count])]
         return one_hot(chosen, config.generator.c_dim).to(device)
 
-    def fakes(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    def random_ws(count: int) -> tuple[Tensor, Tensor]:
+        """w codes for every layer, and the classes that they were made for."""
         c = random_classes(count)
         z = torch.randn(count, config.generator.z_dim, device=device)
-        ws = sample_ws(G, z, c, config.mixing)
-        return G.synthesis(ws), c, ws
+        return sample_ws(G, z, c, config.mixing), c
+
+    def judge(images: Tensor, c: Tensor, D: nn.Module = compiled_D) -> Tensor:
+        """The discriminator's logits for augmented pictures."""
+        return D(images if config.aug == "noaug" else augment(images), c)
+
+    # The four steps, as the losses of the parts of a batch.
+
+    def generator_losses(reals: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        means = []
+        for real, real_c in reals:
+            ws, c = random_ws(at_a_time)
+            means.append(ws.detach()[:, 0].mean(dim=0))
+            with torch.no_grad():
+                real_logits = judge(real, real_c) if relativistic else None
+            fake_logits = judge(synthesize(ws), c)
+            loss = generator_loss(fake_logits, real_logits)
+            averages.add(**{"loss/G": loss, "logits/G": fake_logits})
+            yield loss
+        G.w_avg.lerp_(distributed.mean(torch.stack(means).mean(dim=0)), 1 - config.w_avg_beta)
+
+    def path_length_losses() -> Iterator[Tensor]:
+        for _ in range(parts):
+            ws, _ = random_ws(max(at_a_time // config.pl_shrink, 1))
+            penalty = path_length(G.synthesis(ws), ws)
+            averages.add(**{"loss/path_length": penalty})
+            yield penalty * config.pl_weight * config.pl_interval
+
+    def discriminator_losses(reals: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        for real, real_c in reals:
+            with torch.no_grad():
+                ws, c = random_ws(at_a_time)
+                fake = synthesize(ws)
+            real_logits, fake_logits = judge(real, real_c), judge(fake, c)
+            loss = discriminator_loss(real_logits, fake_logits, relativistic)
+            averages.add(**{"loss/D": loss, "logits/real": real_logits, "logits/fake": fake_logits})
+            averages.add(**{"sign/real": real_logits.sign()})
+            if config.aug == "ada":
+                signs.append(real_logits.detach())
+            yield loss
+
+    def penalty_losses(reals: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
+        for real, real_c in reals:
+            penalty = gradient_penalty(partial(judge, D=D), real, real_c)
+            averages.add(**{"loss/r1": penalty})
+            if relativistic:
+                with torch.no_grad():
+                    ws, c = random_ws(at_a_time)
+                    fake = synthesize(ws)
+                r2 = gradient_penalty(partial(judge, D=D), fake, c)
+                averages.add(**{"loss/r2": r2})
+                penalty = penalty + r2
+            yield penalty * (config.gamma / 2 * config.r1_interval)
 
     # The run's records, written by one process.
     kimg = step * config.batch / 1000
@@ -109,37 +193,21 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
     full: DiskFull | None = None  # why the last snapshot or state could not be written
 
     while kimg < config.kimg:
-        real, real_c = next(batches)
+        reals = list(zip(*(part.split(at_a_time) for part in next(batches)), strict=True))
+        signs: list[Tensor] = []
 
-        # Generator.
         D.requires_grad_(False)
-        images, c, ws = fakes(n)
-        with torch.no_grad():
-            G.w_avg.lerp_(distributed.mean(ws.detach()[:, 0].mean(dim=0)), 1 - config.w_avg_beta)
-        fake_logits = D(images, c)
-        loss = generator_loss(fake_logits)
-        descend(G_opt, G, loss)
-        averages.add(**{"loss/G": loss, "logits/G": fake_logits})
-
+        G_opt.step(generator_losses(reals), parts)
         if config.pl_weight and step % config.pl_interval == 0:
-            images, _, ws = fakes(max(n // config.pl_shrink, 1))
-            penalty = path_length(images, ws)
-            descend(G_opt, G, penalty * config.pl_weight * config.pl_interval)
-            averages.add(**{"loss/path_length": penalty})
+            G_opt.step(path_length_losses(), parts)
 
-        # Discriminator.
-        D.requires_grad_(True)
-        with torch.no_grad():
-            images, c, _ = fakes(n)
-        real_logits, fake_logits = D(real, real_c), D(images, c)
-        loss = discriminator_loss(real_logits, fake_logits)
-        descend(D_opt, D, loss)
-        averages.add(**{"loss/D": loss, "logits/real": real_logits, "logits/fake": fake_logits})
-
+        for parameter in D_opt.parameters:
+            parameter.requires_grad_(True)
+        D_opt.step(discriminator_losses(reals), parts)
         if step % config.r1_interval == 0:
-            penalty = r1_penalty(D, real, real_c)
-            descend(D_opt, D, penalty * (config.gamma / 2 * config.r1_interval))
-            averages.add(**{"loss/r1": penalty})
+            D_opt.step(penalty_losses(reals), parts)
+        if config.aug == "ada":
+            ada.update(augment.p, torch.cat(signs), step)
 
         # Averaged weights.
         update_ema(G_ema, G, ema_beta(config, kimg))
@@ -160,8 +228,20 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
         seconds = time.monotonic() - tick_time
         if ticked:
             means = averages.take()
+            means |= {"skipped": float(G_opt.skipped + D_opt.skipped)}
+            if config.aug != "noaug":
+                means["ada/p"] = float(augment.p)
+            if device.type == "cuda":
+                means["gpu_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
             if main_process:
                 log.tick(kimg, step, (step - tick_step) / seconds, means)
+            if max(float(G_opt.streak), float(D_opt.streak)) >= HOPELESS:
+                good = sorted(run.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
+                raise Failure(
+                    f"{HOPELESS} steps one after the other had gradients that are not finite, and were left out; the "
+                    f"last good model is {good[-1] if good else 'none yet'}; try a larger --gamma, smaller --glr and "
+                    f"--dlr, or --precision fp32"
+                )
         look = done or (ticked and tick % config.snap == 0)
         if look or stop:
             state = {name: module_state(module) for name, module in modules.items()}
@@ -242,21 +322,11 @@ class Monitor:
         self.log.say("  ".join(f"{name} {value:.1f}" for name, value in figures.items()))
 
 
-def lazy_adam(module: nn.Module, lr: float, interval: int | None) -> torch.optim.Adam:
-    """Adam(0, 0.99), corrected for a regularizer every `interval` steps (Karras et al. 2020, StyleGAN2, appendix B).
-
-    With c = interval / (interval + 1): lr ← c·lr, β ← βᶜ.
-    """
-    c = 1.0 if interval is None else interval / (interval + 1)
-    return torch.optim.Adam(module.parameters(), lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
-
-
-def descend(optimizer: torch.optim.Optimizer, module: nn.Module, loss: Tensor) -> None:
-    """One step of the optimizer along the gradient of the loss, averaged over the processes."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    distributed.average_gradients(module.parameters())
-    optimizer.step()
+def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
+    """Has the highest 4 resolutions, of 8² and more, computed in half precision (StyleGAN2-ADA, appendix)."""
+    half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    for block in [*G.synthesis.blocks[1:][-HALF_RESOLUTIONS:], *D.blocks[:HALF_RESOLUTIONS]]:
+        block.half = half
 
 
 def ema_beta(config: TrainConfig, kimg: float) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,18 +12,26 @@ from networks.generator import Generator
 from torch_utils import distributed
 
 
-def generator_loss(fake_logits: Tensor) -> Tensor:
-    """softplus(−D(G(z))): the non-saturating logistic loss (Goodfellow et al. 2014)."""
-    return F.softplus(-fake_logits).mean()
+def generator_loss(fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
+    """softplus(−D(G(z))): the non-saturating logistic loss (Goodfellow et al. 2014).
+
+    With D(x) of as many real pictures, softplus(D(x) − D(G(z))): the relativistic one (R3GAN, Huang et al. 2024).
+    """
+    return F.softplus(-fake_logits if real_logits is None else real_logits - fake_logits).mean()
 
 
-def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """softplus(−D(x)) + softplus(D(G(z)))."""
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, relativistic: bool = False) -> Tensor:
+    """softplus(−D(x)) + softplus(D(G(z))); relativistic, softplus(D(G(z)) − D(x))."""
+    if relativistic:
+        return F.softplus(fake_logits - real_logits).mean()
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
-def r1_penalty(D: nn.Module, images: Tensor, c: Tensor) -> Tensor:
-    """E ‖∇D(x)‖² over real pictures x, to be weighted by γ/2 (Mescheder et al. 2018, equation 9)."""
+def gradient_penalty(D: Callable[[Tensor, Tensor], Tensor], images: Tensor, c: Tensor) -> Tensor:
+    """E ‖∇D(x)‖², to be weighted by γ/2: R1 over real pictures x, R2 over generated ones.
+
+    Mescheder et al. 2018, equation 9. D may augment the pictures first.
+    """
     images = images.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(D(images, c).sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()

@@ -33,7 +33,7 @@ from training.augment import (
     translation,
     warp,
 )
-from training.loss import r1_penalty
+from training.loss import gradient_penalty
 
 POWER = torch.tensor([10.0, 1.0, 1.0, 1.0]) / 13
 LOWPASS = setup_filter(SYM6)
@@ -670,7 +670,7 @@ def test_r1_through_the_pipeline():
     x = pictures(1, 3, size, size, dtype=torch.float64)
     M = torch.autograd.functional.jacobian(augmented, x).view(x.numel(), x.numel())
     a = pictures(x.numel(), dtype=torch.float64).requires_grad_()
-    penalty = r1_penalty(lambda images, c: (augmented(images).flatten(1) @ a)[:, None], x, None)
+    penalty = gradient_penalty(lambda images, c: (augmented(images).flatten(1) @ a)[:, None], x, None)
     torch.testing.assert_close(penalty, (M.T @ a).square().sum())
     torch.testing.assert_close(torch.autograd.grad(penalty, a)[0], 2 * M @ (M.T @ a))
 
@@ -799,7 +799,7 @@ def test_nothing_waits_for_the_gpu():
     x = pictures(8, 3, 32, 32).cuda()
 
     def step(number):
-        penalty = r1_penalty(lambda images, c: (pipe(images) * a).square().sum(dim=(1, 2, 3))[:, None], x, None)
+        penalty = gradient_penalty(lambda images, c: (pipe(images) * a).square().sum(dim=(1, 2, 3))[:, None], x, None)
         penalty.backward()
         ada.update(pipe.p, pipe(x).mean(dim=(1, 2, 3)), number)
 

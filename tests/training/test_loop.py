@@ -9,9 +9,10 @@ import torch
 
 from networks.discriminator import Discriminator
 from networks.generator import Generator
+from torch_utils.cli import Failure, UserError
 from training.checkpoint import find_state, load_generator, load_state
-from training.config import TrainConfig, resolve
-from training.loop import ema_beta, lazy_adam, train
+from training.config import PRESETS, TrainConfig, resolve
+from training.loop import ema_beta, set_precision, train
 
 TINY = {
     "cfg": "demo",
@@ -46,7 +47,15 @@ def test_one_step_changes_every_parameter(tmp_path, faces16, modulation, norm):
             assert not torch.equal(state[name][parameter], old), f"{name}.{parameter} did not learn"
 
 
-@pytest.mark.parametrize("options", [{}, {"cond": True, "mirror": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cond": True, "mirror": True},
+        {"aug": "ada", "target": -1.0, "augpipe": "bgcfnc", "batch_gpu": 4},
+        {"loss": "relativistic", "precision": "bf16"},
+    ],
+)
 def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16, options):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     straight.mkdir(), stopped.mkdir()
@@ -89,11 +98,93 @@ def test_the_snapshot_is_the_averaged_generator(tmp_path, faces16):
     assert info["kimg"] == pytest.approx(0.08)
 
 
-def test_lazy_adam_is_corrected_as_in_stylegan2():
-    optimizer = lazy_adam(torch.nn.Linear(1, 1), lr=0.0025, interval=16)
-    group = optimizer.param_groups[0]
-    assert group["lr"] == pytest.approx(0.0025 * 16 / 17)
-    assert group["betas"] == pytest.approx((0.0, 0.99 ** (16 / 17)))
+def test_ada_follows_the_sign_of_the_logits(tmp_path, faces16):
+    """With a target that is always passed, p goes up by 1/500 a kimg; the fixed one stays."""
+    for aug, expected in (("ada", 0.32 / 500), ("fixed", 0.3)):
+        run = tmp_path / aug
+        run.mkdir()
+        options = {"target": -1.0} if aug == "ada" else {"p": 0.3}
+        # a target of -1 is below every mean of signs, unless all are -1
+        train(tiny(faces16, kimg=0.32, tick=0.16, aug=aug, **options), run)
+        assert load_state(find_state(run))["augment"]["p"] == pytest.approx(expected, rel=0.3)
+        assert stats(run)[-1]["ada/p"] == pytest.approx(expected, rel=0.3)
+
+
+def test_a_run_without_finite_gradients_stops(tmp_path, faces16, monkeypatch):
+    """Steps that are not finite change no weight; many of them name the last good model."""
+    config = tiny(faces16, kimg=0.16, tick=0.16)
+    train(config, tmp_path)
+    before = load_state(find_state(tmp_path))
+    monkeypatch.setattr("training.loop.generator_loss", lambda fake, real: fake.mean() * float("nan"))
+    monkeypatch.setattr("training.loop.discriminator_loss", lambda *args: args[0].mean() * float("inf"))
+    monkeypatch.setattr("training.loop.gradient_penalty", lambda D, x, c: D(x, c).mean() * float("nan"))
+    config = tiny(faces16, kimg=1.6, tick=0.04, pl_weight=0.0, snap=1)
+    with pytest.raises(Failure, match=r"50 steps .* last good model is .*snapshot-00000\d\.?\d*\.safetensors"):
+        train(config, tmp_path, find_state(tmp_path))
+    after = load_state(find_state(tmp_path))
+    assert after["step"] > before["step"]
+    assert_same(before["G"] | {"w_avg": 0}, after["G"] | {"w_avg": 0})
+    assert_same(before["D"], after["D"])
+    assert stats(tmp_path)[-1]["skipped"] >= 2 * 50
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_near_the_whole(faces16, precision):
+    config = tiny(faces16)
+    torch.manual_seed(0)
+    G, D = Generator(config.generator), Discriminator(config.discriminator)
+    z = torch.randn(4, config.generator.z_dim)
+    dtypes = []
+    G.synthesis.blocks[-1].conv1.register_forward_hook(lambda module, args, y: dtypes.append(y.dtype))
+    D.blocks[0].conv0.register_forward_hook(lambda module, args, y: dtypes.append(y.dtype))
+
+    def pictures_logits_and_gradient():
+        G.zero_grad()
+        images = G(z, noise="const")
+        logits = D(images)
+        logits.sum().backward()
+        return images.detach(), logits.detach(), G.synthesis.const.grad.clone()
+
+    whole = pictures_logits_and_gradient()
+    set_precision(G, D, precision)
+    half = pictures_logits_and_gradient()
+    kind = torch.bfloat16 if precision == "bf16" else torch.float16
+    assert dtypes == [torch.float32] * 2 + [kind] * 2
+    for a, b in zip(whole, half, strict=True):
+        assert b.dtype == torch.float32
+        assert 0 < (a - b).norm() / a.norm() < (0.05 if precision == "bf16" else 0.01)
+
+
+def test_presets_have_the_published_values():
+    """StyleGAN2-ADA, appendix D, table of hyperparameters; cbase 32768 is 1 ×, 16384 0.5 × the channels."""
+    table = {  # batch, cbase, learning rate, gamma, EMA, mapping, minibatch std
+        "stylegan2": (32, 32768, 0.002, 10, 10, 8, 4),
+        "paper256": (64, 16384, 0.0025, 1, 20, 8, 8),
+        "paper512": (64, 32768, 0.0025, 0.5, 20, 8, 8),
+        "paper1024": (32, 32768, 0.002, 2, 10, 8, 4),
+        "cifar": (64, 32768, 0.0025, 0.01, 500, 2, 32),
+    }
+    assert set(PRESETS) == {"auto", "demo", *table}
+    for cfg, values in table.items():
+        c = resolve({"cfg": cfg, "data": "x"}, 32, 3, 0, 0)
+        assert (c.batch, c.generator.cbase, c.glr, c.gamma, c.ema_kimg) == values[:5]
+        assert (c.generator.map_depth, c.discriminator.mbstd_group) == values[5:]
+        assert c.dlr == c.glr
+    assert resolve({"cfg": "cifar", "data": "x", "gamma": 1.0}, 32, 3, 0, 0).gamma == 1.0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"batch_gpu": 3}, "--batch-gpu 3 does not divide the 8 pictures"),
+        ({"p": 0.5}, "--p without augmentation"),
+        ({"aug": "fixed"}, "--aug fixed needs --p"),
+        ({"freezed": 3}, "--freezed without --init-from"),
+    ],
+)
+def test_options_that_do_not_go_together(faces16, options, words):
+    with pytest.raises(UserError, match=words):
+        tiny(faces16, **options)
 
 
 def test_ema_has_its_half_life(faces16):

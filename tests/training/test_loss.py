@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from networks.generator import Generator, GeneratorConfig
-from training.loss import PathLength, discriminator_loss, generator_loss, r1_penalty, sample_ws
+from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
 
 
 def normal(*shape):
@@ -58,7 +58,7 @@ def test_r1_of_a_linear_function_is_its_squared_norm():
     torch.manual_seed(0)
     a = normal(3, 4, 5).requires_grad_()
     D = Function(lambda images, c: (images * a).sum(dim=(1, 2, 3))[:, None])
-    penalty = r1_penalty(D, normal(6, 3, 4, 5), None)
+    penalty = gradient_penalty(D, normal(6, 3, 4, 5), None)
     torch.testing.assert_close(penalty, a.square().sum())
     torch.testing.assert_close(torch.autograd.grad(penalty, a)[0], 2 * a)
 
@@ -67,7 +67,7 @@ def test_r1_is_the_mean_over_the_batch_and_takes_the_classes():
     """D(x, c) = c · ½‖x‖² has the gradient c·x."""
     torch.manual_seed(0)
     images, c = normal(4, 3, 2, 2), torch.tensor([[0.0], [1.0], [2.0], [3.0]]).double()
-    penalty = r1_penalty(Function(lambda x, c: c * x.square().sum(dim=(1, 2, 3))[:, None] / 2), images, c)
+    penalty = gradient_penalty(Function(lambda x, c: c * x.square().sum(dim=(1, 2, 3))[:, None] / 2), images, c)
     expected = sum(float(c[i]) ** 2 * float(images[i].square().sum()) for i in range(4)) / 4
     assert float(penalty.detach()) == pytest.approx(expected, rel=1e-12)
     assert not images.requires_grad

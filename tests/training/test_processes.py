@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import Generator, GeneratorConfig
 from torch_utils import distributed
-from training.loss import PathLength, discriminator_loss, generator_loss, r1_penalty
+from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty
 
 NETWORK = {"resolution": 16, "img_channels": 3, "c_dim": 3, "cbase": 128, "cmax": 8, "map_depth": 2}
 
@@ -53,7 +53,7 @@ def equal_gradients(folder: Path) -> None:
         "generator": (G, lambda part: generator_loss(D(fakes(part), c[part]))),
         "path length": (G, path_length),
         "discriminator": (D, d_loss),
-        "R1": (D, lambda part: r1_penalty(D, real[part], c[part])),
+        "R1": (D, lambda part: gradient_penalty(D, real[part], c[part])),
     }
     # The sampler deals the stream out in turn, and a group of the minibatch standard deviation is made of samples that
     # lie evenly apart: so the groups of the parts are groups of the whole batch.
