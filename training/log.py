@@ -73,10 +73,12 @@ class Log:
         _drop(run / "stats.jsonl", lambda at: at > kimg)
         _drop(run / "metrics.jsonl", lambda at: at > kimg or (look_again and at == kimg))
         # A file for each start: TensorBoard reads them in order, and forgets what earlier ones have of the START's
-        # step and later.
+        # step and later. Looking again, that is the moment itself, whose statistics are then told again.
         self._events = run / f"events.out.tfevents.{time.time():.3f}"
         self._event(0, file_version="brain.Event:2")
-        self._event(round(kimg * 1000) + 1, session_log=SessionLog(status=SessionLog.START))
+        self._event(round(kimg * 1000) + (not look_again), session_log=SessionLog(status=SessionLog.START))
+        if look_again:
+            self._scalars(json.loads((run / "stats.jsonl").read_text().splitlines()[-1]))
         self.begin(kimg)
         self._bar = tqdm(
             total=total_kimg,
@@ -136,6 +138,10 @@ class Log:
 
     def _record(self, name: str, values: dict[str, Any]) -> None:
         self._append(self.run / name, (json.dumps(values) + "\n").encode())
+        self._scalars(values)
+
+    def _scalars(self, values: dict[str, Any]) -> None:
+        """The numbers of a record, for TensorBoard."""
         scalars = [
             Summary.Value(tag=key, simple_value=value)
             for key, value in values.items()
