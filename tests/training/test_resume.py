@@ -210,7 +210,7 @@ def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatc
         monkeypatch.setattr(loop.Monitor, "try_to_look", fill)
         assert loop.train(config, full)
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
-        assert all("no room for" in line and "MB needed" in line for line in said)
+        assert all("no room for" in line and "bytes needed" in line for line in said)
         # two logs, a snapshot and a picture; the figures go with the lines of the log that wait
         assert sum("snapshot-000000.128" in line for line in said) == 1 and len(said) <= 5, said
         monkeypatch.undo()
@@ -218,6 +218,12 @@ def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatc
             assert not (full / name).exists()
             (straight / name).unlink()
         assert_same_run(straight, full)
+
+
+def test_a_disk_that_is_full_from_the_start(runs, faces16):
+    with small_disk(runs[1], 0.01), pytest.raises(DiskFull, match=r"no room for .*reals\.png"):
+        (runs[1] / "filler").write_bytes(bytes(8192))
+        loop.train(tiny(faces16), runs[1])
 
 
 def test_a_last_state_that_finds_no_room_is_an_error(tmp_path, faces16, monkeypatch):
