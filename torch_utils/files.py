@@ -76,9 +76,7 @@ def _told_when_full(path: Path, size: int) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         free = shutil.disk_usage(path.parent if path.parent.exists() else path.parent.parent).free
-        raise DiskFull(
-            f"no room for {path}: {size / 1e6:.3g} MB needed, {free / 1e6:.3g} MB free ({error.strerror})"
-        ) from None
+        raise DiskFull(f"no room for {path}: {size:,} bytes needed, {free:,} free ({error.strerror})") from None
 
 
 def _sync_folder(folder: Path) -> None:

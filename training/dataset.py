@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import io
 import json
+import mmap
 import os
 import stat
 import sys
@@ -18,7 +19,7 @@ import zipfile
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +46,8 @@ MAX_LABEL_BYTES = 64 << 20
 MAX_RATIO = 200  # of the unpacked bytes to the bytes of the archive
 MAX_PIXELS = 1 << 27
 MAX_CLASSES = 100_000
+
+MAX_KEPT = 1 << 30  # bytes of decoded pictures that a data set may keep in memory
 
 
 class Unusable(Exception):
@@ -213,7 +216,8 @@ class ImageDataset(torch.utils.data.Dataset):
 
     `mirror` doubles the length: picture i + n is picture i of n flipped left-right. With `use_labels`,
     `labels` holds the classes (int64 [len]); without, it is None and c_dim is 0. Raises UserError for what is
-    not as the format says; of most pictures that is found out, and raised, only when they are read.
+    not as the format says; of most pictures that is found out, and raised, only when they are read. Where all of
+    them fit into MAX_KEPT, each is decoded once.
     """
 
     def __init__(self, path: str | os.PathLike, *, use_labels: bool = False, mirror: bool = False):
@@ -226,6 +230,7 @@ class ImageDataset(torch.utils.data.Dataset):
         for index in np.unique(np.linspace(0, len(self.names) - 1, HEADERS_CHECKED).astype(int)):
             with self._unusable(self.names[index]), self.files.open(self.names[index]) as file:
                 self._check(self.names[index], open_picture(file))
+        self._kept = Kept.of(len(self.names), (self.channels, self.resolution, self.resolution))
         self.labels = self._labels() if use_labels else None
         self.c_dim = 0 if self.labels is None else int(self.labels.max()) + 1
 
@@ -235,17 +240,29 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
-        name = self.names[index % len(self.names)]
-        with self._unusable(name):
-            picture = open_picture(io.BytesIO(self.files.read(name)))
-            self._check(name, picture)
-            pixels = np.array(load_picture(picture)).reshape(self.resolution, self.resolution, self.channels)
+        number = index % len(self.names)
+        pixels = self._kept.get(number) if self._kept else None
+        if pixels is None:
+            pixels = self._decode(self.names[number])
+            if self._kept:
+                self._kept.put(number, pixels)
         if index >= len(self.names):
-            pixels = pixels[:, ::-1]
+            pixels = pixels[:, :, ::-1]
         label = torch.zeros(self.c_dim)
         if self.labels is not None:
             label[self.labels[index]] = 1
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), label
+        return torch.from_numpy(pixels.copy()), label
+
+    def _decode(self, name: str) -> np.ndarray:
+        """uint8 [C, H, W]."""
+        with self._unusable(name):
+            picture = open_picture(io.BytesIO(self.files.read(name)))
+            self._check(name, picture)
+            pixels = np.asarray(load_picture(picture)).reshape(self.resolution, self.resolution, self.channels)
+        return pixels.transpose(2, 0, 1)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_kept": None}  # memory is shared with forks only
 
     @cached_property
     def fingerprint(self) -> str:
@@ -303,6 +320,32 @@ class ImageDataset(torch.utils.data.Dataset):
             )
         labels = torch.tensor([by_name[name] for name in self.names])
         return torch.cat([labels, labels]) if self.mirror else labels
+
+
+class Kept:
+    """Decoded pictures, uint8 [n, C, H, W], in memory that forked processes share: what one reads, all have.
+
+    Pages come with the first picture in them. Two processes that keep the same picture write the same.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int]):
+        memory = np.frombuffer(mmap.mmap(-1, count * (int(np.prod(shape)) + 1)), np.uint8)
+        self._there, self._pixels = memory[:count], memory[count:].reshape(count, *shape)
+
+    @staticmethod
+    def of(count: int, shape: tuple[int, int, int]) -> Kept | None:
+        """None where they would take more than MAX_KEPT, or than the system gives."""
+        if count * int(np.prod(shape)) > MAX_KEPT:
+            return None
+        with suppress(OSError):
+            return Kept(count, shape)
+
+    def get(self, number: int) -> np.ndarray | None:
+        return self._pixels[number] if self._there[number] else None
+
+    def put(self, number: int, pixels: np.ndarray) -> None:
+        self._pixels[number] = pixels
+        self._there[number] = 1
 
 
 class EndlessSampler(torch.utils.data.Sampler):

@@ -72,11 +72,6 @@ class Log:
         self._unwritten: dict[Path, bytes] = {}
         _drop(run / "stats.jsonl", lambda at: at > kimg)
         _drop(run / "metrics.jsonl", lambda at: at > kimg or (look_again and at == kimg))
-        # A file for each start: TensorBoard reads them in order, and forgets what earlier ones have of the START's
-        # step and later.
-        self._events = run / f"events.out.tfevents.{time.time():.3f}"
-        self._event(0, file_version="brain.Event:2")
-        self._event(round(kimg * 1000) + 1, session_log=SessionLog(status=SessionLog.START))
         self.begin(kimg)
         self._bar = tqdm(
             total=total_kimg,
@@ -85,6 +80,16 @@ class Log:
             disable=not sys.stderr.isatty(),
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:g} kimg [{elapsed}, {postfix}]",
         )
+        # A file for each start: TensorBoard reads them in order, and forgets what earlier ones have of the START's
+        # step and later. Looking again, that is the moment itself, whose statistics are then told again.
+        self._events = run / f"events.out.tfevents.{time.time():.3f}"
+        self._event(0, file_version="brain.Event:2")
+        self._event(round(kimg * 1000) + (not look_again), session_log=SessionLog(status=SessionLog.START))
+        if look_again and (run / "stats.jsonl").exists():
+            last = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()[-1:]]
+            for values in last:  # none where the disk was full
+                if values["kimg"] == kimg:
+                    self._scalars(values)
 
     def begin(self, kimg: float) -> None:
         """The clock for speed and time left starts here."""
@@ -139,6 +144,10 @@ class Log:
 
     def _record(self, name: str, values: dict[str, Any]) -> None:
         self._append(self.run / name, (json.dumps(values) + "\n").encode())
+        self._scalars(values)
+
+    def _scalars(self, values: dict[str, Any]) -> None:
+        """The numbers of a record, for TensorBoard."""
         scalars = [
             Summary.Value(tag=key, simple_value=value)
             for key, value in values.items()

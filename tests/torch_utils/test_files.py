@@ -1,10 +1,11 @@
 """files.atomic_write: the new file, or the old one, and nothing beside it."""
 
+import errno
 import os
 
 import pytest
 
-from torch_utils.files import atomic_write
+from torch_utils.files import DiskFull, append_file, atomic_write, remove_leftovers, write_file
 
 
 def test_writes_a_new_file_and_replaces_an_old_one(tmp_path):
@@ -49,3 +50,28 @@ def test_a_goal_that_cannot_be_replaced_leaves_no_debris(tmp_path):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "none" / "a.bin"):
         pass
+
+
+def test_an_append_that_finds_no_room_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    append_file(path, b"one\n")
+    monkeypatch.setattr(os, "fsync", lambda number: os.open("/dev/null/none", 0))  # another error is no full disk
+    with pytest.raises(NotADirectoryError):
+        append_file(path, b"two\n")
+
+    def full(number):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull, match=r"no room for .*log: 6 bytes needed, .* free \(Disk quota exceeded\)"):
+        append_file(path, b"three\n")
+    with pytest.raises(DiskFull):
+        write_file(path, b"three\n")
+    assert path.read_bytes() == b"one\n" and os.listdir(tmp_path) == ["log"]
+
+
+def test_leftovers_are_removed(tmp_path):
+    for name in ("a/.b.pt.7.tmp", ".c.png.7.tmp", "a/b.pt", ".hidden"):
+        write_file(tmp_path / name, b"")
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".hidden", "a", "b.pt"]

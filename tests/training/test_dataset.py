@@ -351,3 +351,33 @@ def test_a_real_data_set():
     means = torch.stack([data[i][0].float().mean((1, 2)) for i in range(0, 5000, 5)]).mean(0) / 255
     known = torch.tensor([0.4914, 0.4822, 0.4465])  # the channel means of CIFAR-10
     assert torch.allclose(means, known, atol=0.02)
+
+
+@pytest.mark.parametrize("make", [make_zip, make_folder])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_kept_picture_is_the_decoded_one(tmp_path, monkeypatch, make, workers):
+    """In the first round and in the next, in this process and in others, and after someone has drawn on a result."""
+    labels = [[f"{i // 2:05d}/img{i:08d}.png", i % 3] for i in range(12)]
+    path = make(tmp_path / "set.zip", numbered(12, labels))
+    monkeypatch.setattr(dataset, "MAX_KEPT", 0)
+    decoded = ImageDataset(path, use_labels=True, mirror=True)
+    assert decoded._kept is None
+    monkeypatch.undo()
+    kept = ImageDataset(path, use_labels=True, mirror=True)
+    for _ in range(2):
+        context = "fork" if workers else None
+        loader = DataLoader(kept, batch_size=5, num_workers=workers, multiprocessing_context=context)
+        images, labels = (torch.cat(parts) for parts in zip(*loader, strict=True))
+        for i, (image, label) in enumerate(decoded):
+            assert torch.equal(images[i], image) and torch.equal(labels[i], label)
+            assert kept[i][0].is_contiguous()
+        images.zero_(), kept[3][0].zero_()
+
+
+def test_what_a_fork_has_read_is_read_no_more(tmp_path, monkeypatch):
+    data = ImageDataset(make_zip(tmp_path / "set.zip", numbered(6)))
+    for _ in DataLoader(data, num_workers=2, multiprocessing_context="fork"):
+        pass
+    monkeypatch.setattr(data, "_decode", None)
+    assert np.array_equal(data[5][0], np.array(picture(5)).transpose(2, 0, 1))
+    assert pickle.loads(pickle.dumps(data))._kept is None

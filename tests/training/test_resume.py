@@ -1,0 +1,244 @@
+"""A run that was stopped, killed or met a full disk is, resumed, the run that was not: bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from killing import evaluate
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metrics import Evaluator
+from torch_utils import distributed
+from torch_utils.files import DiskFull
+from training import checkpoint, loop
+from training.checkpoint import find_state, load_state
+from training.config import TrainConfig, resolve
+
+DRIVER = Path(__file__).with_name("killing.py")
+TINY = {"cfg": "demo", "cbase": 256, "cmax": 8, "map_depth": 1, "z_dim": 16, "w_dim": 16, "style_channels": 8}
+TIMES = ("it_per_s",)
+
+
+def tiny(data: Path, **options) -> TrainConfig:
+    """Sixteen steps, a state after every eighth, a line of the log after every fourth."""
+    own = {"batch": 8, "workers": 0, "procs": 1, "metrics": ["swd50"], "tick": 0.032, "snap": 2, "kimg": 0.128}
+    return resolve({**TINY, **own, "data": str(data), **options}, 16, 3, 0, 0)
+
+
+def train_until(step: int, config: TrainConfig, run: Path, state: Path | None = None) -> None:
+    """Trains with a SIGTERM in that step; of which the launcher of several processes knows nothing."""
+
+    class Stop:
+        asked = 0
+
+        @property
+        def set(self) -> bool:
+            self.asked += 1
+            return self.asked == step
+
+    loop.StopSignal, Evaluator.evaluate = Stop, evaluate
+    loop.train(config, run, state)
+
+
+def records(run: Path, name: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / name).read_text().splitlines()] if (run / name).exists() else []
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows."""
+    events = EventAccumulator(str(run), {"scalars": 0, "images": 0}).Reload()
+    shown = {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    shown |= {name: [(e.step, e.encoded_image_string) for e in events.Images(name)] for name in events.Tags()["images"]}
+    return {name: values for name, values in shown.items() if name not in TIMES}
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Weights, optimizers' moments, random states, every number and every picture."""
+    assert_same(load_state(find_state(a)), load_state(find_state(b)))
+    for name in ("stats.jsonl", "metrics.jsonl"):
+        assert records(a, name) == records(b, name)
+    assert scalars(a) == scalars(b)
+    for path in (*a.glob("*.png"), *a.glob("snapshot-*")):
+        assert path.read_bytes() == (b / path.name).read_bytes(), path.name
+    assert not list(b.rglob(".*"))
+
+
+def assert_same(a, b, path="state"):
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a.keys() - {"config"}:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+@pytest.fixture(autouse=True)
+def fast_figures(monkeypatch):
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+
+
+@pytest.fixture
+def runs(tmp_path) -> tuple[Path, Path]:
+    for name in ("straight", "other"):
+        (tmp_path / name).mkdir()
+    return tmp_path / "straight", tmp_path / "other"
+
+
+class Killed(BaseException):
+    pass
+
+
+# Stops after 6, 8 and 11 steps: between two ticks, where a look is due, and between two again.
+@pytest.mark.parametrize("procs, stops", [(1, (6, 2, 3)), pytest.param(2, (11,), marks=pytest.mark.slow)])
+def test_twice_n_is_n_and_a_stop_and_n_more(runs, faces16, monkeypatch, procs, stops):
+    straight, stopped = runs
+    config = tiny(faces16, procs=procs)
+    monkeypatch.setattr(loop, "StopSignal", loop.StopSignal)  # to be put back
+    distributed.launch(train_until, 0, config, straight, processes=procs)
+    for step in stops:
+        state = find_state(stopped) if (stopped / "state").exists() else None
+        distributed.launch(train_until, step, config, stopped, state, processes=procs)
+    assert load_state(find_state(stopped))["step"] == 11
+    distributed.launch(train_until, 0, config, stopped, find_state(stopped), processes=procs)
+    assert_same_run(straight, stopped)
+
+
+@pytest.mark.parametrize("moment", ["step", "snapshot", "state", "look", "picture"])
+def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkeypatch, moment):
+    straight, killed = runs
+    config = tiny(faces16)
+    loop.train(config, straight)
+
+    where = {
+        "step": (loop, "update_ema", 14),  # there is a line of the log since the state
+        "snapshot": (loop, "save_snapshot", 2),
+        "state": (loop, "save_state", 2),
+        "look": (loop.Monitor, "measure", 2),  # the state has just been written
+        "picture": (loop, "save_png", 3),  # ... and the metrics
+    }
+    place, name, call = where[moment]
+    original, calls = getattr(place, name), 0
+
+    def kill(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise Killed
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(place, name, kill)
+        loop.train(config, killed)
+    (killed / "state" / ".state-000000.128.pt.1.tmp").write_bytes(b"half a state")
+    (killed / ".fakes000000.128.png.1.tmp").write_bytes(b"half a picture")
+    loop.train(config, killed, find_state(killed))
+    assert_same_run(straight, killed)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(tmp_path, faces16):
+    """At 34 random moments, half of them while a file is written."""
+    command = [sys.executable, DRIVER, faces16, tmp_path, "34", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) >= 3  # met a file half written
+    assert_same_run(*(next((tmp_path / name).iterdir()) for name in ("straight", "killed")))
+
+
+def test_a_final_look_that_was_cut_off_is_made_up_for(faces16, tmp_path, monkeypatch):
+    """The training is done, and its last figures are not: --resume is not told that there is nothing to do."""
+    config = tiny(faces16, kimg=0.064)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Monitor, "try_to_look", lambda self, G, kimg: None)
+        loop.train(config, tmp_path)
+    state = load_state(find_state(tmp_path))
+    assert checkpoint.look_is_due(tmp_path, state, 0.064)
+    loop.train(config, tmp_path, find_state(tmp_path))
+    assert not checkpoint.look_is_due(tmp_path, state, 0.064)
+    assert [line["kimg"] for line in records(tmp_path, "metrics.jsonl")] == [0, 0.064]
+
+
+# --- a full disk ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(path: Path, megabytes: float):
+    """A file system of its own, or a skip where this user may not mount one."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(megabytes * 1e6)}", "tmpfs", str(path)]
+    if os.name != "posix" or shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatch):
+    straight, full = runs
+    config = tiny(faces16, keep=1, kimg=0.192)
+    loop.train(config, straight)
+    with small_disk(full, 20):
+        look, filler = loop.Monitor.try_to_look, full / "filler"
+
+        def fill(monitor, G, kimg):
+            look(monitor, G, kimg)
+            if kimg == 0.064:  # to the last byte
+                with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(4096))
+            if kimg == 0.128:
+                assert [path.name for path in (full / "state").iterdir()] == ["state-000000.064.pt"]
+                assert not list(full.rglob(".*"))
+                filler.unlink()
+
+        monkeypatch.setattr(loop.Monitor, "try_to_look", fill)
+        assert loop.train(config, full)
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
+        assert all("no room for" in line and "bytes needed" in line for line in said)
+        # two logs, a snapshot and a picture; the figures go with the lines of the log that wait
+        assert sum("snapshot-000000.128" in line for line in said) == 1 and len(said) <= 5, said
+        monkeypatch.undo()
+        for name in ("snapshot-000000.128.safetensors", "fakes000000.128.png"):  # there was no room for these
+            assert not (full / name).exists()
+            (straight / name).unlink()
+        assert_same_run(straight, full)
+
+
+def test_a_disk_that_is_full_from_the_start(runs, faces16):
+    with small_disk(runs[1], 0.01), pytest.raises(DiskFull, match=r"no room for .*reals\.png"):
+        (runs[1] / "filler").write_bytes(bytes(8192))
+        loop.train(tiny(faces16), runs[1])
+
+
+def test_a_last_state_that_finds_no_room_is_an_error(tmp_path, faces16, monkeypatch):
+    def no_room(*args):
+        raise DiskFull("no room for the state")
+
+    monkeypatch.setattr(loop, "save_state", no_room)
+    with pytest.raises(DiskFull, match="no room for the state") as error:
+        loop.train(tiny(faces16, kimg=0.064), tmp_path)
+    assert error.value.exit_code == 1
+    assert len(records(tmp_path, "stats.jsonl")) == 2
+
+
+def test_states_after_the_one_gone_back_to_are_of_another_training(tmp_path):
+    for kimg in (1, 2, 3, 4):
+        checkpoint.save_state(tmp_path, {}, kimg, keep=9)
+    checkpoint.save_state(tmp_path, {}, 2.5, keep=2)
+    assert sorted(path.stem for path in (tmp_path / "state").iterdir()) == ["state-000002", "state-000002.5"]
