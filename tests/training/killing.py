@@ -30,6 +30,7 @@ from training.checkpoint import find_state, load_generator, load_state
 # A state and a look after every step.
 OPTIONS = ["--cfg", "demo", "--cbase", "256", "--cmax", "8", "--map-depth", "1", "--batch", "8", "--gpus", "0"]
 OPTIONS += ["--workers", "0", "--procs", "1", "--metrics", "swd50", "--tick", "0.008", "--snap", "1", "--kimg", "0.32"]
+OPTIONS += ["--aug", "ada", "--target", "-1"]
 
 
 def start(arguments: list[str]) -> int:
