@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -292,10 +293,22 @@ def run_name(config: TrainConfig, desc: str) -> str:
 
 def machine(config: TrainConfig) -> dict[str, str]:
     return {
+        "commit": commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if config.gpus else platform.processor() or platform.machine(),
     }
+
+
+def commit() -> str:
+    """The commit of this code, with a + where files differ from it; empty where git or its folder is not there."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed.strip() else "")
 
 
 def record(run: Path, config: TrainConfig, given: dict[str, Any], about: dict[str, Any]) -> None:

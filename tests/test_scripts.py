@@ -155,6 +155,8 @@ def test_resume_keeps_what_it_was_given(faces16, tmp_path):
     options, config = (json.loads((run / name).read_text()) for name in ("options.json", "config.json"))
     assert options["kimg"] == config["kimg"] == 0.016 and options["batch"] == 8
     assert "0.008" in config["about"]["command"] and config["about"]["data_hash"] == ImageDataset(faces16).fingerprint
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    assert config["about"]["commit"].removesuffix("+") == head
     names = [path.name for path in sorted(run.glob("snapshot-*"))]
     assert names == ["snapshot-000000.008.safetensors", "snapshot-000000.016.safetensors"]
 
@@ -384,3 +386,20 @@ def test_bad_seeds_and_networks(runs, tmp_path):
     assert "no generator of this project" in mistake(*generate, tmp_path / "other.safetensors", "--seeds", "1")
     assert "--seeds" in mistake("generate.py")
     assert "runs" in mistake("generate.py", "--seeds", "0-3", cwd=tmp_path)
+
+
+def test_a_run_from_another_with_all_that_training_has(faces16, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    done(script("train.py", "--outdir", first, "--kimg", "0.016", "--data", faces16, *TINY))
+    options = (
+        "--aug ada --augpipe bgcfnc --target 0.5 --precision bf16 --batch-gpu 4 --loss relativistic --cond".split()
+    )
+    options += ["--init-from", first / "00000-faces16-adaconv-demo-cpu", "--freezed", "2", "--kimg", "0.16"]
+    result = script("train.py", "--outdir", second, "--data", faces16, *TINY, *options)
+    done(result)
+    assert "starting from state-000000.016.pt" in result.stderr
+    (run,) = second.iterdir()
+    (line,) = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    assert {"ada/p", "loss/r1", "loss/r2", "loss/path_length", "sign/real"} <= line.keys() and line["skipped"] == 0
+    assert all(np.isfinite(value) for value in line.values())
+    done(script("train.py", "--outdir", second, "--resume", "--kimg", "0.176"))
