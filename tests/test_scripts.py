@@ -391,9 +391,21 @@ def test_bad_seeds_and_networks(runs, tmp_path):
 def test_a_run_from_another_with_all_that_training_has(faces16, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     done(script("train.py", "--outdir", first, "--kimg", "0.016", "--data", faces16, *TINY))
-    options = (
-        "--aug ada --augpipe bgcfnc --target 0.5 --precision bf16 --batch-gpu 4 --loss relativistic --cond".split()
-    )
+    options = [
+        "--aug",
+        "ada",
+        "--augpipe",
+        "bgcfnc",
+        "--target",
+        "0.5",
+        "--precision",
+        "bf16",
+        "--batch-gpu",
+        "4",
+        "--loss",
+        "relativistic",
+        "--cond",
+    ]
     options += ["--init-from", first / "00000-faces16-adaconv-demo-cpu", "--freezed", "2", "--kimg", "0.16"]
     result = script("train.py", "--outdir", second, "--data", faces16, *TINY, *options)
     done(result)
