@@ -265,7 +265,7 @@ def _load(device: str) -> bool:
         try:
             torch.ops.load_library(library)
         except OSError:  # damaged, or made for what this machine had before
-            library.unlink()
+            library.unlink(missing_ok=True)  # another process may have found the same
             torch.ops.load_library(build(device))
     except (Unavailable, OSError) as error:
         reason = " ".join(str(error).split())

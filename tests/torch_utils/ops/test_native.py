@@ -103,6 +103,25 @@ def test_a_library_that_does_not_load_is_built_again(empty_cache, sources, monke
     assert not list(library.parent.glob("build-*"))
 
 
+def test_processes_that_find_the_same_damaged_library_do_not_fail(empty_cache, tmp_path, monkeypatch):
+    """Another one takes it away between this one's attempt to load it and its own."""
+    library, loaded = tmp_path / "library.so", []
+    library.touch()
+
+    def load(path):
+        if not loaded:
+            loaded.append("damaged")
+            path.unlink()
+            raise OSError("file too short")
+        loaded.append(path)
+
+    monkeypatch.setattr(native, "build", lambda device: library)
+    monkeypatch.setattr(native.torch.ops, "load_library", load)
+    monkeypatch.setattr(native, "importlib", SimpleNamespace(import_module=lambda name: SimpleNamespace(register=int)))
+    assert native.available("cpu")
+    assert loaded == ["damaged", library]
+
+
 @needs_compiler
 def test_a_changed_source_is_another_library(empty_cache, sources):
     sources("int adaconv_test() { return 1; }\n")
