@@ -56,7 +56,7 @@ def fold_instance_norm(x: Tensor, kernel: Tensor, bias: Tensor | None, eps: floa
     # μ and rstd of the inputs i of each output's group: [N, G, 1, C/G], beside the kernel [N, G, C/G, C/G, k·k]
     mean, var = mean.to(kernel.dtype), var.to(kernel.dtype)  # of half precision pictures, in the kernel's float32
     mean, rstd = (t.view(n, c // group, 1, group) for t in (mean, (var + eps).rsqrt()))
-    folded = kernel.reshape(n, c // group, group, group, -1) * rstd[..., None]
+    folded = kernel.flatten(3).unflatten(1, (c // group, group)) * rstd[..., None]
     shift = (folded.sum(dim=4) * mean).sum(dim=3).view(n, c)
     return folded.view(kernel.shape), -shift if bias is None else bias - shift
 
@@ -128,10 +128,10 @@ class KernelPredictor(nn.Module):
         pooled = pooled / pooled.shape[1] ** 0.5  # the equalized learning rate's 1/√fan-in
 
         weight, bias = self.depthwise_weight * (s * k * k) ** -0.5, self.depthwise_bias
-        depthwise = F.conv2d(style, weight, bias, padding=k // 2).view(n, -1, self.group, k, k)
+        depthwise = F.conv2d(style, weight, bias, padding=k // 2).view(n, len(self.identity), self.group, k, k)
         depthwise = F.pad(self.identity[..., None, None], [k // 2] * 4) + depthwise * self.depthwise_scale
 
-        pointwise = F.linear(pooled, self.pointwise_weight, self.pointwise_bias).view(n, -1, self.group)
+        pointwise = F.linear(pooled, self.pointwise_weight, self.pointwise_bias).view(n, len(self.identity), self.group)
         pointwise = self.identity + pointwise * self.pointwise_scale
 
         if self.bias_weight is None:

@@ -447,3 +447,9 @@ def test_state_dict_round_trip(modulation, norm):
     assert not torch.allclose(other(z, c, psi=0.7, noise="const"), picture)
     other.load_state_dict(G.state_dict())
     assert torch.equal(other(z, c, psi=0.7, noise="const"), picture)
+
+
+@pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
+def test_an_empty_batch_gives_no_pictures(modulation, norm):
+    G = generator(modulation=modulation, norm=norm)
+    assert G(codes(0)).shape == (0, 3, 16, 16)
