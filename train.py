@@ -22,8 +22,8 @@ import torch
 from click.core import ParameterSource
 
 from torch_utils import cli, distributed
-from torch_utils.files import atomic_write
-from training.checkpoint import find_state, load_state, new_run
+from torch_utils.files import write_file
+from training.checkpoint import find_state, load_state, look_is_due, new_run
 from training.config import TrainConfig, differences, resolve
 from training.dataset import ImageDataset
 
@@ -57,6 +57,7 @@ python train.py --resume
 )
 @cli.option("Run", "--tick", type=cli.Float(0.001), help="kimg between two lines of the log.  [default: 4]")
 @cli.option("Run", "--snap", type=click.IntRange(1), help="Ticks between two snapshots.  [default: 50]")
+@cli.option("Run", "--keep", type=click.IntRange(1), help="Training states that stay, the newest.  [default: 2]")
 @cli.option("Run", "--metrics", metavar="NAMES", help="Metrics at snapshots, e.g. swd,swd2k; or none.  [default: swd]")
 @cli.option("Run", "--seed", type=click.IntRange(0, 2**31), help="Of everything random.  [default: 0]")
 @cli.option("Run", "--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
@@ -159,7 +160,7 @@ def prepare(
         if desc:
             raise cli.UserError("--desc names a new run; leave it out with --resume")
         state = find_state(Path(resume or outdir))
-        reached = {name: value for name, value in load_state(state).items() if name in ("config", "step")}
+        reached = {name: value for name, value in load_state(state).items() if name in ("config", "step", "look")}
         run = state.parent.parent
         options, about = recorded(run)
         given = {**options, **given}
@@ -177,7 +178,7 @@ def prepare(
         return None
     if state is None:
         run = new_run(cli.writable_folder(outdir), run_name(config, desc))
-    elif kimg >= config.kimg:
+    elif kimg >= config.kimg and not look_is_due(run, reached, kimg):
         more = f"python train.py --resume {run} --kimg MORE"
         print(f"{run} is done: it has come to kimg {kimg:g} of {config.kimg:g}; train on with {more}", file=sys.stderr)
         return None
@@ -252,8 +253,7 @@ def machine(config: TrainConfig) -> dict[str, str]:
 def record(run: Path, config: TrainConfig, given: dict[str, Any], about: dict[str, Any]) -> None:
     """What a reader needs to repeat the run, and --resume to continue it with the same data and options."""
     for name, values in (("config.json", {**asdict(config), "about": about}), ("options.json", given)):
-        with atomic_write(run / name) as file:
-            file.write(json.dumps(values, indent=2).encode())
+        write_file(run / name, json.dumps(values, indent=2).encode())
 
 
 if __name__ == "__main__":

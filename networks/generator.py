@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor, demodulation
 from networks.layers import RESAMPLE_TAPS, Linear, normalize_2nd_moment, upsample2d, upsample_conv2d
-from torch_utils.ops import adaconv, bias_act, setup_filter
+from torch_utils.ops import bias_act, setup_filter
 
 Noise = Literal["random", "const", "none"] | Sequence[Tensor]
 
@@ -183,9 +183,15 @@ class SynthesisLayer(nn.Module):
         weight = self.weight * self.weight_gain
         x = self.adaconv(x, kernels)
         x = upsample_conv2d(x, weight, self.filter) if self.up else F.conv2d(x, weight, padding=1)
-        if self.norm == "demod":
-            x = x * demodulation(weight, kernels.composed)[:, :, None, None]
-        if noise is not None and self.noise_strength is not None:
+        scaled = self.norm == "demod"
+        noisy = noise is not None and self.noise_strength is not None
+        if scaled:
+            scale = demodulation(weight, kernels.composed)[:, :, None, None]
+        if scaled and noisy:
+            x = torch.addcmul(noise * self.noise_strength, x, scale)  # both in one pass
+        elif scaled:
+            x = x * scale
+        elif noisy:
             x = x + noise * self.noise_strength
         return bias_act(x, self.bias, "lrelu", clamp=self.clamp)
 
@@ -202,8 +208,9 @@ class ToRGB(nn.Module):
         self.clamp = config.clamp
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        x = adaconv(x, self.scale(w)[:, :, None, None, None])
-        return bias_act(F.conv2d(x, self.weight * self.weight_gain), self.bias, clamp=self.clamp)
+        weight = self.weight.flatten(1) * self.weight_gain * self.scale(w)[:, None]  # [N, img_channels, I]
+        y = torch.bmm(weight, x.flatten(2)).unflatten(2, x.shape[2:])
+        return bias_act(y, self.bias, clamp=self.clamp)
 
 
 class SynthesisBlock(nn.Module):

@@ -90,7 +90,10 @@ def upsample_conv2d(x: Tensor, weight: Tensor, f: Tensor) -> Tensor:
 
     x [N, I, H, W], weight [O, I, 3, 3], f 4 taps → [N, O, 2H, 2W].
     """
-    y = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
+    weight = weight.transpose(0, 1)
+    if x.device.type == "cpu":  # as oneDNN computes it; asked for another order, it takes as long again to get there
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    y = F.conv_transpose2d(x, weight, stride=2)
     return upfirdn2d(y, f, padding=1, gain=4)
 
 

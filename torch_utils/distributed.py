@@ -107,7 +107,8 @@ def _launched(folder: Path, gpus: bool, function: Callable, *args) -> None:
         if not isinstance(error, (UserError, Failure)):
             traceback.print_exc()
             error = Failure(f"process {os.environ['RANK']} failed, see above; the others were stopped")
-        with atomic_write(folder / type(error).__name__) as file:
+        kind = UserError if isinstance(error, UserError) else Failure
+        with atomic_write(folder / kind.__name__) as file:
             file.write(error.message.encode())
         sys.exit(error.exit_code)
     if interrupted:  # the launcher is ending its processes and would not take the result that they wait to give

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+from torch_utils.cli import Failure
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DiskFull(Failure):
+    """There is no room for a file."""
 
 
 @contextmanager
@@ -24,6 +34,58 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+        _sync_folder(path.parent)
     finally:
         with suppress(FileNotFoundError):
             beside.unlink()
+
+
+def write_file(path: str | os.PathLike, data: bytes | memoryview) -> None:
+    """Writes a file, and its folder if need be, as `atomic_write` does. Raises DiskFull."""
+    path = Path(path)
+    with _told_when_full(path, len(data)):
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(data)
+
+
+def append_file(path: str | os.PathLike, data: bytes) -> None:
+    """Writes all of `data` at the end of a file, or nothing of it. Raises DiskFull."""
+    with _told_when_full(Path(path), len(data)), open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what `atomic_write` left half written under `folder` when its process was killed."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told_when_full(path: Path, size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        free = shutil.disk_usage(path.parent if path.parent.exists() else path.parent.parent).free
+        raise DiskFull(
+            f"no room for {path}: {size / 1e6:.3g} MB needed, {free / 1e6:.3g} MB free ({error.strerror})"
+        ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Brings a change of names to the disk, so that it outlives a power cut."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no such thing
+            os.fsync(number)
+    finally:
+        os.close(number)

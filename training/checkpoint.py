@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from torch import nn
 
 from networks.generator import Generator, GeneratorConfig
 from torch_utils.cli import UserError
-from torch_utils.files import atomic_write
+from torch_utils.files import write_file
 from training.dataset import CHANNELS, RESOLUTIONS
 
 FORMAT = "adaconv-generator"
@@ -36,11 +37,13 @@ def kimg_name(kimg: float) -> str:
 
 
 def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]) -> None:
-    """Writes weights, construction and `info` (anything JSON) of G: the file alone is enough to build and run it."""
+    """Writes weights, construction and `info` (anything JSON) of G: the file alone is enough to build and run it.
+
+    Raises DiskFull.
+    """
     meta = {"format": FORMAT, "version": VERSION, "config": asdict(G.config), "info": dict(info)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
-    with atomic_write(path) as file:
-        file.write(save(tensors, metadata={"adaconv": json.dumps(meta)}))
+    write_file(path, save(tensors, metadata={"adaconv": json.dumps(meta)}))
 
 
 def load_generator(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[Generator, dict[str, Any]]:
@@ -112,15 +115,30 @@ def find_snapshot(path: str | os.PathLike) -> Path:
 
 
 def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
-    """Writes a training state (tensors, numbers, strings, in dicts and lists) and removes all but the newest `keep`."""
-    folder = run / "state"
-    folder.mkdir(exist_ok=True)
-    path = folder / f"state-{kimg_name(kimg)}.pt"
-    with atomic_write(path) as file:
-        torch.save(dict(state), file)
-    for old in _states(run)[:-keep]:
-        old.unlink()
+    """Writes a training state (tensors, numbers, strings, in dicts and lists), and then removes others.
+
+    Of the run's states `keep` stay: this one and those before. Later ones are of a training that was not gone on with.
+
+    Raises DiskFull, and leaves the others.
+    """
+    path = run / "state" / f"state-{kimg_name(kimg)}.pt"
+    buffer = io.BytesIO()  # the size is known before, and errors of the disk come as they are
+    torch.save(dict(state), buffer)
+    write_file(path, buffer.getbuffer())
+    earlier = [other for other in _states(run) if other.stem < path.stem]
+    for other in {*_states(run)} - {path, *earlier[len(earlier) - keep + 1 :]}:
+        other.unlink()
     return path
+
+
+def look_is_due(run: Path, state: Mapping[str, Any], kimg: float) -> bool:
+    """Whether pictures and metrics belong to the moment of a state, and were not made any more when it was written."""
+    return state.get("look", False) and not fakes_path(run, kimg).exists()
+
+
+def fakes_path(run: Path, kimg: float) -> Path:
+    """The grid of generated pictures. It is the last that is written of a moment."""
+    return run / f"fakes{kimg_name(kimg)}.png"
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -132,7 +150,7 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a file that is no state
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be read as a training state ({reason}); name another with --resume") from None
-    if not isinstance(state, dict) or not {"config", "step", "random", "G", "D"} <= state.keys():
+    if not isinstance(state, dict) or not {"config", "step", "random", "averages", "G", "D"} <= state.keys():
         raise UserError(f"{path} holds no training state of this project; name another with --resume")
     return state
 

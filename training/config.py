@@ -41,6 +41,7 @@ class TrainConfig:
     snap: int = 50  # ticks between two snapshots
     metrics: list[str] = field(default_factory=lambda: ["swd"])
     workers: int = 2
+    keep: int = 2  # training states that stay, the newest
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TrainConfig:
@@ -55,7 +56,7 @@ class TrainConfig:
 
 
 # What may change when a run is resumed: nothing that a weight depends on.
-CHANGEABLE = {"data", "kimg", "tick", "snap", "metrics", "workers"}
+CHANGEABLE = {"data", "kimg", "tick", "snap", "metrics", "workers", "keep"}
 
 
 def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_dim: int, gpus: int) -> TrainConfig:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from torch_utils.files import atomic_write
+from torch_utils.files import write_file
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -31,7 +32,8 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def save_png(image: Tensor, path: str | os.PathLike) -> None:
-    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG that is whole or not there."""
+    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG that is whole or not there. Raises DiskFull."""
     array = image.permute(1, 2, 0).cpu().numpy()
-    with atomic_write(path) as file:
-        Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    write_file(path, buffer.getbuffer())

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from torch_utils import distributed
-from torch_utils.files import atomic_write
+from torch_utils.files import DiskFull, append_file, write_file
 
 
 class Averages:
@@ -38,15 +44,39 @@ class Averages:
         self.__init__()
         return means
 
+    def state(self) -> dict[str, Any]:
+        """The sums of all processes, for `load`: where training stops between two ticks, the next one is the same."""
+        names = sorted(self._sums)
+        if not names:
+            return {}
+        sums = distributed.gather(torch.stack([self._sums[name] for name in names]))
+        return {"counts": {name: self._counts[name] for name in names}, "sums": [s.cpu() for s in sums]}
+
+    def load(self, state: dict[str, Any], device: torch.device) -> None:
+        if not state:
+            return
+        self._counts.update(state["counts"])
+        self._sums = dict(zip(self._counts, state["sums"][distributed.rank()].to(device), strict=True))
+
 
 class Log:
-    """Writes the records of a run; resumed at `kimg`, what was written after that is dropped, for it happens again."""
+    """Writes the records of a run.
 
-    def __init__(self, run: Path, kimg: float, total_kimg: float):
+    Resumed at `kimg`, what was written after that is dropped, for it happens again; with `look_again`, the metrics
+    of that moment too. Everything is on the disk when a call returns; where the disk is full, it is said, and written
+    with what comes next.
+    """
+
+    def __init__(self, run: Path, kimg: float, total_kimg: float, look_again: bool = False):
         self.run = run
-        for name in ("stats.jsonl", "metrics.jsonl"):
-            _drop_after(run / name, kimg)
-        self._board = SummaryWriter(str(run), purge_step=round(kimg * 1000))
+        self._unwritten: dict[Path, bytes] = {}
+        _drop(run / "stats.jsonl", lambda at: at > kimg)
+        _drop(run / "metrics.jsonl", lambda at: at > kimg or (look_again and at == kimg))
+        # A file for each start: TensorBoard reads them in order, and forgets what earlier ones have of the START's
+        # step and later.
+        self._events = run / f"events.out.tfevents.{time.time():.3f}"
+        self._event(0, file_version="brain.Event:2")
+        self._event(round(kimg * 1000) + 1, session_log=SessionLog(status=SessionLog.START))
         self.begin(kimg)
         self._bar = tqdm(
             total=total_kimg,
@@ -96,23 +126,43 @@ class Log:
 
     def image(self, name: str, picture: Tensor, kimg: float) -> None:
         """uint8 [C, H, W] for TensorBoard."""
-        self._board.add_image(name, picture, round(kimg * 1000))
+        self._event(round(kimg * 1000), summary=summary.image(name, picture, dataformats="CHW"))
 
     def close(self) -> None:
+        """Raises DiskFull where there is no room for all of the records."""
         self._bar.close()
-        self._board.close()
+        for path, data in self._unwritten.items():
+            append_file(path, data)
 
     def _record(self, name: str, values: dict[str, Any]) -> None:
-        with open(self.run / name, "a") as file:
-            file.write(json.dumps(values) + "\n")
-        for key, value in values.items():
-            if isinstance(value, (int, float)) and key != "kimg":
-                self._board.add_scalar(key, value, round(values["kimg"] * 1000))
+        self._append(self.run / name, (json.dumps(values) + "\n").encode())
+        scalars = [
+            Summary.Value(tag=key, simple_value=value)
+            for key, value in values.items()
+            if isinstance(value, (int, float)) and key != "kimg"
+        ]
+        self._event(round(values["kimg"] * 1000), summary=Summary(value=scalars))
+
+    def _event(self, step: int, **content: Any) -> None:
+        """One record of TensorBoard's."""
+        record = io.BytesIO()
+        RecordWriter(record).write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
+        self._append(self._events, record.getvalue())
+
+    def _append(self, path: Path, data: bytes) -> None:
+        waiting = self._unwritten.pop(path, b"")
+        try:
+            append_file(path, waiting + data)
+        except DiskFull as error:
+            self._unwritten[path] = waiting + data
+            if not waiting:
+                self.say(f"warning: {error.message}; training goes on, and tries again")
 
 
-def _drop_after(path: Path, kimg: float) -> None:
+def _drop(path: Path, unwanted: Callable[[float], bool]) -> None:
+    """Removes the lines of those kimg, and one that was cut off."""
     if path.exists():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["kimg"] <= kimg]
-        with atomic_write(path) as file:
-            file.write("".join(kept).encode())
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith(b"\n") and not unwanted(json.loads(line)["kimg"])]
+        if kept != lines:
+            write_file(path, b"".join(kept))

@@ -18,8 +18,17 @@ from metrics import Evaluator
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
+from torch_utils.files import DiskFull, remove_leftovers
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import kimg_name, load_state, module_state, save_snapshot, save_state
+from training.checkpoint import (
+    fakes_path,
+    kimg_name,
+    load_state,
+    look_is_due,
+    module_state,
+    save_snapshot,
+    save_state,
+)
 from training.config import TrainConfig
 from training.dataset import EndlessSampler, ImageDataset
 from training.images import grid, save_png, to_float
@@ -31,8 +40,10 @@ from training.sampling import generate_batches, one_hot
 def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> bool:
     """Trains a generator as `config` says, in the folder `run`, from the start or from a state.
 
-    Returns whether it came to the end; False when it was interrupted, with everything saved to go on.
+    Returns whether it came to the end; False when it was interrupted, with everything saved to go on. A disk that is
+    full on the way costs a state and no more; in the end, DiskFull is raised.
     """
+    interrupted = StopSignal()
     device = torch.device("cuda", torch.cuda.current_device()) if config.gpus else torch.device("cpu")
     main_process = distributed.rank() == 0
     torch.manual_seed(config.seed)
@@ -52,13 +63,15 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
 
     # From here on every process draws its own numbers.
     torch.manual_seed(config.seed * distributed.world_size() + distributed.rank() + 1)
-    step = 0
+    step, look_due, averages = 0, False, Averages()
     if state_path is not None:
         state = distributed.on_rank_0(load_state, state_path)  # the other machines may not have the file
         for name, part in {**modules, **optimizers}.items():
             part.load_state_dict(state[name])
         step = state["step"]
         set_random_state(state["random"][distributed.rank()], device)
+        averages.load(state["averages"], device)
+        look_due = look_is_due(run, state, step * config.batch / 1000)
     for module in modules.values():
         distributed.broadcast(module)
 
@@ -79,17 +92,21 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
 
     # The run's records, written by one process.
     kimg = step * config.batch / 1000
-    log = Log(run, kimg, config.kimg) if main_process else None
+    if main_process:
+        remove_leftovers(run)
+    log = Log(run, kimg, config.kimg, look_due) if main_process else None
     monitor = Monitor(config, dataset, run, log) if main_process else None
     if main_process and step == 0:
         monitor.write_reals()
         monitor.look(G_ema, kimg)
+    if main_process and look_due:
+        monitor.try_to_look(G_ema, kimg)
     distributed.wait_for_rank_0()
-    interrupted = StopSignal()
-    averages = Averages()
     if main_process:
         log.begin(kimg)
-    tick, tick_step, tick_time = int(kimg / config.tick), step, time.monotonic()
+    tick_pictures = round(config.tick * 1000)
+    tick, tick_step, tick_time = step * config.batch // tick_pictures, step, time.monotonic()
+    full: DiskFull | None = None  # why the last snapshot or state could not be written
 
     while kimg < config.kimg:
         real, real_c = next(batches)
@@ -130,37 +147,50 @@ def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> boo
         step += 1
         kimg = step * config.batch / 1000
         stop = distributed.any_process(interrupted.set)
-        done = kimg >= config.kimg or stop
+        done = kimg >= config.kimg
+        ticked = done or step * config.batch // tick_pictures > tick
         if main_process:
             log.step(kimg, (step - tick_step) / (time.monotonic() - tick_time))
-        if not done and kimg < (tick + 1) * config.tick:
+        if not ticked and not stop:
             continue
 
-        # A tick: statistics; every `snap` ticks, and at the end, pictures, a snapshot and a state.
-        tick = int(kimg / config.tick)
+        # A tick: statistics; every `snap` ticks, and at the end, a snapshot, a state and a look. A stop between two
+        # ticks leaves its part of the statistics in the state.
+        tick = step * config.batch // tick_pictures
         seconds = time.monotonic() - tick_time
-        means = averages.take()
-        if main_process:
-            log.tick(kimg, step, (step - tick_step) / seconds, means)
-        if done or tick % config.snap == 0:
+        if ticked:
+            means = averages.take()
+            if main_process:
+                log.tick(kimg, step, (step - tick_step) / seconds, means)
+        look = done or (ticked and tick % config.snap == 0)
+        if look or stop:
             state = {name: module_state(module) for name, module in modules.items()}
             state |= {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-            state |= {"step": step, "random": random_states(device), "config": asdict(config)}
+            state |= {"step": step, "random": random_states(device), "averages": averages.state()}
+            state |= {"look": look, "config": asdict(config)}
             if main_process:
-                save_state(run, state, kimg)
-                snapshot = run / f"snapshot-{kimg_name(kimg)}.safetensors"
-                save_snapshot(snapshot, G_ema, {"kimg": kimg, "data": dataset.name})
-                if not stop:
-                    monitor.look(G_ema, kimg)
+                try:
+                    snapshot = run / f"snapshot-{kimg_name(kimg)}.safetensors"
+                    save_snapshot(snapshot, G_ema, {"kimg": kimg, "data": dataset.name})
+                    save_state(run, state, kimg, config.keep)  # the last: with it, all before is there
+                    full = None
+                except DiskFull as error:
+                    full = error
+                    if not done and not stop:
+                        log.say(f"warning: {error.message}; training goes on, and tries again at the next state")
+                if look and not stop:
+                    monitor.try_to_look(G_ema, kimg)
             distributed.wait_for_rank_0()
         if stop:
-            if main_process:
+            if main_process and not full:
                 log.say(f"stopped at kimg {kimg:g}; continue with: python train.py --resume {run}")
             break
         tick_step, tick_time = step, time.monotonic()
 
     if main_process:
         log.close()
+        if full:
+            raise full
     return kimg >= config.kimg
 
 
@@ -186,15 +216,24 @@ class Monitor:
         save_png(grid(reals, self.columns), self.run / "reals.png")
 
     def look(self, G: Generator, kimg: float) -> None:
-        """Writes a grid of fakes, with the classes of the reals, and the metrics."""
+        """Writes the metrics and a grid of fakes, with the classes of the reals. Raises DiskFull."""
         labels = self.dataset.labels if self.config.cond else None
         classes = None if labels is None else labels[self.shown]
         fakes = torch.cat(list(generate_batches(G, range(len(self.shown)), 16, classes)))
         picture = grid(fakes, self.columns)
-        save_png(picture, self.run / f"fakes{kimg_name(kimg)}.png")
+        if self.config.metrics:
+            self.measure(G, kimg, labels)
         self.log.image("fakes", picture, kimg)
-        if not self.config.metrics:
-            return
+        save_png(picture, fakes_path(self.run, kimg))
+
+    def try_to_look(self, G: Generator, kimg: float) -> None:
+        """`look`, which a full disk does not stop."""
+        try:
+            self.look(G, kimg)
+        except DiskFull as error:
+            self.log.say(f"warning: {error.message}")
+
+    def measure(self, G: Generator, kimg: float, labels: Tensor | None) -> None:
         count = self.evaluator.count
         if labels is not None:
             labels = labels[torch.randint(len(labels), [count], generator=torch.Generator().manual_seed(0))]

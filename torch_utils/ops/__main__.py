@@ -8,30 +8,41 @@ from torch_utils import cli
 from torch_utils.ops import native
 
 
-def describe(device: str, build: bool) -> str:
-    """One line on the kernels for a device; with `build` they are compiled first, even where that failed before."""
+def describe(device: str, build: bool) -> tuple[str, bool]:
+    """One line on the kernels for a device, and whether they are there, or could not be for want of a toolkit.
+
+    With `build` they are compiled first, even where that failed before.
+    """
     try:
         made = native.plan(device)
+    except native.Unavailable as error:
+        return f"{device}: none: {error}", device != "cpu"
+    try:
         if build:
             native.build(device, again=True)
     except native.Unavailable as error:
-        return f"{device}: none: {error}"
+        return f"{device}: none: {error}", False
     what = f"with {made.compiler}" + (f", for {made.architectures}" if made.architectures else "")
     if made.library.exists():
-        return f"{device}: {made.library}, built {what}"
+        return f"{device}: {made.library}, built {what}", True
     failed = made.folder / "failed"
     if failed.exists():
-        return f"{device}: none: {failed.read_text()}; `make ops` tries again"
-    return f"{device}: not built yet; the first use builds them {what}"
+        return f"{device}: none: {failed.read_text()}; `make ops` tries again", False
+    return f"{device}: not built yet; the first use builds them {what}", False
 
 
 @click.command(cls=cli.Command, example="python -m torch_utils.ops --build")
 @cli.option("Options", "--build", is_flag=True, help="Compile them first, even where that failed before.")
 def main(build: bool) -> None:
-    """Tells which C++ and CUDA kernels are there; without them, plain PyTorch does the same more slowly."""
+    """Tells which C++ and CUDA kernels are there; without them, plain PyTorch does the same more slowly.
+
+    With --build it ends with 1 where compiling fails; a machine without CUDA's toolkit does without those for GPUs.
+    """
     print(f"ADACONV_OPS={native.mode()}")
-    for device in ("cpu", "cuda"):
-        print(describe(device, build))
+    lines, there = zip(*(describe(device, build) for device in ("cpu", "cuda")), strict=True)
+    print("\n".join(lines))
+    if build and not all(there):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

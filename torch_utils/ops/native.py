@@ -188,6 +188,8 @@ def build(device: str, again: bool = False) -> Path:
             if failed.exists() and not again:
                 raise Unavailable(f"{failed.read_text()}; `make ops` tries again")
             failed.unlink(missing_ok=True)
+            for left in made.folder.glob("build-*"):  # by a build that was killed
+                shutil.rmtree(left, ignore_errors=True)
             print(f"compiling the {device} ops, once: about a minute ...", file=sys.stderr)
             try:
                 _compile(made)
@@ -209,7 +211,7 @@ def _compile(made: Build) -> None:
         environment |= {"CUDA_HOME": made.cuda_home, "TORCH_CUDA_ARCH_LIST": made.architectures}
     # ninja may be installed beside this Python without being on the PATH
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    with tempfile.TemporaryDirectory(dir=made.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=made.folder, prefix="build-") as folder:
         options = {
             "name": made.library.stem,
             "sources": [str(SOURCES / name) for name in made.sources],
@@ -259,7 +261,12 @@ def _load(device: str) -> bool:
     try:
         if device == "cuda" and not available("cpu"):  # it holds the schemas
             return False
-        torch.ops.load_library(build(device))
+        library = build(device)
+        try:
+            torch.ops.load_library(library)
+        except OSError:  # damaged, or made for what this machine had before
+            library.unlink()
+            torch.ops.load_library(build(device))
     except (Unavailable, OSError) as error:
         reason = " ".join(str(error).split())
         if mode() == "native":

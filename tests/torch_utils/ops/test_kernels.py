@@ -160,6 +160,28 @@ def test_moments(dtype, device):
             assert_close(gradient, want, dtype, (h, w, shift))
 
 
+def test_moments_beside_an_outlier(device):
+    x = torch.randn(2, 3, 64, 65, device=device)
+    x[:, :, 0, 0] = 1e4
+    for value, want in zip(moments(x), moments_reference(x.double()), strict=True):
+        assert_close(value, want, torch.float32, "outlier")
+
+
+def test_channels_last(device):
+    torch.manual_seed(0)
+    f = setup_filter([1, 3, 3, 1]).to(device)
+    for shape in [(2, 32, 8, 16), (1, 19, 5, 7), (3, 1, 4, 4), (2, 16, 33, 1)]:
+        x = torch.randn(shape, device=device)
+        other = x.contiguous(memory_format=torch.channels_last)
+        for op in (
+            lambda x: upfirdn2d(x, f, up=2, padding=2),
+            lambda x: bias_act(x, None, "lrelu"),
+            lambda x: moments(x)[1],
+            lambda x: adaconv(x, torch.ones(*x.shape[:2], 1, 3, 3, device=device)),
+        ):
+            assert torch.equal(op(x), op(other)), shape
+
+
 # Derivatives, as PyTorch checks them.
 
 

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from torch_utils.cli import UserError
 from torch_utils.ops import native
+from torch_utils.ops.__main__ import describe
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -85,6 +87,20 @@ def test_a_failed_build_names_its_log_and_is_not_repeated(empty_cache, sources, 
     with pytest.raises(native.Unavailable, match="this cannot be compiled"):
         native.build("cpu", again=True)
     assert log.exists()
+
+
+@needs_compiler
+def test_a_library_that_does_not_load_is_built_again(empty_cache, sources, monkeypatch):
+    sources("// nothing\n")
+    no_ops = SimpleNamespace(register=lambda: None)
+    monkeypatch.setattr(native, "importlib", SimpleNamespace(import_module=lambda name: no_ops))
+    library = native.build("cpu")
+    whole = library.read_bytes()
+    library.write_bytes(b"of another machine")
+    (library.parent / "build-killed").mkdir()
+    assert native.available("cpu")
+    assert len(library.read_bytes()) == len(whole)
+    assert not list(library.parent.glob("build-*"))
 
 
 @needs_compiler
@@ -184,3 +200,16 @@ def test_the_cuda_kernels_compile_for_their_gpus(monkeypatch):
     log = (library.parent / "log.txt").read_text()
     for code in ("code=sm_80", "code=sm_90", "code=compute_90"):
         assert code in log
+
+
+@needs_compiler
+def test_make_ops_fails_where_compiling_does(empty_cache, sources, monkeypatch):
+    def no_toolkit():
+        raise native.Unavailable("no toolkit")
+
+    monkeypatch.setattr(native, "find_cuda_home", no_toolkit)
+    sources("#error this cannot be compiled\n")
+    line, there = describe("cpu", build=True)
+    assert "this cannot be compiled" in line and not there
+    line, there = describe("cuda", build=True)
+    assert line.startswith("cuda: none") and there  # nothing that a user of the CPU has to mend

@@ -51,7 +51,7 @@ std::tuple<at::Tensor, at::Tensor> moments_cpu(const at::Tensor& x) {
   check_moments(x);
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options()), var = at::empty(mean.sizes(), x.options());
   if (mean.numel() > 0)
-    DISPATCH_FLOATING(x.scalar_type(), "moments", [&] { moments<scalar_t>(x.contiguous(), mean, var); });
+    DISPATCH_FLOATING(x.scalar_type(), "moments", [&] { moments<scalar_t>(planes(x), mean, var); });
   return {mean, var};
 }
 

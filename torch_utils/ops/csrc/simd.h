@@ -33,7 +33,7 @@ constexpr int kVectorRegisters = 16;
 template <class A>
 struct Simd {
   typedef A Vector __attribute__((vector_size(kVectorBytes)));
-  static constexpr int64_t width = kVectorBytes / sizeof(A);
+  static constexpr int width = kVectorBytes / sizeof(A);
 
   static Vector load(const A* p) {
     Vector v;
@@ -51,6 +51,15 @@ struct Simd {
   static Vector right_of_border(Vector v, bool reflect) {
     return reflect ? pick(v, v, Lanes{}, [](int j) { return j == width - 1 ? width - 2 : j + 1; })
                    : first_of_last(v, Vector{});
+  }
+  // Of two vectors cut into pieces: the first's even pieces joined with the second's, and the odd ones.
+  template <int piece>
+  static Vector even_pieces(Vector a, Vector b) {
+    return pick(a, b, Lanes{}, [](int j) { return j & piece ? width + j - piece : j; });
+  }
+  template <int piece>
+  static Vector odd_pieces(Vector a, Vector b) {
+    return pick(a, b, Lanes{}, [](int j) { return j & piece ? width + j : j + piece; });
   }
   static A sum(Vector v) {
     A total = 0;
@@ -160,4 +169,53 @@ void copy_row(const From* from, int64_t stride, To* to, int64_t count) {
   } else {
     for (int64_t j = 0; j < count; j++) to[j] = static_cast<To>(from[j * stride]);
   }
+}
+
+// Turns a square of vectors: value j of vector i goes to value i of vector j.
+template <class A, int half = Simd<A>::width / 2>
+void turn(typename Simd<A>::Vector* v) {
+  for (int i = 0; i < Simd<A>::width; i++) {
+    if (i & half) continue;
+    const typename Simd<A>::Vector a = v[i], b = v[i + half];
+    v[i] = Simd<A>::template even_pieces<half>(a, b);
+    v[i + half] = Simd<A>::template odd_pieces<half>(a, b);
+  }
+  if constexpr (half > 1) turn<A, half / 2>(v);
+}
+
+// Pixels of a few channels, from channels-last to planes.
+template <class A>
+void part_channels(const A* from, int64_t channels, int64_t count, int64_t pixels, A* to) {
+  constexpr int64_t width = Simd<A>::width;
+  int64_t p = 0;
+  for (; count == width && p + width <= pixels; p += width) {
+    typename Simd<A>::Vector square[width];
+    for (int j = 0; j < width; j++) square[j] = Simd<A>::load(from + (p + j) * channels);
+    turn<A>(square);
+    for (int j = 0; j < width; j++) Simd<A>::store(to + j * pixels + p, square[j]);
+  }
+  for (; p < pixels; p++)
+    for (int64_t c = 0; c < count; c++) to[c * pixels + p] = from[p * channels + c];
+}
+
+// x [N, C, H, W] plane by plane, as these kernels read it. oneDNN leaves transposed convolutions in channels-last, and
+// PyTorch's own conversion takes as long as such a convolution.
+inline at::Tensor planes(const at::Tensor& x) {
+  const bool full = x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble;
+  if (x.is_contiguous() || !x.is_contiguous(at::MemoryFormat::ChannelsLast) || !full) return x.contiguous();
+  at::Tensor out = empty_output(x.sizes(), x.options());
+  const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3);
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "planes", [&] {
+    constexpr int64_t width = Simd<scalar_t>::width;
+    const int64_t blocks = (channels + width - 1) / width;
+    at::parallel_for(0, x.size(0) * blocks, 1 + (1 << 11) / pixels, [&](int64_t begin, int64_t end) {
+      for (int64_t job = begin; job < end; job++) {
+        const int64_t n = job / blocks, c = job % blocks * width;
+        part_channels(x.const_data_ptr<scalar_t>() + n * pixels * channels + c, channels,
+                      std::min(width, channels - c), pixels,
+                      out.mutable_data_ptr<scalar_t>() + (n * channels + c) * pixels);
+      }
+    });
+  });
+  return out;
 }

@@ -201,7 +201,7 @@ at::Tensor upfirdn2d_cpu(const at::Tensor& x, const at::Tensor& f, int64_t up, i
   const at::Tensor values = f.to(at::kDouble).contiguous();
   const std::vector<double> list(values.const_data_ptr<double>(), values.const_data_ptr<double>() + taps);
   DISPATCH_FLOATING(x.scalar_type(), "upfirdn2d",
-                    [&] { upfirdn2d<scalar_t>(x.contiguous(), list, up, down, padding, gain, y); });
+                    [&] { upfirdn2d<scalar_t>(planes(x), list, up, down, padding, gain, y); });
   return y;
 }
 
