@@ -152,8 +152,6 @@ def main(outdir: str, resume: str | None, dry_run: bool, **options: Any) -> None
         for name, value in options.items()
         if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
     }
-    if "metrics" in given:
-        given["metrics"] = parse_metrics(given["metrics"])
 
     # Started by torchrun, the processes find each other, and rank 0 decides for all.
     together = nullcontext()
@@ -200,6 +198,8 @@ def prepare(
 
     `given` are the options that the user gave, `options` all of them. Makes the folder and writes the configuration.
     """
+    if "metrics" in given:
+        given["metrics"] = parse_metrics(given["metrics"])
     desc = given.get("desc", "")
     if not re.fullmatch(r"[\w.-]*", desc):
         raise cli.UserError(f"--desc {desc!r} becomes part of a folder's name: write letters, digits, - and _ only")

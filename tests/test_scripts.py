@@ -167,12 +167,12 @@ def test_auto_on_a_cpu_is_warned_of(faces16, tmp_path):
     assert "note: --cfg auto is meant for GPUs" in result.stderr
 
 
-def machines(*options, count: int = 2, processes: int = 1) -> list[subprocess.CompletedProcess]:
-    """What train.py does on that many machines of that many processes, here all the same one."""
+def machines(*options, folders=(None, None), processes: int = 1) -> list[subprocess.CompletedProcess]:
+    """What train.py does on machines of that many processes, one in each of the folders; here they are all the same."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", count, "--nproc-per-node", processes]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", len(folders), "--nproc-per-node", processes]
     torchrun += ["--master-addr", "127.0.0.1", "--master-port", port, "--node-rank"]
     started = [
         subprocess.Popen(
@@ -180,9 +180,10 @@ def machines(*options, count: int = 2, processes: int = 1) -> list[subprocess.Co
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )
-        for number in range(count)
+        for number, folder in enumerate(folders)
     ]
     outputs = [process.communicate(timeout=120) for process in started]
     return [
@@ -216,14 +217,28 @@ def test_mistakes_under_torchrun_are_one_line(faces16, tmp_path):
     for mistaken, words in (
         (["--procs", "3"], "--procs 3: torchrun has started 2 processes here"),
         (["--gpus", "4"], "--gpus 4: torchrun has started 2 processes here"),
+        (["--metrics", "fid"], "no metric is called 'fid'"),
         (["--batch", "7"], "--batch 7 cannot be split evenly over 2 processes"),
         (["--data", picture_zip(tmp_path / "one.zip", [(16, 16)])], "only one picture"),
     ):
-        (result,) = machines(*tiny, *mistaken, count=1, processes=2)
+        (result,) = machines(*tiny, *mistaken, folders=[None], processes=2)
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         assert words in line
         assert "exitcode  : 2" in result.stderr  # in torchrun's own words
         assert not outdir.exists() or list(outdir.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_two_machines_need_the_same_data(tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder, count in zip(folders, (20, 21), strict=True):
+        folder.mkdir()
+        write_dataset(folder / "data.zip", faces(count, 16, seed=0))
+    tiny = ["--data", "data.zip", *TINY[:-4], "--kimg", "0.04"]
+    first, second = machines(*tiny, folders=folders)
+    assert "error: data.zip on " in second.stderr and "is not the data set that process 0 has" in second.stderr
+    assert "error: " not in first.stderr and "RuntimeError" not in first.stderr
+    assert not any(path.is_dir() for path in folders[0].glob("runs/*"))
 
 
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])

@@ -139,7 +139,7 @@ def run(command: click.Command) -> None:
         # the processes that torchrun starts have one command line: one of them says what is wrong with it
         if not isinstance(error, click.UsageError) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"error: {message}{hint}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(1 if isinstance(error, Failure) else 2)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -141,11 +141,11 @@ def group(gpus: bool) -> Iterator[None]:
         with suppress(RuntimeError):  # of the store, when the machine that has it is gone
             store.set(f"failed {number}", "")
             first = store.add("failed", 1) == 1
-            if not isinstance(error, UserError):
+            if not (first and isinstance(error, UserError)):
                 # Where another process was killed, this is a complaint about that: the launcher says so, and ends this
-                # one now.
+                # one now. The first to fail goes first, for process 0 may have the store.
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                time.sleep(5 if hanging else 1)
+                time.sleep(10 if not first else 5 if hanging else 1)
             if not first:
                 os._exit(1)
             if hanging:
