@@ -293,7 +293,7 @@ def test_a_real_set_with_transparency(tmp_path):
     if not (path := DATA / "emoji64-rgba.zip").exists():
         pytest.skip("needs the emoji archive in shared/data beside the repository")
     for background, corner in ((WHITE, 255), ((160, 160, 160), 160)):
-        done = convert(path, tmp_path / "out.zip", Conversion(32, background=background), limit=60)
+        done = convert(path, tmp_path / "out.zip", Conversion(32, background=background), limit=60, overwrite=True)
         assert done.count == 60 and done.skipped == []
         data = ImageDataset(tmp_path / "out.zip")
         assert (data.resolution, data.channels) == (32, 3)
