@@ -147,6 +147,7 @@ def group(gpus: bool) -> Iterator[None]:
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 time.sleep(10 if not first else 5 if hanging else 1)
             if not first:
+                sys.stdout.flush()
                 os._exit(1)
             if hanging:
                 silent = ", ".join(str(i) for i in range(size) if not store.check([f"failed {i}"]))

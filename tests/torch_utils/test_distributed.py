@@ -141,7 +141,7 @@ with distributed.group(gpus=False):
     if distributed.rank() == 0:
         time.sleep(5)  # metrics, which the others wait for
     distributed.wait_for_rank_0()
-    print("all there")
+    print("all there", flush=True)
     if distributed.rank() == 1:
         time.sleep(100)
     distributed.any_process(False)
@@ -168,7 +168,7 @@ def test_a_process_that_hangs_is_named(tmp_path):
     outputs = [processes[i].communicate(timeout=100) for i in (0, 2)]
     processes[1].kill()
     assert [processes[i].returncode for i in (0, 2)] == [1, 1]
-    assert all(output == "all there\n" for output, _ in outputs)
+    assert all(output == "all there\n" for output, _ in outputs), outputs
     said = "".join(error for _, error in outputs)
     assert said.count("Failure: no answer from process 1 for 0:00:04") == 1, said
     assert processes[1].communicate()[0] == "all there\n"
