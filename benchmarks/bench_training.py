@@ -19,7 +19,6 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench_generator import seconds
 
 from networks.discriminator import Discriminator
 from networks.generator import Generator, SynthesisLayer
@@ -119,16 +120,6 @@ def steps(config, device: torch.device) -> dict[str, Callable[[], None]]:
         D_opt.step([gradient_penalty(judge, real, c) * config.gamma])
 
     return dict(zip(PARTS, (generator, lengths, discriminator, penalty), strict=True))
-
-
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def reading(resolution: int, batch: int) -> float:

@@ -200,13 +200,13 @@ def stats(run) -> list[dict]:
 
 
 def assert_same(a, b, path="state"):
+    assert type(a) is type(b), path
     if isinstance(a, torch.Tensor):
         assert torch.equal(a, b), path
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), path
-        for key in a:
-            if key != "config":
-                assert_same(a[key], b[key], f"{path}.{key}")
+        for key in a.keys() - {"config"}:
+            assert_same(a[key], b[key], f"{path}.{key}")
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), path
         for i, (x, y) in enumerate(zip(a, b, strict=True)):

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 from killing import evaluate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_loop import assert_same
 
 from metrics import Evaluator
 from torch_utils import distributed
@@ -70,22 +70,6 @@ def assert_same_run(a: Path, b: Path) -> None:
     for path in (*a.glob("*.png"), *a.glob("snapshot-*")):
         assert path.read_bytes() == (b / path.name).read_bytes(), path.name
     assert not list(b.rglob(".*"))
-
-
-def assert_same(a, b, path="state"):
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a.keys() - {"config"}:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}[{i}]")
-    else:
-        assert a == b, path
 
 
 @pytest.fixture(autouse=True)
