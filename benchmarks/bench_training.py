@@ -50,7 +50,7 @@ from training.convert import write_dataset
 from training.dataset import ImageDataset
 from training.descent import Descent
 from training.faces import faces
-from training.loop import set_precision
+from training.gan import set_precision
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
 
 PARTS = ("G", "path length", "D", "R1")
