@@ -74,67 +74,85 @@ class GAN:
     def step(self, reals: Batch, step: int) -> None:
         """One step of the generator and one of the discriminator, with the regularizers that are due."""
         config = self.config
-        self.D.requires_grad_(False)
-        self.G_opt.step(self.generator_losses(reals), self.parts)
+        self.generator_step(reals)
         if config.pl_weight and step % config.pl_interval == 0:
-            self.G_opt.step(self.path_length_losses(), self.parts)
-
-        for parameter in self.D_opt.parameters:
-            parameter.requires_grad_(True)
-        signs: list[Tensor] = []
-        self.D_opt.step(self.discriminator_losses(reals, signs), self.parts)
+            self.path_length_step()
+        logits = self.discriminator_step(reals)
         if step % config.r1_interval == 0:
-            self.D_opt.step(self.penalty_losses(reals), self.parts)
+            self.penalty_step(reals)
         if config.aug == "ada":
-            self.ada.update(self.augment.p, torch.cat(signs), step)
-
+            self.ada.update(self.augment.p, logits, step)
         update_ema(self.G_ema, self.G, ema_beta(config, step * config.batch / 1000))
 
-    # The four kinds of step, as the losses of the parts of a batch.
+    # The four kinds of step. Each is down the mean of losses over the parts of a batch.
 
-    def generator_losses(self, reals: Batch) -> Iterator[Tensor]:
-        means = []
-        for real, real_c in reals:
-            ws, c = self.random_ws(len(real))
-            means.append(ws.detach()[:, 0].mean(dim=0))
-            with torch.no_grad():
-                real_logits = self.judge(real, real_c) if self.config.loss == "relativistic" else None
-            fake_logits = self.judge(self.synthesize(ws), c)
-            loss = generator_loss(fake_logits, real_logits)
-            self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
-            yield loss
-        w_avg = distributed.mean(torch.stack(means).mean(dim=0))
-        self.G.w_avg.lerp_(w_avg, 1 - self.config.w_avg_beta)
+    def generator_step(self, reals: Batch) -> None:
+        w_means = []
 
-    def path_length_losses(self) -> Iterator[Tensor]:
-        for _ in range(self.parts):
-            ws, _ = self.random_ws(max(self.config.batch_gpu // self.config.pl_shrink, 1))
-            penalty = self.path_length(self.G.synthesis(ws), ws)
-            self.averages.add(**{"loss/path_length": penalty})
-            yield penalty * self.config.pl_weight * self.config.pl_interval
+        def losses() -> Iterator[Tensor]:
+            for real, real_c in reals:
+                ws, c = self.random_ws(len(real))
+                w_means.append(ws.detach()[:, 0].mean(dim=0))
+                with torch.no_grad():
+                    real_logits = self.judge(real, real_c) if self.config.loss == "relativistic" else None
+                fake_logits = self.judge(self.synthesize(ws), c)
+                loss = generator_loss(fake_logits, real_logits)
+                self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
+                yield loss
 
-    def discriminator_losses(self, reals: Batch, signs: list[Tensor]) -> Iterator[Tensor]:
-        """`signs` takes the logits of the reals, which ADA counts the signs of."""
-        relativistic = self.config.loss == "relativistic"
-        for real, real_c in reals:
-            fake, c = self.random_fakes(len(real))
-            real_logits, fake_logits = self.judge(real, real_c), self.judge(fake, c)
-            loss = discriminator_loss(real_logits, fake_logits, relativistic)
-            self.averages.add(**{"loss/D": loss, "logits/real": real_logits, "logits/fake": fake_logits})
-            self.averages.add(**{"sign/real": real_logits.sign()})
-            signs.append(real_logits.detach())
-            yield loss
+        self.D.requires_grad_(False)
+        self.G_opt.step(losses(), self.parts)
+        w_mean = distributed.mean(torch.stack(w_means).mean(dim=0))
+        self.G.w_avg.lerp_(w_mean, 1 - self.config.w_avg_beta)
 
-    def penalty_losses(self, reals: Batch) -> Iterator[Tensor]:
+    def path_length_step(self) -> None:
+        def losses() -> Iterator[Tensor]:
+            for _ in range(self.parts):
+                ws, _ = self.random_ws(max(self.config.batch_gpu // self.config.pl_shrink, 1))
+                penalty = self.path_length(self.G.synthesis(ws), ws)
+                self.averages.add(**{"loss/path_length": penalty})
+                yield penalty * self.config.pl_weight * self.config.pl_interval
+
+        self.G_opt.step(losses(), self.parts)
+
+    def discriminator_step(self, reals: Batch) -> Tensor:
+        """Returns the logits of the reals."""
+        logits = []
+
+        def losses() -> Iterator[Tensor]:
+            for real, real_c in reals:
+                fake, c = self.random_fakes(len(real))
+                real_logits, fake_logits = self.judge(real, real_c), self.judge(fake, c)
+                loss = discriminator_loss(real_logits, fake_logits, self.config.loss == "relativistic")
+                self.averages.add(**{"loss/D": loss, "logits/real": real_logits, "logits/fake": fake_logits})
+                self.averages.add(**{"sign/real": real_logits.sign()})
+                logits.append(real_logits.detach())
+                yield loss
+
+        self._unfreeze_D()
+        self.D_opt.step(losses(), self.parts)
+        return torch.cat(logits)
+
+    def penalty_step(self, reals: Batch) -> None:
+        """R1, and R2 with the relativistic loss."""
         judge = partial(self.judge, D=self.D)
-        for real, real_c in reals:
-            penalty = gradient_penalty(judge, real, real_c)
-            self.averages.add(**{"loss/r1": penalty})
-            if self.config.loss == "relativistic":
-                r2 = gradient_penalty(judge, *self.random_fakes(len(real)))
-                self.averages.add(**{"loss/r2": r2})
-                penalty = penalty + r2
-            yield penalty * (self.config.gamma / 2 * self.config.r1_interval)
+
+        def losses() -> Iterator[Tensor]:
+            for real, real_c in reals:
+                penalty = gradient_penalty(judge, real, real_c)
+                self.averages.add(**{"loss/r1": penalty})
+                if self.config.loss == "relativistic":
+                    r2 = gradient_penalty(judge, *self.random_fakes(len(real)))
+                    self.averages.add(**{"loss/r2": r2})
+                    penalty = penalty + r2
+                yield penalty * (self.config.gamma / 2 * self.config.r1_interval)
+
+        self._unfreeze_D()
+        self.D_opt.step(losses(), self.parts)
+
+    def _unfreeze_D(self) -> None:
+        for parameter in self.D_opt.parameters:  # not those of --freezed
+            parameter.requires_grad_(True)
 
     def random_classes(self, count: int) -> Tensor:
         """c [count, c_dim] with the data set's frequencies."""
@@ -210,7 +228,6 @@ class Monitor:
             labels = labels[torch.randint(len(labels), [count], generator=torch.Generator().manual_seed(0))]
         figures = self.evaluator.evaluate(generate_batches(self.G, range(count), 64, labels))
         self.log.metrics({"kimg": kimg, **figures, "pictures": self.evaluator.counts})
-        self.log.say("  ".join(f"{name} {value:.1f}" for name, value in figures.items()))
 
 
 def set_precision(G: Generator, D: Discriminator, precision: str) -> None:

@@ -67,7 +67,7 @@ def train(build: Build, config: RunConfig, run: Path, state_path: Path | None = 
     """`training`, with a line where memory does not suffice."""
     try:
         return training(build, config, run, state_path)
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         kind = "GPU memory" if config.gpus else "memory"
@@ -197,7 +197,8 @@ def try_to_look(monitor: Monitor, kimg: float, log: Log) -> None:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether that is how PyTorch says so: with a class of its own on GPUs, in words on the CPU."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    words = ("DefaultCPUAllocator", "bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def random_states(device: torch.device) -> list[dict[str, Tensor]]:

@@ -129,6 +129,24 @@ def test_a_run_without_finite_gradients_stops(tmp_path, faces16, monkeypatch):
     assert stats(tmp_path)[-1]["skipped"] >= 2 * 50
 
 
+@pytest.mark.parametrize("on", ["cpu", "gpu"])
+def test_out_of_memory_names_the_option(tmp_path, faces16, monkeypatch, on):
+    def too_much(self, reals):
+        if on == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(GAN, "generator_step", too_much)
+    with pytest.raises(UserError, match="out of memory with 8 pictures at a time; halve --batch-gpu"):
+        train(GAN, tiny(faces16), tmp_path)
+
+
+def test_another_error_keeps_its_traceback(tmp_path, faces16, monkeypatch):
+    monkeypatch.setattr(GAN, "generator_step", lambda self, reals: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        train(GAN, tiny(faces16), tmp_path)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_is_near_the_whole(faces16, precision):
     config = tiny(faces16)
