@@ -231,10 +231,16 @@ class Monitor:
 
 
 def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
-    """Has the highest 4 resolutions, of 8² and more, computed in half precision (StyleGAN2-ADA, appendix)."""
+    """Has the highest 4 resolutions, of 8² and more, computed in half precision (StyleGAN2-ADA, appendix).
+
+    There, on GPUs, the discriminator works in channels-last memory: its convolutions take the order of their weights.
+    """
     half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for block in [*G.synthesis.blocks[1:][-HALF_RESOLUTIONS:], *D.blocks[:HALF_RESOLUTIONS]]:
         block.half = half
+    if half and D.out.weight.is_cuda:
+        for block in D.blocks[:HALF_RESOLUTIONS]:
+            block.to(memory_format=torch.channels_last)
 
 
 def ema_beta(config: TrainConfig, kimg: float) -> float:

@@ -178,3 +178,18 @@ def test_state_dict_round_trip():
     assert not torch.allclose(other(images, c), D(images, c))
     other.load_state_dict(D.state_dict())
     assert torch.equal(other(images, c), D(images, c))
+
+
+def test_channels_last_memory_changes_nothing():
+    """As training keeps the weights on GPUs: logits, gradients and the gradient penalty's gradients."""
+    torch.manual_seed(0)
+    D = Discriminator(DiscriminatorConfig(32, cbase=512, cmax=32)).double()
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    results = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        D.blocks.to(memory_format=order)
+        logits = D(x)
+        (gradient,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        results.append([logits, *torch.autograd.grad(gradient.square().sum(), D.blocks[0].conv0.weight), gradient])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b)

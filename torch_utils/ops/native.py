@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -277,3 +278,10 @@ def _load(device: str) -> bool:
         for name in ("adaconv", "bias_act", "moments", "upfirdn2d"):
             importlib.import_module(f"torch_utils.ops.{name}").register()
     return True
+
+
+def fake_output(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """What a kernel gives for `like` when only shapes are asked for: on GPUs, channels-last stays channels-last."""
+    last = like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last and like.device.type == "cuda" else torch.contiguous_format
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)

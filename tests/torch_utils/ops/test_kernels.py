@@ -175,11 +175,30 @@ def test_channels_last(device):
         other = x.contiguous(memory_format=torch.channels_last)
         for op in (
             lambda x: upfirdn2d(x, f, up=2, padding=2),
-            lambda x: bias_act(x, None, "lrelu"),
+            lambda x: bias_act(x, x[0, :, 0, 0].clone(), "lrelu"),
             lambda x: moments(x)[1],
             lambda x: adaconv(x, torch.ones(*x.shape[:2], 1, 3, 3, device=device)),
         ):
             assert torch.equal(op(x), op(other)), shape
+
+
+@pytest.mark.gpu
+def test_channels_last_stays_channels_last_on_gpus():
+    """Forward and backward, as convolutions in half precision want it; and PyTorch is told so."""
+    torch.manual_seed(0)
+    f = setup_filter([1, 3, 3, 1]).cuda()
+    x = torch.randn(2, 32, 8, 16, device="cuda")
+    last = {"memory_format": torch.channels_last}
+    for op in (lambda x: upfirdn2d(x, f, up=2, padding=2), lambda x: bias_act(x, x.new_ones(32), "lrelu")):
+        planes, other = x.clone().requires_grad_(), x.contiguous(**last).requires_grad_()
+        y, expected = op(other), op(planes)
+        dy = torch.randn_like(expected)
+        (dx,) = torch.autograd.grad(y, other, dy.contiguous(**last))
+        (want,) = torch.autograd.grad(expected, planes, dy)
+        assert y.is_contiguous(**last) and dx.is_contiguous(**last)
+        assert torch.equal(y, expected) and torch.equal(dx, want)
+        torch.library.opcheck(torch.ops.adaconv.upfirdn2d.default, (other, f, 2, 1, (2, 2, 2, 2), 1.0))
+        torch.library.opcheck(torch.ops.adaconv.bias_act.default, (other, None, 2, 1.0, -1.0))
 
 
 # Derivatives, as PyTorch checks them.

@@ -61,10 +61,12 @@ at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& 
                          double clamp) {
   check_bias_act(x_, act, gain);
   const c10::cuda::CUDAGuard guard(x_.device());
-  const at::Tensor x = x_.contiguous(), bias = check_bias(x_, bias_);
-  at::Tensor y = empty_output(x.sizes(), x.options());
+  const at::MemoryFormat order = order_of(x_);
+  const at::Tensor x = x_.contiguous(order), bias = check_bias(x_, bias_);
+  at::Tensor y = empty_output(x.sizes(), x.options(), order);
   if (y.numel() == 0) return y;
-  const int64_t inner = x.numel() / (x.size(0) * x.size(1));
+  // neighbours in memory that share a channel
+  const int64_t inner = order == at::MemoryFormat::ChannelsLast ? 1 : x.numel() / (x.size(0) * x.size(1));
   DISPATCH_FLOATING(x.scalar_type(), "bias_act", [&] {
     forward<scalar_t><<<grid(x.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
         x.const_data_ptr<scalar_t>(), bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr,
@@ -79,8 +81,9 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, con
   check_bias_act(dy_, act, gain);
   check_like(dy_, y_, "y", "dy");
   const c10::cuda::CUDAGuard guard(dy_.device());
-  const at::Tensor dy = dy_.contiguous(), y = y_.contiguous();
-  at::Tensor dx = empty_output(dy.sizes(), dy.options());
+  const at::MemoryFormat order = order_of(y_);
+  const at::Tensor dy = dy_.contiguous(order), y = y_.contiguous(order);
+  at::Tensor dx = empty_output(dy.sizes(), dy.options(), order);
   if (dx.numel() > 0)
     DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad", [&] {
       gradient<scalar_t><<<grid(dy.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
@@ -89,6 +92,7 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, con
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
   // half precision is summed up in float32 by `sum`
+  if (order == at::MemoryFormat::ChannelsLast) return {dx, dx.sum(at::IntArrayRef{0, 2, 3})};
   const int64_t planes = dx.size(0) * dx.size(1), inner = planes ? dx.numel() / planes : 0;
   return {dx, dx.view({dx.size(0), dx.size(1), inner}).sum(at::IntArrayRef{0, 2})};
 }

@@ -11,8 +11,15 @@
 
 inline int64_t blocks_of(int64_t work, int64_t size) { return (work + size - 1) / size; }
 
-inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  return at::empty(sizes, options.memory_format(at::MemoryFormat::Contiguous));
+inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options,
+                               at::MemoryFormat order = at::MemoryFormat::Contiguous) {
+  return at::empty(sizes, options.memory_format(order));
+}
+
+// Channels-last for what is dense in that order alone; else contiguous.
+inline at::MemoryFormat order_of(const at::Tensor& x) {
+  const bool last = x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 // The sum of a value over all threads of a block, in thread 0. `shared` holds a value for each warp.
