@@ -16,6 +16,7 @@ from training import command
 from training.augment import AUGPIPES
 from training.config import PRESETS, TrainConfig, resolve
 from training.dataset import ImageDataset
+from training.transfer import find_initial
 
 EXAMPLE = """\
 python train.py --data ffhq.zip --gpus 8
@@ -113,6 +114,8 @@ def configure(given: dict[str, Any]) -> TrainConfig:
         raise click.UsageError("--data is missing: name a folder or ZIP of pictures")
     if "metrics" in given:
         given["metrics"] = parse_metrics(given["metrics"])
+    if given.get("init_from"):
+        given["init_from"] = str(find_initial(given["init_from"]))  # for the record, which one it was
     gpus = command.count_gpus(given)
     dataset = ImageDataset(given["data"], use_labels=given.get("cond", False))
     return resolve(given, dataset.resolution, dataset.channels, dataset.c_dim, gpus)

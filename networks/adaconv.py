@@ -10,8 +10,7 @@ picture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -33,10 +32,16 @@ class AdaConvKernels:
     depthwise: Tensor
     pointwise: Tensor
     bias: Tensor | None = None
+    _composed: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
-    @cached_property
+    @property
     def composed(self) -> Tensor:
         """Both kernels as one: K[n, o, i] = Σ_m pointwise[n, o, m] · depthwise[n, m, i], [N, C, C/G, k, k]."""
+        if self._composed is None:  # no functools.cached_property, whose lock torch.compile cannot follow
+            self._composed = self._compose()
+        return self._composed
+
+    def _compose(self) -> Tensor:
         n, c, group, k, _ = self.depthwise.shape
         if group == 1:
             return self.pointwise[..., None, None] * self.depthwise

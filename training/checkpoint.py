@@ -126,7 +126,7 @@ def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) 
     torch.save(dict(state), buffer)
     write_file(path, buffer.getbuffer())
     earlier = [other for other in _states(run) if other.stem < path.stem]
-    for other in {*_states(run)} - {path, *earlier[len(earlier) - keep + 1 :]}:
+    for other in {*_states(run)} - {path, *earlier[max(len(earlier) - keep + 1, 0) :]}:
         other.unlink()
     return path
 

@@ -62,6 +62,7 @@ class TrainConfig(RunConfig):
     aug: str = "noaug"  # augmentation of what the discriminator sees: noaug, ada or fixed
     augpipe: str = "bgc"
     target: float = 0.6  # of E[sign(D(x))], which ada moves its p for
+    ada_kimg: float = 500.0  # in so many, ada's p can go from 0 to 1
     p: float = 0.0  # the probability of each transform, at the start
     init_from: str | None = None  # a snapshot, state or run whose weights this one starts from
     freezed: int = 0  # the discriminator's layers, from the picture on, that are not trained
@@ -83,6 +84,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "batch": 64, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.5, "ema_kimg": 20.0, "mbstd_group": 8,
     },
     "paper1024": {"batch": 32, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 2.0, "ema_kimg": 10.0},
+    # But with the residual discriminator of all others, whose class embedding is as deep as the mapping network.
     "cifar": {  # without path length regularization and style mixing
         "batch": 64, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.01, "ema_kimg": 500.0, "ema_rampup": 0.05,
         "map_depth": 2, "mbstd_group": 32, "pl_weight": 0.0, "mixing": 0.0, "kimg": 100000.0,
@@ -114,6 +116,8 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     values.setdefault("gamma", 0.0002 * resolution**2 / batch)
     values.setdefault("mbstd_group", 4)
 
+    if given.get("init_from"):  # what is there has been averaged, and D knows its pictures (StyleGAN2-ADA, appendix C)
+        values |= {"ema_rampup": None, "ada_kimg": 100.0}
     values.update(given)
     values["batch_gpu"] = batch_gpu
     values["precision"] = resolve_precision(values.get("precision"), gpus)
@@ -170,7 +174,7 @@ def resolve_precision(precision: str | None, gpus: int) -> str:
     """What `auto`, or nothing, means on this machine."""
     if precision not in (None, "auto"):
         return precision
-    return "fp32" if not gpus else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return "fp32" if not gpus else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:

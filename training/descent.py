@@ -1,4 +1,4 @@
-"""One step of Adam: over the parts of a batch, over all processes, and not at all where a gradient is not finite."""
+"""One step of an optimizer: over the parts of a batch, over all processes, and not where a gradient is not finite."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from torch import Tensor, nn
 from torch_utils import distributed
 
 
-class Descent:
-    """Adam(0, 0.99) for the parameters of a module that are to be trained.
+def lazy_adam(parameters: Iterable[nn.Parameter], lr: float, interval: int | None) -> torch.optim.Adam:
+    """Adam(0, 0.99), corrected for a regularizer that takes a step of its own every `interval` steps.
 
-    Corrected for a regularizer that takes a step of its own every `interval` steps (Karras et al. 2020, StyleGAN2,
-    appendix B): with c = interval / (interval + 1), lr ← c·lr and β ← βᶜ.
+    Karras et al. 2020 (StyleGAN2), appendix B: with c = interval / (interval + 1), lr ← c·lr and β ← βᶜ.
+    """
+    c = 1.0 if interval is None else interval / (interval + 1)
+    return torch.optim.Adam(parameters, lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
+
+
+class Descent:
+    """An optimizer of PyTorch's, made with `fused=True`, and how its steps are taken.
 
     A step whose gradient has an infinity or NaN is left out and counted: `skipped` in all, `streak` without a good one
     between. With `scaling`, for float16, the loss is multiplied by `scale`, so that small gradients are not rounded to
     zero; it is halved by every such step, and doubled after 2000 good ones. All that is decided on the device.
     """
 
-    def __init__(self, module: nn.Module, lr: float, interval: int | None, device: torch.device, scaling: bool = False):
-        c = 1.0 if interval is None else interval / (interval + 1)
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.adam = torch.optim.Adam(self.parameters, lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
+    def __init__(self, optimizer: torch.optim.Optimizer, scaling: bool = False):
+        self.optimizer = optimizer
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.scaling = scaling
+        device = self.parameters[0].device
         self.scale = torch.tensor(2.0**16 if scaling else 1.0, device=device)
         self.good = torch.zeros([], device=device)  # steps since the scale changed
         self.streak = torch.zeros([], device=device)
@@ -33,7 +39,7 @@ class Descent:
 
     def step(self, losses: Iterable[Tensor], parts: int = 1) -> None:
         """A step down the mean of `parts` losses, each made, differentiated and forgotten before the next."""
-        self.adam.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         for loss in losses:
             (loss * (self.scale / parts)).backward()
         distributed.average_gradients(self.parameters)
@@ -43,8 +49,8 @@ class Descent:
         if self.scaling:
             torch._foreach_div_(gradients, self.scale)
         bad = (~torch.nn.utils.get_total_norm(gradients).isfinite()).float()
-        self.adam.found_inf = bad  # Adam's fused kernel does nothing where this is 1
-        self.adam.step()
+        self.optimizer.found_inf = bad  # the fused kernels do nothing where this is 1
+        self.optimizer.step()
         self._count(bad)
 
     def _count(self, bad: Tensor) -> None:
@@ -58,9 +64,9 @@ class Descent:
 
     def state_dict(self) -> dict:
         counters = {name: getattr(self, name).cpu() for name in ("scale", "good", "streak", "skipped")}
-        return {"adam": self.adam.state_dict(), **counters}
+        return {"optimizer": self.optimizer.state_dict(), **counters}
 
     def load_state_dict(self, state: dict) -> None:
-        self.adam.load_state_dict(state["adam"])
+        self.optimizer.load_state_dict(state["optimizer"])
         for name in ("scale", "good", "streak", "skipped"):
             getattr(self, name).copy_(state[name])

@@ -17,11 +17,12 @@ from metrics import Evaluator
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
+from torch_utils.ops import native
 from training.augment import AdaptiveP, AugmentPipe
 from training.checkpoint import look_path, save_snapshot
 from training.config import TrainConfig
 from training.dataset import EndlessSampler, ImageDataset
-from training.descent import Descent
+from training.descent import Descent, lazy_adam
 from training.images import grid, save_png, to_float
 from training.log import Averages, Log
 from training.loop import ignore_stop_signals
@@ -48,21 +49,24 @@ class GAN:
         self.G_ema = copy.deepcopy(G).eval().requires_grad_(False)
         self.path_length = PathLength().to(device)
         self.augment = AugmentPipe(config.augpipe, config.p).to(device)
-        self.ada = AdaptiveP(config.target).to(device)
+        self.ada = AdaptiveP(config.target, config.ada_kimg).to(device)
         self.modules = {"G": G, "D": D, "G_ema": self.G_ema, "path_length": self.path_length}
         self.modules |= {"augment": self.augment, "ada": self.ada}
         if config.init_from and fresh and distributed.rank() == 0:
-            print(initialize(self.modules, config.init_from, config.freezed), file=sys.stderr)
+            print(initialize(self.modules, Path(config.init_from), config.freezed), file=sys.stderr)
         freeze(D, config.freezed)
         set_precision(G, D, config.precision)
         scaling = config.precision == "fp16"
-        self.G_opt = Descent(G, config.glr, config.pl_interval if config.pl_weight else None, device, scaling)
-        self.D_opt = Descent(D, config.dlr, config.r1_interval, device, scaling)
+        every = config.pl_interval if config.pl_weight else None
+        self.G_opt = Descent(lazy_adam(G.parameters(), config.glr, every), scaling)
+        trained = [p for p in D.parameters() if p.requires_grad]
+        self.D_opt = Descent(lazy_adam(trained, config.dlr, config.r1_interval), scaling)
         self.optimizers = {"G_opt": self.G_opt, "D_opt": self.D_opt}
 
         self.parts = config.batch // distributed.world_size() // config.batch_gpu
         self.class_numbers = self.dataset.labels if config.cond else torch.zeros(1, dtype=torch.int64)
-        # Only what is differentiated once can be compiled.
+        # Only what is differentiated once can be compiled, with the kernels there before.
+        native.available(device.type)
         compiled = torch.compile if config.compile else lambda module: module
         self.synthesize, self.compiled_D = compiled(G.synthesis), compiled(D)
 
@@ -102,8 +106,9 @@ class GAN:
 
         self.D.requires_grad_(False)
         self.G_opt.step(losses(), self.parts)
-        w_mean = distributed.mean(torch.stack(w_means).mean(dim=0))
-        self.G.w_avg.lerp_(w_mean, 1 - self.config.w_avg_beta)
+        w_avg, beta = self.G.w_avg, self.config.w_avg_beta
+        moved = w_avg.lerp(distributed.mean(torch.stack(w_means).mean(dim=0)), 1 - beta)
+        w_avg.copy_(torch.where(moved.isfinite().all(), moved, w_avg))
 
     def path_length_step(self) -> None:
         def losses() -> Iterator[Tensor]:
@@ -157,7 +162,9 @@ class GAN:
     def random_classes(self, count: int) -> Tensor:
         """c [count, c_dim] with the data set's frequencies."""
         chosen = self.class_numbers[torch.randint(len(self.class_numbers), [count])]
-        return one_hot(chosen, self.config.generator.c_dim).to(self.device)
+        c = one_hot(chosen, self.config.generator.c_dim)
+        # from pinned memory, so that nothing waits for the GPU
+        return c.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else c
 
     def random_ws(self, count: int) -> tuple[Tensor, Tensor]:
         """w codes for every layer, and the classes that they were made for."""
@@ -195,6 +202,7 @@ class Monitor:
         self.config, self.G, self.run, self.log = gan.config, gan.G_ema, run, log
         config, resolution = gan.config, gan.dataset.resolution
         self.dataset = ImageDataset(config.data, use_labels=config.cond)  # not mirrored
+        self.at_a_time = min(config.batch_gpu, 64)  # in no more memory than training takes
         self.columns = max(min(1024 // resolution, 12), 4)
         count = self.columns * max(min(768 // resolution, 8), 3)
         chosen = np.random.default_rng(config.seed).permutation(len(self.dataset))[:count]
@@ -215,7 +223,7 @@ class Monitor:
         """Writes the metrics and a grid of fakes, with the classes of the reals. Raises DiskFull."""
         labels = self.dataset.labels if self.config.cond else None
         classes = None if labels is None else labels[self.shown]
-        fakes = torch.cat(list(generate_batches(self.G, range(len(self.shown)), 16, classes)))
+        fakes = torch.cat(list(generate_batches(self.G, range(len(self.shown)), self.at_a_time, classes)))
         picture = grid(fakes, self.columns)
         if self.config.metrics:
             self.measure(kimg, labels)
@@ -226,7 +234,7 @@ class Monitor:
         count = self.evaluator.count
         if labels is not None:
             labels = labels[torch.randint(len(labels), [count], generator=torch.Generator().manual_seed(0))]
-        figures = self.evaluator.evaluate(generate_batches(self.G, range(count), 64, labels))
+        figures = self.evaluator.evaluate(generate_batches(self.G, range(count), self.at_a_time, labels))
         self.log.metrics({"kimg": kimg, **figures, "pictures": self.evaluator.counts})
 
 

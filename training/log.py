@@ -114,8 +114,7 @@ class Log:
 
     def tick(self, kimg: float, step: int, steps_per_s: float, means: dict[str, float]) -> None:
         """One tick's numbers, and a line of the main ones."""
-        kimg0, time0 = self._start
-        s_per_kimg = (time.monotonic() - time0) / max(kimg - kimg0, 1e-9)
+        s_per_kimg = step / (steps_per_s * kimg)
         self._record("stats.jsonl", {"kimg": kimg, "step": step, "it_per_s": steps_per_s, **means})
         losses = "  ".join(
             f"{name.removeprefix('loss/')} {means[name]:.3f}" for name in means if name.startswith("loss/")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +49,7 @@ class Task(Protocol):
     averages: Averages  # of the steps since the last tick
 
     def batches(self, step: int) -> Iterator[Any]:
-        """What the steps take from that one on, without end."""
+        """A generator of what the steps take from that one on, without end."""
 
     def step(self, batch: Any, step: int) -> None:
         """One step of every optimizer."""
@@ -73,7 +76,7 @@ def train(build: Build, config: RunConfig, run: Path, state_path: Path | None = 
         kind = "GPU memory" if config.gpus else "memory"
         raise UserError(
             f"out of {kind} with {config.batch_gpu} pictures at a time; halve --batch-gpu, which leaves --batch as it "
-            "is, or take a smaller model or smaller pictures"
+            "is, or take a smaller model or smaller pictures (in a new run; --init-from begins with this one's weights)"
         ) from None
 
 
@@ -106,7 +109,6 @@ def training(build: Build, config: RunConfig, run: Path, state_path: Path | None
         look_due = look_is_due(run, task.look_name, state, step * config.batch / 1000)
     for module in task.modules.values():
         distributed.broadcast(module)
-    batches = task.batches(step)
 
     # The run's records, written by one process.
     kimg = step * config.batch / 1000
@@ -126,65 +128,79 @@ def training(build: Build, config: RunConfig, run: Path, state_path: Path | None
     tick, tick_step, tick_time = step * config.batch // tick_pictures, step, time.monotonic()
     full: DiskFull | None = None  # why the last snapshot or state could not be written
 
-    while kimg < config.kimg:
-        task.step(next(batches), step)
-        step += 1
-        kimg = step * config.batch / 1000
-        stop = distributed.any_process(interrupted.set)
-        done = kimg >= config.kimg
-        ticked = done or step * config.batch // tick_pictures > tick
-        if main_process:
-            log.step(kimg, (step - tick_step) / (time.monotonic() - tick_time))
-        if not ticked and not stop:
-            continue
+    with closing(task.batches(step)) as batches:  # its processes end with it, also where something is raised
+        while kimg < config.kimg:
+            task.step(next(batches), step)
+            step += 1
+            kimg = step * config.batch / 1000
+            stop = distributed.any_process(interrupted.set)
+            done = kimg >= config.kimg
+            ticked = done or step * config.batch // tick_pictures > tick
+            if main_process:
+                log.step(kimg, (step - tick_step) / (time.monotonic() - tick_time))
+            if not ticked and not stop:
+                continue
 
-        # A tick: statistics; every `snap` ticks, and at the end, a snapshot, a state and a look. A stop between two
-        # ticks leaves its part of the statistics in the state.
-        tick = step * config.batch // tick_pictures
-        seconds = time.monotonic() - tick_time
-        if ticked:
-            means = averages.take()
-            means |= {"skipped": float(sum(optimizer.skipped for optimizer in task.optimizers.values()))}
-            means |= task.figures()
-            if device.type == "cuda":
-                means["gpu_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
-            if main_process:
-                log.tick(kimg, step, (step - tick_step) / seconds, means)
-            if max(float(optimizer.streak) for optimizer in task.optimizers.values()) >= HOPELESS:
-                good = sorted(run.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
-                raise Failure(
-                    f"{HOPELESS} steps one after the other had gradients that are not finite, and were left out; the "
-                    f"last good model is {good[-1] if good else 'none yet'}; {task.remedy}"
-                )
-        look = done or (ticked and tick % config.snap == 0)
-        if look or stop:
-            state = {name: module_state(module) for name, module in task.modules.items()}
-            state |= {name: optimizer.state_dict() for name, optimizer in task.optimizers.items()}
-            state |= {"step": step, "random": random_states(device), "averages": averages.state()}
-            state |= {"look": look, "config": asdict(config)}
-            if main_process:
-                try:
-                    task.save(run / f"snapshot-{kimg_name(kimg)}.safetensors", kimg)
-                    save_state(run, state, kimg, config.keep)  # the last: with it, all before is there
-                    full = None
-                except DiskFull as error:
-                    full = error
-                    if not done and not stop:
-                        log.say(f"warning: {error.message}; training goes on, and tries again at the next state")
-                if look and not stop:
-                    try_to_look(monitor, kimg, log)
-            distributed.wait_for_rank_0()
-        if stop:
-            if main_process and not full:
-                log.say(f"stopped at kimg {kimg:g}; continue with: python {task.script} --resume {run}")
-            break
-        tick_step, tick_time = step, time.monotonic()
+            # A tick: statistics; every `snap` ticks, and at the end, a snapshot, a state and a look. A stop between two
+            # ticks leaves its part of the statistics in the state.
+            tick = step * config.batch // tick_pictures
+            seconds = time.monotonic() - tick_time
+            if ticked:
+                means = averages.take()
+                means |= {"skipped": float(sum(optimizer.skipped for optimizer in task.optimizers.values()))}
+                means |= task.figures()
+                if device.type == "cuda":
+                    means["gpu_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
+                if main_process:
+                    log.tick(kimg, step, (step - tick_step) / seconds, means)
+                check_hope(task, run)
+            look = done or (ticked and tick % config.snap == 0)
+            if look or stop:
+                state = {name: module_state(module) for name, module in task.modules.items()}
+                state |= {name: optimizer.state_dict() for name, optimizer in task.optimizers.items()}
+                state |= {"step": step, "random": random_states(device), "averages": averages.state()}
+                state |= {"look": look, "config": asdict(config)}
+                if main_process:
+                    full = save(task, run, state, kimg, config.keep)
+                    if full and not done and not stop:
+                        log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
+                    if look and not stop:
+                        try_to_look(monitor, kimg, log)
+                distributed.wait_for_rank_0()
+            if stop:
+                if main_process and not full:
+                    log.say(f"stopped at kimg {kimg:g}; continue with: python {task.script} --resume {run}")
+                break
+            tick_step, tick_time = step, time.monotonic()
 
     if main_process:
         log.close()
         if full:
             raise full
     return kimg >= config.kimg
+
+
+def check_hope(task: Task, run: Path) -> None:
+    """Raises Failure where no step of an optimizer was finite for long."""
+    if max(float(optimizer.streak) for optimizer in task.optimizers.values()) < HOPELESS:
+        return
+    good = sorted(run.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
+    raise Failure(
+        f"{HOPELESS} steps one after the other had gradients that are not finite, and were left out; the last good "
+        f"model is {good[-1] if good else 'none yet'}; {task.remedy}"
+    )
+
+
+def save(task: Task, run: Path, state: dict[str, Any], kimg: float, keep: int) -> DiskFull | None:
+    """Writes the model, and last the state: with it, all before is there. Returns what there was no room for."""
+    full = None
+    model = run / f"snapshot-{kimg_name(kimg)}.safetensors"
+    for write in (partial(task.save, model, kimg), partial(save_state, run, state, kimg, keep)):
+        try:
+            write()
+        except DiskFull as error:
+            full = full or error
+    return full
 
 
 def try_to_look(monitor: Monitor, kimg: float, log: Log) -> None:
@@ -223,7 +239,7 @@ def ignore_stop_signals(worker: int) -> None:
 
 
 class StopSignal:
-    """Takes ^C or SIGTERM as a wish to save and stop (`set`); a second ^C, seconds later, ends it at once.
+    """Takes ^C or SIGTERM as a wish to save and stop (`set`), and says so; a second ^C, seconds later, ends it at once.
 
     The launcher hands a ^C on that the terminal has sent to all processes already: that is not a second one.
     """
@@ -238,3 +254,5 @@ class StopSignal:
             raise KeyboardInterrupt
         if not self.set:
             self.set, self.time = True, time.monotonic()
+            if distributed.rank() == 0:
+                os.write(2, b"stopping after this step, with everything saved; ^C in 3 s or later ends it at once\n")

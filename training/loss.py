@@ -53,7 +53,8 @@ class PathLength(nn.Module):
         y = torch.randn_like(images) / (images.shape[2] * images.shape[3]) ** 0.5
         (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
         lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
-        self.mean.lerp_(distributed.mean(lengths.detach().mean()), self.decay)
+        moved = self.mean.lerp(distributed.mean(lengths.detach().mean()), self.decay)
+        self.mean.copy_(torch.where(moved.isfinite(), moved, self.mean))  # it would not become finite again
         return (lengths - self.mean).square().mean()
 
 

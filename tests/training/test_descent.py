@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
-from training.descent import Descent
+from training.descent import Descent, lazy_adam
 
-CPU = torch.device("cpu")
+
+def descent_of(module: torch.nn.Module, lr: float = 0.01, scaling: bool = False) -> Descent:
+    return Descent(lazy_adam([p for p in module.parameters() if p.requires_grad], lr, None), scaling)
 
 
 def linear(seed: int = 0) -> torch.nn.Linear:
@@ -16,31 +18,34 @@ def linear(seed: int = 0) -> torch.nn.Linear:
 
 
 def test_adam_is_corrected_as_in_stylegan2():
-    group = Descent(linear(), lr=0.0025, interval=16, device=CPU).adam.param_groups[0]
+    group = lazy_adam(linear().parameters(), 0.0025, interval=16).param_groups[0]
     assert group["lr"] == pytest.approx(0.0025 * 16 / 17)
     assert group["betas"] == pytest.approx((0.0, 0.99 ** (16 / 17)))
-    group = Descent(linear(), lr=0.0025, interval=None, device=CPU).adam.param_groups[0]
+    group = lazy_adam(linear().parameters(), 0.0025, interval=None).param_groups[0]
     assert (group["lr"], group["betas"]) == (0.0025, (0.0, 0.99))
 
 
 @pytest.mark.parametrize("scaling", [False, True])
 def test_parts_are_the_whole_batch(scaling):
+    """With plain descent, whose steps are as long as the gradient: Adam's are the same for any multiple of it."""
     whole, parts = linear(), linear()
     x = torch.randn(8, 5)
-    adam = torch.optim.Adam(whole.parameters(), lr=0.01, betas=(0.0, 0.99), eps=1e-8)
-    descent = Descent(parts, 0.01, None, CPU, scaling)
+    sgd = torch.optim.SGD(whole.parameters(), lr=0.01, momentum=0.9)
+    descent = Descent(torch.optim.SGD(parts.parameters(), lr=0.01, momentum=0.9, fused=True), scaling)
     for _ in range(5):
-        adam.zero_grad()
+        sgd.zero_grad()
         whole(x).square().mean().backward()
-        adam.step()
+        sgd.step()
         descent.step((parts(part).square().mean() for part in x.split(2)), 4)
     torch.testing.assert_close(whole.weight, parts.weight, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_step_that_is_not_finite_is_left_out(value):
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_a_step_that_is_not_finite_is_left_out(value, kind):
     module = linear()
-    descent = Descent(module, 0.01, None, CPU)
+    sgd = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=0.1, fused=True)
+    descent = Descent(sgd) if kind == "sgd" else descent_of(module)
     x = torch.randn(8, 5)
 
     def step(factor: float) -> None:
@@ -48,11 +53,11 @@ def test_a_step_that_is_not_finite_is_left_out(value):
 
     step(1.0)
     before = {name: p.clone() for name, p in module.named_parameters()}
-    moments = {k: v.clone() for k, v in descent.adam.state_dict()["state"][0].items()}
+    moments = {k: copy.deepcopy(v) for k, v in descent.optimizer.state_dict()["state"][0].items()}
     step(value), step(value)
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
-    for key, moment in descent.adam.state_dict()["state"][0].items():
-        assert torch.equal(moment, moments[key]), key
+    for key, moment in descent.optimizer.state_dict()["state"][0].items():
+        assert torch.equal(torch.as_tensor(moment), torch.as_tensor(moments[key])), key
     assert (float(descent.skipped), float(descent.streak)) == (2, 2)
     step(1.0)
     assert not torch.equal(module.weight, before["weight"])
@@ -61,7 +66,7 @@ def test_a_step_that_is_not_finite_is_left_out(value):
 
 def test_the_scale_is_halved_by_overflow_and_doubled_by_patience():
     module = linear()
-    descent = Descent(module, 1e-6, None, CPU, scaling=True)
+    descent = descent_of(module, 1e-6, scaling=True)
     assert descent.scale == 2**16
     descent.step([module(torch.ones(1, 5)).mean() * float("inf")])
     assert descent.scale == 2**15
@@ -76,19 +81,19 @@ def test_what_is_frozen_stays():
     module = linear()
     module.bias.requires_grad_(False)
     before = module.bias.clone()
-    Descent(module, 0.1, None, CPU).step([module(torch.ones(1, 5)).mean()])
+    descent_of(module, 0.1).step([module(torch.ones(1, 5)).mean()])
     assert torch.equal(module.bias, before)
 
 
 def test_its_state_goes_on_exactly():
     x = torch.randn(8, 5)
     module = linear()
-    descent = Descent(module, 0.01, None, CPU, scaling=True)
+    descent = descent_of(module, scaling=True)
     for _ in range(3):
         descent.step([module(x).square().mean()])
     again = linear(1)
     again.load_state_dict(module.state_dict())
-    resumed = Descent(again, 0.01, None, CPU, scaling=True)
+    resumed = descent_of(again, scaling=True)
     resumed.load_state_dict(copy.deepcopy(descent.state_dict()))  # as through a file
     for d, m in ((descent, module), (resumed, again)):
         d.step([m(x).square().mean()])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from training.checkpoint import find_state, load_generator, load_state
 from training.config import PRESETS, TrainConfig, resolve
 from training.gan import GAN, ema_beta, set_precision
 from training.loop import train
+from training.loss import PathLength
 
 TINY = {
     "cfg": "demo",
@@ -127,6 +130,63 @@ def test_a_run_without_finite_gradients_stops(tmp_path, faces16, monkeypatch):
     assert_same(before["G"] | {"w_avg": 0}, after["G"] | {"w_avg": 0})
     assert_same(before["D"], after["D"])
     assert stats(tmp_path)[-1]["skipped"] >= 2 * 50
+
+
+def test_a_path_length_that_is_not_finite_costs_one_step(tmp_path, faces16, monkeypatch):
+    """Its running mean would never be finite again."""
+    config = tiny(faces16, kimg=0.16, tick=0.16)
+    calls, forward = [], PathLength.forward
+
+    def once_infinite(self, images, ws):
+        calls.append(images)
+        return forward(self, images * (float("inf") if len(calls) == 3 else 1), ws)
+
+    monkeypatch.setattr(PathLength, "forward", once_infinite)
+    train(GAN, config, tmp_path)
+    state = load_state(find_state(tmp_path))
+    assert len(calls) == 5 and stats(tmp_path)[-1]["skipped"] == 1
+    assert state["path_length"]["mean"].isfinite() and state["path_length"]["mean"] > 0
+    assert state["G_opt"]["optimizer"]["state"][0]["step"] == 20 + 5 - 1
+
+
+def test_regularizers_have_the_weight_of_the_steps_that_they_stand_for(faces16, monkeypatch):
+    """R1 is taken every 16th time and weighs 16 · γ/2, the path length every 4th and weighs 4 · 2."""
+    gan = GAN(tiny(faces16, gamma=3.0), torch.device("cpu"))
+    monkeypatch.setattr("training.gan.gradient_penalty", lambda D, x, c: D(x, c).mean() * 0 + 1)
+    gan.path_length.forward = lambda images, ws: images.mean() * 0 + 1
+    taken = []
+    monkeypatch.setattr(
+        "training.descent.Descent.step", lambda self, losses, parts: taken.extend(loss.item() for loss in losses)
+    )
+    gan.penalty_step(next(gan.batches(0)))
+    gan.path_length_step()
+    assert taken == [16 * 3 / 2, 4 * 2]
+
+
+def test_an_error_leaves_no_process_behind(tmp_path, faces16, monkeypatch):
+    """The loader's ignore the signal that Python would end them by, and it waits for them."""
+    monkeypatch.setattr(GAN, "generator_step", lambda self, reals: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as error:
+        train(GAN, tiny(faces16, workers=1), tmp_path)
+    assert error.tb is not None  # which keeps the frames of the loop alive
+    assert multiprocessing.active_children() == []
+
+
+def test_compiled_steps_are_the_same_steps(tmp_path, faces16, monkeypatch):
+    """In one graph each, whose first losses are those of the steps as they are."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))  # as compiled, but for the code
+    losses = []
+    for i, compiled in enumerate((False, True)):
+        run = tmp_path / str(i)
+        run.mkdir()
+        torch._dynamo.reset(), torch._dynamo.utils.counters.clear()
+        train(GAN, tiny(faces16, kimg=0.016, tick=0.008, compile=compiled, pl_weight=0.0), run)
+        losses.append([[line[name] for name in ("loss/G", "loss/D", "loss/r1") if name in line] for line in stats(run)])
+    for a, b in zip(*losses, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    counters = torch._dynamo.utils.counters
+    assert not counters["graph_break"], dict(counters["graph_break"])
+    assert counters["stats"]["unique_graphs"] <= 5
 
 
 @pytest.mark.parametrize("on", ["cpu", "gpu"])

@@ -93,7 +93,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("procs, stops", [(1, (6, 2, 3)), pytest.param(2, (11,), marks=pytest.mark.slow)])
 def test_twice_n_is_n_and_a_stop_and_n_more(runs, faces16, monkeypatch, procs, stops):
     straight, stopped = runs
-    config = tiny(faces16, procs=procs)
+    config = tiny(faces16, procs=procs, aug="ada", target=0.0)
     monkeypatch.setattr(loop, "StopSignal", loop.StopSignal)  # to be put back
     distributed.launch(train_until, 0, config, straight, processes=procs)
     for step in stops:
@@ -227,3 +227,11 @@ def test_states_after_the_one_gone_back_to_are_of_another_training(tmp_path):
         checkpoint.save_state(tmp_path, {}, kimg, keep=9)
     checkpoint.save_state(tmp_path, {}, 2.5, keep=2)
     assert sorted(path.stem for path in (tmp_path / "state").iterdir()) == ["state-000002", "state-000002.5"]
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_as_many_states_stay_as_asked(tmp_path, keep):
+    for kimg in range(1, 10):
+        checkpoint.save_state(tmp_path, {}, kimg, keep)
+        newest = [f"state-{number:06d}" for number in range(max(kimg - keep, 0) + 1, kimg + 1)]
+        assert sorted(path.stem for path in (tmp_path / "state").iterdir()) == newest

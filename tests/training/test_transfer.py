@@ -10,9 +10,9 @@ from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils.cli import UserError
 from training.checkpoint import find_state, load_state, save_snapshot
-from training.gan import GAN
+from training.gan import GAN, ema_beta
 from training.loop import train
-from training.transfer import freeze, initialize, transfer
+from training.transfer import find_initial, freeze, initialize, transfer
 
 
 def networks(faces16, resolution: int, seed: int, **options):
@@ -25,8 +25,7 @@ def networks(faces16, resolution: int, seed: int, **options):
 def test_the_same_resolution_is_taken_whole(faces16):
     (G0, D0), (G1, D1) = networks(faces16, 16, 0), networks(faces16, 16, 1)
     for old, new in ((G0, G1), (D0, D1)):
-        copied, total = transfer(new, old.state_dict())
-        assert copied == total
+        assert transfer(new, old.state_dict()) == set(new.state_dict())
     z = torch.randn(2, 16)
     assert torch.equal(G0(z, noise="const"), G1(z, noise="const"))
     assert torch.equal(D0(G0(z, noise="const")), D1(G0(z, noise="const")))
@@ -58,8 +57,8 @@ def test_a_run_starts_from_another_and_keeps_frozen_layers(tmp_path, faces16, ca
     first, second = tmp_path / "00000-first", tmp_path / "00001-second"
     first.mkdir(), second.mkdir()
     train(GAN, tiny(faces16, kimg=0.04), first)
-    train(GAN, tiny(faces16, kimg=0.04, init_from=str(first), freezed=4), second)
-    assert "starting from state-000000.04.pt" in capsys.readouterr().err
+    train(GAN, tiny(faces16, kimg=0.04, init_from=str(find_initial(tmp_path)), freezed=4), second)
+    assert f"starting from {first}/state/state-000000.04.pt" in capsys.readouterr().err
     a, b = (load_state(find_state(run))["D"] for run in (first, second))
     for name in ("fromrgb", "blocks.0.conv0", "blocks.0.conv1", "blocks.0.skip"):
         assert torch.equal(a[f"{name}.weight"], b[f"{name}.weight"]), name
@@ -70,11 +69,11 @@ def test_a_snapshot_has_no_discriminator(tmp_path, faces16):
     G, _ = networks(faces16, 16, 0)
     save_snapshot(tmp_path / "x.safetensors", G, {"kimg": 1})
     new = dict(zip("GD", networks(faces16, 16, 1), strict=True)) | {"G_ema": networks(faces16, 16, 2)[0]}
-    line = initialize(new, str(tmp_path / "x.safetensors"), freezed=0)
-    assert line.startswith("starting from x.safetensors:") and "D anew" in line
+    line = initialize(new, tmp_path / "x.safetensors", freezed=0)
+    assert "x.safetensors: " in line and "D anew" in line
     assert torch.equal(new["G_ema"].synthesis.const, G.synthesis.const)
     with pytest.raises(UserError, match="no discriminator for --freezed"):
-        initialize(new, str(tmp_path / "x.safetensors"), freezed=2)
+        initialize(new, tmp_path / "x.safetensors", freezed=2)
 
 
 def test_what_does_not_fit_is_said(tmp_path, faces16):
@@ -83,7 +82,7 @@ def test_what_does_not_fit_is_said(tmp_path, faces16):
     with pytest.raises(
         UserError, match=r"x.safetensors fits \d+ of the generator's \d+ tensors; take the --modulation"
     ):
-        initialize({"G": G, "D": D, "G_ema": G}, str(tmp_path / "x.safetensors"), freezed=0)
+        initialize({"G": G, "D": D, "G_ema": G}, tmp_path / "x.safetensors", freezed=0)
 
 
 def test_freezing_counts_from_the_picture(faces16):
@@ -93,3 +92,29 @@ def test_freezing_counts_from_the_picture(faces16):
     assert {name.rsplit(".", 1)[0] for name in frozen} == {
         "fromrgb", "blocks.0.conv0", "blocks.0.conv1", "blocks.0.skip", "blocks.1.conv0", "blocks.1.conv1",
     }  # fmt: skip
+
+
+def test_what_is_frozen_has_learned(tmp_path, faces16):
+    """At twice the resolution the first block is new: frozen, it would stay random."""
+    train(GAN, tiny(faces16, kimg=0.008), tmp_path)
+    state, freezed = find_initial(tmp_path), 2
+    modules = dict(zip("GD", networks(faces16, 32, 1), strict=True))
+    with pytest.raises(UserError, match=r"--freezed 2 would keep fromrgb, which .* has nothing for"):
+        initialize(modules | {"G_ema": modules["G"]}, state, freezed)
+    with pytest.raises(UserError, match="--freezed 11: this discriminator has 10 layers"):
+        freeze(modules["D"], 11)
+
+
+def test_a_path_that_leads_nowhere(tmp_path):
+    with pytest.raises(UserError, match=r"there is no .*nope for --init-from"):
+        find_initial(tmp_path / "nope")
+    with pytest.raises(UserError, match="holds no run with a state for --init-from"):
+        find_initial(tmp_path)
+
+
+def test_the_averaged_weights_stay_averaged(faces16):
+    """They are not begun anew, and ada moves faster."""
+    config = tiny(faces16, init_from="x", aug="ada")
+    assert (config.ema_rampup, config.ada_kimg) == (None, 100)
+    assert ema_beta(config, 0) == ema_beta(config, 100) > 0.99
+    assert (tiny(faces16, aug="ada").ema_rampup, tiny(faces16, aug="ada").ada_kimg) == (0.05, 500)
