@@ -9,6 +9,7 @@ from PIL import ImageColor
 from tqdm import tqdm
 
 from torch_utils.cli import Command, Option, UserError, run
+from torch_utils.pictures import show
 from training.convert import FILTERS, LABELS, Conversion, convert, write_dataset
 from training.dataset import LABEL_FILE, RESOLUTIONS, check_dataset
 from training.faces import HAIR_COLORS, faces
