@@ -18,14 +18,15 @@ from torch_utils.cli import UserError
 def read_mask(path: str | os.PathLike, size: tuple[int, int], *, feather: float = 0) -> Tensor:
     """float [1, H, W] in 0..1 from a picture: 1 where it is white. `size` is the content's (height, width).
 
-    Coloured pictures count by their luma; what is transparent counts as black. `feather` softens the edges: the standard deviation
-    of a Gaussian, in pixels. Raises UserError as `read_picture` does, and where the size is another one.
+    Coloured pictures count by their luma; what is transparent counts as black. `feather` softens the edges: the
+    standard deviation of a Gaussian, in pixels. Raises UserError as `read_picture` does, and where the size is another.
     """
     picture = read_picture(path, min_side=1, background=(0, 0, 0))
     if picture.shape[1:] != size:
         (height, width), (there, across) = picture.shape[1:], size
         raise UserError(
-            f"the mask {Path(path)} has {width}x{height} pixels, but the content {across}x{there}; resize it to the content's size"
+            f"the mask {Path(path)} has {width}x{height} pixels, but the content {across}x{there}; "
+            "resize the mask to the content's size"
         )
     return soften(luma(picture.float()) / 255, feather).clamp(0, 1)
 

@@ -184,7 +184,7 @@ def unfinished(
 
 
 def _in_srgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """A plain RGB picture; a colour profile, of a telephone's Display P3 or a printer's CMYK, is applied. Raises Unusable."""
+    """A plain RGB picture; a colour profile, be it Display P3 or a printer's CMYK, is applied. Raises Unusable."""
     load_picture(picture)
     profile = picture.info.get("icc_profile")
     if profile and picture.mode == "CMYK":  # before it is made RGB without the profile

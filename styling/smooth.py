@@ -73,8 +73,8 @@ class StatisticsSmoother:
 class MotionFilter:
     """Takes noise out of the still parts of frames: a recursive average per pixel that lets go where something moves.
 
-    y ← y + g·(x − y). In still parts g is that of a Kalman filter for a constant in noise, which is the plain mean of the
-    frames so far, and never below `gain`; where the difference x − y around a pixel is more than noise, g is 1,
+    y ← y + g·(x − y). In still parts g is that of a Kalman filter for a constant in noise, which is the plain mean of
+    the frames so far, and never below `gain`; where the difference x − y around a pixel is more than noise, g is 1,
     so that edges stay as sharp as they are. Still noise of deviation σ then changes from frame to frame by
     g / √(2 − g) of what it did: a fifth for the default.
     """
