@@ -107,7 +107,7 @@ class VideoReader:
                 raise self._unreadable(error) from None
 
     def decode(self, packet: Any) -> list[Any]:
-        """The frames of a packet of the video, none of a damaged one; the last of them of the empty packet at the end."""
+        """The frames of a packet of the video, of a damaged one none; the empty packet at the end brings the rest."""
         av = _av()
         try:
             return _decoded(self.stream, packet)
@@ -346,10 +346,11 @@ def transcode(
 ) -> Transcoded:
     """Writes the video `source` to `out` with `function` applied to `batch` frames at a time, in order.
 
-    The frames keep their times, also where these are uneven; sound tracks are copied as they are, or encoded as AAC where
-    the container takes no such codec; subtitles and data are left out. What is in memory at once is a few batches.
-    After each batch comes `progress(frames so far, frames in all or None)`. Raises UserError where the source is no video
-    or `out` cannot be written, DiskFull where there is no room; then `out` is as it was.
+    The frames keep their times, also where these are uneven; sound tracks are copied as they are, or encoded as AAC
+    where the container takes no such codec; subtitles and data are left out. What is in memory at once is a batch,
+    and what x264 looks ahead. After each batch comes `progress(frames so far, frames in all or None)`. Raises
+    UserError where the source is no video or `out` cannot be written, DiskFull where there is no room; then `out`
+    is as it was.
     """
     out = Path(out)
     check_written(out)

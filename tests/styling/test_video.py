@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from styling.pictures import is_video
 from styling.video import VideoReader, VideoWriter, frames, transcode
@@ -36,10 +37,10 @@ def grey(i: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 def make(
     path: Path, pictures: list[np.ndarray], *, times=None, base=None, rate=25, codec="libx264", sound=None,
-    shape=Fraction(1), rotation=0, matrix=None, format=None,
+    shape=Fraction(1), rotation=0, matrix=None, begin=0,
 ) -> Path:  # fmt: skip
     """A video; `times` in units of `base`, `sound` the names of codecs of its tracks."""
-    with av.open(str(path), "w", format=format) as out:
+    with av.open(str(path), "w") as out:
         video = out.add_stream(codec, rate=rate)
         video.height, video.width = pictures[0].shape[:2]
         video.pix_fmt = "yuv444p" if codec == "ffv1" else "yuv420p"
@@ -50,20 +51,19 @@ def make(
         if rotation:
             video.set_display_rotation(rotation)
         tracks = [out.add_stream(name, rate=48000, layout="stereo") for name in sound or []]
+        for track in tracks:
+            track.bit_rate = 128_000
         for i, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture)
             frame = frame.reformat(format=video.pix_fmt, dst_colorspace="itu709" if matrix == 1 else None)
-            frame.pts, frame.time_base = times[i] if times else i, base or Fraction(1, rate)
+            frame.pts, frame.time_base = times[i] if times else begin * rate + i, base or Fraction(1, rate)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
         wave = (np.sin(np.arange(48000 * len(pictures) // rate) / 17) * 9000).astype(np.int16)
         for track in tracks:
-            kind = track.codec_context.format.name
-            resampler = av.AudioResampler(format=kind, layout="stereo", rate=48000, frame_size=1024)
             block = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
-            block.sample_rate, block.pts = 48000, 0
-            for part in [*resampler.resample(block), *resampler.resample(None)]:
-                out.mux(track.encode(part))
+            block.sample_rate, block.pts = 48000, 48000 * begin
+            out.mux(track.encode(block))
             out.mux(track.encode(None))
     return path
 
@@ -80,12 +80,12 @@ def sound(path: Path, track: int = 0) -> list[tuple]:
         return [(p.pts * p.time_base, bytes(p)) for p in file.demux(audio=track) if p.size]
 
 
-def corners(picture: torch.Tensor) -> list[tuple]:
+def corners(picture: torch.Tensor) -> list[list[int]]:
     _, h, w = picture.shape
-    return [tuple(picture[:, y, x].tolist()) for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
+    return [picture[:, y, x].tolist() for y in (h // 4, 3 * h // 4) for x in (w // 4, 3 * w // 4)]
 
 
-def near(found: list[tuple], expected: list[tuple], tolerance: int = 6) -> bool:
+def near(found: list, expected: list | tuple, tolerance: int = 6) -> bool:
     return np.abs(np.array(found) - np.array(expected)).max() <= tolerance
 
 
@@ -128,8 +128,8 @@ def test_uneven_times_are_kept(tmp_path):
 
 
 def test_a_piece_of_a_broadcast_begins_at_zero_with_its_sound_in_step(tmp_path):
-    source = make(tmp_path / "a.ts", [grey(i) for i in range(12)], sound=["aac"])  # MPEG-TS begins at 1.4 s
-    assert times(source)[0] > 1
+    source = make(tmp_path / "a.ts", [grey(i) for i in range(12)], sound=["aac"], begin=5)
+    assert times(source)[0] >= 5
     transcode(source, tmp_path / "b.mkv", lambda x: x)
     begin = min(times(source)[0], sound(source)[0][0])
     for kind in (times, lambda path: [time for time, _ in sound(path)]):
@@ -138,14 +138,13 @@ def test_a_piece_of_a_broadcast_begins_at_zero_with_its_sound_in_step(tmp_path):
 
 
 def test_sound_that_the_container_refuses_is_encoded(tmp_path):
-    source = make(tmp_path / "a.mkv", [grey(i) for i in range(25)], sound=["pcm_s16le", "wmav2"])
-    done = transcode(source, tmp_path / "b.mkv", lambda x: x)
-    assert (done.sound_copied, done.sound_encoded) == (2, 0)
+    source = make(tmp_path / "a.wmv", [grey(i) for i in range(25)], codec="wmv2", sound=["wmav2", "mp3"])
     done = transcode(source, tmp_path / "b.mp4", lambda x: x)
-    assert done.sound_encoded >= 1 and done.sound_copied + done.sound_encoded == 2
+    assert (done.sound_copied, done.sound_encoded) == (1, 1)
+    assert sound(tmp_path / "b.mp4", 1) == sound(source, 1)
     with av.open(str(tmp_path / "b.mp4")) as file:
-        assert "aac" in [track.codec_context.name for track in file.streams.audio]
-        wave = np.concatenate([f.to_ndarray()[0] for f in file.decode(audio=1)])
+        assert file.streams.audio[0].codec_context.name == "aac"
+        wave = np.concatenate([f.to_ndarray()[0] for f in file.decode(audio=0)])
     assert len(wave) == pytest.approx(48000, abs=2100)
     assert np.abs(np.fft.rfft(wave)).argmax() / len(wave) == pytest.approx(1 / 17 / 2 / np.pi, rel=0.01)
 
@@ -156,7 +155,7 @@ def test_odd_sizes_are_continued_to_even_ones(tmp_path):
     (frame, *_) = frames(tmp_path / "b.mp4")
     assert frame.shape == (3, 34, 48)
     assert near(corners(frame), [RED, GREEN, BLUE, WHITE])
-    assert near(frame[:, -1, -1], WHITE)
+    assert near(frame[:, -1, -1].tolist(), WHITE)
 
 
 def test_the_function_may_change_the_size(tmp_path):
@@ -303,6 +302,10 @@ def test_what_is_a_video(tmp_path):
     moving = make(tmp_path / "a.mp4", [grey(i) for i in range(3)])
     nameless = tmp_path / "film"
     nameless.write_bytes(moving.read_bytes())
-    make(tmp_path / "a.gif", [grey(i) for i in range(3)], codec="gif", format="gif") if False else None
+    stills = [Image.fromarray(grey(i)) for i in range(3)]
+    stills[0].save(tmp_path / "a.gif", save_all=True, append_images=stills[1:])
+    stills[0].save(tmp_path / "b.gif")
+    assert is_video(tmp_path / "a.gif") and not is_video(tmp_path / "b.gif")
+    assert transcode(tmp_path / "a.gif", tmp_path / "a.mp4", lambda x: x).frames == 3
     assert is_video(moving) and is_video(nameless) and is_video(tmp_path / "later.mkv")
     assert not is_video(tmp_path / "none") and not is_video(tmp_path / "a.jpg")
