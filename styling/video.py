@@ -21,6 +21,7 @@ from torch_utils.pictures import MAX_PIXELS, one_line
 WRITTEN = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what takes H.264 and most sound
 BT709 = 1  # its number as primaries, transfer and matrix alike
 LIMITED = 1  # range 16..235
+LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # many files say the number of channels only
 HD = 720  # lines from which a video that does not say so has BT.709's colours; below, BT.601's
 
 Frames = Callable[[Tensor], Tensor]  # uint8 [N, 3, H, W] → uint8 [N, 3, H', W']
@@ -307,8 +308,10 @@ class Sound:
         if self.copied:
             self.stream = container.add_stream_from_template(source)
         else:
-            self.stream = container.add_stream("aac", rate=source.codec_context.sample_rate)
-            self.stream.codec_context.layout = source.codec_context.layout
+            context = source.codec_context
+            rates = _av().Codec("aac", "w").audio_rates
+            rate = context.sample_rate if context.sample_rate in rates else 48000
+            self.stream = container.add_stream("aac", rate=rate, layout=LAYOUTS.get(context.channels, "stereo"))
         self.stream.metadata.update(source.metadata)
 
     def write(self, packet: Any) -> None:
