@@ -106,7 +106,7 @@ def test_processes_share_a_stream():
         assert list(itertools.islice(part, 10)) == whole[rank::2]
 
 
-@pytest.mark.parametrize("context", [None, "spawn"])
+@pytest.mark.parametrize("context", [None, "fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_what_cannot_be_used_is_left_out_and_named(tmp_path, context):
     good = encoded(noise(1))
     files = {
@@ -156,7 +156,8 @@ def test_all_kinds_of_pictures(tmp_path):
     data = PictureCrops(
         folder(tmp_path / "in", {
             "a.jpg": encoded(image.rotate(90), "JPEG", quality=98, exif=exif),
-            "b.jpg": encoded(image.convert("CMYK"), "JPEG"), "c.png": encoded(grey), "d.webp": encoded(image, "WEBP", lossless=True),
+            "b.jpg": encoded(image.convert("CMYK"), "JPEG"), "c.png": encoded(grey),
+            "d.webp": encoded(image, "WEBP", lossless=True),
             "e.gif": encoded(image.convert("P"), "GIF"), "f.png": encoded(Image.new("RGBA", (64, 64), (0, 0, 0, 0))),
         }),
         32, reduced=32,
