@@ -92,11 +92,20 @@ def write_picture(picture: Tensor, path: str | os.PathLike, *, quality: int = 95
     options = {"PNG": {}, "JPEG": {"quality": quality, "subsampling": 0 if quality >= 90 else 2}}
     buffer = io.BytesIO()
     image.save(buffer, kind, **options.get(kind, {"quality": quality}))
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, buffer.getbuffer())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; name another place with --out") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder that a result goes into, if need be. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"cannot write into {folder}: {reason}; name another place with --out") from None
 
 
 def check_written(path: str | os.PathLike) -> str:

@@ -83,7 +83,7 @@ class MotionFilter:
     STILL, MOVING = 2.5, 5.0
     WINDOW = 5  # pixels
     FLOOR = 1 / 255  # half a step of 8 bits, in −1..1: videos are rounded and compressed to no noise at all
-    CEILING = 0.15  # more is motion everywhere, not noise
+    CEILING = 0.08  # ten steps: more is motion everywhere, not noise
 
     def __init__(self, gain: float = 0.25, noise: float | None = None):
         """`noise`: its standard deviation in frames of −1..1; None estimates it."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from styling.pictures import make_folder
 from torch_utils.cli import UserError
 from torch_utils.files import FULL, DiskFull, atomic_path, missing
 from torch_utils.pictures import MAX_PIXELS, one_line
@@ -183,8 +184,8 @@ class VideoWriter:
         self._tracks, self._start = tracks, reader.start
 
     def __enter__(self) -> VideoWriter:
+        make_folder(self.path.parent)
         with self._told():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._beside = self._file.__enter__()
             self._beside.touch()  # where no file can be made, say so before the first frames are computed
         return self

@@ -133,13 +133,14 @@ def test_what_is_no_picture_is_refused_in_one_line(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.png", "b.JPG", "c.jpeg", "d.webp"])
 def test_pictures_come_back_as_they_were_written(tmp_path, name):
-    values = torch.from_numpy(np.asarray(quarters().rotate(0))).permute(2, 0, 1)
+    x, y = np.meshgrid(np.arange(48), np.arange(32))
+    values = torch.from_numpy(np.stack([60 + 3 * x, 60 + 4 * y, 200 - 2 * x])).to(torch.uint8)
     path = tmp_path / "new" / "folder" / name
     write_picture(values, path)
     with Image.open(path) as image:
         assert image.format == {".png": "PNG", ".webp": "WEBP"}.get(path.suffix, "JPEG")
     difference = (read_picture(path).int() - values.int()).abs()
-    assert difference.max() <= {".png": 0, ".webp": 90}.get(path.suffix, 12) and difference.float().mean() < 2
+    assert difference.max() <= (0 if path.suffix == ".png" else 4)
     assert os.listdir(path.parent) == [name]
 
 
@@ -150,7 +151,7 @@ def test_what_cannot_be_written_gets_its_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"WEBP holds at most 16,383 pixels a side, not 16384x1"):
         write_picture(torch.zeros(3, 1, 16384, dtype=torch.uint8), tmp_path / "a.webp")
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot write .*a\.png: Not a directory; name another place with --out"):
+    with pytest.raises(UserError, match=r"cannot write into .*file: it is not a folder; name another place with --out"):
         write_picture(values, tmp_path / "file" / "a.png")
     (tmp_path / "a.png").mkdir()
     with pytest.raises(UserError, match="cannot write"):
@@ -192,7 +193,7 @@ def test_names_of_results(tmp_path):
     both = [Path("photo.jpg"), Path("photo.png"), Path("c.png")]
     names = [path.name for path in output_paths(both, styles[1:], "out")]
     assert names == ["photo.jpg-mondrian.png", "photo.png-mondrian.png", "c-mondrian.png"]
-    with pytest.raises(UserError, match=r"2 pictures would be written to out/a-mondrian\.png"):
+    with pytest.raises(UserError, match=r"2 pictures would be written to out/a\.png-mondrian\.png"):
         output_paths([Path("x/a.png"), Path("y/a.png")], styles[1:], "out")
     assert output_paths([], styles, "out") == []
 

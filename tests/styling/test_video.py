@@ -231,7 +231,7 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path):
     fails(tmp_path / "god.mp4", out, "there is no", "did you mean", "good.mp4")
     fails(good, tmp_path / "out.avi", "written as .mp4, .m4v, .mov, .mkv")
     fails(good, good, "is the video itself")
-    fails(good, good / "x.mp4", "cannot write", "name another place with --out")
+    fails(good, good / "x.mp4", "cannot write into", "it is not a folder; name another place with --out")
 
 
 def test_damage_in_the_middle_costs_only_what_is_damaged(tmp_path):
