@@ -267,8 +267,6 @@ class VideoWriter:
                 format="yuv420p",
                 dst_colorspace="itu709",
                 dst_color_range="MPEG",
-                dst_color_trc=BT709,
-                dst_color_primaries=BT709,
                 interpolation="BICUBIC",
             )
         )

@@ -211,3 +211,13 @@ def test_nothing_passes_a_cut_and_batches_do_not_matter():
         torch.equal(MotionFilter(gain=1)(frames, cuts), frames)
         or (MotionFilter(gain=1)(frames, cuts) - frames).abs().max() < 1e-6
     )
+
+
+@pytest.mark.parametrize("noise, pixels", [(0.0, 1), (0.0, 3), (SIGMA, 1), (SIGMA, 3)])
+def test_a_noisy_pan_over_a_real_photo(real_pictures, noise, pixels):
+    photo = read_picture(real_pictures / "photos" / "golden_gate.jpg").float()[:, 100:260, :400] / 127.5 - 1
+    clean = torch.stack([photo[:, :, pixels * i : pixels * i + 300] for i in range(14)])
+    noisy = clean + noise * normal(*clean.shape)
+    out = MotionFilter()(noisy, no_cuts(noisy))
+    left = (out - clean)[6:].square().mean().sqrt().item()
+    assert left < (0.9 * noise if noise else 0.01)
