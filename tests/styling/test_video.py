@@ -37,13 +37,13 @@ def grey(i: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 def make(
     path: Path, pictures: list[np.ndarray], *, times=None, base=None, rate=25, codec="libx264", sound=None,
-    shape=Fraction(1), rotation=0, matrix=None, begin=0,
+    shape=Fraction(1), rotation=0, matrix=None, begin=0, unsaid=False,
 ) -> Path:  # fmt: skip
     """A video; `times` in units of `base`, `sound` the names of codecs of its tracks."""
     with av.open(str(path), "w") as out:
         video = out.add_stream(codec, rate=rate)
         video.height, video.width = pictures[0].shape[:2]
-        video.pix_fmt = "yuv444p" if codec == "ffv1" else "yuv420p"
+        video.pix_fmt = {"ffv1": "yuv444p", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
         video.codec_context.time_base = base or Fraction(1, rate)
         video.codec_context.sample_aspect_ratio = shape
         if matrix:
@@ -55,7 +55,7 @@ def make(
             track.bit_rate = 128_000
         for i, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture)
-            frame = frame.reformat(format=video.pix_fmt, dst_colorspace="itu709" if matrix == 1 else None)
+            frame = frame.reformat(format=video.pix_fmt, dst_colorspace="itu709" if matrix == 1 or unsaid else None)
             frame.pts, frame.time_base = times[i] if times else begin * rate + i, base or Fraction(1, rate)
             out.mux(video.encode(frame))
         out.mux(video.encode(None))
@@ -185,6 +185,15 @@ def test_colours_are_kept(tmp_path, matrix):
     transcode(source, tmp_path / "b.mp4", lambda x: x)
     for path in (source, tmp_path / "b.mp4"):
         assert near(corners(next(frames(path))), [RED, GREEN, BLUE, WHITE])
+
+
+def test_colours_of_old_cameras_and_of_hd_that_does_not_say(tmp_path):
+    full = make(tmp_path / "a.avi", [quarters()] * 2, codec="mjpeg")  # BT.601 of 0..255
+    high = make(tmp_path / "b.mkv", [quarters(720, 64)] * 2, unsaid=True)  # BT.709
+    for path in (full, high):
+        transcode(path, tmp_path / "c.mp4", lambda x: x)
+        for made in (path, tmp_path / "c.mp4"):
+            assert near(corners(next(frames(made))), [RED, GREEN, BLUE, WHITE])
 
 
 def test_writing_pictures_at_a_rate(tmp_path):
