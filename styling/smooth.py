@@ -121,7 +121,7 @@ class MotionFilter:
         but common change of a shadow or of fading light.
         """
         scaled = difference / expected.sqrt()
-        squares = _box(scaled.square(), self.WINDOW).mean(0, keepdim=True)
+        squares = _box(scaled.square().mean(0, keepdim=True), self.WINDOW)
         common = _box(scaled, self.WINDOW).square().mean(0, keepdim=True) * self.WINDOW**2
         return torch.maximum(squares, common / 2)  # 3 degrees of freedom scatter far more than 75
 
