@@ -134,7 +134,7 @@ class MotionFilter:
             return self.noise
         in_time = (x - self._input).flatten()[::7].abs().median() / (0.6745 * 2**0.5)
         mask = x.new_tensor([[1, -2, 1], [-2, 4, -2], [1, -2, 1]]).view(1, 1, 3, 3)  # Immerkær 1996; its norm is 6
-        in_space = F.conv2d(x.unsqueeze(1), mask).flatten()[::7].abs().median() / (0.6745 * 6)
+        in_space = F.conv2d(x.unsqueeze(1), mask, stride=3).flatten().abs().median() / (0.6745 * 6)
         sigma = min(max(torch.minimum(in_time, in_space).item(), self.FLOOR), self.CEILING)
         self._estimate = sigma if self._estimate is None else 0.9 * self._estimate + 0.1 * sigma
         return self._estimate
