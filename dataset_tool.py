@@ -9,8 +9,9 @@ from PIL import ImageColor
 from tqdm import tqdm
 
 from torch_utils.cli import Command, Option, UserError, run
+from torch_utils.pictures import show
 from training.convert import FILTERS, LABELS, Conversion, convert, write_dataset
-from training.dataset import LABEL_FILE, RESOLUTIONS, check_dataset, show
+from training.dataset import LABEL_FILE, RESOLUTIONS, check_dataset
 from training.faces import HAIR_COLORS, faces
 
 LISTED = 10  # files that cannot be used; of thousands, the others are of the same kinds

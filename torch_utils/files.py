@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import shutil
@@ -20,24 +21,30 @@ class DiskFull(Failure):
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Opens a binary file that takes the name `path` only when everything in it is on the disk.
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a path beside `path` to write to, which takes the name `path` when everything in it is on the disk.
 
-    It is written beside its goal, flushed and renamed, so that a reader, or the next start after a crash,
-    finds the old file or the new one and never half of one. On an exception the old file stays.
+    A reader, or the next start after a crash, finds the old file or the new one and never half of one. On an
+    exception the old file stays.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb") as file:
-            yield file
-            file.flush()
+        yield beside
+        with open(beside, "rb") as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
         _sync_folder(path.parent)
     finally:
         with suppress(FileNotFoundError):
             beside.unlink()
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Opens a binary file for writing that is whole or not there at all, as `atomic_path` says."""
+    with atomic_path(path) as beside, open(beside, "wb") as file:
+        yield file
 
 
 def write_file(path: str | os.PathLike, data: bytes | memoryview) -> None:
@@ -87,3 +94,12 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
     finally:
         os.close(number)
+
+
+def missing(path: Path, otherwise: str) -> str:
+    """That there is no `path`, and what there is instead, or what to do `otherwise`."""
+    nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    close = [name for name in nearby if Path(name).stem == path.name]
+    if close := close or difflib.get_close_matches(path.name, nearby, n=1):
+        return f"there is no {path}; did you mean {path.parent / close[0]}?"
+    return f"there is no {path}; {otherwise}"

@@ -8,21 +8,19 @@ import json
 import os
 import shutil
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from torch_utils.cli import UserError
 from torch_utils.files import atomic_write
-from training.dataset import LABEL_FILE, ImageFiles, Unusable, load_picture, open_picture, read_labels, show
+from torch_utils.pictures import ALL_FORMATS, WHITE, Unusable, load_picture, open_picture, plain_picture, show
+from training.dataset import LABEL_FILE, ImageFiles, read_labels
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 FILTERS = {
     "box": Image.Resampling.BOX,
     "bilinear": Image.Resampling.BILINEAR,
@@ -41,7 +39,7 @@ class Conversion:
     channels: int = 3
     crop: str = "center"  # the largest square in the middle; "none" takes square pictures only
     filter: str = "lanczos"
-    background: tuple[int, int, int] = (255, 255, 255)  # behind what is transparent
+    background: tuple[int, int, int] = WHITE  # behind what is transparent
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def convert(
                     label = by_name.get(name)
                     if label is None:
                         raise Unusable(f"has no label in {LABEL_FILE}")
-                picture = open_picture(io.BytesIO(files.read(name)), FORMATS)
+                picture = open_picture(io.BytesIO(files.read(name)), ALL_FORMATS)
                 size = min(picture.size)
                 picture = convert_picture(picture, how)
             except Unusable as reason:
@@ -114,17 +112,8 @@ def convert_picture(picture: Image.Image, how: Conversion) -> Image.Image:
     width, height = picture.size
     if how.crop == "none" and width != height:
         raise Unusable(f"is {width}x{height}, not square (--crop center would cut it)")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata and palettes
-            ImageOps.exif_transpose(picture, in_place=True)
-            picture = _flat(_center(_eight_bits(picture)), how.background)
-            picture = picture.convert("L" if how.channels == 1 else "RGB")
-            picture = picture.resize((how.resolution, how.resolution), FILTERS[how.filter])
-    except Unusable:
-        raise
-    except Exception as error:  # broken metadata, and conversions that Pillow lacks
-        raise Unusable(f"of the kind {picture.mode} cannot be converted ({error})") from None
+    picture = _center(plain_picture(picture, "L" if how.channels == 1 else "RGB", how.background))
+    picture = picture.resize((how.resolution, how.resolution), FILTERS[how.filter])
     picture.info = {}  # a colour profile or a transparent colour would go into the new file
     return picture
 
@@ -211,28 +200,8 @@ def _position(class_names: tuple[str, ...], name: str) -> int:
     return class_names.index(name.split("/")[0])
 
 
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits scaled to 8 (Pillow would clip it); other kinds as they are. Raises Unusable."""
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
-        values = np.asarray(picture).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    if picture.mode in ("I", "F"):
-        raise Unusable(f"holds numbers of 32 bits (kind {picture.mode}), whose range is not known")
-    return picture
-
-
 def _center(picture: Image.Image) -> Image.Image:
     """The largest square in the middle."""
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     return picture.crop((left, top, left + side, top + side))
-
-
-def _flat(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Lays what is transparent, in any of Pillow's ways, on the background."""
-    if not picture.has_transparency_data:
-        return picture
-    picture = picture.convert("RGBA")
-    ground = Image.new("RGB", picture.size, background)
-    ground.paste(picture, mask=picture)
-    return ground

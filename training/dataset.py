@@ -6,7 +6,6 @@ checked before anything is unpacked or decoded, and no path of an archive is eve
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
@@ -14,7 +13,6 @@ import mmap
 import os
 import stat
 import sys
-import warnings
 import zipfile
 import zlib
 from collections import Counter, defaultdict
@@ -27,13 +25,14 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from tqdm import tqdm
 
 from torch_utils.cli import UserError
+from torch_utils.files import missing
+from torch_utils.pictures import Unusable, load_picture, one_line, open_picture, show
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-FORMATS = ("PNG", "JPEG", "WEBP")
 CHANNELS = {"L": 1, "RGB": 3}
 LABEL_FILE = "dataset.json"
 RESOLUTIONS = (16, 32, 64, 128, 256, 512, 1024)
@@ -44,14 +43,9 @@ MAX_FILES = 5_000_000
 MAX_FILE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 64 << 20
 MAX_RATIO = 200  # of the unpacked bytes to the bytes of the archive
-MAX_PIXELS = 1 << 27
 MAX_CLASSES = 100_000
 
 MAX_KEPT = 1 << 30  # bytes of decoded pictures that a data set may keep in memory
-
-
-class Unusable(Exception):
-    """Why one file cannot be used, as the end of a sentence that begins with its name."""
 
 
 class PictureError(UserError):
@@ -79,7 +73,7 @@ class ImageFiles:
             self.is_zip = not self.path.is_dir()
             stamps = self._list_zip() if self.is_zip else self._list_folder()
         except FileNotFoundError:
-            raise UserError(_missing(self.path)) from None
+            raise UserError(missing(self.path, "make a data set with dataset_tool.py faces or convert")) from None
         except zipfile.BadZipFile as error:
             raise UserError(
                 f"{self.path} is not a ZIP file, or is cut off ({error}); copy it again, or name a folder of pictures"
@@ -152,31 +146,14 @@ class ImageFiles:
             raise Unusable(f"is larger than {limit >> 20} MiB")
         return data
 
-
-def open_picture(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Reads the header of a picture; nothing is decoded. Raises Unusable."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about size, which is checked below, and about odd metadata
-            picture = Image.open(file, formats=formats)
-    except UnidentifiedImageError:
-        raise Unusable("is not a picture, or in an unknown format") from None
-    except Exception as error:  # on broken files Pillow raises nearly anything
-        raise Unusable(f"is not a readable picture ({_one_line(error)})") from None
-    if picture.width * picture.height > MAX_PIXELS:
-        raise Unusable(f"has {picture.width}x{picture.height} pixels; the limit is {MAX_PIXELS:,}")
-    return picture
-
-
-def load_picture(picture: Image.Image) -> Image.Image:
-    """Decodes an opened picture. Raises Unusable."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            picture.load()
-    except Exception as error:  # as in open_picture
-        raise Unusable(f"is a broken picture ({_one_line(error)})") from None
-    return picture
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the names, the CRC32s (of a ZIP) or sizes (in a folder), and `dataset.json`."""
+        digest = hashlib.sha256()
+        for name in self.names:
+            digest.update(f"{name}\0{self.stamps[name]}\n".encode("utf-8", "surrogateescape"))
+        digest.update(_label_bytes(self) or b"")
+        return digest.hexdigest()[:16]
 
 
 def read_labels(files: ImageFiles) -> dict[str, int] | None:
@@ -191,7 +168,7 @@ def read_labels(files: ImageFiles) -> dict[str, int] | None:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({_one_line(error)}); write it again or remove it") from None
+        raise UserError(f"{where} is not JSON ({one_line(error)}); write it again or remove it") from None
     entries = content.get("labels") if isinstance(content, dict) else content
     if entries is None:
         return None
@@ -205,7 +182,7 @@ def read_labels(files: ImageFiles) -> dict[str, int] | None:
                 labels[name.replace("\\", "/")] = label
             case _:
                 raise UserError(
-                    f"{where} has the label {_one_line(entry)}; it should read {form}, "
+                    f"{where} has the label {one_line(entry)}; it should read {form}, "
                     f"with classes from 0 to {MAX_CLASSES - 1}"
                 )
     return labels
@@ -264,14 +241,9 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": None}  # memory is shared with forks only
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """16 hex digits of the names, the CRC32s (of a ZIP) or sizes (in a folder), and `dataset.json`."""
-        digest = hashlib.sha256()
-        for name in self.names:
-            digest.update(f"{name}\0{self.files.stamps[name]}\n".encode("utf-8", "surrogateescape"))
-        digest.update(_label_bytes(self.files) or b"")
-        return digest.hexdigest()[:16]
+        return self.files.fingerprint
 
     def _check(self, name: str, picture: Image.Image) -> None:
         """Compares the header of a picture with the first one's, which it notes."""
@@ -417,11 +389,6 @@ def check_dataset(path: str | os.PathLike) -> Check:
     return Check(len(names), _kind(size, mode), classes, sorted(problems), label_problem)
 
 
-def show(name: str) -> str:
-    """A file's name for a message: names in archives can hold line breaks and codes that terminals obey."""
-    return name if name.isprintable() else ascii(name)
-
-
 def _kind(size: tuple[int, int], mode: str) -> str:
     return f"{size[0]}x{size[1]} {'greyscale' if mode == 'L' else mode}"
 
@@ -444,17 +411,3 @@ def _label_bytes(files: ImageFiles) -> bytes | None:
         return files.read(LABEL_FILE, MAX_LABEL_BYTES) if LABEL_FILE in files.stamps else None
     except Unusable as reason:
         raise UserError(f"{LABEL_FILE} of {files.path} {reason}") from None
-
-
-def _one_line(value: object) -> str:
-    text = " ".join(str(value).split())
-    return show(text if len(text) <= 100 else text[:97] + "...")
-
-
-def _missing(path: Path) -> str:
-    """That there is no `path`, and what there is instead."""
-    nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-    close = [name for name in nearby if Path(name).stem == path.name]
-    if close := close or difflib.get_close_matches(path.name, nearby, n=1):
-        return f"there is no {path}; did you mean {path.parent / close[0]}?"
-    return f"there is no {path}; make a data set with dataset_tool.py faces or convert"

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from torch_utils.cli import UserError
+from torch_utils.pictures import Unusable, open_picture
 from training.convert import FILTERS, Conversion, convert, convert_picture, write_dataset
-from training.dataset import ImageDataset, Unusable, check_dataset, open_picture
+from training.dataset import ImageDataset, check_dataset
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 KEEP = Conversion(16, crop="none", filter="box")  # does nothing to the pixels of a 16x16 picture

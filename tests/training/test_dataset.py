@@ -15,9 +15,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
+from torch_utils import pictures
 from torch_utils.cli import UserError
+from torch_utils.pictures import Unusable
 from training import dataset
-from training.dataset import EndlessSampler, ImageDataset, ImageFiles, Unusable, check_dataset
+from training.dataset import EndlessSampler, ImageDataset, ImageFiles, check_dataset
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -257,7 +259,7 @@ def test_archives_that_ask_for_too_much(tmp_path, monkeypatch):
         patch.setattr(dataset, "MAX_FILE_BYTES", 100)
         fails(one, "a.png is larger than")
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "MAX_PIXELS", 255)
+        patch.setattr(pictures, "MAX_PIXELS", 255)
         fails(one, "a.png has 16x16 pixels; the limit is 255")
 
 

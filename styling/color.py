@@ -1,0 +1,57 @@
+"""Keeping the content's colours (Gatys, Bethge, Hertzmann and Shechtman 2016, "Preserving Color in Neural Artistic
+Style Transfer"): by luminance, after stylizing; or by matching the style's colours to the content's, before it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601, the Y of both YIQ and YCbCr
+RANK = 1e-6  # of the largest variance: what lies below it is rounding, of 8-bit pictures at least
+
+
+def luma(pictures: Tensor) -> Tensor:
+    """[..., 3, H, W] → [..., 1, H, W], the Y of BT.601, in the same range."""
+    weights = pictures.new_tensor(LUMA).view(3, 1, 1)
+    return (pictures * weights).sum(-3, keepdim=True)
+
+
+def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
+    """The luminance of `stylized` with the chroma of `content`; floats [..., 3, H, W] in −1..1 of one size (section 3).
+
+    I and Q of YIQ (or Cb and Cr) are weighted sums of R − Y and B − Y: to take them from the content is to take
+    its differences to its own luma. Where that leads out of −1..1, clipping would change the luminance;
+    instead the chroma shrinks, towards the grey of that luminance, until the colour is one that there is.
+    """
+    if stylized.shape != content.shape:
+        raise ValueError(f"pictures of different shapes: {tuple(stylized.shape)} and {tuple(content.shape)}")
+    y = luma(stylized).clamp(-1, 1)
+    chroma = content - luma(content)
+    room = torch.where(chroma > 0, 1 - y, 1 + y) / chroma.abs().clamp_min(1e-12)
+    return y + chroma * room.amin(-3, keepdim=True).clamp_max(1)
+
+
+def match_colors(style: Tensor, content: Tensor) -> Tensor:
+    """The style picture with the mean and covariance of the content's colours, to be given to the model in its place.
+
+    x → A (x − μ_style) + μ_content with A = Σ_content^½ Σ_style^−½ and symmetric square roots (section 4). float
+    [..., 3, H, W] each, sizes may differ. Directions in which the style has no variance get none: a grey
+    style becomes one coloured line. The result may leave −1..1, by which its statistics are exact.
+    """
+    x, mean, root = _statistics(style)
+    _, goal, goal_root = _statistics(content)
+    values, vectors = torch.linalg.eigh(root)
+    there = values > RANK**0.5 * values.amax(-1, keepdim=True).clamp_min(1e-6)
+    inverse = torch.where(there, 1 / values.clamp_min(1e-12), 0)
+    matrix = goal_root @ (vectors * inverse.unsqueeze(-2)) @ vectors.mT
+    return (matrix @ (x - mean) + goal).to(style.dtype).view(style.shape)
+
+
+def _statistics(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels [..., 3, H·W], their mean [..., 3, 1], and the symmetric root of their covariance [..., 3, 3]; float64."""
+    x = pictures.double().flatten(-2)
+    mean = x.mean(-1, keepdim=True)
+    covariance = (x - mean) @ (x - mean).mT / x.shape[-1]
+    values, vectors = torch.linalg.eigh(covariance)
+    return x, mean, (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT

@@ -1,0 +1,226 @@
+"""Pictures in and out: reading them as people have them, writing them by extension, naming the results."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps
+from torch import Tensor
+
+from torch_utils.cli import UserError
+from torch_utils.files import missing, write_file
+from torch_utils.pictures import (
+    ALL_FORMATS,
+    ALL_SUFFIXES,
+    WHITE,
+    Unusable,
+    load_picture,
+    one_line,
+    open_picture,
+    plain_picture,
+)
+
+MIN_SIDE = 16  # pixels: what three halvings need, so that two are left to reflect at the border
+VIDEO_SUFFIXES = (
+    ".mp4",
+    ".mov",
+    ".m4v",
+    ".mkv",
+    ".webm",
+    ".avi",
+    ".mpg",
+    ".mpeg",
+    ".ts",
+    ".mts",
+    ".wmv",
+    ".flv",
+    ".3gp",
+)
+WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # of the formats and their libraries
+OTHER_PICTURE = "name another picture, or save it as PNG"
+
+
+def read_picture(
+    path: str | os.PathLike, *, min_side: int = MIN_SIDE, background: tuple[int, int, int] = WHITE
+) -> Tensor:
+    """uint8 [3, H, W] from a picture of any usual kind: upright, in sRGB, what is transparent laid on `background`.
+
+    Raises UserError where it is not there, not a picture, broken, larger than torch_utils.pictures.MAX_PIXELS, or
+    has a side of less than `min_side` pixels.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            picture = open_picture(file, ALL_FORMATS)
+            if min(picture.size) < min_side:
+                width, height = picture.size
+                raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more")
+            pixels = np.array(_in_srgb(picture, background))
+    except FileNotFoundError:
+        raise UserError(missing(path, "name a picture that is there")) from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; {OTHER_PICTURE}") from None
+    except Unusable as reason:
+        raise UserError(f"{path} {reason}; {OTHER_PICTURE}") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def write_picture(picture: Tensor, path: str | os.PathLike, *, quality: int = 95) -> None:
+    """Writes uint8 [3, H, W] as PNG, JPEG or WebP, as the extension says: whole or not at all.
+
+    The folder is made if need be. `quality` (1..100) is for JPEG and WebP. Raises UserError for another extension,
+    a picture too large for the format, and where nothing can be written; DiskFull where there is no room.
+    """
+    path = Path(path)
+    kind = check_written(path)
+    image = Image.fromarray(picture.permute(1, 2, 0).contiguous().cpu().numpy())
+    if max(image.size) > MAX_SIDE[kind]:
+        raise UserError(
+            f"{path}: {kind} holds at most {MAX_SIDE[kind]:,} pixels a side, not {image.width}x{image.height}; "
+            "write it as .png"
+        )
+    # Chroma at full resolution where quality is asked for: halved, it bleeds over the hard edges of brush strokes.
+    options = {"PNG": {}, "JPEG": {"quality": quality, "subsampling": 0 if quality >= 90 else 2}}
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options.get(kind, {"quality": quality}))
+    make_folder(path.parent)
+    try:
+        write_file(path, buffer.getbuffer())
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another place with --out") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder that a result goes into, if need be. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"cannot write into {folder}: {reason}; name another place with --out") from None
+
+
+def check_written(path: str | os.PathLike) -> str:
+    """The format of a picture to be written: "PNG", "JPEG" or "WEBP". Raises UserError where it is none of them."""
+    kind = WRITTEN.get(Path(path).suffix.lower())
+    if kind is None:
+        raise UserError(
+            f"cannot write {path}: pictures are written as {', '.join(WRITTEN)}; name such a file with --out"
+        )
+    return kind
+
+
+def list_pictures(folder: str | os.PathLike) -> list[Path]:
+    """The pictures that lie directly in a folder, by extension, in natural order: 2.jpg before 10.jpg.
+
+    Hidden files are left out. Raises UserError where there are none.
+    """
+    folder = Path(folder)
+    try:
+        entries = [Path(entry) for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
+    except FileNotFoundError:
+        raise UserError(missing(folder, "name a folder of pictures")) from None
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror or error}; name a folder of pictures") from None
+    pictures = sorted((path for path in entries if path.suffix.lower() in ALL_SUFFIXES), key=natural)
+    if not pictures:
+        raise UserError(f"{folder} holds no pictures ({', '.join(ALL_SUFFIXES)}); name the folder that holds them")
+    return pictures
+
+
+def natural(path: Path) -> tuple:
+    """A key that sorts numbers in names by their value, and all else without regard to case."""
+    parts = re.split(r"(\d+)", path.name.casefold(), flags=re.ASCII)
+    return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else part for i, part in enumerate(parts)], path.name
+
+
+def is_video(path: str | os.PathLike) -> bool:
+    """Whether a file is a video: by its extension, or else by what is in it. A GIF that moves is one."""
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return True
+    if suffix in ALL_SUFFIXES and suffix != ".gif":
+        return False
+    try:
+        with open(path, "rb") as file:
+            picture = open_picture(file, ALL_FORMATS)
+            return picture.format == "GIF" and picture.n_frames > 1
+    except (OSError, EOFError, ValueError):
+        return False  # whoever reads it will say why it cannot be read
+    except Unusable:
+        return suffix not in ALL_SUFFIXES and _holds_video(path)
+
+
+def output_paths(
+    contents: Sequence[Path], styles: Sequence[Path], folder: str | os.PathLike, suffix: str = ".png"
+) -> list[Path]:
+    """`folder/photo-style.png` for each content; with several styles `photo-style1-style2.png`.
+
+    Contents that differ in their extension only keep it: `photo.jpg-style.png`. Raises UserError where two results
+    would have one name even so.
+    """
+    stems = Counter(path.stem for path in contents)
+    look = "-".join(path.stem for path in styles)
+    paths = [Path(folder, f"{c.stem if stems[c.stem] == 1 else c.name}-{look}{suffix}") for c in contents]
+    name, count = Counter(paths).most_common(1)[0] if paths else (None, 0)
+    if count > 1:
+        raise UserError(f"{count} pictures would be written to {name}; rename them, or stylize them one by one")
+    return paths
+
+
+def unfinished(
+    contents: Sequence[Path], outputs: Sequence[Path], *, overwrite: bool = False
+) -> list[tuple[Path, Path]]:
+    """The pairs (content, output) whose output is not there yet; all of them with `overwrite`.
+
+    Files are written whole or not at all, so that one that is there is done. Raises UserError where an output would
+    replace a content.
+    """
+    sources = {path.resolve() for path in contents}
+    for path in outputs:
+        if path.resolve() in sources:
+            raise UserError(f"{path} is a picture to be stylized and would be replaced; name another place with --out")
+    return [(c, out) for c, out in zip(contents, outputs, strict=True) if overwrite or not out.exists()]
+
+
+def _in_srgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """A plain RGB picture; a colour profile, be it Display P3 or a printer's CMYK, is applied. Raises Unusable."""
+    load_picture(picture)
+    profile = picture.info.get("icc_profile")
+    if profile and picture.mode == "CMYK":  # before it is made RGB without the profile
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ImageOps.exif_transpose(picture, in_place=True)
+        picture, profile = _managed(picture, profile), None
+    picture = plain_picture(picture, "RGB", background)
+    return _managed(picture, profile) if profile else picture
+
+
+def _managed(picture: Image.Image, profile: bytes) -> Image.Image:
+    """The picture from its profile's colours to sRGB; as it is where the profile is broken or of another kind."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(source).casefold():
+            return picture  # not through the rounding of a transform that changes nothing
+        return ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return picture
+
+
+def _holds_video(path: Path) -> bool:
+    try:
+        from styling.video import VideoReader
+
+        with VideoReader(path):
+            return True
+    except UserError:
+        return False
