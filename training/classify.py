@@ -33,7 +33,17 @@ class ClassifierConfig:
     smoothing: float = 0.1  # the part of each label that is spread over all classes
     shift: float = 1 / 8  # the largest random shift, as a part of the side
     mirror: bool = True  # flip half of the pictures left-right
-    precision: str = "bf16"  # of the convolutions: bf16 or fp32
+    precision: str = "fp32"  # of the convolutions: fp32 or bf16
+
+
+def fastest_precision(device: torch.device) -> str:
+    """bf16 where the device computes with it, as CPUs with AVX512-BF16 or AMX do; else fp32."""
+    if device.type == "cuda":
+        half = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+        half = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return "bf16" if half else "fp32"
 
 
 def augment(images: Tensor, shift: float = 1 / 8, mirror: bool = True) -> Tensor:

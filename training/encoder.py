@@ -111,8 +111,10 @@ def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     """The tensors up to relu4_1 of a state of torchvision's vgg19, and the width that the first of them says."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no state
+    except OSError as error:
         raise _unreadable(path, error) from None
+    except Exception:  # of many kinds; some of the messages advise to execute what is in the file
+        raise _unreadable(path, "not a PyTorch file of nothing but tensors and plain values") from None
     if not isinstance(state, dict):
         raise ValueError(f"a {type(state).__name__} instead of named tensors")
     with torch.device("meta"):
@@ -130,8 +132,8 @@ def _check_shapes(width: float, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{name[:80]} is missing, unexpected or of another shape")
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
+def _unreadable(path: Path, why: Exception | str) -> UserError:
+    reason = " ".join(str(why).split())[:200]
     return UserError(
         f"{path} cannot be read as an encoder ({reason}); name with --encoder-weights a .safetensors "
         "of this project or a .pth of torchvision's vgg19"

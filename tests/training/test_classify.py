@@ -14,6 +14,7 @@ from training.classify import (
     accuracy,
     augment,
     classification_loss,
+    fastest_precision,
     make_optimizer,
     one_cycle,
     train_step,
@@ -98,6 +99,17 @@ def test_accuracy_is_the_part_that_is_right(faces16):
     assert accuracy(model, dataset, batch=64) == pytest.approx(float((dataset.labels == 1).float().mean()))
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch):
+    for capabilities, precision in [
+        ({"avx512_f": True, "avx512_bf16": False}, "fp32"),
+        ({"avx512_bf16": True}, "bf16"),
+        ({"amx_bf16": True}, "bf16"),
+        ({}, "fp32"),
+    ]:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda value=capabilities: value, raising=False)
+        assert fastest_precision(torch.device("cpu")) == precision
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
