@@ -3,12 +3,13 @@
     python benchmarks/bench_training.py --resolution 256 --batch 8
 
 A step of training is a step of the generator and one of the discriminator; the path length penalty comes with every
-4th and R1 with every 16th. All are the functions of `training/`, on random pictures; data is the time to read and
+4th and R1 with every 16th. All are the functions of `training/`, on drawn pictures; data is the time to read and
 decode a picture, which training does in other processes at the same time. Medians over rounds in which every candidate
 has its turn.
 
---peer-baseline adds StyleGAN2 as others train it: modulated kernels as further groups of one convolution (Karras et al.
-2020, StyleGAN2, appendix B), and plain PyTorch for filters and activations.
+--references adds AdaConv with the ops' plain PyTorch references. --peer-baseline adds StyleGAN2 as others train it:
+modulated kernels as further groups of one convolution (Karras et al. 2020, StyleGAN2, appendix B), and plain PyTorch
+for filters and activations.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -36,24 +37,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench_generator import seconds
 
-from networks.discriminator import Discriminator
-from networks.generator import Generator, SynthesisLayer
+from networks.generator import SynthesisLayer
 from torch_utils import cli
 from torch_utils.files import write_file
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import bias_act_reference
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
-from training.augment import AugmentPipe
 from training.config import resolve
 from training.convert import write_dataset
 from training.dataset import ImageDataset
-from training.descent import Descent
 from training.faces import faces
-from training.loop import set_precision
-from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
+from training.gan import GAN
 
-PARTS = ("G", "path length", "D", "R1")
+PARTS = ("G", "path length", "D", "R1")  # as `steps` has them
 
 
 def grouped_layer(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
@@ -74,61 +71,36 @@ def grouped_layer(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: Tensor | N
     return bias_act_reference(x, layer.bias, "lrelu", 2**0.5, layer.clamp)
 
 
+def with_references() -> AbstractContextManager:
+    """Without kernels of our own."""
+    return mock.patch.object(native, "available", lambda device: False)
+
+
 @contextmanager
 def as_peers_do() -> Iterator[None]:
-    """Without kernels of our own, and with modulated kernels in groups."""
-    with (
-        mock.patch.object(native, "available", lambda device: False),
-        mock.patch.object(SynthesisLayer, "forward", grouped_layer),
-    ):
+    """With the references, and with modulated kernels in groups."""
+    with with_references(), mock.patch.object(SynthesisLayer, "forward", grouped_layer):
         yield
 
 
-def steps(config, device: torch.device) -> dict[str, Callable[[], None]]:
-    """The four steps of training a new model as `config` says."""
-    torch.manual_seed(0)
-    n = config.batch
-    G, D = Generator(config.generator).to(device), Discriminator(config.discriminator).to(device)
-    set_precision(G, D, config.precision)
-    path_length, augment = PathLength().to(device), AugmentPipe(config.augpipe, config.p).to(device)
-    G_opt = Descent(G, config.glr, config.pl_interval, device, config.precision == "fp16")
-    D_opt = Descent(D, config.dlr, config.r1_interval, device, config.precision == "fp16")
-    real = torch.randn(n, 3, *[config.generator.resolution] * 2, device=device)
-    c = torch.zeros(n, 0, device=device)
-
-    def judge(images: Tensor, c: Tensor) -> Tensor:
-        return D(images if config.aug == "noaug" else augment(images), c)
-
-    def random_ws(count: int) -> Tensor:
-        return sample_ws(G, torch.randn(count, config.generator.z_dim, device=device), c[:count], config.mixing)
-
-    def generator() -> None:
-        D.requires_grad_(False)
-        G_opt.step([generator_loss(judge(G.synthesis(random_ws(n)), c))])
-        D.requires_grad_(True)
-
-    def lengths() -> None:
-        ws = random_ws(max(n // config.pl_shrink, 1))
-        G_opt.step([path_length(G.synthesis(ws), ws)])
-
-    def discriminator() -> None:
-        with torch.no_grad():
-            fake = G.synthesis(random_ws(n))
-        D_opt.step([discriminator_loss(judge(real, c), judge(fake, c))])
-
-    def penalty() -> None:
-        D_opt.step([gradient_penalty(judge, real, c) * config.gamma])
-
-    return dict(zip(PARTS, (generator, lengths, discriminator, penalty), strict=True))
+CANDIDATES = {  # name → modulation, and the circumstances of its steps
+    "modconv": ("modconv", nullcontext),
+    "adaconv": ("adaconv", nullcontext),
+    "adain": ("adain", nullcontext),
+    "references": ("adaconv", with_references),
+    "peer baseline": ("modconv", as_peers_do),
+}
 
 
-def reading(resolution: int, batch: int) -> float:
-    """Seconds to read and decode a batch, in one process."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "faces.zip"
-        write_dataset(path, faces(batch, resolution))
-        dataset = ImageDataset(path)
-        return seconds(lambda: [dataset[i] for i in range(batch)], torch.device("cpu"))
+def steps(gan: GAN) -> dict[str, Callable[[], None]]:
+    """The four kinds of step, with the first batch of the data set."""
+    reals = next(gan.batches(0))
+    return {
+        "G": lambda: gan.generator_step(reals),
+        "path length": gan.path_length_step,
+        "D": lambda: gan.discriminator_step(reals),
+        "R1": lambda: gan.penalty_step(reals),
+    }
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_training.py --resolution 256 --json training.json")
@@ -143,6 +115,7 @@ def reading(resolution: int, batch: int) -> float:
     default=("modconv", "adaconv"),
     help="May be given again.",
 )
+@cli.option("Options", "--references", is_flag=True, help="Add AdaConv without the ops' kernels.")
 @cli.option("Options", "--peer-baseline", is_flag=True, help="Add StyleGAN2 in plain PyTorch.")
 @cli.option("Options", "--cbase", type=click.IntRange(16), default=16384)
 @cli.option("Options", "--aug", type=click.Choice(["noaug", "fixed"]), default="noaug", help="fixed: bgc with p 0.2.")
@@ -154,6 +127,7 @@ def main(
     resolution: int,
     batch: int,
     modulation: tuple[str, ...],
+    references: bool,
     peer_baseline: bool,
     cbase: int,
     aug: str,
@@ -165,23 +139,28 @@ def main(
     place = torch.device(device)
     if place.type == "cpu":
         keep_freed_memory()
-    options = {"data": "random", "batch": batch, "cbase": cbase, "aug": aug, "precision": precision}
+    options = {"batch": batch, "cbase": cbase, "aug": aug, "precision": precision, "workers": 0}
     if aug == "fixed":
         options["p"] = 0.2
-    names = [*modulation, *(["peer baseline"] if peer_baseline else [])]
-    configs = {
-        name: resolve({**options, "modulation": name if name in modulation else "modconv"}, resolution, 3, 0, 0)
-        for name in names
-    }
+    names = [*modulation, *["references"] * references, *["peer baseline"] * peer_baseline]
     times = {name: {part: [] for part in PARTS} for name in names}
     memory: dict[str, float] = {}
-    every = {name: steps(config, place) for name, config in configs.items()}
+    every, configs = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "faces.zip"
+        write_dataset(data, faces(batch, resolution))
+        dataset = ImageDataset(data)
+        reading = seconds(lambda: [dataset[i] for i in range(batch)], torch.device("cpu")) / batch
+        for name in names:
+            own = {**options, "data": str(data), "modulation": CANDIDATES[name][0]}
+            configs[name] = resolve(own, resolution, 3, 0, 0)
+            every[name] = steps(GAN(configs[name], place))
     for i in range(rounds + 1):  # the first is the warm-up
         for name in names:
             if place.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             for part, step in every[name].items():
-                with as_peers_do() if name == "peer baseline" else mock.patch.dict({}):
+                with CANDIDATES[name][1]():
                     elapsed = seconds(step, place) / batch
                 if i:
                     times[name][part].append(elapsed)
@@ -190,14 +169,13 @@ def main(
     if place.type == "cpu":  # of all candidates together
         memory = dict.fromkeys(names, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
-    data = reading(resolution, batch) / batch
     rows = []
     for name in names:
         config = configs[name]
         median = {part: statistics.median(values) for part, values in times[name].items()}
         total = median["G"] + median["D"] + median["R1"] / config.r1_interval
         total += median["path length"] / config.pl_interval
-        rows.append({"name": name, "s_per_picture": median, "data": data, "s_per_kimg": total * 1000})
+        rows.append({"name": name, "s_per_picture": median, "data": reading, "s_per_kimg": total * 1000})
         rows[-1] |= {"without_path_length": total - median["path length"] / config.pl_interval, "gib": memory[name]}
     for row in rows:
         row["vs_first"] = row["s_per_kimg"] / rows[0]["s_per_kimg"]

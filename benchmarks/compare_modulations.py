@@ -45,10 +45,11 @@ from pathlib import Path
 import torch
 from training.config import resolve
 from training.dataset import ImageDataset
+from training.gan import GAN
 from training.loop import train
 run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 data = ImageDataset(options["data"])
-train(resolve(options, data.resolution, data.channels, 0, 0), run)
+train(GAN, resolve(options, data.resolution, data.channels, 0, 0), run)
 """
 
 

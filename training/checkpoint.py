@@ -131,14 +131,14 @@ def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) 
     return path
 
 
-def look_is_due(run: Path, state: Mapping[str, Any], kimg: float) -> bool:
+def look_is_due(run: Path, look_name: str, state: Mapping[str, Any], kimg: float) -> bool:
     """Whether pictures and metrics belong to the moment of a state, and were not made any more when it was written."""
-    return state.get("look", False) and not fakes_path(run, kimg).exists()
+    return state.get("look", False) and not look_path(run, look_name, kimg).exists()
 
 
-def fakes_path(run: Path, kimg: float) -> Path:
-    """The grid of generated pictures. It is the last that is written of a moment."""
-    return run / f"fakes{kimg_name(kimg)}.png"
+def look_path(run: Path, look_name: str, kimg: float) -> Path:
+    """The picture of a moment, `fakes000200.png`. It is the last that is written of it."""
+    return run / f"{look_name}{kimg_name(kimg)}.png"
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -13,25 +13,40 @@ from networks.generator import GeneratorConfig
 from torch_utils.cli import UserError
 
 
-@dataclass
-class TrainConfig:
-    """Everything that a training run depends on. Written to the run's config.json and into every training state."""
+@dataclass(kw_only=True)
+class RunConfig:
+    """What every training run depends on. Written to the run's config.json and into every training state."""
 
     data: str
-    generator: GeneratorConfig
-    discriminator: DiscriminatorConfig
-    cfg: str = "auto"
-    cond: bool = False  # train with the data set's class labels
-    mirror: bool = False  # show every picture flipped left-right as well
     seed: int = 0
     gpus: int = 0  # 0: the CPU
     procs: int = 1  # processes, on the CPU; on GPUs one for each
     batch: int = 32  # pictures a step, over all processes
     batch_gpu: int = 32  # of these, as many at a time in each process
-    precision: str = "fp32"  # of the highest 4 resolutions: fp32, bf16 or fp16
+    precision: str = "fp32"  # fp32, bf16 or fp16, where half precision is enough
     tf32: bool = False  # whether GPUs may round the factors of float32 products to 10 bits
-    compile: bool = False  # whether the steps without regularizers are compiled
-    kimg: float = 25000  # thousands of real pictures to show
+    compile: bool = False  # whether what is differentiated once is compiled
+    kimg: float = 25000  # thousands of pictures to show
+    tick: float = 4.0  # kimg between two lines of the log
+    snap: int = 50  # ticks between two snapshots
+    workers: int = 2  # processes that read pictures
+    keep: int = 2  # training states that stay, the newest
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**values)
+
+
+@dataclass(kw_only=True)
+class TrainConfig(RunConfig):
+    """What the generator's training depends on, beside."""
+
+    generator: GeneratorConfig
+    discriminator: DiscriminatorConfig
+    cfg: str = "auto"
+    cond: bool = False  # train with the data set's class labels
+    mirror: bool = False  # show every picture flipped left-right as well
     glr: float = 0.0025
     dlr: float = 0.0025
     loss: str = "nonsaturating"  # or relativistic
@@ -50,22 +65,12 @@ class TrainConfig:
     p: float = 0.0  # the probability of each transform, at the start
     init_from: str | None = None  # a snapshot, state or run whose weights this one starts from
     freezed: int = 0  # the discriminator's layers, from the picture on, that are not trained
-    tick: float = 4.0  # kimg between two lines of the log
-    snap: int = 50  # ticks between two snapshots
     metrics: list[str] = field(default_factory=lambda: ["swd"])
-    workers: int = 2
-    keep: int = 2  # training states that stay, the newest
 
-    @staticmethod
-    def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of `dataclasses.asdict`."""
-        return TrainConfig(
-            **{
-                **values,
-                "generator": GeneratorConfig(**values["generator"]),
-                "discriminator": DiscriminatorConfig(**values["discriminator"]),
-            }
-        )
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        networks = {"generator": GeneratorConfig, "discriminator": DiscriminatorConfig}
+        return cls(**{**values, **{name: kind(**values[name]) for name, kind in networks.items()}})
 
 
 # Of StyleGAN2 (Karras et al. 2020) for 1024² FFHQ, and of StyleGAN2-ADA (Karras et al. 2020, appendix D).
@@ -104,27 +109,14 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     values["procs"] = processes
 
     batch = given.get("batch", values["batch"])
-    if batch % processes:
-        raise UserError(
-            f"--batch {batch} cannot be split evenly over {processes} processes; take a multiple of {processes}"
-        )
-    part = batch // processes
-    batch_gpu = given.get("batch_gpu", part)
-    if part % batch_gpu:
-        raise UserError(
-            f"--batch-gpu {batch_gpu} does not divide the {part} pictures of a process (--batch {batch}, "
-            f"{processes} processes); take a divisor"
-        )
+    batch_gpu = split_batch(batch, given.get("batch_gpu"), processes)
     # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
     values.setdefault("gamma", 0.0002 * resolution**2 / batch)
     values.setdefault("mbstd_group", 4)
 
     values.update(given)
     values["batch_gpu"] = batch_gpu
-    if (precision := values.get("precision", "auto")) == "auto":
-        bf16 = gpus and torch.cuda.is_bf16_supported()
-        precision = "fp32" if not gpus else "bf16" if bf16 else "fp16"
-    values["precision"] = precision
+    values["precision"] = resolve_precision(values.get("precision"), gpus)
     if values.get("aug", "noaug") == "noaug":
         useless = [f"--{name}" for name in ("augpipe", "target", "p") if name in given]
         if useless:
@@ -157,6 +149,28 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     return TrainConfig(
         **{**own, "generator": generator, "discriminator": discriminator, "gpus": gpus, "procs": processes}
     )
+
+
+def split_batch(batch: int, batch_gpu: int | None, processes: int) -> int:
+    """How many pictures of a batch each process takes at a time: `batch_gpu`, or all of its part. Raises UserError."""
+    if batch % processes:
+        raise UserError(
+            f"--batch {batch} cannot be split evenly over {processes} processes; take a multiple of {processes}"
+        )
+    part = batch // processes
+    if part % (batch_gpu or part):
+        raise UserError(
+            f"--batch-gpu {batch_gpu} does not divide the {part} pictures of a process (--batch {batch}, "
+            f"{processes} processes); take a divisor"
+        )
+    return batch_gpu or part
+
+
+def resolve_precision(precision: str | None, gpus: int) -> str:
+    """What `auto`, or nothing, means on this machine."""
+    if precision not in (None, "auto"):
+        return precision
+    return "fp32" if not gpus else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
@@ -200,7 +214,7 @@ def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
     raise UserError(f"--cfg {cfg} is unknown; there are {', '.join(PRESETS)}")
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+def differences(old: RunConfig, new: RunConfig) -> list[str]:
     """What a resumed run would do differently, as `name: old in the run, new asked`; empty if nothing."""
     a, b = _flat(asdict(old)), _flat(asdict(new))
     return [

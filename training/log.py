@@ -72,6 +72,7 @@ class Log:
         self._unwritten: dict[Path, bytes] = {}
         _drop(run / "stats.jsonl", lambda at: at > kimg)
         _drop(run / "metrics.jsonl", lambda at: at > kimg or (look_again and at == kimg))
+        self._last_metrics = next(iter(_records(run / "metrics.jsonl")[-1:]), None)
         self.begin(kimg)
         self._bar = tqdm(
             total=total_kimg,
@@ -85,9 +86,8 @@ class Log:
         self._events = run / f"events.out.tfevents.{time.time():.3f}"
         self._event(0, file_version="brain.Event:2")
         self._event(round(kimg * 1000) + (not look_again), session_log=SessionLog(status=SessionLog.START))
-        if look_again and (run / "stats.jsonl").exists():
-            last = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()[-1:]]
-            for values in last:  # none where the disk was full
+        if look_again:
+            for values in _records(run / "stats.jsonl")[-1:]:  # none where the disk was full
                 if values["kimg"] == kimg:
                     self._scalars(values)
 
@@ -123,14 +123,18 @@ class Log:
         for name, text in (("ada/p", "p {:.3f}"), ("gpu_gib", "{:.1f} GiB"), ("skipped", "{:g} steps skipped")):
             if means.get(name):
                 losses += "  " + text.format(means[name])
+        if last := self._last_metrics:
+            losses += f"  ({_figures(last)} at kimg {last['kimg']:g})"
         self.say(
             f"kimg {kimg:g}/{self._bar.total:g}  {steps_per_s:.1f} it/s  {s_per_kimg:.1f} s/kimg  "
             f"left {self.left(kimg)}  {losses}"
         )
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A snapshot's figures; `values["kimg"]` says when."""
+        """A snapshot's figures, at `values["kimg"]`: a line of them, and at the end of every line that follows."""
         self._record("metrics.jsonl", values)
+        self.say(_figures(values))
+        self._last_metrics = values
 
     def image(self, name: str, picture: Tensor, kimg: float) -> None:
         """uint8 [C, H, W] for TensorBoard."""
@@ -178,3 +182,14 @@ def _drop(path: Path, unwanted: Callable[[float], bool]) -> None:
         kept = [line for line in lines if line.endswith(b"\n") and not unwanted(json.loads(line)["kimg"])]
         if kept != lines:
             write_file(path, b"".join(kept))
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _figures(values: dict[str, Any]) -> str:
+    """The numbers of a record of metrics.jsonl, for people."""
+    return "  ".join(
+        f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float) and name != "kimg"
+    )

@@ -1,64 +1,84 @@
-"""The generator's training, top to bottom."""
+"""The training loop, top to bottom: the same for everything that is trained here."""
 
 from __future__ import annotations
 
-import copy
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from metrics import Evaluator
-from networks.discriminator import Discriminator
-from networks.generator import Generator
 from torch_utils import distributed
 from torch_utils.cli import Failure, UserError
 from torch_utils.files import DiskFull, remove_leftovers
 from torch_utils.memory import keep_freed_memory
-from training.augment import AdaptiveP, AugmentPipe
-from training.checkpoint import (
-    fakes_path,
-    kimg_name,
-    load_state,
-    look_is_due,
-    module_state,
-    save_snapshot,
-    save_state,
-)
-from training.config import TrainConfig
-from training.dataset import EndlessSampler, ImageDataset
+from training.checkpoint import kimg_name, load_state, look_is_due, module_state, save_state
+from training.config import RunConfig
 from training.descent import Descent
-from training.images import grid, save_png, to_float
 from training.log import Averages, Log
-from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
-from training.sampling import generate_batches, one_hot
-from training.transfer import freeze, initialize
 
-HALF_RESOLUTIONS = 4
 HOPELESS = 50  # steps one after the other without a finite gradient
 
 
-def train(config: TrainConfig, run: Path, state_path: Path | None = None) -> bool:
-    """`training`, with a line for a GPU whose memory does not suffice."""
+class Monitor(Protocol):
+    """Looks at what is trained from outside, in the process that writes."""
+
+    def begin(self) -> None:
+        """Before the first step."""
+
+    def look(self, kimg: float) -> None:
+        """Writes metrics, and last the picture of that moment, `look_name`. Raises DiskFull."""
+
+
+class Task(Protocol):
+    """What is trained. `training.gan.GAN` is one."""
+
+    script: str  # that goes on with a run
+    look_name: str  # of the picture that a look leaves
+    remedy: str  # what to try where gradients are not finite any more
+
+    modules: Mapping[str, nn.Module]  # all that a state holds, equal in all processes
+    optimizers: Mapping[str, Descent]
+    averages: Averages  # of the steps since the last tick
+
+    def batches(self, step: int) -> Iterator[Any]:
+        """What the steps take from that one on, without end."""
+
+    def step(self, batch: Any, step: int) -> None:
+        """One step of every optimizer."""
+
+    def figures(self) -> dict[str, float]:
+        """Of a tick, beside the averages."""
+
+    def save(self, path: Path, kimg: float) -> None:
+        """Writes the model. Raises DiskFull."""
+
+    def monitor(self, run: Path, log: Log) -> Monitor: ...
+
+
+Build = Callable[[RunConfig, torch.device, bool], Task]
+
+
+def train(build: Build, config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
+    """`training`, with a line where memory does not suffice."""
     try:
-        return training(config, run, state_path)
-    except torch.OutOfMemoryError:
+        return training(build, config, run, state_path)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        kind = "GPU memory" if config.gpus else "memory"
         raise UserError(
-            f"out of GPU memory with {config.batch_gpu} pictures of {config.generator.resolution}² at a time; halve "
-            f"--batch-gpu, which leaves --batch as it is, or lower --cbase"
+            f"out of {kind} with {config.batch_gpu} pictures at a time; halve --batch-gpu, which leaves --batch as it "
+            "is, or take a smaller model or smaller pictures"
         ) from None
 
 
-def training(config: TrainConfig, run: Path, state_path: Path | None = None) -> bool:
-    """Trains a generator as `config` says, in the folder `run`, from the start or from a state.
+def training(build: Build, config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
+    """Trains what `build` makes of `config`, in the folder `run`, from the start or from a state.
 
     Returns whether it came to the end; False when it was interrupted, with everything saved to go on. A disk that is
     full on the way costs a state and no more; in the end, DiskFull is raised.
@@ -70,121 +90,35 @@ def training(config: TrainConfig, run: Path, state_path: Path | None = None) -> 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     if device.type == "cpu":
         keep_freed_memory()
-
-    # Data, networks, optimizers.
-    dataset = ImageDataset(config.data, use_labels=config.cond, mirror=config.mirror)
-    G = Generator(config.generator).to(device)
-    D = Discriminator(config.discriminator).to(device)
-    G_ema = copy.deepcopy(G).eval().requires_grad_(False)
-    path_length = PathLength().to(device)
-    augment = AugmentPipe(config.augpipe, config.p).to(device)
-    ada = AdaptiveP(config.target).to(device)
-    modules = {"G": G, "D": D, "G_ema": G_ema, "path_length": path_length, "augment": augment, "ada": ada}
-    if config.init_from and state_path is None and main_process:
-        print(initialize(modules, config.init_from, config.freezed), file=sys.stderr)
-    freeze(D, config.freezed)
-    set_precision(G, D, config.precision)
-    scaling = config.precision == "fp16"
-    G_opt = Descent(G, config.glr, config.pl_interval if config.pl_weight else None, device, scaling)
-    D_opt = Descent(D, config.dlr, config.r1_interval, device, scaling)
-    optimizers = {"G_opt": G_opt, "D_opt": D_opt}
+    task = build(config, device, state_path is None)
+    averages = task.averages
 
     # From here on every process draws its own numbers.
     torch.manual_seed(config.seed * distributed.world_size() + distributed.rank() + 1)
-    step, look_due, averages = 0, False, Averages()
+    step, look_due = 0, False
     if state_path is not None:
         state = distributed.on_rank_0(load_state, state_path)  # the other machines may not have the file
-        for name, part in {**modules, **optimizers}.items():
+        for name, part in {**task.modules, **task.optimizers}.items():
             part.load_state_dict(state[name])
         step = state["step"]
         set_random_state(state["random"][distributed.rank()], device)
         averages.load(state["averages"], device)
-        look_due = look_is_due(run, state, step * config.batch / 1000)
-    for module in modules.values():
+        look_due = look_is_due(run, task.look_name, state, step * config.batch / 1000)
+    for module in task.modules.values():
         distributed.broadcast(module)
-
-    batches = real_batches(config, dataset, step, device)
-    n = config.batch // distributed.world_size()  # pictures of this process, of which so many at a time
-    at_a_time, parts = config.batch_gpu, n // config.batch_gpu
-    class_numbers = dataset.labels if config.cond else torch.zeros(1, dtype=torch.int64)
-    relativistic = config.loss == "relativistic"
-    # Only what is differentiated once can be compiled.
-    synthesize, compiled_D = (torch.compile(m) for m in (G.synthesis, D)) if config.compile else (G.synthesis, D)
-
-    def random_classes(count: int) -> Tensor:
-        """c [count, c_dim] with the data set's frequencies."""
-        chosen = class_numbers[torch.randint(len(class_numbers), [count])]
-        return one_hot(chosen, config.generator.c_dim).to(device)
-
-    def random_ws(count: int) -> tuple[Tensor, Tensor]:
-        """w codes for every layer, and the classes that they were made for."""
-        c = random_classes(count)
-        z = torch.randn(count, config.generator.z_dim, device=device)
-        return sample_ws(G, z, c, config.mixing), c
-
-    def judge(images: Tensor, c: Tensor, D: nn.Module = compiled_D) -> Tensor:
-        """The discriminator's logits for augmented pictures."""
-        return D(images if config.aug == "noaug" else augment(images), c)
-
-    # The four steps, as the losses of the parts of a batch.
-
-    def generator_losses(reals: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        means = []
-        for real, real_c in reals:
-            ws, c = random_ws(at_a_time)
-            means.append(ws.detach()[:, 0].mean(dim=0))
-            with torch.no_grad():
-                real_logits = judge(real, real_c) if relativistic else None
-            fake_logits = judge(synthesize(ws), c)
-            loss = generator_loss(fake_logits, real_logits)
-            averages.add(**{"loss/G": loss, "logits/G": fake_logits})
-            yield loss
-        G.w_avg.lerp_(distributed.mean(torch.stack(means).mean(dim=0)), 1 - config.w_avg_beta)
-
-    def path_length_losses() -> Iterator[Tensor]:
-        for _ in range(parts):
-            ws, _ = random_ws(max(at_a_time // config.pl_shrink, 1))
-            penalty = path_length(G.synthesis(ws), ws)
-            averages.add(**{"loss/path_length": penalty})
-            yield penalty * config.pl_weight * config.pl_interval
-
-    def discriminator_losses(reals: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        for real, real_c in reals:
-            with torch.no_grad():
-                ws, c = random_ws(at_a_time)
-                fake = synthesize(ws)
-            real_logits, fake_logits = judge(real, real_c), judge(fake, c)
-            loss = discriminator_loss(real_logits, fake_logits, relativistic)
-            averages.add(**{"loss/D": loss, "logits/real": real_logits, "logits/fake": fake_logits})
-            averages.add(**{"sign/real": real_logits.sign()})
-            if config.aug == "ada":
-                signs.append(real_logits.detach())
-            yield loss
-
-    def penalty_losses(reals: list[tuple[Tensor, Tensor]]) -> Iterator[Tensor]:
-        for real, real_c in reals:
-            penalty = gradient_penalty(partial(judge, D=D), real, real_c)
-            averages.add(**{"loss/r1": penalty})
-            if relativistic:
-                with torch.no_grad():
-                    ws, c = random_ws(at_a_time)
-                    fake = synthesize(ws)
-                r2 = gradient_penalty(partial(judge, D=D), fake, c)
-                averages.add(**{"loss/r2": r2})
-                penalty = penalty + r2
-            yield penalty * (config.gamma / 2 * config.r1_interval)
+    batches = task.batches(step)
 
     # The run's records, written by one process.
     kimg = step * config.batch / 1000
     if main_process:
         remove_leftovers(run)
     log = Log(run, kimg, config.kimg, look_due) if main_process else None
-    monitor = Monitor(config, dataset, run, log) if main_process else None
+    monitor = task.monitor(run, log) if main_process else None
     if main_process and step == 0:
-        monitor.write_reals()
-        monitor.look(G_ema, kimg)
+        monitor.begin()
+        monitor.look(kimg)
     if main_process and look_due:
-        monitor.try_to_look(G_ema, kimg)
+        try_to_look(monitor, kimg, log)
     distributed.wait_for_rank_0()
     if main_process:
         log.begin(kimg)
@@ -193,25 +127,7 @@ def training(config: TrainConfig, run: Path, state_path: Path | None = None) -> 
     full: DiskFull | None = None  # why the last snapshot or state could not be written
 
     while kimg < config.kimg:
-        reals = list(zip(*(part.split(at_a_time) for part in next(batches)), strict=True))
-        signs: list[Tensor] = []
-
-        D.requires_grad_(False)
-        G_opt.step(generator_losses(reals), parts)
-        if config.pl_weight and step % config.pl_interval == 0:
-            G_opt.step(path_length_losses(), parts)
-
-        for parameter in D_opt.parameters:
-            parameter.requires_grad_(True)
-        D_opt.step(discriminator_losses(reals), parts)
-        if step % config.r1_interval == 0:
-            D_opt.step(penalty_losses(reals), parts)
-        if config.aug == "ada":
-            ada.update(augment.p, torch.cat(signs), step)
-
-        # Averaged weights.
-        update_ema(G_ema, G, ema_beta(config, kimg))
-
+        task.step(next(batches), step)
         step += 1
         kimg = step * config.batch / 1000
         stop = distributed.any_process(interrupted.set)
@@ -228,30 +144,27 @@ def training(config: TrainConfig, run: Path, state_path: Path | None = None) -> 
         seconds = time.monotonic() - tick_time
         if ticked:
             means = averages.take()
-            means |= {"skipped": float(G_opt.skipped + D_opt.skipped)}
-            if config.aug != "noaug":
-                means["ada/p"] = float(augment.p)
+            means |= {"skipped": float(sum(optimizer.skipped for optimizer in task.optimizers.values()))}
+            means |= task.figures()
             if device.type == "cuda":
                 means["gpu_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
             if main_process:
                 log.tick(kimg, step, (step - tick_step) / seconds, means)
-            if max(float(G_opt.streak), float(D_opt.streak)) >= HOPELESS:
+            if max(float(optimizer.streak) for optimizer in task.optimizers.values()) >= HOPELESS:
                 good = sorted(run.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
                 raise Failure(
                     f"{HOPELESS} steps one after the other had gradients that are not finite, and were left out; the "
-                    f"last good model is {good[-1] if good else 'none yet'}; try a larger --gamma, smaller --glr and "
-                    f"--dlr, or --precision fp32"
+                    f"last good model is {good[-1] if good else 'none yet'}; {task.remedy}"
                 )
         look = done or (ticked and tick % config.snap == 0)
         if look or stop:
-            state = {name: module_state(module) for name, module in modules.items()}
-            state |= {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
+            state = {name: module_state(module) for name, module in task.modules.items()}
+            state |= {name: optimizer.state_dict() for name, optimizer in task.optimizers.items()}
             state |= {"step": step, "random": random_states(device), "averages": averages.state()}
             state |= {"look": look, "config": asdict(config)}
             if main_process:
                 try:
-                    snapshot = run / f"snapshot-{kimg_name(kimg)}.safetensors"
-                    save_snapshot(snapshot, G_ema, {"kimg": kimg, "data": dataset.name})
+                    task.save(run / f"snapshot-{kimg_name(kimg)}.safetensors", kimg)
                     save_state(run, state, kimg, config.keep)  # the last: with it, all before is there
                     full = None
                 except DiskFull as error:
@@ -259,11 +172,11 @@ def training(config: TrainConfig, run: Path, state_path: Path | None = None) -> 
                     if not done and not stop:
                         log.say(f"warning: {error.message}; training goes on, and tries again at the next state")
                 if look and not stop:
-                    monitor.try_to_look(G_ema, kimg)
+                    try_to_look(monitor, kimg, log)
             distributed.wait_for_rank_0()
         if stop:
             if main_process and not full:
-                log.say(f"stopped at kimg {kimg:g}; continue with: python train.py --resume {run}")
+                log.say(f"stopped at kimg {kimg:g}; continue with: python {task.script} --resume {run}")
             break
         tick_step, tick_time = step, time.monotonic()
 
@@ -274,101 +187,18 @@ def training(config: TrainConfig, run: Path, state_path: Path | None = None) -> 
     return kimg >= config.kimg
 
 
-class Monitor:
-    """Looks at the generator from outside: grids of reals and fakes, and the metrics."""
-
-    def __init__(self, config: TrainConfig, dataset: ImageDataset, run: Path, log: Log):
-        self.config, self.run, self.log = config, run, log
-        self.dataset = ImageDataset(config.data, use_labels=config.cond)  # not mirrored
-        self.columns = max(min(1024 // dataset.resolution, 12), 4)
-        count = self.columns * max(min(768 // dataset.resolution, 8), 3)
-        chosen = np.random.default_rng(config.seed).permutation(len(self.dataset))[:count]
-        self.shown = [int(i) for i in chosen]
-        device = "cuda" if config.gpus else "cpu"
-        self.evaluator = Evaluator(
-            config.metrics, self.dataset, seed=config.seed, workers=config.workers, device=device
-        )
-        if self.evaluator.shortage:
-            log.say(self.evaluator.shortage)
-
-    def write_reals(self) -> None:
-        reals = torch.stack([self.dataset[i][0] for i in self.shown])
-        save_png(grid(reals, self.columns), self.run / "reals.png")
-
-    def look(self, G: Generator, kimg: float) -> None:
-        """Writes the metrics and a grid of fakes, with the classes of the reals. Raises DiskFull."""
-        labels = self.dataset.labels if self.config.cond else None
-        classes = None if labels is None else labels[self.shown]
-        fakes = torch.cat(list(generate_batches(G, range(len(self.shown)), 16, classes)))
-        picture = grid(fakes, self.columns)
-        if self.config.metrics:
-            self.measure(G, kimg, labels)
-        self.log.image("fakes", picture, kimg)
-        save_png(picture, fakes_path(self.run, kimg))
-
-    def try_to_look(self, G: Generator, kimg: float) -> None:
-        """`look`, which a full disk does not stop."""
-        try:
-            self.look(G, kimg)
-        except DiskFull as error:
-            self.log.say(f"warning: {error.message}")
-
-    def measure(self, G: Generator, kimg: float, labels: Tensor | None) -> None:
-        count = self.evaluator.count
-        if labels is not None:
-            labels = labels[torch.randint(len(labels), [count], generator=torch.Generator().manual_seed(0))]
-        figures = self.evaluator.evaluate(generate_batches(G, range(count), 64, labels))
-        self.log.metrics({"kimg": kimg, **figures, "pictures": self.evaluator.counts})
-        self.log.say("  ".join(f"{name} {value:.1f}" for name, value in figures.items()))
+def try_to_look(monitor: Monitor, kimg: float, log: Log) -> None:
+    """A look, which a full disk does not stop."""
+    try:
+        monitor.look(kimg)
+    except DiskFull as error:
+        log.say(f"warning: {error.message}")
 
 
-def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
-    """Has the highest 4 resolutions, of 8² and more, computed in half precision (StyleGAN2-ADA, appendix)."""
-    half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    for block in [*G.synthesis.blocks[1:][-HALF_RESOLUTIONS:], *D.blocks[:HALF_RESOLUTIONS]]:
-        block.half = half
-
-
-def ema_beta(config: TrainConfig, kimg: float) -> float:
-    """How much of the averaged weights a step keeps: a half-life of ema_kimg, less at the start."""
-    half_life = config.ema_kimg
-    if config.ema_rampup is not None:
-        half_life = min(half_life, kimg * config.ema_rampup)
-    return 0.5 ** (config.batch / 1000 / max(half_life, 1e-8))
-
-
-@torch.no_grad()
-def update_ema(G_ema: Generator, G: Generator, beta: float) -> None:
-    """G_ema ← β·G_ema + (1 − β)·G; buffers are copied."""
-    for average, value in zip(G_ema.parameters(), G.parameters(), strict=True):
-        average.lerp_(value, 1 - beta)
-    for average, value in zip(G_ema.buffers(), G.buffers(), strict=True):
-        average.copy_(value)
-
-
-def real_batches(
-    config: TrainConfig, dataset: ImageDataset, step: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Real pictures in −1..1 and their classes for this process, without end, from that step on."""
-    sampler = EndlessSampler(
-        len(dataset),
-        seed=config.seed,
-        start=step * config.batch,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    loader = DataLoader(
-        dataset,
-        batch_size=config.batch // distributed.world_size(),
-        sampler=sampler,
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_stop_signals,
-        # the loader seeds its workers from this, and not from the random state that the training depends on
-        generator=torch.Generator().manual_seed(0),
-    )
-    for images, c in loader:
-        yield to_float(images.to(device, non_blocking=True)), c.to(device, non_blocking=True)
+def out_of_memory(error: Exception) -> bool:
+    """Whether that is how PyTorch says so: with a class of its own on GPUs, in words on the CPU."""
+    words = ("DefaultCPUAllocator", "bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def random_states(device: torch.device) -> list[dict[str, Tensor]]:

@@ -23,7 +23,7 @@ import torch
 
 import metrics
 import train
-import training.loop  # noqa: F401 (train.py imports it late)
+import training.gan  # noqa: F401 (train.py imports it late)
 from torch_utils import cli
 from training.checkpoint import find_state, load_generator, load_state
 

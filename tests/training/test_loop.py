@@ -12,7 +12,8 @@ from networks.generator import Generator
 from torch_utils.cli import Failure, UserError
 from training.checkpoint import find_state, load_generator, load_state
 from training.config import PRESETS, TrainConfig, resolve
-from training.loop import ema_beta, set_precision, train
+from training.gan import GAN, ema_beta, set_precision
+from training.loop import train
 
 TINY = {
     "cfg": "demo",
@@ -39,7 +40,7 @@ def test_one_step_changes_every_parameter(tmp_path, faces16, modulation, norm):
     config = tiny(faces16, modulation=modulation, norm=norm, kimg=0.008, cond=True)
     torch.manual_seed(config.seed)
     before = {"G": Generator(config.generator), "D": Discriminator(config.discriminator)}
-    train(config, tmp_path)
+    train(GAN, config, tmp_path)
     state = load_state(find_state(tmp_path))
     assert state["step"] == 1
     for name, module in before.items():
@@ -59,10 +60,10 @@ def test_one_step_changes_every_parameter(tmp_path, faces16, modulation, norm):
 def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16, options):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     straight.mkdir(), stopped.mkdir()
-    train(tiny(faces16, kimg=0.32, tick=0.08, **options), straight)
-    train(tiny(faces16, kimg=0.16, tick=0.08, **options), stopped)
+    train(GAN, tiny(faces16, kimg=0.32, tick=0.08, **options), straight)
+    train(GAN, tiny(faces16, kimg=0.16, tick=0.08, **options), stopped)
     assert load_state(find_state(stopped))["step"] == 20
-    train(tiny(faces16, kimg=0.32, tick=0.08, **options), stopped, find_state(stopped))
+    train(GAN, tiny(faces16, kimg=0.32, tick=0.08, **options), stopped, find_state(stopped))
 
     a, b = (load_state(find_state(run)) for run in (straight, stopped))
     assert a["step"] == b["step"] == 40
@@ -73,10 +74,10 @@ def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16, options):
 
 
 def test_records_after_the_state_are_dropped(tmp_path, faces16):
-    train(tiny(faces16, kimg=0.08, tick=0.08), tmp_path)
+    train(GAN, tiny(faces16, kimg=0.08, tick=0.08), tmp_path)
     with open(tmp_path / "stats.jsonl", "a") as file:
         file.write('{"kimg": 0.16, "step": 20}\n{"kimg": 0.2')  # what a crash leaves behind
-    train(tiny(faces16, kimg=0.16, tick=0.08), tmp_path, find_state(tmp_path))
+    train(GAN, tiny(faces16, kimg=0.16, tick=0.08), tmp_path, find_state(tmp_path))
     assert [values["kimg"] for values in stats(tmp_path)] == [0.08, 0.16]
     assert "loss/G" in stats(tmp_path)[-1]
 
@@ -84,13 +85,13 @@ def test_records_after_the_state_are_dropped(tmp_path, faces16):
 @pytest.mark.slow
 def test_training_learns(tmp_path, faces16):
     config = tiny(faces16, kimg=8, tick=4, batch=16, cmax=32, cbase=512, metrics=["swd500"])
-    train(config, tmp_path)
+    train(GAN, config, tmp_path)
     swd = [json.loads(line)["swd500"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert swd[-1] < swd[0] / 2, f"SWD {swd}"
 
 
 def test_the_snapshot_is_the_averaged_generator(tmp_path, faces16):
-    train(tiny(faces16, kimg=0.08, cond=True), tmp_path)
+    train(GAN, tiny(faces16, kimg=0.08, cond=True), tmp_path)
     G, info = load_generator(tmp_path / "snapshot-000000.08.safetensors")
     state = load_state(find_state(tmp_path))
     for name, value in G.state_dict().items():
@@ -105,7 +106,7 @@ def test_ada_follows_the_sign_of_the_logits(tmp_path, faces16):
         run.mkdir()
         options = {"target": -1.0} if aug == "ada" else {"p": 0.3}
         # a target of -1 is below every mean of signs, unless all are -1
-        train(tiny(faces16, kimg=0.32, tick=0.16, aug=aug, **options), run)
+        train(GAN, tiny(faces16, kimg=0.32, tick=0.16, aug=aug, **options), run)
         assert load_state(find_state(run))["augment"]["p"] == pytest.approx(expected, rel=0.3)
         assert stats(run)[-1]["ada/p"] == pytest.approx(expected, rel=0.3)
 
@@ -113,19 +114,37 @@ def test_ada_follows_the_sign_of_the_logits(tmp_path, faces16):
 def test_a_run_without_finite_gradients_stops(tmp_path, faces16, monkeypatch):
     """Steps that are not finite change no weight; many of them name the last good model."""
     config = tiny(faces16, kimg=0.16, tick=0.16)
-    train(config, tmp_path)
+    train(GAN, config, tmp_path)
     before = load_state(find_state(tmp_path))
-    monkeypatch.setattr("training.loop.generator_loss", lambda fake, real: fake.mean() * float("nan"))
-    monkeypatch.setattr("training.loop.discriminator_loss", lambda *args: args[0].mean() * float("inf"))
-    monkeypatch.setattr("training.loop.gradient_penalty", lambda D, x, c: D(x, c).mean() * float("nan"))
+    monkeypatch.setattr("training.gan.generator_loss", lambda fake, real: fake.mean() * float("nan"))
+    monkeypatch.setattr("training.gan.discriminator_loss", lambda *args: args[0].mean() * float("inf"))
+    monkeypatch.setattr("training.gan.gradient_penalty", lambda D, x, c: D(x, c).mean() * float("nan"))
     config = tiny(faces16, kimg=1.6, tick=0.04, pl_weight=0.0, snap=1)
     with pytest.raises(Failure, match=r"50 steps .* last good model is .*snapshot-00000\d\.?\d*\.safetensors"):
-        train(config, tmp_path, find_state(tmp_path))
+        train(GAN, config, tmp_path, find_state(tmp_path))
     after = load_state(find_state(tmp_path))
     assert after["step"] > before["step"]
     assert_same(before["G"] | {"w_avg": 0}, after["G"] | {"w_avg": 0})
     assert_same(before["D"], after["D"])
     assert stats(tmp_path)[-1]["skipped"] >= 2 * 50
+
+
+@pytest.mark.parametrize("on", ["cpu", "gpu"])
+def test_out_of_memory_names_the_option(tmp_path, faces16, monkeypatch, on):
+    def too_much(self, reals):
+        if on == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(GAN, "generator_step", too_much)
+    with pytest.raises(UserError, match="out of memory with 8 pictures at a time; halve --batch-gpu"):
+        train(GAN, tiny(faces16), tmp_path)
+
+
+def test_another_error_keeps_its_traceback(tmp_path, faces16, monkeypatch):
+    monkeypatch.setattr(GAN, "generator_step", lambda self, reals: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        train(GAN, tiny(faces16), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

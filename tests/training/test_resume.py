@@ -18,9 +18,10 @@ from test_loop import assert_same
 from metrics import Evaluator
 from torch_utils import distributed
 from torch_utils.files import DiskFull
-from training import checkpoint, loop
+from training import checkpoint, gan, loop
 from training.checkpoint import find_state, load_state
 from training.config import TrainConfig, resolve
+from training.gan import GAN
 
 DRIVER = Path(__file__).with_name("killing.py")
 TINY = {"cfg": "demo", "cbase": 256, "cmax": 8, "map_depth": 1, "z_dim": 16, "w_dim": 16, "style_channels": 8}
@@ -45,7 +46,7 @@ def train_until(step: int, config: TrainConfig, run: Path, state: Path | None = 
             return self.asked == step
 
     loop.StopSignal, Evaluator.evaluate = Stop, evaluate
-    loop.train(config, run, state)
+    loop.train(GAN, config, run, state)
 
 
 def records(run: Path, name: str) -> list[dict]:
@@ -107,14 +108,14 @@ def test_twice_n_is_n_and_a_stop_and_n_more(runs, faces16, monkeypatch, procs, s
 def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkeypatch, moment):
     straight, killed = runs
     config = tiny(faces16)
-    loop.train(config, straight)
+    loop.train(GAN, config, straight)
 
     where = {
-        "step": (loop, "update_ema", 14),  # there is a line of the log since the state
-        "snapshot": (loop, "save_snapshot", 2),
+        "step": (gan, "update_ema", 14),  # there is a line of the log since the state
+        "snapshot": (gan, "save_snapshot", 2),
         "state": (loop, "save_state", 2),
-        "look": (loop.Monitor, "measure", 2),  # the state has just been written
-        "picture": (loop, "save_png", 3),  # ... and the metrics
+        "look": (gan.Monitor, "measure", 2),  # the state has just been written
+        "picture": (gan, "save_png", 3),  # ... and the metrics
     }
     place, name, call = where[moment]
     original, calls = getattr(place, name), 0
@@ -128,10 +129,10 @@ def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkey
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(place, name, kill)
-        loop.train(config, killed)
+        loop.train(GAN, config, killed)
     (killed / "state" / ".state-000000.128.pt.1.tmp").write_bytes(b"half a state")
     (killed / ".fakes000000.128.png.1.tmp").write_bytes(b"half a picture")
-    loop.train(config, killed, find_state(killed))
+    loop.train(GAN, config, killed, find_state(killed))
     assert_same_run(straight, killed)
 
 
@@ -149,12 +150,12 @@ def test_a_final_look_that_was_cut_off_is_made_up_for(faces16, tmp_path, monkeyp
     """The training is done, and its last figures are not: --resume is not told that there is nothing to do."""
     config = tiny(faces16, kimg=0.064)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Monitor, "try_to_look", lambda self, G, kimg: None)
-        loop.train(config, tmp_path)
+        patch.setattr(loop, "try_to_look", lambda monitor, kimg, log: None)
+        loop.train(GAN, config, tmp_path)
     state = load_state(find_state(tmp_path))
-    assert checkpoint.look_is_due(tmp_path, state, 0.064)
-    loop.train(config, tmp_path, find_state(tmp_path))
-    assert not checkpoint.look_is_due(tmp_path, state, 0.064)
+    assert checkpoint.look_is_due(tmp_path, "fakes", state, 0.064)
+    loop.train(GAN, config, tmp_path, find_state(tmp_path))
+    assert not checkpoint.look_is_due(tmp_path, "fakes", state, 0.064)
     assert [line["kimg"] for line in records(tmp_path, "metrics.jsonl")] == [0, 0.064]
 
 
@@ -176,12 +177,12 @@ def small_disk(path: Path, megabytes: float):
 def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatch):
     straight, full = runs
     config = tiny(faces16, keep=1, kimg=0.192)
-    loop.train(config, straight)
+    loop.train(GAN, config, straight)
     with small_disk(full, 20):
-        look, filler = loop.Monitor.try_to_look, full / "filler"
+        look, filler = loop.try_to_look, full / "filler"
 
-        def fill(monitor, G, kimg):
-            look(monitor, G, kimg)
+        def fill(monitor, kimg, log):
+            look(monitor, kimg, log)
             if kimg == 0.064:  # to the last byte
                 with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
                     while True:
@@ -191,8 +192,8 @@ def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatc
                 assert not list(full.rglob(".*"))
                 filler.unlink()
 
-        monkeypatch.setattr(loop.Monitor, "try_to_look", fill)
-        assert loop.train(config, full)
+        monkeypatch.setattr(loop, "try_to_look", fill)
+        assert loop.train(GAN, config, full)
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
         assert all("no room for" in line and "bytes needed" in line for line in said)
         # two logs, a snapshot and a picture; the figures go with the lines of the log that wait
@@ -207,7 +208,7 @@ def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatc
 def test_a_disk_that_is_full_from_the_start(runs, faces16):
     with small_disk(runs[1], 0.01), pytest.raises(DiskFull, match=r"no room for .*reals\.png"):
         (runs[1] / "filler").write_bytes(bytes(8192))
-        loop.train(tiny(faces16), runs[1])
+        loop.train(GAN, tiny(faces16), runs[1])
 
 
 def test_a_last_state_that_finds_no_room_is_an_error(tmp_path, faces16, monkeypatch):
@@ -216,7 +217,7 @@ def test_a_last_state_that_finds_no_room_is_an_error(tmp_path, faces16, monkeypa
 
     monkeypatch.setattr(loop, "save_state", no_room)
     with pytest.raises(DiskFull, match="no room for the state") as error:
-        loop.train(tiny(faces16, kimg=0.064), tmp_path)
+        loop.train(GAN, tiny(faces16, kimg=0.064), tmp_path)
     assert error.value.exit_code == 1
     assert len(records(tmp_path, "stats.jsonl")) == 2
 

@@ -10,6 +10,7 @@ from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils.cli import UserError
 from training.checkpoint import find_state, load_state, save_snapshot
+from training.gan import GAN
 from training.loop import train
 from training.transfer import freeze, initialize, transfer
 
@@ -56,8 +57,8 @@ def test_other_classes_keep_their_own_embedding(faces16):
 def test_a_run_starts_from_another_and_keeps_frozen_layers(tmp_path, faces16, capsys):
     first, second = tmp_path / "00000-first", tmp_path / "00001-second"
     first.mkdir(), second.mkdir()
-    train(tiny(faces16, kimg=0.04), first)
-    train(tiny(faces16, kimg=0.04, init_from=str(first), freezed=4), second)
+    train(GAN, tiny(faces16, kimg=0.04), first)
+    train(GAN, tiny(faces16, kimg=0.04, init_from=str(first), freezed=4), second)
     assert "starting from state-000000.04.pt" in capsys.readouterr().err
     a, b = (load_state(find_state(run))["D"] for run in (first, second))
     for name in ("fromrgb", "blocks.0.conv0", "blocks.0.conv1", "blocks.0.skip"):

@@ -1,0 +1,279 @@
+"""The generator's training: what one step is, and how the generator is looked at on the way."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from metrics import Evaluator
+from networks.discriminator import Discriminator
+from networks.generator import Generator
+from torch_utils import distributed
+from training.augment import AdaptiveP, AugmentPipe
+from training.checkpoint import look_path, save_snapshot
+from training.config import TrainConfig
+from training.dataset import EndlessSampler, ImageDataset
+from training.descent import Descent
+from training.images import grid, save_png, to_float
+from training.log import Averages, Log
+from training.loop import ignore_stop_signals
+from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
+from training.sampling import generate_batches, one_hot
+from training.transfer import freeze, initialize
+
+HALF_RESOLUTIONS = 4
+Batch = list[tuple[Tensor, Tensor]]  # real pictures and their classes, in parts of `batch_gpu`
+
+
+class GAN:
+    """Generator and discriminator, trained against each other. A `training.loop.Task`."""
+
+    script, look_name = "train.py", "fakes"
+    remedy = "try a larger --gamma, smaller --glr and --dlr, or --precision fp32"
+
+    def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True):
+        """Builds networks and optimizers. `fresh`: no state will be loaded, so that --init-from is to be read."""
+        self.config, self.device, self.averages = config, device, Averages()
+        self.dataset = ImageDataset(config.data, use_labels=config.cond, mirror=config.mirror)
+        self.G = G = Generator(config.generator).to(device)
+        self.D = D = Discriminator(config.discriminator).to(device)
+        self.G_ema = copy.deepcopy(G).eval().requires_grad_(False)
+        self.path_length = PathLength().to(device)
+        self.augment = AugmentPipe(config.augpipe, config.p).to(device)
+        self.ada = AdaptiveP(config.target).to(device)
+        self.modules = {"G": G, "D": D, "G_ema": self.G_ema, "path_length": self.path_length}
+        self.modules |= {"augment": self.augment, "ada": self.ada}
+        if config.init_from and fresh and distributed.rank() == 0:
+            print(initialize(self.modules, config.init_from, config.freezed), file=sys.stderr)
+        freeze(D, config.freezed)
+        set_precision(G, D, config.precision)
+        scaling = config.precision == "fp16"
+        self.G_opt = Descent(G, config.glr, config.pl_interval if config.pl_weight else None, device, scaling)
+        self.D_opt = Descent(D, config.dlr, config.r1_interval, device, scaling)
+        self.optimizers = {"G_opt": self.G_opt, "D_opt": self.D_opt}
+
+        self.parts = config.batch // distributed.world_size() // config.batch_gpu
+        self.class_numbers = self.dataset.labels if config.cond else torch.zeros(1, dtype=torch.int64)
+        # Only what is differentiated once can be compiled.
+        compiled = torch.compile if config.compile else lambda module: module
+        self.synthesize, self.compiled_D = compiled(G.synthesis), compiled(D)
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """What the steps take from that one on, without end."""
+        for images, c in real_batches(self.config, self.dataset, step, self.device):
+            yield list(zip(images.split(self.config.batch_gpu), c.split(self.config.batch_gpu), strict=True))
+
+    def step(self, reals: Batch, step: int) -> None:
+        """One step of the generator and one of the discriminator, with the regularizers that are due."""
+        config = self.config
+        self.generator_step(reals)
+        if config.pl_weight and step % config.pl_interval == 0:
+            self.path_length_step()
+        logits = self.discriminator_step(reals)
+        if step % config.r1_interval == 0:
+            self.penalty_step(reals)
+        if config.aug == "ada":
+            self.ada.update(self.augment.p, logits, step)
+        update_ema(self.G_ema, self.G, ema_beta(config, step * config.batch / 1000))
+
+    # The four kinds of step. Each is down the mean of losses over the parts of a batch.
+
+    def generator_step(self, reals: Batch) -> None:
+        w_means = []
+
+        def losses() -> Iterator[Tensor]:
+            for real, real_c in reals:
+                ws, c = self.random_ws(len(real))
+                w_means.append(ws.detach()[:, 0].mean(dim=0))
+                with torch.no_grad():
+                    real_logits = self.judge(real, real_c) if self.config.loss == "relativistic" else None
+                fake_logits = self.judge(self.synthesize(ws), c)
+                loss = generator_loss(fake_logits, real_logits)
+                self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
+                yield loss
+
+        self.D.requires_grad_(False)
+        self.G_opt.step(losses(), self.parts)
+        w_mean = distributed.mean(torch.stack(w_means).mean(dim=0))
+        self.G.w_avg.lerp_(w_mean, 1 - self.config.w_avg_beta)
+
+    def path_length_step(self) -> None:
+        def losses() -> Iterator[Tensor]:
+            for _ in range(self.parts):
+                ws, _ = self.random_ws(max(self.config.batch_gpu // self.config.pl_shrink, 1))
+                penalty = self.path_length(self.G.synthesis(ws), ws)
+                self.averages.add(**{"loss/path_length": penalty})
+                yield penalty * self.config.pl_weight * self.config.pl_interval
+
+        self.G_opt.step(losses(), self.parts)
+
+    def discriminator_step(self, reals: Batch) -> Tensor:
+        """Returns the logits of the reals."""
+        logits = []
+
+        def losses() -> Iterator[Tensor]:
+            for real, real_c in reals:
+                fake, c = self.random_fakes(len(real))
+                real_logits, fake_logits = self.judge(real, real_c), self.judge(fake, c)
+                loss = discriminator_loss(real_logits, fake_logits, self.config.loss == "relativistic")
+                self.averages.add(**{"loss/D": loss, "logits/real": real_logits, "logits/fake": fake_logits})
+                self.averages.add(**{"sign/real": real_logits.sign()})
+                logits.append(real_logits.detach())
+                yield loss
+
+        self._unfreeze_D()
+        self.D_opt.step(losses(), self.parts)
+        return torch.cat(logits)
+
+    def penalty_step(self, reals: Batch) -> None:
+        """R1, and R2 with the relativistic loss."""
+        judge = partial(self.judge, D=self.D)
+
+        def losses() -> Iterator[Tensor]:
+            for real, real_c in reals:
+                penalty = gradient_penalty(judge, real, real_c)
+                self.averages.add(**{"loss/r1": penalty})
+                if self.config.loss == "relativistic":
+                    r2 = gradient_penalty(judge, *self.random_fakes(len(real)))
+                    self.averages.add(**{"loss/r2": r2})
+                    penalty = penalty + r2
+                yield penalty * (self.config.gamma / 2 * self.config.r1_interval)
+
+        self._unfreeze_D()
+        self.D_opt.step(losses(), self.parts)
+
+    def _unfreeze_D(self) -> None:
+        for parameter in self.D_opt.parameters:  # not those of --freezed
+            parameter.requires_grad_(True)
+
+    def random_classes(self, count: int) -> Tensor:
+        """c [count, c_dim] with the data set's frequencies."""
+        chosen = self.class_numbers[torch.randint(len(self.class_numbers), [count])]
+        return one_hot(chosen, self.config.generator.c_dim).to(self.device)
+
+    def random_ws(self, count: int) -> tuple[Tensor, Tensor]:
+        """w codes for every layer, and the classes that they were made for."""
+        c = self.random_classes(count)
+        z = torch.randn(count, self.config.generator.z_dim, device=self.device)
+        return sample_ws(self.G, z, c, self.config.mixing), c
+
+    @torch.no_grad()
+    def random_fakes(self, count: int) -> tuple[Tensor, Tensor]:
+        ws, c = self.random_ws(count)
+        return self.synthesize(ws), c
+
+    def judge(self, images: Tensor, c: Tensor, D: nn.Module | None = None) -> Tensor:
+        """The discriminator's logits for augmented pictures."""
+        return (D or self.compiled_D)(images if self.config.aug == "noaug" else self.augment(images), c)
+
+    # What the loop asks for between the steps.
+
+    def figures(self) -> dict[str, float]:
+        """Of a tick, beside the averages."""
+        return {} if self.config.aug == "noaug" else {"ada/p": float(self.augment.p)}
+
+    def save(self, path: Path, kimg: float) -> None:
+        """Writes the averaged generator. Raises DiskFull."""
+        save_snapshot(path, self.G_ema, {"kimg": kimg, "data": self.dataset.name})
+
+    def monitor(self, run: Path, log: Log) -> Monitor:
+        return Monitor(self, run, log)
+
+
+class Monitor:
+    """Looks at the generator from outside: grids of reals and fakes, and the metrics."""
+
+    def __init__(self, gan: GAN, run: Path, log: Log):
+        self.config, self.G, self.run, self.log = gan.config, gan.G_ema, run, log
+        config, resolution = gan.config, gan.dataset.resolution
+        self.dataset = ImageDataset(config.data, use_labels=config.cond)  # not mirrored
+        self.columns = max(min(1024 // resolution, 12), 4)
+        count = self.columns * max(min(768 // resolution, 8), 3)
+        chosen = np.random.default_rng(config.seed).permutation(len(self.dataset))[:count]
+        self.shown = [int(i) for i in chosen]
+        device = "cuda" if config.gpus else "cpu"
+        self.evaluator = Evaluator(
+            config.metrics, self.dataset, seed=config.seed, workers=config.workers, device=device
+        )
+        if self.evaluator.shortage:
+            log.say(self.evaluator.shortage)
+
+    def begin(self) -> None:
+        """Writes a grid of reals."""
+        reals = torch.stack([self.dataset[i][0] for i in self.shown])
+        save_png(grid(reals, self.columns), self.run / "reals.png")
+
+    def look(self, kimg: float) -> None:
+        """Writes the metrics and a grid of fakes, with the classes of the reals. Raises DiskFull."""
+        labels = self.dataset.labels if self.config.cond else None
+        classes = None if labels is None else labels[self.shown]
+        fakes = torch.cat(list(generate_batches(self.G, range(len(self.shown)), 16, classes)))
+        picture = grid(fakes, self.columns)
+        if self.config.metrics:
+            self.measure(kimg, labels)
+        self.log.image("fakes", picture, kimg)
+        save_png(picture, look_path(self.run, GAN.look_name, kimg))
+
+    def measure(self, kimg: float, labels: Tensor | None) -> None:
+        count = self.evaluator.count
+        if labels is not None:
+            labels = labels[torch.randint(len(labels), [count], generator=torch.Generator().manual_seed(0))]
+        figures = self.evaluator.evaluate(generate_batches(self.G, range(count), 64, labels))
+        self.log.metrics({"kimg": kimg, **figures, "pictures": self.evaluator.counts})
+
+
+def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
+    """Has the highest 4 resolutions, of 8² and more, computed in half precision (StyleGAN2-ADA, appendix)."""
+    half = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    for block in [*G.synthesis.blocks[1:][-HALF_RESOLUTIONS:], *D.blocks[:HALF_RESOLUTIONS]]:
+        block.half = half
+
+
+def ema_beta(config: TrainConfig, kimg: float) -> float:
+    """How much of the averaged weights a step keeps: a half-life of ema_kimg, less at the start."""
+    half_life = config.ema_kimg
+    if config.ema_rampup is not None:
+        half_life = min(half_life, kimg * config.ema_rampup)
+    return 0.5 ** (config.batch / 1000 / max(half_life, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(G_ema: Generator, G: Generator, beta: float) -> None:
+    """G_ema ← β·G_ema + (1 − β)·G; buffers are copied."""
+    for average, value in zip(G_ema.parameters(), G.parameters(), strict=True):
+        average.lerp_(value, 1 - beta)
+    for average, value in zip(G_ema.buffers(), G.buffers(), strict=True):
+        average.copy_(value)
+
+
+def real_batches(
+    config: TrainConfig, dataset: ImageDataset, step: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Real pictures in −1..1 and their classes for this process, without end, from that step on."""
+    sampler = EndlessSampler(
+        len(dataset),
+        seed=config.seed,
+        start=step * config.batch,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    loader = DataLoader(
+        dataset,
+        batch_size=config.batch // distributed.world_size(),
+        sampler=sampler,
+        num_workers=config.workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_stop_signals,
+        # the loader seeds its workers from this, and not from the random state that the training depends on
+        generator=torch.Generator().manual_seed(0),
+    )
+    for images, c in loader:
+        yield to_float(images.to(device, non_blocking=True)), c.to(device, non_blocking=True)
