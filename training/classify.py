@@ -14,26 +14,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from networks.vgg import Classifier
+from training.config import RunConfig
 from training.images import to_float
 
 
-@dataclass
-class ClassifierConfig:
-    """Everything that a classifier's training depends on, besides its data's pictures."""
+@dataclass(kw_only=True)
+class ClassifierConfig(RunConfig):
+    """What a classifier's training depends on, beside."""
 
-    data: str
     test: str | None = None  # a data set of pictures not trained with, for the accuracy
     width: float = 0.5  # of VGG-19's channels
-    seed: int = 0
     batch: int = 128
-    epochs: float = 15.0
+    batch_gpu: int = 128
+    kimg: float = 400.0
     lr: float = 0.2  # at its peak
     momentum: float = 0.9  # Nesterov's
     weight_decay: float = 5e-4
     smoothing: float = 0.1  # the part of each label that is spread over all classes
     shift: float = 1 / 8  # the largest random shift, as a part of the side
     mirror: bool = True  # flip half of the pictures left-right
-    precision: str = "fp32"  # of the convolutions: fp32 or bf16
 
 
 def fastest_precision(device: torch.device) -> str:

@@ -71,7 +71,7 @@ def test_one_cycle():
 
 def test_only_weights_decay():
     model = Classifier(1 / 16, 3)
-    decayed, others = (group["params"] for group in make_optimizer(model, ClassifierConfig("x")).param_groups)
+    decayed, others = (group["params"] for group in make_optimizer(model, ClassifierConfig(data="x")).param_groups)
     assert len(decayed) == 10 and len(others) == 19  # 9 convolutions and the head; 9 gains, 9 + 1 biases
     assert {id(p) for p in [*decayed, *others]} == {id(p) for p in model.parameters()}
 
@@ -81,7 +81,7 @@ def test_the_loss_is_the_smoothed_cross_entropy():
     model = Classifier(1 / 16, 3).eval()
     images = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 1, 0])
-    config = ClassifierConfig("x", shift=0, mirror=False, smoothing=0.3, precision="fp32")
+    config = ClassifierConfig(data="x", shift=0, mirror=False, smoothing=0.3, precision="fp32")
     loss = classification_loss(model, images, F.one_hot(labels, 3).float(), config)
     likelihoods = torch.log_softmax(model(to_float(images)), dim=1)
     target = torch.full([5, 3], 0.1)
@@ -115,7 +115,7 @@ def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_it_learns_to_tell_colours_apart(precision):
     torch.manual_seed(0)
-    config = ClassifierConfig("x", width=0.125, lr=0.05, precision=precision)
+    config = ClassifierConfig(data="x", width=0.125, lr=0.05, precision=precision)
     labels = torch.arange(64) % 3
     images = torch.randint(100, (64, 3, 16, 16), dtype=torch.uint8)
     images[range(64), labels] += 60  # the class's channel is lighter
