@@ -120,6 +120,8 @@ def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     with torch.device("meta"):
         names = VGG19().state_dict().keys()
     tensors = {name: state[name] for name in names}
+    if not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors.values()):
+        raise ValueError("something else than tensors")
     return len(tensors["features.0.weight"]) / CHANNELS[0], tensors
 
 

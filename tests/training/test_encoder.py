@@ -122,10 +122,20 @@ def test_other_tensors_are_refused(tmp_path, suffix):
         load_encoder(write(tmp_path / "b.safetensors", described(), {**state, "extra": torch.zeros(1)}))
 
 
-@pytest.mark.parametrize("content", [[1], {"features.0.weight": 3}, {}, torch.zeros(3)], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [
+        [1],
+        {},
+        torch.zeros(3),
+        {**encoder().state_dict(), "features.0.weight": 3},
+        {**encoder().state_dict(), "features.0.weight": torch.tensor(3.0)},
+        {**encoder().state_dict(), "features.2.weight": "4"},
+        {**encoder().state_dict(), "features.2.bias": torch.zeros(4, device="meta")},
+    ],
+    ids=lambda content: type(content).__name__,
+)
 def test_a_pth_of_something_else_is_refused(tmp_path, content):
-    if content == {"features.0.weight": 3}:
-        content = {**encoder().state_dict(), **content}
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(UserError, match=r"a\.pth is no VGG-19 .*--encoder-weights"):
         load_encoder(tmp_path / "a.pth")
