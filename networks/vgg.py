@@ -48,6 +48,43 @@ class VGG19(nn.Module):
         return taps
 
 
+class Classifier(nn.Module):
+    """Picture [N, 3, H, W] in −1..1 → logits [N, classes]: what an encoder of one's own is trained as.
+
+    The encoder is a VGG19 that has a batch normalization (Ioffe and Szegedy 2015) after each convolution while it is
+    trained; `fold` gives the one without. The classes are a linear function of the mean of relu4_1.
+    """
+
+    def __init__(self, width: float, classes: int):
+        super().__init__()
+        self.encoder = VGG19(width)
+        for i, layer in enumerate(self.encoder.features):
+            if isinstance(layer, nn.Conv2d):
+                conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False)
+                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+                self.encoder.features[i] = nn.Sequential(conv, nn.BatchNorm2d(layer.out_channels))
+        self.head = nn.Linear(scaled(CHANNELS[-1], width), classes)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder(images)[-1].mean(dim=(2, 3)))
+
+    @torch.no_grad()
+    def fold(self) -> VGG19:
+        """The encoder as a plain VGG19 in eval mode, with the same features as this one's in eval mode.
+
+        γ (W ∗ x − μ) / σ + β, with the running mean and deviation, is a convolution with W γ / σ and a bias.
+        """
+        plain = VGG19(self.encoder.width).to(self.head.weight.device)
+        for layer, folded in zip(self.encoder.features, plain.features, strict=True):
+            if isinstance(folded, nn.Conv2d):
+                conv, norm = layer
+                scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+                folded.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
+                folded.bias.copy_(norm.bias - norm.running_mean * scale)
+        return plain.eval()
+
+
 def scaled(channels: int, width: float) -> int:
     """`channels` of the full model in one of that width, at least 1."""
     return max(round(channels * width), 1)

@@ -69,6 +69,13 @@ def append_file(path: str | os.PathLike, data: bytes) -> None:
             raise
 
 
+def cache_folder() -> Path:
+    """Where what was compiled or downloaded is kept: $ADACONV_CACHE, $XDG_CACHE_HOME/adaconv or ~/.cache/adaconv."""
+    if own := os.environ.get("ADACONV_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adaconv"
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes what `atomic_write` left half written under `folder` when its process was killed."""
     for path in folder.rglob(".*.tmp"):

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from torch_utils.cli import UserError
-from torch_utils.files import atomic_write
+from torch_utils.files import atomic_write, cache_folder
 
 SOURCES = Path(__file__).parent / "csrc"
 CPU_SOURCES = ["ops.cpp", "autograd.cpp", "adaconv.cpp", "bias_act.cpp", "moments.cpp", "upfirdn2d.cpp"]
@@ -88,11 +88,6 @@ def mode() -> str:
     if value not in ("auto", "native", "reference"):
         raise UserError(f"ADACONV_OPS={value!r} is unknown; there are auto, native and reference")
     return value
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "adaconv"
 
 
 def plan(device: str) -> Build:
@@ -200,7 +195,7 @@ def build(device: str, again: bool = False) -> Path:
                 raise
     except OSError as error:
         raise Unavailable(
-            f"cannot write to {made.folder}: {error.strerror}; name a folder with XDG_CACHE_HOME="
+            f"cannot write to {made.folder}: {error.strerror}; name a folder with ADACONV_CACHE="
         ) from None
     return made.library
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch) -> Path:
     """A cache with nothing in it, and nothing loaded."""
+    monkeypatch.delenv("ADACONV_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(native, "_loaded", {})
     monkeypatch.delenv("ADACONV_OPS", raising=False)
@@ -156,8 +157,8 @@ def test_many_processes_compile_once(empty_cache, sources, tmp_path):
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(native.Unavailable, match=r"cannot write to .*XDG_CACHE_HOME="):
+    monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / "file"))
+    with pytest.raises(native.Unavailable, match=r"cannot write to .*ADACONV_CACHE="):
         native.build("cpu")
 
 
