@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor
-from networks.layers import normalize_2nd_moment
+from networks.layers import Conv3x3, normalize_2nd_moment
 from networks.vgg import STRIDE, VGG19, scaled
 from torch_utils.ops import moments
 
@@ -88,7 +88,7 @@ class StyleEncoder(nn.Module):
         super().__init__()
         channels, side = config.channels(0), config.style_size // STRIDE // 8
         self.shape = (config.map_channels, config.kernel_size, config.kernel_size)
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
+        self.convs = nn.ModuleList(Conv3x3(channels, channels) for _ in range(3))
         self.linear = nn.Linear(channels * side**2, config.map_channels * config.kernel_size**2)
         for layer in (*self.convs, self.linear):
             initialize(layer, nn.init.calculate_gain("leaky_relu", SLOPE))
@@ -126,7 +126,7 @@ class DecoderStage(nn.Module):
         self.convs = nn.ModuleList()
         for out in CONVOLUTIONS[index]:
             out = out if out == 3 else scaled(out, config.width)
-            self.convs.append(nn.Conv2d(channels, out, 3, padding=1, padding_mode="reflect"))
+            self.convs.append(Conv3x3(channels, out, "reflect"))
             initialize(self.convs[-1], 2**0.5 if out != 3 else 0.5)  # the picture starts within −1..1
             channels = out
         self.to(memory_format=torch.channels_last)
@@ -143,9 +143,7 @@ class DecoderStage(nn.Module):
             x = self.adaconv(x, kernels, statistics)
         x = x.contiguous(memory_format=torch.channels_last)
         for i, conv in enumerate(self.convs):
-            x = conv(x)
-            if not (self.last and i + 1 == len(self.convs)):
-                x = x.relu_()
+            x = conv(x, relu=not (self.last and i + 1 == len(self.convs)))
         return x
 
 

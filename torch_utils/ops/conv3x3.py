@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,13 +27,13 @@ class PreparedWeight:
     """The weight of a convolution as `conv3x3` wants it, made anew when the weight has changed."""
 
     def __init__(self):
-        self.key, self.value = None, None
+        self.weight, self.key, self.value = lambda: None, None, None
 
     def of(self, weight: Tensor) -> Tensor:
         """[O, I, 3, 3] → U = G g Gᵀ at each of 36 points, [36, I, O rounded up to whole vectors]."""
         key = None if weight.is_inference() else (weight.data_ptr(), weight._version)
-        if key is None or key != self.key:
-            self.key, self.value = key, prepare(weight)
+        if key is None or key != self.key or self.weight() is not weight:
+            self.weight, self.key, self.value = weakref.ref(weight), key, prepare(weight)
         return self.value
 
     def __deepcopy__(self, memo) -> PreparedWeight:
