@@ -172,7 +172,9 @@ def main(
         counts = multiply_adds(own, size, batch)
         for name, values in times.items():
             adds = sum(counts.values()) - (counts["style"] if name == "own, style kept" else 0)
-            rows.append({"size": size, "batch": batch, "name": name, "s": statistics.median(values), "gmac": adds / 1e9})
+            rows.append(
+                {"size": size, "batch": batch, "name": name, "s": statistics.median(values), "gmac": adds / 1e9}
+            )
             ratios = [b / v for b, v in zip(times["baseline"], values, strict=True)]
             rows[-1]["baseline_vs"] = statistics.median(ratios)
             floors = [v * rate / adds for v, rate in zip(values, rates or [matmul_rate(place)], strict=True)]

@@ -66,7 +66,7 @@ def conv3x3(
         padding_mode: what lies beyond the border, zeros or the picture reflected.
         prepared: keeps what is made of the weight for the next call. Where there is one, no gradient is asked for and
             shapes allow, the CPU takes Winograd's algorithm: a quarter of the multiplications, results that differ from
-            the direct way by about 1e-6 of their size.
+            the direct way by about 1e-6 of their size (the largest by 1e-5).
 
     Returns:
         [N, O, H, W].

@@ -128,7 +128,7 @@ at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel_, const st
             from_points(half + i, kOut, q);
             for (int64_t j = 0; j < wide; j++) {
               V value = q[j] + b;
-              if (relu) value = value > 0 ? value : V{};
+              if (relu) value = value < 0 ? V{} : value;  // NaN stays
               store_as<float>(out + (i * width + j) * outputs + o, value, channels);
             }
           }

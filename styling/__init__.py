@@ -1,0 +1,1 @@
+"""What applies a stylizer to pictures."""
