@@ -84,7 +84,7 @@ class Conv2d(nn.Module):
 
 
 class Conv3x3(nn.Conv2d):
-    """A plain 3 × 3 convolution with one pixel of padding, "zeros" or "reflect", in channels-last; fast in inference."""
+    """A plain 3 × 3 convolution with one pixel of padding ("zeros" or "reflect"), channels-last, fast in inference."""
 
     def __init__(self, in_channels: int, out_channels: int, padding_mode: PaddingMode = "zeros"):
         super().__init__(in_channels, out_channels, 3, padding=1, padding_mode=padding_mode)

@@ -244,7 +244,10 @@ def padded(pictures: Tensor) -> Tensor:
 
 
 def resized(pictures: Tensor, size: int) -> Tensor:
-    """The square in the middle of [N, 3, H, W], as [N, 3, size, size]: resized unevenly, a style changes its strokes."""
+    """The square in the middle of [N, 3, H, W], as [N, 3, size, size].
+
+    All of it, resized unevenly, would have strokes of another shape.
+    """
     height, width = pictures.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -285,7 +288,7 @@ def mix(styles: Sequence[Sequence[AdaConvKernels]], weights: Sequence[float]) ->
 
 
 def structure_and_statistics(structure: Sequence[AdaConvKernels], statistics: Sequence[AdaConvKernels]) -> Kernels:
-    """Spatial kernels from one style; from the other how channels are weighed, mixed and shifted. One may be for all."""
+    """Spatial kernels from one style; from the other how channels are weighed, mixed and shifted."""
     return [AdaConvKernels(a.depthwise, b.pointwise, b.bias) for a, b in zip(structure, statistics, strict=True)]
 
 
