@@ -6,7 +6,8 @@ The baseline encodes content and style every time, goes through the samples of a
 then a pointwise grouped `conv2d` each behind an instance normalization, and keeps everything in PyTorch's default
 order. Random weights. Every candidate has its turn in every round; ratios are medians of those of the rounds, so that
 they hold when the machine drifts. The floor is the time that the multiply-adds of all convolutions take at the rate of
-a large matrix product, measured in every round.
+a large matrix product, measured in every round; Winograd's algorithm needs a quarter of most, and may fall below it.
+On the CPU the memory is that of all candidates so far.
 """
 
 from __future__ import annotations
