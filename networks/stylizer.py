@@ -172,6 +172,8 @@ class StyleDecoder(nn.Module):
 
     def forward(self, features: Tensor, kernels: Sequence[AdaConvKernels]) -> Tensor:
         x = features
+        if any(len(k.depthwise) not in (1, len(x)) for k in kernels):
+            raise ValueError(f"kernels: expected those of one style or of {len(x)}, got {len(kernels[0].depthwise)}")
         for i, k in enumerate(self.each(kernels)):
             x = self.stage(i, x, k)
         return x

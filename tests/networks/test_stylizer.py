@@ -266,6 +266,8 @@ def test_other_tensors_are_no_kernels(model):
 def test_kernels_of_another_model(model, adain):
     with pytest.raises(ValueError, match="expected those of 4 stages, got 1"):
         model(pictures(1, 16, 16), adain.kernels(pictures(1, 64, 64)))
+    with pytest.raises(ValueError, match="one style or of 3, got 2"):
+        model(pictures(3, 16, 16), model.kernels(pictures(2, 64, 64)))
 
 
 # --- parts of pictures ----------------------------------------------------------------------------------------------
