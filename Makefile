@@ -38,6 +38,7 @@ ops: setup
 bench: setup
 	$(RUN) benchmarks/bench_ops.py --json $(OUT)/ops-cpu.json
 	$(RUN) benchmarks/bench_generator.py --rounds 5 --json $(OUT)/generator-cpu.json
+	$(RUN) benchmarks/bench_stylizer.py --json $(OUT)/stylizer-cpu.json
 	$(RUN) benchmarks/bench_data.py --json $(OUT)/data-cpu.json
 
 # On a machine with a GPU: builds, tests and times the kernels. RUN=python3 takes an environment that is there.

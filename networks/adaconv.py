@@ -50,20 +50,28 @@ class AdaConvKernels:
         return (pointwise @ depthwise).view(n, c, group, k, k)
 
 
-def fold_instance_norm(x: Tensor, kernel: Tensor, bias: Tensor | None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+def fold_instance_norm(
+    x: Tensor,
+    kernel: Tensor,
+    bias: Tensor | None,
+    eps: float = 1e-5,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """The kernel and bias with which AdaConv of x equals AdaConv of the instance-normalized x.
 
     K ← K·rstd and bias ← bias − Σ K·μ, exact where the border is reflected (or filled with the channel mean).
-    x [N, C, H, W], kernel [N, C, C/G, k, k], bias [N, C] or None → the same shapes.
+    x [N, C, H, W], kernel [N, C, C/G, k, k], bias [N, C] or None → the same shapes. One kernel may be for all samples.
+    `statistics`: mean and variance [N, C], where they are known or are not those of x alone.
     """
-    n, c, group = kernel.shape[:3]
-    mean, var = moments(x)
+    c, group = kernel.shape[1:3]
+    mean, var = moments(x) if statistics is None else statistics
+    n = len(mean)
     # μ and rstd of the inputs i of each output's group: [N, G, 1, C/G], beside the kernel [N, G, C/G, C/G, k·k]
     mean, var = mean.to(kernel.dtype), var.to(kernel.dtype)  # of half precision pictures, in the kernel's float32
     mean, rstd = (t.view(n, c // group, 1, group) for t in (mean, (var + eps).rsqrt()))
     folded = kernel.flatten(3).unflatten(1, (c // group, group)) * rstd[..., None]
     shift = (folded.sum(dim=4) * mean).sum(dim=3).view(n, c)
-    return folded.view(kernel.shape), -shift if bias is None else bias - shift
+    return folded.view(n, *kernel.shape[1:]), -shift if bias is None else bias - shift
 
 
 def demodulation(weight: Tensor, kernel: Tensor, eps: float = 1e-8) -> Tensor:
@@ -168,10 +176,17 @@ class AdaConv2d(nn.Module):
             raise ValueError("norm='instance' needs padding_mode='reflect'")
         self.predictor, self.norm, self.padding_mode = predictor, norm, padding_mode
 
-    def forward(self, x: Tensor, style: Tensor | AdaConvKernels) -> Tensor:
-        """x [N, C, H, W] and a style for the predictor, or kernels that it made before → [N, C, H, W]."""
+    def forward(
+        self, x: Tensor, style: Tensor | AdaConvKernels, statistics: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """x [N, C, H, W] and a style for the predictor, or kernels that it made before → [N, C, H, W].
+
+        One style may be for all samples. `statistics`: mean and variance [N, C] for "instance"; None for those of x.
+        """
         kernels = style if isinstance(style, AdaConvKernels) else self.predictor(style)
         kernel, bias = kernels.composed, kernels.bias
         if self.norm == "instance":
-            kernel, bias = fold_instance_norm(x, kernel, bias)
+            kernel, bias = fold_instance_norm(x, kernel, bias, statistics=statistics)
+        elif len(kernel) == 1:
+            kernel, bias = kernel.expand(len(x), -1, -1, -1, -1), None if bias is None else bias.expand(len(x), -1)
         return adaconv(x, kernel.to(x.dtype), None if bias is None else bias.to(x.dtype), self.padding_mode)

@@ -1,4 +1,5 @@
-"""The layers of StyleGAN2 that are not specific to a style: equalized learning rates and resampling convolutions.
+"""The layers of StyleGAN2 that are not specific to a style, equalized learning rates and resampling convolutions, and
+the plain 3 × 3 convolution of VGG-19 and the stylizer.
 
 An equalized layer keeps its weights at unit variance and scales them when it is applied, by 1/√fan-in (He) times its
 learning rate multiplier, so that Adam's steps are equally large for all (Karras et al. 2018, section 4.1).
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_utils.ops import bias_act, setup_filter, upfirdn2d
+from torch_utils.ops import PreparedWeight, bias_act, conv3x3, setup_filter, upfirdn2d
+from torch_utils.ops.adaconv import PaddingMode
 
 RESAMPLE_TAPS = (1, 3, 3, 1)  # StyleGAN2's filter for all resampling
 
@@ -79,6 +81,19 @@ class Conv2d(nn.Module):
         else:
             y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
         return bias_act(y, bias, self.act, gain=gain, clamp=self.clamp)
+
+
+class Conv3x3(nn.Conv2d):
+    """A plain 3 × 3 convolution with one pixel of padding ("zeros" or "reflect"), channels-last, fast in inference."""
+
+    def __init__(self, in_channels: int, out_channels: int, padding_mode: PaddingMode = "zeros"):
+        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode=padding_mode)
+        self.prepared = PreparedWeight()
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """[N, in, H, W] → [N, out, H, W], with a ReLU behind it if asked for."""
+        return conv3x3(x, self.weight, self.bias, self.padding_mode, relu, self.prepared)
 
 
 def upsample2d(x: Tensor, f: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from networks.layers import Conv3x3
+
 CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, 256, "pool", 512)
 TAPS = (1, 6, 11, 20)  # relu1_1, relu2_1, relu3_1 and relu4_1 in torchvision's numbering of `features`
 STRIDE = 8  # of relu4_1
@@ -30,7 +32,7 @@ class VGG19(nn.Module):
             if c == "pool":
                 self.features.append(nn.MaxPool2d(2))
             else:
-                self.features.append(nn.Conv2d(channels, scaled(c, width), 3, padding=1))
+                self.features.append(Conv3x3(channels, scaled(c, width)))
                 self.features.append(nn.ReLU(inplace=True))
                 channels = scaled(c, width)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
@@ -42,7 +44,10 @@ class VGG19(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         taps = []
         for i, layer in enumerate(self.features):
-            x = layer(x)
+            if isinstance(layer, Conv3x3):
+                x = layer(x, relu=True)  # the ReLU that follows it as well
+            elif not isinstance(layer, nn.ReLU):
+                x = layer(x)
             if i in TAPS:
                 taps.append(x)
         return taps

@@ -29,7 +29,7 @@ from torch_utils.cli import UserError
 from torch_utils.files import atomic_write, cache_folder
 
 SOURCES = Path(__file__).parent / "csrc"
-CPU_SOURCES = ["ops.cpp", "autograd.cpp", "adaconv.cpp", "bias_act.cpp", "moments.cpp", "upfirdn2d.cpp"]
+CPU_SOURCES = ["ops.cpp", "autograd.cpp", "adaconv.cpp", "bias_act.cpp", "conv3x3.cpp", "moments.cpp", "upfirdn2d.cpp"]
 CUDA_SOURCES = ["adaconv.cu", "bias_act.cu", "moments.cu", "upfirdn2d.cu"]
 
 # The vector instructions that PyTorch found on this machine. GCC's -march=native would also tune, and so run into a

@@ -1,0 +1,195 @@
+"""The stylizer's speed beside a baseline that computes the same in the usual way, in the same run.
+
+    python benchmarks/bench_stylizer.py --rounds 7
+
+The baseline encodes content and style every time, goes through the samples of a batch one by one with a depthwise and
+then a pointwise grouped `conv2d` each behind an instance normalization, and keeps everything in PyTorch's default
+order. Random weights. Every candidate has its turn in every round; ratios are medians of those of the rounds, so that
+they hold when the machine drifts. The floor is the time that the multiply-adds of all convolutions take at the rate of
+a large matrix product, measured in every round; Winograd's algorithm needs a quarter of most, and may fall below it.
+On the CPU the memory is that of all candidates so far.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import resource
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
+
+import click
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the other command lines do
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bench_generator import matmul_rate, seconds
+
+from networks.adaconv import AdaConvKernels
+from networks.stylizer import SLOPE, Stylizer, StylizerConfig
+from torch_utils import cli
+from torch_utils.files import write_file
+from torch_utils.memory import keep_freed_memory
+from torch_utils.ops import native
+
+
+class Baseline(nn.Module):
+    """The same model as `stylizer`, computed in the usual way: content [N, 3, H, W], style [N, 3, s, s] → pictures."""
+
+    def __init__(self, stylizer: Stylizer):
+        super().__init__()
+        self.stylizer = copy.deepcopy(stylizer).to(memory_format=torch.contiguous_format)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        vgg = self.stylizer.encoder
+        return vgg.features(((pictures + 1) / 2 - vgg.mean) / vgg.std)
+
+    def kernels(self, features: Tensor) -> list[AdaConvKernels]:
+        encoder = self.stylizer.style_encoder
+        for conv in encoder.convs:
+            features = F.avg_pool2d(F.leaky_relu(conv(features), SLOPE), 2)
+        w = encoder.linear(features.flatten(1))
+        w = (w * (w.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()).view(-1, *encoder.shape)
+        return [stage.adaconv.predictor(w) for stage in self.stylizer.decoder.stages]
+
+    def forward(self, content: Tensor, style: Tensor) -> Tensor:
+        with mock.patch.object(native, "available", lambda device: False):  # no kernels of our own
+            return self.plainly(content, style)
+
+    def plainly(self, content: Tensor, style: Tensor) -> Tensor:
+        x, kernels = self.encode(content), self.kernels(self.encode(style))
+        for stage, k in zip(self.stylizer.decoder.stages, kernels, strict=True):
+            if stage.up:
+                x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = one_by_one(F.instance_norm(x), k)
+            for i, conv in enumerate(stage.convs):
+                x = conv(x)
+                if not (stage.last and i + 1 == len(stage.convs)):
+                    x = F.relu(x)
+        return x
+
+
+def one_by_one(x: Tensor, kernels: AdaConvKernels) -> Tensor:
+    """AdaConv in a loop over the samples, depthwise and then pointwise (paper, section 3)."""
+    c, group, k = kernels.depthwise.shape[1:4]
+    ys = []
+    for i in range(len(x)):
+        y = F.pad(x[i : i + 1], [k // 2] * 4, mode="reflect")
+        y = F.conv2d(y, kernels.depthwise[i], groups=c // group)
+        ys.append(F.conv2d(y, kernels.pointwise[i, :, :, None, None], kernels.bias[i], groups=c // group))
+    return torch.cat(ys)
+
+
+def multiply_adds(model: Stylizer, size: int, batch: int) -> dict[str, float]:
+    """Of the convolutions and of the style's linear layers, counted as they run."""
+    counts = dict.fromkeys(("encode content", "style", "decode"), 0.0)
+    part = ["encode content"]
+
+    def count(module, inputs, y):
+        counts[part[0]] += y[0].numel() * module.weight[0].numel() * batch
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    pixels = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
+    features = model.encode(pixels)
+    part[0] = "style"
+    kernels = model.kernels(pixels)
+    part[0] = "decode"
+    model.decoder(features, kernels)
+    for hook in hooks:
+        hook.remove()
+    for i, stage in enumerate(model.decoder.stages):
+        p = stage.adaconv.predictor
+        counts["style"] += (p.depthwise_weight[0].numel() * 9 + 2 * p.pointwise_weight[0].numel()) * len(p.identity)
+        side = size // 8 * 2**i
+        counts["decode"] += batch * side**2 * kernels[i].depthwise[0].numel()
+    return counts
+
+
+def cases(own: Stylizer, baseline: Baseline, content: Tensor, style: Tensor) -> dict:
+    kernels = own.kernels(style)
+    return {
+        "baseline": lambda: baseline(content, style),
+        "own": lambda: own(content, own.kernels(style)),
+        "own, style kept": lambda: own(content, kernels),
+    }
+
+
+def sizes(values: Sequence[str]) -> list[tuple[int, int]]:
+    return [(int(size), int(batch)) for size, batch in (value.split("x") for value in values)]
+
+
+@click.command(cls=cli.Command, example="python benchmarks/bench_stylizer.py --size 256x4 --rounds 7")
+@cli.option("Options", "--device", default="cpu", type=cli.Device())
+@cli.option("Options", "--width", default=1.0, type=cli.Float(0, 4, min_open=True), help="Factor on all channels.")
+@cli.option(
+    "Options",
+    "--size",
+    "asked",
+    type=click.Choice(["256x1", "256x4", "512x1", "1024x1"]),
+    multiple=True,
+    default=("256x1", "256x4", "512x1"),
+    help="Side of the content, and batch. May be given again.",
+)
+@cli.option("Options", "--rounds", type=click.IntRange(1), default=7)
+@cli.option("Options", "--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
+@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@torch.no_grad()
+def main(
+    device: str, width: float, asked: tuple[str, ...], rounds: int, fresh_memory: bool, json_path: str | None
+) -> None:
+    """Seconds a batch of the stylizer and of the baseline, style pictures of 256²."""
+    if not fresh_memory:
+        keep_freed_memory()
+    place = torch.device(device)
+    torch.manual_seed(0)
+    own = Stylizer(StylizerConfig(width)).to(place).eval()
+    baseline = Baseline(own)
+    rows = []
+    for size, batch in sizes(asked):
+        content, style = torch.rand(batch, 3, size, size, device=place), torch.rand(batch, 3, 256, 256, device=place)
+        candidates = cases(own, baseline, content * 2 - 1, style * 2 - 1)
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+        rates: list[float] = []
+        memory: dict[str, float] = {}
+        for i in range(rounds + 1):  # the first is the warm-up
+            rates.append(matmul_rate(place))
+            for name, run in candidates.items():
+                if place.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+                times[name].append(seconds(run, place))
+                if place.type == "cuda":
+                    memory[name] = torch.cuda.max_memory_allocated() / 2**30
+                if i == 0:
+                    times[name].clear(), rates.clear()
+        counts = multiply_adds(own, size, batch)
+        for name, values in times.items():
+            adds = sum(counts.values()) - (counts["style"] if name == "own, style kept" else 0)
+            rows.append(
+                {"size": size, "batch": batch, "name": name, "s": statistics.median(values), "gmac": adds / 1e9}
+            )
+            ratios = [b / v for b, v in zip(times["baseline"], values, strict=True)]
+            rows[-1]["baseline_vs"] = statistics.median(ratios)
+            floors = [v * rate / adds for v, rate in zip(values, rates or [matmul_rate(place)], strict=True)]
+            rows[-1]["vs_floor"] = statistics.median(floors)
+            rows[-1]["gib"] = memory.get(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    print(f"width {width}, {device}, {torch.get_num_threads()} threads, float32")
+    print(f"{'content':10}{'':18}{'s':>8}{'× faster':>10}{'GMAC':>8}{'÷ floor':>9}{'GiB':>7}")
+    for row in rows:
+        print(f"{row['size']}² × {row['batch']:<4} {row['name']:18}{row['s']:8.3f}{row['baseline_vs']:10.2f}", end="")
+        print(f"{row['gmac']:8.1f}{row['vs_floor']:9.2f}{row['gib']:7.1f}")
+    if json_path:
+        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device, "width": width}
+        write_file(json_path, json.dumps({**about, "rows": rows}, indent=2).encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)

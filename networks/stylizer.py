@@ -1,0 +1,332 @@
+"""The stylizer: a content picture rebuilt in the style of another one (Chandran et al., CVPR 2021).
+
+    style   → VGG-19 → StyleEncoder → W → KernelPredictor of each stage → kernels
+    content → VGG-19 → StyleDecoder(kernels) → picture
+
+A stage of the decoder is  ×2 → AdaConv(kernels) → learned 3 × 3 convolutions with ReLU. With `modulation="adain"` the
+content's features take the style's mean and standard deviation once, before the first stage's convolution, and that is
+all: AdaIN (Huang and Belongie 2017), in the same code.
+
+A style is a list of AdaConvKernels, one for each stage that it speaks to. It is made once (`Stylizer.kernels`), applied
+to as many pictures as one likes, and can be mixed with others (`mix`), taken apart (`structure_and_statistics`) and
+kept in a file (`to_tensors`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor
+from networks.layers import Conv3x3, normalize_2nd_moment
+from networks.vgg import STRIDE, VGG19, scaled
+from torch_utils.ops import moments
+
+Kernels = list[AdaConvKernels]
+Statistics = tuple[Tensor, Tensor]  # mean and variance, both [N, C]
+
+CHANNELS = (512, 256, 128, 64)  # of the stages' inputs, at full width
+GROUP = (1, 2, 4, 8)  # C/G: the same number of predicted values in each stage
+CONVOLUTIONS = ((256,), (256, 256, 256, 128), (128, 64), (64, 3))  # outputs: the mirror of VGG-19's
+HALO = (2, 3, 2, 2)  # how many pixels of a stage's input, at most, an output depends on beyond its own
+ENCODER_HALO = 30  # the same for relu4_1, in pixels of the picture: 2 + 2·2 + 4·4 + 8
+MIN_SIZE = STRIDE + 1  # relu4_1 needs two pixels a side, which can be reflected
+EPS = 1e-5  # of instance normalization
+SLOPE = 0.2  # of the style encoder's leaky ReLU
+
+
+@dataclass
+class StylizerConfig:
+    """All that is needed to build a Stylizer."""
+
+    width: float = 1.0  # factor on all channels
+    modulation: Literal["adaconv", "adain"] = "adaconv"
+    style_size: int = 256  # side of the style picture
+    style_channels: int = 512  # of the style map W, at full width
+    kernel_size: int = 3  # of the predicted kernels; also the size of W
+    depthwise_scale: float = 0.1  # how far from the identity the predicted kernels start
+    pointwise_scale: float = 1.0
+    mixing_scale: float = 0.3  # ... and the pointwise kernels' entries between channels
+
+    def __post_init__(self):
+        if not 0 < self.width <= 4:
+            raise ValueError(f"width: expected a number above 0, up to 4, got {self.width}")
+        if self.modulation not in ("adaconv", "adain"):
+            raise ValueError(f"modulation: expected 'adaconv' or 'adain', got {self.modulation!r}")
+        if self.style_size < 64 or self.style_size % 64:
+            raise ValueError(f"style_size: expected a multiple of 64, got {self.style_size}")
+        if self.style_channels < 1:
+            raise ValueError(f"style_channels: expected at least 1, got {self.style_channels}")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: expected an odd number, got {self.kernel_size}")
+
+    def channels(self, stage: int) -> int:
+        return scaled(CHANNELS[stage], self.width)
+
+    def group(self, stage: int) -> int:
+        """C/G of a stage; where narrow models have not the channels for it, what divides them."""
+        return next(g for g in range(GROUP[stage], 0, -1) if self.channels(stage) % g == 0)
+
+    @property
+    def map_channels(self) -> int:
+        return scaled(self.style_channels, self.width)
+
+
+class StyleEncoder(nn.Module):
+    """relu4_1 of the style [N, 512, s, s], s = style_size / 8 → style map W [N, S, k, k] of unit mean square.
+
+    Three times 3 × 3 convolution, leaky ReLU, average pooling; then one fully connected layer (paper, section 4). What
+    the predictors read has unit variance, as they expect, whatever the scale of VGG's features.
+    """
+
+    def __init__(self, config: StylizerConfig):
+        super().__init__()
+        channels, side = config.channels(0), config.style_size // STRIDE // 8
+        self.shape = (config.map_channels, config.kernel_size, config.kernel_size)
+        self.convs = nn.ModuleList(Conv3x3(channels, channels) for _ in range(3))
+        self.linear = nn.Linear(channels * side**2, config.map_channels * config.kernel_size**2)
+        for layer in (*self.convs, self.linear):
+            initialize(layer, nn.init.calculate_gain("leaky_relu", SLOPE))
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = features
+        for conv in self.convs:
+            x = F.avg_pool2d(F.leaky_relu(conv(x), SLOPE, inplace=True), 2)
+        return normalize_2nd_moment(self.linear(x.flatten(1))).view(-1, *self.shape)
+
+
+class DecoderStage(nn.Module):
+    """[×2 →] AdaConv → learned 3 × 3 convolutions with reflected borders and ReLU; the last stage's end in RGB."""
+
+    def __init__(self, config: StylizerConfig, index: int):
+        super().__init__()
+        self.up, self.last = index > 0, index == len(CHANNELS) - 1
+        channels = config.channels(index)
+        self.adaconv = None
+        if config.modulation == "adain":
+            if index == 0:
+                self.adaconv = AdaConv2d(nn.Identity())
+        else:
+            predictor = KernelPredictor(
+                config.map_channels,
+                channels,
+                config.group(index),
+                config.kernel_size,
+                config.depthwise_scale,
+                config.pointwise_scale,
+                config.mixing_scale,
+            )
+            self.adaconv = AdaConv2d(predictor)
+        self.convs = nn.ModuleList()
+        for out in CONVOLUTIONS[index]:
+            out = out if out == 3 else scaled(out, config.width)
+            self.convs.append(Conv3x3(channels, out, "reflect"))
+            initialize(self.convs[-1], 2**0.5 if out != 3 else 0.5)  # the picture starts within −1..1
+            channels = out
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, kernels: AdaConvKernels | None, statistics: Statistics | None = None) -> Tensor:
+        """x [N, C, h, w] → [N, C', h, w], or twice as large with `up`. See StyleDecoder.stage."""
+        if self.adaconv is not None:
+            x = x.contiguous()
+            # of the picture before it is enlarged: repeating pixels changes neither mean nor variance
+            statistics = moments(x) if statistics is None else statistics
+        if self.up:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+        if self.adaconv is not None:
+            x = self.adaconv(x, kernels, statistics)
+        x = x.contiguous(memory_format=torch.channels_last)
+        for i, conv in enumerate(self.convs):
+            x = conv(x, relu=not (self.last and i + 1 == len(self.convs)))
+        return x
+
+
+class StyleDecoder(nn.Module):
+    """Content features relu4_1 [N, 512, h, w] and kernels → picture [N, 3, 8h, 8w], about −1..1."""
+
+    def __init__(self, config: StylizerConfig):
+        super().__init__()
+        self.stages = nn.ModuleList(DecoderStage(config, i) for i in range(len(CHANNELS)))
+
+    def modulated(self) -> list[DecoderStage]:
+        """The stages that a style speaks to: all, or with AdaIN the first."""
+        return [stage for stage in self.stages if stage.adaconv is not None]
+
+    def stage(
+        self, index: int, x: Tensor, kernels: AdaConvKernels | None, statistics: Statistics | None = None
+    ) -> Tensor:
+        """One stage, [N, C_i, h, w] → [N, C_{i+1}, h', w']: h' = h in the first, 2h in the others.
+
+        `statistics` are the mean and variance of each channel, [N, C_i], that x is normalized by; None for those of x
+        itself. With those of a whole picture, x may be a part of it: outputs whose own pixel of the input is at least
+        `HALO[index]` pixels from where it was cut are those of the whole picture. That is 16, 24, 8 and 4 pixels of the
+        content for the four stages; the encoder's is `ENCODER_HALO`.
+        """
+        return self.stages[index](x, kernels, statistics)
+
+    def forward(self, features: Tensor, kernels: Sequence[AdaConvKernels]) -> Tensor:
+        x = features
+        if any(len(k.depthwise) not in (1, len(x)) for k in kernels):
+            raise ValueError(f"kernels: expected those of one style or of {len(x)}, got {len(kernels[0].depthwise)}")
+        for i, k in enumerate(self.each(kernels)):
+            x = self.stage(i, x, k)
+        return x
+
+    def each(self, kernels: Sequence[AdaConvKernels]) -> list[AdaConvKernels | None]:
+        """The kernels stage by stage, None for those that have none."""
+        expected = len(self.modulated())
+        if len(kernels) != expected:
+            raise ValueError(f"kernels: expected those of {expected} stages, got {len(kernels)}")
+        return [*kernels, *[None] * (len(self.stages) - expected)]
+
+
+class Stylizer(nn.Module):
+    """content [N, 3, H, W] in −1..1 and kernels → the content in that style, [N, 3, H, W].
+
+    kernels = model.kernels(style) reads styles, one for each content or one for all of them. The encoder, VGG-19, is
+    not trained; its weights are ImageNet's, to be loaded by whoever builds a new model.
+    """
+
+    def __init__(self, config: StylizerConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = VGG19(config.width).requires_grad_(False)
+        self.style_encoder = StyleEncoder(config) if config.modulation == "adaconv" else None
+        self.decoder = StyleDecoder(config)
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """[N, 3, H, W] in −1..1 → relu4_1 [N, 512, H / 8, W / 8]."""
+        return self.encoder(pictures)[-1]
+
+    def kernels(self, style: Tensor) -> Kernels:
+        """Style pictures [N, 3, H, W] of any size → what they say to each stage, kernels of N samples.
+
+        Cut to the square in the middle, which is resized to `style_size`.
+        """
+        return self.kernels_of(self.encode(resized(style, self.config.style_size)))
+
+    def kernels_of(self, features: Tensor) -> Kernels:
+        """The same from relu4_1 of the style, [N, 512, s, s] with s = style_size / 8; any size with AdaIN."""
+        if self.style_encoder is None:
+            mean, var = moments(features)
+            std = (var + EPS).sqrt()[..., None]
+            return [AdaConvKernels(torch.ones_like(std)[..., None, None], std, mean)]
+        style = self.style_encoder(features)
+        return [stage.adaconv.predictor(style) for stage in self.decoder.modulated()]
+
+    def forward(self, content: Tensor, kernels: Sequence[AdaConvKernels]) -> Tensor:
+        height, width = content.shape[2:]
+        picture = self.decoder(self.encode(padded(content)), kernels)
+        return picture[:, :, :height, :width]
+
+
+def initialize(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
+    """He's initialization: output of unit mean square from such input, before an activation with that gain."""
+    nn.init.normal_(layer.weight, std=gain / layer.weight[0].numel() ** 0.5)
+    nn.init.zeros_(layer.bias)
+
+
+def padded(pictures: Tensor) -> Tensor:
+    """Reflected at the right and the bottom to sizes that VGG's poolings divide: [N, 3, H, W] → multiples of 8.
+
+    Raises:
+        ValueError: for pictures smaller than MIN_SIZE.
+    """
+    height, width = pictures.shape[2:]
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(f"content: expected at least {MIN_SIZE}x{MIN_SIZE} pixels, got {width}x{height}")
+    right, bottom = -width % STRIDE, -height % STRIDE
+    return F.pad(pictures, [0, right, 0, bottom], mode="reflect") if right or bottom else pictures
+
+
+def resized(pictures: Tensor, size: int) -> Tensor:
+    """The square in the middle of [N, 3, H, W], as [N, 3, size, size].
+
+    All of it, resized unevenly, would have strokes of another shape.
+    """
+    height, width = pictures.shape[2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = pictures[:, :, top : top + side, left : left + side]
+    if side == size:
+        return square
+    return F.interpolate(square, [size, size], mode="bilinear", antialias=True, align_corners=False)
+
+
+# Styles are kernels, and kernels can be computed with.
+
+
+def mix(styles: Sequence[Sequence[AdaConvKernels]], weights: Sequence[float]) -> Kernels:
+    """Several styles as one: Σ weight · kernels, the weights made to sum to 1.
+
+    With AdaIN this is Huang and Belongie's interpolation of styles (section 6.4), as features are linear in the
+    kernels there.
+
+    Raises:
+        ValueError: for weights that do not belong to the styles, are not numbers or sum to nothing.
+    """
+    if not styles or len(styles) != len(weights):
+        raise ValueError(f"weights: expected one for each of {len(styles)} styles, got {len(weights)}")
+    total = float(sum(weights))
+    if not 0 < abs(total) < float("inf"):
+        raise ValueError(f"weights: expected numbers that do not sum to 0, got {list(weights)}")
+    shares = [weight / total for weight in weights]
+
+    def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+        return sum(share * t for share, t in zip(shares, tensors, strict=True))
+
+    return [
+        AdaConvKernels(
+            sum_of([k.depthwise for k in stage]), sum_of([k.pointwise for k in stage]), sum_of([k.bias for k in stage])
+        )
+        for stage in zip(*styles, strict=True)
+    ]
+
+
+def structure_and_statistics(structure: Sequence[AdaConvKernels], statistics: Sequence[AdaConvKernels]) -> Kernels:
+    """Spatial kernels from one style; from the other how channels are weighed, mixed and shifted."""
+    return [AdaConvKernels(a.depthwise, b.pointwise, b.bias) for a, b in zip(structure, statistics, strict=True)]
+
+
+def weakened(model: Stylizer, content: Tensor, kernels: Sequence[AdaConvKernels], strength: float) -> Kernels:
+    """Kernels between the content's own (strength 0) and those of a style (1): the content–style trade-off.
+
+    AdaIN's trade-off blends the stylized features with the content's (Huang and Belongie, section 6.4), which is the
+    blend of the style's statistics with the content's own: kernels are what AdaConv has in their place. Blending its
+    features instead would need the content's at all four stages, which exist only for a decoder that was run with
+    the content's kernels; and the decoder would see two pictures laid over each other.
+    """
+    if model.style_encoder is None:
+        own = model.kernels_of(model.encode(padded(content)))  # all of it, so that strength 0 changes nothing
+    else:
+        own = model.kernels(content)
+    return mix([own, kernels], [1 - strength, strength])
+
+
+def to_tensors(kernels: Sequence[AdaConvKernels]) -> dict[str, Tensor]:
+    """Kernels by name ("0.depthwise", …), as safetensors keeps them."""
+    return {
+        f"{i}.{name}": getattr(k, name).detach().contiguous()
+        for i, k in enumerate(kernels)
+        for name in ("depthwise", "pointwise", "bias")
+    }
+
+
+def from_tensors(tensors: dict[str, Tensor]) -> Kernels:
+    """What `to_tensors` made. Raises ValueError for anything else."""
+    stages = len(tensors) // 3
+    names = [f"{i}.{name}" for i in range(stages) for name in ("depthwise", "pointwise", "bias")]
+    if not stages or set(names) != set(tensors):
+        raise ValueError(f"kernels: expected depthwise, pointwise and bias of each stage, got {sorted(tensors)[:6]}")
+    kernels = [AdaConvKernels(*(tensors[name] for name in names[3 * i : 3 * i + 3])) for i in range(stages)]
+    for k in kernels:
+        n, c, group = k.depthwise.shape[:3] if k.depthwise.ndim == 5 else (0, 0, 0)
+        if k.depthwise.ndim != 5 or k.pointwise.shape != (n, c, group) or k.bias.shape != (n, c):
+            raise ValueError("kernels: the shapes do not belong together")
+    return kernels

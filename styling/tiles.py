@@ -1,0 +1,175 @@
+"""Pictures of any size, stylized in tiles: the result is that of the whole picture at once, the memory is not.
+
+Instance normalization needs the mean and variance of whole pictures, so tiles cannot simply be stylized one by one:
+each would get its own contrast. Here every stage of the decoder goes over the whole picture before the next one begins.
+Its result is kept, and its statistics are added up while it is made; only what a stage computes in between, which
+takes several times as much, is limited to a tile. A tile is read with as much around it as its outputs depend on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from networks.adaconv import AdaConvKernels
+from networks.stylizer import CHANNELS, ENCODER_HALO, HALO, MIN_SIZE, Statistics, Stylizer
+from networks.vgg import STRIDE
+from torch_utils.ops import moments
+
+Span = tuple[int, int, int, int]  # top, bottom, left, right
+
+MIN_TILE, MAX_TILE = 64, 1024  # larger ones are not faster
+WORKING_BYTES = 1200  # of encoder or decoder for a pixel of a tile at full width: measured (520 to 700), twice
+
+
+class RunningMoments:
+    """Mean and variance of each channel over parts of a picture, as of all at once (Chan et al. 1979), in float64."""
+
+    def __init__(self):
+        self.count, self.mean, self.squares = 0, None, None
+
+    def add(self, x: Tensor) -> None:
+        """x [N, C, h, w]: another part."""
+        count = x.shape[2] * x.shape[3]
+        mean, var = (t.double() for t in moments(x))
+        if self.count == 0:
+            self.count, self.mean, self.squares = count, mean, var * count
+            return
+        total, difference = self.count + count, mean - self.mean
+        self.squares += var * count + difference.square() * (self.count * count / total)
+        self.mean += difference * (count / total)
+        self.count = total
+
+    def result(self, dtype: torch.dtype = torch.float32) -> Statistics:
+        return self.mean.to(dtype), (self.squares / self.count).to(dtype)
+
+
+@torch.no_grad()
+def stylize_tiled(
+    model: Stylizer,
+    content: np.ndarray,
+    kernels: Sequence[AdaConvKernels],
+    tile: int | Literal["auto"] = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    memory: int | None = None,
+) -> np.ndarray:
+    """One picture [H, W, 3] in uint8 → the same size in the style that the kernels (of one sample) say.
+
+    Between the stages 96 × width bytes a pixel are kept in the computer's memory; tiles are computed where
+    the model is.
+
+    Args:
+        tile: side of a tile in pixels, a multiple of 8; "auto" for as large as `memory` allows.
+        progress: called with tiles done and tiles in all, after each.
+        memory: bytes that may be used; None for what is free.
+
+    Raises:
+        ValueError: for pictures or tiles of another kind, and where the memory is not enough.
+    """
+    if content.ndim != 3 or content.shape[2] != 3 or content.dtype != np.uint8:
+        raise ValueError(f"content: expected [H, W, 3] in uint8, got {list(content.shape)} in {content.dtype}")
+    height, width = content.shape[:2]
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(f"content: expected at least {MIN_SIZE}x{MIN_SIZE} pixels, got {width}x{height}")
+    device = next(model.parameters()).device
+    if tile == "auto":
+        tile = tile_for(model.config.width, height, width, free_memory() if memory is None else memory)
+    if tile < 16 or tile % STRIDE:
+        raise ValueError(f"tile: expected a multiple of {STRIDE}, from 16, got {tile}")
+    content = np.pad(content, [(0, -height % STRIDE), (0, -width % STRIDE), (0, 0)], mode="reflect")
+    each = model.decoder.each(kernels)
+    if any(len(k.depthwise) != 1 for k in kernels):
+        raise ValueError("kernels: expected those of one style")
+
+    h, w = content.shape[0] // STRIDE, content.shape[1] // STRIDE  # of relu4_1
+    cells = tile // STRIDE
+    total = (1 + len(each)) * len(list(tiles(h, w, cells, 0)))
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    x, seen = torch.empty(1, model.config.channels(0), h, w), RunningMoments()
+    for inner, outer in tiles(h, w, cells, -(-ENCODER_HALO // STRIDE)):
+        top, bottom, left, right = (STRIDE * i for i in outer)
+        part = torch.from_numpy(content[top:bottom, left:right]).to(device).permute(2, 0, 1)[None]
+        features = cut(model.encode(part.float() / 127.5 - 1), inner, outer)
+        seen.add(features)
+        put(x, features, inner)
+        tick()
+
+    out = np.empty_like(content)
+    for i, k in enumerate(each):
+        last, scale = i + 1 == len(each), 2 if i else 1
+        statistics, seen = tuple(t.to(device) for t in seen.result()), RunningMoments()
+        h, w = x.shape[2:]
+        side = tile * h // content.shape[0]  # of the same tiles in pixels of x
+        y = None if last else torch.empty(1, model.config.channels(i + 1), scale * h, scale * w)
+        for inner, outer in tiles(h, w, side, HALO[i]):
+            top, bottom, left, right = outer
+            part = model.decoder.stage(i, x[:, :, top:bottom, left:right].to(device), k, statistics)
+            part = cut(part, inner, outer, scale)
+            if last:
+                top, bottom, left, right = (scale * edge for edge in inner)
+                picture = (part[0] * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
+                out[top:bottom, left:right] = picture.cpu().numpy()
+            else:
+                seen.add(part)
+                put(y, part, inner, scale)
+            tick()
+        x = y
+    return out[:height, :width]
+
+
+def tiles(height: int, width: int, side: int, halo: int) -> Iterator[tuple[Span, Span]]:
+    """Cuts height × width into tiles, each with its span and that with a halo around it, as far as there is one."""
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            bottom, right = min(top + side, height), min(left + side, width)
+            outer = max(top - halo, 0), min(bottom + halo, height), max(left - halo, 0), min(right + halo, width)
+            yield (top, bottom, left, right), outer
+
+
+def cut(x: Tensor, inner: Span, outer: Span, scale: int = 1) -> Tensor:
+    """Of x, which spans `outer` × scale, the part that spans `inner` × scale."""
+    top, left = scale * (inner[0] - outer[0]), scale * (inner[2] - outer[2])
+    return x[:, :, top : top + scale * (inner[1] - inner[0]), left : left + scale * (inner[3] - inner[2])]
+
+
+def put(x: Tensor, part: Tensor, inner: Span, scale: int = 1) -> None:
+    top, bottom, left, right = (scale * edge for edge in inner)
+    x[:, :, top:bottom, left:right] = part
+
+
+def kept_bytes(width: float, height: int, columns: int) -> int:
+    """What is kept between the stages for a picture at most: the results of two of them, and both pictures."""
+    # inputs of the third and the fourth stage: a pixel of theirs is 16 and 4 of the picture
+    pixel = 4 * width * (CHANNELS[2] / 16 + CHANNELS[3] / 4) + 9
+    return int(pixel * height * columns)
+
+
+def tile_for(width: float, height: int, columns: int, memory: int) -> int:
+    """The side of the largest tiles that fit into the memory beside what is kept. Raises ValueError if none do."""
+    left = memory - kept_bytes(width, height, columns)
+    for side in range(MAX_TILE, 0, -MIN_TILE):
+        if WORKING_BYTES * width * (side + 2 * ENCODER_HALO) ** 2 <= left:
+            return side
+    need = kept_bytes(width, height, columns) + WORKING_BYTES * width * (MIN_TILE + 2 * ENCODER_HALO) ** 2
+    raise ValueError(f"content: {columns}x{height} pixels need {need / 2**30:.1f} GiB, {memory / 2**30:.1f} are free")
+
+
+def free_memory() -> int:
+    """Bytes that the system can give without swapping, a quarter of them left to others."""
+    try:
+        with open("/proc/meminfo") as lines:
+            values = dict(line.split(":") for line in lines)
+        return int(values["MemAvailable"].split()[0]) * 1024 * 3 // 4
+    except (OSError, KeyError):  # another system than Linux
+        return 4 << 30

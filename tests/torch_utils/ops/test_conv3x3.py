@@ -1,0 +1,168 @@
+"""torch_utils.ops.conv3x3: Winograd's algorithm against the definition, and when it is not taken."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from torch_utils.ops import PreparedWeight, conv3x3, native
+from torch_utils.ops.conv3x3 import G, prepare
+
+needs_kernels = pytest.mark.skipif(not native.available("cpu"), reason="no kernels on this machine")
+
+
+def definition(x, weight, bias, padding_mode, relu):
+    """In float64."""
+    mode = "constant" if padding_mode == "zeros" else "reflect"
+    y = F.conv2d(F.pad(x.double(), [1] * 4, mode=mode), weight.double(), None if bias is None else bias.double())
+    return torch.relu(y) if relu else y
+
+
+def assert_near(y, expected, tolerance=2e-5):
+    assert y.shape == expected.shape
+    assert float((y.double() - expected).abs().max()) < tolerance * float(expected.abs().max())
+
+
+def example(inputs=32, outputs=24, size=(9, 14), n=2):
+    torch.manual_seed(0)
+    return torch.randn(n, inputs, *size), torch.randn(outputs, inputs, 3, 3), torch.randn(outputs)
+
+
+@needs_kernels
+@pytest.mark.parametrize(("padding_mode", "relu", "bias"), itertools.product(["zeros", "reflect"], [0, 1], [0, 1]))
+def test_equals_the_definition(padding_mode, relu, bias):
+    x, weight, b = example()
+    b = b if bias else None
+    y = conv3x3(x, weight, b, padding_mode, bool(relu), PreparedWeight())
+    assert_near(y, definition(x, weight, b, padding_mode, relu))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    plain = conv3x3(x, weight, b, padding_mode, bool(relu))
+    assert not torch.equal(y, plain)  # the other algorithm
+
+
+@needs_kernels
+@pytest.mark.parametrize("size", [(2, 2), (2, 7), (3, 3), (4, 4), (5, 8), (11, 6), (12, 13)])
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+def test_every_size(size, padding_mode):
+    x, weight, bias = example(16, 17, size, 3)
+    y = conv3x3(x, weight, bias, padding_mode, False, PreparedWeight())
+    assert_near(y, definition(x, weight, bias, padding_mode, False))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 1), (16, 3), (64, 16), (48, 100), (512, 256)])
+def test_every_number_of_channels(inputs, outputs):
+    x, weight, bias = example(inputs, outputs, (10, 10))
+    y = conv3x3(x, weight, bias, "reflect", True, PreparedWeight())
+    assert_near(y, definition(x, weight, bias, "reflect", True))
+
+
+@needs_kernels
+def test_many_tiles_and_any_strides():
+    x, weight, bias = example(16, 16, (130, 90), 3)
+    expected = definition(x, weight, bias, "reflect", False)
+    for same in (x, x.contiguous(memory_format=torch.channels_last), torch.cat([x, x], 3)[..., :90]):
+        assert_near(conv3x3(same, weight, bias, "reflect", False, PreparedWeight()), expected)
+
+
+@needs_kernels
+def test_no_pictures():
+    _, weight, bias = example()
+    assert conv3x3(torch.zeros(0, 32, 8, 8), weight, bias, prepared=PreparedWeight()).shape == (0, 24, 8, 8)
+
+
+@needs_kernels
+def test_nan_is_not_lost():
+    x, weight, bias = example()
+    x[0, 3, 4, 5] = float("nan")
+    y = conv3x3(x, weight, bias, relu=False, prepared=PreparedWeight())
+    assert y[0, :, 3:6, 4:7].isnan().all() and not y[1].isnan().any()
+    relu = conv3x3(x, weight, bias, relu=True, prepared=PreparedWeight())
+    assert relu[0, :, 3:6, 4:7].isnan().all()  # as PyTorch's ReLU
+
+
+def test_the_transform_of_a_kernel():
+    """Products at the points 0, ±1, ±2 and ∞: values of the kernel as a polynomial, divided by known factors."""
+    factors = {0: 4, 1: -6, -1: -6, 2: 24, -2: 24}
+    for row, point in zip(G, factors, strict=False):
+        assert row == pytest.approx([point**k / factors[point] for k in range(3)])
+    assert G[5] == (0, 0, 1)
+    weight = torch.randn(5, 4, 3, 3)
+    u = prepare(weight)
+    assert u.shape == (36, 4, 16) and not u[:, :, 5:].any()
+    g = torch.tensor(G)
+    torch.testing.assert_close(u[:, 2, 3].view(6, 6), g @ weight[3, 2] @ g.t())
+
+
+@needs_kernels
+def test_a_changed_weight_is_prepared_again():
+    x, weight, bias = example()
+    prepared = PreparedWeight()
+
+    def near(w):
+        assert_near(conv3x3(x, w, bias, prepared=prepared), definition(x, w, bias, "zeros", False))
+
+    near(weight)
+    first = prepared.value
+    near(weight)
+    assert prepared.value is first
+    weight.mul_(2)
+    near(weight)
+    near(torch.randn_like(weight))
+    parameter = torch.nn.Parameter(weight)
+    with torch.no_grad():
+        near(parameter)
+        parameter.data = torch.randn_like(weight)
+        near(parameter)
+    copied = copy.deepcopy(prepared)
+    assert copied.value is None
+
+
+def test_where_the_algorithm_is_not_taken():
+    """Gradients, other types and channels that do not fill vectors: the plain way, to the last bit."""
+    x, weight, bias = example()
+    prepared = PreparedWeight()
+    trained = weight.clone().requires_grad_()
+    y = conv3x3(x, trained, bias, "reflect", True, prepared)
+    expected = F.conv2d(F.pad(x, [1] * 4, mode="reflect"), weight, bias).relu()
+    assert torch.equal(y, expected)
+    y.sum().backward()
+    assert trained.grad.any()
+    for x, weight, bias in [(t.double() for t in example()), example(inputs=12), example(inputs=3)]:
+        assert torch.equal(conv3x3(x, weight, bias, prepared=prepared), F.conv2d(x, weight, bias, padding=1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert conv3x3(*example(), prepared=prepared).dtype == torch.bfloat16
+    assert prepared.value is None
+
+
+@needs_kernels
+def test_inference_tensors():
+    x, weight, bias = example()
+    prepared = PreparedWeight()
+    with torch.inference_mode():
+        weight = weight.clone()
+        for factor in (1, 2):
+            weight.mul_(factor)
+            y = conv3x3(x, weight, bias, prepared=prepared)
+            assert_near(y, definition(x, weight, bias, "zeros", False))
+
+
+@needs_kernels
+@pytest.mark.parametrize("wrong", ["channels", "kernel", "bias", "dtype", "reflect"])
+def test_the_kernel_refuses_what_would_read_beyond(wrong):
+    x, weight, bias = example()
+    u, reflect = prepare(weight), False
+    if wrong == "channels":
+        x = x[:, :20]
+    elif wrong == "kernel":
+        u = u[:35]
+    elif wrong == "bias":
+        bias = bias[:-1]
+    elif wrong == "dtype":
+        u = u.double()
+    else:
+        x, reflect = x[:, :, :1], True
+    with pytest.raises((ValueError, RuntimeError)):
+        torch.ops.adaconv.conv3x3(x, u, bias, 24, reflect, False)
