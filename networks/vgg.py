@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.layers import Conv3x3
@@ -25,6 +26,8 @@ class VGG19(nn.Module):
 
     def __init__(self, width: float = 1.0):
         super().__init__()
+        if not 0 < width <= 4:
+            raise ValueError(f"width: expected a number above 0, up to 4, got {width}")
         self.width = width
         self.features = nn.Sequential()
         channels = 3
@@ -44,20 +47,28 @@ class VGG19(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)
         taps = []
         for i, layer in enumerate(self.features):
-            if isinstance(layer, Conv3x3):
-                x = layer(x, relu=True)  # the ReLU that follows it as well
-            elif not isinstance(layer, nn.ReLU):
+            if isinstance(layer, nn.MaxPool2d):
                 x = layer(x)
+            elif not isinstance(layer, nn.ReLU):
+                x = layer(x, relu=True)  # with the ReLU that follows
             if i in TAPS:
                 taps.append(x)
         return taps
 
 
+class NormalizedConv(nn.Sequential):
+    """A convolution and what follows it in training: batch normalization (Ioffe and Szegedy 2015), then ReLU."""
+
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        x = super().forward(x)
+        return F.relu(x) if relu else x
+
+
 class Classifier(nn.Module):
     """Picture [N, 3, H, W] in −1..1 → logits [N, classes]: what an encoder of one's own is trained as.
 
-    The encoder is a VGG19 that has a batch normalization (Ioffe and Szegedy 2015) after each convolution while it is
-    trained; `fold` gives the one without. The classes are a linear function of the mean of relu4_1.
+    The encoder is a VGG19 that has a batch normalization after each convolution while it is trained; `fold` gives the
+    one without. The classes are a linear function of the mean of relu4_1.
     """
 
     def __init__(self, width: float, classes: int):
@@ -67,7 +78,7 @@ class Classifier(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False)
                 nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-                self.encoder.features[i] = nn.Sequential(conv, nn.BatchNorm2d(layer.out_channels))
+                self.encoder.features[i] = NormalizedConv(conv, nn.BatchNorm2d(layer.out_channels))
         self.head = nn.Linear(scaled(CHANNELS[-1], width), classes)
         self.to(memory_format=torch.channels_last)
 

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch_utils.cli import UserError
 from torch_utils.files import write_file
 from training.dataset import CHANNELS, RESOLUTIONS
 
-FORMAT = "adaconv-generator"
+GENERATOR = "adaconv-generator"
 VERSION = 1
 
 
@@ -33,69 +33,105 @@ def kimg_name(kimg: float) -> str:
     return f"{kimg:010.3f}".rstrip("0").rstrip(".")
 
 
-# --- snapshots ------------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------------------------
 
 
-def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]) -> None:
-    """Writes weights, construction and `info` (anything JSON) of G: the file alone is enough to build and run it.
+def save_model(
+    path: str | os.PathLike,
+    kind: str,
+    module: nn.Module,
+    config: Mapping[str, Any],
+    info: Mapping[str, Any],
+    half=False,
+) -> None:
+    """Writes weights, construction and `info` (anything JSON): the file alone is enough to build and run the module.
 
-    Raises DiskFull.
+    `kind` says what builds it, e.g. "adaconv-generator". With `half`, in float16. Raises DiskFull.
     """
-    meta = {"format": FORMAT, "version": VERSION, "config": asdict(G.config), "info": dict(info)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in G.state_dict().items()}
+    meta = {"format": kind, "version": VERSION, "config": dict(config), "info": dict(info)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    if half:
+        tensors = {name: tensor.half() for name, tensor in tensors.items()}
     write_file(path, save(tensors, metadata={"adaconv": json.dumps(meta)}))
 
 
-def load_generator(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[Generator, dict[str, Any]]:
-    """Builds the generator of a snapshot, in eval mode, and returns it with the snapshot's info.
+def load_model(
+    path: str | os.PathLike, kind: str, build: Callable[[dict[str, Any], dict[str, torch.Tensor]], nn.Module]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The module of a file that `save_model` wrote, in eval mode and not to be trained; and the file's info.
+
+    The file is not trusted. `build(config, tensors)` makes the module of the construction that the file claims, and
+    raises ValueError where that is none; first it is built without memory, for the file could ask for any amount, and
+    every shape compared.
 
     Raises:
-        UserError: if the file is missing, no safetensors file, not a generator of this project, or damaged.
+        UserError: if the file is missing, no safetensors file, of another kind, or damaged.
     """
+    name = kind.removeprefix("adaconv-")
+    article = "an" if name[0] in "aeiou" else "a"
     try:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get("adaconv")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read as a snapshot ({error}); name a .safetensors from train.py") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read as {article} {name} ({reason}); name a .safetensors of one") from None
     try:
         meta = json.loads(text or "{}")
-        if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-            raise UserError(f"{path} is a safetensors file, but no generator of this project; name one from train.py")
+        if not isinstance(meta, dict) or meta.get("format") != kind:
+            what = str(meta.get("format", "")).removeprefix("adaconv-")[:40] if isinstance(meta, dict) else ""
+            raise UserError(
+                f"{path} is a safetensors file, but no {name} of this project{f' but of kind {what!r}' * bool(what)}; "
+                "name another"
+            )
         if meta["version"] > VERSION:
             raise UserError(f"{path} was written by a newer version of this project; update it to load the file")
-        config = _described(meta["config"], tensors)
-        G = Generator(config)
-        G.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        with torch.device("meta"):
+            shapes = {key: tensor.shape for key, tensor in build(meta["config"], tensors).state_dict().items()}
+        for key in {**shapes, **tensors}:
+            if key not in tensors or key not in shapes or tensors[key].shape != shapes[key]:
+                raise ValueError(f"{key[:80]} is missing, unexpected or of another shape")
+        module = build(meta["config"], tensors)
+        module.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
         info = {"kimg": 0.0, **meta.get("info", {})}
         info["kimg"] = float(info["kimg"])
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} does not fit its own description ({reason}); name another snapshot") from None
-    return G.eval().requires_grad_(False).to(device), info
+        raise UserError(f"{path} does not fit its own description ({reason}); name another") from None
+    return module.eval().requires_grad_(False), info
 
 
-def _described(values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> GeneratorConfig:
-    """The configuration that a snapshot gives of itself. Raises ValueError and others where it is not of these tensors.
+def check_types(config: Any, **others: tuple[type, ...]) -> None:
+    """Raises ValueError where a field of a configuration has a value of another type than its default.
 
-    It is built without memory first: the file is not trusted, and could ask for any amount.
+    `others` are types that a field may have in their place.
     """
-    config = GeneratorConfig(**values)
-    for field in fields(config):
-        value, kind = getattr(config, field.name), type(field.default)
-        kinds = {"clamp": (float, int, type(None))}.get(field.name, (float, int) if kind is float else (kind,))
+    for f in fields(config):
+        value, kind = getattr(config, f.name), type(f.default)
+        kinds = others.get(f.name, (float, int) if kind is float else (kind,))
         if type(value) not in kinds:
-            raise ValueError(f"{field.name}: expected {kind.__name__}, got {str(value)[:40]!r}")
+            raise ValueError(f"{f.name}: expected {kind.__name__}, got {str(value)[:40]!r}")
+
+
+def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]) -> None:
+    """Writes a generator. Raises DiskFull."""
+    save_model(path, GENERATOR, G, asdict(G.config), info)
+
+
+def load_generator(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[Generator, dict[str, Any]]:
+    """The generator of a snapshot, in eval mode, with the snapshot's info. Raises UserError as `load_model` does."""
+    G, info = load_model(path, GENERATOR, _build_generator)
+    return G.to(device), info
+
+
+def _build_generator(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generator:
+    config = GeneratorConfig(**values)
+    check_types(config, clamp=(float, int, type(None)))
     if config.img_channels not in CHANNELS.values() or config.resolution not in RESOLUTIONS:
         raise ValueError(f"pictures of {config.resolution}² with {config.img_channels} channels")
     if config.z_dim + config.c_dim < 1 or config.map_depth > len(tensors):  # every layer has tensors
         raise ValueError(f"{config.map_depth} layers for {config.z_dim} numbers and {config.c_dim} classes")
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in Generator(config).state_dict().items()}
-    for name in {**shapes, **tensors}:
-        if name not in tensors or name not in shapes or tensors[name].shape != shapes[name]:
-            raise ValueError(f"{name[:80]} is missing, unexpected or of another shape")
-    return config
+    return Generator(config)
 
 
 def find_snapshot(path: str | os.PathLike) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import urllib.request
@@ -13,21 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
 from networks.vgg import CHANNELS, VGG19
 from torch_utils.cli import UserError
-from torch_utils.files import atomic_write, cache_folder, write_file
+from torch_utils.files import atomic_write, cache_folder
+from training.checkpoint import load_model, save_model
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # trained on ImageNet
 SHA256 = "dcbb9e9d"  # begins with
 TIMEOUT = 30  # seconds without an answer
 
-FORMAT = "adaconv-encoder"
-VERSION = 1
+ENCODER = "adaconv-encoder"
 
 
 def load_encoder(path: str | os.PathLike | None = None, device: torch.device | str = "cpu") -> VGG19:
@@ -41,22 +38,24 @@ def load_encoder(path: str | os.PathLike | None = None, device: torch.device | s
         UserError: if the file is missing, of another kind, of another model, or damaged; or cannot be downloaded.
     """
     path = Path(path) if path is not None else torchvision_weights()
-    try:
-        width, tensors = _read_own(path) if path.suffix == ".safetensors" else _read_torchvision(path)
-        _check_shapes(width, tensors)
-        encoder = VGG19(width)
-        encoder.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is no VGG-19 up to relu4_1 ({reason}); name another with --encoder-weights") from None
+    if path.suffix == ".safetensors":
+        encoder = load_model(path, ENCODER, lambda config, tensors: VGG19(**config))[0]
+    else:
+        try:
+            width, tensors = _read_torchvision(path)
+            encoder = VGG19(width)
+            encoder.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{path} is no VGG-19 up to relu4_1 ({reason}); name another with --encoder-weights"
+            ) from None
     return encoder.eval().requires_grad_(False).to(device)
 
 
 def save_encoder(path: str | os.PathLike, encoder: VGG19, info: Mapping[str, Any]) -> None:
-    """Writes the weights and the width of an encoder, and `info` (anything JSON), as one file. Raises DiskFull."""
-    meta = {"format": FORMAT, "version": VERSION, "width": encoder.width, "info": dict(info)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    write_file(path, save(tensors, metadata={"adaconv": json.dumps(meta)}))
+    """Writes an encoder, and `info` (anything JSON), as one file. Raises DiskFull."""
+    save_model(path, ENCODER, encoder, {"width": encoder.width}, info)
 
 
 def torchvision_weights(url: str = URL, sha256: str = SHA256) -> Path:
@@ -89,24 +88,6 @@ def _download(url: str, path: Path, sha256: str) -> None:
             raise OSError(f"{bar.n:,} bytes came whose SHA-256 does not begin with {sha256}")
 
 
-def _read_own(path: Path) -> tuple[float, dict[str, Tensor]]:
-    """Width and tensors as a file of `save_encoder` gives them. Raises UserError, or ValueError and others."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("adaconv")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise _unreadable(path, error) from None
-    meta = json.loads(text or "{}")
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise ValueError("a safetensors file, but no encoder of this project")
-    if meta["version"] > VERSION:
-        raise UserError(f"{path} was written by a newer version of this project; update it to load the file")
-    if type(meta["width"]) not in (float, int):
-        raise ValueError(f"width: expected a number, got {str(meta['width'])[:40]!r}")
-    return meta["width"], tensors
-
-
 def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     """The tensors up to relu4_1 of a state of torchvision's vgg19, and the width that the first of them says."""
     try:
@@ -123,15 +104,6 @@ def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     if not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors.values()):
         raise ValueError("something else than tensors")
     return len(tensors["features.0.weight"]) / CHANNELS[0], tensors
-
-
-def _check_shapes(width: float, tensors: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where the tensors are not those of a VGG19 of that width. Takes no memory."""
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in VGG19(width).state_dict().items()}
-    for name in {**shapes, **tensors}:
-        if name not in tensors or name not in shapes or tensors[name].shape != shapes[name]:
-            raise ValueError(f"{name[:80]} is missing, unexpected or of another shape")
 
 
 def _unreadable(path: Path, why: Exception | str) -> UserError:

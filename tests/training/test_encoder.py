@@ -54,7 +54,7 @@ def test_an_encoder_comes_back(tmp_path, width):
     assert_same(load_encoder(tmp_path / "own.safetensors"), encoder(width))
     with safetensors.safe_open(tmp_path / "own.safetensors", framework="pt") as file:
         meta = json.loads(file.metadata()["adaconv"])
-    assert meta == {"format": "adaconv-encoder", "version": 1, "width": width, "info": {"accuracy": 0.9}}
+    assert meta == {"format": "adaconv-encoder", "version": 1, "config": {"width": width}, "info": {"accuracy": 0.9}}
 
 
 @pytest.mark.parametrize("zipped", [True, False])  # torchvision's file is in PyTorch's format before the zipped one
@@ -73,7 +73,7 @@ def write(path: Path, meta: object, tensors: dict[str, torch.Tensor] | None = No
 
 
 def described(**values) -> dict:
-    return {"format": "adaconv-encoder", "version": 1, "width": WIDTH, "info": {}, **values}
+    return {"format": "adaconv-encoder", "version": 1, "config": {"width": WIDTH}, "info": {}, **values}
 
 
 @pytest.mark.parametrize(
@@ -87,16 +87,16 @@ def described(**values) -> dict:
         described(version="1"),
         described(version=2),
         {"format": "adaconv-encoder", "version": 1},
-        described(width=1),
-        described(width=1 / 15),
-        described(width=-1),
-        described(width=1e18),
-        described(width=10**400),
-        described(width=float("inf")),
-        described(width=float("nan")),
-        described(width="0.0625"),
-        described(width=None),
-        described(width=True),
+        described(config={"width": 1}),
+        described(config={"width": 1 / 15}),
+        described(config={"width": -1}),
+        described(config={"width": 1e18}),
+        described(config={"width": 10**400}),
+        described(config={"width": float("inf")}),
+        described(config={"width": float("nan")}),
+        described(config={"width": "0.0625"}),
+        described(config={"width": None}),
+        described(config={"width": True}),
     ],
     ids=lambda meta: str(meta)[:60],
 )
@@ -116,7 +116,7 @@ def test_other_tensors_are_refused(tmp_path, suffix):
             write(path, described(), others)
         else:
             torch.save(others, path)
-        with pytest.raises(UserError, match=rf"a{suffix} is no VGG-19 .*{name}"):
+        with pytest.raises(UserError, match=rf"a{suffix} .*{name}"):
             load_encoder(path)
     with pytest.raises(UserError, match=r"extra is missing, unexpected"):
         load_encoder(write(tmp_path / "b.safetensors", described(), {**state, "extra": torch.zeros(1)}))
