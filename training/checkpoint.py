@@ -17,11 +17,13 @@ from safetensors.torch import save
 from torch import nn
 
 from networks.generator import Generator, GeneratorConfig
+from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.cli import UserError
 from torch_utils.files import write_file
 from training.dataset import CHANNELS, RESOLUTIONS
 
 GENERATOR = "adaconv-generator"
+STYLIZER = "adaconv-stylizer"
 VERSION = 1
 
 
@@ -42,7 +44,7 @@ def save_model(
     module: nn.Module,
     config: Mapping[str, Any],
     info: Mapping[str, Any],
-    half=False,
+    half: bool = False,
 ) -> None:
     """Writes weights, construction and `info` (anything JSON): the file alone is enough to build and run the module.
 
@@ -132,6 +134,25 @@ def _build_generator(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -
     if config.z_dim + config.c_dim < 1 or config.map_depth > len(tensors):  # every layer has tensors
         raise ValueError(f"{config.map_depth} layers for {config.z_dim} numbers and {config.c_dim} classes")
     return Generator(config)
+
+
+def save_stylizer(path: str | os.PathLike, model: Stylizer, info: Mapping[str, Any], half: bool = False) -> None:
+    """Writes a stylizer with its encoder, with `half` in float16. Raises DiskFull."""
+    save_model(path, STYLIZER, model, asdict(model.config), info, half)
+
+
+def load_stylizer(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[Stylizer, dict[str, Any]]:
+    """The stylizer of a snapshot, in eval mode, with the snapshot's info. Raises UserError as `load_model` does."""
+    model, info = load_model(path, STYLIZER, _build_stylizer)
+    return model.to(device), info
+
+
+def _build_stylizer(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Stylizer:
+    config = StylizerConfig(**values)
+    check_types(config)
+    if config.style_size > 4096 or config.kernel_size > 31:  # the decoder's work grows with them, not its file
+        raise ValueError(f"style_size {config.style_size}, kernel_size {config.kernel_size}")
+    return Stylizer(config)
 
 
 def find_snapshot(path: str | os.PathLike) -> Path:

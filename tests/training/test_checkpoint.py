@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from networks.generator import Generator, GeneratorConfig
+from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.cli import UserError
 from training.checkpoint import (
     find_snapshot,
@@ -19,9 +20,11 @@ from training.checkpoint import (
     kimg_name,
     load_generator,
     load_state,
+    load_stylizer,
     new_run,
     save_snapshot,
     save_state,
+    save_stylizer,
 )
 
 CONFIG = GeneratorConfig(16, cbase=128, cmax=8, map_depth=2, z_dim=8, w_dim=8, style_channels=4)
@@ -139,3 +142,17 @@ def test_what_is_no_state_is_refused(tmp_path):
 def test_a_run_that_cannot_be_made(tmp_path):
     with pytest.raises(UserError, match="cannot make the folder"):
         new_run(tmp_path, "x" * 300)
+
+
+@pytest.mark.parametrize("modulation", ["adaconv", "adain"])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_stylizer_comes_back(tmp_path, modulation, half):
+    model = Stylizer(StylizerConfig(width=1 / 16, modulation=modulation, style_size=64)).eval()
+    save_stylizer(tmp_path / "a.safetensors", model, {"kimg": 3}, half)
+    loaded, info = load_stylizer(tmp_path / "a.safetensors")
+    assert loaded.config == model.config and info["kimg"] == 3
+    content, style = torch.rand(2, 2, 3, 32, 40) * 2 - 1
+    expected, got = (m(content, m.kernels(style)) for m in (model, loaded))
+    torch.testing.assert_close(got, expected, rtol=0, atol=5e-3 if half else 0)
+    with pytest.raises(UserError, match="no generator of this project but of kind 'stylizer'"):
+        load_generator(tmp_path / "a.safetensors")
