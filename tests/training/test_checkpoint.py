@@ -152,7 +152,8 @@ def test_a_stylizer_comes_back(tmp_path, modulation, half):
     loaded, info = load_stylizer(tmp_path / "a.safetensors")
     assert loaded.config == model.config and info["kimg"] == 3
     content, style = torch.rand(2, 2, 3, 32, 40) * 2 - 1
-    expected, got = (m(content, m.kernels(style)) for m in (model, loaded))
-    torch.testing.assert_close(got, expected, rtol=0, atol=5e-3 if half else 0)
+    with torch.no_grad():
+        expected, got = (m(content, m.kernels(style)) for m in (model, loaded))
+    torch.testing.assert_close(got, expected, rtol=0, atol=0.03 if half else 0)
     with pytest.raises(UserError, match="no generator of this project but of kind 'stylizer'"):
         load_generator(tmp_path / "a.safetensors")
