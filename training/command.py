@@ -37,6 +37,7 @@ class Script:
     fingerprint: Callable[[RunConfig], str]  # of the data
     run_name: Callable[[RunConfig], str]
     note: Callable[[RunConfig], str] = lambda config: ""  # what the user should hear, if anything
+    data_options: str = "--data"  # that name the data
 
 
 def run_options(kimg: float, tick: float, snap: int) -> Callable:
@@ -185,7 +186,7 @@ def prepare(
         if about.get("data_hash", data_hash) != data_hash:
             raise cli.UserError(
                 f"{config.data} is not the data set that {run} was begun with: its files or labels are others; "
-                "name that one with --data, or start a new run without --resume"
+                f"name that one with {script.data_options}, or start a new run without --resume"
             )
 
     if dry_run:

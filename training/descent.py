@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -70,3 +71,28 @@ class Descent:
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("scale", "good", "streak", "skipped"):
             getattr(self, name).copy_(state[name])
+
+
+class Averaged(Protocol):
+    """A configuration of a training with averaged weights."""
+
+    batch: int
+    ema_kimg: float  # half-life
+    ema_rampup: float | None  # ... but at most this part of what was shown so far
+
+
+def ema_beta(config: Averaged, kimg: float) -> float:
+    """How much of the averaged weights a step keeps: a half-life of ema_kimg, less at the start."""
+    half_life = config.ema_kimg
+    if config.ema_rampup is not None:
+        half_life = min(half_life, kimg * config.ema_rampup)
+    return 0.5 ** (config.batch / 1000 / max(half_life, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(averaged: nn.Module, module: nn.Module, beta: float) -> None:
+    """averaged ← β · averaged + (1 − β) · module; buffers are copied."""
+    for average, value in zip(averaged.parameters(), module.parameters(), strict=True):
+        average.lerp_(value, 1 - beta)
+    for average, value in zip(averaged.buffers(), module.buffers(), strict=True):
+        average.copy_(value)

@@ -22,7 +22,7 @@ from training.augment import AdaptiveP, AugmentPipe
 from training.checkpoint import look_path, save_snapshot
 from training.config import TrainConfig
 from training.dataset import EndlessSampler, ImageDataset
-from training.descent import Descent, lazy_adam
+from training.descent import Descent, ema_beta, lazy_adam, update_ema
 from training.images import grid, save_png, to_float
 from training.log import Averages, Log
 from training.loop import ignore_stop_signals
@@ -249,23 +249,6 @@ def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
     if half and D.out.weight.is_cuda:
         for block in D.blocks[:HALF_RESOLUTIONS]:
             block.to(memory_format=torch.channels_last)
-
-
-def ema_beta(config: TrainConfig, kimg: float) -> float:
-    """How much of the averaged weights a step keeps: a half-life of ema_kimg, less at the start."""
-    half_life = config.ema_kimg
-    if config.ema_rampup is not None:
-        half_life = min(half_life, kimg * config.ema_rampup)
-    return 0.5 ** (config.batch / 1000 / max(half_life, 1e-8))
-
-
-@torch.no_grad()
-def update_ema(G_ema: Generator, G: Generator, beta: float) -> None:
-    """G_ema ← β·G_ema + (1 − β)·G; buffers are copied."""
-    for average, value in zip(G_ema.parameters(), G.parameters(), strict=True):
-        average.lerp_(value, 1 - beta)
-    for average, value in zip(G_ema.buffers(), G.buffers(), strict=True):
-        average.copy_(value)
 
 
 def real_batches(
