@@ -94,8 +94,6 @@ def main(
     keep_freed_memory()
     path = find_snapshot(network or "runs")
     G, info = load_generator(path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    print(f"network: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
-
     classes = None
     if G.config.c_dim:
         if class_number is not None and class_number >= G.config.c_dim:
@@ -108,6 +106,7 @@ def main(
             f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(seeds)} seeds; take a larger one"
         )
     folder = cli.writable_folder(outdir)
+    print(f"network: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
 
     pictures = []
     bar = tqdm(total=len(seeds), unit="pic", disable=not sys.stderr.isatty())

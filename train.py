@@ -142,6 +142,8 @@ def run_name(config: TrainConfig) -> str:
 
 
 def note(config: TrainConfig) -> str:
+    if config.precision == "fp16" and not config.gpus:
+        return "CPUs are slow with fp16; take --precision bf16 or fp32"
     if config.cfg == "auto" and not config.gpus:
         return "--cfg auto is meant for GPUs, a CPU takes months; --cfg demo trains in minutes"
     return ""

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from networks.stylizer import Stylizer, StylizerConfig, resized
 from torch_utils import distributed
+from torch_utils.cli import UserError
 from torch_utils.ops import moments
 from training.checkpoint import load_stylizer, look_path, save_stylizer
 from training.config import RunConfig
@@ -167,6 +168,8 @@ def initialize(model: Stylizer, config: StylizerTrainConfig) -> None:
     """The weights that training starts with: those of the encoder, or all of --init-from. Raises UserError."""
     if config.init_from:
         other = load_stylizer(config.init_from)[0]
+        if other.config != model.config:
+            raise UserError(f"{config.init_from} has other layers ({other.config}); start from one of the same options")
         model.load_state_dict(other.state_dict())
     else:
         model.encoder.load_state_dict(load_encoder(config.encoder_weights).state_dict())

@@ -24,14 +24,18 @@ LANES = 16  # of float32 in the widest vectors; narrower ones divide it
 
 
 class PreparedWeight:
-    """The weight of a convolution as `conv3x3` wants it, made anew when the weight has changed."""
+    """The weight of a convolution as `conv3x3` wants it, made anew when the weight has changed.
+
+    One that is trained is never kept: PyTorch's fused optimizers change weights without counting a version.
+    """
 
     def __init__(self):
         self.weight, self.key, self.value = lambda: None, None, None
 
     def of(self, weight: Tensor) -> Tensor:
         """[O, I, 3, 3] → U = G g Gᵀ at each of 36 points, [36, I, O rounded up to whole vectors]."""
-        key = None if weight.is_inference() else (weight.data_ptr(), weight._version)
+        known = not weight.requires_grad and not weight.is_inference()
+        key = (weight.data_ptr(), weight._version) if known else None
         if key is None or key != self.key or self.weight() is not weight:
             self.weight, self.key, self.value = weakref.ref(weight), key, prepare(weight)
         return self.value

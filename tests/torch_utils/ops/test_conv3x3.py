@@ -166,3 +166,16 @@ def test_the_kernel_refuses_what_would_read_beyond(wrong):
         x, reflect = x[:, :, :1], True
     with pytest.raises((ValueError, RuntimeError)):
         torch.ops.adaconv.conv3x3(x, u, bias, 24, reflect, False)
+
+
+def test_a_weight_that_an_optimizer_changes_is_not_kept():
+    """Fused ones do not count it as a change."""
+    torch.manual_seed(0)
+    x, bias, prepared = torch.randn(1, 32, 8, 8), torch.zeros(16), PreparedWeight()
+    weight = torch.nn.Parameter(torch.randn(16, 32, 3, 3))
+    adam = torch.optim.Adam([weight], lr=0.1, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            assert_near(conv3x3(x, weight, bias, prepared=prepared), definition(x, weight, bias, "zeros", False))
+        conv3x3(x, weight, bias, prepared=prepared).square().sum().backward()
+        adam.step()

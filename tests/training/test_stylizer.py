@@ -1,0 +1,152 @@
+"""The stylizer's losses are their formulas; training overfits a pair, and a resumed run is the run without a stop."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_loop import assert_same
+
+from networks.stylizer import StylizerConfig
+from networks.vgg import VGG19
+from torch_utils.cli import UserError
+from training.checkpoint import find_state, load_state, load_stylizer
+from training.encoder import save_encoder
+from training.faces import faces
+from training.images import to_float
+from training.loop import train
+from training.stylizer import (
+    StylizerTask,
+    StylizerTrainConfig,
+    content_loss,
+    statistics,
+    style_loss,
+    stylize_and_measure,
+    total_variation,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> dict[str, str]:
+    """A few drawn faces as contents, patterns as styles, and an encoder of random weights."""
+    folder = tmp_path_factory.mktemp("material")
+    for name in ("contents", "styles"):
+        (folder / name).mkdir()
+    for i, (picture, _) in enumerate(faces(4, 64, seed=0)):
+        picture.resize((80, 70)).save(folder / "contents" / f"{i}.png")
+    generator = torch.Generator().manual_seed(0)
+    for i in range(3):  # stripes and noise of a few colours
+        pattern = torch.rand(1, 3, 9, 2 + 5 * i, generator=generator)
+        pattern = torch.nn.functional.interpolate(pattern, (140, 150))[0].permute(1, 2, 0)
+        Image.fromarray((pattern * 255).byte().numpy()).save(folder / "styles" / f"{i}.jpg")
+    torch.manual_seed(0)
+    encoder = VGG19(1 / 8)
+    for layer in encoder.features:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            torch.nn.init.zeros_(layer.bias)
+    save_encoder(folder / "encoder.safetensors", encoder, {})
+    return {
+        "data": str(folder / "contents"),
+        "style": str(folder / "styles"),
+        "encoder_weights": str(folder / "encoder.safetensors"),
+    }
+
+
+def tiny(material, modulation="adaconv", **options) -> StylizerTrainConfig:
+    stylizer = StylizerConfig(width=1 / 8, style_size=64, style_channels=128, modulation=modulation)
+    own = {"size": 32, "batch": 4, "batch_gpu": 4, "workers": 0, "lr": 1e-3, "tick": 0.016, "snap": 2, "kimg": 0.064}
+    return StylizerTrainConfig(**{**material, **own, **options}, stylizer=stylizer)
+
+
+def test_the_losses_are_their_formulas():
+    torch.manual_seed(0)
+    taps, others = ([torch.randn(2, 3 + i, 5, 4) * (i + 1) for i in range(4)] for _ in range(2))
+    expected = 0.0
+    for a, b in zip(taps, others, strict=True):
+        for n in range(2):
+            for c in range(a.shape[1]):
+                x, y = a[n, c].double(), b[n, c].double()
+                std = [float((t.var(correction=0) + 1e-5).sqrt()) for t in (x, y)]
+                expected += (float(x.mean() - y.mean()) ** 2 + (std[0] - std[1]) ** 2) / (2 * a.shape[1])
+    assert float(style_loss(taps, [statistics(t) for t in others])) == pytest.approx(expected, rel=1e-4)
+    assert float(style_loss(taps, [statistics(t) for t in taps])) == 0
+    assert float(content_loss(taps[0], others[0])) == pytest.approx(float((taps[0] - others[0]).pow(2).mean()))
+    ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 3, 5, 4)
+    assert float(total_variation(ramp)) == 1.0
+
+
+@pytest.mark.parametrize("modulation", ["adaconv", "adain"])
+def test_it_overfits_a_pair(material, modulation):
+    """In a hundred steps the content loss of one face in the colours of another falls to a fifth, the style's more."""
+    torch.manual_seed(1)
+    task = StylizerTask(tiny(material, modulation, style_weight=1.0), CPU)
+    pair = [to_float(torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]) for picture, _ in faces(2, 64, seed=0)]
+    before = losses_of(task, *pair)
+    for _ in range(100):
+        task.descent.step([task.loss(*pair)])
+    after = losses_of(task, *pair)
+    assert after["style"] < before["style"] / 20, (before, after)
+    assert after["content"] < before["content"] / 5, (before, after)
+
+
+@torch.no_grad()
+def losses_of(task: StylizerTask, contents: torch.Tensor, styles: torch.Tensor) -> dict[str, float]:
+    return {name: float(loss) for name, loss in stylize_and_measure(task.model, contents, styles)[1].items()}
+
+
+def test_every_weight_learns_but_the_encoders(material):
+    task = StylizerTask(tiny(material, identity_weight=1.0, tv_weight=0.1), CPU)
+    before = {name: p.clone() for name, p in task.model.named_parameters()}
+    task.step(next(task.batches(0)), 0)
+    for name, p in task.model.named_parameters():
+        assert torch.equal(p, before[name]) == name.startswith("encoder."), name
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "bf16", "identity_weight": 1.0, "batch_gpu": 2}])
+def test_a_resumed_run_equals_one_without_a_stop(tmp_path, material, options):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    straight.mkdir(), stopped.mkdir()
+    train(StylizerTask, tiny(material, **options), straight)
+    train(StylizerTask, tiny(material, **options, kimg=0.032), stopped)
+    train(StylizerTask, tiny(material, **options), stopped, find_state(stopped))
+    assert_same(*(load_state(find_state(run)) for run in (straight, stopped)))
+    metrics = [[json.loads(line) for line in (run / "metrics.jsonl").open()] for run in (straight, stopped)]
+    assert metrics[0] == metrics[1] and [line["kimg"] for line in metrics[0]] == [0, 0.032, 0.064]
+    for name in ("styled000000.064.png", "snapshot-000000.064.safetensors"):
+        assert (straight / name).read_bytes() == (stopped / name).read_bytes()
+    with Image.open(straight / "styled000000.064.png") as sheet:
+        assert sheet.size == (5 * 32, 5 * 32)
+
+
+def test_the_snapshot_is_the_averaged_model_and_trains_on(tmp_path, material):
+    train(StylizerTask, tiny(material, kimg=0.016), tmp_path)
+    snapshot = tmp_path / "snapshot-000000.016.safetensors"
+    model, info = load_stylizer(snapshot)
+    state = load_state(find_state(tmp_path))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state["average"][name]), name
+    assert info == {"kimg": 0.016, "contents": "contents", "styles": "styles"}
+    again = StylizerTask(tiny(material, init_from=str(snapshot)), CPU)
+    assert all(torch.equal(p, model.state_dict()[name]) for name, p in again.model.state_dict().items())
+    with pytest.raises(UserError, match="has other layers"):
+        StylizerTask(tiny(material, "adain", init_from=str(snapshot)), CPU)
+
+
+def test_predictors_learn_as_fast_as_layers(material):
+    """The relative change by a step of Adam: weights of unit variance have so much larger a learning rate."""
+    task = StylizerTask(tiny(material), CPU)
+    before = {name: p.clone() for name, p in task.model.named_parameters()}
+    task.step(next(task.batches(0)), 0)
+    changes = {}
+    for name, p in task.model.named_parameters():
+        if name.endswith("weight") and not name.startswith("encoder."):
+            changes[name] = float((p - before[name]).norm() / before[name].norm())
+    predictors = [change for name, change in changes.items() if ".predictor." in name]
+    layers = [change for name, change in changes.items() if ".predictor." not in name]
+    assert 0.2 < (sum(predictors) / len(predictors)) / (sum(layers) / len(layers)) < 5
