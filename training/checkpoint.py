@@ -207,7 +207,7 @@ def load_state(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds for a file that is no state
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path} cannot be read as a training state ({reason}); name another with --resume") from None
-    if not isinstance(state, dict) or not {"config", "step", "random", "averages", "G", "D"} <= state.keys():
+    if not isinstance(state, dict) or not {"config", "step", "random", "averages"} <= state.keys():
         raise UserError(f"{path} holds no training state of this project; name another with --resume")
     return state
 
