@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from torch_utils import cli
 from training import command
-from training.config import resolve_precision, split_batch
+from training.config import cpu_precision, resolve_precision, split_batch
 
 EXAMPLE = """\
 python train_stylizer.py --content coco/ --style wikiart.zip --gpus 8
@@ -33,7 +34,7 @@ POSITIVE = cli.Float(0, min_open=True)
     help="Contents are crops of so many pixels a side, from pictures whose shorter side is twice that.  [default: 256]",
 )
 @command.run_options(kimg=1280, tick=4, snap=10)
-@command.machine_options(half="convolutions", compiled="encoder and decoder")
+@command.machine_options(half="convolutions", compiled="the steps", cpu="bf16 or fp32, whichever is faster,")
 @cli.option("Training", "--batch", type=click.IntRange(1, 2**16), help="Pairs a step, over all GPUs.  [default: 8]")
 @cli.option("Training", "--lr", type=POSITIVE, help="Adam's learning rate.  [default: 0.0001]")
 @cli.option("Training", "--content-weight", type=cli.Float(0), help="Of the difference at relu4_1.  [default: 1]")
@@ -89,17 +90,19 @@ def configure(given: dict[str, Any]) -> Any:
             raise click.UsageError(f"--{name} is missing: name a folder or ZIP of pictures")
     gpus = command.count_gpus(given)
     procs = gpus or given.get("procs", 1)
-    values = {name: value for name, value in given.items() if name not in ("content", "desc")}
+    own = {field.name for field in fields(StylizerTrainConfig)}
+    values = {name: value for name, value in given.items() if name in own}
     values |= {"data": given["content"], "gpus": gpus, "procs": procs}
     values["batch"] = given.get("batch", 8)
     values["batch_gpu"] = split_batch(values["batch"], given.get("batch_gpu"), procs)
-    values["precision"] = resolve_precision(given.get("precision"), gpus)
-    network = {name: values.pop(name) for name in StylizerConfig.__dataclass_fields__ if name in values}
+    values["precision"] = resolve_precision(given.get("precision"), gpus, cpu=cpu_precision())
+    names = [field.name for field in fields(StylizerConfig)]
+    if given.get("init_from") and not given.keys() >= set(names):
+        given |= {**vars(load_stylizer(given["init_from"])[0].config), **given}
+    elif "width" not in given:
+        given["width"] = load_encoder(given.get("encoder_weights")).width  # noted, so that --resume needs no file
+    network = {name: given[name] for name in names if name in given}
     try:
-        if given.get("init_from"):
-            network = {**vars(load_stylizer(given["init_from"])[0].config), **network}
-        else:
-            network.setdefault("width", load_encoder(given.get("encoder_weights")).width)
         return StylizerTrainConfig(**values, stylizer=StylizerConfig(**network))
     except ValueError as error:
         raise cli.UserError(f"the model cannot be built: {error}") from None

@@ -1,48 +1,123 @@
-"""Training an encoder of one's own: a Classifier learns to tell the classes of a data set apart, and is folded.
-
-The pieces that a training loop calls; pictures come as a data set gives them, uint8 with one-hot labels.
-"""
+"""Training an encoder of one's own: a Classifier learns to tell the classes of a data set apart, and is folded."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from networks.vgg import Classifier
-from training.config import RunConfig
-from training.images import to_float
+from torch_utils import distributed
+from training.checkpoint import kimg_name, look_path
+from training.config import ClassifierConfig
+from training.dataset import ImageDataset, endless_batches
+from training.descent import Descent
+from training.encoder import save_encoder
+from training.images import save_png, to_float
+from training.log import Averages, Log
+
+Batch = list[tuple[Tensor, Tensor]]  # uint8 pictures and their one-hot classes, in parts of `batch_gpu`
+LOOKED_AT = 5000  # pictures of --data that are looked at without --test
+CELLS = 256  # rows of the picture of a confusion matrix; with more classes, several share one
 
 
-@dataclass(kw_only=True)
-class ClassifierConfig(RunConfig):
-    """What a classifier's training depends on, beside."""
+class Classification:
+    """A classifier, whose encoder is what it is trained for. A `training.loop.Task`."""
 
-    test: str | None = None  # a data set of pictures not trained with, for the accuracy
-    width: float = 0.5  # of VGG-19's channels
-    batch: int = 128
-    batch_gpu: int = 128
-    kimg: float = 400.0
-    lr: float = 0.2  # at its peak
-    momentum: float = 0.9  # Nesterov's
-    weight_decay: float = 5e-4
-    smoothing: float = 0.1  # the part of each label that is spread over all classes
-    shift: float = 1 / 8  # the largest random shift, as a part of the side
-    mirror: bool = True  # flip half of the pictures left-right
+    script, look_name = "train_encoder.py", "confusion"
+    remedy = "try a smaller --lr, or --precision fp32"
+
+    def __init__(self, config: ClassifierConfig, device: torch.device, fresh: bool = True):
+        self.config, self.device, self.averages = config, device, Averages()
+        self.dataset = ImageDataset(config.data, use_labels=True)
+        self.classifier = Classifier(config.width, self.dataset.c_dim).to(device)
+        self.modules = {"classifier": self.classifier}
+        self.descent = Descent(sgd(self.classifier, config), scaling=config.precision == "fp16")
+        self.optimizers = {"descent": self.descent}
+        self.parts = config.batch // distributed.world_size() // config.batch_gpu
+        self.steps = math.ceil(round(config.kimg * 1000, 6) / config.batch)
+        self.compiled = torch.compile(self.classifier) if config.compile else self.classifier
+        norms = [module for module in self.classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+        self.accuracy: dict[float, float] = {}  # that was measured last, by kimg
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """What the steps take from that one on, without end."""
+        for images, labels in endless_batches(self.config, self.dataset, step, self.device):
+            yield list(zip(images.split(self.config.batch_gpu), labels.split(self.config.batch_gpu), strict=True))
+
+    def step(self, batch: Batch, step: int) -> None:
+        """One step down the mean of the losses over the parts of a batch."""
+        for group in self.descent.optimizer.param_groups:
+            group["lr"] = one_cycle(step, self.steps, self.config.lr)
+
+        def losses() -> Iterator[Tensor]:
+            for images, labels in batch:
+                loss, right = classification_loss(self.compiled, images, labels, self.config)
+                self.averages.add(**{"loss/cross_entropy": loss, "accuracy/train": 100 * right})
+                yield loss
+
+        before = joined(self.statistics)
+        self.descent.step(losses(), self.parts)
+        settle(self.statistics, before)
+
+    def figures(self) -> dict[str, float]:
+        """Of a tick, beside the averages."""
+        return {"lr": self.descent.optimizer.param_groups[0]["lr"]}
+
+    def save(self, path: Path, kimg: float) -> None:
+        """Writes the folded encoder, with the accuracy where it is known already. Raises DiskFull."""
+        info = {"kimg": kimg, "data": self.dataset.name, "classes": self.dataset.c_dim}
+        if kimg in self.accuracy:
+            info["accuracy"] = self.accuracy[kimg]
+        save_encoder(path, self.classifier.fold(), info)
+
+    def monitor(self, run: Path, log: Log) -> Monitor:
+        return Monitor(self, run, log)
 
 
-def fastest_precision(device: torch.device) -> str:
-    """bf16 where the device computes with it, as CPUs with AVX512-BF16 or AMX do; else fp32."""
-    if device.type == "cuda":
-        half = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
-        half = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return "bf16" if half else "fp32"
+class Monitor:
+    """Looks at the classifier from outside: how many pictures it is right about, and what it takes for what.
+
+    The pictures are those of --test; without, some of --data, and the accuracy is of what was trained with.
+    """
+
+    def __init__(self, task: Classification, run: Path, log: Log):
+        self.task, self.run, self.log = task, run, log
+        self.test = task.config.test is not None
+        self.dataset = ImageDataset(task.config.test or task.config.data, use_labels=True)
+        self.labels, self.looked_at = self.dataset.labels, self.dataset
+        if not self.test:
+            chosen = np.random.default_rng(task.config.seed).permutation(len(self.dataset))[:LOOKED_AT]
+            self.labels, self.looked_at = self.labels[chosen], Subset(self.dataset, chosen.tolist())
+
+    def begin(self) -> None:
+        pass
+
+    def look(self, kimg: float) -> None:
+        """Writes the accuracy in percent, into the snapshot as well, and a confusion matrix. Raises DiskFull."""
+        task = self.task
+        predicted = predictions(task.classifier, self.looked_at, task.config)
+        accuracy = 100 * float((predicted == self.labels).double().mean())
+        name = "accuracy" if self.test else "accuracy/data"
+        self.log.metrics({"kimg": kimg, name: accuracy, "pictures": len(self.labels)})
+        snapshot = self.run / f"snapshot-{kimg_name(kimg)}.safetensors"
+        if self.test and snapshot.exists():
+            task.accuracy = {kimg: accuracy}
+            task.save(snapshot, kimg)
+        picture = confusion_picture(self.labels, predicted, task.dataset.c_dim)
+        self.log.image(task.look_name, picture, kimg)
+        save_png(picture, look_path(self.run, task.look_name, kimg))
+
+
+# --- one step -------------------------------------------------------------------------------------------------------
 
 
 def augment(images: Tensor, shift: float = 1 / 8, mirror: bool = True) -> Tensor:
@@ -80,48 +155,71 @@ def one_cycle(step: int, steps: int, peak: float, warmup: float = 0.2) -> float:
     return peak * min((step + 1) / rise, (steps - step) / (steps - rise + 1))
 
 
-def make_optimizer(model: nn.Module, config: ClassifierConfig) -> torch.optim.SGD:
+def sgd(model: nn.Module, config: ClassifierConfig) -> torch.optim.SGD:
     """SGD that decays the weights of convolutions and of the head; not biases, nor the normalizations' gains."""
     weights = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
 
 
-def classification_loss(model: nn.Module, images: Tensor, labels: Tensor, config: ClassifierConfig) -> Tensor:
-    """uint8 [N, C, H, W] with one-hot labels [N, classes] → cross entropy of augmented pictures, labels smoothed."""
+def classification_loss(
+    model: nn.Module, images: Tensor, labels: Tensor, config: ClassifierConfig
+) -> tuple[Tensor, Tensor]:
+    """uint8 [N, C, H, W] with one-hot labels [N, classes] → cross entropy of augmented pictures, labels smoothed.
+
+    The second is the part of the pictures whose class gets the highest logit.
+    """
     x = to_float(augment(images, config.shift, config.mirror))
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with half_precision(x.device, config.precision):
         logits = model(x)
-    return F.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing)
+    right = (logits.argmax(dim=1) == labels.argmax(dim=1)).float().mean()
+    return F.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing), right
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    lr: float,
-    config: ClassifierConfig,
-) -> Tensor:
-    """One step of the classifier's training at that learning rate. Returns the loss."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    loss = classification_loss(model, images, labels, config)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+def half_precision(device: torch.device, precision: str) -> AbstractContextManager:
+    """Convolutions and products in float16 or bfloat16, or in float32 as they are."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, kind, enabled=precision != "fp32")
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def settle(statistics: list[Tensor], before: Tensor) -> None:
+    """Gives all processes the mean of their statistics; where that is not finite, those of before the step."""
+    after = distributed.mean(joined(statistics))
+    kept = torch.where(after.isfinite().all(), after, before)
+    for tensor, part in zip(statistics, kept.split([tensor.numel() for tensor in statistics]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+# --- looks ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def accuracy(model: Classifier, dataset: Dataset, batch: int = 500) -> float:
-    """The part of a data set's pictures whose class gets the highest logit, with the model in eval mode."""
+def predictions(model: Classifier, dataset: Dataset, config: ClassifierConfig) -> Tensor:
+    """int64 [len(dataset)]: the class of each picture that gets the highest logit, with the model in eval mode."""
     training, device = model.training, model.head.weight.device
     model.eval()
-    right = 0
-    for images, labels in DataLoader(dataset, batch_size=batch):
-        logits = model(to_float(images.to(device)))
-        right += int((logits.argmax(dim=1) == labels.to(device).argmax(dim=1)).sum())
+    found = []
+    for images, _ in DataLoader(dataset, batch_size=config.batch_gpu):  # in no more memory than training takes
+        with half_precision(device, config.precision):
+            found.append(model(to_float(images.to(device))).argmax(dim=1).cpu())
     model.train(training)
-    return right / len(dataset)
+    return torch.cat(found)
+
+
+def confusion_picture(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Class numbers, twice [N] → uint8 [1, S, S]: a row for each class, a column for each that it was taken for.
+
+    The darker, the larger that part of the row; by its root, so that small ones show.
+    """
+    cells = min(classes, CELLS)
+    place = (labels * cells // classes) * cells + predicted * cells // classes
+    counts = torch.bincount(place, minlength=cells**2).view(cells, cells).float()
+    parts = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    side = max(CELLS // cells, 1)
+    large = parts.sqrt().repeat_interleave(side, 0).repeat_interleave(side, 1)
+    return (255 - 255 * large).round().to(torch.uint8)[None]

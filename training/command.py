@@ -39,6 +39,11 @@ class Script:
     note: Callable[[RunConfig], str] = lambda config: ""  # what the user should hear, if anything
     data_options: str = "--data"  # that name the data
 
+    @property
+    def name(self) -> str:
+        """Of the file, as `python train.py` has it."""
+        return self.task().script
+
 
 def run_options(kimg: float, tick: float, snap: int) -> Callable:
     """The options under "Run", with these defaults in their help."""
@@ -67,8 +72,8 @@ def run_options(kimg: float, tick: float, snap: int) -> Callable:
     )
 
 
-def machine_options(half: str, compiled: str) -> Callable:
-    """The options under "Machine"; the words say what half precision and compilation are for."""
+def machine_options(half: str, compiled: str, cpu: str = "fp32") -> Callable:
+    """The options under "Machine"; the words say what half precision and compilation are for, and the CPU's `auto`."""
     precision = click.Choice(["auto", "fp32", "bf16", "fp16"])
     return _all(
         cli.option("Machine", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]"),
@@ -88,7 +93,7 @@ def machine_options(half: str, compiled: str) -> Callable:
             "Machine",
             "--precision",
             type=precision,
-            help=f"Of {half}.  [default: auto: bf16 on GPUs that have it, else fp16; fp32 on the CPU]",
+            help=f"Of {half}.  [default: auto: bf16 on GPUs that have it, else fp16; {cpu} on the CPU]",
         ),
         cli.option(
             "Machine", "--tf32", is_flag=True, help="Let GPUs round the factors of float32 products to 10 bits."
@@ -178,6 +183,8 @@ def prepare(
         reached = {name: value for name, value in load_state(state).items() if name in ("config", "step", "look")}
         run = state.parent.parent
         options, about = recorded(run)
+        if (other := about.get("script", script.name)) != script.name:
+            raise cli.UserError(f"{run} is a run of another script; go on with: python {other} --resume {run}")
         given = {**options, **given}
     config = script.configure(given)
     data_hash = script.fingerprint(config)
@@ -195,10 +202,15 @@ def prepare(
     if state is None:
         run = new_run(cli.writable_folder(outdir), "-".join(filter(None, [script.run_name(config), desc])))
     elif kimg >= config.kimg and not look_is_due(run, script.task().look_name, reached, kimg):
-        more = f"python {script.task().script} --resume {run} --kimg MORE"
-        print(f"{run} is done: it has come to kimg {kimg:g} of {config.kimg:g}; train on with {more}", file=sys.stderr)
+        more = f"; train on with python {script.name} --resume {run} --kimg MORE" if "kimg" in config.changeable else ""
+        print(f"{run} is done: it has come to kimg {kimg:g} of {config.kimg:g}{more}", file=sys.stderr)
         return None
-    record(run, config, given, {"command": sys.argv, **machine(config), "data_hash": data_hash, **about})
+    record(
+        run,
+        config,
+        given,
+        {"script": script.name, "command": sys.argv, **machine(config), "data_hash": data_hash, **about},
+    )
     print(f"run: {run}" + (f", from {state.name}" if state else ""), file=sys.stderr)
     if note := script.note(config):
         print(f"note: {note}", file=sys.stderr)

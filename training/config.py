@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,6 +16,9 @@ from torch_utils.cli import UserError
 @dataclass(kw_only=True)
 class RunConfig:
     """What every training run depends on. Written to the run's config.json and into every training state."""
+
+    # What may change when a run is resumed: nothing that a weight depends on.
+    changeable: ClassVar[set[str]] = {"data", "kimg", "tick", "snap", "workers", "keep"}
 
     data: str
     seed: int = 0
@@ -41,6 +44,8 @@ class RunConfig:
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
     """What the generator's training depends on, beside."""
+
+    changeable: ClassVar[set[str]] = RunConfig.changeable | {"metrics"}
 
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
@@ -92,8 +97,26 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 PRESETS = ("auto", "demo", *PUBLISHED)
 
-# What may change when a run is resumed: nothing that a weight depends on.
-CHANGEABLE = {"data", "kimg", "tick", "snap", "metrics", "workers", "keep"}
+
+@dataclass(kw_only=True)
+class ClassifierConfig(RunConfig):
+    """What a classifier's training depends on, beside: the learning rate of every step also on how many there are."""
+
+    changeable: ClassVar[set[str]] = (RunConfig.changeable | {"test"}) - {"kimg"}
+
+    test: str | None = None  # a data set of pictures not trained with, for the accuracy
+    width: float = 0.5  # of VGG-19's channels
+    batch: int = 128
+    batch_gpu: int = 128
+    kimg: float = 500.0
+    tick: float = 5.0
+    snap: int = 10
+    lr: float = 0.2  # at its peak
+    momentum: float = 0.9  # Nesterov's
+    weight_decay: float = 5e-4
+    smoothing: float = 0.1  # the part of each label that is spread over all classes
+    shift: float = 1 / 8  # the largest random shift, as a part of the side
+    mirror: bool = True  # flip half of the pictures left-right
 
 
 def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_dim: int, gpus: int) -> TrainConfig:
@@ -155,6 +178,16 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     )
 
 
+def resolve_classifier(options: Mapping[str, Any], gpus: int) -> ClassifierConfig:
+    """The configuration that the options give, as `resolve` does. Raises UserError."""
+    names = {f.name for f in fields(ClassifierConfig)}
+    values = {name: value for name, value in options.items() if name in names and value is not None}
+    processes = gpus or values.get("procs", 1)
+    values["batch_gpu"] = split_batch(values.get("batch", ClassifierConfig.batch), values.get("batch_gpu"), processes)
+    values["precision"] = resolve_precision(values.get("precision"), gpus, cpu=cpu_precision())
+    return ClassifierConfig(**{**values, "gpus": gpus, "procs": processes})
+
+
 def split_batch(batch: int, batch_gpu: int | None, processes: int) -> int:
     """How many pictures of a batch each process takes at a time: `batch_gpu`, or all of its part. Raises UserError."""
     if batch % processes:
@@ -170,11 +203,17 @@ def split_batch(batch: int, batch_gpu: int | None, processes: int) -> int:
     return batch_gpu or part
 
 
-def resolve_precision(precision: str | None, gpus: int) -> str:
-    """What `auto`, or nothing, means on this machine."""
+def resolve_precision(precision: str | None, gpus: int, cpu: str = "fp32") -> str:
+    """What `auto`, or nothing, means on this machine; without GPUs `cpu`."""
     if precision not in (None, "auto"):
         return precision
-    return "fp32" if not gpus else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return cpu if not gpus else "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def cpu_precision() -> str:
+    """bf16 where the CPU computes with it, as with AVX512-BF16 or AMX; else fp32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 def _preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
@@ -224,7 +263,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{name}: {a.get(name)} in the run, {b.get(name)} asked"
         for name in sorted(a.keys() | b.keys())
-        if name not in CHANGEABLE and a.get(name) != b.get(name)
+        if name not in new.changeable and a.get(name) != b.get(name)
     ]
 
 

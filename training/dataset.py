@@ -11,6 +11,7 @@ import io
 import json
 import mmap
 import os
+import signal
 import stat
 import sys
 import zipfile
@@ -21,16 +22,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from torch_utils import distributed
 from torch_utils.cli import UserError
 from torch_utils.files import missing
 from torch_utils.pictures import Unusable, load_picture, one_line, open_picture, show
+
+if TYPE_CHECKING:
+    from training.config import RunConfig
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHANNELS = {"L": 1, "RGB": 3}
@@ -281,14 +286,13 @@ class ImageDataset(torch.utils.data.Dataset):
         if by_name is None:
             why = "its labels are null" if LABEL_FILE in self.files.stamps else f"it has no {LABEL_FILE}"
             raise UserError(
-                f"{self.path} has no labels ({why}); train without labels, or make them with: "
-                "dataset_tool.py convert --labels folders"
+                f"{self.path} has no labels ({why}); make them with: dataset_tool.py convert --labels folders"
             )
         missing = [name for name in self.names if name not in by_name]
         if missing:
             raise UserError(
                 f"{self.path}: {len(missing):,} of {len(self.names):,} pictures have no label in "
-                f"{LABEL_FILE}, the first is {show(missing[0])}; add labels, or train without"
+                f"{LABEL_FILE}, the first is {show(missing[0])}; add labels"
             )
         labels = torch.tensor([by_name[name] for name in self.names])
         return torch.cat([labels, labels]) if self.mirror else labels
@@ -345,6 +349,43 @@ class EndlessSampler(torch.utils.data.Sampler):
     def _permutation(self, epoch: int) -> list[int]:
         mixed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
         return torch.randperm(self.size, generator=torch.Generator().manual_seed(mixed)).tolist()
+
+
+def endless_batches(
+    config: RunConfig,
+    dataset: torch.utils.data.Dataset,
+    step: int,
+    device: torch.device,
+    sampler: type[EndlessSampler] = EndlessSampler,
+    seed: int | None = None,
+) -> Iterator[list[torch.Tensor]]:
+    """What the training steps take from that one on: this process's part of each batch, on the device, without end."""
+    stream = sampler(
+        len(dataset),
+        seed=config.seed if seed is None else seed,
+        start=step * config.batch,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=config.batch // distributed.world_size(),
+        sampler=stream,
+        num_workers=config.workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=ignore_stop_signals,
+        # the loader seeds its workers from this, and not from the random state that the training depends on
+        generator=torch.Generator().manual_seed(0),
+    )
+    for batch in loader:
+        parts = [batch] if isinstance(batch, torch.Tensor) else batch
+        yield [part.to(device, non_blocking=True) for part in parts]
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """^C and SIGTERM reach the whole process group; the loader's workers leave it to the training to end them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from metrics import Evaluator
 from networks.discriminator import Discriminator
@@ -21,11 +20,10 @@ from torch_utils.ops import native
 from training.augment import AdaptiveP, AugmentPipe
 from training.checkpoint import look_path, save_snapshot
 from training.config import TrainConfig
-from training.dataset import EndlessSampler, ImageDataset
+from training.dataset import ImageDataset, endless_batches
 from training.descent import Descent, ema_beta, lazy_adam, update_ema
 from training.images import grid, save_png, to_float
 from training.log import Averages, Log
-from training.loop import ignore_stop_signals
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
 from training.sampling import generate_batches, one_hot
 from training.transfer import freeze, initialize
@@ -72,8 +70,9 @@ class GAN:
 
     def batches(self, step: int) -> Iterator[Batch]:
         """What the steps take from that one on, without end."""
-        for images, c in real_batches(self.config, self.dataset, step, self.device):
-            yield list(zip(images.split(self.config.batch_gpu), c.split(self.config.batch_gpu), strict=True))
+        for images, c in endless_batches(self.config, self.dataset, step, self.device):
+            parts = to_float(images).split(self.config.batch_gpu), c.split(self.config.batch_gpu)
+            yield list(zip(*parts, strict=True))
 
     def step(self, reals: Batch, step: int) -> None:
         """One step of the generator and one of the discriminator, with the regularizers that are due."""
@@ -249,28 +248,3 @@ def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
     if half and D.out.weight.is_cuda:
         for block in D.blocks[:HALF_RESOLUTIONS]:
             block.to(memory_format=torch.channels_last)
-
-
-def real_batches(
-    config: TrainConfig, dataset: ImageDataset, step: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Real pictures in −1..1 and their classes for this process, without end, from that step on."""
-    sampler = EndlessSampler(
-        len(dataset),
-        seed=config.seed,
-        start=step * config.batch,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    loader = DataLoader(
-        dataset,
-        batch_size=config.batch // distributed.world_size(),
-        sampler=sampler,
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_stop_signals,
-        # the loader seeds its workers from this, and not from the random state that the training depends on
-        generator=torch.Generator().manual_seed(0),
-    )
-    for images, c in loader:
-        yield to_float(images.to(device, non_blocking=True)), c.to(device, non_blocking=True)

@@ -38,7 +38,7 @@ class Monitor(Protocol):
 
 
 class Task(Protocol):
-    """What is trained. `training.gan.GAN` is one."""
+    """What is trained: `training.gan.GAN`, `training.classify.Classification`."""
 
     script: str  # that goes on with a run
     look_name: str  # of the picture that a look leaves
@@ -230,12 +230,6 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def ignore_stop_signals(worker: int) -> None:
-    """^C and SIGTERM reach the whole process group; the loader's workers leave it to the training to end them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class StopSignal:

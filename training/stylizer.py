@@ -6,12 +6,11 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from networks.stylizer import Stylizer, StylizerConfig, resized
 from torch_utils import distributed
@@ -19,11 +18,11 @@ from torch_utils.cli import UserError
 from torch_utils.ops import moments
 from training.checkpoint import load_stylizer, look_path, save_stylizer
 from training.config import RunConfig
+from training.dataset import endless_batches
 from training.descent import Descent, ema_beta, update_ema
 from training.encoder import load_encoder
 from training.images import grid, save_png, to_float, to_uint8
 from training.log import Averages, Log
-from training.loop import ignore_stop_signals
 from training.pictures import NumberedSampler, PictureCrops
 
 SHOWN = 4  # contents and styles of the sheets, which are also what the losses are measured on
@@ -33,6 +32,8 @@ Batch = list[tuple[Tensor, Tensor]]  # contents and styles, in parts of `batch_g
 @dataclass(kw_only=True)
 class StylizerTrainConfig(RunConfig):
     """What the stylizer's training depends on, beside. `data` are the contents."""
+
+    changeable: ClassVar[set[str]] = RunConfig.changeable | {"style"}
 
     stylizer: StylizerConfig
     style: str  # folder or ZIP of style pictures
@@ -111,14 +112,18 @@ class StylizerTask:
         self.modules = {"model": self.model, "average": self.average}
         self.descent = Descent(adam(self.model, config), config.precision == "fp16")
         self.optimizers = {"descent": self.descent}
+        self.measure = torch.compile(stylize_and_measure) if config.compile else stylize_and_measure
         self.parts = config.batch // distributed.world_size() // config.batch_gpu
 
     def batches(self, step: int) -> Iterator[Batch]:
         """What the steps take from that one on, without end."""
-        streams = (crops(self.config, data, step, self.device) for data in (self.contents, self.styles))
-        for contents, styles in zip(*streams, strict=True):
-            at_a_time = self.config.batch_gpu
-            yield list(zip(contents.split(at_a_time), styles.split(at_a_time), strict=True))
+        streams = (
+            endless_batches(self.config, data, step, self.device, NumberedSampler, data.seed)
+            for data in (self.contents, self.styles)
+        )
+        at_a_time = self.config.batch_gpu
+        for (contents,), (styles,) in zip(*streams, strict=True):
+            yield list(zip(to_float(contents).split(at_a_time), to_float(styles).split(at_a_time), strict=True))
 
     def step(self, pairs: Batch, step: int) -> None:
         self.descent.step((self.loss(*pair) for pair in pairs), self.parts)
@@ -127,7 +132,7 @@ class StylizerTask:
     def loss(self, contents: Tensor, styles: Tensor) -> Tensor:
         config = self.config
         with precise_enough(config, self.device):
-            y, losses = stylize_and_measure(self.model, contents, styles)
+            y, losses = self.measure(self.model, contents, styles)
             loss = config.content_weight * losses["content"] + config.style_weight * losses["style"]
             if config.identity_weight:
                 same = self.model(contents, self.model.kernels(contents))
@@ -192,28 +197,6 @@ def precise_enough(config: StylizerTrainConfig, device: torch.device) -> torch.a
     """Half precision for convolutions and matrix products, where it is asked for."""
     dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype, enabled=config.precision != "fp32")
-
-
-def crops(config: StylizerTrainConfig, data: PictureCrops, step: int, device: torch.device) -> Iterator[Tensor]:
-    """Crops in −1..1 for this process, without end, from that step on."""
-    sampler = NumberedSampler(
-        len(data),
-        seed=data.seed,
-        start=step * config.batch,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
-    loader = DataLoader(
-        data,
-        batch_size=config.batch // distributed.world_size(),
-        sampler=sampler,
-        num_workers=config.workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=ignore_stop_signals,
-        generator=torch.Generator().manual_seed(0),  # not of the random state that the training depends on
-    )
-    for images in loader:
-        yield to_float(images.to(device, non_blocking=True))
 
 
 class Monitor:

@@ -33,7 +33,7 @@ def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         return {"G": weights, "G_ema": weights}
     state = load_state(path)
     if not {"G", "G_ema", "D"} <= state.keys():
-        raise UserError(f"{path} is no state of a generator's training; name another with --init-from")
+        raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
     return {name: state[name] for name in ("G", "G_ema", "D")}
 
 

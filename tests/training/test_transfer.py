@@ -112,6 +112,12 @@ def test_a_path_that_leads_nowhere(tmp_path):
         find_initial(tmp_path)
 
 
+def test_a_state_without_a_generator(tmp_path):
+    torch.save(dict.fromkeys(["config", "step", "random", "averages", "classifier"]), tmp_path / "state-000001.pt")
+    with pytest.raises(UserError, match="is of a run that trains no generator"):
+        initialize({}, tmp_path / "state-000001.pt", 0)
+
+
 def test_the_averaged_weights_stay_averaged(faces16):
     """They are not begun anew, and ada moves faster."""
     config = tiny(faces16, init_from="x", aug="ada")
