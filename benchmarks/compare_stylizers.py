@@ -1,0 +1,117 @@
+"""What stylizers make of the same contents and styles: a sheet, and a table of losses and of structure.
+
+    python benchmarks/compare_stylizers.py --content photos/ --style paintings/ --model a.safetensors --out sheet.png
+
+Content and style losses are those of training, with the encoder of the first model for all. Structure is the sliced
+Wasserstein distance of normalized 7 × 7 patches (metrics/swd.py) between the outputs and the style: colours and
+contrast do not count, only what they do from pixel to pixel. The contents as they are show where it begins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+
+import click
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from metrics.swd import PatchDescriptors, sliced_wasserstein
+from networks.stylizer import resized
+from networks.vgg import VGG19
+from styling.pictures import list_pictures, read_picture
+from torch_utils import cli
+from torch_utils.files import write_file
+from training.checkpoint import load_stylizer
+from training.images import grid, save_png, to_float, to_uint8
+from training.stylizer import content_loss, style_loss
+from training.stylizer import statistics as channel_statistics
+
+REPEATS = 32  # of a picture, with patches cut at other places
+
+
+def pictures(paths: tuple[str, ...], count: int, size: int) -> Tensor:
+    """The first `count` pictures of files and folders, the square in the middle: [count, 3, size, size] in −1..1."""
+    files = [file for path in paths for file in (list_pictures(path) if Path(path).is_dir() else [Path(path)])]
+    if len(files) < count:
+        raise cli.UserError(
+            f"{', '.join(paths)}: {len(files)} pictures, {count} are needed; name more, or lower --count"
+        )
+    return torch.cat([resized(to_float(read_picture(file)[None]), size) for file in files[:count]])
+
+
+def patches(images: Tensor) -> dict[int, Tensor]:
+    """What `sliced_wasserstein` compares, of REPEATS looks at uint8 [N, 3, H, W]."""
+    descriptors = PatchDescriptors(len(images) * REPEATS)
+    for _ in range(REPEATS):
+        descriptors.add(images)
+    return descriptors.finish()
+
+
+def measure(encoder: VGG19, contents: Tensor, style: Tensor, outputs: Tensor) -> dict[str, float]:
+    """Losses and structure of the contents [N, 3, H, W] in one style [1, 3, h, w]."""
+    taps = encoder(outputs)
+    goals = [tuple(t.expand(len(outputs), -1) for t in channel_statistics(tap)) for tap in encoder(style)]
+    there, here = patches(to_uint8(style)), patches(to_uint8(outputs))
+    return {
+        "content loss": float(content_loss(taps[-1], encoder(contents)[-1])),
+        "style loss": float(style_loss(taps, goals)),
+        "structure": sliced_wasserstein(there, here)["swd"],
+    }
+
+
+@click.command(
+    cls=cli.Command, example="python benchmarks/compare_stylizers.py --content a/ --style b/ --model m.safetensors"
+)
+@cli.option("Options", "--content", multiple=True, required=True, help="Pictures, or folders of them.")
+@cli.option("Options", "--style", multiple=True, required=True, help="The same of styles.")
+@cli.option("Options", "--model", "models", multiple=True, required=True, help="Stylizers, one beneath the other.")
+@cli.option("Options", "--count", type=click.IntRange(1), default=4, help="So many of each.")
+@cli.option("Options", "--size", type=click.IntRange(64), default=256, help="Side of the pictures.")
+@cli.option("Options", "--out", metavar="FILE", help="Write the sheet there, a PNG.")
+@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@torch.no_grad()
+def main(content, style, models, count, size, out, json_path) -> None:
+    """Compare stylizers on the same pictures."""
+    contents, styles = pictures(content, count, size), pictures(style, count, size)
+    loaded = {f"{load_stylizer(path)[0].config.modulation} {path}": load_stylizer(path)[0] for path in models}
+    encoder = next(iter(loaded.values())).encoder
+
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in ("content as it is", *loaded)}
+    sheets = {name: [] for name in loaded}
+    for one in styles.split(1):
+        results["content as it is"].append(measure(encoder, contents, one, contents))
+        for name, model in loaded.items():
+            outputs = model(contents, model.kernels(one)).clamp(-1, 1)
+            sheets[name].append(outputs)
+            results[name].append(measure(encoder, contents, one, outputs))
+
+    rows = {name: {key: statistics.mean(r[key] for r in list_) for key in list_[0]} for name, list_ in results.items()}
+    width = max(map(len, rows))
+    print(f"{'':{width}}  content loss  style loss  structure")
+    for name, row in rows.items():
+        print(f"{name:{width}}  {row['content loss']:12.3f}  {row['style loss']:10.3f}  {row['structure']:9.1f}")
+    if json_path:
+        about = {"torch": torch.__version__, "count": count, "size": size}
+        write_file(json_path, json.dumps({**about, "rows": rows}, indent=2).encode())
+    if out:
+        blank = torch.ones_like(contents[:1])
+        lines = [torch.cat([blank, styles])]
+        for i in range(count):
+            for name in loaded:
+                lines.append(torch.cat([contents[i : i + 1], *(s[i : i + 1] for s in sheets[name])]))
+        sheet = F.interpolate(torch.cat(lines), scale_factor=128 / size, mode="area")
+        save_png(grid(to_uint8(sheet), count + 1), out)
+
+
+if __name__ == "__main__":
+    cli.run(main)
