@@ -41,6 +41,11 @@ class AdaConvKernels:
             self._composed = self._compose()
         return self._composed
 
+    def scaled(self, factor: Tensor) -> AdaConvKernels:
+        """Kernels whose output is `factor` [N] times as large."""
+        bias = None if self.bias is None else self.bias * factor[:, None]
+        return AdaConvKernels(self.depthwise, self.pointwise * factor[:, None, None], bias)
+
     def _compose(self) -> Tensor:
         n, c, group, k, _ = self.depthwise.shape
         if group == 1:

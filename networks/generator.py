@@ -184,10 +184,13 @@ class SynthesisLayer(nn.Module):
         """
         kernels = self.adaconv.predictor(w)
         weight = self.weight * self.weight_gain
+        scaled = self.norm == "demod"
+        if scaled and x.dtype == torch.float16:  # it could overflow before the demodulation, which undoes any factor
+            kernels = kernels.scaled(1 / kernels.composed.abs().amax(dim=(1, 2, 3, 4)))
+            weight = weight / weight.abs().amax(dim=(1, 2, 3), keepdim=True) * self.weight_gain
         x = self.adaconv(x, kernels)
         applied = weight.to(x.dtype)
         x = upsample_conv2d(x, applied, self.filter) if self.up else F.conv2d(x, applied, padding=1)
-        scaled = self.norm == "demod"
         noisy = noise is not None and self.noise_strength is not None
         if scaled:
             scale = demodulation(weight, kernels.composed).to(x.dtype)[:, :, None, None]

@@ -453,3 +453,17 @@ def test_state_dict_round_trip(modulation, norm):
 def test_an_empty_batch_gives_no_pictures(modulation, norm):
     G = generator(modulation=modulation, norm=norm)
     assert G(codes(0)).shape == (0, 3, 16, 16)
+
+
+@pytest.mark.parametrize("modulation, predict_bias", [("adaconv", True), ("modconv", False)])
+def test_float16_does_not_overflow_before_the_demodulation(modulation, predict_bias):
+    """However large the predicted kernels and the weights: the layer's output does not depend on their scale."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(16, cbase=1024, cmax=64, w_dim=32, modulation=modulation, predict_bias=predict_bias)
+    layer = SynthesisLayer(config, 64, 16, up=True).requires_grad_(False)
+    layer.weight.mul_(3000)
+    x, w = torch.randn(4, 64, 8, 8) * 8, torch.randn(4, 32) * 100
+    exact = layer.double()(x.double(), w.double(), None)
+    half = layer.float()(x.half(), w, None)
+    assert half.isfinite().all()
+    assert (half - exact).norm() < 0.005 * exact.norm()
