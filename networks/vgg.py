@@ -11,6 +11,7 @@ from networks.layers import Conv3x3
 CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, 256, "pool", 512)
 TAPS = (1, 6, 11, 20)  # relu1_1, relu2_1, relu3_1 and relu4_1 in torchvision's numbering of `features`
 STRIDE = 8  # of relu4_1
+BEYOND = (512, 512, 512, "pool", 512, 512, 512, 512)  # the rest of VGG-19's convolutions, from conv4_2 on
 
 # of ImageNet, for pictures of 0..1
 MEAN = (0.485, 0.456, 0.406)
@@ -67,8 +68,9 @@ class NormalizedConv(nn.Sequential):
 class Classifier(nn.Module):
     """Picture [N, 3, H, W] in −1..1 → logits [N, classes]: what an encoder of one's own is trained as.
 
-    The encoder is a VGG19 that has a batch normalization after each convolution while it is trained; `fold` gives the
-    one without. The classes are a linear function of the mean of relu4_1.
+    All of VGG-19's convolutions, of which the encoder has those up to relu4_1: with layers beyond, it need not give up
+    where things are. While trained, each has a batch normalization behind it; `fold` gives an encoder without. The
+    classes are a linear function of the mean of relu5_4.
     """
 
     def __init__(self, width: float, classes: int):
@@ -76,14 +78,19 @@ class Classifier(nn.Module):
         self.encoder = VGG19(width)
         for i, layer in enumerate(self.encoder.features):
             if isinstance(layer, nn.Conv2d):
-                conv = nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1, bias=False)
-                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-                self.encoder.features[i] = NormalizedConv(conv, nn.BatchNorm2d(layer.out_channels))
-        self.head = nn.Linear(scaled(CHANNELS[-1], width), classes)
+                self.encoder.features[i] = normalized_conv(layer.in_channels, layer.out_channels)
+        channels = scaled(CHANNELS[-1], width)
+        self.beyond = nn.ModuleList()
+        for c in BEYOND:
+            self.beyond.append(nn.MaxPool2d(2) if c == "pool" else normalized_conv(channels, scaled(c, width)))
+        self.head = nn.Linear(channels, classes)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.encoder(images)[-1].mean(dim=(2, 3)))
+        x = self.encoder(images)[-1]
+        for layer in self.beyond:
+            x = layer(x) if isinstance(layer, nn.MaxPool2d) else layer(x, relu=True)
+        return self.head(x.mean(dim=(2, 3)))
 
     @torch.no_grad()
     def fold(self) -> VGG19:
@@ -99,6 +106,12 @@ class Classifier(nn.Module):
                 folded.weight.copy_(conv.weight * scale.view(-1, 1, 1, 1))
                 folded.bias.copy_(norm.bias - norm.running_mean * scale)
         return plain.eval()
+
+
+def normalized_conv(in_channels: int, out_channels: int) -> NormalizedConv:
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return NormalizedConv(conv, nn.BatchNorm2d(out_channels))
 
 
 def scaled(channels: int, width: float) -> int:

@@ -182,7 +182,7 @@ def test_float16_is_scaled(faces16):
         assert task.descent.skipped == 0 and task.descent.scale == (2**16 if precision == "fp16" else 1)
         gradients.append(task.classifier.encoder.features[0][0].weight.grad)
     assert gradients[0].norm() > 0
-    assert (gradients[0] - gradients[1]).norm() < 0.1 * gradients[0].norm()
+    assert (gradients[0] - gradients[1]).norm() < 0.3 * gradients[0].norm()
 
 
 def test_the_snapshot_is_the_folded_encoder(tmp_path, faces16):
