@@ -84,7 +84,7 @@ def test_one_cycle():
 def test_only_weights_decay():
     model = Classifier(1 / 16, 3)
     decayed, others = (group["params"] for group in sgd(model, ClassifierConfig(data="x")).param_groups)
-    assert len(decayed) == 10 and len(others) == 19  # 9 convolutions and the head; 9 gains, 9 + 1 biases
+    assert len(decayed) == 17 and len(others) == 33  # 16 convolutions and the head; 16 gains, 16 + 1 biases
     assert {id(p) for p in [*decayed, *others]} == {id(p) for p in model.parameters()}
 
 
