@@ -118,7 +118,7 @@ class Tile(click.ParamType):
     type=click.Choice(["png", "jpg", "webp"]),
     help="Of pictures in a folder.  [default: png]",
 )
-@cli.option("Output", "--overwrite", is_flag=True, help="Make anew what is in the folder already.")
+@cli.option("Output", "--overwrite", is_flag=True, help="Make anew what is in the folder of --out already.")
 @cli.option(
     "Machine", "--tile", type=Tile(), default="auto", help="Side of the tiles that large pictures are cut into."
 )

@@ -106,32 +106,27 @@ def work(
     """
     bad: dict[Path, str] = {}
     content: tuple[Path, Tensor] | None = None  # the last picture: its next look comes next
-    with bar(len(jobs), "file", hidden=len(jobs) == 1) as (_, total):
+    with tqdm(total=len(jobs), unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty()) as total:
         for job in jobs:
             total.set_postfix_str(job.content.name)
             try:
-                if job.content in bad:
-                    pass
-                elif job.video:
-                    with bar(None, "frame") as (progress, _):
-                        do_video(job, model, looks[job.look], settings, batch, progress)
-                else:
-                    if content is None or content[0] != job.content:
+                if job.content not in bad:
+                    if not job.video and (content is None or content[0] != job.content):
                         content = job.content, read_picture(job.content)
-                    with bar(None, "tile") as (progress, _):
-                        chosen = looks if mask is not None else [looks[job.look]]
-                        write_picture(paint(model, content[1], chosen, mask, settings, progress), job.out)
-            except UserError as error:
+                    with bar("frame" if job.video else "tile") as progress:
+                        if job.video:
+                            do_video(job, model, looks[job.look], settings, batch, progress)
+                        else:
+                            chosen = looks if mask is not None else [looks[job.look]]
+                            write_picture(paint(model, content[1], chosen, mask, settings, progress), job.out)
+            except (UserError, torch.OutOfMemoryError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    error = UserError(
+                        f"no memory on the GPU for {job.content}; try --tile 256, --batch 1 or --device cpu"
+                    )
                 if not go_on:
-                    raise
+                    raise error from None
                 bad[job.content] = error.message
-            except torch.OutOfMemoryError:
-                reason = (
-                    f"the memory of the GPU is not enough for {job.content}; try --tile 256, --batch 1 or --device cpu"
-                )
-                if not go_on:
-                    raise UserError(reason) from None
-                bad[job.content] = reason
             total.update()
     return bad
 
@@ -159,13 +154,19 @@ def do_video(job: Job, model: Stylizer, look: Look, settings: Settings, batch: i
 
 
 @contextmanager
-def bar(total: int | None, unit: str, hidden: bool = False) -> Iterator[tuple[Progress, tqdm]]:
-    """A bar on stderr, where that is a terminal, and the function that moves it."""
-    shown = tqdm(total=total, unit=unit, leave=False, disable=hidden or not sys.stderr.isatty())
+def bar(unit: str) -> Iterator[Progress]:
+    """What moves a bar on stderr, where that is a terminal; there is none before the first move."""
+    shown: tqdm | None = None
 
     def progress(done: int, of: int | None) -> None:
+        nonlocal shown
+        if shown is None:
+            shown = tqdm(total=of, unit=unit, leave=False, disable=not sys.stderr.isatty())
         shown.total = of
         shown.update(done - shown.n)
 
-    with shown:
-        yield progress, shown
+    try:
+        yield progress
+    finally:
+        if shown is not None:
+            shown.close()
