@@ -126,7 +126,7 @@ class Tile(click.ParamType):
     "Machine",
     "--batch",
     type=click.IntRange(1, 1024),
-    help="Frames of a video at a time.  [default: what suits their size]",
+    help="Frames of a video at a time.  [default: 1, on a GPU what suits their size]",
 )
 @cli.option("Machine", "--device", type=cli.Device(), help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
 def main(

@@ -26,7 +26,7 @@ Progress = Callable[[int, int | None], None]  # done, in all
 
 SMALL = 1 << 21  # pixels: what "auto" stylizes as a whole, a frame of 1920 × 1080 for instance
 WORKING = 1600  # bytes a pixel at full width for a whole picture: measured (1080 to 1390), with room
-AT_ONCE = 1 << 20  # pixels of the frames of a video in one batch
+AT_ONCE = 1 << 20  # pixels of the frames of a video in one batch on a GPU; a CPU is as fast one by one
 ROWS = 256  # of a picture, that are computed with in floats at a time
 
 
@@ -163,7 +163,9 @@ def stylize_video(
         height, width = reader.stream.height, reader.stream.width
     if height and width and min(height, width) < MIN_SIDE:
         raise UserError(f"{source} has {width}x{height} pixels; each side needs {MIN_SIDE} or more; name another video")
-    batch = batch or min(max(AT_ONCE // max(height * width, 1), 1), 16)
+    if batch is None:
+        on_gpu = next(model.parameters()).device.type != "cpu"
+        batch = min(max(AT_ONCE // max(height * width, 1), 1), 16) if on_gpu else 1
     return transcode(source, out, FrameStylizer(model, look, settings), batch=batch, progress=progress)
 
 
