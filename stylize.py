@@ -309,8 +309,9 @@ def report(done: list[Job], jobs: list[Job], folder: Path | None) -> None:
         for job in done:
             print(job.out)
         return
-    counts = Counter("videos" if job.video else "pictures" for job in done)
-    what = " and ".join(f"{counts[name]} {name}" for name in ("pictures", "videos") if counts[name]) or "nothing new"
+    counts = Counter("video" if job.video else "picture" for job in done)
+    parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in sorted(counts.items())]
+    what = " and ".join(parts) or "nothing new"
     print(f"{what} in {folder.resolve()}")
 
 

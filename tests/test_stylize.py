@@ -196,7 +196,7 @@ def test_a_folder_goes_on_where_it_stopped(start, place, tmp_path):
     assert names == [f"{i}-{style}.png" for i in range(3) for style in "ab"]
     (out / "1-a.png").unlink()
     (out / "2-b.png").write_bytes(b"kept")
-    assert done(*command) == f"1 pictures in {out}\n" and (out / "2-b.png").read_bytes() == b"kept"
+    assert done(*command) == f"1 picture in {out}\n" and (out / "2-b.png").read_bytes() == b"kept"
     assert done(*command) == f"nothing new in {out}\n"
     assert done(*command, "--overwrite") == f"6 pictures in {out}\n" and (out / "2-b.png").read_bytes() != b"kept"
     one = [*start[:2], "--content", place / "photos" / "2.png", "--style", place / "b.png"]
@@ -301,7 +301,7 @@ def test_videos_in_a_folder(start, place, tmp_path):
     moving = [Image.open(place / "photos" / f"{i}.png") for i in range(3)]
     moving[0].save(tmp_path / "in" / "moving.gif", save_all=True, append_images=moving[1:])
     command = [*start[:2], "--content", tmp_path / "in", "--style", place / "a.png", "--out", tmp_path / "out"]
-    assert done(*command) == f"1 pictures and 2 videos in {tmp_path / 'out'}\n"
+    assert done(*command) == f"1 picture and 2 videos in {tmp_path / 'out'}\n"
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["film-a.mkv", "moving-a.mp4", "photo-a.png"]
     assert len(frames(tmp_path / "out" / "moving-a.mp4")) == 3
