@@ -118,8 +118,10 @@ def check_written(path: str | os.PathLike) -> str:
     return kind
 
 
-def list_pictures(folder: str | os.PathLike) -> list[Path]:
+def list_pictures(folder: str | os.PathLike, *, videos: bool = False) -> list[Path]:
     """The pictures that lie directly in a folder, by extension, in natural order: 2.jpg before 10.jpg.
+
+    With `videos`, these as well.
 
     Hidden files are left out. Raises UserError where there are none.
     """
@@ -130,9 +132,11 @@ def list_pictures(folder: str | os.PathLike) -> list[Path]:
         raise UserError(missing(folder, "name a folder of pictures")) from None
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror or error}; name a folder of pictures") from None
-    pictures = sorted((path for path in entries if path.suffix.lower() in ALL_SUFFIXES), key=natural)
+    suffixes = (*ALL_SUFFIXES, *VIDEO_SUFFIXES) if videos else ALL_SUFFIXES
+    pictures = sorted((path for path in entries if path.suffix.lower() in suffixes), key=natural)
     if not pictures:
-        raise UserError(f"{folder} holds no pictures ({', '.join(ALL_SUFFIXES)}); name the folder that holds them")
+        what = "pictures and no videos" if videos else "pictures"
+        raise UserError(f"{folder} holds no {what} ({', '.join(suffixes)}); name the folder that holds them")
     return pictures
 
 

@@ -21,6 +21,7 @@ from networks.vgg import STRIDE
 from torch_utils.ops import moments
 
 Span = tuple[int, int, int, int]  # top, bottom, left, right
+Adjust = Callable[[int, Statistics], Statistics]
 
 MIN_TILE, MAX_TILE = 64, 1024  # larger ones are not faster
 WORKING_BYTES = 1200  # of encoder or decoder for a pixel of a tile at full width: measured (520 to 700), twice
@@ -56,6 +57,7 @@ def stylize_tiled(
     tile: int | Literal["auto"] = "auto",
     progress: Callable[[int, int], None] | None = None,
     memory: int | None = None,
+    adjust: Adjust | None = None,
 ) -> np.ndarray:
     """One picture [H, W, 3] in uint8 → the same size in the style that the kernels (of one sample) say.
 
@@ -66,6 +68,8 @@ def stylize_tiled(
         tile: side of a tile in pixels, a multiple of 8; "auto" for as large as `memory` allows.
         progress: called with tiles done and tiles in all, after each.
         memory: bytes that may be used; None for what is free.
+        adjust: called with the number of each stage that a style speaks to and the statistics of its input, returns
+            those that it is normalized by.
 
     Raises:
         ValueError: for pictures or tiles of another kind, and where the memory is not enough.
@@ -80,14 +84,11 @@ def stylize_tiled(
         tile = tile_for(model.config.width, height, width, free_memory() if memory is None else memory)
     if tile < 16 or tile % STRIDE:
         raise ValueError(f"tile: expected a multiple of {STRIDE}, from 16, got {tile}")
-    content = np.pad(content, [(0, -height % STRIDE), (0, -width % STRIDE), (0, 0)], mode="reflect")
     each = model.decoder.each(kernels)
     if any(len(k.depthwise) != 1 for k in kernels):
         raise ValueError("kernels: expected those of one style")
 
-    h, w = content.shape[0] // STRIDE, content.shape[1] // STRIDE  # of relu4_1
-    cells = tile // STRIDE
-    total = (1 + len(each)) * len(list(tiles(h, w, cells, 0)))
+    total = (1 + len(each)) * -(-height // tile) * -(-width // tile)
     done = 0
 
     def tick() -> None:
@@ -96,21 +97,16 @@ def stylize_tiled(
         if progress is not None:
             progress(done, total)
 
-    x, seen = torch.empty(1, model.config.channels(0), h, w), RunningMoments()
-    for inner, outer in tiles(h, w, cells, -(-ENCODER_HALO // STRIDE)):
-        top, bottom, left, right = (STRIDE * i for i in outer)
-        part = torch.from_numpy(content[top:bottom, left:right]).to(device).permute(2, 0, 1)[None]
-        features = cut(model.encode(part.float() / 127.5 - 1), inner, outer)
-        seen.add(features)
-        put(x, features, inner)
-        tick()
-
-    out = np.empty_like(content)
+    x, seen = encode_tiled(model, content, tile, tick)
+    rows, columns = STRIDE * x.shape[2], STRIDE * x.shape[3]
+    out = np.empty([rows, columns, 3], np.uint8)
     for i, k in enumerate(each):
         last, scale = i + 1 == len(each), 2 if i else 1
         statistics, seen = tuple(t.to(device) for t in seen.result()), RunningMoments()
+        if adjust is not None and k is not None:
+            statistics = adjust(i, statistics)
         h, w = x.shape[2:]
-        side = tile * h // content.shape[0]  # of the same tiles in pixels of x
+        side = tile * h // rows  # of the same tiles in pixels of x
         y = None if last else torch.empty(1, model.config.channels(i + 1), scale * h, scale * w)
         for inner, outer in tiles(h, w, side, HALO[i]):
             top, bottom, left, right = outer
@@ -126,6 +122,26 @@ def stylize_tiled(
             tick()
         x = y
     return out[:height, :width]
+
+
+@torch.no_grad()
+def encode_tiled(
+    model: Stylizer, content: np.ndarray, tile: int, tick: Callable[[], None] = lambda: None
+) -> tuple[Tensor, RunningMoments]:
+    """relu4_1 [1, C, h, w] of a picture [H, W, 3] in uint8, in the computer's memory, and its statistics."""
+    height, width = content.shape[:2]
+    content = np.pad(content, [(0, -height % STRIDE), (0, -width % STRIDE), (0, 0)], mode="reflect")
+    h, w = content.shape[0] // STRIDE, content.shape[1] // STRIDE
+    device = next(model.parameters()).device
+    x, seen = torch.empty(1, model.config.channels(0), h, w), RunningMoments()
+    for inner, outer in tiles(h, w, tile // STRIDE, -(-ENCODER_HALO // STRIDE)):
+        top, bottom, left, right = (STRIDE * i for i in outer)
+        part = torch.from_numpy(content[top:bottom, left:right]).to(device).permute(2, 0, 1)[None]
+        features = cut(model.encode(part.float() / 127.5 - 1), inner, outer)
+        seen.add(features)
+        put(x, features, inner)
+        tick()
+    return x, seen
 
 
 def tiles(height: int, width: int, side: int, halo: int) -> Iterator[tuple[Span, Span]]:

@@ -1,11 +1,13 @@
-"""What several tests share: a small data set of drawn faces, and the folder of real pictures where there is one."""
+"""What several tests share: drawn faces, small stylizers, and the folder of real pictures where there is one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
+from networks.stylizer import Stylizer, StylizerConfig
 from training.convert import write_dataset
 from training.faces import faces
 
@@ -26,3 +28,35 @@ def real_pictures() -> Path:
     if not REAL.is_dir():
         pytest.skip("no folder of real pictures beside the repository")
     return REAL
+
+
+def tiny_stylizer(modulation: str = "adaconv", seed: int = 0) -> Stylizer:
+    """A model of random weights, whose pictures use most of the range and are rarely beyond it."""
+    torch.manual_seed(seed)
+    config = StylizerConfig(1 / 8, modulation, 64, depthwise_scale=1.0)  # structure that is not that of all others
+    model = Stylizer(config).eval().requires_grad_(False)
+    for parameter in model.encoder.parameters():
+        if parameter.ndim == 4:
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+    kernels = model.kernels(torch.rand(1, 3, 64, 64) * 2 - 1)
+    coarse = torch.rand(1, 3, 4, 4) * 2 - 1
+    y = model(torch.nn.functional.interpolate(coarse, size=64, mode="bicubic"), kernels)
+    last = model.decoder.stages[3].convs[-1]
+    last.weight *= 0.4 / y.std()
+    last.bias -= 0.4 * y.mean() / y.std()
+    return model
+
+
+@pytest.fixture(scope="session")
+def stylizer() -> Stylizer:
+    return tiny_stylizer()
+
+
+@pytest.fixture(scope="session")
+def stylizer_adain() -> Stylizer:
+    return tiny_stylizer("adain")
+
+
+@pytest.fixture(scope="session")
+def other_stylizer() -> Stylizer:
+    return tiny_stylizer(seed=1)

@@ -112,8 +112,8 @@ class NumberRanges(click.ParamType):
         return numbers
 
 
-def writable_folder(path: str | os.PathLike) -> Path:
-    """Makes the folder that --outdir names, if need be. Raises UserError where no file can be written into it."""
+def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
+    """Makes the folder that an option names, if need be. Raises UserError where no file can be written into it."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def writable_folder(path: str | os.PathLike) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write to {path}: {reason}; name another folder with --outdir") from None
+        raise UserError(f"cannot write to {path}: {reason}; name another folder with {option}") from None
     return path
 
 

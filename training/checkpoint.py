@@ -24,6 +24,7 @@ from training.dataset import CHANNELS, RESOLUTIONS
 
 GENERATOR = "adaconv-generator"
 STYLIZER = "adaconv-stylizer"
+TRAINED_BY = {GENERATOR: ("train.py", "--network"), STYLIZER: ("train_stylizer.py", "--model")}
 VERSION = 1
 
 
@@ -155,17 +156,33 @@ def _build_stylizer(values: dict[str, Any], tensors: dict[str, torch.Tensor]) ->
     return Stylizer(config)
 
 
-def find_snapshot(path: str | os.PathLike) -> Path:
-    """The snapshot that `path` means: the file itself, or the newest one of a run or of a folder of runs."""
+def find_snapshot(path: str | os.PathLike, kind: str = GENERATOR) -> Path:
+    """The snapshot that `path` means: the file itself, or the newest one of that kind in a run or a folder of runs."""
     path = Path(path)
+    script, option = TRAINED_BY[kind]
     if path.is_file():
         return path
     if not path.exists():
-        raise UserError(f"{path} does not exist; name a snapshot or a folder of runs with --network")
+        raise UserError(f"{path} does not exist; name a snapshot or a folder of runs with {option}")
     found = [p for pattern in ("snapshot-*.safetensors", "*/snapshot-*.safetensors") for p in path.glob(pattern)]
-    if not found:
-        raise UserError(f"no snapshot under {path}; train one with train.py, or name one with --network")
-    return max(found, key=lambda p: (p.stat().st_mtime_ns, p.stem))
+    for snapshot in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.stem), reverse=True):
+        if _may_be(snapshot, kind):
+            return snapshot
+    name = kind.removeprefix("adaconv-")
+    raise UserError(f"no snapshot of a {name} under {path}; train one with {script}, or name one with {option}")
+
+
+def _may_be(path: Path, kind: str) -> bool:
+    """Whether a file says that it is of that kind; only its header is read.
+
+    A file that cannot be read may be: rather than to pass it over in favour of an older one, loading it says why.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get("adaconv", "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return True
+    return isinstance(meta, dict) and meta.get("format") == kind
 
 
 # --- training states ------------------------------------------------------------------------------------------------

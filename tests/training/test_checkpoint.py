@@ -15,6 +15,8 @@ from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.cli import UserError
 from training.checkpoint import (
+    GENERATOR,
+    STYLIZER,
     find_snapshot,
     find_state,
     kimg_name,
@@ -52,6 +54,27 @@ def test_the_newest_snapshot_of_one_moment(tmp_path):
         path.touch()
         os.utime(path, (1, 1))
     assert find_snapshot(tmp_path).name == "snapshot-000003.5.safetensors"
+
+
+def test_the_search_is_for_one_kind(tmp_path):
+    """Runs of both kinds lie in one folder; the newest snapshot may be of the other kind, or of an encoder."""
+    kinds = [GENERATOR, STYLIZER, GENERATOR, STYLIZER, "adaconv-encoder", None]
+    paths = []
+    for i, kind in enumerate(kinds):
+        paths.append(tmp_path / f"0000{i}-run" / f"snapshot-00000{i}.safetensors")
+        paths[-1].parent.mkdir()
+        write(paths[-1], {"format": kind} if kind else "{}", {"a": torch.zeros(1)})
+        os.utime(paths[-1], (i, i))
+    assert find_snapshot(tmp_path) == find_snapshot(tmp_path, GENERATOR) == paths[2]
+    assert find_snapshot(tmp_path, STYLIZER) == paths[3]
+    with pytest.raises(UserError, match=r"no snapshot of a stylizer under .*train_stylizer\.py.*--model"):
+        find_snapshot(paths[0].parent, STYLIZER)
+    with pytest.raises(UserError, match=r"no snapshot of a generator under .*train\.py.*--network"):
+        find_snapshot(paths[1].parent)
+    for meta in ("[" * 100_000, "{"):  # what cannot be read is not passed over: loading it says why
+        write(paths[5], meta, {"a": torch.zeros(1)})
+        os.utime(paths[5], (5, 5))
+        assert find_snapshot(tmp_path) == find_snapshot(tmp_path, STYLIZER) == paths[5]
 
 
 def write(path: Path, meta: object, tensors: dict[str, torch.Tensor] | None = None) -> Path:
