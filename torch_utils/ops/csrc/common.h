@@ -64,12 +64,16 @@ inline at::Tensor check_bias(const at::Tensor& x, const std::optional<at::Tensor
 
 // What sums of squares are taken around, of the values of a plane: zero would cost a large mean most digits. The median
 // of three is near the mean even where one of them is an outlier.
+template <class A>
+C10_HOST_DEVICE A median(A a, A b, A c) {
+  const A low = a < b ? a : b, high = a < b ? b : a;
+  return c < low ? low : c < high ? c : high;
+}
+
 template <class S>
 C10_HOST_DEVICE Accumulate<S> moments_origin(const S* plane, int64_t count) {
   using A = Accumulate<S>;
-  const A a = static_cast<A>(plane[0]), b = static_cast<A>(plane[count / 2]), c = static_cast<A>(plane[count - 1]);
-  const A low = a < b ? a : b, high = a < b ? b : a;
-  return c < low ? low : c < high ? c : high;
+  return median(static_cast<A>(plane[0]), static_cast<A>(plane[count / 2]), static_cast<A>(plane[count - 1]));
 }
 
 inline void check_moments(const at::Tensor& x) {
