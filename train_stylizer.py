@@ -81,6 +81,7 @@ def task() -> type:
 def configure(given: dict[str, Any]) -> Any:
     """The run's configuration from the options that were given, checked against the machine."""
     from networks.stylizer import StylizerConfig
+    from networks.vgg import STRIDE
     from training.checkpoint import load_stylizer
     from training.encoder import load_encoder
     from training.stylizer import StylizerTrainConfig
@@ -88,6 +89,8 @@ def configure(given: dict[str, Any]) -> Any:
     for name in ("content", "style"):
         if name not in given:
             raise click.UsageError(f"--{name} is missing: name a folder or ZIP of pictures")
+    if given.get("size", STRIDE) % STRIDE:
+        raise cli.UserError(f"--size {given['size']}: take a multiple of {STRIDE}, the encoder's step")
     gpus = command.count_gpus(given)
     procs = gpus or given.get("procs", 1)
     own = {field.name for field in fields(StylizerTrainConfig)}

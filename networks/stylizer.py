@@ -33,7 +33,7 @@ Statistics = tuple[Tensor, Tensor]  # mean and variance, both [N, C]
 CHANNELS = (512, 256, 128, 64)  # of the stages' inputs, at full width
 GROUP = (1, 2, 4, 8)  # C/G: the same number of predicted values in each stage
 CONVOLUTIONS = ((256,), (256, 256, 256, 128), (128, 64), (64, 3))  # outputs: the mirror of VGG-19's
-HALO = (2, 3, 2, 2)  # how many pixels of a stage's input, at most, an output depends on beyond its own
+HALO = (2, 3, 2, 2)  # how many pixels of a stage's input an output depends on beyond its own, for 3 × 3 kernels
 ENCODER_HALO = 30  # the same for relu4_1, in pixels of the picture: 2 + 2·2 + 4·4 + 8
 MIN_SIZE = STRIDE + 1  # relu4_1 needs two pixels a side, which can be reflected
 EPS = 1e-5  # of instance normalization
@@ -98,7 +98,7 @@ class StyleEncoder(nn.Module):
         x = features
         for conv in self.convs:
             x = F.avg_pool2d(F.leaky_relu(conv(x), SLOPE, inplace=True), 2)
-        return normalize_2nd_moment(self.linear(x.flatten(1))).view(-1, *self.shape)
+        return normalize_2nd_moment(precise(self.linear(x.flatten(1)))).view(-1, *self.shape)
 
 
 class DecoderStage(nn.Module):
@@ -136,7 +136,7 @@ class DecoderStage(nn.Module):
         if self.adaconv is not None:
             x = x.contiguous()
             # of the picture before it is enlarged: repeating pixels changes neither mean nor variance
-            statistics = moments(x) if statistics is None else statistics
+            statistics = moments(precise(x)) if statistics is None else statistics
         if self.up:
             x = F.interpolate(x, scale_factor=2, mode="nearest")
         if self.adaconv is not None:
@@ -165,8 +165,8 @@ class StyleDecoder(nn.Module):
 
         `statistics` are the mean and variance of each channel, [N, C_i], that x is normalized by; None for those of x
         itself. With those of a whole picture, x may be a part of it: outputs whose own pixel of the input is at least
-        `HALO[index]` pixels from where it was cut are those of the whole picture. That is 16, 24, 8 and 4 pixels of the
-        content for the four stages; the encoder's is `ENCODER_HALO`.
+        `HALO[index]` pixels from where it was cut are those of the whole picture (with kernels of k × k, k // 2 − 1
+        more). That is 16, 24, 8 and 4 pixels of the content for the four stages; the encoder's is `ENCODER_HALO`.
         """
         return self.stages[index](x, kernels, statistics)
 
@@ -214,7 +214,7 @@ class Stylizer(nn.Module):
     def kernels_of(self, features: Tensor) -> Kernels:
         """The same from relu4_1 of the style, [N, 512, s, s] with s = style_size / 8; any size with AdaIN."""
         if self.style_encoder is None:
-            mean, var = moments(features)
+            mean, var = moments(precise(features))
             std = (var + EPS).sqrt()[..., None]
             return [AdaConvKernels(torch.ones_like(std)[..., None, None], std, mean)]
         style = self.style_encoder(features)
@@ -230,6 +230,11 @@ def initialize(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
     """He's initialization: output of unit mean square from such input, before an activation with that gain."""
     nn.init.normal_(layer.weight, std=gain / layer.weight[0].numel() ** 0.5)
     nn.init.zeros_(layer.bias)
+
+
+def precise(x: Tensor) -> Tensor:
+    """In float32 or more: variances and squares of half precision would overflow."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def padded(pictures: Tensor) -> Tensor:

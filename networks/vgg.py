@@ -98,7 +98,8 @@ class Classifier(nn.Module):
 
         γ (W ∗ x − μ) / σ + β, with the running mean and deviation, is a convolution with W γ / σ and a bias.
         """
-        plain = VGG19(self.encoder.width).to(self.head.weight.device)
+        with torch.random.fork_rng(devices=[]):  # weights are drawn for nothing, and training's numbers stay
+            plain = VGG19(self.encoder.width).to(self.head.weight.device)
         for layer, folded in zip(self.encoder.features, plain.features, strict=True):
             if isinstance(folded, nn.Conv2d):
                 conv, norm = layer

@@ -19,6 +19,7 @@ from styling.styles import Look
 from styling.tiles import Adjust, encode_tiled, free_memory, stylize_tiled, tile_for
 from styling.video import Transcoded, VideoReader, transcode
 from torch_utils.cli import UserError
+from torch_utils.memory import release_freed_memory
 from torch_utils.ops import moments
 from training.images import to_float, to_uint8
 
@@ -93,6 +94,7 @@ class FrameStylizer:
         self.filter = MotionFilter(1 - 0.9375 * calm) if calm else None  # a gain of 1/16 at most calm
         self.stages = [StatisticsSmoother(0.95 * calm) for _ in self.kernels] if calm else []
         self.own = StatisticsSmoother(0.95 * calm)
+        self.tile: int | None = None  # the side of tiles, 0 for the whole at once; found out with the first frame
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> Tensor:
@@ -110,7 +112,9 @@ class FrameStylizer:
 
     def scene(self, content: Tensor, cuts: Sequence[bool]) -> Tensor:
         """float [N, 3, H, W] of one scene → uint8; only the first may be a cut."""
-        tile = tile_side(self.model, *content.shape[2:], self.settings.tile)
+        if self.tile is None:  # once, whatever memory is free later
+            self.tile = tile_side(self.model, *content.shape[2:], self.settings.tile) or 0
+        tile = self.tile or None
         if tile is None:
             x = render(self.model, content, self.weakened(content, cuts, None), self.adjust(cuts))
             y = to_uint8(x).cpu()
@@ -210,13 +214,17 @@ def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int 
     if tile != "auto":
         return None if tile == "none" else int(tile)
     device = next(model.parameters()).device
-    memory = free_memory()
+    if height * width > SMALL:
+        release_freed_memory()
+    memory, working = free_memory(), None
     if device.type == "cuda":
-        memory = min(memory, torch.cuda.mem_get_info(device)[0] * 3 // 4)
-    if height * width <= min(SMALL, memory // (WORKING * max(model.config.width, 0.05))):
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        working = (torch.cuda.mem_get_info(device)[0] + unused) * 3 // 4
+    at_once = memory if working is None else working
+    if height * width <= min(SMALL, at_once // (WORKING * max(model.config.width, 0.05))):
         return None
     try:
-        return tile_for(model.config.width, height, width, memory)
+        return tile_for(model.config.width, height, width, memory, working)
     except ValueError as error:
         raise UserError(f"{error}; make it smaller, or try --tile 64") from None
 

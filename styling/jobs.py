@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,6 +19,7 @@ from styling.pictures import is_video, list_pictures, output_paths, read_picture
 from styling.styles import Look
 from torch_utils.cli import UserError
 from torch_utils.files import missing
+from torch_utils.memory import out_of_memory
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def work(
                         else:
                             chosen = looks if mask is not None else [looks[job.look]]
                             write_picture(paint(model, content[1], chosen, mask, settings, progress), job.out)
-            except (UserError, torch.OutOfMemoryError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    error = UserError(
-                        f"no memory on the GPU for {job.content}; try --tile 256, --batch 1 or --device cpu"
-                    )
+            except (UserError, RuntimeError, MemoryError) as error:
+                if not isinstance(error, UserError):
+                    if not out_of_memory(error):
+                        raise
+                    error = UserError(f"no memory for {job.content}; try --tile 256, --batch 1 or --device cpu")
                 if not go_on:
                     raise error from None
                 bad[job.content] = error.message

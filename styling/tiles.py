@@ -108,7 +108,7 @@ def stylize_tiled(
         h, w = x.shape[2:]
         side = tile * h // rows  # of the same tiles in pixels of x
         y = None if last else torch.empty(1, model.config.channels(i + 1), scale * h, scale * w)
-        for inner, outer in tiles(h, w, side, HALO[i]):
+        for inner, outer in tiles(h, w, side, HALO[i] + model.config.kernel_size // 2 - 1):
             top, bottom, left, right = outer
             part = model.decoder.stage(i, x[:, :, top:bottom, left:right].to(device), k, statistics)
             part = cut(part, inner, outer, scale)
@@ -171,9 +171,14 @@ def kept_bytes(width: float, height: int, columns: int) -> int:
     return int(pixel * height * columns)
 
 
-def tile_for(width: float, height: int, columns: int, memory: int) -> int:
-    """The side of the largest tiles that fit into the memory beside what is kept. Raises ValueError if none do."""
+def tile_for(width: float, height: int, columns: int, memory: int, working: int | None = None) -> int:
+    """The side of the largest tiles that fit into the memory beside what is kept. Raises ValueError if none do.
+
+    `working` is the memory of the GPU, where there is one: tiles are computed there, and kept beside.
+    """
     left = memory - kept_bytes(width, height, columns)
+    if working is not None:
+        left = min(left, working) if left > 0 else left
     for side in range(MAX_TILE, 0, -MIN_TILE):
         if WORKING_BYTES * width * (side + 2 * ENCODER_HALO) ** 2 <= left:
             return side

@@ -21,6 +21,13 @@ from torch_utils.pictures import MAX_PIXELS, one_line
 
 WRITTEN = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what takes H.264 and most sound
 BT709 = 1  # its number as primaries, transfer and matrix alike
+# What files are opened: no playlists, which would read others, and nothing from a network.
+TRUSTED = {
+    "protocol_whitelist": "file",
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,gif,h264,hevc,m4v,"
+    "mjpeg,ogg,apng,mxf,dv,ivf,obu,nut,yuv4mpegpipe,rm,vc1,webp_pipe",
+}
+GROWTH = 4  # a frame may have so many times the pixels of the first
 LIMITED = 1  # range 16..235
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # many files say the number of channels only
 HD = 720  # lines from which a video that does not say so has BT.709's colours; below, BT.601's
@@ -49,7 +56,7 @@ class VideoReader:
         self.path = Path(path)
         av = _av()
         try:
-            self.container = av.open(os.fspath(self.path), metadata_errors="replace")
+            self.container = av.open(os.fspath(self.path), metadata_errors="replace", options=TRUSTED)
         except FileNotFoundError:
             raise UserError(missing(self.path, "name a video that is there")) from None
         except (av.FFmpegError, OSError, ValueError) as error:
@@ -65,6 +72,8 @@ class VideoReader:
         self.damaged = 0
         self._size: tuple[int, int] | None = None  # width and height of the first frame, before it is turned
         self._check_size(self.stream.width, self.stream.height)
+        most = max(GROWTH * self.stream.width * self.stream.height, 1 << 20)
+        self.stream.codec_context.options = {"max_pixels": str(most)}
 
     def __enter__(self) -> VideoReader:
         return self
@@ -205,9 +214,11 @@ class VideoWriter:
             self._discard(kind, error, trace)
 
     def write(self, picture: Tensor, time: int | None = None) -> None:
-        """Adds a frame uint8 [3, H, W], all of one size. `time` is in units of `time_base`; None: one later."""
+        """Adds a frame uint8 [3, H, W], all of one size. `time` is in units of `time_base`; None: a frame later."""
         if time is None or (self._last is not None and time <= self._last):
-            time = 0 if self._last is None else self._last + 1  # a source that says otherwise is damaged
+            # where the source says no time, a frame later; one that goes back is damaged
+            later = max(round(1 / (self.rate * self.time_base)), 1) if time is None else 1
+            time = 0 if self._last is None else self._last + later
         with self._told():
             if self.container is None:
                 self._open(picture.shape[1], picture.shape[2])

@@ -204,7 +204,9 @@ def predictions(model: Classifier, dataset: Dataset, config: ClassifierConfig) -
     training, device = model.training, model.head.weight.device
     model.eval()
     found = []
-    for images, _ in DataLoader(dataset, batch_size=config.batch_gpu):  # in no more memory than training takes
+    for images, _ in DataLoader(
+        dataset, batch_size=config.batch_gpu, generator=torch.Generator()
+    ):  # no number of training's
         with half_precision(device, config.precision):
             found.append(model(to_float(images.to(device))).argmax(dim=1).cpu())
     model.train(training)

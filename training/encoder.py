@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 import urllib.request
+import zipfile
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -91,6 +92,12 @@ def _download(url: str, path: Path, sha256: str) -> None:
 def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     """The tensors up to relu4_1 of a state of torchvision's vgg19, and the width that the first of them says."""
     try:
+        if zipfile.is_zipfile(
+            path
+        ):  # PyTorch's files, in which nothing is compressed: a small one could fill the memory
+            with zipfile.ZipFile(path) as file:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
+                    raise ValueError("compressed")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise _unreadable(path, error) from None

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch_utils import distributed
 from torch_utils.cli import Failure, UserError
 from torch_utils.files import DiskFull, remove_leftovers
-from torch_utils.memory import keep_freed_memory
+from torch_utils.memory import keep_freed_memory, out_of_memory
 from training.checkpoint import kimg_name, load_state, look_is_due, module_state, save_state
 from training.config import RunConfig
 from training.descent import Descent
@@ -209,12 +209,6 @@ def try_to_look(monitor: Monitor, kimg: float, log: Log) -> None:
         monitor.look(kimg)
     except DiskFull as error:
         log.say(f"warning: {error.message}")
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether that is how PyTorch says so: with a class of its own on GPUs, in words on the CPU."""
-    words = ("DefaultCPUAllocator", "bad_alloc")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)
 
 
 def random_states(device: torch.device) -> list[dict[str, Tensor]]:

@@ -177,7 +177,10 @@ def initialize(model: Stylizer, config: StylizerTrainConfig) -> None:
             raise UserError(f"{config.init_from} has other layers ({other.config}); start from one of the same options")
         model.load_state_dict(other.state_dict())
     else:
-        model.encoder.load_state_dict(load_encoder(config.encoder_weights).state_dict())
+        encoder = load_encoder(config.encoder_weights)
+        if encoder.width != model.config.width:
+            raise UserError(f"--width {model.config.width:g}: the encoder's is {encoder.width:g}; leave it out")
+        model.encoder.load_state_dict(encoder.state_dict())
 
 
 def adam(model: Stylizer, config: StylizerTrainConfig) -> torch.optim.Adam:

@@ -51,6 +51,20 @@ def test_tiles_are_the_whole(stylizer, size, tile):
     assert expected.std() > 10 and np.isin(expected, (0, 255)).mean() < 0.5  # there was something to be seen
 
 
+@pytest.mark.parametrize("size", [1, 5, 9])
+def test_kernels_of_any_size(size):
+    """They reach further, and so do the tiles."""
+    torch.manual_seed(0)
+    config = StylizerConfig(1 / 8, "adaconv", 64, kernel_size=size, depthwise_scale=0.3)
+    model = Stylizer(config).eval().requires_grad_(False)
+    for parameter in model.encoder.parameters():
+        if parameter.ndim == 4:
+            torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+    content, kernels = picture(120, 136), model.kernels(torch.rand(1, 3, 64, 64) * 2 - 1)
+    y, expected = stylize_tiled(model, content, kernels, 56), untiled(model, content, kernels)
+    assert np.abs(y.astype(int) - expected).max() <= 1 and expected.std() > 10
+
+
 def test_tiles_alone_would_not_do(stylizer):
     """Each tile as a picture of its own has other statistics: what the passes are for."""
     model, kernels = stylizer

@@ -238,9 +238,30 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path):
         fails(tmp_path / f"{name}.mp4", out, f"{name}.mp4", "name another file")
     fails(tmp_path / "music.mp4", out, "music.mp4 holds no video")
     fails(tmp_path / "god.mp4", out, "there is no", "did you mean", "good.mp4")
+    (tmp_path / "list.mp4").write_text(
+        f"ffconcat version 1.0\nfile {good.name}\n"
+    )  # it would hold another file's frames
+    fails(tmp_path / "list.mp4", out, "list.mp4", "name another file")
     fails(good, tmp_path / "out.avi", "written as .mp4, .m4v, .mov, .mkv")
     fails(good, good, "is the video itself")
     fails(good, good / "x.mp4", "cannot write into", "it is not a folder; name another place with --out")
+
+
+def test_frames_that_grow_are_left_out(tmp_path):
+    """A small file could fill the memory."""
+    small = make(tmp_path / "small.h264", [grey(i) for i in range(3)])
+    large = make(tmp_path / "large.h264", [grey(i, 2048, 2048) for i in range(3)])
+    (tmp_path / "both.h264").write_bytes(small.read_bytes() + large.read_bytes())
+    with VideoReader(tmp_path / "both.h264") as reader:
+        sizes = {tuple(frame.shape) for frame in reader}
+    assert sizes == {(3, 48, 64)} and reader.damaged
+
+
+def test_a_stream_without_times_has_its_rate(tmp_path):
+    raw = make(tmp_path / "raw.h264", [grey(i) for i in range(20)])
+    transcode(raw, tmp_path / "out.mp4", lambda x: x)
+    found = times(tmp_path / "out.mp4")
+    assert len(found) == 20 and found[-1] - found[0] == Fraction(19, 25)
 
 
 def test_damage_in_the_middle_costs_only_what_is_damaged(tmp_path):

@@ -203,6 +203,13 @@ def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16, monkeypatch,
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     straight.mkdir(), stopped.mkdir()
     assert train(Classification, config, straight)
+    first = tmp_path / "first"  # from a state between others, after which a snapshot was written and looked at
+    (first / "state").mkdir(parents=True)
+    states = sorted((straight / "state").iterdir())
+    assert len(states) == 2
+    (first / "state" / states[0].name).write_bytes(states[0].read_bytes())
+    assert train(Classification, config, first, find_state(first))
+    assert_same(load_state(find_state(first)), load_state(find_state(straight)))
 
     step = Classification.step
 

@@ -87,7 +87,7 @@ def test_records_after_the_state_are_dropped(tmp_path, faces16):
 
 @pytest.mark.slow
 def test_training_learns(tmp_path, faces16):
-    config = tiny(faces16, kimg=8, tick=4, batch=16, cmax=32, cbase=512, metrics=["swd500"])
+    config = tiny(faces16, kimg=4, tick=2, batch=16, cmax=32, cbase=512, metrics=["swd500"])
     train(GAN, config, tmp_path)
     swd = [json.loads(line)["swd500"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert swd[-1] < swd[0] / 2, f"SWD {swd}"
@@ -231,7 +231,7 @@ def test_half_precision_is_near_the_whole(faces16, precision):
     assert dtypes == [torch.float32] * 2 + [kind] * 2
     for a, b in zip(whole, half, strict=True):
         assert b.dtype == torch.float32
-        assert 0 < (a - b).norm() / a.norm() < (0.05 if precision == "bf16" else 0.01)
+        assert 0 < (a - b).norm() / a.norm() < (0.05 if precision == "bf16" else 0.02)
 
 
 def test_presets_have_the_published_values():

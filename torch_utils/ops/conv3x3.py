@@ -26,19 +26,22 @@ LANES = 16  # of float32 in the widest vectors; narrower ones divide it
 class PreparedWeight:
     """The weight of a convolution as `conv3x3` wants it, made anew when the weight has changed.
 
-    One that is trained is never kept: PyTorch's fused optimizers change weights without counting a version.
+    One that is trained is never kept: PyTorch's fused optimizers change weights without counting a version. So do edits
+    through `weight.data`, which are not noticed.
     """
 
     def __init__(self):
-        self.weight, self.key, self.value = lambda: None, None, None
+        self.kept = (lambda: None, None, None)  # the weight, its key, and what was made of it
 
     def of(self, weight: Tensor) -> Tensor:
         """[O, I, 3, 3] → U = G g Gᵀ at each of 36 points, [36, I, O rounded up to whole vectors]."""
         known = not weight.requires_grad and not weight.is_inference()
         key = (weight.data_ptr(), weight._version) if known else None
-        if key is None or key != self.key or self.weight() is not weight:
-            self.weight, self.key, self.value = weakref.ref(weight), key, prepare(weight)
-        return self.value
+        of, kept, value = self.kept
+        if key is None or key != kept or of() is not weight:
+            value = prepare(weight)
+            self.kept = (weakref.ref(weight), key, value)
+        return value
 
     def __deepcopy__(self, memo) -> PreparedWeight:
         return PreparedWeight()

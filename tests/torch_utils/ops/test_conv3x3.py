@@ -105,9 +105,9 @@ def test_a_changed_weight_is_prepared_again():
         assert_near(conv3x3(x, w, bias, prepared=prepared), definition(x, w, bias, "zeros", False))
 
     near(weight)
-    first = prepared.value
+    first = prepared.kept[2]
     near(weight)
-    assert prepared.value is first
+    assert prepared.kept[2] is first
     weight.mul_(2)
     near(weight)
     near(torch.randn_like(weight))
@@ -117,7 +117,7 @@ def test_a_changed_weight_is_prepared_again():
         parameter.data = torch.randn_like(weight)
         near(parameter)
     copied = copy.deepcopy(prepared)
-    assert copied.value is None
+    assert copied.kept[2] is None
 
 
 def test_where_the_algorithm_is_not_taken():
@@ -134,7 +134,7 @@ def test_where_the_algorithm_is_not_taken():
         assert torch.equal(conv3x3(x, weight, bias, prepared=prepared), F.conv2d(x, weight, bias, padding=1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert conv3x3(*example(), prepared=prepared).dtype == torch.bfloat16
-    assert prepared.value is None
+    assert prepared.kept[2] is None
 
 
 @needs_kernels
@@ -179,3 +179,14 @@ def test_a_weight_that_an_optimizer_changes_is_not_kept():
             assert_near(conv3x3(x, weight, bias, prepared=prepared), definition(x, weight, bias, "zeros", False))
         conv3x3(x, weight, bias, prepared=prepared).square().sum().backward()
         adam.step()
+
+
+@needs_kernels
+@pytest.mark.parametrize("outputs", [1, 3, 8, 9, 24, 33])
+def test_wider_vectors_than_the_machines(outputs):
+    """What is prepared is padded for the widest: on others there are whole vectors of zeros, which are passed over."""
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(1, 32, 9, 10), torch.randn(outputs, 32, 3, 3), torch.randn(outputs)
+    u = F.pad(prepare(weight), [0, 32])
+    y = torch.ops.adaconv.conv3x3(x, u, bias, outputs, True, False)
+    assert_near(y, definition(x, weight, bias, "reflect", False))

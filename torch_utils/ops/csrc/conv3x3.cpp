@@ -53,10 +53,11 @@ at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel_, const st
   using V = S::Vector;
   TORCH_CHECK_VALUE(x_.dim() == 4 && x_.scalar_type() == at::kFloat, "x: expected [N, I, H, W] in float32");
   const int64_t n = x_.size(0), inputs = x_.size(1), height = x_.size(2), width = x_.size(3);
-  const int64_t padded = round_up(outputs, S::width);
+  const int64_t padded = kernel_.dim() == 3 ? kernel_.size(2) : 0;  // to the widest vectors that any machine has
   TORCH_CHECK_VALUE(inputs % S::width == 0, "x: expected a multiple of ", S::width, " channels");
   TORCH_CHECK_VALUE(kernel_.sizes() == at::IntArrayRef({kPoints, inputs, padded}) && kernel_.is_contiguous() &&
-                        kernel_.scalar_type() == at::kFloat,
+                        kernel_.scalar_type() == at::kFloat && outputs >= 0 && padded >= outputs &&
+                        padded % S::width == 0,
                     "kernel: expected [36, I, O rounded up] in float32");
   TORCH_CHECK_VALUE(!bias_ || (bias_->sizes() == at::IntArrayRef({outputs}) && bias_->scalar_type() == at::kFloat),
                     "bias: expected [O] in float32");
@@ -116,7 +117,7 @@ at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel_, const st
                       column = tile % columns * kOut;
         const int64_t high = std::min(kOut, height - row), wide = std::min(kOut, width - column);
         float* const out = to + ((sample * height + row) * width + column) * outputs;
-        for (int64_t o = 0; o < padded; o += S::width) {
+        for (int64_t o = 0; o < outputs; o += S::width) {
           V p[kIn], half[kIn * kOut], q[kOut];
           for (int64_t j = 0; j < kIn; j++) {
             for (int64_t i = 0; i < kIn; i++) p[i] = S::load(m + (i * kIn + j) * m_stride + t * padded + o);
