@@ -28,7 +28,7 @@ demo: setup
 
 test: setup
 	$(RUN) -m ruff check .
-	OMP_NUM_THREADS=1 $(RUN) -m pytest  # the tests' networks are too small for threads
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal  # networks too small for threads
 
 # Compiles the C++ and CUDA kernels ahead, or says why it cannot; tries again where it failed before.
 ops: setup

@@ -146,7 +146,7 @@ def test_predictors_learn_as_fast_as_layers(material):
     changes = {}
     for name, p in task.model.named_parameters():
         if name.endswith("weight") and not name.startswith("encoder."):
-            changes[name] = float((p - before[name]).norm() / before[name].norm())
+            changes[name] = ((p - before[name]).norm() / before[name].norm()).item()
     predictors = [change for name, change in changes.items() if ".predictor." in name]
     layers = [change for name, change in changes.items() if ".predictor." not in name]
     assert 0.2 < (sum(predictors) / len(predictors)) / (sum(layers) / len(layers)) < 5
