@@ -108,13 +108,13 @@ def gan() -> type:
     return GAN
 
 
-def configure(given: dict[str, Any]) -> TrainConfig:
-    """The run's configuration from the options that were given, checked against the data and the machine."""
+def configure(given: dict[str, Any], new: bool) -> TrainConfig:
+    """The configuration of a run, new or to go on, from the options given, checked against data and machine."""
     if "data" not in given:
         raise click.UsageError("--data is missing: name a folder or ZIP of pictures")
     if "metrics" in given:
         given["metrics"] = parse_metrics(given["metrics"])
-    if given.get("init_from"):
+    if new and given.get("init_from"):  # a run that goes on has what it began with
         given["init_from"] = str(find_initial(given["init_from"]))  # for the record, which one it was
     gpus = command.count_gpus(given)
     dataset = ImageDataset(given["data"], use_labels=given.get("cond", False))

@@ -63,7 +63,7 @@ def classification() -> type:
     return Classification
 
 
-def configure(given: dict[str, Any]) -> ClassifierConfig:
+def configure(given: dict[str, Any], new: bool) -> ClassifierConfig:
     """The run's configuration from the options that were given, checked against the data and the machine."""
     if "data" not in given:
         raise click.UsageError("--data is missing: name a folder or ZIP of pictures with labels")

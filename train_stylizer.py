@@ -78,7 +78,7 @@ def task() -> type:
     return StylizerTask
 
 
-def configure(given: dict[str, Any]) -> Any:
+def configure(given: dict[str, Any], new: bool) -> Any:
     """The run's configuration from the options that were given, checked against the machine."""
     from networks.stylizer import StylizerConfig
     from networks.vgg import STRIDE

@@ -33,7 +33,7 @@ class Script:
     """What is special to one training script."""
 
     task: Callable[[], Build]  # imports what is trained, which takes a second that --help need not wait for
-    configure: Callable[[dict[str, Any]], RunConfig]  # from the options that were given; raises UserError
+    configure: Callable[[dict[str, Any], bool], RunConfig]  # of the options given, and whether it is a new run
     fingerprint: Callable[[RunConfig], str]  # of the data
     run_name: Callable[[RunConfig], str]
     note: Callable[[RunConfig], str] = lambda config: ""  # what the user should hear, if anything
@@ -186,7 +186,7 @@ def prepare(
         if (other := about.get("script", script.name)) != script.name:
             raise cli.UserError(f"{run} is a run of another script; go on with: python {other} --resume {run}")
         given = {**options, **given}
-    config = script.configure(given)
+    config = script.configure(given, state is None)
     data_hash = script.fingerprint(config)
     if state is not None:
         kimg = check_resumable(reached, run, config)

@@ -293,7 +293,7 @@ def train_two(folder: Path, data: Path) -> None:
 def test_two_processes_agree(tmp_path, faces16):
     """In weights, and in the normalizations' statistics, though each has seen other pictures."""
     distributed.launch(train_two, tmp_path, faces16, processes=2)
-    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(value, b[name]) for name, value in a.items())
     assert not torch.equal(a["encoder.features.0.1.running_mean"], torch.zeros(4))
 
