@@ -1,4 +1,4 @@
-"""Pictures in the style of others. `python stylize.py --content photo.jpg --style painting.jpg --out out.png`"""
+"""Pictures in the style of others. `python stylize.py --content photo.jpg --style painting.jpg`"""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -29,11 +28,11 @@ from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
 from training.checkpoint import STYLIZER, find_snapshot, load_stylizer
 
-SHIPPED = Path(__file__).resolve().parent / "pretrained" / "stylizer-small.safetensors"
+OUT = "out"  # the folder of the results where --out names none
 TOLERANCE = 0.002  # of weights that sum to 1: three times 0.333 do
 
 EXAMPLE = """\
-python stylize.py --content photo.jpg --style painting.jpg --out stylized.png
+python stylize.py --content photo.jpg --style painting.jpg
 python stylize.py --content photos/ --style a.jpg --style b.jpg --mix 0.7,0.3 --strength 0.8 --out stylized/
 python stylize.py --content film.mp4 --style painting.jpg --preserve-color luminance --out stylized.mp4
 python stylize.py --content photo.jpg --style sky.jpg --style ground.jpg --mask sky-mask.png --feather 8 --out out.jpg
@@ -110,13 +109,18 @@ class Tile(click.ParamType):
 @cli.option(
     "Look", "--smooth", type=cli.Float(0, 1), default=0.8, help="Calm from frame to frame of videos: 0 off, 1 most."
 )
-@cli.option("Output", "--out", metavar="PATH", help="A file; or a folder, whose files are named photo-style.png.")
+@cli.option(
+    "Output",
+    "--out",
+    metavar="PATH",
+    help="A file; or a folder, whose files are named photo-style.png.  [default: so named in the folder out]",
+)
 @cli.option(
     "Output",
     "--format",
     "kind",
     type=click.Choice(["png", "jpg", "webp"]),
-    help="Of pictures in a folder.  [default: png]",
+    help="Of pictures whose file --out does not name.  [default: png]",
 )
 @cli.option("Output", "--overwrite", is_flag=True, help="Make anew what is in the folder of --out already.")
 @cli.option(
@@ -157,12 +161,12 @@ def main(
     check_options(files, groups, content, out, mask, feather, preserve_color, save_style, overwrite)
 
     jobs, folder = plan(content, out, groups, kind)
-    snapshot = find_model(model_path)
+    snapshot = find_snapshot(model_path, STYLIZER)
     outs = [job.out for job in jobs] + [Path(name) for name in [save_style] if name]
     check_kept(outs, [snapshot, *files, *(Path(name) for name in (content, mask) if name)])
-    todo = [job for job in jobs if folder is None or overwrite or not job.out.exists()]
+    todo = [job for job in jobs if folder is None or overwrite or not os.path.exists(job.out)]
     if not todo and save_style is None:
-        return report(todo, jobs, folder)
+        return report(todo, folder)
     region = read_inputs(jobs, folder, mask, feather or 0)
     model, _ = load_stylizer(snapshot, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     print(f"model: {snapshot} ({model.config.modulation}, width {model.config.width:g})", file=sys.stderr)
@@ -177,11 +181,14 @@ def main(
     cli.writable_folder(folder or jobs[0].out.parent, "--out")
     settings = Settings(strength, preserve_color, tile, smooth)
     bad = work(todo, model, looks, settings, mask=region, batch=batch, go_on=folder is not None)
-    for reason in bad.values():
+    for reason in dict.fromkeys(bad.values()):
         print(f"not stylized: {reason}", file=sys.stderr)
-    report([job for job in todo if job.content not in bad], jobs, folder)
+    report([job for job in todo if job not in bad], folder)
     if bad:
-        raise cli.UserError(f"{len(bad)} of {len({job.content for job in jobs})} contents are bad: {names(bad)}")
+        contents = dict.fromkeys(job.content for job in bad)
+        raise cli.UserError(
+            f"{len(contents)} of {len({job.content for job in jobs})} contents are bad: {names(contents)}"
+        )
 
 
 def style_files(
@@ -240,24 +247,24 @@ def check_options(
             )
         if Path(save_style).suffix.lower() != SUFFIX:
             raise cli.UserError(f"--save-style {save_style}: styles are written as {SUFFIX}; name such a file")
-        if Path(save_style).exists() and not overwrite:
+        if os.path.exists(save_style) and not overwrite:
             raise cli.UserError(
                 f"--save-style {save_style} is there already; name another, or replace it with --overwrite"
             )
-    for name, value, other in (("--content", content, out), ("--out", out, content)):
-        if value is None and (other is not None or save_style is None):
-            raise cli.UserError(
-                f"{name} is missing; only --save-style alone needs neither --content nor --out (see --help)"
-            )
+    if content is None and (out is not None or save_style is None):
+        raise cli.UserError("--content is missing; only --save-style, without --out, needs none (see --help)")
 
 
 def plan(
     content: str | None, out: str | None, groups: list[list[Path]], kind: str | None
 ) -> tuple[list[Job], Path | None]:
     """What is to be done, and the folder that the results go into; None where --out names the only one's file."""
-    if content is None or out is None:
+    if content is None:
         return [], None
     contents = find_contents(content)
+    if out is None and len(contents) == len(groups) == 1 and not Path(content).is_dir():
+        return plan_folder(contents, groups, Path(OUT), f".{kind or 'png'}"), None
+    out = OUT if out is None else out
     if means_folder(out):
         if Path(content).is_dir() and Path(content).resolve() == Path(out).resolve():
             raise cli.UserError(
@@ -271,17 +278,6 @@ def plan(
     if kind is not None:
         raise cli.UserError(f"--format {kind} is for folders; the extension of --out {out} says how a file is written")
     return [plan_file(contents[0], Path(out))], None
-
-
-def find_model(path: str | None) -> Path:
-    """The stylizer that --model names; else the newest one under runs, else the shipped one."""
-    if path is not None:
-        return find_snapshot(path, STYLIZER)
-    with suppress(cli.UserError):
-        return find_snapshot("runs", STYLIZER)
-    if SHIPPED.is_file():
-        return SHIPPED
-    raise cli.UserError("no stylizer under runs; train one with train_stylizer.py, or name one with --model")
 
 
 def read_inputs(jobs: list[Job], folder: Path | None, mask: str | None, feather: float) -> Tensor | None:
@@ -303,7 +299,7 @@ def write_style(path: str, model: Stylizer, kernels: Kernels) -> None:
     save_style(path, model, kernels)
 
 
-def report(done: list[Job], jobs: list[Job], folder: Path | None) -> None:
+def report(done: list[Job], folder: Path | None) -> None:
     """Prints what there is now."""
     if folder is None:
         for job in done:

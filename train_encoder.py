@@ -11,6 +11,7 @@ import click
 # Before PyTorch starts its threads: where cores are shared, those that wait should not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from networks.vgg import Classifier
 from torch_utils import cli
 from training import command
 from training.config import ClassifierConfig, resolve_classifier
@@ -73,7 +74,18 @@ def configure(given: dict[str, Any], new: bool) -> ClassifierConfig:
         raise cli.UserError(f"{data.path} has one class only; an encoder learns from telling several apart")
     if given.get("test"):
         check_test(ImageDataset(given["test"], use_labels=True), data)
-    return resolve_classifier(given, gpus)
+    config = resolve_classifier(given, gpus)
+    check_batch(config.batch_gpu, data.resolution)
+    return config
+
+
+def check_batch(batch: int, resolution: int) -> None:
+    """Raises UserError where batch normalization has a single value of a channel, which is its own mean, at the end."""
+    if batch * (resolution // Classifier.STRIDE) ** 2 < 2:
+        raise cli.UserError(
+            f"{batch} picture of {resolution}² at a time is too little for batch normalization; "
+            "take at least 2 with --batch and --batch-gpu"
+        )
 
 
 def check_test(test: ImageDataset, data: ImageDataset) -> None:

@@ -106,9 +106,15 @@ def configure(given: dict[str, Any], new: bool) -> Any:
         given["width"] = load_encoder(given.get("encoder_weights")).width  # noted, so that --resume needs no file
     network = {name: given[name] for name in names if name in given}
     try:
-        return StylizerTrainConfig(**values, stylizer=StylizerConfig(**network))
+        config = StylizerTrainConfig(**values, stylizer=StylizerConfig(**network))
     except ValueError as error:
         raise cli.UserError(f"the model cannot be built: {error}") from None
+    if config.size < (least := config.stylizer.min_size):
+        raise cli.UserError(
+            f"--size {config.size} is too small for kernels of {config.stylizer.kernel_size}²; "
+            f"take {least + -least % STRIDE} or more"
+        )
+    return config
 
 
 def fingerprint(config: Any) -> str:

@@ -73,6 +73,12 @@ class StylizerConfig:
         return next(g for g in range(GROUP[stage], 0, -1) if self.channels(stage) % g == 0)
 
     @property
+    def min_size(self) -> int:
+        """Pixels that a side of a content needs: relu4_1 is reflected by what the predicted kernels reach beyond it."""
+        reach = self.kernel_size // 2 if self.modulation == "adaconv" else 0
+        return max(STRIDE * reach + 1, MIN_SIZE)
+
+    @property
     def map_channels(self) -> int:
         return scaled(self.style_channels, self.width)
 
@@ -222,7 +228,7 @@ class Stylizer(nn.Module):
 
     def forward(self, content: Tensor, kernels: Sequence[AdaConvKernels]) -> Tensor:
         height, width = content.shape[2:]
-        picture = self.decoder(self.encode(padded(content)), kernels)
+        picture = self.decoder(self.encode(padded(content, self.config.min_size)), kernels)
         return picture[:, :, :height, :width]
 
 
@@ -237,15 +243,15 @@ def precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def padded(pictures: Tensor) -> Tensor:
+def padded(pictures: Tensor, least: int = MIN_SIZE) -> Tensor:
     """Reflected at the right and the bottom to sizes that VGG's poolings divide: [N, 3, H, W] → multiples of 8.
 
     Raises:
-        ValueError: for pictures smaller than MIN_SIZE.
+        ValueError: for pictures with a side under `least`.
     """
     height, width = pictures.shape[2:]
-    if min(height, width) < MIN_SIZE:
-        raise ValueError(f"content: expected at least {MIN_SIZE}x{MIN_SIZE} pixels, got {width}x{height}")
+    if min(height, width) < least:
+        raise ValueError(f"content: expected at least {least}x{least} pixels, got {width}x{height}")
     right, bottom = -width % STRIDE, -height % STRIDE
     return F.pad(pictures, [0, right, 0, bottom], mode="reflect") if right or bottom else pictures
 

@@ -73,6 +73,8 @@ class Classifier(nn.Module):
     classes are a linear function of the mean of relu5_4.
     """
 
+    STRIDE = 2 * STRIDE  # of relu5_4
+
     def __init__(self, width: float, classes: int):
         super().__init__()
         self.encoder = VGG19(width)

@@ -16,10 +16,10 @@ from styling.mask import blend
 from styling.pictures import MIN_SIDE
 from styling.smooth import CutDetector, MotionFilter, StatisticsSmoother
 from styling.styles import Look
-from styling.tiles import Adjust, encode_tiled, free_memory, stylize_tiled, tile_for
+from styling.tiles import Adjust, encode_tiled, stylize_tiled, tile_for
 from styling.video import Transcoded, VideoReader, transcode
 from torch_utils.cli import UserError
-from torch_utils.memory import release_freed_memory
+from torch_utils.memory import free_memory, release_freed_memory
 from torch_utils.ops import moments
 from training.images import to_float, to_uint8
 
@@ -165,8 +165,9 @@ def stylize_video(
     """
     with VideoReader(source) as reader:
         height, width = reader.stream.height, reader.stream.width
-    if height and width and min(height, width) < MIN_SIDE:
-        raise UserError(f"{source} has {width}x{height} pixels; each side needs {MIN_SIDE} or more; name another video")
+    least = min_side(model)
+    if height and width and min(height, width) < least:
+        raise UserError(f"{source} has {width}x{height} pixels; each side needs {least} or more; name another video")
     if batch is None:
         on_gpu = next(model.parameters()).device.type != "cpu"
         batch = min(max(AT_ONCE // max(height * width, 1), 1), 16) if on_gpu else 1
@@ -178,7 +179,7 @@ def render(model: Stylizer, content: Tensor, kernels: Kernels, adjust: Adjust | 
     if adjust is None:
         return model(content, kernels)
     height, width = content.shape[2:]
-    x = model.encode(padded(content))
+    x = model.encode(padded(content, model.config.min_size))
     for i, k in enumerate(model.decoder.each(kernels)):
         x = x.contiguous()  # what `moments` and the stage read
         statistics = None if k is None else adjust(i, moments(x))
@@ -207,6 +208,11 @@ def own_kernels(model: Stylizer, content: Tensor, tile: int) -> Kernels:
         return model.kernels(to_float(content[None].to(device)))
     features, _ = encode_tiled(model, content.permute(1, 2, 0).contiguous().numpy(), tile)
     return model.kernels_of(features.to(device))
+
+
+def min_side(model: Stylizer) -> int:
+    """Pixels that a side of a content needs."""
+    return max(MIN_SIDE, model.config.min_size)
 
 
 def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int | None:

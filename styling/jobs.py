@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from networks.stylizer import Stylizer
 from styling import pictures, video
-from styling.apply import Progress, Settings, stylize_masked, stylize_picture, stylize_video
+from styling.apply import Progress, Settings, min_side, stylize_masked, stylize_picture, stylize_video
 from styling.pictures import is_video, list_pictures, output_paths, read_picture, write_picture
 from styling.styles import Look
 from torch_utils.cli import UserError
@@ -35,9 +35,9 @@ class Job:
 def find_contents(path: str | os.PathLike) -> list[Path]:
     """The file itself, or the pictures and videos of a folder. Raises UserError where there are none."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False for names that are too long, where Path raises
         return list_pictures(path, videos=True)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(missing(path, "name a picture, a video or a folder of them with --content"))
     return [path]
 
@@ -98,27 +98,28 @@ def work(
     mask: Tensor | None = None,
     batch: int | None = None,
     go_on: bool = False,
-) -> dict[Path, str]:
+) -> dict[Job, str]:
     """Does the jobs. With `mask` [1, H, W], the first look applies inside of it and the second one outside.
 
-    Raises UserError for the first content that cannot be stylized; or with `go_on` does the others, and returns the
-    bad ones with the reason. Raises DiskFull.
+    Raises UserError for the first one that cannot be done; or with `go_on` does the others, and returns those that
+    were not with the reason: one look of a content may fail where another is fine. Raises DiskFull.
     """
-    bad: dict[Path, str] = {}
-    content: tuple[Path, Tensor] | None = None  # the last picture: its next look comes next
+    bad: dict[Job, str] = {}
+    content: tuple[Path, Tensor | UserError] | None = None  # the last picture, or why it is none: its next look is next
     with tqdm(total=len(jobs), unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty()) as total:
         for job in jobs:
             total.set_postfix_str(job.content.name)
             try:
-                if job.content not in bad:
-                    if not job.video and (content is None or content[0] != job.content):
-                        content = job.content, read_picture(job.content)
-                    with bar("frame" if job.video else "tile") as progress:
-                        if job.video:
-                            do_video(job, model, looks[job.look], settings, batch, progress)
-                        else:
-                            chosen = looks if mask is not None else [looks[job.look]]
-                            write_picture(paint(model, content[1], chosen, mask, settings, progress), job.out)
+                with bar("frame" if job.video else "tile") as progress:
+                    if job.video:
+                        do_video(job, model, looks[job.look], settings, batch, progress)
+                    else:
+                        if content is None or content[0] != job.content:
+                            content = job.content, read(job.content, model)
+                        if isinstance(content[1], UserError):
+                            raise content[1]
+                        chosen = looks if mask is not None else [looks[job.look]]
+                        write_picture(paint(model, content[1], chosen, mask, settings, progress), job.out)
             except (UserError, RuntimeError, MemoryError) as error:
                 if not isinstance(error, UserError):
                     if not out_of_memory(error):
@@ -126,9 +127,17 @@ def work(
                     error = UserError(f"no memory for {job.content}; try --tile 256, --batch 1 or --device cpu")
                 if not go_on:
                     raise error from None
-                bad[job.content] = error.message
+                bad[job] = error.message
             total.update()
     return bad
+
+
+def read(path: Path, model: Stylizer) -> Tensor | UserError:
+    """The picture of a content; or what is wrong with it, for all of its looks."""
+    try:
+        return read_picture(path, min_side=min_side(model))
+    except UserError as error:
+        return error
 
 
 def paint(

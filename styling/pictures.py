@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from torch_utils.cli import UserError
-from torch_utils.files import missing, write_file
+from torch_utils.files import MAX_NAME, missing, short_name, write_file
 from torch_utils.pictures import (
     ALL_FORMATS,
     ALL_SUFFIXES,
@@ -169,12 +169,13 @@ def output_paths(
 ) -> list[Path]:
     """`folder/photo-style.png` for each content; with several styles `photo-style1-style2.png`.
 
-    Contents that differ in their extension only keep it: `photo.jpg-style.png`. Raises UserError where two results
-    would have one name even so.
+    Contents that differ in their extension only keep it: `photo.jpg-style.png`. What is too long for a file's name is
+    cut, and ends with a digest. Raises UserError where two results would have one name even so.
     """
     stems = Counter(path.stem for path in contents)
     look = "-".join(path.stem for path in styles)
-    paths = [Path(folder, f"{c.stem if stems[c.stem] == 1 else c.name}-{look}{suffix}") for c in contents]
+    names = [f"{c.stem if stems[c.stem] == 1 else c.name}-{look}" for c in contents]
+    paths = [Path(folder, short_name(name, MAX_NAME - len(suffix)) + suffix) for name in names]
     name, count = Counter(paths).most_common(1)[0] if paths else (None, 0)
     if count > 1:
         raise UserError(f"{count} pictures would be written to {name}; rename them, or stylize them one by one")

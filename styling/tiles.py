@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from networks.adaconv import AdaConvKernels
-from networks.stylizer import CHANNELS, ENCODER_HALO, HALO, MIN_SIZE, Statistics, Stylizer
+from networks.stylizer import CHANNELS, ENCODER_HALO, HALO, Statistics, Stylizer
 from networks.vgg import STRIDE
+from torch_utils.memory import free_memory
 from torch_utils.ops import moments
 
 Span = tuple[int, int, int, int]  # top, bottom, left, right
@@ -76,9 +77,9 @@ def stylize_tiled(
     """
     if content.ndim != 3 or content.shape[2] != 3 or content.dtype != np.uint8:
         raise ValueError(f"content: expected [H, W, 3] in uint8, got {list(content.shape)} in {content.dtype}")
-    height, width = content.shape[:2]
-    if min(height, width) < MIN_SIZE:
-        raise ValueError(f"content: expected at least {MIN_SIZE}x{MIN_SIZE} pixels, got {width}x{height}")
+    (height, width), least = content.shape[:2], model.config.min_size
+    if min(height, width) < least:
+        raise ValueError(f"content: expected at least {least}x{least} pixels, got {width}x{height}")
     device = next(model.parameters()).device
     if tile == "auto":
         tile = tile_for(model.config.width, height, width, free_memory() if memory is None else memory)
@@ -184,13 +185,3 @@ def tile_for(width: float, height: int, columns: int, memory: int, working: int 
             return side
     need = kept_bytes(width, height, columns) + WORKING_BYTES * width * (MIN_TILE + 2 * ENCODER_HALO) ** 2
     raise ValueError(f"content: {columns}x{height} pixels need {need / 2**30:.1f} GiB, {memory / 2**30:.1f} are free")
-
-
-def free_memory() -> int:
-    """Bytes that the system can give without swapping, a quarter of them left to others."""
-    try:
-        with open("/proc/meminfo") as lines:
-            values = dict(line.split(":") for line in lines)
-        return int(values["MemAvailable"].split()[0]) * 1024 * 3 // 4
-    except (OSError, KeyError):  # another system than Linux
-        return 4 << 30

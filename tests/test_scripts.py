@@ -392,7 +392,14 @@ def test_bad_data_for_an_encoder(faces16, tmp_path):
     for option, value in (("--width", 0), ("--width", 5), ("--lr", "nan"), ("--shift", 1), ("--smoothing", 1)):
         assert option in mistake(*train, faces16, option, value)
     assert "--batch 9 cannot be split" in mistake(*train, faces16, "--batch", 9, "--procs", 2)
+    for options in (["--batch", 1], ["--batch", 4, "--batch-gpu", 1]):
+        assert "1 picture of 16² at a time is too little for batch normal" in mistake(*train, faces16, *options)
     assert not (tmp_path / "runs").exists()
+
+
+def test_crops_that_are_too_small_for_the_kernels():
+    options = ["--content", "a", "--style", "b", "--gpus", 0, "--width", 0.125, "--kernel-size", 5, "--size", 16]
+    assert "--size 16 is too small for kernels of 5²; take 24 or more" in mistake("train_stylizer.py", *options)
 
 
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])

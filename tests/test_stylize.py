@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from networks.generator import Generator, GeneratorConfig
-from networks.stylizer import Stylizer, mix, structure_and_statistics, weakened
+from networks.stylizer import Stylizer, StylizerConfig, mix, structure_and_statistics, weakened
 from styling.pictures import read_picture
 from styling.styles import read_style
+from torch_utils.cli import UserError
 from training.checkpoint import find_snapshot, load_stylizer, save_snapshot, save_stylizer
 from training.images import to_float, to_uint8
 
@@ -220,6 +221,66 @@ def test_a_bad_file_in_a_folder_is_named_at_the_end(start, place, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1-a.png", "2-a.png"]
 
 
+def test_one_look_of_a_content_fails(start, place, tmp_path, monkeypatch):
+    """The others are made, and counted as such."""
+    from styling import jobs
+
+    write = jobs.write_picture
+
+    def picky(picture, path):
+        if path.name == "1-b.png":
+            raise UserError(f"cannot write {path}")
+        write(picture, path)
+
+    monkeypatch.setattr(jobs, "write_picture", picky)
+    command = [*start[:2], "--content", place / "photos", *["--style", place / "a.png", "--style", place / "b.png"]]
+    out = tmp_path / "out"
+    c = save(tmp_path / "c.png", 9)
+    result = stylize(*command, "--style", c, "--out", out)
+    assert result.code == 2 and result.out == f"8 pictures in {out}\n"
+    assert result.err.splitlines()[-2:] == [
+        f"not stylized: cannot write {out / '1-b.png'}", "error: 1 of 3 contents are bad: 1.png"
+    ]  # fmt: skip
+    assert len(list(out.iterdir())) == 8 and (out / "1-c.png").exists()
+
+
+def test_names_that_are_too_long_for_files(start, place, tmp_path):
+    """Of many styles in one, cut to what a file's name may have; and each is found again."""
+    folder, look = tmp_path / "styles", []
+    folder.mkdir()
+    for i in range(4):
+        look += ["--style", save(folder / f"{i}-{'é' * 60}.png", i)]
+    command = [*start, *look, "--mix", "0.25,0.25,0.25,0.25", "--out", tmp_path / "out"]
+    assert done(*command) == f"1 picture in {tmp_path / 'out'}\n"
+    assert done(*command) == f"nothing new in {tmp_path / 'out'}\n"
+    (name,) = os.listdir(tmp_path / "out")
+    assert name.startswith("photo-0-éé") and name.endswith(".png") and len(os.fsencode(name)) <= 255
+    done(*command[:-1], tmp_path / f"{'y' * 251}.png")  # and what is written beside it first
+    long = "y" * 300
+    style = look[:2]
+    assert "name too long" in mistake(*start, *style, "--out", tmp_path / f"{long}.png")
+    assert "name too long" in mistake(*start, *style, "--save-style", tmp_path / f"{long}.safetensors")
+    assert "there is no" in mistake(*start[:2], "--content", tmp_path / f"{long}.png", *style)
+    assert "does not exist" in mistake("--model", long, *start[2:], *style)
+
+
+def test_contents_that_are_too_small_for_the_kernels(place, tmp_path):
+    """Kernels of 7 × 7 reach 3 pixels of relu4_1 beyond the border, which are 24 of the content."""
+    torch.manual_seed(0)
+    save_stylizer(tmp_path / "wide.safetensors", Stylizer(StylizerConfig(1 / 16, "adaconv", 64, kernel_size=7)), {})
+    (tmp_path / "in").mkdir()
+    for side in (24, 25):
+        save(tmp_path / "in" / f"{side}.png", side, side, 40)
+    start = ["--model", tmp_path / "wide.safetensors", "--style", place / "a.png", "--content"]
+    for tile in ("auto", "none", "16"):
+        options = ["--tile", tile, "--out", tmp_path / tile]
+        result = stylize(*start, tmp_path / "in", *options)
+        assert result.code == 2 and result.out == f"1 picture in {tmp_path / tile}\n"
+        assert "24.png has 40x24 pixels; each side needs 25 or more" in result.err
+    assert most(tmp_path / "16" / "25-a.png", tmp_path / "none" / "25-a.png") <= 1
+    assert "24x24 pixels; each side needs 25" in mistake(*start, film(tmp_path / "film.mp4", 2, 24, 24))
+
+
 # --- videos ---------------------------------------------------------------------------------------------------------
 
 
@@ -311,12 +372,17 @@ def test_videos_in_a_folder(start, place, tmp_path):
 # --- the model ------------------------------------------------------------------------------------------------------
 
 
-def test_which_model(place, stylizer, tmp_path):
-    """The newest stylizer under runs, not the newest snapshot; a damaged one is told of."""
+def test_which_model(place, stylizer, tmp_path, monkeypatch):
+    """The newest stylizer under runs, not the newest snapshot; else the shipped one; a damaged one is told of."""
     style = ["--content", place / "photo.png", "--style", place / "a.png", "--out", "y.png"]
-    shipped = (ROOT / "pretrained" / "stylizer-small.safetensors").exists()
-    if not shipped:
-        assert "no stylizer under runs; train one with train_stylizer.py" in mistake(*style, cwd=tmp_path)
+    monkeypatch.setattr("training.checkpoint.PRETRAINED", tmp_path / "pretrained")
+    (tmp_path / "pretrained").mkdir()
+    shipped = tmp_path / "pretrained" / "stylizer-small.safetensors"
+    line = mistake(*style, cwd=tmp_path)
+    assert f"no stylizer under runs, and {shipped} is not there; train one with train_stylizer.py" in line
+    save_stylizer(shipped, stylizer, {}, half=True)
+    result = stylize(*style, cwd=tmp_path)
+    assert result.code == 0 and result.err == f"model: {shipped} (adaconv, width 0.125)\n"
     runs = [tmp_path / "runs" / f"0000{i}-x" for i in range(3)]
     for run in runs:
         run.mkdir(parents=True)
@@ -337,6 +403,25 @@ def test_which_model(place, stylizer, tmp_path):
     loaded, _ = load_stylizer(paths[0])
     kernels = read_style(loaded, place / "a.png").kernels
     assert most(tmp_path / "y.png", plain(loaded, place / "photo.png", kernels)) == 0
+
+
+def test_where_results_go_without_out(start, place, tmp_path):
+    """Into the folder out, named after content and style; a single picture is made anew each time."""
+    a, b = ["--style", place / "a.png"], ["--style", place / "b.png"]
+    done(*start, *a, "--out", tmp_path / "expected.png")
+    for _ in range(2):
+        assert done(*start, *a, cwd=tmp_path) == "out/photo-a.png\n"
+        assert most(tmp_path / "out" / "photo-a.png", tmp_path / "expected.png") == 0
+        (tmp_path / "out" / "photo-a.png").write_bytes(b"another's")
+    assert done(*start, *a, "--format", "jpg", cwd=tmp_path) == "out/photo-a.jpg\n"
+    assert done(*start, *a, *b, "--mix", "0.5,0.5", cwd=tmp_path) == "out/photo-a-b.png\n"
+    command = [*start[:2], "--content", place / "photos", *a, *b]
+    assert done(*command, cwd=tmp_path) == f"6 pictures in {tmp_path / 'out'}\n"
+    assert done(*command, cwd=tmp_path) == f"nothing new in {tmp_path / 'out'}\n"
+    names = {f"{i}-{style}.png" for i in range(3) for style in "ab"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names | {
+        "photo-a.png", "photo-a.jpg", "photo-a-b.png"
+    }  # fmt: skip
 
 
 def test_from_a_shell(start, place, tmp_path):
@@ -362,9 +447,9 @@ def test_options_that_contradict_each_other(start, place, tmp_path):
     saved = tmp_path / "s.safetensors"
     for arguments, words in (
         ([*start, *out], "--style is missing"),
-        ([*start, *a], "--out is missing"),
         ([*a, *out], "--content is missing"),
         ([*a], "--content is missing"),
+        ([*a, "--save-style", saved, *out], "--content is missing"),
         ([*start, *a, *out, "--mix", "1"], "--mix is for several styles"),
         ([*start, *a, *b, *out, "--mix", "0.5,0.2,0.3"], "3 weights for 2 styles"),
         ([*start, *a, *b, *out, "--mix", "0.5,0.6"], "sum to 1.1; make it 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import BinaryIO
 from torch_utils.cli import Failure
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MAX_NAME = 255  # bytes of a file's name on the usual file systems
 
 
 class DiskFull(Failure):
@@ -28,7 +30,8 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     exception the old file stays.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    end = f".{os.getpid()}.tmp"
+    beside = path.with_name(f".{short_name(path.name, MAX_NAME - 1 - len(end))}{end}")
     try:
         yield beside
         with open(beside, "rb") as file:
@@ -74,6 +77,15 @@ def cache_folder() -> Path:
     if own := os.environ.get("ADACONV_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adaconv"
+
+
+def short_name(name: str, limit: int = MAX_NAME) -> str:
+    """The name, or where it has more bytes than that its beginning with a digest of all of it, which differs."""
+    data = os.fsencode(name)
+    if len(data) <= limit:
+        return name
+    digest = "-" + hashlib.sha256(data).hexdigest()[:12]
+    return data[: limit - len(digest)].decode(errors="ignore") + digest
 
 
 def remove_leftovers(folder: Path) -> None:

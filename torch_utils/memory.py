@@ -1,15 +1,59 @@
-"""How freed memory is kept for the next tensor, given back, and how its end is told."""
+"""How much memory is free, how freed memory is kept for the next tensor or given back, and how its end is told."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 LIMIT = 2**31 - 1
+
+UNKNOWN = 4 << 30  # bytes: taken as free where the system does not tell
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that can be had without swapping and within the limits of a container, a quarter of them left to others.
+
+    `root` is where Linux has its /proc and /sys.
+    """
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free = int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # another system than Linux
+        return UNKNOWN
+    return max(min([free, *_left_in_groups(root)]), 0) * 3 // 4
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    """Bytes that each control group of this process has left, of its own and of all above, of version 1 and 2.
+
+    Files that were read count as used, but those not in use make room when it is needed. In a container the path of
+    the own group may be that of the machine outside, where only the topmost is to be seen.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, limit, used, unused = "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, unused = "sys/fs/cgroup/memory", "total_inactive_file"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        own = root / top / path.lstrip("/")
+        for group in [own, *own.parents][: len(own.relative_to(root / top).parts) + 1]:
+            with suppress(OSError, KeyError, ValueError):  # not there, or "max": no limit
+                left = int((group / limit).read_text()) - int((group / used).read_text())
+                stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+                yield left + int(stat[unused])
 
 
 def keep_freed_memory() -> bool:

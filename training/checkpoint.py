@@ -25,6 +25,8 @@ from training.dataset import CHANNELS, RESOLUTIONS
 GENERATOR = "adaconv-generator"
 STYLIZER = "adaconv-stylizer"
 TRAINED_BY = {GENERATOR: ("train.py", "--network"), STYLIZER: ("train_stylizer.py", "--model")}
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # models that come with the project
+SHIPPED = {GENERATOR: "faces32.safetensors", STYLIZER: "stylizer-small.safetensors"}
 VERSION = 1
 
 
@@ -156,20 +158,39 @@ def _build_stylizer(values: dict[str, Any], tensors: dict[str, torch.Tensor]) ->
     return Stylizer(config)
 
 
-def find_snapshot(path: str | os.PathLike, kind: str = GENERATOR) -> Path:
-    """The snapshot that `path` means: the file itself, or the newest one of that kind in a run or a folder of runs."""
-    path = Path(path)
+def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR) -> Path:
+    """The snapshot that `path` means: the file itself, or the newest one of that kind in a run or a folder of runs.
+
+    With None the newest one under `runs`, or else the one that comes with the project. Raises UserError.
+    """
     script, option = TRAINED_BY[kind]
-    if path.is_file():
+    if path is None:
+        return _newest(Path("runs"), kind) or _shipped(kind)
+    path = Path(path)
+    if os.path.isfile(path):
         return path
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"{path} does not exist; name a snapshot or a folder of runs with {option}")
+    if (newest := _newest(path, kind)) is None:
+        name = kind.removeprefix("adaconv-")
+        raise UserError(f"no snapshot of a {name} under {path}; train one with {script}, or name one with {option}")
+    return newest
+
+
+def _newest(path: Path, kind: str) -> Path | None:
     found = [p for pattern in ("snapshot-*.safetensors", "*/snapshot-*.safetensors") for p in path.glob(pattern)]
-    for snapshot in sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.stem), reverse=True):
-        if _may_be(snapshot, kind):
-            return snapshot
-    name = kind.removeprefix("adaconv-")
-    raise UserError(f"no snapshot of a {name} under {path}; train one with {script}, or name one with {option}")
+    newest_first = sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.stem), reverse=True)
+    return next((snapshot for snapshot in newest_first if _may_be(snapshot, kind)), None)
+
+
+def _shipped(kind: str) -> Path:
+    path, (script, option) = PRETRAINED / SHIPPED[kind], TRAINED_BY[kind]
+    if not path.is_file():
+        raise UserError(
+            f"no {kind.removeprefix('adaconv-')} under runs, and {path} is not there; train one with {script}, "
+            f"name one with {option}, or get the file from where this project is from"
+        )
+    return path
 
 
 def _may_be(path: Path, kind: str) -> bool:

@@ -51,8 +51,9 @@ def test_tiles_are_the_whole(stylizer, size, tile):
     assert expected.std() > 10 and np.isin(expected, (0, 255)).mean() < 0.5  # there was something to be seen
 
 
+@pytest.mark.parametrize("side", [None, (120, 136)])
 @pytest.mark.parametrize("size", [1, 5, 9])
-def test_kernels_of_any_size(size):
+def test_kernels_of_any_size(size, side):
     """They reach further, and so do the tiles."""
     torch.manual_seed(0)
     config = StylizerConfig(1 / 8, "adaconv", 64, kernel_size=size, depthwise_scale=0.3)
@@ -60,9 +61,14 @@ def test_kernels_of_any_size(size):
     for parameter in model.encoder.parameters():
         if parameter.ndim == 4:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
-    content, kernels = picture(120, 136), model.kernels(torch.rand(1, 3, 64, 64) * 2 - 1)
-    y, expected = stylize_tiled(model, content, kernels, 56), untiled(model, content, kernels)
-    assert np.abs(y.astype(int) - expected).max() <= 1 and expected.std() > 10
+    least = config.min_size
+    content, kernels = picture(*(side or (least, least))), model.kernels(torch.rand(1, 3, 64, 64) * 2 - 1)
+    for tile in (16, 56):
+        y, expected = stylize_tiled(model, content, kernels, tile), untiled(model, content, kernels)
+        assert np.abs(y.astype(int) - expected).max() <= 1 and expected.std() > 10
+    for function in (stylize_tiled, untiled):
+        with pytest.raises(ValueError, match=rf"at least {least}x{least} pixels, got {least - 1}x90"):
+            function(model, picture(90, least - 1), kernels)
 
 
 def test_tiles_alone_would_not_do(stylizer):

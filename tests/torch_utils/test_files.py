@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from torch_utils.files import DiskFull, append_file, atomic_write, remove_leftovers, write_file
+from torch_utils.files import DiskFull, append_file, atomic_write, remove_leftovers, short_name, write_file
 
 
 def test_writes_a_new_file_and_replaces_an_old_one(tmp_path):
@@ -75,3 +75,18 @@ def test_leftovers_are_removed(tmp_path):
         write_file(tmp_path / name, b"")
     remove_leftovers(tmp_path)
     assert sorted(p.name for p in tmp_path.rglob("*")) == [".hidden", "a", "b.pt"]
+
+
+def test_the_longest_names_are_written_too(tmp_path):
+    for name in ("x" * 255, "é" * 127):
+        write_file(tmp_path / name, b"whole")
+        assert (tmp_path / name).read_bytes() == b"whole"
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_short_names_differ_as_long_ones_do():
+    assert short_name("a" * 255) == "a" * 255
+    long = ["é" * 140 + end for end in ("a", "b")] + ["e" * 256]
+    short = [short_name(name) for name in long]
+    assert len(set(short)) == 3 and all(200 < len(os.fsencode(name)) <= 255 for name in short)
+    assert all(name.startswith("é" * 110) for name in short[:2]) and short == [short_name(name) for name in long]

@@ -77,6 +77,23 @@ def test_the_search_is_for_one_kind(tmp_path):
         assert find_snapshot(tmp_path) == find_snapshot(tmp_path, STYLIZER) == paths[5]
 
 
+@pytest.mark.parametrize(("kind", "name"), [(GENERATOR, "faces32"), (STYLIZER, "stylizer-small")])
+def test_without_a_path(tmp_path, monkeypatch, kind, name):
+    """The newest under runs, or the one that comes with the project, or a line that says what to do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("training.checkpoint.PRETRAINED", tmp_path / "pretrained")
+    with pytest.raises(UserError, match=rf"no .* under runs, and .*{name}\.safetensors is not there; train one with"):
+        find_snapshot(None, kind)
+    (tmp_path / "pretrained").mkdir()
+    shipped = tmp_path / "pretrained" / f"{name}.safetensors"
+    shipped.touch()
+    assert find_snapshot(None, kind) == shipped
+    (tmp_path / "runs" / "00000-x").mkdir(parents=True)
+    assert find_snapshot(None, kind) == shipped
+    own = write(tmp_path / "runs" / "00000-x" / "snapshot-000001.safetensors", {"format": kind}, {"a": torch.zeros(1)})
+    assert tmp_path / find_snapshot(None, kind) == own
+
+
 def write(path: Path, meta: object, tensors: dict[str, torch.Tensor] | None = None) -> Path:
     """A snapshot with any metadata."""
     tensors = dict(Generator(CONFIG).state_dict()) if tensors is None else tensors
