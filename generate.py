@@ -36,7 +36,7 @@ class GridSize(click.ParamType):
         return int(match[1]), int(match[2])
 
 
-@click.command(cls=cli.Command, example=EXAMPLE)
+@click.command(cls=cli.Script, example=EXAMPLE)
 @cli.option(
     "Model",
     "--network",

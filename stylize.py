@@ -23,9 +23,9 @@ from styling.jobs import Job, check_kept, find_contents, means_folder, plan_file
 from styling.mask import read_mask
 from styling.pictures import read_picture
 from styling.styles import SUFFIX, Look, read_style, save_style
-from styling.video import VideoReader
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
+from torch_utils.video import VideoReader
 from training.checkpoint import STYLIZER, find_snapshot, load_stylizer
 
 OUT = "out"  # the folder of the results where --out names none

@@ -177,12 +177,13 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution) if config.noise else None)
         self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
 
-    def forward(self, x: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor | AdaConvKernels, noise: Tensor | None) -> Tensor:
         """x [N, I, H, W], w [N, w_dim], noise [N or 1, 1, H', W'] → [N, O, H', W'], H' = 2H with `up`.
 
-        In the precision of x; kernels and demodulation are computed in that of the weights.
+        In the precision of x; kernels and demodulation are computed in that of the weights. In place of w may be the
+        kernels that it predicts.
         """
-        kernels = self.adaconv.predictor(w)
+        kernels = w if isinstance(w, AdaConvKernels) else self.adaconv.predictor(w)
         weight = self.weight * self.weight_gain
         scaled = self.norm == "demod"
         if scaled and x.dtype == torch.float16:  # it could overflow before the demodulation, which undoes any factor
@@ -240,9 +241,9 @@ class SynthesisBlock(nn.Module):
         return [self.conv1] if self.conv0 is None else [self.conv0, self.conv1]
 
     def forward(
-        self, x: Tensor, img: Tensor | None, ws: Sequence[Tensor], noise: Sequence[Tensor | None]
+        self, x: Tensor, img: Tensor | None, ws: Sequence[Tensor | AdaConvKernels], noise: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
-        """ws: one for each layer and one for ToRGB; noise: one for each layer."""
+        """ws: one, or its kernels, for each layer, and one for ToRGB; noise: one for each layer."""
         x = x.to(self.half or self.conv1.weight.dtype)
         for layer, w, n in zip(self.layers(), ws, noise, strict=False):
             x = layer(x, w, n)
@@ -280,19 +281,33 @@ class SynthesisNetwork(nn.Module):
             ]
         raise ValueError(f"noise: expected 'random', 'const', 'none' or a tensor for each layer, got {mode!r}")
 
-    def forward(self, ws: Tensor, noise: Noise = "random") -> Tensor:
-        n, layers = len(ws), self.layers()
-        if ws.ndim != 3 or ws.shape[1] != len(layers) + 1:
-            raise ValueError(f"ws: expected [N, {len(layers) + 1}, w_dim], got {list(ws.shape)}")
+    def kernels(self, ws: Tensor) -> list[AdaConvKernels]:
+        """What ws [N, num_ws, w_dim] predict for each layer; ToRGB has none, and the last of ws is its own."""
+        layers = self._checked(ws)
+        return [layer.adaconv.predictor(w) for layer, w in zip(layers, ws.unbind(dim=1), strict=False)]
+
+    def forward(self, ws: Tensor, noise: Noise = "random", kernels: Sequence[AdaConvKernels] | None = None) -> Tensor:
+        """ws [N, num_ws, w_dim] → picture. `kernels` go in place of what ws predict for each layer; ToRGB keeps ws."""
+        n, layers = len(ws), self._checked(ws)
+        if kernels is not None and len(kernels) != len(layers):
+            raise ValueError(f"kernels: expected those of each of {len(layers)} layers, got {len(kernels)}")
         x, img = self.const.expand(n, -1, -1, -1), None
         noises, ws = list(self.noise(noise, n)), ws.unbind(dim=1)
+        styles = ws if kernels is None else kernels
         i = 0
         for block in self.blocks:
             count = len(block.layers())
             # ToRGB shares its w with the next block's first layer (StyleGAN2's layout of ws)
-            x, img = block(x, img, ws[i : i + count + 1], noises[i : i + count])
+            x, img = block(x, img, [*styles[i : i + count], ws[i + count]], noises[i : i + count])
             i += count
         return img
+
+    def _checked(self, ws: Tensor) -> list[SynthesisLayer]:
+        """The layers. Raises ValueError where ws are not for them."""
+        layers = self.layers()
+        if ws.ndim != 3 or ws.shape[1] != len(layers) + 1:
+            raise ValueError(f"ws: expected [N, {len(layers) + 1}, w_dim], got {list(ws.shape)}")
+        return layers
 
 
 class Generator(nn.Module):
@@ -305,12 +320,21 @@ class Generator(nn.Module):
         self.synthesis = SynthesisNetwork(config)
         self.register_buffer("w_avg", torch.zeros(config.w_dim))  # running mean of w, for truncation
 
-    def ws(self, z: Tensor, c: Tensor | None = None, psi: float = 1.0) -> Tensor:
-        """w for every layer, [N, num_ws, w_dim], pulled towards the mean w by the truncation psi (1: not at all)."""
-        w = self.mapping(z, c)
+    def ws(self, z: Tensor, c: Tensor | None = None, psi: float | Tensor = 1.0) -> Tensor:
+        """w for every layer, [N, num_ws, w_dim], pulled towards the mean w by the truncation psi (1: not at all).
+
+        psi may be a tensor [num_ws], one for each layer.
+        """
+        return self.truncated(self.mapping(z, c), psi)
+
+    def truncated(self, w: Tensor, psi: float | Tensor = 1.0) -> Tensor:
+        """w [N, w_dim] for every layer, as `ws` does it."""
+        if isinstance(psi, Tensor):
+            psi = psi.to(w).reshape(-1, 1)
+            return self.w_avg.to(w.dtype).lerp(w[:, None].expand(-1, self.config.num_ws, -1), psi)
         if psi != 1:
             w = self.w_avg.to(w.dtype).lerp(w, psi)
         return w[:, None].expand(-1, self.config.num_ws, -1)
 
-    def forward(self, z: Tensor, c: Tensor | None = None, psi: float = 1.0, noise: Noise = "random") -> Tensor:
+    def forward(self, z: Tensor, c: Tensor | None = None, psi: float | Tensor = 1.0, noise: Noise = "random") -> Tensor:
         return self.synthesis(self.ws(z, c, psi), noise)

@@ -17,10 +17,10 @@ from styling.pictures import MIN_SIDE
 from styling.smooth import CutDetector, MotionFilter, StatisticsSmoother
 from styling.styles import Look
 from styling.tiles import Adjust, encode_tiled, stylize_tiled, tile_for
-from styling.video import Transcoded, VideoReader, transcode
 from torch_utils.cli import UserError
 from torch_utils.memory import free_memory, release_freed_memory
 from torch_utils.ops import moments
+from torch_utils.video import Transcoded, VideoReader, transcode
 from training.images import to_float, to_uint8
 
 Progress = Callable[[int, int | None], None]  # done, in all

@@ -13,10 +13,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from networks.stylizer import Stylizer
-from styling import pictures, video
+from styling import pictures
 from styling.apply import Progress, Settings, min_side, stylize_masked, stylize_picture, stylize_video
 from styling.pictures import is_video, list_pictures, output_paths, read_picture, write_picture
 from styling.styles import Look
+from torch_utils import video
 from torch_utils.cli import UserError
 from torch_utils.files import missing
 from torch_utils.memory import out_of_memory

@@ -16,7 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from torch_utils.cli import UserError
-from torch_utils.files import MAX_NAME, missing, short_name, write_file
+from torch_utils.files import MAX_NAME, make_folder, missing, short_name, write_file
 from torch_utils.pictures import (
     ALL_FORMATS,
     ALL_SUFFIXES,
@@ -97,15 +97,6 @@ def write_picture(picture: Tensor, path: str | os.PathLike, *, quality: int = 95
         write_file(path, buffer.getbuffer())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; name another place with --out") from None
-
-
-def make_folder(folder: Path) -> None:
-    """Makes the folder that a result goes into, if need be. Raises UserError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
-        raise UserError(f"cannot write into {folder}: {reason}; name another place with --out") from None
 
 
 def check_written(path: str | os.PathLike) -> str:
@@ -223,7 +214,7 @@ def _managed(picture: Image.Image, profile: bytes) -> Image.Image:
 
 def _holds_video(path: Path) -> bool:
     try:
-        from styling.video import VideoReader
+        from torch_utils.video import VideoReader
 
         with VideoReader(path):
             return True

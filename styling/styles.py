@@ -17,9 +17,9 @@ from torch import Tensor
 
 from networks.stylizer import Kernels, Stylizer, from_tensors, mix, resized, structure_and_statistics, to_tensors
 from styling.color import match_colors
-from styling.pictures import make_folder, read_picture
+from styling.pictures import read_picture
 from torch_utils.cli import UserError
-from torch_utils.files import write_file
+from torch_utils.files import make_folder, write_file
 from training.images import to_float
 
 STYLE = "adaconv-style"

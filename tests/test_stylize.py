@@ -307,7 +307,7 @@ def film(path: Path, count: int = 12, height: int = 48, width: int = 64, noise: 
 
 
 def frames(path: Path) -> torch.Tensor:
-    from styling import video
+    from torch_utils import video
 
     return torch.stack(list(video.frames(path)))
 
@@ -337,7 +337,7 @@ def test_a_video_keeps_what_it_has_and_is_calm(start, place, tmp_path):
     assert (calm.float() - default.float()).abs().mean() < 1
     for name in ("0.mp4", "0.8.mp4", "default.mkv"):
         assert sound(tmp_path / name) == sound(source)
-        from styling.video import VideoReader
+        from torch_utils.video import VideoReader
 
         with VideoReader(tmp_path / name) as reader:
             assert reader.rate == 12

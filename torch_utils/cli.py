@@ -60,6 +60,42 @@ class Command(click.Command):
                     formatter.write_text(line)
 
 
+class Script(Command):
+    """A command that has others beside it: `script.py mix …` runs `mix`, `script.py --seeds …` the script's own.
+
+    `@main.command("mix", …)` adds one, a Command unless `cls` says otherwise.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.commands: dict[str, click.Command] = {}
+
+    def command(self, name: str, **kwargs):
+        def add(function):
+            self.commands[name] = click.command(name, **{"cls": Command, **kwargs})(function)
+            return self.commands[name]
+
+        return add
+
+    def make_context(self, info_name, args, parent=None, **extra) -> click.Context:
+        if not args or args[0].startswith("-"):
+            return super().make_context(info_name, args, parent, **extra)
+        if args[0] not in self.commands:
+            known = ", ".join(self.commands)
+            raise click.UsageError(f"there is no command {args[0]!r}; write one of {known}, or only options")
+        return self.commands[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
+
+    def invoke(self, ctx: click.Context):
+        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        if not self.commands:
+            return
+        with formatter.section("Commands, each with its own --help"):
+            formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in self.commands.items()])
+
+
 class Float(click.FloatRange):
     """A finite number: click's own types take `inf` and `nan`, which no comparison with a bound refuses."""
 

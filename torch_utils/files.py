@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from torch_utils.cli import Failure
+from torch_utils.cli import Failure, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAX_NAME = 255  # bytes of a file's name on the usual file systems
@@ -70,6 +70,15 @@ def append_file(path: str | os.PathLike, data: bytes) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder that a result goes into, if need be. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"cannot write into {folder}: {reason}; name another place with --out") from None
 
 
 def cache_folder() -> Path:

@@ -283,6 +283,38 @@ def test_truncation():
     assert not torch.allclose(same, G(z, noise="const"))
 
 
+def test_truncation_by_layer():
+    G = generator()
+    z, psi = codes(4), torch.tensor([0, 0.3, 1, 1, 0.5, 1.5], dtype=torch.float64)
+    ws = G.ws(z, psi=psi)
+    for i, value in enumerate(psi.tolist()):
+        torch.testing.assert_close(ws[:, i], G.ws(z, psi=value)[:, i], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(G.ws(z, psi=torch.full([6], 0.7)), G.ws(z, psi=0.7), rtol=1e-7, atol=1e-7)
+
+
+# Kernels in place of w.
+
+
+@pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
+def test_predicted_kernels_in_place_of_ws(modulation, norm):
+    G = generator(32, modulation, norm)
+    ws = G.ws(codes(2))
+    kernels = G.synthesis.kernels(ws)
+    assert [k.depthwise.shape[1] for k in kernels] == [layer.weight.shape[1] for layer in G.synthesis.layers()]
+    assert torch.equal(G.synthesis(ws, "const", kernels), G.synthesis(ws, "const"))
+
+
+def test_kernels_of_another_code_are_its_w_in_that_layer():
+    G = generator(32)
+    ws, other = G.ws(codes(2)), G.ws(codes(2))
+    last = len(G.synthesis.layers()) - 1  # its w is no ToRGB's: that of this block has the next one
+    kernels, theirs = G.synthesis.kernels(ws), G.synthesis.kernels(other)
+    mixed = torch.cat([ws[:, :last], other[:, last:-1], ws[:, -1:]], dim=1)
+    expected = G.synthesis(mixed, "const")
+    assert torch.equal(G.synthesis(ws, "const", [*kernels[:-1], theirs[-1]]), expected)
+    assert not torch.allclose(expected, G.synthesis(ws, "const"))
+
+
 # Noise.
 
 
@@ -432,9 +464,12 @@ def test_arguments_that_do_not_fit():
         G.synthesis(ws, "constant")
     with pytest.raises(ValueError, match=r"^noise: .* 5 layers, got 1"):
         G.synthesis(ws, [None])
+    with pytest.raises(ValueError, match=r"^kernels: .* 5 layers, got 4"):
+        G.synthesis(ws, "const", G.synthesis.kernels(ws)[1:])
     for wrong in (ws[:, :-1], torch.cat([ws, ws], dim=1), ws[:, 0]):
-        with pytest.raises(ValueError, match=r"^ws: expected \[N, 6, w_dim\]"):
-            G.synthesis(wrong)
+        for function in (G.synthesis, G.synthesis.kernels):
+            with pytest.raises(ValueError, match=r"^ws: expected \[N, 6, w_dim\]"):
+                function(wrong)
 
 
 @pytest.mark.parametrize(("modulation", "norm"), VARIANTS)

@@ -236,3 +236,50 @@ def test_another_broken_pipe_is_a_bug():
 def test_an_exit_of_the_commands_own_is_kept():
     assert script("sys.exit(5)").returncode == 5
     assert script("click.get_current_context().exit(6)").returncode == 6
+
+
+# Scripts with commands.
+
+
+@pytest.fixture
+def many():
+    @click.command(cls=cli.Script, example="many.py --seeds 1")
+    @cli.option("Pictures", "--seeds", required=True, help="Which.")
+    def main(seeds):
+        """The script's own."""
+        print("own", seeds)
+
+    @main.command("mix", example="many.py mix --rows 1")
+    @cli.option("Pictures", "--rows", required=True, help="Which.")
+    def mix(rows):
+        """The other."""
+        print("mix", rows)
+
+    return main
+
+
+@pytest.mark.parametrize(("arguments", "printed"), [(["--seeds", "mix"], "own mix"), (["mix", "--rows", "7"], "mix 7")])
+def test_a_script_runs_its_own_command_or_another(many, arguments, printed):
+    result = CliRunner().invoke(many, arguments)
+    assert result.exit_code == 0 and result.output == f"{printed}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mxi", "--rows", "1"], "there is no command 'mxi'; write one of mix, or only options"),
+        (["mix"], "Missing option '--rows'"),
+        (["mix", "--seeds", "1"], "No such option"),
+        ([], "Missing option '--seeds'"),
+        (["--rows", "1"], "No such option"),
+    ],
+)
+def test_mistakes_in_a_script_with_commands(many, arguments, message):
+    result = CliRunner().invoke(many, arguments)
+    assert result.exit_code == 2 and message in result.output
+
+
+def test_help_of_a_script_lists_its_commands(many):
+    own, other = (CliRunner().invoke(many, [*words, "--help"]).output for words in ([], ["mix"]))
+    assert "mix  The other." in own and "--seeds" in own and "many.py --seeds 1" in own
+    assert "The other." in other and "--rows" in other and "--seeds" not in other

@@ -1,4 +1,4 @@
-"""styling.video: what goes through comes out with its frames, times, size and sound."""
+"""torch_utils.video: what goes through comes out with its frames, times, size and sound."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from styling.pictures import is_video
-from styling.video import VideoReader, VideoWriter, frames, transcode
 from torch_utils.cli import UserError
 from torch_utils.files import DiskFull
+from torch_utils.video import VideoReader, VideoWriter, frames, transcode
 
 av = pytest.importorskip("av")
 

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from styling.pictures import make_folder
 from torch_utils.cli import UserError
-from torch_utils.files import FULL, DiskFull, atomic_path, missing
+from torch_utils.files import FULL, DiskFull, atomic_path, make_folder, missing
 from torch_utils.pictures import MAX_PIXELS, one_line
 
 WRITTEN = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # what takes H.264 and most sound
