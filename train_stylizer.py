@@ -38,6 +38,12 @@ POSITIVE = cli.Float(0, min_open=True)
 @cli.option("Training", "--batch", type=click.IntRange(1, 2**16), help="Pairs a step, over all GPUs.  [default: 8]")
 @cli.option("Training", "--lr", type=POSITIVE, help="Adam's learning rate.  [default: 0.0001]")
 @cli.option("Training", "--content-weight", type=cli.Float(0), help="Of the difference at relu4_1.  [default: 1]")
+@cli.option(
+    "Training",
+    "--normalize-content/--plain-content",
+    default=False,
+    help="Compare contents without their channels' means and deviations, which are the style's.",
+)
 @cli.option("Training", "--style-weight", type=cli.Float(0), help="Of means and deviations.  [default: 10]")
 @cli.option("Training", "--identity-weight", type=cli.Float(0), help="A content in its own style stays.  [default: 0]")
 @cli.option("Training", "--tv-weight", type=cli.Float(0), help="Of the total variation.  [default: 0]")

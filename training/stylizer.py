@@ -25,6 +25,7 @@ from training.images import grid, save_png, to_float, to_uint8
 from training.log import Averages, Log
 from training.pictures import NumberedSampler, PictureCrops
 
+IDENTITY_PART = 4  # one in so many contents of a batch is rebuilt in its own style, for the identity loss
 SHOWN = 4  # contents and styles of the sheets, which are also what the losses are measured on
 Batch = list[tuple[Tensor, Tensor]]  # contents and styles, in parts of `batch_gpu`
 
@@ -44,8 +45,9 @@ class StylizerTrainConfig(RunConfig):
     batch_gpu: int = 8
     kimg: float = 1280.0  # 160,000 steps of 8
     lr: float = 1e-4
-    predictor_lr: float = 30.0  # factor: kernel predictors have equalized weights, which are so much larger
+    predictor_lr: float = 100.0  # factor: kernel predictors have equalized weights, which are so much larger
     content_weight: float = 1.0
+    normalize_content: bool = False  # compare contents without their channels' means and deviations
     style_weight: float = 10.0
     identity_weight: float = 0.0  # of the difference to a content that is its own style
     tv_weight: float = 0.0  # of the total variation
@@ -60,9 +62,16 @@ class StylizerTrainConfig(RunConfig):
 # --- losses ---------------------------------------------------------------------------------------------------------
 
 
-def content_loss(features: Tensor, content: Tensor) -> Tensor:
-    """‖φ₄(y) − φ₄(c)‖²: the mean squared difference at relu4_1, both [N, C, h, w] (Gatys et al. 2016)."""
-    return F.mse_loss(features.float(), content.float())
+def content_loss(features: Tensor, content: Tensor, normalize: bool = False) -> Tensor:
+    """‖φ₄(y) − φ₄(c)‖²: the mean squared difference at relu4_1, both [N, C, h, w] (Gatys et al. 2016).
+
+    With `normalize`, of features of zero mean and unit variance in each channel: what the style loss asks for, the
+    means and deviations of another picture, is then no error of the content.
+    """
+    features, content = features.float(), content.float()
+    if normalize:
+        features, content = F.instance_norm(features), F.instance_norm(content)
+    return F.mse_loss(features, content)
 
 
 def style_loss(taps: Sequence[Tensor], styles: Sequence[Statistics]) -> Tensor:
@@ -132,11 +141,12 @@ class StylizerTask:
     def loss(self, contents: Tensor, styles: Tensor) -> Tensor:
         config = self.config
         with precise_enough(config, self.device):
-            y, losses = self.measure(self.model, contents, styles)
+            y, losses = self.measure(self.model, contents, styles, config.normalize_content)
             loss = config.content_weight * losses["content"] + config.style_weight * losses["style"]
             if config.identity_weight:
-                same = self.model(contents, self.model.kernels(contents))
-                losses["identity"] = F.mse_loss(same.float(), contents)
+                some = contents[: -(-len(contents) // IDENTITY_PART)]  # all would make a step half as long again
+                same = self.model(some, self.model.kernels(some))
+                losses["identity"] = F.mse_loss(same.float(), some)
                 loss = loss + config.identity_weight * losses["identity"]
             if config.tv_weight:
                 losses["tv"] = total_variation(y.float())
@@ -158,7 +168,9 @@ class StylizerTask:
         return Monitor(self, run, log)
 
 
-def stylize_and_measure(model: Stylizer, contents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def stylize_and_measure(
+    model: Stylizer, contents: Tensor, styles: Tensor, normalize: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Contents and styles [N, 3, H, W] → the contents in those styles, and their content and style losses."""
     with torch.no_grad():
         content = model.encode(contents)
@@ -166,7 +178,7 @@ def stylize_and_measure(model: Stylizer, contents: Tensor, styles: Tensor) -> tu
         goals = [statistics(tap) for tap in style_taps]
     y = model.decoder(content, model.kernels_of(style_taps[-1]))
     taps = model.encoder(y)
-    return y, {"content": content_loss(taps[-1], content), "style": style_loss(taps, goals)}
+    return y, {"content": content_loss(taps[-1], content, normalize), "style": style_loss(taps, goals)}
 
 
 def initialize(model: Stylizer, config: StylizerTrainConfig) -> None:
@@ -226,7 +238,7 @@ class Monitor:
         for content in self.contents:
             contents = to_float(content.to(self.device)).expand(SHOWN, -1, -1, -1)
             with precise_enough(self.config, self.device):
-                y, losses = stylize_and_measure(self.model, contents, styles)
+                y, losses = stylize_and_measure(self.model, contents, styles, self.config.normalize_content)
             rows.append(torch.cat([content[None], to_uint8(y.float()).cpu()]))
             for name in sums:
                 sums[name] += float(losses[name]) / SHOWN

@@ -77,6 +77,11 @@ def test_the_losses_are_their_formulas():
     assert float(style_loss(taps, [statistics(t) for t in others])) == pytest.approx(expected, rel=1e-4)
     assert float(style_loss(taps, [statistics(t) for t in taps])) == 0
     assert float(content_loss(taps[0], others[0])) == pytest.approx(float((taps[0] - others[0]).pow(2).mean()))
+    louder = 3 * taps[0] + 5  # the same, but for means and deviations
+    assert float(content_loss(louder, taps[0], normalize=True)) == pytest.approx(0, abs=1e-5)
+    n, c = (t.flatten(2).double().numpy() for t in (taps[0], others[0]))
+    n, c = ((t - t.mean(2, keepdims=True)) / np.sqrt(t.var(2, keepdims=True) + 1e-5) for t in (n, c))
+    assert float(content_loss(taps[0], others[0], normalize=True)) == pytest.approx(((n - c) ** 2).mean(), rel=1e-4)
     ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 3, 5, 4)
     assert float(total_variation(ramp)) == 1.0
 
@@ -101,7 +106,7 @@ def losses_of(task: StylizerTask, contents: torch.Tensor, styles: torch.Tensor) 
 
 
 def test_every_weight_learns_but_the_encoders(material):
-    task = StylizerTask(tiny(material, identity_weight=1.0, tv_weight=0.1), CPU)
+    task = StylizerTask(tiny(material, identity_weight=1.0, tv_weight=0.1, normalize_content=True), CPU)
     before = {name: p.clone() for name, p in task.model.named_parameters()}
     task.step(next(task.batches(0)), 0)
     for name, p in task.model.named_parameters():
