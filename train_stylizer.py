@@ -54,7 +54,12 @@ POSITIVE = cli.Float(0, min_open=True)
     metavar="FILE",
     help="VGG-19: torchvision's .pth, or what train_encoder.py made.  [default: torchvision's, downloaded once]",
 )
-@cli.option("Training", "--init-from", metavar="FILE", help="A stylizer of the same size to start from.")
+@cli.option(
+    "Training",
+    "--init-from",
+    metavar="FILE",
+    help="A stylizer of the same size to start from; or of more style channels, the main ones of which are kept.",
+)
 @cli.option(
     "Model",
     "--modulation",

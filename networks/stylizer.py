@@ -15,7 +15,7 @@ kept in a file (`to_tensors`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -318,6 +318,29 @@ def weakened(model: Stylizer, content: Tensor, kernels: Sequence[AdaConvKernels]
     else:
         own = model.kernels(content)
     return mix([own, kernels], [1 - strength, strength])
+
+
+def narrowed(model: Stylizer, maps: Tensor, channels: int) -> Stylizer:
+    """The stylizer with `channels` style channels in place of S: the main directions P of style maps [N, S, k, k].
+
+    W' = PᵀW, and every predictor reads W' through its weights times P, so that W ≈ P W' gives the same kernels. Both
+    sides' scales, W's unit mean square and the predictors' 1/√fan-in, cancel. Exact where maps are in the span of P.
+    """
+    directions = maps.movedim(1, 0).flatten(1).double()  # every position of every map
+    P = torch.linalg.eigh(directions @ directions.t())[1].flip(1)[:, :channels].to(maps.dtype)  # [S, channels]
+
+    new = Stylizer(replace(model.config, style_channels=round(channels / model.config.width))).to(maps)
+    if new.config.map_channels != channels:
+        raise ValueError(f"channels: {channels} is no whole number of style channels at width {model.config.width}")
+    weights = model.state_dict()
+    for name, value in weights.items():
+        if name.startswith("style_encoder.linear."):
+            value = torch.einsum("s...,sr->r...", value.unflatten(0, (maps.shape[1], -1)), P).flatten(0, 1)
+        elif name.endswith(("predictor.depthwise_weight", "predictor.pointwise_weight", "predictor.bias_weight")):
+            value = torch.einsum("os...,sr->or...", value, P)
+        weights[name] = value
+    new.load_state_dict(weights)
+    return new
 
 
 def to_tensors(kernels: Sequence[AdaConvKernels]) -> dict[str, Tensor]:

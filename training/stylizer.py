@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.stylizer import Stylizer, StylizerConfig, resized
+from networks.stylizer import Stylizer, StylizerConfig, narrowed, resized
 from torch_utils import distributed
 from torch_utils.cli import UserError
 from torch_utils.ops import moments
@@ -26,6 +26,7 @@ from training.log import Averages, Log
 from training.pictures import NumberedSampler, PictureCrops
 
 IDENTITY_PART = 4  # one in so many contents of a batch is rebuilt in its own style, for the identity loss
+NARROWED_BY = 256  # crops of styles, whose main directions remain where --init-from has more style channels
 SHOWN = 4  # contents and styles of the sheets, which are also what the losses are measured on
 Batch = list[tuple[Tensor, Tensor]]  # contents and styles, in parts of `batch_gpu`
 
@@ -181,10 +182,17 @@ def stylize_and_measure(
     return y, {"content": content_loss(taps[-1], content, normalize), "style": style_loss(taps, goals)}
 
 
+@torch.no_grad()
 def initialize(model: Stylizer, config: StylizerTrainConfig) -> None:
     """The weights that training starts with: those of the encoder, or all of --init-from. Raises UserError."""
     if config.init_from:
         other = load_stylizer(config.init_from)[0]
+        more = other.config.map_channels > model.config.map_channels
+        if model.style_encoder is not None and other.style_encoder is not None and more:
+            styles = PictureCrops(config.style, other.config.style_size, seed=config.seed + 2)
+            crops = (to_float(styles[i, i % len(styles)][None]) for i in range(NARROWED_BY))
+            maps = torch.cat([other.style_encoder(other.encode(crop)) for crop in crops])
+            other = narrowed(other, maps, model.config.map_channels)
         if other.config != model.config:
             raise UserError(f"{config.init_from} has other layers ({other.config}); start from one of the same options")
         model.load_state_dict(other.state_dict())

@@ -18,6 +18,7 @@ from networks.stylizer import (
     StylizerConfig,
     from_tensors,
     mix,
+    narrowed,
     padded,
     resized,
     structure_and_statistics,
@@ -389,3 +390,21 @@ def test_real_pictures(real_pictures):
 def test_bad_configurations(options, message):
     with pytest.raises(ValueError, match=message):
         StylizerConfig(**options)
+
+
+@pytest.mark.parametrize("channels", [32, 18])
+@torch.no_grad()
+def test_fewer_style_channels_give_the_same_kernels_where_the_maps_need_no_more(model, channels):
+    """Two maps of 3 × 3 positions span at most 18 of 32 directions; a third style is out of their span."""
+    features = model.encode(pictures(2, 64, 64))
+    new = narrowed(model, model.style_encoder(features), channels)
+    assert new.config.map_channels == channels and new.style_encoder.linear.weight.shape[0] == channels * 9
+    for before, after in zip(model.kernels_of(features), new.kernels_of(features), strict=True):
+        for name in ("depthwise", "pointwise", "bias"):
+            close(getattr(before, name), getattr(after, name), 1e-6)
+    other = model.encode(pictures(1, 64, 64, seed=7))
+    differences = [
+        float((before.pointwise - after.pointwise).abs().max())
+        for before, after in zip(model.kernels_of(other), new.kernels_of(other), strict=True)
+    ]
+    assert max(differences) < 1e-8 if channels == 32 else max(differences) > 1e-4
