@@ -1,4 +1,4 @@
-# make setup | demo | test | ops | bench | gpu-check | lint | clean.  VENV= lets several checkouts share one environment.
+# make setup | demo | test | ops | bench | report | gpu-check | gpu-bench | gpu-train | lint | clean.  VENV= lets several checkouts share one environment.
 VENV   ?= .venv
 PYTHON ?= python3
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ OUT    ?= benchmarks/results
 # Threads that wait without spinning: two cores are often shared, and a spinning thread keeps the one it waits for.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test ops bench gpu-check lint clean
+.PHONY: setup demo test ops bench report gpu-check gpu-bench gpu-train lint clean
 
 # Installs again only when requirements.txt differs from what the environment was made from.
 setup:
@@ -41,13 +41,42 @@ bench: setup
 	$(RUN) benchmarks/bench_stylizer.py --json $(OUT)/stylizer-cpu.json
 	$(RUN) benchmarks/bench_data.py --json $(OUT)/data-cpu.json
 
-# On a machine with a GPU: builds, tests and times the kernels. RUN=python3 takes an environment that is there.
-gpu-check: $(if $(filter $(VENV)/bin/python,$(RUN)),setup)
+# The tables of docs/performance.md from the records in benchmarks/results.
+report: setup
+	$(RUN) benchmarks/report.py
+
+# On a machine with a GPU, in this order; docs/performance.md says what for. RUN=python3 takes an environment that is
+# there. First whether the kernels are right: gradients, second ones, all types and layouts, memory, and training.
+GPU_SETUP := $(if $(filter $(VENV)/bin/python,$(RUN)),setup)
+gpu-check: $(GPU_SETUP)
 	$(RUN) -m torch_utils.ops --build
 	ADACONV_OPS=native $(RUN) -m pytest -m gpu
-	mkdir -p $(OUT)
-	$(RUN) benchmarks/bench_generator.py --device cuda --rounds 9 --json $(OUT)/generator-cuda.json
-	$(RUN) benchmarks/bench_ops.py --device cuda --rounds 30 --json $(OUT)/ops-cuda.json
+	@if command -v compute-sanitizer > /dev/null; then \
+	    ADACONV_OPS=native PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 3 \
+	    $(RUN) -m pytest -m gpu tests/torch_utils/ops/test_kernels.py -k "opcheck or channels_last or folded"; \
+	else echo "note: compute-sanitizer is not there; memory accesses were not checked" >&2; fi
+	$(RUN) benchmarks/compare_kernels.py --device cuda --json $(OUT)/kernels-cuda-fp32.json
+	$(RUN) benchmarks/compare_kernels.py --device cuda --precision bf16 --json $(OUT)/kernels-cuda-bf16.json
+
+# Then how fast they are, the generator, and the stylizer.
+gpu-bench: $(GPU_SETUP)
+	$(RUN) benchmarks/bench_ops.py --device cuda --precision fp32 --precision bf16 --resolution 256 --resolution 1024 \
+	    --json $(OUT)/ops-cuda.json
+	$(RUN) benchmarks/bench_generator.py --device cuda --batch 32 --precision bf16 --how eager --how graph --rounds 9 \
+	    --json $(OUT)/generator-cuda-256.json
+	$(RUN) benchmarks/bench_generator.py --device cuda --batch 32 --precision bf16 --resolution 1024 --cbase 32768 \
+	    --how eager --how graph --rounds 5 --json $(OUT)/generator-cuda-1024.json
+	for p in tf32 bf16; do $(RUN) benchmarks/bench_stylizer.py --device cuda --precision $$p --graph --size 512x1 \
+	    --size 1920x1080x1 --size 1920x1080x4 --json $(OUT)/stylizer-cuda-$$p.json || exit 1; done
+
+# And training.
+gpu-train: $(GPU_SETUP)
+	$(RUN) benchmarks/bench_training.py --device cuda --batch 32 --aug fixed --precision bf16 --modulation modconv \
+	    --modulation adaconv --modulation adain --compile --peer-baseline --rounds 5 --json $(OUT)/training-cuda-256.json
+	$(RUN) benchmarks/bench_training.py --device cuda --batch 32 --aug fixed --precision bf16 --resolution 64 \
+	    --json $(OUT)/training-cuda-64.json
+	$(RUN) benchmarks/bench_training.py --device cuda --batch 16 --aug fixed --precision bf16 --resolution 1024 \
+	    --cbase 32768 --rounds 2 --json $(OUT)/training-cuda-1024.json
 
 lint: setup
 	$(RUN) -m ruff check .

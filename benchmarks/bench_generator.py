@@ -3,44 +3,29 @@
     python benchmarks/bench_generator.py --resolution 256
 
 The figures are medians over rounds in which every modulation has its turn, so that the ratios hold when the machine
-drifts. The floor is the time that the multiply-adds of all convolutions take at the rate of a large matrix product.
+drifts. The floor is the time that the multiply-adds of all convolutions take at the rate of a large matrix product in
+the precision that is asked for, which the highest four resolutions have.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import click
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from measure import Call, graphed, matmul_rate, peak_gib, seconds, set_precision, working, write_record
+
 from networks.generator import Generator, GeneratorConfig, SynthesisLayer
 from torch_utils import cli
-from torch_utils.files import atomic_write
 from torch_utils.memory import keep_freed_memory
-
-
-def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """The time of one call, with all that it started on the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def matmul_rate(device: torch.device, size: int = 2048) -> float:
-    """Multiply-adds a second of a float32 matrix product."""
-    a = torch.randn(size, size, device=device)
-    return size**3 / min(seconds(lambda: a @ a, device) for _ in range(6))
+from training.gan import HALF_RESOLUTIONS
 
 
 def multiply_adds(config: GeneratorConfig) -> int:
@@ -61,66 +46,106 @@ def adaptive_taps(config: GeneratorConfig, layer: SynthesisLayer, channels: int)
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_generator.py --resolution 256 --batch 8")
-@click.option("--resolution", default=256)
-@click.option("--batch", default=8, type=click.IntRange(1))
-@click.option("--cbase", default=16384)
-@click.option("--cmax", default=512)
-@click.option("--rounds", default=3, type=click.IntRange(1))
-@click.option("--device", default="cpu", type=cli.Device())
-@click.option("--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--resolution", default=256, type=click.IntRange(16, 1024))
+@cli.option("Options", "--batch", default=8, type=click.IntRange(1), help="Beside 1.")
+@cli.option("Options", "--cbase", default=16384, type=click.IntRange(16))
+@cli.option("Options", "--cmax", default=512, type=click.IntRange(1))
+@cli.option("Options", "--precision", default="fp32", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]))
+@cli.option(
+    "Options",
+    "--how",
+    multiple=True,
+    default=("eager",),
+    type=click.Choice(["eager", "compile", "graph"]),
+    help="As it is, compiled, or as a CUDA graph. May be given again.",
+)
+@cli.option("Options", "--rounds", default=3, type=click.IntRange(1))
+@cli.option("Options", "--device", default="cpu", type=cli.Device())
+@cli.option("Options", "--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
+@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@torch.no_grad()
 def main(
-    resolution: int, batch: int, cbase: int, cmax: int, rounds: int, device: str, fresh_memory: bool, json_path
+    resolution: int,
+    batch: int,
+    cbase: int,
+    cmax: int,
+    precision: str,
+    how: tuple[str, ...],
+    rounds: int,
+    device: str,
+    fresh_memory: bool,
+    json_path: str | None,
 ) -> None:
     """Parameters and time per picture of the generator, for each modulation."""
     if not fresh_memory:
         keep_freed_memory()  # as generate.py does
-    place = torch.device(device)
+    place, dtype = torch.device(device), set_precision(precision)
     modulations = {"modconv": "demod", "adain": "instance", "adaconv": "demod"}
     configs = {
         m: GeneratorConfig(resolution, cbase=cbase, cmax=cmax, modulation=m, norm=n) for m, n in modulations.items()
     }
     generators = {m: Generator(config).to(place).eval().requires_grad_(False) for m, config in configs.items()}
-    rate = matmul_rate(place)
+    if dtype != torch.float32:
+        for G in generators.values():
+            for block in G.synthesis.blocks[1:][-HALF_RESOLUTIONS:]:
+                block.half = dtype
+    rate = matmul_rate(place, dtype)
     z = {n: torch.randn(n, 512, device=place) for n in (1, batch)}
-    times: dict[tuple[str, int], list[float]] = {(m, n): [] for m in modulations for n in z}
+    calls = {}
+    for m, n, way in itertools.product(modulations, z, how):
+        calls[f"{m} {n} {way}"] = made(way, generators[m], z[n])
+    calls = working(calls)
+    gib = {name: peak_gib(call, place) for name, call in calls.items()}
+    times = {name: [] for name in calls}  # of calls one after another, with what they wait for Python
     for i in range(rounds + 1):  # the first is the warm-up
-        for (m, n), values in times.items():
-            elapsed = seconds(lambda m=m, n=n: generators[m](z[n], noise="const"), place) / n
+        for name, call in calls.items():
+            elapsed = seconds(call, place)
             if i:
-                values.append(elapsed)
+                times[name].append(elapsed)
 
     rows = []
-    for m, G in generators.items():
+    for m, way in itertools.product(modulations, how):
         adds = multiply_adds(configs[m])
-        row = {"modulation": m, "parameters": sum(p.numel() for p in G.parameters()), "gmac": adds / 1e9}
+        row = {"modulation": m, "how": way, "parameters": sum(p.numel() for p in generators[m].parameters())}
+        row["gmac"] = adds / 1e9
         for n in z:
-            row[f"s_per_picture_batch{n}"] = statistics.median(times[m, n])
-            row[f"vs_modconv_batch{n}"] = row[f"s_per_picture_batch{n}"] / statistics.median(times["modconv", n])
-            row[f"vs_floor_batch{n}"] = row[f"s_per_picture_batch{n}"] * rate / adds
+            if (name := f"{m} {n} {way}") in times:
+                row[f"s_per_picture_batch{n}"] = value = statistics.median(times[name]) / n
+                if (first := f"modconv {n} {way}") in times:
+                    row[f"vs_modconv_batch{n}"] = value * n / statistics.median(times[first])
+                row[f"vs_floor_batch{n}"], row[f"gib_batch{n}"] = value * rate / adds, gib[name]
         rows.append(row)
 
-    print(f"{resolution}², cbase {cbase}, cmax {cmax}, {device}, {torch.get_num_threads()} threads, float32; ", end="")
-    print(f"matrix product {2 * rate / 1e9:.0f} GFLOP/s")
     print(
-        f"{'':10}{'parameters':>12}{'GMAC':>8}"
-        + "".join(f"{f'batch {n}: s/pic':>18}{'÷ modconv':>11}{'÷ floor':>9}" for n in z)
+        f"{resolution}², cbase {cbase}, cmax {cmax}, {device}, {torch.get_num_threads()} threads, {precision}; ", end=""
     )
+    print(f"matrix product {2 * rate / 1e9:.0f} GFLOP/s")
+    header = "".join(f"{f'batch {n}: s/pic':>18}{'÷ modconv':>11}{'÷ floor':>9}" for n in z)
+    print(f"{'':19}{'parameters':>12}{'GMAC':>8}{header}")
     for row in rows:
-        line = f"{row['modulation']:10}{row['parameters']:12,}{row['gmac']:8.2f}"
+        line = f"{row['modulation']:10}{row['how']:9}{row['parameters']:12,}{row['gmac']:8.2f}"
         for n in z:
-            line += f"{row[f's_per_picture_batch{n}']:18.3f}"
-            line += f"{row[f'vs_modconv_batch{n}']:11.2f}{row[f'vs_floor_batch{n}']:9.2f}"
+            values = (row.get(f"{name}_batch{n}", float("nan")) for name in ("s_per_picture", "vs_modconv", "vs_floor"))
+            line += "{:18.4f}{:11.2f}{:9.2f}".format(*values)
         print(line)
-    if json_path:
-        record = {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "resolution": resolution,
-            "rows": rows,
-        }
-        with atomic_write(json_path) as file:
-            file.write(json.dumps(record, indent=2).encode())
+    options = {"resolution": resolution, "batch": batch, "cbase": cbase, "precision": precision}
+    write_record(json_path, device, {**options, "gflops": 2 * rate / 1e9, "rows": rows})
+
+
+def made(how: str, G: Generator, z: Tensor) -> Call:
+    """A call that generates from z as it is, compiled, or as a CUDA graph, which is made with the first call."""
+    if how == "compile":
+        compiled = torch.compile(G)
+        return lambda: compiled(z, noise="const")
+    if how == "graph":
+        graph: list[Call] = []
+
+        def replay() -> object:
+            graph or graph.append(graphed(lambda: G(z, noise="const")))
+            return graph[0]()
+
+        return replay
+    return lambda: G(z, noise="const")
 
 
 if __name__ == "__main__":

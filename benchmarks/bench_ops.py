@@ -1,19 +1,18 @@
 """Each op and direction beside plain PyTorch, in one run: ratios, and how far from what the hardware can do.
 
     python benchmarks/bench_ops.py --device cpu
+    python benchmarks/bench_ops.py --device cuda --precision bf16 --precision fp32 --resolution 256 --resolution 1024
 
-Every candidate has its turn in every round, and the medians are compared, so that the ratios hold when the machine
-drifts. The floor of an op is the larger of two times, both measured in the same run: a plain copy of its input that
-allocates its result, and its multiply-adds at the rate of a large matrix product. On the CPU freed memory is kept for
-all alike (`torch_utils/memory.py`); --fresh-memory leaves it to the system.
+The shapes are those of the layers of a generator. The floor of an op is the larger of two times, both measured in the
+same run: its bytes at the rate of a plain copy of its input that allocates its result, and its multiply-adds at the
+rate of a large matrix product of that type. Bytes are those that have to be read and written once; with gradients
+those of forward, gradient by x and gradient by the kernel. On the CPU freed memory is kept for all alike
+(`torch_utils/memory.py`); --fresh-memory leaves it to the system.
 """
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,34 +24,21 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from measure import about, copy_rate, matmul_rate, medians, peak_gib, set_precision, working, write_record
+
 from networks.adaconv import fold_instance_norm
 from torch_utils import cli
-from torch_utils.files import atomic_write
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import adaconv, bias_act, native, setup_filter, upfirdn2d
 from torch_utils.ops.bias_act import bias_act_reference
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
-SHAPES = [(512, 32), (256, 64), (128, 128), (64, 256)]  # channels, resolution; C/G = 512 / channels
-
-
-def seconds(function: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    function()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def medians(candidates: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, float]:
-    """Seconds of each candidate: one round to warm up, then the median of the others."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds + 1):
-        for name, function in candidates.items():
-            times[name].append(seconds(function, device))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+# channels and resolution of the largest layers of generators, cbase 16384 and 32768; C/G = 512 / channels
+SHAPES = {
+    256: [(512, 32), (256, 64), (128, 128), (64, 256)],
+    1024: [(512, 64), (256, 128), (128, 256), (64, 512), (32, 1024)],
+}
+CANDIDATES = ("demod", "instance", "loop", "grouped")
 
 
 def loop(x: Tensor, kernel: Tensor) -> Tensor:
@@ -73,43 +59,48 @@ def grouped(x: Tensor, kernel: Tensor) -> Tensor:
 
 def instance(x: Tensor, kernel: Tensor) -> Tensor:
     """With the statistics of x folded into the kernel."""
-    return adaconv(x, *fold_instance_norm(x, kernel, None), padding_mode="reflect")
+    kernel, bias = fold_instance_norm(x, kernel, None)
+    return adaconv(x, kernel, bias.to(x.dtype), padding_mode="reflect")
 
 
 def with_gradients(function: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor) -> Callable[[], object]:
     return lambda: torch.autograd.grad(function(*inputs), inputs, dy)
 
 
-def bench_adaconv(batch: int, rounds: int, device: str, rate: float) -> list[dict]:
-    rows = []
-    for channels, resolution in SHAPES:
-        x = torch.randn(batch, channels, resolution, resolution, device=device, requires_grad=True)
-        kernel = torch.randn(batch, channels, 512 // channels, 3, 3, device=device, requires_grad=True)
+def bench_adaconv(batch: int, resolution: int, precision: str, rounds: int, device: str) -> list[dict]:
+    dtype, rows = set_precision(precision), []
+    rate = matmul_rate(device, dtype)
+    for channels, side in SHAPES[resolution]:
+        options = {"device": device, "dtype": dtype, "requires_grad": True}
+        x = torch.randn(batch, channels, side, side, **options)
+        kernel = torch.randn(batch, channels, 512 // channels, 3, 3, **options)
         dy = torch.randn_like(x)
         forwards = {"demod": adaconv, "instance": instance, "loop": loop, "grouped": grouped}
         with torch.no_grad():
             candidates = {name: partial(f, x, kernel) for name, f in forwards.items()}
-            forward = medians(candidates | {"copy": x.clone}, rounds, device)
+            forward = medians(working(candidates | {"copy": x.clone}), rounds, device)
         candidates = {name: with_gradients(f, [x, kernel], dy) for name, f in forwards.items()}
-        both = medians(candidates, rounds, device)
+        both = medians(working(candidates), rounds, device)
         multiply_adds = x.numel() * kernel.shape[2] * 9 / rate
-        rows.append(
-            {
-                "op": f"adaconv {channels}ch {resolution}²",
-                "batch": batch,
-                "forward": forward,
-                "forward_and_gradients": both,
-                "multiply_adds": multiply_adds,
-                "floor": max(forward["copy"], multiply_adds),
-            }
-        )
+        row = {"op": f"adaconv {channels}ch {side}²", "batch": batch, "precision": precision, "forward": forward}
+        row |= {"forward_and_gradients": both, "multiply_adds": multiply_adds}
+        row |= floors(forward["copy"], 1, 3, multiply_adds)
+        rows.append({**row, "gib": peak_gib(candidates["demod"], device)})
     return rows
 
 
-def bench_others(batch: int, rounds: int, device: str) -> list[dict]:
+def floors(copy: float, forward: float, both: float, multiply_adds: float = 0.0) -> dict[str, float]:
+    """Of an op that moves so many times the bytes of a copy, forward and with gradients: these take three products."""
+    return {
+        "floor": max(forward * copy, multiply_adds),
+        "floor_with_gradients": max(both * copy, 3 * multiply_adds),
+    }
+
+
+def bench_others(batch: int, precision: str, rounds: int, device: str) -> list[dict]:
     """upfirdn2d and bias_act at 64 channels of 256², against their references."""
-    x = torch.randn(batch, 64, 256, 256, device=device, requires_grad=True)
-    bias = torch.randn(64, device=device, requires_grad=True)
+    options = {"device": device, "dtype": set_precision(precision), "requires_grad": True}
+    x, bias = torch.randn(batch, 64, 256, 256, **options), torch.randn(64, **options)
     f = setup_filter([1, 3, 3, 1]).to(device)
     pairs = {
         "upfirdn2d up 2": (
@@ -128,16 +119,23 @@ def bench_others(batch: int, rounds: int, device: str) -> list[dict]:
             [x, bias],
         ),
     }
+    # what is read and written, in copies of x: of the filters' x and y forward and backward; of bias_act x and y, then
+    # dy, y and dx, which is summed up for the bias as it is made
+    moved = {"upfirdn2d up 2": (2.5, 5), "upfirdn2d down 2": (0.625, 1.25), "bias_act lrelu": (1, 2.5)}
     rows = []
     for name, (own, reference, inputs) in pairs.items():
         with torch.no_grad():
             candidates = {"own": partial(own, *inputs), "reference": partial(reference, *inputs), "copy": x.clone}
+            if device == "cuda":
+                last = inputs[0].contiguous(memory_format=torch.channels_last)
+                candidates["channels-last"] = partial(own, last, *inputs[1:])
             forward = medians(candidates, rounds, device)
             dy = torch.randn_like(own(*inputs))
         both = medians(
             {"own": with_gradients(own, inputs, dy), "reference": with_gradients(reference, inputs, dy)}, rounds, device
         )
-        rows.append({"op": name, "batch": batch, "forward": forward, "forward_and_gradients": both})
+        row = {"op": name, "batch": batch, "precision": precision, "forward": forward, "forward_and_gradients": both}
+        rows.append({**row, **floors(forward["copy"], *moved[name])})
     return rows
 
 
@@ -146,59 +144,96 @@ def ms(value: float) -> str:
 
 
 def print_adaconv(rows: list[dict]) -> None:
-    print(f"\nadaconv, batch {rows[0]['batch']}: ms, and how many times as fast as the loop over samples")
+    title = f"adaconv, batch {rows[0]['batch']}, {rows[0]['precision']}"
+    print(f"\n{title}: ms, and how many times as fast as the loop over samples")
     print(f"{'':22}{'forward':>9}{'÷ floor':>9}{'loop':>8}{'×':>6}{'grouped':>9}{'instance':>10}{'÷ demod':>9}", end="")
-    print(f"{'+ gradients':>14}{'loop':>8}{'×':>6}")
-    total = {
-        key: {name: sum(row[key][name] for row in rows) for name in rows[0][key]}
+    print(f"{'+ gradients':>14}{'÷ floor':>9}{'loop':>8}{'×':>6}{'grouped':>9}")
+    total: dict = {
+        key: {name: sum(row[key].get(name, float("nan")) for row in rows) for name in CANDIDATES}
         for key in ("forward", "forward_and_gradients")
     }
-    for row in [*rows, {"op": "all", "floor": sum(row["floor"] for row in rows), **total}]:
-        f, b = row["forward"], row["forward_and_gradients"]
+    total |= {key: sum(row[key] for row in rows) for key in ("floor", "floor_with_gradients")}
+    for row in [*rows, {"op": "all", **total}]:
+        f, b = ({name: row[key].get(name, float("nan")) for name in CANDIDATES} for key in total if "forward" in key)
         print(f"{row['op']:22}{ms(f['demod']):>9}{f['demod'] / row['floor']:9.2f}{ms(f['loop']):>8}", end="")
         print(f"{f['loop'] / f['demod']:6.1f}{ms(f['grouped']):>9}{ms(f['instance']):>10}", end="")
-        print(f"{f['instance'] / f['demod']:9.2f}{ms(b['demod']):>14}{ms(b['loop']):>8}{b['loop'] / b['demod']:6.1f}")
+        print(f"{f['instance'] / f['demod']:9.2f}{ms(b['demod']):>14}", end="")
+        print(f"{b['demod'] / row['floor_with_gradients']:9.2f}{ms(b['loop']):>8}{b['loop'] / b['demod']:6.1f}", end="")
+        print(f"{ms(b['grouped']):>9}")
 
 
 def print_others(rows: list[dict]) -> None:
-    print(f"\nbatch {rows[0]['batch']}, 64 channels of 256²: ms, and how many times as fast as the reference")
-    print(f"{'':22}{'forward':>9}{'reference':>11}{'×':>6}{'copy':>8}{'+ gradients':>14}{'reference':>11}{'×':>6}")
+    title = f"batch {rows[0]['batch']}, {rows[0]['precision']}, 64 channels of 256²"
+    print(f"\n{title}: ms, and how many times as fast as the reference")
+    print(f"{'':22}{'forward':>9}{'÷ floor':>9}{'reference':>11}{'×':>6}{'copy':>8}", end="")
+    print(f"{'+ gradients':>14}{'÷ floor':>9}{'reference':>11}{'×':>6}")
     for row in rows:
         f, b = row["forward"], row["forward_and_gradients"]
-        print(f"{row['op']:22}{ms(f['own']):>9}{ms(f['reference']):>11}{f['reference'] / f['own']:6.1f}", end="")
-        print(f"{ms(f['copy']):>8}{ms(b['own']):>14}{ms(b['reference']):>11}{b['reference'] / b['own']:6.1f}")
+        print(f"{row['op']:22}{ms(f['own']):>9}{f['own'] / row['floor']:9.2f}{ms(f['reference']):>11}", end="")
+        print(f"{f['reference'] / f['own']:6.1f}{ms(f['copy']):>8}{ms(b['own']):>14}", end="")
+        print(f"{b['own'] / row['floor_with_gradients']:9.2f}{ms(b['reference']):>11}", end="")
+        print(f"{b['reference'] / b['own']:6.1f}")
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_ops.py --device cpu --json ops.json")
 @cli.option("Options", "--device", type=click.Choice(["cpu", "cuda"]), default="cpu")
-@cli.option("Options", "--batch", type=click.IntRange(1), multiple=True, default=(8, 1), help="May be given again.")
+@cli.option(
+    "Options",
+    "--batch",
+    type=click.IntRange(1),
+    multiple=True,
+    help="May be given again.  [default: 8 and 1; 32 on a GPU]",
+)
+@cli.option(
+    "Options",
+    "--resolution",
+    type=click.Choice(["256", "1024"]),
+    multiple=True,
+    default=("256",),
+    help="Of the generator whose shapes are measured. May be given again.",
+)
+@cli.option(
+    "Options",
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    multiple=True,
+    default=("fp32",),
+    help="May be given again.",
+)
 @cli.option("Options", "--rounds", type=click.IntRange(1), default=9)
 @cli.option("Options", "--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
 @cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
-def main(device: str, batch: tuple[int, ...], rounds: int, fresh_memory: bool, json_path: str | None) -> None:
+def main(
+    device: str,
+    batch: tuple[int, ...],
+    resolution: tuple[str, ...],
+    precision: tuple[str, ...],
+    rounds: int,
+    fresh_memory: bool,
+    json_path: str | None,
+) -> None:
     """Times AdaConv, upfirdn2d and bias_act, forward and with gradients, beside plain PyTorch."""
     if not fresh_memory:
         keep_freed_memory()
     if not native.available(device):
         print("the kernels are not there: this compares the references with each other", file=sys.stderr)
-    if device == "cuda":
-        # the copies and matrix products of the floor, and the convolutions beside it, in full float32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    a = torch.randn(2048 if device == "cpu" else 8192, 2048 if device == "cpu" else 8192, device=device)
-    rate = a.shape[0] ** 3 / medians({"matmul": lambda: a @ a}, 5, device)["matmul"]
-    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{name}, PyTorch {torch.__version__}, float32; matrix product {2 * rate / 1e9:.0f} GFLOP/s")
-    result = {"device": name, "torch": torch.__version__, "gflops": 2 * rate / 1e9, "fresh_memory": fresh_memory}
-    result["adaconv"] = []
-    for n in batch:
-        rows = bench_adaconv(n, rounds, device, rate)
-        print_adaconv(rows)
-        result["adaconv"] += rows
-    result["others"] = bench_others(max(batch), rounds, device)
-    print_others(result["others"])
-    if json_path:
-        with atomic_write(json_path) as file:
-            file.write(json.dumps(result, indent=2).encode())
+    batch = batch or ((32,) if device == "cuda" else (8, 1))
+    rates = {name: 2 * matmul_rate(device, set_precision(name)) / 1e9 for name in precision}
+    record = {"gflops_of": rates, "gflops": rates.get("fp32"), "copy_gb_per_s": copy_rate(device) / 1e9}
+    record |= {"fresh_memory": fresh_memory, "adaconv": [], "others": []}
+    print(f"{about(device)['machine']}, PyTorch {torch.__version__}; copy {record['copy_gb_per_s']:.0f} GB/s", end="")
+    print("; matrix product " + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items()))
+    for name in precision:
+        for size in resolution:
+            for n in batch:
+                rows = bench_adaconv(n, int(size), name, rounds, device)
+                print_adaconv(rows)
+                record["adaconv"] += rows
+                write_record(json_path, device, record)  # what there is, should the next not fit or the time end
+        rows = bench_others(max(batch), name, rounds, device)
+        print_others(rows)
+        record["others"] += rows
+        write_record(json_path, device, record)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ On the CPU the memory is that of all candidates so far.
 from __future__ import annotations
 
 import copy
-import json
 import os
+import re
 import resource
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -32,14 +31,15 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_generator import matmul_rate, seconds
+from measure import DTYPES, Call, graphed, matmul_rate, seconds, set_precision, working, write_record
 
 from networks.adaconv import AdaConvKernels
-from networks.stylizer import SLOPE, Stylizer, StylizerConfig
+from networks.stylizer import SLOPE, Stylizer, StylizerConfig, padded
 from torch_utils import cli
-from torch_utils.files import write_file
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
+
+KEPT = "own, style kept"
 
 
 class Baseline(nn.Module):
@@ -89,7 +89,7 @@ def one_by_one(x: Tensor, kernels: AdaConvKernels) -> Tensor:
     return torch.cat(ys)
 
 
-def multiply_adds(model: Stylizer, size: int, batch: int) -> dict[str, float]:
+def multiply_adds(model: Stylizer, height: int, width: int, batch: int) -> dict[str, float]:
     """Of the convolutions and of the style's linear layers, counted as they run."""
     counts = dict.fromkeys(("encode content", "style", "decode"), 0.0)
     part = ["encode content"]
@@ -98,9 +98,11 @@ def multiply_adds(model: Stylizer, size: int, batch: int) -> dict[str, float]:
         counts[part[0]] += y[0].numel() * module.weight[0].numel() * batch
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    pixels = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
-    features = model.encode(pixels)
+    device = next(model.parameters()).device
+    features = model.encode(padded(torch.zeros(1, 3, height, width, device=device)))
     part[0] = "style"
+    side = model.config.style_size
+    pixels = torch.zeros(1, 3, side, side, device=device)
     kernels = model.kernels(pixels)
     part[0] = "decode"
     model.decoder(features, kernels)
@@ -109,22 +111,37 @@ def multiply_adds(model: Stylizer, size: int, batch: int) -> dict[str, float]:
     for i, stage in enumerate(model.decoder.stages):
         p = stage.adaconv.predictor
         counts["style"] += (p.depthwise_weight[0].numel() * 9 + 2 * p.pointwise_weight[0].numel()) * len(p.identity)
-        side = size // 8 * 2**i
-        counts["decode"] += batch * side**2 * kernels[i].depthwise[0].numel()
+        counts["decode"] += batch * features[0, 0].numel() * 4**i * kernels[i].depthwise[0].numel()
     return counts
 
 
-def cases(own: Stylizer, baseline: Baseline, content: Tensor, style: Tensor) -> dict:
+def cases(own: Stylizer, baseline: Baseline, content: Tensor, style: Tensor, graph: bool) -> dict[str, Call]:
     kernels = own.kernels(style)
-    return {
+    found = {
         "baseline": lambda: baseline(content, style),
         "own": lambda: own(content, own.kernels(style)),
-        "own, style kept": lambda: own(content, kernels),
+        KEPT: lambda: own(content, kernels),
     }
+    if graph:
+        try:
+            found[f"{KEPT}, graph"] = graphed(found[KEPT])
+        except RuntimeError as error:
+            print(f"note: no CUDA graph: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+    return found
 
 
-def sizes(values: Sequence[str]) -> list[tuple[int, int]]:
-    return [(int(size), int(batch)) for size, batch in (value.split("x") for value in values)]
+class Size(click.ParamType):
+    """`256x4`, side and batch, or `1920x1080x1`, width, height and batch → (width, height, batch)."""
+
+    name = "SIDExBATCH"
+
+    def convert(self, value, param, ctx) -> tuple[int, int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(?:([1-9]\d{1,4})x)?([1-9]\d{1,4})x([1-9]\d{0,3})", value)
+        if match is None:
+            self.fail(f"{value!r} is no size; write side and batch, or width, height and batch: 256x4", param, ctx)
+        return int(match[1] or match[2]), int(match[2]), int(match[3])
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_stylizer.py --size 256x4 --rounds 7")
@@ -134,61 +151,79 @@ def sizes(values: Sequence[str]) -> list[tuple[int, int]]:
     "Options",
     "--size",
     "asked",
-    type=click.Choice(["256x1", "256x4", "512x1", "1024x1"]),
+    type=Size(),
     multiple=True,
     default=("256x1", "256x4", "512x1"),
-    help="Side of the content, and batch. May be given again.",
+    help="Side of the content, and batch; or width, height and batch. May be given again.",
 )
+@cli.option(
+    "Options",
+    "--precision",
+    default="fp32",
+    type=click.Choice(["fp32", "tf32", "bf16", "fp16"]),
+    help="Half precision is autocast's.",
+)
+@cli.option("Options", "--graph", is_flag=True, help="The kept style as a CUDA graph as well.")
 @cli.option("Options", "--rounds", type=click.IntRange(1), default=7)
 @cli.option("Options", "--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
 @cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 @torch.no_grad()
 def main(
-    device: str, width: float, asked: tuple[str, ...], rounds: int, fresh_memory: bool, json_path: str | None
+    device: str,
+    width: float,
+    asked: tuple[tuple[int, int, int], ...],
+    precision: str,
+    graph: bool,
+    rounds: int,
+    fresh_memory: bool,
+    json_path: str | None,
 ) -> None:
     """Seconds a batch of the stylizer and of the baseline, style pictures of 256²."""
     if not fresh_memory:
         keep_freed_memory()
-    place = torch.device(device)
+    place, dtype = torch.device(device), set_precision(precision)
+    half = torch.autocast(place.type, DTYPES[precision], enabled=dtype != torch.float32)
     torch.manual_seed(0)
     own = Stylizer(StylizerConfig(width)).to(place).eval()
     baseline = Baseline(own)
     rows = []
-    for size, batch in sizes(asked):
-        content, style = torch.rand(batch, 3, size, size, device=place), torch.rand(batch, 3, 256, 256, device=place)
-        candidates = cases(own, baseline, content * 2 - 1, style * 2 - 1)
+    for wide, high, batch in asked:
+        content, style = torch.rand(batch, 3, high, wide, device=place), torch.rand(batch, 3, 256, 256, device=place)
+        with half:
+            candidates = working(cases(own, baseline, content * 2 - 1, style * 2 - 1, graph))
         times: dict[str, list[float]] = {name: [] for name in candidates}
         rates: list[float] = []
         memory: dict[str, float] = {}
         for i in range(rounds + 1):  # the first is the warm-up
-            rates.append(matmul_rate(place))
+            rates.append(matmul_rate(place, dtype))
             for name, run in candidates.items():
                 if place.type == "cuda":
                     torch.cuda.reset_peak_memory_stats()
-                times[name].append(seconds(run, place))
+                with half:
+                    times[name].append(seconds(run, place))
                 if place.type == "cuda":
                     memory[name] = torch.cuda.max_memory_allocated() / 2**30
                 if i == 0:
                     times[name].clear(), rates.clear()
-        counts = multiply_adds(own, size, batch)
+        counts = multiply_adds(own, high, wide, batch)
         for name, values in times.items():
-            adds = sum(counts.values()) - (counts["style"] if name == "own, style kept" else 0)
-            rows.append(
-                {"size": size, "batch": batch, "name": name, "s": statistics.median(values), "gmac": adds / 1e9}
-            )
-            ratios = [b / v for b, v in zip(times["baseline"], values, strict=True)]
-            rows[-1]["baseline_vs"] = statistics.median(ratios)
-            floors = [v * rate / adds for v, rate in zip(values, rates or [matmul_rate(place)], strict=True)]
-            rows[-1]["vs_floor"] = statistics.median(floors)
-            rows[-1]["gib"] = memory.get(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-    print(f"width {width}, {device}, {torch.get_num_threads()} threads, float32")
-    print(f"{'content':10}{'':18}{'s':>8}{'× faster':>10}{'GMAC':>8}{'÷ floor':>9}{'GiB':>7}")
+            adds = sum(counts.values()) - (counts["style"] if KEPT in name else 0)
+            row = {"size": wide if wide == high else f"{wide}x{high}", "batch": batch, "name": name}
+            row |= {"s": statistics.median(values), "gmac": adds / 1e9}
+            ratios = [b / v for b, v in zip(times.get("baseline", []), values, strict=False)]
+            row["baseline_vs"] = statistics.median(ratios) if ratios else None
+            row["vs_floor"] = statistics.median(v * rate / adds for v, rate in zip(values, rates, strict=True))
+            row["gib"] = memory.get(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+            rows.append({**row, "pictures_per_s": batch / row["s"]})
+        write_record(json_path, device, {"width": width, "precision": precision, "rows": rows})
+        del content, style, candidates
+    print(f"width {width}, {device}, {torch.get_num_threads()} threads, {precision}")
+    print(f"{'content':14}{'':24}{'s':>9}{'pictures/s':>12}{'× faster':>10}{'GMAC':>8}{'÷ floor':>9}{'GiB':>7}")
     for row in rows:
-        print(f"{row['size']}² × {row['batch']:<4} {row['name']:18}{row['s']:8.3f}{row['baseline_vs']:10.2f}", end="")
-        print(f"{row['gmac']:8.1f}{row['vs_floor']:9.2f}{row['gib']:7.1f}")
-    if json_path:
-        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device, "width": width}
-        write_file(json_path, json.dumps({**about, "rows": rows}, indent=2).encode())
+        size = f"{row['size']}²" if isinstance(row["size"], int) else row["size"]
+        size += f" × {row['batch']}"
+        print(f"{size:14}{row['name']:24}{row['s']:9.4f}{row['pictures_per_s']:12.1f}", end="")
+        print(f"{row['baseline_vs'] or float('nan'):10.2f}{row['gmac']:8.1f}{row['vs_floor']:9.2f}{row['gib']:7.1f}")
 
 
 if __name__ == "__main__":

@@ -7,20 +7,24 @@ A step of training is a step of the generator and one of the discriminator; the 
 decode a picture, which training does in other processes at the same time. Medians over rounds in which every candidate
 has its turn.
 
---references adds AdaConv with the ops' plain PyTorch references. --peer-baseline adds StyleGAN2 as others train it:
-modulated kernels as further groups of one convolution (Karras et al. 2020, StyleGAN2, appendix B), and plain PyTorch
-for filters and activations.
+On a GPU it also times whole steps, one after another on that schedule, as training has them, and says for how much of
+that time the GPU had nothing to do: 1 − (the time in which some kernel ran, of the same steps under PyTorch's profiler)
+÷ (their time without it, as it slows Python down).
+
+--compile adds each modulation compiled. --references adds AdaConv with the ops' plain PyTorch references.
+--peer-baseline adds StyleGAN2 as others train it: modulated kernels as further groups of one convolution (Karras et al.
+2020, StyleGAN2, appendix B), and plain PyTorch for filters and activations.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import resource
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from unittest import mock
@@ -32,14 +36,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as train.py does
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import DeviceType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_generator import seconds
+from measure import seconds, set_precision, write_record
 
 from networks.generator import SynthesisLayer
 from torch_utils import cli
-from torch_utils.files import write_file
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import bias_act_reference
@@ -83,13 +87,13 @@ def as_peers_do() -> Iterator[None]:
         yield
 
 
-CANDIDATES = {  # name → modulation, and the circumstances of its steps
-    "modconv": ("modconv", nullcontext),
-    "adaconv": ("adaconv", nullcontext),
-    "adain": ("adain", nullcontext),
-    "references": ("adaconv", with_references),
-    "peer baseline": ("modconv", as_peers_do),
+CANDIDATES = {  # name → options of the training, and the circumstances of its steps
+    **{m: ({"modulation": m}, nullcontext) for m in ("modconv", "adaconv", "adain")},
+    **{f"{m} compiled": ({"modulation": m, "compile": True}, nullcontext) for m in ("modconv", "adaconv", "adain")},
+    "references": ({"modulation": "adaconv"}, with_references),
+    "peer baseline": ({"modulation": "modconv"}, as_peers_do),
 }
+WHOLE = 16  # steps, of which one is with R1 and every fourth with the path length penalty
 
 
 def steps(gan: GAN) -> dict[str, Callable[[], None]]:
@@ -101,6 +105,37 @@ def steps(gan: GAN) -> dict[str, Callable[[], None]]:
         "D": lambda: gan.discriminator_step(reals),
         "R1": lambda: gan.penalty_step(reals),
     }
+
+
+def whole_steps(gan: GAN, count: int) -> Callable[[], None]:
+    """Steps of training from 0 on, with the regularizers on their schedule; of the first batch of the data set."""
+    reals = next(gan.batches(0))
+
+    def run() -> None:
+        for i in range(count):
+            gan.step(reals, i)
+
+    return run
+
+
+def busy_seconds(function: Callable[[], None]) -> float:
+    """For how long some kernel ran on the GPU, as PyTorch's profiler saw it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        function()
+        torch.cuda.synchronize()
+    spans = ((e.time_range.start, e.time_range.end) for e in seen.events() if e.device_type == DeviceType.CUDA)
+    return covered(spans) / 1e6
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length that spans (start, end) cover together."""
+    total, until = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(end - max(start, until), 0)
+        until = max(until, end)
+    return total
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_training.py --resolution 256 --json training.json")
@@ -115,11 +150,12 @@ def steps(gan: GAN) -> dict[str, Callable[[], None]]:
     default=("modconv", "adaconv"),
     help="May be given again.",
 )
+@cli.option("Options", "--compile", "compiled", is_flag=True, help="Add each modulation compiled.")
 @cli.option("Options", "--references", is_flag=True, help="Add AdaConv without the ops' kernels.")
 @cli.option("Options", "--peer-baseline", is_flag=True, help="Add StyleGAN2 in plain PyTorch.")
 @cli.option("Options", "--cbase", type=click.IntRange(16), default=16384)
 @cli.option("Options", "--aug", type=click.Choice(["noaug", "fixed"]), default="noaug", help="fixed: bgc with p 0.2.")
-@cli.option("Options", "--precision", type=click.Choice(["fp32", "bf16", "fp16"]), default="fp32")
+@cli.option("Options", "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
 @cli.option("Options", "--rounds", type=click.IntRange(1), default=3)
 @cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 def main(
@@ -127,6 +163,7 @@ def main(
     resolution: int,
     batch: int,
     modulation: tuple[str, ...],
+    compiled: bool,
     references: bool,
     peer_baseline: bool,
     cbase: int,
@@ -139,22 +176,24 @@ def main(
     place = torch.device(device)
     if place.type == "cpu":
         keep_freed_memory()
-    options = {"batch": batch, "cbase": cbase, "aug": aug, "precision": precision, "workers": 0}
+    set_precision(precision)
+    options = {"batch": batch, "cbase": cbase, "aug": aug, "precision": precision.replace("tf", "fp"), "workers": 0}
     if aug == "fixed":
         options["p"] = 0.2
-    names = [*modulation, *["references"] * references, *["peer baseline"] * peer_baseline]
+    names = [*modulation, *[f"{m} compiled" for m in modulation if compiled]]
+    names += [*["references"] * references, *["peer baseline"] * peer_baseline]
     times = {name: {part: [] for part in PARTS} for name in names}
     memory: dict[str, float] = {}
-    every, configs = {}, {}
+    every, configs, gans = {}, {}, {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "faces.zip"
         write_dataset(data, faces(batch, resolution))
         dataset = ImageDataset(data)
         reading = seconds(lambda: [dataset[i] for i in range(batch)], torch.device("cpu")) / batch
         for name in names:
-            own = {**options, "data": str(data), "modulation": CANDIDATES[name][0]}
-            configs[name] = resolve(own, resolution, 3, 0, 0)
-            every[name] = steps(GAN(configs[name], place))
+            configs[name] = resolve({**options, "data": str(data), **CANDIDATES[name][0]}, resolution, 3, 0, 0)
+            gans[name] = GAN(configs[name], place)
+            every[name] = steps(gans[name])
     for i in range(rounds + 1):  # the first is the warm-up
         for name in names:
             if place.type == "cuda":
@@ -166,6 +205,18 @@ def main(
                     times[name][part].append(elapsed)
             if place.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
+    whole: dict[str, dict] = {name: {} for name in names}
+    if place.type == "cuda":
+        runs = {name: whole_steps(gan, WHOLE) for name, gan in gans.items()}
+        spent: dict[str, list[float]] = {name: [] for name in names}
+        for _, name in itertools.product(range(rounds), names):
+            with CANDIDATES[name][1]():
+                spent[name].append(seconds(runs[name], place) / WHOLE)
+        for name in names:
+            with CANDIDATES[name][1]():
+                busy = busy_seconds(runs[name]) / WHOLE
+            step = statistics.median(spent[name])
+            whole[name] = {"s_per_step": step, "s_per_kimg_whole": step / batch * 1000, "gpu_idle": 1 - busy / step}
     if place.type == "cpu":  # of all candidates together
         memory = dict.fromkeys(names, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
@@ -177,23 +228,27 @@ def main(
         total += median["path length"] / config.pl_interval
         rows.append({"name": name, "s_per_picture": median, "data": reading, "s_per_kimg": total * 1000})
         rows[-1] |= {"without_path_length": total - median["path length"] / config.pl_interval, "gib": memory[name]}
+        rows[-1] |= whole[name]
     for row in rows:
         row["vs_first"] = row["s_per_kimg"] / rows[0]["s_per_kimg"]
     print_table(rows, f"{resolution}², batch {batch}, cbase {cbase}, {device}, {precision}, {aug}")
-    if json_path:
-        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": device}
-        about |= {"resolution": resolution, "batch": batch, "cbase": cbase, "precision": precision, "aug": aug}
-        write_file(json_path, json.dumps({**about, "rows": rows}, indent=2).encode())
+    asked = {"resolution": resolution, "batch": batch, "cbase": cbase, "precision": precision, "aug": aug}
+    write_record(json_path, device, {**asked, "rows": rows})
 
 
 def print_table(rows: list[dict], title: str) -> None:
     print(f"{title}; seconds a picture")
-    print(f"{'':14}" + "".join(f"{part:>13}" for part in ("data", *PARTS)) + f"{'G + D + R1/16':>15}", end="")
+    print(f"{'':18}" + "".join(f"{part:>13}" for part in ("data", *PARTS)) + f"{'G + D + R1/16':>15}", end="")
     print(f"{'s/kimg':>9}{'÷ ' + rows[0]['name']:>16}{'GiB':>7}")
     for row in rows:
         values = [row["data"], *(row["s_per_picture"][part] for part in PARTS)]
-        print(f"{row['name']:14}" + "".join(f"{value:13.4f}" for value in values), end="")
+        print(f"{row['name']:18}" + "".join(f"{value:13.4f}" for value in values), end="")
         print(f"{row['without_path_length']:15.4f}{row['s_per_kimg']:9.1f}{row['vs_first']:16.2f}{row['gib']:7.1f}")
+    for row in rows:
+        if "s_per_step" in row:
+            print(f"{row['name']:22}whole steps: {row['s_per_step'] * 1e3:.1f} ms, ", end="")
+            print(f"{row['s_per_kimg_whole']:.2f} s/kimg, ", end="")
+            print(f"the GPU idle for {100 * row['gpu_idle']:.1f} %")
 
 
 if __name__ == "__main__":

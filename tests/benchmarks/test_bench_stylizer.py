@@ -28,7 +28,7 @@ def test_the_baseline_is_the_stylizer():
 def test_multiply_adds():
     """VGG-19 to relu4_1 and its mirror, by hand: 9 · inputs · outputs · pixels of each convolution."""
     with torch.no_grad():
-        counts = multiply_adds(Stylizer(StylizerConfig(1 / 4)), 64, 2)
+        counts = multiply_adds(Stylizer(StylizerConfig(1 / 4)), 64, 64, 2)
     layers = [(16, 16, 1), (16, 32, 4), (32, 32, 4), (32, 64, 16), *[(64, 64, 16)] * 3, (64, 128, 64)]
     learned = 2 * 9 * 64**2 * (3 * 16 + sum(i * o / shrink for i, o, shrink in layers))
     assert counts["encode content"] == pytest.approx(learned)

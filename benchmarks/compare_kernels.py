@@ -1,0 +1,114 @@
+"""Training with the kernels beside training with the references, step by step from the same start.
+
+    python benchmarks/compare_kernels.py --device cuda --steps 200
+
+Both draw the same numbers, so that the losses of the first step, both regularizers' among them, differ by rounding
+alone. From then on differences grow, whatever they come from: Adam(0, 0.99) turns a gradient near zero into a full step
+up or down by its sign, and on a CPU 1e-7 in the first step was 1e-3 in the third. So there are two bounds: a close one
+for the first step, and a wide one for the mean losses of all steps. Exit code 1 beyond.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from measure import set_precision, write_record
+from tqdm import tqdm
+
+from torch_utils import cli
+from torch_utils.memory import keep_freed_memory
+from torch_utils.ops import native
+from training.config import resolve
+from training.convert import write_dataset
+from training.dataset import ImageDataset
+from training.faces import faces
+from training.gan import GAN
+
+FIRST = 1  # steps that have to agree closely
+LOSSES = ("loss/G", "loss/D", "loss/r1", "loss/path_length")
+Losses = list[dict[str, float]]
+
+
+def losses(config, device: torch.device, steps: int, native_ops: bool) -> Losses:
+    """The losses of each step of a training from a fixed start."""
+    torch.manual_seed(0)
+    kernels = mock.patch.object(native, "available", native.available if native_ops else lambda device: False)
+    found = []
+    with kernels:
+        gan = GAN(config, device)
+        batches = gan.batches(0)
+        for step in tqdm(range(steps), desc="kernels" if native_ops else "references", disable=None):
+            gan.step(next(batches), step)
+            found.append(gan.averages.take())
+    return found
+
+
+def differences(a: Losses, b: Losses) -> tuple[float, float]:
+    """The largest relative difference of a loss in the first step, and that of the means over all steps."""
+    first = [
+        abs(x[n] - y[n]) / (abs(y[n]) + 1e-3) for x, y in zip(a[:FIRST], b, strict=False) for n in LOSSES if n in y
+    ]
+    means = []
+    for name in LOSSES:
+        x, y = ([step[name] for step in run if name in step] for run in (a, b))
+        if x:
+            mean = sum(y) / len(y)
+            means.append(abs(sum(x) / len(x) - mean) / (abs(mean) + 1e-3))
+    return max(first), max(means)
+
+
+@click.command(cls=cli.Command, example="python benchmarks/compare_kernels.py --device cuda --precision bf16")
+@cli.option("Options", "--device", default="cpu", type=cli.Device())
+@cli.option("Options", "--steps", type=click.IntRange(1), default=200)
+@cli.option("Options", "--resolution", type=click.Choice(["16", "32", "64", "128"]), default="32")
+@cli.option("Options", "--batch", type=click.IntRange(1), default=16)
+@cli.option("Options", "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32")
+@cli.option("Options", "--first", type=cli.Float(0), help="Bound of the first step.  [default: 1e-5, with bf16 0.05]")
+@cli.option("Options", "--mean", type=cli.Float(0), default=0.1, help="Bound of the means over all steps.")
+@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+def main(
+    device: str,
+    steps: int,
+    resolution: str,
+    batch: int,
+    precision: str,
+    first: float | None,
+    mean: float,
+    json_path: str | None,
+) -> None:
+    """Compares the losses of a training with the kernels and of one with the references."""
+    place = torch.device(device)
+    if place.type == "cpu":
+        keep_freed_memory()
+    set_precision(precision)
+    first = first if first is not None else 1e-5 if precision == "fp32" else 0.05
+    if not native.available(place.type):
+        raise cli.UserError(f"there are no kernels for {place.type} here; `make ops` says why")
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "faces.zip"
+        write_dataset(data, faces(1000, int(resolution)))
+        options = {"cfg": "demo", "data": str(data), "batch": batch, "precision": precision, "workers": 0, "procs": 1}
+        shape = ImageDataset(data)
+        config = resolve(options, shape.resolution, shape.channels, 0, 0)
+        runs = [losses(config, place, steps, native_ops) for native_ops in (True, False)]
+    found = differences(*runs)
+    names = ("losses of the first step", f"mean losses of {steps} steps")
+    for name, difference, bound in zip(names, found, (first, mean), strict=True):
+        print(f"{name}: differ by {difference:.2g} of their size; the bound is {bound:g}")
+    record = {"steps": steps, "resolution": int(resolution), "batch": batch, "precision": precision}
+    record |= {"first": found[0], "first_bound": first, "mean": found[1], "mean_bound": mean}
+    write_record(json_path, place, {**record, "kernels": runs[0], "references": runs[1]})
+    if found[0] > first or found[1] > mean:
+        raise cli.Failure("training with the kernels is not that with the references")
+
+
+if __name__ == "__main__":
+    cli.run(main)
