@@ -59,9 +59,14 @@ def save_encoder(path: str | os.PathLike, encoder: VGG19, info: Mapping[str, Any
     save_model(path, ENCODER, encoder, {"width": encoder.width}, info)
 
 
+def cached_weights(url: str = URL) -> Path:
+    """Where torchvision's weights are in the cache folder, once they have been downloaded."""
+    return cache_folder() / url.rpartition("/")[2]
+
+
 def torchvision_weights(url: str = URL, sha256: str = SHA256) -> Path:
     """The file with torchvision's weights in the cache folder, downloaded if it is not there yet."""
-    path = cache_folder() / url.rpartition("/")[2]
+    path = cached_weights(url)
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
