@@ -30,6 +30,7 @@ from torch_utils.pictures import show
 from training.checkpoint import find_snapshot, load_generator
 from training.encoder import cached_weights, load_encoder
 from training.images import grid, save_png, to_float, to_uint8
+from training.sampling import check_class
 
 CODES, SHEET, VIDEO = "projected_w.npz", "projected.png", "projected.mp4"
 WIDEST = 4096  # pixels of the sheet, where it has a choice
@@ -172,13 +173,6 @@ def main(
     for file, decibel in zip(paths, likeness, strict=True):
         print(f"{decibel:5.1f} dB  {show(file.name)}")
     print(folder / CODES)
-
-
-def check_class(number: int | None, c_dim: int, path: Path) -> None:
-    if number is not None and not c_dim:
-        raise cli.UserError(f"--class {number}: {path} was trained without classes; leave it out")
-    if number is not None and number >= c_dim:
-        raise cli.UserError(f"--class {number}: the model has the classes 0 to {c_dim - 1}")
 
 
 def find_features(weights: str | None, device: torch.device) -> tuple[Features, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks.generator import Generator, Noise
+from torch_utils.cli import UserError
 from training.images import to_uint8
 
 # "latent": keeps the streams of random numbers of pictures apart from those of training. A network whose first weights
@@ -37,6 +39,14 @@ def noise_from_seeds(G: Generator, seeds: Sequence[int]) -> list[Tensor]:
         torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(G.w_avg.device)
         for shape in shapes
     ]
+
+
+def check_class(number: int | None, c_dim: int, path: str | os.PathLike) -> None:
+    """Raises UserError where a model, of the file `path`, has no class of the number that --class gives."""
+    if number is not None and not c_dim:
+        raise UserError(f"--class {number}: {path} was trained without classes; leave it out")
+    if number is not None and number >= c_dim:
+        raise UserError(f"--class {number}: the model has the classes 0 to {c_dim - 1}")
 
 
 def one_hot(classes: Tensor, c_dim: int) -> Tensor:
