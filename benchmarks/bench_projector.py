@@ -1,0 +1,124 @@
+"""How well and how fast projector.py finds pictures again, for any of its settings.
+
+    python benchmarks/bench_projector.py --network demo/runs --try steps=200 --try "steps=200 space=w+"
+
+Each setting has the same targets: the model's own pictures of seeds, or with --data pictures that it has not made.
+Figures: the PSNR of the results as they are in files, and the steps a second, by the clock and by the CPU's time for
+this process, which holds where others work beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import click
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from latents.perception import PatchFeatures, VGGFeatures
+from latents.projection import ProjectionConfig, project, psnr
+from networks.generator import Generator
+from torch_utils import cli
+from torch_utils.files import atomic_write
+from torch_utils.memory import keep_freed_memory
+from training.checkpoint import find_snapshot, load_generator
+from training.dataset import ImageDataset
+from training.encoder import load_encoder
+from training.images import grid, save_png, to_float, to_uint8
+from training.sampling import generate_batches
+
+GOAL = 30  # dB
+
+
+class Settings(click.ParamType):
+    """`steps=200 space=w+`: values of ProjectionConfig, and what pictures are compared by."""
+
+    name = "settings"
+
+    def convert(self, value, param, ctx) -> tuple[str, ProjectionConfig, dict[str, float]]:
+        if isinstance(value, tuple):
+            return value
+        kinds = {f.name: type(f.default) for f in dataclasses.fields(ProjectionConfig)}
+        known, features = {}, {}
+        for part in value.split():
+            name, _, text = part.partition("=")
+            try:
+                if name in kinds:
+                    known[name] = kinds[name](text)
+                elif name in ("patches", "pixels"):
+                    features[name] = float(text)
+                else:
+                    raise ValueError
+            except ValueError:
+                self.fail(f"{part!r} is none of {', '.join(kinds)}, patches, pixels and a value", param, ctx)
+        return value, ProjectionConfig(**known), features
+
+
+def targets_of(G: Generator, seeds: list[int], data: str | None) -> Tensor:
+    """uint8 [N, C, H, W]: pictures of the seeds, or those of that number in a data set."""
+    if data is not None:
+        dataset = ImageDataset(data)
+        return torch.stack([dataset[seed][0] for seed in seeds])
+    classes = torch.tensor([seed % max(G.config.c_dim, 1) for seed in seeds])
+    return torch.cat(list(generate_batches(G, seeds, 16, classes)))
+
+
+@click.command(cls=cli.Command, example="python benchmarks/bench_projector.py --network demo/runs --try steps=200")
+@click.option("--network", default="demo/runs", metavar="PATH")
+@click.option("--seeds", default="0-15", type=cli.NumberRanges())
+@click.option("--data", metavar="PATH", help="Take the pictures of these numbers from a data set.")
+@click.option("--try", "tries", multiple=True, default=("", "space=w+"), type=Settings(), help="Steps, space, lr, …")
+@click.option("--encoder-weights", metavar="FILE", help="Compare by this VGG-19; else by pixels and patches.")
+@click.option("--device", default="cpu", type=cli.Device())
+@click.option("--sheet", metavar="FILE", help="Write the targets, and a row of results for each setting.")
+@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+def main(network, seeds, data, tries, encoder_weights, device, sheet, json_path) -> None:
+    """PSNR and speed of the projector."""
+    keep_freed_memory()
+    G, info = load_generator(find_snapshot(network), device)
+    pictures = targets_of(G, seeds, data)
+    targets = to_float(pictures.to(device))
+    vgg = load_encoder(encoder_weights, device) if encoder_weights else None
+    print(
+        f"{len(seeds)} pictures of {data or 'the model'}, {G.config.resolution}², {info['kimg']:g} kimg, {device}, ",
+        end="",
+    )
+    print(f"{torch.get_num_threads()} threads, by {'VGG-19' if vgg else 'pixels and patches'}")
+    print(f"{'':34}{'PSNR min':>9}{'quartile':>9}{'median':>8}{'max':>7}{f'≥ {GOAL} dB':>9}{'steps/s':>9}{'CPU':>8}")
+    rows, images = [], [pictures]
+    for text, config, options in tries:
+        features = VGGFeatures(vgg, **options) if vgg else PatchFeatures(**options)
+        clock, cpu = time.perf_counter(), time.process_time()
+        found = project(G, targets, features, config)
+        clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
+        images.append(to_uint8(found.images).cpu())
+        values = sorted(psnr(to_float(images[-1]), to_float(pictures)).tolist())
+        row = {
+            "settings": text,
+            "psnr": values,
+            "found": sum(value >= GOAL for value in values),
+            "steps_per_s": config.steps / clock,
+            "steps_per_cpu_s": config.steps / cpu,
+        }
+        rows.append(row)
+        print(
+            f"{text or 'defaults':34}{values[0]:9.1f}{values[len(values) // 4]:9.1f}{statistics.median(values):8.1f}"
+            f"{values[-1]:7.1f}{row['found']:>5}/{len(values)}{row['steps_per_s']:9.2f}{row['steps_per_cpu_s']:8.2f}",
+            flush=True,
+        )
+    if sheet:
+        save_png(grid(torch.cat(images), len(seeds)), sheet)
+    if json_path:
+        with atomic_write(json_path) as file:
+            file.write(json.dumps({"torch": torch.__version__, "data": data, "rows": rows}, indent=2).encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)
