@@ -23,10 +23,10 @@ from latents.codes import Codes, fingerprint, save_codes
 from latents.perception import Features, PatchFeatures, VGGFeatures
 from latents.projection import Projection, ProjectionConfig, project, psnr
 from latents.targets import find_targets, read_targets
-from styling.video import VideoWriter
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
 from torch_utils.pictures import show
+from torch_utils.video import VideoWriter
 from training.checkpoint import find_snapshot, load_generator
 from training.encoder import cached_weights, load_encoder
 from training.images import grid, save_png, to_float, to_uint8

@@ -46,7 +46,7 @@ def normalized_patches(x: Tensor) -> Tensor:
 class PatchFeatures:
     """Pixels and normalized patches at every scale: for where there is no network that knows what matters."""
 
-    def __init__(self, patches: float = 0.1):
+    def __init__(self, patches: float = 1.0):
         self.gain = patches**0.5
 
     def __call__(self, images: Tensor) -> list[Tensor]:

@@ -48,9 +48,8 @@ class ProjectionConfig:
 
 def learning_rate(step: int, config: ProjectionConfig) -> float:
     """Rises in a line, stays, and falls to 0 as a cosine."""
-    done = (step + 1) / config.steps
-    up = min(done / config.warmup, 1) if config.warmup else 1
-    down = min((1 - done + 1 / config.steps) / config.cooldown, 1) if config.cooldown else 1
+    up = min((step + 1) / max(config.warmup * config.steps, 1), 1)
+    down = min((config.steps - step) / max(config.cooldown * config.steps, 1), 1)
     return config.lr * up * (0.5 - 0.5 * math.cos(math.pi * down))
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch_utils.video import VideoReader
 
 from latents.codes import fingerprint, load_codes
 from networks.generator import Generator, GeneratorConfig
 from networks.vgg import VGG19
+from torch_utils.video import VideoReader
 from training.checkpoint import load_generator, save_snapshot
 from training.convert import Conversion, convert_picture
 from training.encoder import save_encoder
