@@ -35,7 +35,7 @@ from training.sampling import check_class
 CODES, SHEET, VIDEO = "projected_w.npz", "projected.png", "projected.mp4"
 WIDEST = 4096  # pixels of the sheet, where it has a choice
 FRAMES, RATE = 250, 25  # of the video, about so many in all, and a second
-VIDEO_SIDE = 256  # a smaller picture is enlarged to about that
+VIDEO_WIDTH = 1024  # small pictures are enlarged to about that, side by side
 
 EXAMPLE = """\
 python projector.py --target photo.png
@@ -214,7 +214,7 @@ def frame(targets: Tensor, images: Tensor, places: int) -> Tensor:
     pairs = torch.full([2, places, *targets.shape[1:]], 255, dtype=torch.uint8)
     pairs[0, : len(targets)], pairs[1, : len(targets)] = to_uint8(targets), to_uint8(images)
     sheet = side_by_side(*pairs)
-    larger = max(VIDEO_SIDE // targets.shape[3], 1)
+    larger = max(VIDEO_WIDTH // sheet.shape[2], 1)
     return F.interpolate(sheet[None], scale_factor=larger)[0].expand(3, -1, -1)
 
 

@@ -38,7 +38,7 @@ GOAL = 30  # dB
 
 
 class Settings(click.ParamType):
-    """`steps=200 space=w+`: values of ProjectionConfig, and what pictures are compared by."""
+    """`steps=200 space=w+`: values of ProjectionConfig, and `patches`, their weight beside the pixels."""
 
     name = "settings"
 
@@ -46,19 +46,19 @@ class Settings(click.ParamType):
         if isinstance(value, tuple):
             return value
         kinds = {f.name: type(f.default) for f in dataclasses.fields(ProjectionConfig)}
-        known, features = {}, {}
+        known, weights = {}, {}
         for part in value.split():
             name, _, text = part.partition("=")
             try:
                 if name in kinds:
                     known[name] = kinds[name](text)
-                elif name in ("patches", "pixels"):
-                    features[name] = float(text)
+                elif name == "patches":
+                    weights[name] = float(text)
                 else:
                     raise ValueError
             except ValueError:
-                self.fail(f"{part!r} is none of {', '.join(kinds)}, patches, pixels and a value", param, ctx)
-        return value, ProjectionConfig(**known), features
+                self.fail(f"{part!r} is none of {', '.join(kinds)}, patches and a value", param, ctx)
+        return value, ProjectionConfig(**known), weights
 
 
 def targets_of(G: Generator, seeds: list[int], data: str | None) -> Tensor:
@@ -93,8 +93,8 @@ def main(network, seeds, data, tries, encoder_weights, device, sheet, json_path)
     print(f"{torch.get_num_threads()} threads, by {'VGG-19' if vgg else 'pixels and patches'}")
     print(f"{'':34}{'PSNR min':>9}{'quartile':>9}{'median':>8}{'max':>7}{f'≥ {GOAL} dB':>9}{'steps/s':>9}{'CPU':>8}")
     rows, images = [], [pictures]
-    for text, config, options in tries:
-        features = VGGFeatures(vgg, **options) if vgg else PatchFeatures(**options)
+    for text, config, weights in tries:
+        features = VGGFeatures(vgg) if vgg else PatchFeatures(**weights)
         clock, cpu = time.perf_counter(), time.process_time()
         found = project(G, targets, features, config)
         clock, cpu = time.perf_counter() - clock, time.process_time() - cpu

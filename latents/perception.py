@@ -44,7 +44,10 @@ def normalized_patches(x: Tensor) -> Tensor:
 
 
 class PatchFeatures:
-    """Pixels and normalized patches at every scale: for where there is no network that knows what matters."""
+    """Pixels and normalized patches at every scale: for where there is no network that knows what matters.
+
+    `patches` weighs the patches beside the pixels.
+    """
 
     def __init__(self, patches: float = 1.0):
         self.gain = patches**0.5
@@ -55,17 +58,16 @@ class PatchFeatures:
 
 
 class VGGFeatures:
-    """VGG-19's relu1_1 to relu4_1, each pixel's channels scaled to length 1: LPIPS before its weights are learned.
+    """VGG-19's relu1_1 to relu4_1, each pixel's channels scaled to a mean square of 1: LPIPS before it is learned.
 
     Zhang et al. 2018, equation 1, with w = 1. Pictures of more than 256 pixels a side are reduced to that.
     """
 
-    def __init__(self, vgg: VGG19, pixels: float = 0.0):
-        self.vgg, self.gain = vgg, pixels**0.5
+    def __init__(self, vgg: VGG19):
+        self.vgg = vgg
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         x = images.expand(-1, 3, -1, -1)
         if x.shape[2] > LARGEST:
             x = F.interpolate(x, size=(LARGEST, LARGEST), mode="area")
-        taps = [F.normalize(tap, dim=1) * tap.shape[1] ** 0.5 for tap in self.vgg(x)]
-        return taps + [self.gain * level for level in pyramid(images) if self.gain]
+        return [F.normalize(tap, dim=1) * tap.shape[1] ** 0.5 for tap in self.vgg(x)]

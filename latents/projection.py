@@ -30,11 +30,14 @@ Progress = Callable[[int, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """How codes are looked for. Where nothing else is said, the values of StyleGAN2's appendix D."""
+    """How codes are looked for: as StyleGAN2's appendix D, but in half the steps of its 1000 at twice its learning rate.
+
+    From the nearest of many codes it is not as far as from the mean, where the paper starts.
+    """
 
     space: Literal["w", "w+"] = "w"  # one code for all layers, or one for each
-    steps: int = 1000
-    lr: float = 0.1  # at its highest
+    steps: int = 500
+    lr: float = 0.2  # at its highest
     warmup: float = 0.05  # the part of the steps in which the learning rate rises
     cooldown: float = 0.25  # ... and falls
     exploration: float = 0.05  # noise added to w at the start, as a part of the codes' deviation

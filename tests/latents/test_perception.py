@@ -45,5 +45,5 @@ def test_vgg_sees_large_pictures_reduced():
     features = VGGFeatures(vgg)
     x = torch.rand(1, 3, 256, 256) * 2 - 1
     large = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-    for a, b in zip(features(x)[:4], features(large)[:4], strict=True):
+    for a, b in zip(features(x), features(large), strict=True):
         torch.testing.assert_close(a, b)
