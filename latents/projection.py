@@ -30,7 +30,7 @@ Progress = Callable[[int, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class ProjectionConfig:
-    """How codes are looked for: as StyleGAN2's appendix D, but in half the steps of its 1000 at twice its learning rate.
+    """How codes are looked for: as in StyleGAN2's appendix D, but in half its 1000 steps at twice its learning rate.
 
     From the nearest of many codes it is not as far as from the mean, where the paper starts.
     """
