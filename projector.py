@@ -148,7 +148,8 @@ def main(
     features, compared = find_features(encoder_weights, device)
     folder = cli.writable_folder(outdir)
     print(f"network: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
-    print(f"compared by {compared}", file=sys.stderr)
+    hint = "" if isinstance(features, VGGFeatures) else "; by VGG-19 with --encoder-weights FILE"
+    print(f"compared by {compared}{hint}", file=sys.stderr)
 
     found = []
     with VideoWriter(folder / VIDEO, RATE) if video else nullcontext() as writer:
@@ -178,7 +179,7 @@ def main(
 def find_features(weights: str | None, device: torch.device) -> tuple[Features, str]:
     """What pictures are compared by, and its name. Nothing is downloaded."""
     if weights is None and not cached_weights().is_file():
-        return PatchFeatures(), "pixels and patches at several scales (name a VGG-19 with --encoder-weights)"
+        return PatchFeatures(), "pixels and patches at several scales"
     file = Path(weights) if weights is not None else cached_weights()
     return VGGFeatures(load_encoder(file, device)), f"the features of VGG-19 ({file.name})"
 
