@@ -1,68 +1,74 @@
-"""Pictures from seeds, or from codes that were found. `python generate.py --seeds 0-99`"""
+"""Pictures from seeds or from codes that were found, and what else can be done with codes. `python generate.py --seeds 0-99`, `generate.py mix …`"""
 
 from __future__ import annotations
 
-import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
+from latents import command as shared
+from latents import kernel_views, sheets, walks
 from latents.codes import Codes, fingerprint, generate_codes, load_codes
-from networks.generator import Generator
+from latents.command import GridSize, Model, Numbers, collected, numbers_name, open_model
+from latents.directions import (
+    METHODS,
+    check_numbers,
+    edit_sheet,
+    edits,
+    find_directions,
+    load_directions,
+    sample_w,
+    save_directions,
+)
+from latents.mixing import check_layers, mixes, mixing_sheet, numbers_text
 from torch_utils import cli
-from torch_utils.memory import keep_freed_memory
-from training.checkpoint import find_snapshot, load_generator
-from training.images import grid, save_png
-from training.sampling import check_class, generate_batches
+from torch_utils.animation import check_animation, write_animation
+from torch_utils.files import write_file
+from training.images import grid, png_writers, save_png
+from training.sampling import generate_batches, pictures_of
 
 EXAMPLE = """\
 python generate.py --seeds 0-99
 python generate.py --network runs/00003-ffhq-adaconv-auto8 --seeds 0-63 --grid 8x8 --trunc 0.7
 python generate.py --w out/projected_w.npz
 """
+MIX = """\
+python generate.py mix --rows 1-4 --cols 10-16 --layers 0-3
+python generate.py mix --rows 1-4 --cols 10-16 --part structure
+"""
+VIDEO = """\
+python generate.py video --seeds 0-7 --seconds 8 --grid 3x2
+python generate.py video --seeds 0-7 --part channels --layers 4-20 --out out/channels.gif
+python generate.py video --seeds 5 --class 0-5 --out out/classes.mp4
+"""
+KERNELS = """\
+python generate.py kernels --seed 3
+python generate.py kernels --compare 3,4 --layer 2-5
+"""
+DIRECTIONS = """\
+python generate.py directions --seeds 0,1
+python generate.py directions --edit out/directions-pca.npz --direction 0-2 --seeds 0-3 --amount -3,0,3
+"""
 
 
-class GridSize(click.ParamType):
-    """Columns and rows as `8x4`."""
+def seeds_option(*names: str, **settings):
+    return cli.option("Pictures", *names, type=cli.NumberRanges(), **settings)
 
-    name = "WxH"
 
-    def convert(self, value, param, ctx) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", value.lower())
-        if match is None:
-            self.fail(f"{value!r} is no size; write columns x rows, each up to 9999, e.g. 8x4", param, ctx)
-        return int(match[1]), int(match[2])
+scale_option = cli.option(
+    "Output", "--scale", type=click.IntRange(1, 64), help="Enlarge pictures so many times.  [default: to 64 pixels]"
+)
 
 
 @click.command(cls=cli.Script, example=EXAMPLE)
-@cli.option(
-    "Model",
-    "--network",
-    metavar="PATH",
-    help="A snapshot, a run, or a folder of runs.  [default: the newest snapshot under runs]",
-)
-@cli.option("Pictures", "--seeds", type=cli.NumberRanges(), help="Seeds and ranges of seeds, e.g. 0-99,200,3.")
+@shared.network
+@seeds_option("--seeds", help="Seeds and ranges of seeds, e.g. 0-99,200,3.")
 @cli.option("Pictures", "--w", "code_file", metavar="FILE", help="In their place, codes that projector.py has found.")
-@cli.option(
-    "Pictures",
-    "--trunc",
-    type=cli.Float(-9, 9),
-    default=1.0,
-    help="Truncation psi: 1 none, towards 0 the mean picture.",
-)
-@cli.option(
-    "Pictures",
-    "--class",
-    "class_number",
-    type=click.IntRange(0),
-    help="Class of all pictures.  [default: each seed's own]",
-)
+@shared.trunc
+@shared.classes
 @cli.option(
     "Pictures",
     "--noise-mode",
@@ -78,80 +84,254 @@ class GridSize(click.ParamType):
     type=GridSize(),
     help="One sheet of so many columns and rows instead of single files.",
 )
-@cli.option(
-    "Machine", "--batch", type=click.IntRange(1, 2**16), default=16, help="Pictures at a time; changes no picture."
-)
-@cli.option("Machine", "--device", type=cli.Device(), help="cpu, cuda or cuda:1.  [default: a GPU if there is one]")
-def main(
-    network: str | None,
-    seeds: list[int] | None,
-    code_file: str | None,
-    trunc: float,
-    class_number: int | None,
-    noise_mode: str,
-    outdir: str,
-    grid_size: tuple[int, int] | None,
-    batch: int,
-    device: str | None,
-) -> None:
+@shared.batch
+@shared.device
+def main(network, seeds, code_file, trunc, classes, noise_mode, outdir, grid_size, batch, device) -> None:
     """Generate pictures: seed0000.png, … , or one sheet with --grid."""
-    keep_freed_memory()
     if (seeds is None) == (code_file is None):
         raise cli.UserError("name the pictures with --seeds, e.g. 0-99, or with --w FILE (see --help)")
-    path = find_snapshot(network or "runs")
-    G, info = load_generator(path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = open_model(network, device, trunc, classes)
     if code_file is not None:
-        codes = read_codes(code_file, G, path, class_number, noise_mode)
+        codes = read_codes(code_file, model, noise_mode)
         names = [f"w{number:04d}" for number in range(len(codes.ws))]
-        batches = generate_codes(G, codes, batch, trunc, noise_mode)
+        batches = generate_codes(model.G, codes, batch, model.psi, noise_mode)
     else:
         names = [f"seed{seed:04d}" for seed in seeds]
-        batches = generate_batches(G, seeds, batch, classes_of(seeds, class_number, G, path), trunc, noise_mode)
+        batches = generate_batches(model.G, seeds, batch, model.shares(seeds), model.psi, noise_mode)
     if grid_size and len(names) > grid_size[0] * grid_size[1]:
         raise cli.UserError(
             f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(names)} pictures; take a larger one"
         )
     folder = cli.writable_folder(outdir)
-    print(f"network: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
+    model.announce()
 
-    pictures = []
-    bar = tqdm(total=len(names), unit="pic", disable=not sys.stderr.isatty())
-    for start, images in zip(range(0, len(names), batch), batches, strict=True):
-        if grid_size:
-            pictures.append(images)
-        else:
-            for name, image in zip(names[start:], images, strict=False):
-                save_png(image, folder / f"{name}.png")
-        bar.update(len(images))
-    bar.close()
     if grid_size:
-        kind = "seeds" if code_file is None else "w"
-        first, last = (name.removeprefix(kind.removesuffix("s")) for name in (names[0], names[-1]))
-        sheet = folder / f"{kind}{first}-{last}.png"
-        save_png(grid(torch.cat(pictures), min(grid_size[0], len(names))), sheet)
+        numbers = numbers_name(range(len(names)) if seeds is None else seeds, single=False)
+        sheet = folder / f"{'w' if seeds is None else 'seeds'}{numbers}.png"
+        save_png(grid(collected(batches, len(names)), min(grid_size[0], len(names))), sheet)
         print(sheet)
-    else:
-        print(f"{len(names)} pictures in {Path(folder).resolve()}")
+        return
+    with png_writers() as save, tqdm(total=len(names), unit="pic", disable=not sys.stderr.isatty()) as bar:
+        for start, images in zip(range(0, len(names), batch), batches, strict=True):
+            for name, image in zip(names[start:], images, strict=False):
+                save(image, folder / f"{name}.png")
+            bar.update(len(images))
+    print(f"{len(names)} pictures in {Path(folder).resolve()}")
 
 
-def classes_of(seeds: list[int], number: int | None, G: Generator, path: Path) -> Tensor | None:
-    """The class of each picture; None for a model without classes."""
-    check_class(number, G.config.c_dim, path)
-    if not G.config.c_dim:
-        return None
-    return torch.tensor([seed % G.config.c_dim if number is None else number for seed in seeds])
-
-
-def read_codes(file: str, G: Generator, path: Path, class_number: int | None, noise_mode: str) -> Codes:
+def read_codes(file: str, model: Model, noise_mode: str) -> Codes:
     """The codes of --w. Raises UserError where an option does not go with them."""
-    if class_number is not None:
+    if model.classes is not None:
         raise cli.UserError("--class goes with --seeds; codes of --w have theirs in them")
     if noise_mode == "random":
         raise cli.UserError("--noise-mode random is drawn from --seeds; take const or none with --w")
-    codes = load_codes(file, G)
-    if codes.about.get("fingerprint") not in (None, fingerprint(path)):
-        print(f"note: the codes of {file} were found for another model than {path}", file=sys.stderr)
+    codes = load_codes(file, model.G)
+    if codes.about.get("fingerprint") not in (None, fingerprint(model.path)):
+        print(f"note: the codes of {file} were found for another model than {model.path}", file=sys.stderr)
     return codes
+
+
+@main.command("mix", example=MIX)
+@seeds_option("--rows", required=True, help="Seeds of the rows, which keep what is not taken from the columns.")
+@seeds_option("--cols", required=True, help="Seeds of the columns.")
+@shared.common
+@shared.layers
+@shared.part
+@shared.outdir
+@scale_option
+def mix_command(rows, cols, network, trunc, classes, noise_mode, batch, device, layers, part, outdir, scale) -> None:
+    """A sheet of style mixes: each row's picture with layers, or a part of them, of each column's.
+
+    --part structure takes the depthwise kernels only, channels the pointwise kernels, bias the biases.
+    """
+    model = open_model(network, device, trunc, classes)
+    chosen = check_layers(model.G.config, layers, part)
+    scale = scale or sheets.enlargement(model.G.config.resolution)
+    side = scale * model.G.config.resolution
+    sheets.check_size(side * (len(cols) + 1), side * (len(rows) + 1))
+    folder = cli.writable_folder(outdir)
+    model.announce()
+
+    seeds = [*rows, *cols]
+    ws = model.ws(seeds)
+    own = collected(pictures_of(model.G, ws, noise_mode, batch), len(seeds))
+    pairs = mixes(model.G, ws[: len(rows)], ws[len(rows) :], chosen, part, noise_mode, batch)
+    mixed = collected(pairs, len(rows) * len(cols))
+    path = folder / f"mix-{numbers_name(rows)}-{numbers_name(cols)}-{part}.png"
+    title = f"rows, with the columns' {'codes' if part == 'all' else part} in layers {numbers_text(chosen)}"
+    sheets.save_sheet(mixing_sheet(own, mixed, rows, cols, title, scale), path)
+    print(path)
+
+
+@main.command("video", example=VIDEO)
+@seeds_option("--seeds", required=True, help="The walk goes through their codes and back to the first.")
+@shared.common
+@cli.option("Walk", "--space", type=click.Choice(["w", "z"]), default="w", help="Where the walk goes.")
+@cli.option(
+    "Walk",
+    "--interp",
+    "interpolation",
+    type=click.Choice(walks.INTERPOLATIONS),
+    default="spline",
+    help="spline: smooth also at the seeds; slerp: along arcs, for z; linear: straight from seed to seed.",
+)
+@shared.layers
+@shared.part
+@cli.option("Output", "--out", default="out/walk.mp4", help=".mp4, .m4v, .mov, .mkv, .gif or .webp.")
+@cli.option("Output", "--seconds", type=cli.Float(0.1, 3600), help="Length.  [default: one second for each seed]")
+@cli.option("Output", "--fps", type=cli.Float(1, 120), default=30.0, help="Frames a second.")
+@cli.option(
+    "Output",
+    "--grid",
+    "cells",
+    type=GridSize(),
+    default="1x1",
+    help="So many columns and rows of walks, each starting a seed later than the one before.",
+)
+@cli.option(
+    "Output", "--scale", type=click.IntRange(1, 64), help="Enlarge pictures so many times.  [default: to 128 pixels]"
+)
+def video_command(
+    seeds, network, trunc, classes, noise_mode, batch, device, space, interpolation, layers, part,
+    out, seconds, fps, cells, scale,
+) -> None:  # fmt: skip
+    """A closed walk through codes, as a video that can be repeated without a jump.
+
+    With --layers or --part only these move, and everything else stays what the first code says.
+    """
+    check_animation(out, fps)
+    seeds = [seeds[i % len(seeds)] for i in range(max(len(seeds), len(classes or [])))]
+    count = round((seconds or len(seeds)) * fps)
+    if len(seeds) < 2:
+        raise cli.UserError("a walk needs two seeds, or two classes with --class; write e.g. --seeds 0-7")
+    if cells[0] * cells[1] > len(seeds):
+        raise cli.UserError(
+            f"--grid {cells[0]}x{cells[1]} has more places than there are seeds ({len(seeds)}), which would repeat; "
+            "take a smaller one"
+        )
+    if count < 2:
+        raise cli.UserError(f"--seconds {seconds:g} at --fps {fps:g} are {count} frames; take two or more")
+    model = open_model(network, device, trunc, classes)
+    chosen = check_layers(model.G.config, layers, part)
+    scale = scale or sheets.enlargement(model.G.config.resolution, 128)
+    sheets.check_size(*(n * scale * model.G.config.resolution for n in cells))
+    cli.writable_folder(Path(out).parent, "--out")
+    model.announce()
+
+    walk = walks.w_walk(model.G, *model.zc(seeds), space, interpolation)
+    frames = walks.frames(
+        model.G, walk, count, len(seeds), cells=cells, psi=model.psi, layers=chosen, part=part, noise=noise_mode,
+        batch=batch, scale=scale,
+    )  # fmt: skip
+    with tqdm(frames, total=count, unit="frame", disable=not sys.stderr.isatty()) as bar:
+        write_animation(out, iter(bar), count, fps)
+    print(f"{out}: {count} frames, {count / fps:g} seconds")
+
+
+@main.command("kernels", example=KERNELS)
+@cli.option("Pictures", "--seed", type=click.IntRange(0), help="Whose kernels.")
+@cli.option("Pictures", "--compare", type=cli.NumberRanges(), help="Two seeds, e.g. 3,4: what differs between them.")
+@shared.common
+@cli.option("Pictures", "--layer", "layers", type=cli.NumberRanges(), help="Which, e.g. 0-3,5.  [default: all]")
+@shared.outdir
+def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, device, layers, outdir) -> None:
+    """The kernels that a code predicts, layer by layer, as a PNG sheet and an HTML page.
+
+    Structure is the depthwise kernels, channels the pointwise kernels.
+    """
+    if (seed is None) == (compare is None):
+        raise cli.UserError("name one seed with --seed, or two with --compare 3,4")
+    if compare is not None and len(compare) != 2:
+        raise cli.UserError(f"--compare takes two seeds, not {len(compare)}; write e.g. --compare 3,4")
+    seeds = [seed] if compare is None else compare
+    model = open_model(network, device, trunc, classes)
+    chosen = check_layers(model.G.config, layers, "channels")
+    folder = cli.writable_folder(outdir)
+    model.announce()
+
+    names = [f"seed {number}" for number in seeds]
+    shown = kernel_views.kernel_views(model.G, model.ws(seeds), names, chosen, noise_mode)
+    path = folder / f"kernels-{'-'.join(f'{number:04d}' for number in seeds)}.png"
+    sheets.save_sheet(kernel_views.kernel_sheet(shown), path)
+    write_file(path.with_suffix(".html"), kernel_views.kernel_page(shown).encode())
+    print(path)
+    print(path.with_suffix(".html"))
+
+
+@main.command("directions", example=DIRECTIONS)
+@seeds_option("--seeds", default="0", help="Whose pictures are shown along the directions.")
+@shared.common
+@cli.option(
+    "Directions",
+    "--method",
+    "methods",
+    type=click.Choice([*METHODS, "both"]),
+    help="pca: where w varies; sefa: what moves the predicted kernels most.  [default: both]",
+)
+@cli.option("Directions", "--count", type=click.IntRange(1, 512), help="How many are kept.  [default: 8]")
+@cli.option("Directions", "--edit", metavar="FILE", help="Apply those of an .npz that this command wrote.")
+@cli.option(
+    "Directions",
+    "--direction",
+    "numbers",
+    type=cli.NumberRanges(),
+    help="Which of them are shown, e.g. 0-2.  [default: all; of --edit the first]",
+)
+@cli.option(
+    "Directions",
+    "--amount",
+    "amounts",
+    type=Numbers(-1000, 1000),
+    default="-3,-1.5,0,1.5,3",
+    help="How far, in standard deviations of w along the direction.",
+)
+@shared.layers
+@shared.part
+@shared.outdir
+@scale_option
+def directions_command(
+    seeds, network, trunc, classes, noise_mode, batch, device, methods, count, edit, numbers, amounts, layers, part,
+    outdir, scale,
+) -> None:  # fmt: skip
+    """The main directions of w, as sheets and .npz files; or pictures edited along those of a file.
+
+    pca is GANSpace's, sefa SeFa's in closed form, of the kernels in --layers and of a --part of them.
+    """
+    if edit and (methods or count):
+        raise cli.UserError(
+            "--method and --count are for finding directions, --edit applies those of a file; leave them out"
+        )
+    model = open_model(network, device, trunc, classes)
+    chosen = check_layers(model.G.config, layers, part)
+    if edit:
+        kept = load_directions(edit, model.G)
+        if layers or part != "all":
+            kept = replace(kept, layers=tuple(chosen), part=part)
+        found, shown = {f"edit-{Path(edit).stem}": kept}, numbers or [0]
+    else:
+        w = sample_w(model.G)
+        found = find_directions(
+            model.G, w, METHODS if methods in (None, "both") else [methods], count or 8, chosen, part
+        )
+        shown = numbers
+    folder = cli.writable_folder(outdir)
+    model.announce()
+
+    scale = scale or sheets.enlargement(model.G.config.resolution)
+    ws = model.ws(seeds)
+    for name, directions in found.items():
+        which = check_numbers(directions, shown)
+        side = scale * model.G.config.resolution
+        sheets.check_size(side * len(amounts), side * len(seeds) * len(which))
+        pictures = collected(
+            edits(model.G, ws, directions, which, amounts, noise_mode, batch), len(seeds) * len(which) * len(amounts)
+        )
+        sheet = edit_sheet(pictures, directions, which, amounts, seeds, directions.title, scale)
+        sheets.save_sheet(sheet, folder / f"{name}.png")
+        print(folder / f"{name}.png")
+        if not edit:
+            save_directions(folder / f"{name}.npz", directions)
+            print(folder / f"{name}.npz")
 
 
 if __name__ == "__main__":

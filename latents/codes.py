@@ -92,7 +92,9 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
 
 
 @torch.no_grad()
-def generate_codes(G: Generator, codes: Codes, batch: int, psi: float = 1.0, noise: str = "const") -> Iterator[Tensor]:
+def generate_codes(
+    G: Generator, codes: Codes, batch: int, psi: float | Tensor = 1.0, noise: str = "const"
+) -> Iterator[Tensor]:
     """Yields uint8 pictures [≤ batch, C, H, W] on the CPU, one for each code.
 
     With `noise` "const", with the noise that belongs to them; "none", without any.
@@ -100,8 +102,7 @@ def generate_codes(G: Generator, codes: Codes, batch: int, psi: float = 1.0, noi
     for start in range(0, len(codes.ws), batch):
         ws = codes.ws[start : start + batch]
         own = [maps[start : start + batch] for maps in codes.noise] if codes.noise and noise == "const" else noise
-        if psi != 1:
-            ws = G.w_avg.lerp(ws, psi)
+        ws = G.truncated(ws, psi)
         yield to_uint8(G.synthesis(ws, own)).cpu()
 
 

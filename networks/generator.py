@@ -328,13 +328,13 @@ class Generator(nn.Module):
         return self.truncated(self.mapping(z, c), psi)
 
     def truncated(self, w: Tensor, psi: float | Tensor = 1.0) -> Tensor:
-        """w [N, w_dim] for every layer, as `ws` does it."""
+        """w [N, w_dim] for every layer, or ws [N, num_ws, w_dim] as they are, pulled towards the mean as `ws` says."""
         if isinstance(psi, Tensor):
-            psi = psi.to(w).reshape(-1, 1)
-            return self.w_avg.to(w.dtype).lerp(w[:, None].expand(-1, self.config.num_ws, -1), psi)
+            ws = w if w.ndim == 3 else w[:, None].expand(-1, self.config.num_ws, -1)
+            return self.w_avg.to(w.dtype).lerp(ws, psi.to(w).reshape(-1, 1))
         if psi != 1:
             w = self.w_avg.to(w.dtype).lerp(w, psi)
-        return w[:, None].expand(-1, self.config.num_ws, -1)
+        return w if w.ndim == 3 else w[:, None].expand(-1, self.config.num_ws, -1)
 
     def forward(self, z: Tensor, c: Tensor | None = None, psi: float | Tensor = 1.0, noise: Noise = "random") -> Tensor:
         return self.synthesis(self.ws(z, c, psi), noise)

@@ -90,8 +90,6 @@ class Script(Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_options(ctx, formatter)
-        if not self.commands:
-            return
         with formatter.section("Commands, each with its own --help"):
             formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in self.commands.items()])
 

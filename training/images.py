@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from PIL import Image
@@ -37,3 +41,26 @@ def save_png(image: Tensor, path: str | os.PathLike) -> None:
     buffer = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
     write_file(path, buffer.getbuffer())
+
+
+@contextmanager
+def png_writers(threads: int = 2, waiting: int = 256) -> Iterator[Callable[[Tensor, str | os.PathLike], None]]:
+    """Gives a `save_png` that returns at once: threads encode and write meanwhile.
+
+    At most so many pictures are `waiting`, so that memory does not grow; at the end of the block all are written. An
+    error comes from a later call, or at the end.
+    """
+    futures: deque[Future] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+
+        def save(image: Tensor, path: str | os.PathLike) -> None:
+            while futures and (futures[0].done() or len(futures) >= waiting):
+                futures.popleft().result()
+            futures.append(pool.submit(save_png, image, path))
+
+        try:
+            yield save
+            while futures:
+                futures.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error, the others are not waited for

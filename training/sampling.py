@@ -54,24 +54,45 @@ def one_hot(classes: Tensor, c_dim: int) -> Tensor:
     return F.one_hot(classes, c_dim).float() if c_dim else torch.zeros(len(classes), 0)
 
 
+def conditions(classes: Tensor | None, n: int, c_dim: int) -> Tensor:
+    """c [n, c_dim] of class numbers [n], None for the class 0; shares of the classes [n, c_dim] are c already."""
+    if classes is not None and classes.ndim == 2:
+        return classes
+    return one_hot(torch.zeros(n, dtype=torch.int64) if classes is None else classes, c_dim)
+
+
+@torch.no_grad()
+def ws_from_seeds(
+    G: Generator, seeds: Sequence[int], classes: Tensor | None = None, psi: float | Tensor = 1.0
+) -> Tensor:
+    """The codes of the seeds' pictures, [N, num_ws, w_dim]; classes and psi as in `generate_batches`."""
+    z = latents(seeds, G.config.z_dim).to(G.w_avg.device)
+    return G.ws(z, conditions(classes, len(seeds), G.config.c_dim).to(z.device), psi)
+
+
+@torch.no_grad()
+def pictures_of(G: Generator, ws: Tensor, noise: Noise = "const", batch: int = 64) -> Iterator[Tensor]:
+    """Yields uint8 pictures [≤ batch, C, H, W] on the CPU, one for each code of ws [N, num_ws, w_dim]."""
+    for some in ws.split(batch):
+        yield to_uint8(G.synthesis(some, noise)).cpu()
+
+
 @torch.no_grad()
 def generate_batches(
     G: Generator,
     seeds: Sequence[int],
     batch: int = 64,
     classes: Tensor | None = None,
-    psi: float = 1.0,
+    psi: float | Tensor = 1.0,
     noise: Noise = "const",
 ) -> Iterator[Tensor]:
     """Yields uint8 pictures [≤ batch, C, H, W] on the CPU, one for each seed.
 
-    `classes` [len(seeds)] are class numbers. `noise="random"` is drawn from each seed as well.
+    `classes` are class numbers [len(seeds)], or shares of the classes [len(seeds), c_dim]; psi is one number, or one
+    for each layer [num_ws]. `noise="random"` is drawn from each seed as well.
     """
-    device = G.w_avg.device
-    classes = torch.zeros(len(seeds), dtype=torch.int64) if classes is None else classes
+    classes = conditions(classes, len(seeds), G.config.c_dim)
     for start in range(0, len(seeds), batch):
         part = seeds[start : start + batch]
-        z = latents(part, G.config.z_dim).to(device)
-        c = one_hot(classes[start : start + batch], G.config.c_dim).to(device)
-        images = G(z, c, psi, noise_from_seeds(G, part) if noise == "random" else noise)
-        yield to_uint8(images).cpu()
+        ws = ws_from_seeds(G, part, classes[start : start + batch], psi)
+        yield to_uint8(G.synthesis(ws, noise_from_seeds(G, part) if noise == "random" else noise)).cpu()

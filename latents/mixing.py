@@ -1,0 +1,119 @@
+"""Style mixing (Karras et al. 2019, section 3.1), and what only predicted kernels allow: mixing a part of a code.
+
+A code says three things to a layer: how it filters space (depthwise kernels), how it weighs and mixes channels
+(pointwise kernels), and what it adds (bias). Each can be taken from another code while the rest stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from latents.sheets import table, to_image
+from networks.adaconv import AdaConvKernels
+from networks.generator import Generator, GeneratorConfig, Noise
+from torch_utils.cli import UserError
+from training.images import to_uint8
+
+Part = Literal["all", "structure", "channels", "bias"]
+PARTS = ("all", "structure", "channels", "bias")
+FIELDS = {"structure": "depthwise", "channels": "pointwise", "bias": "bias"}
+
+
+def check_part(config: GeneratorConfig, part: Part) -> None:
+    """Raises UserError where the model predicts no such part."""
+    if part == "structure" and config.modulation != "adaconv":
+        raise UserError(
+            f"--part structure: this model is {config.modulation}, which predicts no spatial kernels; "
+            "take --part channels or all"
+        )
+    predicts_bias = config.modulation == "adain" or (config.modulation == "adaconv" and config.predict_bias)
+    if part == "bias" and not predicts_bias:
+        raise UserError("--part bias: this model predicts no bias; take --part structure, channels or all")
+
+
+def check_layers(config: GeneratorConfig, layers: Sequence[int] | None, part: Part = "all") -> list[int]:
+    """The chosen layers, with None all of them. Raises UserError where the model has no such layers or no such part.
+
+    Numbers are places in ws: one for each convolution, and the last for the last ToRGB, which has no kernels and goes
+    with "all" only.
+    """
+    check_part(config, part)
+    last = config.num_ws - 1
+    if layers is None:
+        return list(range(config.num_ws if part == "all" else last))
+    if max(layers) > last:
+        raise UserError(f"--layers {max(layers)}: the model has the layers 0 to {last} ({last}: the last ToRGB)")
+    if part != "all" and set(layers) == {last}:
+        raise UserError(f"--layers {last} is the last ToRGB, which has no kernels; take one of 0 to {last - 1}")
+    return sorted(set(layers) - (set() if part == "all" else {last}))
+
+
+def numbers_text(numbers: Sequence[int]) -> str:
+    """Sorted numbers as `0-3,5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def mix_kernels(kernels: AdaConvKernels, other: AdaConvKernels, part: Part) -> AdaConvKernels:
+    """The kernels with one part of those of another code."""
+    return replace(kernels, **{FIELDS[part]: getattr(other, FIELDS[part])})
+
+
+def mix(
+    G: Generator, ws: Tensor, other: Tensor, layers: Sequence[int], part: Part = "all", noise: Noise = "const"
+) -> Tensor:
+    """Pictures [N, C, H, W] of ws [N, num_ws, w_dim], with a part of other [N, num_ws, w_dim] in the chosen layers.
+
+    "all" is StyleGAN's style mixing: the w of those layers, with which ToRGB goes. Of the other parts only kernels
+    change places, and ToRGB stays.
+    """
+    if part == "all":
+        mixed = ws.clone()
+        mixed[:, layers] = other[:, layers]
+        return G.synthesis(mixed, noise)
+    pairs = zip(G.synthesis.kernels(ws), G.synthesis.kernels(other), strict=True)
+    kernels = [mix_kernels(own, new, part) if i in layers else own for i, (own, new) in enumerate(pairs)]
+    return G.synthesis(ws, noise, kernels)
+
+
+@torch.no_grad()
+def mixes(
+    G: Generator,
+    rows: Tensor,
+    columns: Tensor,
+    layers: Sequence[int],
+    part: Part = "all",
+    noise: Noise = "const",
+    batch: int = 16,
+) -> Iterator[Tensor]:
+    """Every row's code [R, num_ws, w_dim] with a part of every column's [C, num_ws, w_dim], row after row.
+
+    Yields uint8 [≤ batch, channels, H, W] on the CPU, R · C pictures in all.
+    """
+    pairs = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(len(columns))).view(-1, 2)
+    for part_of_pairs in pairs.split(batch):
+        row, column = (index.to(rows.device) for index in part_of_pairs.unbind(dim=1))
+        yield to_uint8(mix(G, rows[row], columns[column], layers, part, noise)).cpu()
+
+
+def mixing_sheet(
+    own: Tensor, mixed: Tensor, rows: Sequence[int], columns: Sequence[int], title: str, scale: int
+) -> Image.Image:
+    """The pictures of the rows' and the columns' seeds, `own`, around their mixes; uint8 [N, channels, H, W] each."""
+    images = [to_image(picture, scale) for picture in own]
+    cells = [to_image(picture, scale) for picture in mixed]
+    lines: list[list[Image.Image | None]] = [[None, *images[len(rows) :]]]
+    for i in range(len(rows)):
+        lines.append([images[i], *cells[i * len(columns) :][: len(columns)]])
+    return table(lines, ["", *map(str, columns)], ["", *map(str, rows)], title)

@@ -1,0 +1,119 @@
+"""Closed walks through codes: they pass through every key and end where they began."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from latents.mixing import Part, mix
+from networks.generator import Generator, Noise
+from training.images import grid, to_uint8
+
+Interpolation = Literal["linear", "slerp", "spline"]
+INTERPOLATIONS = ("spline", "slerp", "linear")
+
+Walk = Callable[[Tensor], Tensor]  # positions [N], in keys, any number of times around → points [N, D]
+
+
+def closed_walk(keys: Tensor, interpolation: Interpolation, origin: Tensor | float = 0.0) -> Walk:
+    """The walk through keys [K, D] and back to the first one; at the position i (modulo K) it is at the key i.
+
+    "linear" goes straight and turns at the keys. "slerp" keeps the distance to the `origin` as it turns around it
+    (Shoemake 1985), which suits z. "spline" is the periodic cubic spline: without a bend in speed and direction.
+    """
+    if interpolation == "spline":
+        return _spline(keys)
+    between = torch.lerp if interpolation == "linear" else slerp
+
+    def walk(positions: Tensor) -> Tensor:
+        start, t = _split(positions, keys)
+        a, b = keys[start] - origin, keys[(start + 1) % len(keys)] - origin
+        return origin + between(a, b, t)
+
+    return walk
+
+
+def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+    """From a to b [N, D] along the arc, t [N, 1] of the way; the length goes from the one to the other evenly."""
+    length_a, length_b = (x.norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (a, b))
+    u, v = a / length_a, b / length_b
+    angle = torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True)) * 2
+    sine = angle.sin()
+    arc = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine
+    arc = torch.where(sine > 1e-4, arc, torch.lerp(u, v, t))  # one direction, or opposite ones: no arc to tell
+    return arc * torch.lerp(length_a, length_b, t)
+
+
+def _spline(keys: Tensor) -> Walk:
+    """The cubic spline with m_{i−1} + 4 m_i + m_{i+1} = 6 (p_{i−1} − 2 p_i + p_{i+1}), m the second derivatives."""
+    system = 4 * torch.eye(len(keys), dtype=torch.float64)
+    for i in range(len(keys)):
+        system[i, i - 1] += 1
+        system[i, (i + 1) % len(keys)] += 1
+    points = keys.double().cpu()
+    bends = torch.linalg.solve(system, 6 * (points.roll(1, 0) - 2 * points + points.roll(-1, 0))).to(keys)
+
+    def walk(positions: Tensor) -> Tensor:
+        start, t = _split(positions, keys)
+        end = (start + 1) % len(keys)
+        a, b, s = keys[start], keys[end], 1 - t
+        return s * a + t * b + ((s**3 - s) * bends[start] + (t**3 - t) * bends[end]) / 6
+
+    return walk
+
+
+def _split(positions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The key before each position, and how far [N, 1] it is on the way to the next."""
+    whole = positions.floor()
+    return whole.long().to(keys.device) % len(keys), (positions - whole)[:, None].to(keys)
+
+
+def w_walk(G: Generator, z: Tensor, c: Tensor, space: Literal["w", "z"], interpolation: Interpolation) -> Walk:
+    """The walk of w [N, w_dim], not truncated, between the codes of z [K, z_dim] and c [K, c_dim], in w or in z.
+
+    In w, slerp turns around the mean w. In z, the class goes along.
+    """
+    if space == "w":
+        return closed_walk(G.mapping(z, c), interpolation, G.w_avg)
+    walk_z, walk_c = closed_walk(z, interpolation), closed_walk(c, interpolation)
+    return lambda positions: G.mapping(walk_z(positions), walk_c(positions))
+
+
+@torch.no_grad()
+def frames(
+    G: Generator,
+    walk: Walk,
+    count: int,
+    keys: int,
+    *,
+    cells: tuple[int, int] = (1, 1),
+    psi: float | Tensor = 1.0,
+    layers: Sequence[int],
+    part: Part = "all",
+    noise: Noise = "const",
+    batch: int = 16,
+    scale: int = 1,
+) -> Iterator[Tensor]:
+    """Yields `count` frames uint8 [3, rows · H · scale, columns · W · scale], once around the walk of so many keys.
+
+    `cells` are columns and rows. Each cell walks the same way and starts a key later than the one before. What does
+    not move, the other layers and the other parts, stays what it is at the cell's start. The frame after the last
+    would be the first.
+    """
+    columns, rows = cells
+    starts = torch.arange(columns * rows, dtype=torch.float64)
+    still = G.truncated(walk(starts), psi)
+    for first in range(0, count, step := max(batch // len(starts), 1)):
+        numbers = torch.arange(first, min(first + step, count), dtype=torch.float64)
+        positions = (numbers[:, None] * keys / count + starts).flatten()
+        images = []
+        for some in torch.arange(len(positions)).split(batch):
+            ws = G.truncated(walk(positions[some]), psi)
+            own = still[some.to(still.device) % len(starts)]
+            images.append(to_uint8(mix(G, own, ws, layers, part, noise)).cpu())
+        for cells_of_frame in torch.cat(images).split(len(starts)):
+            frame = grid(cells_of_frame, columns).expand(3, -1, -1)
+            yield frame.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)

@@ -1,0 +1,93 @@
+"""Moving pictures from frames that come one at a time: videos through PyAV, GIF and WebP through Pillow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import GifImagePlugin, Image
+from torch import Tensor
+
+from torch_utils import video
+from torch_utils.cli import UserError
+from torch_utils.files import FULL, DiskFull, atomic_write, make_folder
+
+GIF_RATE = 50  # frames a second: browsers slow down what is faster
+
+
+def check_animation(path: str | os.PathLike, rate: float) -> None:
+    """Raises UserError where the extension is none that can be written, or the format cannot have that rate."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".gif" and rate > GIF_RATE:
+        raise UserError(f"{path}: GIF has at most {GIF_RATE} frames a second; take --fps {GIF_RATE} or less, or .webp")
+    if suffix not in (".gif", ".webp", *video.WRITTEN):
+        known = ", ".join([*video.WRITTEN, ".gif", ".webp"])
+        raise UserError(f"cannot write {path}: moving pictures are written as {known}; name such a file with --out")
+
+
+def write_animation(path: str | os.PathLike, frames: Iterator[Tensor], count: int, rate: float) -> None:
+    """Writes `count` frames uint8 [3, H, W] at `rate` a second, as the extension says; GIF and WebP repeat for ever.
+
+    One frame is in memory at a time, and of WebP what is compressed so far. The file is whole or not there. Raises
+    UserError where it cannot be written, DiskFull where there is no room.
+    """
+    path = Path(path)
+    check_animation(path, rate)
+    if path.suffix.lower() in video.WRITTEN:
+        with video.VideoWriter(path, rate) as writer:
+            for frame in frames:
+                writer.write(frame)
+        return
+    make_folder(path.parent)
+    pictures = (Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames)
+    try:
+        with atomic_write(path) as file:
+            (_write_gif if path.suffix.lower() == ".gif" else _write_webp)(file, pictures, count, rate)
+    except OSError as error:
+        reason = error.strerror or error
+        if error.errno in FULL:
+            raise DiskFull(f"no room for {path} ({reason})") from None
+        raise UserError(f"cannot write {path}: {reason}; name another place with --out") from None
+
+
+def _durations(count: int, rate: float, unit: int) -> list[int]:
+    """How long each frame is shown, in whole units of a second, so that the sum is right."""
+    times = [round(i * unit / rate) for i in range(count + 1)]
+    return [after - before for before, after in pairwise(times)]
+
+
+def _write_gif(file: BinaryIO, pictures: Iterator[Image.Image], count: int, rate: float) -> None:
+    """Frame by frame, each with its own 256 colours; Pillow's `save` would keep all frames until the end."""
+    for i, (picture, hundredths) in enumerate(zip(pictures, _durations(count, rate, 100), strict=True)):
+        frame = picture.quantize(256)
+        if i == 0:
+            file.writelines(GifImagePlugin.getheader(frame.copy(), info={"loop": 0})[0])
+        file.writelines(GifImagePlugin.getdata(frame, duration=10 * hundredths, include_color_table=True))
+    file.write(b";")  # the trailer
+
+
+class _Frames(Image.Image):
+    """An image of several frames that are made as Pillow asks for them."""
+
+    def __init__(self, pictures: Iterator[Image.Image], count: int):
+        super().__init__()
+        first = next(pictures)
+        self._pictures, self._at, self.n_frames = chain([first], pictures), -1, count
+        self._mode, self._size, self.im = first.mode, first.size, first.im
+
+    def seek(self, frame: int) -> None:
+        if frame == self._at + 1:
+            self.im, self._at = next(self._pictures).im, frame
+
+    def tell(self) -> int:
+        return 0
+
+
+def _write_webp(file: BinaryIO, pictures: Iterator[Image.Image], count: int, rate: float) -> None:
+    durations = _durations(count, rate, 1000)
+    _Frames(pictures, count).save(
+        file, "WEBP", save_all=True, duration=durations, loop=0, quality=90, method=4, minimize_size=False
+    )
