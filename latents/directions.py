@@ -177,7 +177,7 @@ def edit_sheet(
     images = [to_image(picture, scale) for picture in pictures]
     rows = [images[i : i + len(amounts)] for i in range(0, len(images), len(amounts))]
     left = [f"seed {s}\ndirection {n}\n{directions.share[n]:.1%}" for s in seeds for n in numbers]
-    return table(rows, [f"{amount:+g} σ" if amount else "0" for amount in amounts], left, title)
+    return table(rows, [f"{amount:+g} sd" if amount else "0" for amount in amounts], left, title)
 
 
 def save_directions(path: str | os.PathLike, directions: Directions) -> None:

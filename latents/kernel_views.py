@@ -22,8 +22,8 @@ from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise
 from training.images import to_uint8
 
-WIDTH = 280  # pixels of a view
-SPECTRUM = 33  # frequencies a side
+WIDTH = 192  # pixels of a view
+SPECTRUM = 32  # frequencies a side
 BELOW, ABOVE, ZERO = (33, 102, 172), (178, 24, 43), (247, 247, 247)  # a diverging scale that the colour-blind can read
 LINE = (208, 208, 208)
 INKS = (ABOVE, BELOW, INK)  # of the codes' curves
@@ -68,7 +68,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 def diverging(values: Tensor, limit: float) -> Tensor:
     """Numbers [H, W] from −limit to limit as colours, uint8 [3, H, W]; white is none: NaN."""
     ends = torch.tensor([BELOW, ZERO, ABOVE], dtype=torch.float32)
-    t = (values / max(limit, 1e-12)).clamp(-1, 1).nan_to_num(0)[..., None]
+    t = (values.float() / max(limit, 1e-12)).clamp(-1, 1).nan_to_num(0)[..., None]
     colors = torch.where(t < 0, ends[1].lerp(ends[0], -t), ends[1].lerp(ends[2], t))
     colors[values.isnan()] = 255
     return colors.round().to(torch.uint8).permute(2, 0, 1)
@@ -83,6 +83,8 @@ def blocks(values: Tensor) -> Tensor:
     """Tiles [C, g, h, w] as one matrix: groups of g × g tiles in rows as even as they get, NaN between them."""
     c, g, h, _ = values.shape
     inner = int(h > 1)  # a line between the kernels of a group
+    if not inner:  # single numbers are as large as kernels of 3 × 3
+        values = values.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
     tiles = torch.nn.functional.pad(values, (0, inner, 0, inner), value=torch.nan)
     groups = tiles.view(c // g, g, g, *tiles.shape[2:]).transpose(2, 3).flatten(3).flatten(1, 2)
     groups = torch.nn.functional.pad(groups, (0, 1, 0, 1), value=torch.nan)
@@ -124,7 +126,7 @@ class View:
 
     name: str
     images: list[Image.Image]
-    caption: str
+    captions: list[str]  # the ends of each one's scale
 
 
 @dataclass
@@ -148,7 +150,8 @@ def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels])
             differences[name] = relative_difference(*tensors)
             tensors = [*tensors, tensors[0] - tensors[1]]
         limit = max(float(t.abs().max()) for t in tensors)
-        views.append(View(name, [fitted(diverging(blocks(t.cpu()), limit)) for t in tensors], f"± {limit:.2g}"))
+        pictures = [fitted(diverging(blocks(t.cpu()), limit)) for t in tensors]
+        views.append(View(name, pictures, [f"± {limit:.2g}"] * len(pictures)))
 
     if spatial:
         signed("structure", [depthwise for depthwise, _ in parts])
@@ -158,16 +161,18 @@ def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels])
     if spatial:
         spectra = [response(each).cpu() for each in kernels]
         limit = max(float(s.max()) for s in spectra)
-        pictures = [fitted(sequential(s, limit)) for s in spectra]
+        pictures, captions = [fitted(sequential(s, limit)) for s in spectra], [f"0 to {limit:.2g}"] * len(spectra)
         if len(spectra) == 2:
             change = spectra[0] - spectra[1]
-            pictures.append(fitted(diverging(change, float(change.abs().max()))))
-        views.append(View("frequencies", pictures, f"0 to {limit:.2g}"))
+            limit = float(change.abs().max())
+            pictures.append(fitted(diverging(change, limit)))
+            captions.append(f"± {limit:.2g}")
+        views.append(View("frequencies", pictures, captions))
     falls = [singular_values(each.pointwise[0]).flatten().sort(descending=True).values.cpu() for each in kernels]
     limit = max(float(f.max()) for f in falls) * 1.05
     pictures = [curves([f], limit) for f in falls] + ([curves(falls, limit)] if len(falls) == 2 else [])
-    views.append(View("singular values", pictures, f"0 to {limit:.2g}"))
-    about = f"{resolution}², {c} channels" + f"\nin groups of {g}" * (g > 1)
+    views.append(View("singular values", pictures, [f"0 to {limit:.2g}"] * len(pictures)))
+    about = f"{resolution} x {resolution}, {c} channels" + f"\nin groups of {g}" * (g > 1)
     return Layer(number, about, views, differences)
 
 
@@ -204,21 +209,22 @@ def kernel_views(
 
 
 def kernel_sheet(shown: KernelViews) -> Image.Image:
-    """Everything on one picture: of one code a row for each layer, of two a row for each view of each layer."""
+    """Everything on one picture: a row for each layer. Of two codes, how much they differ stands beside it."""
     head = table([list(shown.pictures.values())], list(shown.pictures), [""])
     if len(shown.names) == 1:
-        rows = [[captioned(view.images[0], view.caption) for view in layer.views] for layer in shown.layers]
         top = [view.name for view in shown.layers[0].views]
-        return stacked([head, table(rows, top, [f"layer {layer.number}\n{layer.about}" for layer in shown.layers])])
-    rows, left = [], []
-    for layer in shown.layers:
-        for view in layer.views:
-            rows.append(view.images)
-            text = f"layer {layer.number}\n{layer.about}\n{view.name} {view.caption}"
-            if view.name in layer.differences:
-                text += f"\nrelative difference {layer.differences[view.name]:.2f}"
-            left.append(text)
-    return stacked([head, table(rows, [*shown.names, "difference"], left)])
+    else:
+        top = [f"{view.name}\n{name}" for view in shown.layers[0].views for name in [*shown.names, "difference"]]
+    rows = [
+        [image for view in layer.views for image in map(captioned, view.images, view.captions)]
+        for layer in shown.layers
+    ]
+    left = [
+        f"layer {layer.number}\n{layer.about}\n"
+        + "\n".join(f"{name} {value:.2f} apart" for name, value in layer.differences.items())
+        for layer in shown.layers
+    ]
+    return stacked([head, table(rows, top, left, gap=12)])
 
 
 PAGE = """\
@@ -255,9 +261,10 @@ def kernel_page(shown: KernelViews) -> str:
         parts.append(f"<h2>Layer {layer.number}: {html.escape(about)}</h2>")
         for view in layer.views:
             if len(shown.names) == 1:
-                parts.append(_figure(view.images[0], f"{view.name}\n{view.caption}"))
+                parts.append(_figure(view.images[0], f"{view.name}\n{view.captions[0]}"))
             else:
-                words = [f"{view.name}: {name}\n{view.caption}" for name in [*shown.names, "difference"]]
+                names = [*shown.names, "difference"]
+                words = [f"{view.name}: {name}\n{ends}" for name, ends in zip(names, view.captions, strict=True)]
                 parts.append(f"<div>{''.join(map(_figure, view.images, words))}</div>")
     return PAGE.format(title=html.escape("Kernels of " + " and ".join(shown.names)), body="\n".join(parts))
 

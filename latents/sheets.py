@@ -33,7 +33,7 @@ def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
-def table(rows: Sequence[Row], top: Sequence[str], left: Sequence[str], title: str = "") -> Image.Image:
+def table(rows: Sequence[Row], top: Sequence[str], left: Sequence[str], title: str = "", gap: int = GAP) -> Image.Image:
     """Pictures in rows, words above the columns and before the rows; None leaves a place empty.
 
     A column is as wide as its widest picture or word. Raises UserError for what is too large for one picture.
@@ -58,9 +58,9 @@ def table(rows: Sequence[Row], top: Sequence[str], left: Sequence[str], title: s
         max([line * lines([word]), *(image.height for image in row if image)])
         for word, row in zip(left, rows, strict=True)
     ]
-    margin = max((width(word) for word in left), default=0) + 2 * GAP
+    margin = max((width(word) for word in left), default=0) + 2 * gap
     head = line * (lines([title]) + lines(top)) + 2 * GAP
-    size = max(margin + sum(widths) + GAP * count, width(title) + 2 * GAP), head + sum(heights) + GAP * len(rows)
+    size = max(margin + sum(widths) + gap * count, width(title) + 2 * GAP), head + sum(heights) + gap * len(rows)
     check_size(*size)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -68,16 +68,16 @@ def table(rows: Sequence[Row], top: Sequence[str], left: Sequence[str], title: s
     x = margin
     for word, wide in zip(words, widths, strict=True):
         draw.multiline_text((x + wide / 2, head - GAP), word, INK, font, anchor="md", align="center")
-        x += wide + GAP
+        x += wide + gap
     y = head
     for word, row, high in zip(left, rows, heights, strict=True):
-        draw.multiline_text((margin - GAP, y + high / 2), word, INK, font, anchor="rm", align="right")
+        draw.multiline_text((margin - gap, y + high / 2), word, INK, font, anchor="rm", align="right")
         x = margin
         for image, wide in zip(row, widths, strict=False):
             if image:
                 sheet.paste(image, (x + (wide - image.width) // 2, y + (high - image.height) // 2))
-            x += wide + GAP
-        y += high + GAP
+            x += wide + gap
+        y += high + gap
     return sheet
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from training.images import grid, save_png, to_float, to_uint8
+from training.images import grid, png_writers, save_png, to_float, to_uint8
 
 
 def test_bytes_and_floats_are_inverse():
@@ -69,3 +69,21 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_file(tmp_path):
         save_png(torch.zeros(5, 4, 4, dtype=torch.uint8), path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_png_writers_write_all_and_in_order_of_need(tmp_path):
+    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
+    with png_writers(threads=3, waiting=5) as save:
+        for i, image in enumerate(images):
+            save(image, tmp_path / f"{i}.png")
+    for i, image in enumerate(images):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{i}.png")), image.permute(1, 2, 0).numpy())
+
+
+def test_png_writers_tell_of_an_error(tmp_path):
+    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(OSError), png_writers() as save:
+        save(image, tmp_path / "none" / "none" / "a.png")
+    with pytest.raises(KeyError), png_writers() as save:
+        save(image, tmp_path / "a.png")
+        raise KeyError

@@ -1,0 +1,112 @@
+"""latents.walks: walks pass their keys, end where they began, and are as smooth as they say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small import generator
+
+from latents.walks import INTERPOLATIONS, closed_walk, frames, slerp, w_walk
+from training.images import to_uint8
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_a_walk_passes_its_keys_and_is_closed(interpolation, count):
+    torch.manual_seed(0)
+    keys = torch.randn(count, 5, dtype=torch.float64)
+    walk = closed_walk(keys, interpolation)
+    places = torch.arange(count, dtype=torch.float64)
+    torch.testing.assert_close(walk(places), keys, rtol=1e-12, atol=1e-12)
+    for around in (count, -count, 3 * count):
+        positions = places + 0.3
+        torch.testing.assert_close(walk(positions + around), walk(positions), rtol=1e-9, atol=1e-9)
+    near = walk(torch.tensor([count - 1e-7, 0.0, 1e-7], dtype=torch.float64))
+    torch.testing.assert_close(near, keys[:1].expand(3, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_a_spline_has_no_bend_and_linear_has():
+    torch.manual_seed(0)
+    keys, step = torch.randn(5, 3, dtype=torch.float64), 1e-4
+
+    def jumps(interpolation):
+        """How much speed and acceleration differ before and after the keys, the first one among them."""
+        walk = closed_walk(keys, interpolation)
+        points = [walk(torch.arange(5.0, dtype=torch.float64) + i * step) for i in range(-2, 3)]
+        before, after = (points[2] - points[1]) / step, (points[3] - points[2]) / step
+        bend_before = (points[2] - 2 * points[1] + points[0]) / step**2
+        bend_after = (points[4] - 2 * points[3] + points[2]) / step**2
+        return float((after - before).abs().max()), float((bend_after - bend_before).abs().max())
+
+    speed, bend = jumps("spline")
+    assert speed < 1e-2 and bend < 1e-1
+    assert jumps("linear")[0] > 0.5
+
+
+def test_a_spline_through_a_sine_is_the_sine():
+    angles = torch.arange(24, dtype=torch.float64) * 2 * torch.pi / 24
+    positions = torch.linspace(0, 24, 100, dtype=torch.float64)
+    found = closed_walk(angles.sin()[:, None], "spline")(positions)[:, 0]
+    torch.testing.assert_close(found, (positions * 2 * torch.pi / 24).sin(), rtol=0, atol=1e-4)
+
+
+def test_slerp_is_an_arc_at_even_speed():
+    a, b = torch.tensor([[1.0, 0, 0]]), torch.tensor([[0, 1.0, 0]])
+    for t in (0.0, 0.25, 0.5, 1.0):
+        angle = torch.tensor(t * torch.pi / 2)
+        expected = torch.stack([angle.cos(), angle.sin(), torch.tensor(0.0)])[None]
+        torch.testing.assert_close(slerp(a, b, torch.tensor([[t]])), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(slerp(a, 3 * b, torch.tensor([[0.5]])).norm(), torch.tensor(2.0))
+    torch.testing.assert_close(slerp(a, a, torch.tensor([[0.5]])), a)  # no arc, and no division by zero
+    assert slerp(a, -a, torch.tensor([[0.5]])).isfinite().all()
+
+
+def walked(G, count=12, keys=3, space="w", interpolation="spline", part="all", layers=None, **options):
+    torch.manual_seed(1)
+    z, c = torch.randn(keys, 8).double(), torch.zeros(keys, G.config.c_dim).double()
+    if G.config.c_dim:
+        c[torch.arange(keys), torch.arange(keys) % G.config.c_dim] = 1
+    walk = w_walk(G, z, c, space, interpolation)
+    layers = range(G.config.num_ws) if layers is None else layers
+    return z, c, torch.stack(list(frames(G, walk, count, keys, layers=layers, part=part, **options)))
+
+
+@pytest.mark.parametrize("space", ["w", "z"])
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_frames_go_through_the_pictures_of_the_keys(space, interpolation):
+    G = generator(c_dim=2)
+    G.w_avg.normal_()
+    z, c, found = walked(G, space=space, interpolation=interpolation, psi=0.7)
+    assert found.shape == (12, 3, 16, 16)
+    expected = to_uint8(G(z, c, 0.7, "const"))
+    assert (found[::4].int() - expected.int()).abs().max() <= 1
+    assert (found[2].int() - found[0].int()).abs().max() > 5
+
+
+def test_cells_walk_one_after_the_other_in_any_batch():
+    G = generator()
+    _, _, one = walked(G)
+    _, _, cells = walked(G, cells=(2, 1), batch=3, scale=2)
+    assert cells.shape == (12, 3, 32, 64)
+    left, right = cells[:, :, ::2, :32:2], cells[:, :, ::2, 32::2]
+    assert (left.int() - one.int()).abs().max() <= 1
+    assert (right.int() - one.roll(-4, 0).int()).abs().max() <= 1  # a key later
+
+
+def test_a_walk_of_one_part_moves_that_part():
+    G = generator()
+    _, _, found = walked(G, part="structure", layers=range(5))
+    _, _, whole = walked(G)
+    assert (found[0].int() - whole[0].int()).abs().max() <= 1
+    assert (found[4].int() - found[0].int()).abs().max() > 5
+    assert (found[4].int() - whole[4].int()).abs().max() > 5
+    _, _, still = walked(G, part="structure", layers=[])
+    assert (still.int() - whole[0].int()).abs().max() <= 1
+
+
+def test_frames_come_as_they_are_asked_for():
+    G = generator()
+    torch.manual_seed(1)
+    walk = w_walk(G, torch.randn(2, 8).double(), torch.zeros(2, 0).double(), "w", "linear")
+    endless = frames(G, walk, 10**9, 2, layers=range(6))
+    assert next(endless).shape == (3, 16, 16)

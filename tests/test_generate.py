@@ -1,0 +1,184 @@
+"""generate.py and its commands as a user types them: one picture for a seed everywhere, and mistakes in one line."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import generate
+from networks.generator import Generator, GeneratorConfig
+from torch_utils import cli
+from training.checkpoint import save_snapshot
+
+CLASSES = 3
+
+
+def snapshot(path: Path, **options) -> Path:
+    torch.manual_seed(0)
+    small = {"z_dim": 8, "w_dim": 8, "map_depth": 1, "cbase": 128, "cmax": 8, "c_dim": CLASSES, "depthwise_scale": 0.5}
+    G = Generator(GeneratorConfig(16, **small | options))
+    G.w_avg.normal_()
+    with torch.no_grad():  # as wide as the range of pictures
+        for block in G.synthesis.blocks:
+            block.torgb.weight *= 0.3
+    save_snapshot(path, G, {"kimg": 1})
+    return path
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> Path:
+    return snapshot(tmp_path_factory.mktemp("models") / "snapshot-000001.safetensors")
+
+
+def run(*arguments) -> list[str]:
+    """The lines on stdout of a command that works."""
+    result = CliRunner().invoke(generate.main, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout.splitlines()
+
+
+def mistake(*arguments, capsys) -> str:
+    """The one line that a mistake gets, with exit code 2."""
+    with mock.patch.object(sys, "argv", ["generate.py", *map(str, arguments)]), pytest.raises(SystemExit) as stopped:
+        cli.run(generate.main)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("network:")]
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def holds(sheet: np.ndarray, picture: np.ndarray, scale: int = 4) -> bool:
+    """Whether the picture, enlarged, is somewhere on the sheet; rounding may differ by one."""
+    large = picture.repeat(scale, 0).repeat(scale, 1)
+    for y, x in np.argwhere((np.abs(sheet - large[0, 0]) <= 1).all(axis=2)):
+        part = sheet[y : y + large.shape[0], x : x + large.shape[1]]
+        if part.shape == large.shape and np.abs(part - large).max() <= 1:
+            return True
+    return False
+
+
+def test_a_seed_has_one_picture_in_every_command(network, tmp_path):
+    base = ["--network", network, "--trunc", "0.5,0.9", "--outdir", tmp_path]
+    run("--seeds", "2-4", *base)
+    pictures = {seed: pixels(tmp_path / f"seed{seed:04d}.png") for seed in (2, 3, 4)}
+    (mixes,) = run("mix", "--rows", "2,3", "--cols", 4, *base)
+    assert all(holds(pixels(mixes), picture) for picture in pictures.values())
+    sheet, page = run("kernels", "--seed", 3, *base)
+    assert holds(pixels(sheet), pictures[3], 8) and not holds(pixels(sheet), pictures[2], 8)
+    assert "<html" in Path(page).read_text()
+    sheet, _ = run("kernels", "--compare", "3,2", *base)
+    assert holds(pixels(sheet), pictures[3], 8) and holds(pixels(sheet), pictures[2], 8)
+    for path in run("directions", "--seeds", 3, "--count", 2, *base):
+        assert path.endswith(".npz") or holds(pixels(path), pictures[3])
+    (edited,) = run("directions", "--edit", tmp_path / "directions-sefa.npz", "--seeds", 2, "--amount", "-2,0", *base)
+    assert holds(pixels(edited), pictures[2]) and Path(edited).name == "edit-directions-sefa.png"
+    run("video", "--seeds", "3,4", "--fps", 5, "--scale", 1, *base[:4], "--out", tmp_path / "walk.webp")
+    with Image.open(tmp_path / "walk.webp") as walk:
+        assert np.abs(np.asarray(walk.convert("RGB")).astype(int) - pictures[3]).mean() < 12  # it is compressed
+        walk.seek(5)
+        assert np.abs(np.asarray(walk.convert("RGB")).astype(int) - pictures[4]).mean() < 12
+
+
+@pytest.mark.parametrize("name", ["walk.mp4", "walk.gif", "walk.webp"])
+def test_a_video_has_the_stated_frames_size_and_rate(network, tmp_path, name):
+    out = tmp_path / "new" / name
+    (line,) = run("video", "--network", network, "--seeds", "0-5", "--seconds", 1.5, "--fps", 10, "--grid", "3x2",
+                  "--scale", 2, "--part", "structure", "--out", out)  # fmt: skip
+    assert line == f"{out}: 15 frames, 1.5 seconds"
+    if name.endswith("mp4"):
+        av = pytest.importorskip("av")
+        with av.open(str(out)) as file:
+            stream = file.streams.video[0]
+            assert (stream.width, stream.height, stream.average_rate) == (96, 64, 10)
+            assert stream.codec_context.name == "h264" and len(list(file.decode(stream))) == 15
+        return
+    with Image.open(out) as walk:
+        assert walk.size == (96, 64) and walk.n_frames == 15
+        total = 0
+        for i in range(15):
+            walk.seek(i)
+            walk.load()
+            total += walk.info["duration"]
+    assert total == 1500
+
+
+def test_mixing_everything_is_the_column_and_a_part_is_not(network, tmp_path):
+    run("--seeds", "1,5", "--network", network, "--outdir", tmp_path)
+    (row, column) = (pixels(tmp_path / f"seed000{seed}.png") for seed in (1, 5))
+    sheets = {}
+    for part in ("all", "structure"):
+        columns = "5,5,5,5,5,5,5"  # wider than the words above, so that the last mix is in the corner
+        (path,) = run("mix", "--rows", 1, "--cols", columns, "--part", part, "--network", network, "--outdir", tmp_path)
+        sheets[part] = pixels(path)[-68:-4, -68:-4][::4, ::4]
+    assert np.abs(sheets["all"] - column).max() <= 1
+    assert min(np.abs(sheets["structure"] - other).max() for other in (row, column)) > 5
+
+
+def test_classes(network, tmp_path):
+    base = ["--network", network, "--grid", "6x1", "--outdir", tmp_path, "--seeds"]
+
+    def strip(*arguments):
+        return pixels(run(*base, *arguments)[0]).reshape(16, -1, 16, 3).transpose(1, 0, 2, 3)
+
+    own, each = strip("0-5"), strip("0-5", "--class", "0-2")
+    assert np.abs(own - each).max() <= 1  # a seed's own is its remainder
+    assert np.abs(strip("4", "--class", 1) - own[4:5]).max() <= 1
+    between = strip("4,4,4,4,4", "--class", "0,0+1,1,0:3+1,2:0.5")
+    zero, both, one, near, two = between
+    assert np.abs(both - zero).max() > 3 and np.abs(both - one).max() > 3
+    assert np.abs(near - zero).mean() < np.abs(near - one).mean()
+    assert np.abs(strip("4", "--class", "2") - two).max() <= 1
+
+
+def test_mistakes_are_one_line(network, tmp_path, capsys):
+    plain = snapshot(tmp_path / "plain.safetensors", c_dim=0)
+    modconv = snapshot(tmp_path / "modconv.safetensors", modulation="modconv")
+    (tmp_path / "x.npz").write_bytes(b"x")
+    at = ["--network", network, "--outdir", tmp_path / "out"]
+    for words, *arguments in (
+        ("no command 'mixx'", "mixx"),
+        ("Missing option '--cols'", "mix", "--rows", 1),
+        ("--part bias: this model predicts no bias", "mix", "--rows", 1, "--cols", 2, "--part", "bias", *at),
+        ("which predicts no spatial", "mix", "--rows", 1, "--cols", 2, "--part", "structure", "--network", modconv),
+        ("has the layers 0 to 5", "mix", "--rows", 1, "--cols", 2, "--layers", "0-9", *at),
+        ("is too large", "mix", "--rows", "0-999", "--cols", "0-999", *at),
+        ("--trunc has 7 numbers", "--seeds", 1, "--trunc", "1,1,1,1,1,1,1", *at),
+        ("'--trunc'", "--seeds", 1, "--trunc", "1,,1", *at),
+        ("--class 3: the model has the classes 0 to 2", "--seeds", 1, "--class", "0+3", *at),
+        ("'1:' is no class", "--seeds", 1, "--class", "1:", *at),
+        ("sum to 0", "--seeds", 1, "--class", "1:0", *at),
+        ("without classes", "--seeds", 1, "--class", 0, "--network", plain),
+        ("a walk needs two seeds", "video", "--seeds", 1, *at[:2]),
+        ("has more places than there are seeds", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
+        ("moving pictures are written as", "video", "--seeds", "0-3", "--out", "a.avi", *at[:2]),
+        ("at most 50 frames", "video", "--seeds", "0-3", "--out", "a.gif", "--fps", 60, *at[:2]),
+        ("are 1 frames", "video", "--seeds", "0-3", "--seconds", 0.1, "--fps", 10, *at[:2]),
+        ("name one seed", "kernels", *at),
+        ("takes two seeds, not 3", "kernels", "--compare", "1-3", *at),
+        ("is the last ToRGB", "kernels", "--seed", 1, "--layer", 5, *at),
+        ("holds no directions", "directions", "--edit", tmp_path / "x.npz", *at),
+        ("there is no", "directions", "--edit", tmp_path / "y.npz", *at),
+        ("leave them out", "directions", "--edit", tmp_path / "x.npz", "--count", 3, *at),
+        ("there are the directions 0 to 7", "directions", "--direction", 8, *at),
+    ):  # fmt: skip
+        assert words in mistake(*arguments, capsys=capsys), words
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_help_names_every_command():
+    help_text = CliRunner().invoke(generate.main, ["--help"]).output
+    for name in ("mix", "video", "kernels", "directions"):
+        assert re.search(rf"^  {name} ", help_text, re.MULTILINE)
+        own = CliRunner().invoke(generate.main, [name, "--help"]).output
+        assert f"python generate.py {name}" in own and "--network" in own
