@@ -1,7 +1,8 @@
-"""Pictures from seeds or from codes that were found, and what else can be done with codes. `python generate.py --seeds 0-99`, `generate.py mix …`"""
+"""Pictures from seeds or found codes, and mixes, walks, views. `python generate.py --seeds 0-99`"""
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +112,9 @@ def main(network, seeds, code_file, trunc, classes, noise_mode, outdir, grid_siz
         save_png(grid(collected(batches, len(names)), min(grid_size[0], len(names))), sheet)
         print(sheet)
         return
-    with png_writers() as save, tqdm(total=len(names), unit="pic", disable=not sys.stderr.isatty()) as bar:
+    # small pictures are written in less time than it takes to change between many threads
+    writers = 1 if model.G.config.resolution < 128 else min(os.cpu_count() or 1, 8)
+    with png_writers(writers) as save, tqdm(total=len(names), unit="pic", disable=not sys.stderr.isatty()) as bar:
         for start, images in zip(range(0, len(names), batch), batches, strict=True):
             for name, image in zip(names[start:], images, strict=False):
                 save(image, folder / f"{name}.png")

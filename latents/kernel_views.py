@@ -210,7 +210,7 @@ def kernel_views(
 
 def kernel_sheet(shown: KernelViews) -> Image.Image:
     """Everything on one picture: a row for each layer. Of two codes, how much they differ stands beside it."""
-    head = table([list(shown.pictures.values())], list(shown.pictures), [""])
+    head = table([list(shown.pictures.values())], list(shown.pictures), [""], gap=12)
     if len(shown.names) == 1:
         top = [view.name for view in shown.layers[0].views]
     else:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,39 +24,42 @@ class DiskFull(Failure):
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     """Gives a path beside `path` to write to, which takes the name `path` when everything in it is on the disk.
 
     A reader, or the next start after a crash, finds the old file or the new one and never half of one. On an
-    exception the old file stays.
+    exception the old file stays. Without `sync` the disk is not waited for, which takes milliseconds: for files that
+    can be made again, since a power cut may cost them.
     """
     path = Path(path)
-    end = f".{os.getpid()}.tmp"
+    end = f".{os.getpid()}-{threading.get_native_id()}.tmp"
     beside = path.with_name(f".{short_name(path.name, MAX_NAME - 1 - len(end))}{end}")
     try:
         yield beside
-        with open(beside, "rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(beside, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(beside, path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     finally:
         with suppress(FileNotFoundError):
             beside.unlink()
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike, sync: bool = True) -> Iterator[BinaryIO]:
     """Opens a binary file for writing that is whole or not there at all, as `atomic_path` says."""
-    with atomic_path(path) as beside, open(beside, "wb") as file:
+    with atomic_path(path, sync) as beside, open(beside, "wb") as file:
         yield file
 
 
-def write_file(path: str | os.PathLike, data: bytes | memoryview) -> None:
+def write_file(path: str | os.PathLike, data: bytes | memoryview, sync: bool = True) -> None:
     """Writes a file, and its folder if need be, as `atomic_write` does. Raises DiskFull."""
     path = Path(path)
     with _told_when_full(path, len(data)):
         path.parent.mkdir(exist_ok=True)
-        with atomic_write(path) as file:
+        with atomic_write(path, sync) as file:
             file.write(data)
 
 

@@ -35,17 +35,20 @@ def grid(images: Tensor, columns: int) -> Tensor:
     return filled.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
 
 
-def save_png(image: Tensor, path: str | os.PathLike) -> None:
-    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG that is whole or not there. Raises DiskFull."""
+def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
+    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG that is whole or not there; `sync` as in `write_file`.
+
+    Raises DiskFull.
+    """
     array = image.permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
-    write_file(path, buffer.getbuffer())
+    write_file(path, buffer.getbuffer(), sync)
 
 
 @contextmanager
-def png_writers(threads: int = 2, waiting: int = 256) -> Iterator[Callable[[Tensor, str | os.PathLike], None]]:
-    """Gives a `save_png` that returns at once: threads encode and write meanwhile.
+def png_writers(threads: int = 1, waiting: int = 256) -> Iterator[Callable[[Tensor, str | os.PathLike], None]]:
+    """Gives a `save_png` that returns at once: threads encode and write meanwhile, without `sync`.
 
     At most so many pictures are `waiting`, so that memory does not grow; at the end of the block all are written. An
     error comes from a later call, or at the end.
@@ -56,7 +59,7 @@ def png_writers(threads: int = 2, waiting: int = 256) -> Iterator[Callable[[Tens
         def save(image: Tensor, path: str | os.PathLike) -> None:
             while futures and (futures[0].done() or len(futures) >= waiting):
                 futures.popleft().result()
-            futures.append(pool.submit(save_png, image, path))
+            futures.append(pool.submit(save_png, image, path, sync=False))
 
         try:
             yield save
