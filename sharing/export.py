@@ -78,6 +78,7 @@ def write_onnx(path: Path, graph: Graph, about: Mapping[str, Any], batch: int | 
     """Writes one ONNX file with its description under "adaconv" in the metadata. Raises UserError, DiskFull."""
     try:
         import onnx_ir
+        import onnx_ir.passes.common
         import onnxscript  # noqa: F401 (the exporter needs it)
     except ImportError as error:
         raise UserError(
@@ -93,6 +94,7 @@ def write_onnx(path: Path, graph: Graph, about: Mapping[str, Any], batch: int | 
             opset_version=OPSET,
             verbose=False,
         ).model
+    onnx_ir.passes.common.RemoveUnusedNodesPass()(model)  # constants that optimizing left over
     for value, port in zip(
         (*model.graph.inputs, *model.graph.outputs), (*graph.inputs.values(), *graph.outputs.values()), strict=True
     ):
@@ -110,13 +112,15 @@ def write_program(path: Path, graph: Graph, about: Mapping[str, Any], batch: int
     write_file(path, buffer.getbuffer())
 
 
-def onnx_runner(path: Path) -> Run | None:
-    """Runs an ONNX file on the CPU; None without onnxruntime."""
+def onnx_runner(path: Path, threads: int = 0) -> Run | None:
+    """Runs an ONNX file on the CPU, with as many threads as there are cores, or so many; None without onnxruntime."""
     try:
         import onnxruntime
     except ImportError:
         return None
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_inputs()]
 
     def run(inputs: Sequence[Tensor]) -> list[Tensor]:
