@@ -10,7 +10,6 @@ the figures are medians, to be read as ratios.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import statistics
@@ -89,13 +88,13 @@ def exported(function: Callable[[Tensor, Tensor], Tensor], inputs: tuple[Tensor,
 
     batch = graphs.OPEN["batch"]
     example = tuple(t[:1].expand(3, *t.shape[1:]).contiguous() for t in inputs)
+    torch.compiler.reset()
     program = torch.export.export(Op(function), example, dynamic_shapes=({0: batch}, {0: batch}))
-    buffer = io.BytesIO()
     with quiet():
-        torch.onnx.export(program, buffer, opset_version=OPSET, verbose=False, external_data=False)
+        model = torch.onnx.export(program, opset_version=OPSET, verbose=False).model_proto
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), inputs, strict=True)}
     return lambda: session.run(None, feed)
 

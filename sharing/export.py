@@ -61,6 +61,7 @@ def check_half(module: nn.Module) -> None:
 
 def trace(graph: Graph, batch: int | None = None) -> ExportedProgram:
     """The graph for any number of samples; with `batch` for that many, and then without a loop over them."""
+    torch.compiler.reset()  # loops traced before, in other graphs, would become conditions on the sizes of this one
     example = graph.example(batch or 3, *SIDES[0])
     with torch.no_grad():
         return torch.export.export(graph.module, example, dynamic_shapes=(graph.open_sizes(batch),))

@@ -91,7 +91,9 @@ class ContentGraph(nn.Module):
         height, width = content.shape[2:]
         features = self.model.encode(reflected(content))
         picture = self.model.decoder(features, from_tensors(dict(zip(self.names, kernels, strict=True))))
-        return picture[:, :, :height, :width]
+        for dim, size in ((2, height), (3, width)):  # no slice, of which the tracer cannot prove that it lies within
+            picture = picture.index_select(dim, torch.arange(size, device=picture.device))
+        return picture
 
 
 def reflected(pictures: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,15 +31,15 @@ def export(*arguments: object):
     return CliRunner().invoke(main, [*map(str, arguments)])
 
 
-def test_onnx_as_typed(snapshot, tmp_path):
+@pytest.mark.parametrize("kind, name", [("onnx", "generator.onnx"), ("torch.export", "generator.pt2")])
+def test_a_graph_as_typed(snapshot, tmp_path, capfd, kind, name):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    command = [sys.executable, ROOT / "export.py", "--network", snapshot, "--outdir", tmp_path / "out"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(tmp_path / "out" / "generator.onnx")]
-    assert float(re.search(r"largest difference to PyTorch: (\S+)", done.stderr)[1]) < 1e-4
-    assert not [line for line in done.stderr.splitlines() if "arning" in line or "[W:" in line]
+    result = export("--network", snapshot, "--outdir", tmp_path / "out", "--format", kind, "--precision", "fp16")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines() == [str(tmp_path / "out" / name)]
+    assert float(re.search(r"largest difference to PyTorch: (\S+)", result.stderr)[1]) < 1e-4
+    assert "arning" not in result.stderr and capfd.readouterr().err == ""  # nor of onnxruntime's
 
 
 def test_snapshots_in_half_precision(snapshot, tmp_path, stylizer):

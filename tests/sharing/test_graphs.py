@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from dataclasses import asdict
@@ -19,7 +20,6 @@ from sharing.export import (
     largest_difference,
     onnx_runner,
     program_runner,
-    trace,
     write_onnx,
     write_program,
 )
@@ -29,7 +29,12 @@ from torch_utils.ops.adaconv import adaconv, adaconv_reference
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-MODULATIONS = [("adaconv", "demod"), ("adaconv", "instance"), ("modconv", "demod"), ("adain", "instance")]
+MODULATIONS = [
+    ("adaconv", "demod"),
+    ("adaconv", "instance"),
+    ("modconv", "demod"),
+    pytest.param("adain", "instance", marks=pytest.mark.slow),
+]
 
 
 def tiny_generator(modulation: str = "adaconv", norm: str = "demod", **options) -> Generator:
@@ -117,9 +122,13 @@ def test_a_wrong_file_is_noticed(tmp_path):
 
 
 def test_a_generator_as_a_program_is_the_generator(tmp_path):
+    """Without the kernels of this project, which outside go on as before."""
     G = tiny_generator()
     (graph,) = graphs.of_generator(G)
+    z, c = inputs_of(G, 2)
+    before = G(z, c, noise="const")
     write_program(tmp_path / "a.pt2", graph, {"config": asdict(G.config)})
+    assert torch.equal(G(z, c, noise="const"), before)
     extra = {META: ""}
     program = torch.export.load(tmp_path / "a.pt2", extra_files=extra)
     assert json.loads(extra[META])["config"] == asdict(G.config)
@@ -130,9 +139,13 @@ def test_a_generator_as_a_program_is_the_generator(tmp_path):
         torch.testing.assert_close(run((z, c, torch.tensor(psi)))[0], G(z, c, psi, "const"), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("modulation", ["adaconv", "adain"])
+@pytest.mark.parametrize("modulation", ["adaconv", pytest.param("adain", marks=pytest.mark.slow)])
 def test_a_stylizer_in_onnx_is_the_stylizer(tmp_path, stylizer, stylizer_adain, modulation):
-    """Two files: styles to kernels, and contents of any size with kernels to pictures."""
+    """Two files: styles to kernels, and contents of any size with kernels to pictures.
+
+    Compared in float64: normalizing what hardly varies makes float32's rounding larger, in PyTorch as well.
+    """
+    torch.manual_seed(0)
     model = stylizer if modulation == "adaconv" else stylizer_adain
     runs = {}
     for graph in graphs.of_stylizer(model):
@@ -140,15 +153,15 @@ def test_a_stylizer_in_onnx_is_the_stylizer(tmp_path, stylizer, stylizer_adain, 
         write_onnx(path, graph, {})
         assert {domain for domain, _ in operators(onnx.load(path).graph)} == {""}
         runs[graph.name] = onnx_runner(path)
-    size = model.config.style_size
+    size, exact = model.config.style_size, copy.deepcopy(model).double()
     for n, height, width in ((1, 64, 64), (2, 9, 30), (3, 47, 16)):
         style, content = torch.rand(n, 3, size, size) * 2 - 1, torch.rand(n, 3, height, width) * 2 - 1
-        expected = model.kernels(style)
+        expected = exact.kernels(style.double())
         kernels = runs["style"]([style])
         for got, tensor in zip(kernels, to_tensors(expected).values(), strict=True):
-            torch.testing.assert_close(got, tensor, rtol=0, atol=1e-4)
+            torch.testing.assert_close(got.double(), tensor, rtol=0, atol=1e-4)
         (images,) = runs["content"]([content, *kernels])
-        torch.testing.assert_close(images, model(content, expected), rtol=0, atol=1e-4)
+        torch.testing.assert_close(images.double(), exact(content.double(), expected), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(16, 24), (9, 9), (33, 63)])
@@ -168,21 +181,12 @@ def test_the_op_in_a_graph_of_any_batch(padding_mode, group, size):
 
     torch.manual_seed(0)
     x, kernel, bias = torch.randn(3, 8, 6, 7), torch.randn(3, 8, group, size, size), torch.randn(3, 8)
+    torch.compiler.reset()
     batch = graphs.OPEN["batch"]
     exported = torch.export.export(Op(), (x, kernel, bias), dynamic_shapes=(({0: batch},) * 3,)).module()
     for n in (1, 3, 4):
         inputs = torch.randn(n, 8, 6, 7), torch.randn(n, 8, group, size, size), torch.randn(n, 8)
         torch.testing.assert_close(exported(*inputs), adaconv_reference(*inputs, padding_mode))
-
-
-def test_tracing_leaves_the_ops_as_they_are():
-    """What is traced are the references; outside, the kernels go on."""
-    G = tiny_generator()
-    z, c = inputs_of(G, 2)
-    before = G(z, c, noise="const")
-    program = trace(graphs.of_generator(G)[0])
-    assert not any("adaconv" in str(node.target) for node in program.graph.nodes if node.op == "call_function")
-    assert torch.equal(G(z, c, noise="const"), before)
 
 
 def test_without_the_exporter(tmp_path, monkeypatch):
