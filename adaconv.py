@@ -161,9 +161,13 @@ class Generator(Pretrained, networks.generator.Generator):
         return latents(seeds, self.config.z_dim).to(self.w_avg.device)
 
     def forward(
-        self, z: Tensor, c: Tensor | Sequence[int] | int | None = None, psi: float = 1.0, noise: Noise = "const"
+        self,
+        z: Tensor,
+        c: Tensor | Sequence[int] | int | None = None,
+        psi: float | Tensor = 1.0,
+        noise: Noise = "const",
     ) -> Tensor:
-        """c: class numbers [N], one for all, or c [N, c_dim] of floats, also between classes; psi: truncation.
+        """c: class numbers [N], one for all, or c [N, c_dim] of floats, also between classes; psi: truncation, one or [num_ws].
 
         Raises:
             ValueError: where there are classes and c is none of them.

@@ -63,8 +63,7 @@ class GeneratorGraph(nn.Module):
         config = self.G.config
         z = rest.pop(0) if config.z_dim else None
         c = rest.pop(0) if config.c_dim else None
-        w = self.G.w_avg.lerp(self.G.mapping(z, c), psi)
-        return self.G.synthesis(w[:, None].expand(-1, config.num_ws, -1), "const")
+        return self.G(z, c, psi, "const")
 
 
 class StyleGraph(nn.Module):
