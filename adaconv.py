@@ -167,7 +167,9 @@ class Generator(Pretrained, networks.generator.Generator):
         psi: float | Tensor = 1.0,
         noise: Noise = "const",
     ) -> Tensor:
-        """c: class numbers [N], one for all, or c [N, c_dim] of floats, also between classes; psi: truncation, one or [num_ws].
+        """c: class numbers [N], one for all, or c [N, c_dim] of floats, also between classes.
+
+        psi: truncation, one for all layers or [num_ws].
 
         Raises:
             ValueError: where there are classes and c is none of them.
