@@ -70,7 +70,7 @@ def fold_instance_norm(
     """
     c, group = kernel.shape[1:3]
     mean, var = moments(x) if statistics is None else statistics
-    n = len(mean)
+    n = mean.shape[0]
     # μ and rstd of the inputs i of each output's group: [N, G, 1, C/G], beside the kernel [N, G, C/G, C/G, k·k]
     mean, var = mean.to(kernel.dtype), var.to(kernel.dtype)  # of half precision pictures, in the kernel's float32
     mean, rstd = (t.view(n, c // group, 1, group) for t in (mean, (var + eps).rsqrt()))
@@ -192,6 +192,7 @@ class AdaConv2d(nn.Module):
         kernel, bias = kernels.composed, kernels.bias
         if self.norm == "instance":
             kernel, bias = fold_instance_norm(x, kernel, bias, statistics=statistics)
-        elif len(kernel) == 1:
-            kernel, bias = kernel.expand(len(x), -1, -1, -1, -1), None if bias is None else bias.expand(len(x), -1)
+        elif kernel.shape[0] == 1:
+            n = x.shape[0]
+            kernel, bias = kernel.expand(n, -1, -1, -1, -1), None if bias is None else bias.expand(n, -1)
         return adaconv(x, kernel.to(x.dtype), None if bias is None else bias.to(x.dtype), self.padding_mode)

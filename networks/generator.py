@@ -288,7 +288,7 @@ class SynthesisNetwork(nn.Module):
 
     def forward(self, ws: Tensor, noise: Noise = "random", kernels: Sequence[AdaConvKernels] | None = None) -> Tensor:
         """ws [N, num_ws, w_dim] → picture. `kernels` go in place of what ws predict for each layer; ToRGB keeps ws."""
-        n, layers = len(ws), self._checked(ws)
+        n, layers = ws.shape[0], self._checked(ws)
         if kernels is not None and len(kernels) != len(layers):
             raise ValueError(f"kernels: expected those of each of {len(layers)} layers, got {len(kernels)}")
         x, img = self.const.expand(n, -1, -1, -1), None

@@ -178,8 +178,9 @@ class StyleDecoder(nn.Module):
 
     def forward(self, features: Tensor, kernels: Sequence[AdaConvKernels]) -> Tensor:
         x = features
-        if any(len(k.depthwise) not in (1, len(x)) for k in kernels):
-            raise ValueError(f"kernels: expected those of one style or of {len(x)}, got {len(kernels[0].depthwise)}")
+        n = x.shape[0]
+        if any(k.depthwise.shape[0] not in (1, n) for k in kernels):
+            raise ValueError(f"kernels: expected those of one style or of {n}, got {len(kernels[0].depthwise)}")
         for i, k in enumerate(self.each(kernels)):
             x = self.stage(i, x, k)
         return x

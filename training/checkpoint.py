@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ STYLIZER = "adaconv-stylizer"
 TRAINED_BY = {GENERATOR: ("train.py", "--network"), STYLIZER: ("train_stylizer.py", "--model")}
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # models that come with the project
 SHIPPED = {GENERATOR: "faces32.safetensors", STYLIZER: "stylizer-small.safetensors"}
+WEIGHTS = "model.safetensors"  # what the file is called in a folder of its own, as on the Hub
 VERSION = 1
 
 
@@ -123,20 +125,22 @@ def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]
     save_model(path, GENERATOR, G, asdict(G.config), info)
 
 
-def load_generator(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[Generator, dict[str, Any]]:
+def load_generator(
+    path: str | os.PathLike, device: torch.device | str = "cpu", cls: type[Generator] = Generator
+) -> tuple[Generator, dict[str, Any]]:
     """The generator of a snapshot, in eval mode, with the snapshot's info. Raises UserError as `load_model` does."""
-    G, info = load_model(path, GENERATOR, _build_generator)
+    G, info = load_model(path, GENERATOR, partial(_build_generator, cls))
     return G.to(device), info
 
 
-def _build_generator(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generator:
+def _build_generator(cls: type[Generator], values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generator:
     config = GeneratorConfig(**values)
     check_types(config, clamp=(float, int, type(None)))
     if config.img_channels not in CHANNELS.values() or config.resolution not in RESOLUTIONS:
         raise ValueError(f"pictures of {config.resolution}² with {config.img_channels} channels")
     if config.z_dim + config.c_dim < 1 or config.map_depth > len(tensors):  # every layer has tensors
         raise ValueError(f"{config.map_depth} layers for {config.z_dim} numbers and {config.c_dim} classes")
-    return Generator(config)
+    return cls(config)
 
 
 def save_stylizer(path: str | os.PathLike, model: Stylizer, info: Mapping[str, Any], half: bool = False) -> None:
@@ -144,22 +148,26 @@ def save_stylizer(path: str | os.PathLike, model: Stylizer, info: Mapping[str, A
     save_model(path, STYLIZER, model, asdict(model.config), info, half)
 
 
-def load_stylizer(path: str | os.PathLike, device: torch.device | str = "cpu") -> tuple[Stylizer, dict[str, Any]]:
+def load_stylizer(
+    path: str | os.PathLike, device: torch.device | str = "cpu", cls: type[Stylizer] = Stylizer
+) -> tuple[Stylizer, dict[str, Any]]:
     """The stylizer of a snapshot, in eval mode, with the snapshot's info. Raises UserError as `load_model` does."""
-    model, info = load_model(path, STYLIZER, _build_stylizer)
+    model, info = load_model(path, STYLIZER, partial(_build_stylizer, cls))
     return model.to(device), info
 
 
-def _build_stylizer(values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Stylizer:
+def _build_stylizer(cls: type[Stylizer], values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Stylizer:
     config = StylizerConfig(**values)
     check_types(config)
     if config.style_size > 4096 or config.kernel_size > 31:  # the decoder's work grows with them, not its file
         raise ValueError(f"style_size {config.style_size}, kernel_size {config.kernel_size}")
-    return Stylizer(config)
+    return cls(config)
 
 
 def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR) -> Path:
     """The snapshot that `path` means: the file itself, or the newest one of that kind in a run or a folder of runs.
+
+    Or the one of a folder that `save_pretrained` wrote (adaconv.py).
 
     With None the newest one under `runs`, or else the one that comes with the project. Raises UserError.
     """
@@ -178,7 +186,8 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR) -> Path
 
 
 def _newest(path: Path, kind: str) -> Path | None:
-    found = [p for pattern in ("snapshot-*.safetensors", "*/snapshot-*.safetensors") for p in path.glob(pattern)]
+    patterns = ("snapshot-*.safetensors", "*/snapshot-*.safetensors", WEIGHTS)
+    found = [p for pattern in patterns for p in path.glob(pattern)]
     newest_first = sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.stem), reverse=True)
     return next((snapshot for snapshot in newest_first if _may_be(snapshot, kind)), None)
 

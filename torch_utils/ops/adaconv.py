@@ -55,10 +55,13 @@ def adaconv_reference(
     size = kernel.shape[-1]
     if kernel.shape[2:] == (1, 1, 1) or x.numel() == 0:
         y = x * kernel[:, :, 0, :1, :1]  # one number a channel: AdaIN's scale, StyleGAN2's modulation
-    elif padding_mode == "reflect" and size > 1:
-        y = _Forward.apply(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, 0)
     else:
-        y = _Forward.apply(x, kernel, size // 2)
+        open_batch = torch.compiler.is_exporting() and not isinstance(x.shape[0], int)
+        convolve = _one_by_one if open_batch else _Forward.apply
+        if padding_mode == "reflect" and size > 1:
+            y = convolve(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, 0)
+        else:
+            y = convolve(x, kernel, size // 2)
     return y if bias is None else y + bias[:, :, None, None]
 
 
@@ -114,6 +117,22 @@ def _one_sample(x: Tensor) -> Tensor:
 def _groups(kernel: Tensor) -> int:
     n, c, group = kernel.shape[:3]
     return n * c // group
+
+
+def _one_by_one(x: Tensor, kernel: Tensor, p: int) -> Tensor:
+    """y = x ⋆ K in an exported graph whose N is open. So would be the number of groups, which is part of an operator.
+
+    Therefore a loop over the samples with G groups each: ONNX's Scan. It takes less time there than a matrix product
+    for each group, as the groups are small (benchmarks/bench_export.py).
+    """
+    from torch._higher_order_ops.scan import scan  # no public name yet, and needed here only
+
+    def one(nothing: Tensor, sample: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, kernel = sample
+        groups = kernel.shape[0] // kernel.shape[1]
+        return nothing.clone(), F.conv2d(x[None], kernel, padding=p, groups=groups)[0]
+
+    return scan(one, x.new_zeros([]), (x, kernel))[1]
 
 
 class _Forward(Function):

@@ -243,9 +243,13 @@ _loaded: dict[str, bool] = {}
 def available(device: str) -> bool:
     """Whether the kernels for a device are loaded; builds and loads them when first asked.
 
+    Never while a graph is exported: it is to run where there is nothing of this project.
+
     Raises:
         UserError: under ADACONV_OPS=native, where they cannot be had.
     """
+    if torch.compiler.is_exporting():
+        return False
     if device not in _loaded:
         _loaded[device] = _load(device)
     return _loaded[device]

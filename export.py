@@ -1,0 +1,119 @@
+"""A trained model as a file for other programs. `python export.py --network runs/00003-ffhq-adaconv-auto8`"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from networks.generator import Generator
+from networks.stylizer import Stylizer
+from sharing import graphs
+from sharing.export import (
+    check_half,
+    in_half,
+    largest_difference,
+    onnx_runner,
+    program_runner,
+    write_onnx,
+    write_program,
+)
+from torch_utils import cli
+from training.checkpoint import GENERATOR, STYLIZER, find_snapshot, load_generator, load_stylizer, save_model
+
+TOLERANCE = 1e-3  # of a file's results and PyTorch's: rounding gives 1e-6 to 1e-4
+
+EXAMPLE = """\
+python export.py --network runs/00003-ffhq-adaconv-auto8 --format onnx
+python export.py --model stylizer.safetensors --format onnx --precision fp16 --outdir web
+python export.py --network runs --format safetensors --precision fp16
+"""
+
+
+@click.command(cls=cli.Command, example=EXAMPLE)
+@cli.option(
+    "Model",
+    "--network",
+    metavar="PATH",
+    help="A generator: a snapshot, a run, or a folder of runs.  [default: the newest under runs, else the shipped one]",
+)
+@cli.option("Model", "--model", metavar="PATH", help="A stylizer in place of a generator; likewise.")
+@cli.option(
+    "Output",
+    "--format",
+    "kind",
+    type=click.Choice(["onnx", "torch.export", "safetensors"]),
+    default="onnx",
+    help="onnx: for ONNX Runtime and others; torch.export: for PyTorch without this code; "
+    "safetensors: a snapshot, for generate.py and stylize.py.",
+)
+@cli.option(
+    "Output",
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    help="Of the weights in the file; fp16 is half as large. Computed with is float32.",
+)
+@cli.option(
+    "Output",
+    "--batch",
+    type=click.IntRange(1, 2**16),
+    help="Fixes the number of samples, for programs that know no loops.  [default: any number]",
+)
+@cli.option("Output", "--outdir", default="out", help="Where the files go.")
+def main(network: str | None, model: str | None, kind: str, precision: str, batch: int | None, outdir: str) -> None:
+    """Export a generator or a stylizer: generator.onnx, or style.onnx and content.onnx.
+
+    What goes in and comes out is said in the file. A generator takes z, with classes c, and the truncation psi, and
+    gives pictures of -1 to 1 with the fixed noise. A stylizer is two files: style gives the kernels of style pictures,
+    which content applies to pictures of any size. Each is run and compared with PyTorch when it is written.
+    """
+    if network and model:
+        raise click.UsageError("--network and --model: name one, a generator or a stylizer")
+    if kind == "safetensors" and batch:
+        raise click.UsageError("--batch: a snapshot takes any number of pictures; leave it out")
+    what = STYLIZER if model else GENERATOR
+    path = find_snapshot(model or network, what)
+    module, info = (load_stylizer if model else load_generator)(path)
+    folder = cli.writable_folder(outdir)
+    print(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
+    about = {"format": what, "config": asdict(module.config), "info": info}
+    if kind == "safetensors":
+        if precision == "fp16":
+            check_half(module)
+        target = folder / f"{what.removeprefix('adaconv-')}.safetensors"
+        save_model(target, what, module, about["config"], info, half=precision == "fp16")
+        print(target)
+        return
+    export(module, about, folder, kind, precision, batch)
+
+
+def export(
+    module: Generator | Stylizer, about: dict[str, Any], folder: Path, kind: str, precision: str, batch: int | None
+) -> None:
+    """Writes each graph of a model, and says how far its results are from PyTorch's."""
+    for graph in graphs.of_generator(module) if isinstance(module, Generator) else graphs.of_stylizer(module):
+        if precision == "fp16":
+            graph = in_half(graph)
+        if kind == "onnx":
+            target, write, runner = folder / f"{graph.name}.onnx", write_onnx, onnx_runner
+        else:
+            target, write, runner = folder / f"{graph.name}.pt2", write_program, program_runner
+        print(f"tracing {graph.name} ...", file=sys.stderr)
+        write(target, graph, about, batch)
+        print(target)
+        run = runner(target)
+        if run is None:
+            print("note: not compared with PyTorch, for which: pip install onnxruntime", file=sys.stderr)
+            continue
+        difference = largest_difference(run, graph, batch)
+        if not difference <= TOLERANCE:
+            raise cli.Failure(f"{target} gives other results than PyTorch: they differ by {difference:.2g}")
+        print(f"largest difference to PyTorch: {difference:.1e}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

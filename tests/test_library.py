@@ -1,0 +1,213 @@
+"""adaconv.py: models from files, runs and a Hub that is played by a folder, and README's example."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import adaconv
+from networks.generator import Generator as Network
+from networks.generator import GeneratorConfig
+from torch_utils.cli import UserError
+from training.checkpoint import load_generator, save_snapshot, save_stylizer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run with two snapshots of a model with classes, its configuration and its metrics."""
+    folder = tmp_path_factory.mktemp("demo") / "runs" / "00000-faces-adaconv-demo"
+    folder.mkdir(parents=True)
+    for kimg in (1, 2):
+        torch.manual_seed(kimg)
+        G = Network(GeneratorConfig(16, cbase=128, cmax=8, map_depth=2, z_dim=8, w_dim=8, style_channels=4, c_dim=3))
+        G.w_avg.normal_()
+        save_snapshot(folder / f"snapshot-00000{kimg}.safetensors", G, {"kimg": kimg, "data": "faces16"})
+    config = {"batch": 16, "gamma": 1.0, "data": "/home/someone/faces16.zip", "about": {"commit": "abc123"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    lines = [{"kimg": kimg, "swd2k": 50.0 / kimg, "pictures": {"swd2k": 500}} for kimg in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def generate(*arguments: object) -> None:
+    with mock.patch.object(sys, "argv", ["generate.py", *map(str, arguments)]), pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / "generate.py"), run_name="__main__")
+    assert stopped.value.code == 0
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_the_example_of_the_readme(run, tmp_path, monkeypatch):
+    """The very lines, beside generate.py on the same seeds."""
+    (example,) = re.findall(r"```python\n(from adaconv .*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(example.strip().splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    G = Network(GeneratorConfig(16, cbase=128, cmax=8, map_depth=2, z_dim=8, w_dim=8, style_channels=4))
+    G.w_avg.normal_()
+    Path("demo/runs/00000-a").mkdir(parents=True)
+    save_snapshot("demo/runs/00000-a/snapshot-000024.safetensors", G, {"kimg": 24})
+    exec(compile(example, "README.md", "exec"), {})
+    generate("--network", "demo/runs", "--seeds", "0-2", "--trunc", 0.7)
+    made = sorted(path.name for path in tmp_path.glob("seed*.png"))
+    assert made
+    for name in made:
+        assert np.array_equal(pixels(tmp_path / name), pixels(tmp_path / "out" / name))
+
+
+def test_the_same_pictures_as_generate(run, tmp_path):
+    G = adaconv.Generator.from_pretrained(run.parent)
+    assert G.info["kimg"] == 2 and not G.training
+    for noise in ("const", "none"):
+        generate("--network", run, "--seeds", "3-6", "--class", 2, "--noise-mode", noise, "--outdir", tmp_path / noise)
+        images = adaconv.to_uint8(G(G.latents(range(3, 7)), 2, noise=noise))
+        for seed, image in zip(range(3, 7), images, strict=True):
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels(tmp_path / noise / f"seed000{seed}.png"))
+
+
+def test_classes_by_number_and_between(run):
+    G = adaconv.Generator.from_pretrained(run)
+    z = G.latents([0, 1])
+    assert torch.equal(G(z, [0, 2]), G(z, torch.tensor([[1.0, 0, 0], [0, 0, 1]])))
+    assert torch.equal(G(z, 1), G(z, torch.tensor([1, 1])))
+    for c in (None, 3, -1, [0, 1, 2], torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match="a class from 0 to 2"):
+            G(z, c)
+
+
+def test_saved_and_loaded(run, tmp_path, stylizer):
+    G = adaconv.Generator.from_pretrained(run / "snapshot-000001.safetensors")
+    G.save_pretrained(tmp_path / "a")
+    names = {path.name for path in (tmp_path / "a").iterdir()}
+    assert names == {"model.safetensors", "README.md", "config.json", "samples.png"}
+    again = adaconv.Generator.from_pretrained(tmp_path / "a")
+    assert again.info == G.info and again.info["metrics"] == {"swd2k": 50.0}
+    z = G.latents([0, 1])
+    assert torch.equal(again(z, 0), G(z, 0))
+    assert load_generator(tmp_path / "a" / "model.safetensors")[1]["kimg"] == 1
+    generate("--network", tmp_path / "a", "--seeds", "0", "--outdir", tmp_path / "out")
+    sample, alone = pixels(tmp_path / "a" / "samples.png")[:16, :16], pixels(tmp_path / "out" / "seed0000.png")
+    assert np.abs(sample.astype(int) - alone).max() <= 1
+
+    save_stylizer(tmp_path / "b.safetensors", stylizer, {"kimg": 3})
+    model = adaconv.Stylizer.from_pretrained(tmp_path / "b.safetensors")
+    model.save_pretrained(tmp_path / "b")
+    again = adaconv.Stylizer.from_pretrained(tmp_path / "b")
+    content, style = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    assert torch.equal(again(content, again.kernels(style)), stylizer(content, stylizer.kernels(style)))
+    assert "from adaconv import Stylizer" in (tmp_path / "b" / "README.md").read_text()
+    with pytest.raises(UserError, match="no snapshot of a generator"):
+        adaconv.Generator.from_pretrained(tmp_path / "b")
+
+
+def test_the_card_says_what_the_run_was(run, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    adaconv.Generator.from_pretrained(run).save_pretrained(tmp_path, model_card_kwargs={"license": "cc-by-4.0"})
+    card = hub.ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "cc-by-4.0" and card.data.library_name == "adaconv"
+    for row in (
+        "pictures shown | 2,000",
+        "data | faces16",
+        "swd2k | 25",
+        "batch | 16",
+        "commit | abc123",
+        "cbase | 128",
+    ):
+        assert f"| {row} |" in card.text
+    assert "/home/someone" not in card.text + (tmp_path / "config.json").read_text()
+    assert "c=0, psi=0.7" in card.text
+
+
+class FakeHub:
+    """Repositories in a folder, behind the two seams of huggingface_hub's mixin."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.asked = folder, []
+
+    def __call__(self, token=None) -> FakeHub:
+        return self
+
+    def create_repo(self, repo_id, private, exist_ok) -> mock.Mock:
+        return mock.Mock(repo_id=repo_id)
+
+    def upload_folder(self, *, repo_id, folder_path, **_) -> str:
+        shutil.copytree(folder_path, self.folder / repo_id)
+        return f"commit of {repo_id}"
+
+    def hf_hub_download(self, *, repo_id, filename, **options) -> str:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        self.asked.append((repo_id, filename, options["revision"]))
+        path = self.folder / repo_id / filename
+        if not path.exists():
+            raise LocalEntryNotFoundError("cannot be found")
+        return str(path)
+
+
+def test_to_the_hub_and_back(run, tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    fake = FakeHub(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", fake)
+    monkeypatch.setattr(hub, "hf_hub_download", fake.hf_hub_download)
+    G = adaconv.Generator.from_pretrained(run)
+    assert G.push_to_hub("someone/faces", model_card_kwargs={"license": "mit"}) == "commit of someone/faces"
+    card = (tmp_path / "someone" / "faces" / "README.md").read_text()
+    assert 'from_pretrained("someone/faces")' in card and "license: mit" in card
+    again = adaconv.Generator.from_pretrained("someone/faces", revision="v1")
+    assert torch.equal(again(G.latents([5]), 1), G(G.latents([5]), 1)) and again.info == G.info
+    assert fake.asked == [("someone/faces", "model.safetensors", "v1")]
+    with pytest.raises(UserError, match=r"the Hub gives no model\.safetensors of it: cannot be found"):
+        adaconv.Generator.from_pretrained("someone/else")
+    (tmp_path / "someone" / "faces" / "model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="cannot be read as a generator"):
+        adaconv.Generator.from_pretrained("someone/faces")
+    with pytest.raises(UserError, match="cannot be read as a stylizer"):
+        adaconv.Stylizer.from_pretrained("someone/faces")
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "/absent", "../absent", "runs/snapshot-000001.safetensors", "a/b?", ""])
+def test_what_is_neither_a_path_nor_a_repository(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"does not exist|no snapshot"):
+        adaconv.Generator.from_pretrained(name)
+
+
+WITHOUT_HUB = """
+import sys
+sys.modules["huggingface_hub"] = None
+from adaconv import Generator, UserError
+G = Generator.from_pretrained(sys.argv[1])
+G.save_pretrained("saved")
+assert Generator.from_pretrained("saved").info == G.info
+for attempt in (lambda: Generator.from_pretrained("someone/faces"), lambda: G.push_to_hub("someone/faces")):
+    try:
+        attempt()
+    except UserError as error:
+        print(error.message)
+"""
+
+
+def test_without_huggingface_hub(run, tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", WITHOUT_HUB, str(run)]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all("pip install huggingface_hub" in line for line in lines)
+    assert {p.name for p in (tmp_path / "saved").iterdir()} == {"model.safetensors", "README.md", "samples.png"}
