@@ -7,7 +7,9 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -159,11 +161,27 @@ def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
     return path
 
 
+class _BrokenPipe(Exception):
+    """A BrokenPipeError, its cause, that click does not see."""
+
+
+def _past_click(function: Callable) -> Callable:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BrokenPipeError as error:
+            raise _BrokenPipe from error
+
+    return call
+
+
 def run(command: click.Command) -> None:
     """Runs a command as a script: exit code 0 when done, 2 with one line on stderr for a user's mistake.
 
     A Failure gets its line with exit code 1. Everything else is a bug and keeps its traceback (exit code 1).
     """
+    # click would turn a broken pipe into an exit, of which its versions differ in whether the pipe can be told
+    command.make_context, command.invoke = _past_click(command.make_context), _past_click(command.invoke)
     try:
         code = command.main(standalone_mode=False)
         sys.stdout.flush()
@@ -177,10 +195,8 @@ def run(command: click.Command) -> None:
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)
-    except (BrokenPipeError, SystemExit) as error:
-        broken = error if isinstance(error, BrokenPipeError) else error.__context__  # click makes an exit of it
-        if not isinstance(broken, BrokenPipeError):
-            raise
+    except (BrokenPipeError, _BrokenPipe) as error:
+        broken = error.__cause__ or error
         try:
             print(file=sys.__stdout__, flush=True)  # asks whether it is stdout that is broken
         except BrokenPipeError:  # the reader of stdout went away, as `| head` does
