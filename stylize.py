@@ -164,7 +164,9 @@ def main(
     snapshot = find_snapshot(model_path, STYLIZER)
     outs = [job.out for job in jobs] + [Path(name) for name in [save_style] if name]
     check_kept(outs, [snapshot, *files, *(Path(name) for name in (content, mask) if name)])
-    todo = [job for job in jobs if folder is None or overwrite or not os.path.exists(job.out)]
+    # what the user named a folder for is gone on with; what lies in the default one may be of other contents or options
+    anew = folder is None or out is None or overwrite
+    todo = [job for job in jobs if anew or not os.path.exists(job.out)]
     if not todo and save_style is None:
         return report(todo, folder)
     region = read_inputs(jobs, folder, mask, feather or 0)
@@ -307,7 +309,7 @@ def report(done: list[Job], folder: Path | None) -> None:
         return
     counts = Counter("video" if job.video else "picture" for job in done)
     parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in sorted(counts.items())]
-    what = " and ".join(parts) or "nothing new"
+    what = " and ".join(parts) or "nothing new (--overwrite makes what is there anew)"
     print(f"{what} in {folder.resolve()}")
 
 

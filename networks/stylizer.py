@@ -321,18 +321,15 @@ def weakened(model: Stylizer, content: Tensor, kernels: Sequence[AdaConvKernels]
     return mix([own, kernels], [1 - strength, strength])
 
 
-def narrowed(model: Stylizer, maps: Tensor, channels: int) -> Stylizer:
-    """The stylizer with `channels` style channels in place of S: the main directions P of style maps [N, S, k, k].
+def narrowed(model: Stylizer, maps: Tensor, style_channels: int) -> Stylizer:
+    """The stylizer with fewer style channels than its S: the main directions P of style maps [N, S, k, k].
 
     W' = PᵀW, and every predictor reads W' through its weights times P, so that W ≈ P W' gives the same kernels. Both
     sides' scales, W's unit mean square and the predictors' 1/√fan-in, cancel. Exact where maps are in the span of P.
     """
+    new = Stylizer(replace(model.config, style_channels=style_channels)).to(maps)
     directions = maps.movedim(1, 0).flatten(1).double()  # every position of every map
-    P = torch.linalg.eigh(directions @ directions.t())[1].flip(1)[:, :channels].to(maps.dtype)  # [S, channels]
-
-    new = Stylizer(replace(model.config, style_channels=round(channels / model.config.width))).to(maps)
-    if new.config.map_channels != channels:
-        raise ValueError(f"channels: {channels} is no whole number of style channels at width {model.config.width}")
+    P = torch.linalg.eigh(directions @ directions.t())[1].flip(1)[:, : new.config.map_channels].to(maps.dtype)
     weights = model.state_dict()
     for name, value in weights.items():
         if name.startswith("style_encoder.linear."):

@@ -198,7 +198,7 @@ def test_a_folder_goes_on_where_it_stopped(start, place, tmp_path):
     (out / "1-a.png").unlink()
     (out / "2-b.png").write_bytes(b"kept")
     assert done(*command) == f"1 picture in {out}\n" and (out / "2-b.png").read_bytes() == b"kept"
-    assert done(*command) == f"nothing new in {out}\n"
+    assert done(*command) == f"nothing new (--overwrite makes what is there anew) in {out}\n"
     assert done(*command, "--overwrite") == f"6 pictures in {out}\n" and (out / "2-b.png").read_bytes() != b"kept"
     one = [*start[:2], "--content", place / "photos" / "2.png", "--style", place / "b.png"]
     done(*one, "--out", tmp_path / "one.png")
@@ -252,7 +252,7 @@ def test_names_that_are_too_long_for_files(start, place, tmp_path):
         look += ["--style", save(folder / f"{i}-{'é' * 60}.png", i)]
     command = [*start, *look, "--mix", "0.25,0.25,0.25,0.25", "--out", tmp_path / "out"]
     assert done(*command) == f"1 picture in {tmp_path / 'out'}\n"
-    assert done(*command) == f"nothing new in {tmp_path / 'out'}\n"
+    assert done(*command) == f"nothing new (--overwrite makes what is there anew) in {tmp_path / 'out'}\n"
     (name,) = os.listdir(tmp_path / "out")
     assert name.startswith("photo-0-éé") and name.endswith(".png") and len(os.fsencode(name)) <= 255
     done(*command[:-1], tmp_path / f"{'y' * 251}.png")  # and what is written beside it first
@@ -368,7 +368,7 @@ def test_videos_in_a_folder(start, place, tmp_path):
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["film-a.mkv", "moving-a.mp4", "photo-a.png"]
     assert len(frames(tmp_path / "out" / "moving-a.mp4")) == 3
-    assert done(*command) == f"nothing new in {tmp_path / 'out'}\n"
+    assert done(*command) == f"nothing new (--overwrite makes what is there anew) in {tmp_path / 'out'}\n"
 
 
 # --- the model ------------------------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_where_results_go_without_out(start, place, tmp_path):
     assert done(*start, *a, *b, "--mix", "0.5,0.5", cwd=tmp_path) == "out/photo-a-b.png\n"
     command = [*start[:2], "--content", place / "photos", *a, *b]
     assert done(*command, cwd=tmp_path) == f"6 pictures in {tmp_path / 'out'}\n"
-    assert done(*command, cwd=tmp_path) == f"nothing new in {tmp_path / 'out'}\n"
+    assert done(*command, cwd=tmp_path) == f"nothing new (--overwrite makes what is there anew) in {tmp_path / 'out'}\n"
     names = {f"{i}-{style}.png" for i in range(3) for style in "ab"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {
         "photo-a.png", "photo-a.jpg", "photo-a-b.png"

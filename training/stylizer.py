@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -136,18 +136,24 @@ class StylizerTask:
             yield list(zip(to_float(contents).split(at_a_time), to_float(styles).split(at_a_time), strict=True))
 
     def step(self, pairs: Batch, step: int) -> None:
-        self.descent.step((self.loss(*pair) for pair in pairs), self.parts)
+        first = distributed.rank() * self.parts
+        self.descent.step((self.loss(*pair, part) for part, pair in enumerate(pairs, first)), self.parts)
         update_ema(self.average, self.model, ema_beta(self.config, step * self.config.batch / 1000))
 
-    def loss(self, contents: Tensor, styles: Tensor) -> Tensor:
+    def loss(self, contents: Tensor, styles: Tensor, part: int = 0) -> Tensor:
+        """Of one part of a batch, the `part`-th over all processes, such that the mean over parts is the batch's."""
         config = self.config
         with precise_enough(config, self.device):
             y, losses = self.measure(self.model, contents, styles, config.normalize_content)
             loss = config.content_weight * losses["content"] + config.style_weight * losses["style"]
             if config.identity_weight:
-                some = contents[: -(-len(contents) // IDENTITY_PART)]  # all would make a step half as long again
-                same = self.model(some, self.model.kernels(some))
-                losses["identity"] = F.mse_loss(same.float(), some)
+                # every fourth of the whole batch, however it is split: all would make a step half as long again
+                some = contents[-part * len(contents) % IDENTITY_PART :: IDENTITY_PART]
+                losses["identity"] = y.new_zeros([])
+                if len(some):
+                    same = self.model(some, self.model.kernels(some))
+                    share = IDENTITY_PART * len(some) / len(contents)
+                    losses["identity"] = share * F.mse_loss(same.float(), some)
                 loss = loss + config.identity_weight * losses["identity"]
             if config.tv_weight:
                 losses["tv"] = total_variation(y.float())
@@ -163,6 +169,8 @@ class StylizerTask:
     def save(self, path: Path, kimg: float) -> None:
         """Writes the averaged stylizer in float16, half the size; the state has all digits. Raises DiskFull."""
         info = {"kimg": kimg, "contents": Path(self.config.data).name, "styles": Path(self.config.style).name}
+        if self.config.init_from:
+            info["init_from"] = Path(self.config.init_from).name
         save_stylizer(path, self.average, info, half=True)
 
     def monitor(self, run: Path, log: Log) -> Monitor:
@@ -187,20 +195,27 @@ def initialize(model: Stylizer, config: StylizerTrainConfig) -> None:
     """The weights that training starts with: those of the encoder, or all of --init-from. Raises UserError."""
     if config.init_from:
         other = load_stylizer(config.init_from)[0]
-        more = other.config.map_channels > model.config.map_channels
-        if model.style_encoder is not None and other.style_encoder is not None and more:
-            styles = PictureCrops(config.style, other.config.style_size, seed=config.seed + 2)
-            crops = (to_float(styles[i, i % len(styles)][None]) for i in range(NARROWED_BY))
-            maps = torch.cat([other.style_encoder(other.encode(crop)) for crop in crops])
-            other = narrowed(other, maps, model.config.map_channels)
-        if other.config != model.config:
+        fewer = model.config.map_channels < other.config.map_channels
+        if replace(other.config, style_channels=model.config.style_channels) != model.config or (
+            model.config.map_channels > other.config.map_channels
+        ):
             raise UserError(f"{config.init_from} has other layers ({other.config}); start from one of the same options")
+        if fewer and other.style_encoder is not None:
+            other = narrowed(other, style_maps(other, config), model.config.style_channels)
         model.load_state_dict(other.state_dict())
     else:
         encoder = load_encoder(config.encoder_weights)
         if encoder.width != model.config.width:
             raise UserError(f"--width {model.config.width:g}: the encoder's is {encoder.width:g}; leave it out")
         model.encoder.load_state_dict(encoder.state_dict())
+
+
+def style_maps(model: Stylizer, config: StylizerTrainConfig) -> Tensor:
+    """The style maps W [NARROWED_BY, S, k, k] of crops of the style pictures, from all over these."""
+    styles = PictureCrops(config.style, model.config.style_size, seed=config.seed + 2)
+    step = max(len(styles) / NARROWED_BY, 1)
+    crops = (to_float(styles[i, int(i * step) % len(styles)][None]) for i in range(NARROWED_BY))
+    return torch.cat([model.style_encoder(model.encode(crop)) for crop in crops])
 
 
 def adam(model: Stylizer, config: StylizerTrainConfig) -> torch.optim.Adam:

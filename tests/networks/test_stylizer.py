@@ -397,7 +397,7 @@ def test_bad_configurations(options, message):
 def test_fewer_style_channels_give_the_same_kernels_where_the_maps_need_no_more(model, channels):
     """Two maps of 3 × 3 positions span at most 18 of 32 directions; a third style is out of their span."""
     features = model.encode(pictures(2, 64, 64))
-    new = narrowed(model, model.style_encoder(features), channels)
+    new = narrowed(model, model.style_encoder(features), channels * 16)
     assert new.config.map_channels == channels and new.style_encoder.linear.weight.shape[0] == channels * 9
     for before, after in zip(model.kernels_of(features), new.kernels_of(features), strict=True):
         for name in ("depthwise", "pointwise", "bias"):

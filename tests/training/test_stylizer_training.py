@@ -105,6 +105,21 @@ def losses_of(task: StylizerTask, contents: torch.Tensor, styles: torch.Tensor) 
     return {name: float(loss) for name, loss in stylize_and_measure(task.model, contents, styles)[1].items()}
 
 
+@pytest.mark.parametrize("batch_gpu", [1, 2, 4])
+def test_the_identity_loss_is_a_quarters_however_the_batch_is_split(material, batch_gpu):
+    """Of 8 contents the first and the fifth, whatever the parts."""
+    alone = {"content_weight": 0.0, "style_weight": 0.0, "identity_weight": 1.0}
+    task = StylizerTask(tiny(material, batch=8, batch_gpu=batch_gpu, **alone), CPU)
+    pairs = next(task.batches(0))
+    contents = torch.cat([contents for contents, _ in pairs])
+    with torch.no_grad():
+        chosen = contents[[0, 4]]
+        same = task.model(chosen, task.model.kernels(chosen))
+        expected = float((same - chosen).square().mean())
+        losses = [float(task.loss(*pair, part)) for part, pair in enumerate(pairs)]
+    assert sum(losses) / len(losses) == pytest.approx(expected, rel=1e-5)
+
+
 def test_every_weight_learns_but_the_encoders(material):
     task = StylizerTask(tiny(material, identity_weight=1.0, tv_weight=0.1, normalize_content=True), CPU)
     before = {name: p.clone() for name, p in task.model.named_parameters()}
