@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -154,6 +154,10 @@ class StylizerTask:
         info = {"kimg": kimg, "contents": Path(self.config.data).name, "styles": Path(self.config.style).name}
         save_stylizer(path, self.average, info, half=True)
 
+    def measure(self) -> dict[str, Any]:
+        """Nothing that takes all processes: the monitor works out the figures."""
+        return {}
+
     def monitor(self, run: Path, log: Log) -> Monitor:
         return Monitor(self, run, log)
 
@@ -219,7 +223,7 @@ class Monitor:
         """There is nothing to write before the first look: its sheet shows contents and styles."""
 
     @torch.no_grad()
-    def look(self, kimg: float) -> None:
+    def look(self, kimg: float, metrics: Mapping[str, Any]) -> None:
         """Writes the mean losses and a sheet: styles above, contents on the left. Raises DiskFull."""
         rows, sums = [], {"content": 0.0, "style": 0.0}
         styles = to_float(self.styles.to(self.device))
