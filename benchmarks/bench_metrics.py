@@ -37,7 +37,8 @@ from training.dataset import ImageDataset
 from training.faces import faces
 
 
-def random_inception(device: str) -> torch.nn.Module:
+def random_inception(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """As it is here and as torch-fidelity has it, with the same weights."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unloaded(FeatureExtractorInceptionV3):

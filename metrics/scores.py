@@ -15,8 +15,7 @@ SUBSETS, SUBSET_SIZE = 100, 1000  # of KID
 SPLITS = 10  # of IS
 NEIGHBOUR = 3
 SEED = 2020  # torch-fidelity's
-# Rows of distances at a time: of 50 000 pictures 0.4 GB, and as much again to find the neighbours.
-ROWS = 1000
+ROWS = 512  # of distances at a time: of 50 000 pictures 0.2 GB, and twice as much again to find the neighbours
 
 
 def kernel_distance(real: Tensor, fake: Tensor) -> dict[str, float]:
