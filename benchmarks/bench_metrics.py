@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import click
@@ -110,22 +111,26 @@ def pr(count: int) -> None:
     precision_recall(*torch.rand(2, count, 4096).unbind())
 
 
-def measured(work: Callable[[int], None], count: int, answer) -> None:
-    """The seconds that it takes, of all threads too, and the most memory, in a process of its own."""
+def measured(work: Callable[[int], None], count: int, answer: Connection) -> None:
+    """Sends the seconds that it takes, and those of all threads together."""
     start, cpu = time.perf_counter(), time.process_time()
     work(count)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
-    answer.put({"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu, "peak_gib": peak})
+    answer.send({"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu})
+    answer.recv()  # until its memory has been looked at
 
 
-def bench_arithmetic(work: Callable[[int], None], count: int) -> dict[str, float]:
+def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> dict[str, float | None]:
+    """Time and most memory of a process of its own; of one that takes longer than `limit`, the memory until then."""
     context = get_context("spawn")
-    answer = context.SimpleQueue()
-    process = context.Process(target=measured, args=(work, count, answer))
+    ours, theirs = context.Pipe()
+    process = context.Process(target=measured, args=(work, count, theirs))
     process.start()
-    found = answer.get()
+    found = ours.recv() if ours.poll(limit) else {"seconds": None, "stopped_after": limit}
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
+    process.terminate()
     process.join()
-    return {"pictures": count, **found}
+    return {"pictures": count, **found, "peak_gib": peak}
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_metrics.py --pr 10000")
@@ -135,9 +140,10 @@ def bench_arithmetic(work: Callable[[int], None], count: int) -> dict[str, float
 @click.option("--fid", "fid_count", default=50_000, type=click.IntRange(0), help="Features for FID; 0: leave out.")
 @click.option("--kid", "kid_count", default=50_000, type=click.IntRange(0), help="... for KID.")
 @click.option("--pr", "pr_count", default=50_000, type=click.IntRange(0), help="... for precision and recall.")
+@click.option("--limit", default=3600, type=cli.Float(1), help="Seconds for each of these.")
 @click.option("--device", default="cpu", type=cli.Device())
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
-def main(features, batch, rounds, fid_count, kid_count, pr_count, device, json_path) -> None:
+def main(features, batch, rounds, fid_count, kid_count, pr_count, limit, device, json_path) -> None:
     """Time and memory of features, and of FID, KID, precision and recall on them."""
     record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
@@ -146,7 +152,7 @@ def main(features, batch, rounds, fid_count, kid_count, pr_count, device, json_p
         print("features  ", json.dumps(record["features"]), flush=True)
     for name, work, count in (("fid", fid, fid_count), ("kid", kid, kid_count), ("pr", pr, pr_count)):
         if count:
-            record[name] = bench_arithmetic(work, count)
+            record[name] = bench_arithmetic(work, count, limit)
             print(f"{name:10}", json.dumps(record[name]), flush=True)
     if json_path:
         write_file(json_path, json.dumps(record, indent=2).encode())
