@@ -12,6 +12,7 @@ import click
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from torch_utils import cli
+from torch_utils.files import missing
 from training import command
 from training.augment import AUGPIPES
 from training.config import PRESETS, TrainConfig, resolve
@@ -30,7 +31,19 @@ python train.py --resume
 @cli.option("Data", "--cond", is_flag=True, help="Train with the data set's class labels.")
 @cli.option("Data", "--mirror", is_flag=True, help="Show every picture flipped left-right as well.")
 @command.run_options(kimg=25000, tick=4, snap=50)
-@cli.option("Run", "--metrics", metavar="NAMES", help="Metrics at snapshots, e.g. swd,swd2k; or none.  [default: swd]")
+@cli.option(
+    "Run",
+    "--metrics",
+    metavar="NAMES",
+    help="Metrics at snapshots, e.g. fid50k_full,swd2k; or none (python -m metrics --list).  [default: swd]",
+)
+@cli.option(
+    "Run",
+    "--detector-weights",
+    metavar="FILE",
+    multiple=True,
+    help="Weights that FID and others need, in place of downloading them.",
+)
 @command.machine_options(half="the highest 4 resolutions", compiled="the steps without regularizers")
 @cli.option(
     "Training",
@@ -114,6 +127,9 @@ def configure(given: dict[str, Any], new: bool) -> TrainConfig:
         raise click.UsageError("--data is missing: name a folder or ZIP of pictures")
     if "metrics" in given:
         given["metrics"] = parse_metrics(given["metrics"])
+    for path in given.get("detector_weights", []):
+        if not Path(path).is_file():
+            raise cli.UserError(missing(Path(path), "name the file with --detector-weights"))
     if new and given.get("init_from"):  # a run that goes on has what it began with
         given["init_from"] = str(find_initial(given["init_from"]))  # for the record, which one it was
     gpus = command.count_gpus(given)

@@ -3,89 +3,58 @@
 from __future__ import annotations
 
 import json
-import sys
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
-import torch
 
-from metrics import Evaluator, picture_batches
-from torch_utils.cli import Command, UserError, option, run
-from training.checkpoint import find_snapshot, load_generator
-from training.dataset import ImageDataset
-from training.sampling import generate_batches
+from metrics.detectors import INCEPTION, OPTION, VGG16
+from metrics.judge import Job, judge
+from metrics.names import LISTED, parse_metric
+from torch_utils import distributed
+from torch_utils.cli import Command, Float, UserError, option, run
+from torch_utils.files import cache_folder
+from training.command import count_gpus
 
-Figures = dict[str, float | dict[str, int]]  # and under "pictures", how many of each side made each figure
-
-
-def check_shape(what: str, channels: int, resolution: int, dataset: ImageDataset, data: str) -> None:
-    """Raises UserError where pictures of `what` cannot be compared with those of the data set."""
-    if (channels, resolution) != (dataset.channels, dataset.resolution):
-        raise UserError(
-            f"{what} gives pictures of {resolution}×{resolution} with {channels} channels, {data} of "
-            f"{dataset.resolution}×{dataset.resolution} with {dataset.channels}: they cannot be compared"
-        )
+EXAMPLE = """\
+python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
+python -m metrics --metrics fid5k_full,swd --fakes my_pictures/ --data faces32.zip --json
+"""
 
 
-def judge_network(
-    path: str, data: str, names: list[str], *, batch: int, seed: int, workers: int, device: str
-) -> Figures:
-    """The figures of pictures that a snapshot generates, with the classes of the real ones if it has classes.
-
-    Seed s takes the s-th stretch of latents, so that different seeds share none.
-    """
-    snapshot = find_snapshot(path)
-    G, _ = load_generator(snapshot, device)
-    dataset = ImageDataset(data, use_labels=G.config.c_dim > 0)
-    check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, data)
-    if dataset.c_dim != G.config.c_dim:
-        raise UserError(f"{snapshot} knows {G.config.c_dim} classes, {data} has {dataset.c_dim}")
-    evaluator = Evaluator(names, dataset, batch=batch, workers=workers, seed=seed, device=device, progress=True)
-    classes = None
-    if G.config.c_dim:
-        order = np.random.default_rng(seed).permutation(len(dataset))[: evaluator.count]
-        classes = dataset.labels[order]
-    latents = range(seed * evaluator.count, (seed + 1) * evaluator.count)
-    note_shortage(evaluator)
-    return {**evaluator.evaluate(generate_batches(G, latents, batch, classes)), "pictures": evaluator.counts}
+def describe(name: str, figures: dict[str, Any]) -> str:
+    """A metric and its parts in one line: `swd 97.32 (32: 101.2, 16: 93.4)`."""
+    parts = {key.removeprefix(name + "_"): value for key, value in figures.items() if key.startswith(name + "_")}
+    text = ", ".join(f"{key}: {value:.4g}" for key, value in parts.items() if isinstance(value, float))
+    if name not in figures:
+        return f"{name} {text}"
+    return f"{name} {figures[name]:.4g}" + (f" ({text})" if text else "")
 
 
-def judge_pictures(
-    path: str, data: str, names: list[str], *, batch: int, seed: int, workers: int, device: str
-) -> Figures:
-    """The figures of the pictures in a folder or ZIP."""
-    dataset, fakes = ImageDataset(data), ImageDataset(path)
-    check_shape(path, fakes.channels, fakes.resolution, dataset, data)
-    if len(fakes) < 2:
-        raise UserError(f"{path} has only one picture; the metrics need at least 2")
-    evaluator = Evaluator(names, dataset, batch=batch, workers=workers, seed=seed, device=device, progress=True)
-    note_shortage(evaluator)
-    if len(fakes) < evaluator.count:
-        print(f"note: {path} has only {len(fakes)} pictures; figures fall with the number of pictures", file=sys.stderr)
-    figures = evaluator.evaluate(picture_batches(fakes, evaluator.count, batch=batch, seed=seed, workers=workers))
-    return {**figures, "pictures": {name: min(count, len(fakes)) for name, count in evaluator.counts.items()}}
+def list_metrics() -> None:
+    """What there is, and where the detectors are or will be."""
+    width = max(map(len, LISTED))
+    for name, what in LISTED.items():
+        print(f"{name:{width}}  {what}")
+    print(
+        "\nAny number of pictures can stand in a name: fid5k_full, kid2k, pr10k3, swd500, ppl2_wend5k.\n"
+        "_full: against all real pictures; without, against as many real ones as fakes."
+    )
+    print(f"\nDetectors (or {OPTION}), in {cache_folder()} (ADACONV_CACHE names another):")
+    for detector, used in ((INCEPTION, "fid, kid, is"), (VGG16, "pr, ppl")):
+        file = detector.url.rpartition("/")[2]
+        there = "there" if (cache_folder() / file).exists() else f"to be downloaded from {detector.url}"
+        print(f"{detector.name:{24}}{used:14}{file}: {there}")
 
 
-def note_shortage(evaluator: Evaluator) -> None:
-    if evaluator.shortage:
-        print(evaluator.shortage, file=sys.stderr)
-
-
-def describe(name: str, figures: Figures) -> str:
-    """A metric and its parts in one line: `swd 97.3 (32: 101.2, 16: 93.4)`."""
-    parts = [
-        f"{key.removeprefix(name + '_')}: {value:.1f}" for key, value in figures.items() if key.startswith(name + "_")
-    ]
-    return f"{name} {figures[name]:.1f}" + (f" ({', '.join(parts)})" if parts else "")
-
-
-@click.command(cls=Command, example="python -m metrics --metrics swd --network runs --data faces32.zip")
+@click.command(cls=Command, example=EXAMPLE)
 @option(
     "What",
     "--metrics",
     metavar="NAME,…",
     default="swd",
-    help="Figures to work out: swd, or with a number of pictures swd2k, swd500.",
+    help="Figures to work out, e.g. fid50k_full,kid50k_full,pr50k3_full,is50k,ppl2_wend,swd, with any numbers.",
 )
 @option(
     "What",
@@ -93,26 +62,31 @@ def describe(name: str, figures: Figures) -> str:
     metavar="PATH",
     help="Snapshot to judge, or a run or a folder of runs: its newest one.",
 )
-@option(
-    "What",
-    "--fakes",
-    metavar="PATH",
-    help="Folder or ZIP of pictures to judge in place of --network.",
-)
-@option("What", "--data", metavar="PATH", required=True, help="Real pictures: a folder or ZIP.")
+@option("What", "--fakes", metavar="PATH", help="Folder or ZIP of pictures to judge in place of --network.")
+@option("What", "--data", metavar="PATH", help="Real pictures: a folder or ZIP.")
+@option("What", "--list", "listed", is_flag=True, help="Say which metrics there are, and where the detectors are.")
+@option("How", "--mirror", is_flag=True, help="Count every real picture flipped left-right as well.")
+@option("How", "--trunc", type=Float(-10, 10), default=1.0, help="Truncation psi of the fakes; 1 is none.")
 @option(
     "How",
     "--seed",
-    type=click.IntRange(0, 2**31),
+    type=click.IntRange(0, 2**30),
     default=0,
     help="Of the choice of pictures, the latents, and the random patches and directions.",
+)
+@option(
+    "How",
+    OPTION,
+    metavar="FILE",
+    multiple=True,
+    help="Weights of a detector, in place of downloading them: .pth or .safetensors. Can be given for each.",
 )
 @option(
     "How",
     "--batch",
     type=click.IntRange(1, 2**16),
     default=64,
-    help="Pictures at a time; changes the memory, not the figures.",
+    help="Pictures at a time in each process; changes the memory, not the figures.",
 )
 @option(
     "How",
@@ -121,28 +95,39 @@ def describe(name: str, figures: Figures) -> str:
     default=2,
     help="Processes that read pictures; 0 reads in this one.",
 )
-@option("How", "--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("How", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
+@option("How", "--procs", type=click.IntRange(1), default=1, help="Processes on the CPU, one thread each if several.")
+@option("How", "--json", "as_json", is_flag=True, help="Print one JSON object, with all that the figures depend on.")
 def main(
     metrics: str,
-    network: str | None,
-    fakes: str | None,
-    data: str,
-    seed: int,
-    batch: int,
-    workers: int,
+    listed: bool,
+    data: str | None,
+    gpus: int | None,
+    procs: int,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Compares generated pictures, or a folder of pictures, with real ones."""
-    if (network is None) == (fakes is None):
+    if listed:
+        return list_metrics()
+    if data is None:
+        raise click.UsageError("--data is missing: name a folder or ZIP of real pictures")
+    if (options["network"] is None) == (options["fakes"] is None):
         raise UserError("name either --network or --fakes: what is to be judged")
-    names = [name.strip() for name in metrics.split(",")]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    judge = judge_pictures if network is None else judge_network
-    figures = judge(fakes or network, data, names, batch=batch, seed=seed, workers=workers, device=device)
+    names = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
+    for name in names:
+        if parse_metric(name).kind == "ppl" and options["network"] is None:
+            raise UserError(f"{name} is of a generator, not of pictures; name one with --network, or leave it out")
+    gpus = count_gpus({} if gpus is None else {"gpus": gpus})
+    job = Job(names=names, data=data, gpus=gpus, **options)
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        distributed.launch(judge, job, result, processes=gpus or procs, gpus=gpus > 0)
+        figures = json.loads(result.read_text())
     if as_json:
         print(json.dumps(figures))
     else:
-        for name in dict.fromkeys(names):
+        for name in names:
             print(describe(name, figures))
 
 

@@ -165,6 +165,18 @@ def on_rank_0(function: Callable[..., T], *args) -> T:
     return result[0]
 
 
+def gather_on_rank_0(value: T) -> list[T]:
+    """`value` of every process in rank 0, in order of rank, and [] in the others. It has to be picklable.
+
+    The values may differ in size, and the processes may be far apart in time.
+    """
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size() if rank() == 0 else None
+    dist.gather_object(value, values, dst=0, group=_patient)
+    return values or []
+
+
 def wait_for_rank_0() -> None:
     """The other processes wait here until rank 0 comes, for as long as its metrics may take."""
     if world_size() > 1:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,6 +80,10 @@ class Classification:
             info["accuracy"] = self.accuracy[kimg]
         save_encoder(path, self.classifier.fold(), info)
 
+    def measure(self) -> dict[str, Any]:
+        """Nothing that takes all processes: the monitor works out the figures."""
+        return {}
+
     def monitor(self, run: Path, log: Log) -> Monitor:
         return Monitor(self, run, log)
 
@@ -101,7 +106,7 @@ class Monitor:
     def begin(self) -> None:
         pass
 
-    def look(self, kimg: float) -> None:
+    def look(self, kimg: float, metrics: Mapping[str, Any]) -> None:
         """Writes the accuracy in percent, into the snapshot as well, and a confusion matrix. Raises DiskFull."""
         task = self.task
         predicted = predictions(task.classifier, self.looked_at, task.config)

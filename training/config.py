@@ -45,7 +45,7 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """What the generator's training depends on, beside."""
 
-    changeable: ClassVar[set[str]] = RunConfig.changeable | {"metrics"}
+    changeable: ClassVar[set[str]] = RunConfig.changeable | {"metrics", "detector_weights"}
 
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
@@ -72,6 +72,7 @@ class TrainConfig(RunConfig):
     init_from: str | None = None  # a snapshot, state or run whose weights this one starts from
     freezed: int = 0  # the discriminator's layers, from the picture on, that are not trained
     metrics: list[str] = field(default_factory=lambda: ["swd"])
+    detector_weights: list[str] = field(default_factory=list)  # files, in place of downloading them
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

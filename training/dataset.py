@@ -17,7 +17,7 @@ import sys
 import zipfile
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -249,6 +249,25 @@ class ImageDataset(torch.utils.data.Dataset):
     @property
     def fingerprint(self) -> str:
         return self.files.fingerprint
+
+    def content_hash(self, indices: Sequence[int], progress: bool = False) -> str:
+        """SHA-256 of the CRC32s of those pictures' files in that order, and of which are flipped.
+
+        A folder's files are read for it. The same pictures have it in a ZIP and in a folder, under any names.
+        Raises PictureError.
+        """
+        checksums = self.files.stamps
+        if not self.files.is_zip:
+            checksums = {}
+            names = sorted({self.names[index % len(self.names)] for index in indices})
+            for name in tqdm(names, desc="checksums", unit="pic", disable=None if progress else True):
+                with self._unusable(name):
+                    checksums[name] = zlib.crc32(self.files.read(name))
+        digest = hashlib.sha256()
+        for index in indices:
+            flipped, number = divmod(index, len(self.names))
+            digest.update(f"{checksums[self.names[number]]:08x}{flipped}\n".encode())
+        return digest.hexdigest()
 
     def _check(self, name: str, picture: Image.Image) -> None:
         """Compares the header of a picture with the first one's, which it notes."""

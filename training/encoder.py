@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import sys
-import urllib.request
-import zipfile
 from collections.abc import Mapping
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from networks.vgg import CHANNELS, VGG19
 from torch_utils.cli import UserError
-from torch_utils.files import atomic_write, cache_folder
+from torch_utils.files import cache_folder
+from torch_utils.weights import downloaded, read_tensors
 from training.checkpoint import load_model, save_model
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # trained on ImageNet
 SHA256 = "dcbb9e9d"  # begins with
-TIMEOUT = 30  # seconds without an answer
 
 ENCODER = "adaconv-encoder"
 
@@ -65,51 +59,16 @@ def cached_weights(url: str = URL) -> Path:
 
 
 def torchvision_weights(url: str = URL, sha256: str = SHA256) -> Path:
-    """The file with torchvision's weights in the cache folder, downloaded if it is not there yet."""
-    path = cached_weights(url)
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _download(url, path, sha256)
-        except (OSError, HTTPException) as error:
-            raise UserError(
-                f"cannot download {url} to {path} ({error}); "
-                f"put the file {path.name} there yourself, or name a copy of it with --encoder-weights"
-            ) from None
-    return path
-
-
-def _download(url: str, path: Path, sha256: str) -> None:
-    """Writes what is at `url` to `path`, if its SHA-256 begins as it should. Raises OSError or HTTPException."""
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_write(path) as file:
-        size = int(answer.headers.get("Content-Length") or 0) or None
-        bar = tqdm(total=size, desc=path.name, unit="B", unit_scale=True, file=sys.stderr, disable=None)
-        with bar:
-            while chunk := answer.read(1 << 20):
-                file.write(chunk)
-                digest.update(chunk)
-                bar.update(len(chunk))
-        if not digest.hexdigest().startswith(sha256):
-            raise OSError(f"{bar.n:,} bytes came whose SHA-256 does not begin with {sha256}")
+    """The file with torchvision's weights in the cache folder, downloaded if it is not there yet. Raises UserError."""
+    return downloaded(url, sha256, "--encoder-weights")
 
 
 def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     """The tensors up to relu4_1 of a state of torchvision's vgg19, and the width that the first of them says."""
     try:
-        if zipfile.is_zipfile(
-            path
-        ):  # PyTorch's files, in which nothing is compressed: a small one could fill the memory
-            with zipfile.ZipFile(path) as file:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
-                    raise ValueError("compressed")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
+        state = read_tensors(path)
+    except (OSError, ValueError) as error:
         raise _unreadable(path, error) from None
-    except Exception:  # of many kinds; some of the messages advise to execute what is in the file
-        raise _unreadable(path, "not a PyTorch file of nothing but tensors and plain values") from None
-    if not isinstance(state, dict):
-        raise ValueError(f"a {type(state).__name__} instead of named tensors")
     with torch.device("meta"):
         names = VGG19().state_dict().keys()
     tensors = {name: state[name] for name in names}
@@ -118,7 +77,7 @@ def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     return len(tensors["features.0.weight"]) / CHANNELS[0], tensors
 
 
-def _unreadable(path: Path, why: Exception | str) -> UserError:
+def _unreadable(path: Path, why: Exception) -> UserError:
     reason = " ".join(str(why).split())[:200]
     return UserError(
         f"{path} cannot be read as an encoder ({reason}); name with --encoder-weights a .safetensors "

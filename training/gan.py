@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metrics import Evaluator
+from metrics import PPL_EPSILON, Evaluator, NotFinite
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
@@ -25,7 +26,7 @@ from training.descent import Descent, ema_beta, lazy_adam, update_ema
 from training.images import grid, save_png, to_float
 from training.log import Averages, Log
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
-from training.sampling import generate_batches, one_hot
+from training.sampling import Fakes, generate_batches, one_hot
 from training.transfer import freeze, initialize
 
 HALF_RESOLUTIONS = 4
@@ -67,6 +68,19 @@ class GAN:
         native.available(device.type)
         compiled = torch.compile if config.compile else lambda module: module
         self.synthesize, self.compiled_D = compiled(G.synthesis), compiled(D)
+
+        self.judged = ImageDataset(config.data, use_labels=config.cond)  # by the metrics: not mirrored
+        self.at_a_time = min(config.batch_gpu, 64)  # in no more memory than training takes
+        self.evaluator = Evaluator(
+            config.metrics,
+            self.judged,
+            batch=self.at_a_time,
+            workers=config.workers,
+            seed=config.seed,
+            device=device,
+            weights=config.detector_weights,
+            optional=True,
+        )
 
     def batches(self, step: int) -> Iterator[Batch]:
         """What the steps take from that one on, without end."""
@@ -190,6 +204,18 @@ class GAN:
         """Writes the averaged generator. Raises DiskFull."""
         save_snapshot(path, self.G_ema, {"kimg": kimg, "data": self.dataset.name})
 
+    def measure(self) -> dict[str, Any]:
+        """Figures of the averaged generator and what they depend on; {} without metrics, and except in rank 0."""
+        fakes = Fakes(self.G_ema, self.evaluator.count, self.config.seed, self.judged.labels)
+        try:
+            figures = self.evaluator.evaluate(fakes.pictures, partial(fakes.path_ends, epsilon=PPL_EPSILON))
+        except NotFinite as error:  # in the process that writes, after all that they do together
+            print(f"warning: {error.message}", file=sys.stderr)
+            return {}
+        settings = {**self.evaluator.settings(), "truncation": 1.0, "mirror": False}
+        settings["data_hash"] = self.judged.fingerprint
+        return {**figures, "pictures": self.evaluator.counts, "settings": settings} if figures else {}
+
     def monitor(self, run: Path, log: Log) -> Monitor:
         return Monitor(self, run, log)
 
@@ -200,41 +226,29 @@ class Monitor:
     def __init__(self, gan: GAN, run: Path, log: Log):
         self.config, self.G, self.run, self.log = gan.config, gan.G_ema, run, log
         config, resolution = gan.config, gan.dataset.resolution
-        self.dataset = ImageDataset(config.data, use_labels=config.cond)  # not mirrored
-        self.at_a_time = min(config.batch_gpu, 64)  # in no more memory than training takes
+        self.dataset, self.at_a_time = gan.judged, gan.at_a_time
         self.columns = max(min(1024 // resolution, 12), 4)
         count = self.columns * max(min(768 // resolution, 8), 3)
         chosen = np.random.default_rng(config.seed).permutation(len(self.dataset))[:count]
         self.shown = [int(i) for i in chosen]
-        device = "cuda" if config.gpus else "cpu"
-        self.evaluator = Evaluator(
-            config.metrics, self.dataset, seed=config.seed, workers=config.workers, device=device
-        )
-        if self.evaluator.shortage:
-            log.say(self.evaluator.shortage)
+        for note in gan.evaluator.notes:
+            log.say(note)
 
     def begin(self) -> None:
         """Writes a grid of reals."""
         reals = torch.stack([self.dataset[i][0] for i in self.shown])
         save_png(grid(reals, self.columns), self.run / "reals.png")
 
-    def look(self, kimg: float) -> None:
+    def look(self, kimg: float, metrics: Mapping[str, Any]) -> None:
         """Writes the metrics and a grid of fakes, with the classes of the reals. Raises DiskFull."""
         labels = self.dataset.labels if self.config.cond else None
         classes = None if labels is None else labels[self.shown]
         fakes = torch.cat(list(generate_batches(self.G, range(len(self.shown)), self.at_a_time, classes)))
         picture = grid(fakes, self.columns)
-        if self.config.metrics:
-            self.measure(kimg, labels)
+        if metrics:
+            self.log.metrics({"kimg": kimg, **metrics})
         self.log.image("fakes", picture, kimg)
         save_png(picture, look_path(self.run, GAN.look_name, kimg))
-
-    def measure(self, kimg: float, labels: Tensor | None) -> None:
-        count = self.evaluator.count
-        if labels is not None:
-            labels = labels[torch.randint(len(labels), [count], generator=torch.Generator().manual_seed(0))]
-        figures = self.evaluator.evaluate(generate_batches(self.G, range(count), self.at_a_time, labels))
-        self.log.metrics({"kimg": kimg, **figures, "pictures": self.evaluator.counts})
 
 
 def set_precision(G: Generator, D: Discriminator, precision: str) -> None:

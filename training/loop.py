@@ -33,8 +33,8 @@ class Monitor(Protocol):
     def begin(self) -> None:
         """Before the first step."""
 
-    def look(self, kimg: float) -> None:
-        """Writes metrics, and last the picture of that moment, `look_name`. Raises DiskFull."""
+    def look(self, kimg: float, metrics: Mapping[str, Any]) -> None:
+        """Writes what `measure` found, and last the picture of that moment, `look_name`. Raises DiskFull."""
 
 
 class Task(Protocol):
@@ -59,6 +59,9 @@ class Task(Protocol):
 
     def save(self, path: Path, kimg: float) -> None:
         """Writes the model. Raises DiskFull."""
+
+    def measure(self) -> Mapping[str, Any]:
+        """Metrics, worked out by all processes together, in the one that writes."""
 
     def monitor(self, run: Path, log: Log) -> Monitor: ...
 
@@ -106,7 +109,7 @@ def training(build: Build, config: RunConfig, run: Path, state_path: Path | None
         step = state["step"]
         set_random_state(state["random"][distributed.rank()], device)
         averages.load(state["averages"], device)
-        look_due = look_is_due(run, task.look_name, state, step * config.batch / 1000)
+        look_due = distributed.on_rank_0(look_is_due, run, task.look_name, state, step * config.batch / 1000)
     for module in task.modules.values():
         distributed.broadcast(module)
 
@@ -116,11 +119,14 @@ def training(build: Build, config: RunConfig, run: Path, state_path: Path | None
         remove_leftovers(run)
     log = Log(run, kimg, config.kimg, look_due) if main_process else None
     monitor = task.monitor(run, log) if main_process else None
-    if main_process and step == 0:
-        monitor.begin()
-        monitor.look(kimg)
-    if main_process and look_due:
-        try_to_look(monitor, kimg, log)
+    if step == 0:
+        if main_process:
+            monitor.begin()
+        metrics = task.measure()
+        if main_process:
+            monitor.look(kimg, metrics)
+    if look_due:
+        try_to_look(task, monitor, kimg, log)
     distributed.wait_for_rank_0()
     if main_process:
         log.begin(kimg)
@@ -164,8 +170,8 @@ def training(build: Build, config: RunConfig, run: Path, state_path: Path | None
                     full = save(task, run, state, kimg, config.keep)
                     if full and not done and not stop:
                         log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
-                    if look and not stop:
-                        try_to_look(monitor, kimg, log)
+                if look and not stop:
+                    try_to_look(task, monitor, kimg, log)
                 distributed.wait_for_rank_0()
             if stop:
                 if main_process and not full:
@@ -203,10 +209,13 @@ def save(task: Task, run: Path, state: dict[str, Any], kimg: float, keep: int) -
     return full
 
 
-def try_to_look(monitor: Monitor, kimg: float, log: Log) -> None:
-    """A look, which a full disk does not stop."""
+def try_to_look(task: Task, monitor: Monitor | None, kimg: float, log: Log | None) -> None:
+    """Metrics, by all processes, and a look by the one that has a monitor, which a full disk does not stop."""
+    metrics = task.measure()
+    if monitor is None:
+        return
     try:
-        monitor.look(kimg)
+        monitor.look(kimg, metrics)
     except DiskFull as error:
         log.say(f"warning: {error.message}")
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -96,3 +98,59 @@ def generate_batches(
         part = seeds[start : start + batch]
         ws = ws_from_seeds(G, part, classes[start : start + batch], psi)
         yield to_uint8(G.synthesis(ws, noise_from_seeds(G, part) if noise == "random" else noise)).cpu()
+
+
+@dataclass
+class Fakes:
+    """A generator's pictures by their numbers, as the metrics ask for them. Different seeds have none in common.
+
+    `labels` are the classes of a data set: with them, `count` pictures have classes, drawn with their frequencies.
+    """
+
+    G: Generator
+    count: int
+    seed: int = 0
+    labels: Tensor | None = None
+    psi: float = 1.0
+
+    def __post_init__(self):
+        self.classes = torch.zeros(self.count, dtype=torch.int64)
+        if self.labels is not None:
+            drawn = torch.randint(len(self.labels), [self.count], generator=random_generator(self.seed))
+            self.classes = self.labels[drawn]
+
+    def pictures(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Yields uint8 [N, C, H, W] on the CPU for each batch of numbers below `count`."""
+        for numbers in batches:
+            seeds = [(self.seed << 32) + number for number in numbers]
+            yield from generate_batches(self.G, seeds, len(seeds), self.classes[list(numbers)], self.psi)
+
+    @torch.no_grad()
+    def path_ends(self, batches: Sequence[Sequence[int]], epsilon: float) -> Iterator[Tensor]:
+        """Yields pictures float [2N, C, H, W] at w₁, then at w₁ + ε (w₂ − w₁), for each batch of numbers below `count`.
+
+        With the noise of the model at both ends, and no half precision, which would round ε away.
+        """
+        G, device = self.G, self.G.w_avg.device
+        with full_precision(G):
+            for numbers in batches:
+                seeds = [(self.seed << 32) + 2 * number for number in numbers]
+                c = one_hot(self.classes[list(numbers)], G.config.c_dim).to(device)
+                first, second = (
+                    G.ws(latents([seed + end for seed in seeds], G.config.z_dim).to(device), c, self.psi)
+                    for end in (0, 1)
+                )
+                yield G.synthesis(torch.cat([first, first.lerp(second, epsilon)]), "const").float()
+
+
+@contextmanager
+def full_precision(G: Generator) -> Iterator[None]:
+    """All of the generator in the precision of its weights."""
+    before = [block.half for block in G.synthesis.blocks]
+    for block in G.synthesis.blocks:
+        block.half = None
+    try:
+        yield
+    finally:
+        for block, half in zip(G.synthesis.blocks, before, strict=True):
+            block.half = half

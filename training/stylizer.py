@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -122,7 +122,7 @@ class StylizerTask:
         self.modules = {"model": self.model, "average": self.average}
         self.descent = Descent(adam(self.model, config), config.precision == "fp16")
         self.optimizers = {"descent": self.descent}
-        self.measure = torch.compile(stylize_and_measure) if config.compile else stylize_and_measure
+        self.stylize = torch.compile(stylize_and_measure) if config.compile else stylize_and_measure
         self.parts = config.batch // distributed.world_size() // config.batch_gpu
 
     def batches(self, step: int) -> Iterator[Batch]:
@@ -144,7 +144,7 @@ class StylizerTask:
         """Of one part of a batch, the `part`-th over all processes, such that the mean over parts is the batch's."""
         config = self.config
         with precise_enough(config, self.device):
-            y, losses = self.measure(self.model, contents, styles, config.normalize_content)
+            y, losses = self.stylize(self.model, contents, styles, config.normalize_content)
             loss = config.content_weight * losses["content"] + config.style_weight * losses["style"]
             if config.identity_weight:
                 # every fourth of the whole batch, however it is split: all would make a step half as long again
@@ -172,6 +172,10 @@ class StylizerTask:
         if self.config.init_from:
             info["init_from"] = Path(self.config.init_from).name
         save_stylizer(path, self.average, info, half=True)
+
+    def measure(self) -> dict[str, Any]:
+        """Nothing that takes all processes: the monitor works out the figures."""
+        return {}
 
     def monitor(self, run: Path, log: Log) -> Monitor:
         return Monitor(self, run, log)
@@ -254,7 +258,7 @@ class Monitor:
         """There is nothing to write before the first look: its sheet shows contents and styles."""
 
     @torch.no_grad()
-    def look(self, kimg: float) -> None:
+    def look(self, kimg: float, metrics: Mapping[str, Any]) -> None:
         """Writes the mean losses and a sheet: styles above, contents on the left. Raises DiskFull."""
         rows, sums = [], {"content": 0.0, "style": 0.0}
         styles = to_float(self.styles.to(self.device))

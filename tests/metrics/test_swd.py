@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from metrics import Evaluator, parse_metric, picture_batches
+from metrics import Evaluator, choose
+from metrics.evaluator import tensor_source
 from metrics.swd import (
     VALUES,
     PatchDescriptors,
@@ -347,37 +348,21 @@ class Counted(torch.utils.data.Dataset):
         return self.images[index], torch.zeros(0)
 
 
-def test_names():
-    assert parse_metric("swd") == ("swd", 8192)
-    assert parse_metric("swd2k") == ("swd", 2000)
-    assert parse_metric("swd500") == ("swd", 500)
-    for name in ("fid", "", "swd-1", "swd02", "swdk", "SWD", "swd2K", "swd 500", "swd²"):
-        with pytest.raises(UserError, match=r"there is swd \(8192 pictures\)"):
-            parse_metric(name)
-    with pytest.raises(UserError, match="at least 2"):
-        parse_metric("swd1")
-
-
 def test_evaluator_reads_the_real_pictures_once(few_directions):
     dataset, fakes = Counted(blobs(60)), blobs(60, seed=1)
     evaluator = Evaluator(["swd"], dataset)
     assert evaluator.count == 60 and dataset.reads == 0
-    first = evaluator.evaluate(fakes.split(16))
+    first = evaluator.evaluate(tensor_source(fakes))
     assert dataset.reads == 60
-    assert evaluator.evaluate(fakes.split(25)) == first
+    assert Evaluator(["swd"], Counted(dataset.images), batch=25).evaluate(tensor_source(fakes)) == first
+    assert evaluator.evaluate(tensor_source(blur(fakes, 1)))["swd"] > first["swd"]
     assert dataset.reads == 60
-    assert evaluator.evaluate(blur(fakes, 1).split(16))["swd"] > first["swd"]
 
 
 def test_evaluator_is_the_plain_call_on_a_choice_of_the_real_pictures(few_directions):
     real, fakes = blobs(60), blobs(40, seed=1)
-    chosen = torch.cat(list(picture_batches(Counted(real), 40, seed=3)))
-    places = [(real == image).flatten(1).all(1).nonzero().item() for image in chosen]
-    assert len(set(places)) == 40 and places != sorted(places) and max(places) >= 40
-    some = torch.cat(list(picture_batches(Counted(real), 10, batch=3, seed=3)))
-    assert torch.equal(some, chosen[:10])
-
-    figures = Evaluator(["swd40", "swd20"], Counted(real), seed=3).evaluate(fakes.split(7))
+    chosen = real[choose(60, 40, seed=3)]
+    figures = Evaluator(["swd40", "swd20"], Counted(real), seed=3, batch=7).evaluate(tensor_source(fakes))
     assert list(figures) == ["swd40", "swd40_32", "swd40_16", "swd20", "swd20_32", "swd20_16"]
     for count in (40, 20):
         expected = sliced_wasserstein(describe(chosen[:count], seed=3), describe(fakes[:count], seed=3))
@@ -387,19 +372,19 @@ def test_evaluator_is_the_plain_call_on_a_choice_of_the_real_pictures(few_direct
 def test_evaluator_takes_no_more_fakes_than_it_needs(few_directions):
     taken = []
 
-    def endless():
-        for seed in itertools.count():
-            taken.append(seed)
-            yield blobs(16, seed=seed)
+    def source(batches):
+        for numbers in batches:
+            taken.extend(numbers)
+            yield blobs(len(numbers), seed=numbers[0])
 
-    Evaluator(["swd40"], Counted(blobs(50))).evaluate(endless())
-    assert taken == [0, 1, 2]
+    Evaluator(["swd40"], Counted(blobs(50)), batch=16).evaluate(source)
+    assert taken == list(range(40))
 
 
 def test_evaluator_leaves_the_random_state_of_the_training_alone(few_directions):
     torch.manual_seed(0)
     np.random.seed(0)
-    Evaluator(["swd"], Counted(blobs(20)), workers=0).evaluate([blobs(20)])
+    Evaluator(["swd"], Counted(blobs(20)), workers=0).evaluate(tensor_source(blobs(20)))
     after = torch.rand(1), np.random.rand()
     torch.manual_seed(0)
     np.random.seed(0)
@@ -412,8 +397,8 @@ def test_evaluator_refuses_what_cannot_be_compared(few_directions):
     with pytest.raises(UserError, match="no metric is called 'fid'"):
         Evaluator(["swd", "fid"], Counted(blobs(4)))
     with pytest.raises(UserError, match="only 1 fake pictures"):
-        Evaluator(["swd"], Counted(blobs(4))).evaluate([blobs(1)])
-    assert Evaluator([], Counted(blobs(4))).evaluate([]) == {}
+        Evaluator(["swd"], Counted(blobs(4)), fakes=1)
+    assert Evaluator([], Counted(blobs(4))).evaluate(tensor_source(blobs(0))) == {}
 
 
 # --- photographs ----------------------------------------------------------------------------------------------------

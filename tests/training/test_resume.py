@@ -114,7 +114,7 @@ def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkey
         "step": (gan, "update_ema", 14),  # there is a line of the log since the state
         "snapshot": (gan, "save_snapshot", 2),
         "state": (loop, "save_state", 2),
-        "look": (gan.Monitor, "measure", 2),  # the state has just been written
+        "look": (GAN, "measure", 2),  # the state has just been written
         "picture": (gan, "save_png", 3),  # ... and the metrics
     }
     place, name, call = where[moment]
@@ -150,7 +150,7 @@ def test_a_final_look_that_was_cut_off_is_made_up_for(faces16, tmp_path, monkeyp
     """The training is done, and its last figures are not: --resume is not told that there is nothing to do."""
     config = tiny(faces16, kimg=0.064)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "try_to_look", lambda monitor, kimg, log: None)
+        patch.setattr(loop, "try_to_look", lambda task, monitor, kimg, log: None)
         loop.train(GAN, config, tmp_path)
     state = load_state(find_state(tmp_path))
     assert checkpoint.look_is_due(tmp_path, "fakes", state, 0.064)
@@ -181,8 +181,8 @@ def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatc
     with small_disk(full, 20):
         look, filler = loop.try_to_look, full / "filler"
 
-        def fill(monitor, kimg, log):
-            look(monitor, kimg, log)
+        def fill(task, monitor, kimg, log):
+            look(task, monitor, kimg, log)
             if kimg == 0.064:  # to the last byte
                 with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
                     while True:

@@ -1,0 +1,162 @@
+"""What the metrics cost beside the detector: features, and the arithmetic on 50 000 of them.
+
+    python benchmarks/bench_metrics.py --json benchmarks/results/metrics-cpu.json
+
+Weights are random: they change no time. Features: the detector alone on pictures that are in memory, against all that
+`metrics` does from the data set's file to features that are gathered, in turns. The arithmetic runs in a process of its
+own, whose memory at its peak is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from metrics.detectors import INCEPTION, Weights, load_detector
+from metrics.features import Features, dataset_source, described
+from metrics.frechet import Moments, frechet_distance
+from metrics.scores import kernel_distance, precision_recall
+from torch_utils import cli
+from torch_utils.files import write_file
+from training.convert import write_dataset
+from training.dataset import ImageDataset
+from training.faces import faces
+
+
+def random_inception(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """As it is here and as torch-fidelity has it, with the same weights."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state):
+            pass
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save({}, Path(folder) / "none.pth")
+        bare = Unloaded("bare", ["2048"], feature_extractor_weights_path=Path(folder) / "none.pth")
+    return load_detector(INCEPTION, Weights(bare.state_dict(), ""), ["2048"], device), bare.to(device)
+
+
+@torch.no_grad()
+def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str, float]:
+    """Pictures a second of the detector alone, as torch-fidelity has it and as it is here, and of the whole way."""
+    network, theirs = random_inception(device)
+
+    def finish() -> None:
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_dataset(Path(folder) / "faces.zip", faces(count, 32, seed=0))
+        images = torch.stack([image for image, _ in ImageDataset(Path(folder) / "faces.zip")])
+
+        def bare(module: torch.nn.Module) -> None:
+            for part in images.split(batch):
+                module(part.to(device))
+            finish()
+
+        def whole() -> None:
+            dataset = ImageDataset(Path(folder) / "faces.zip")  # with nothing decoded yet
+            collector = Features(count)
+            source = dataset_source(dataset, range(count), workers=1)
+            for part in described(source, count, batch, lambda x: {"2048": network(x.to(device))[0]}):
+                collector.add(part["2048"])
+            collector.finish()
+
+        ways = {"torch-fidelity": lambda: bare(theirs), "detector": lambda: bare(network), "whole": whole}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for way in ways.values():
+            way()
+        for _ in range(rounds):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                seconds[name].append(time.perf_counter() - start)
+    rates = {f"{name}_per_s": count / statistics.median(times) for name, times in seconds.items()}
+    ratios = [a / b for a, b in zip(seconds["detector"], seconds["whole"], strict=True)]
+    return {"pictures": count, "batch": batch, **rates, "whole/detector": statistics.median(ratios)}
+
+
+def fid(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sides = []
+    for _ in range(2):
+        moments = Moments(count)
+        for _ in range(0, count, 64):
+            moments.add(torch.rand(64, 2048, generator=generator))
+        sides.append(moments.finish())
+    frechet_distance(*sides)
+
+
+def kid(count: int) -> None:
+    kernel_distance(*torch.rand(2, count, 2048).unbind())
+
+
+def pr(count: int) -> None:
+    precision_recall(*torch.rand(2, count, 4096).unbind())
+
+
+def measured(work: Callable[[int], None], count: int, answer: Connection) -> None:
+    """Sends the seconds that it takes, and those of all threads together."""
+    start, cpu = time.perf_counter(), time.process_time()
+    work(count)
+    answer.send({"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu})
+    answer.recv()  # until its memory has been looked at
+
+
+def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> dict[str, float | None]:
+    """Time and most memory of a process of its own; of one that takes longer than `limit`, the memory until then."""
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=measured, args=(work, count, theirs))
+    process.start()
+    found = ours.recv() if ours.poll(limit) else {"seconds": None, "stopped_after": limit}
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
+    process.terminate()
+    process.join()
+    return {"pictures": count, **found, "peak_gib": peak}
+
+
+@click.command(cls=cli.Command, example="python benchmarks/bench_metrics.py --pr 10000")
+@click.option("--features", default=96, type=click.IntRange(0), help="Pictures, 32², for the features; 0: leave out.")
+@click.option("--batch", default=16, type=click.IntRange(1))
+@click.option("--rounds", default=3, type=click.IntRange(1))
+@click.option("--fid", "fid_count", default=50_000, type=click.IntRange(0), help="Features for FID; 0: leave out.")
+@click.option("--kid", "kid_count", default=50_000, type=click.IntRange(0), help="... for KID.")
+@click.option("--pr", "pr_count", default=50_000, type=click.IntRange(0), help="... for precision and recall.")
+@click.option("--limit", default=3600, type=cli.Float(1), help="Seconds for each of these.")
+@click.option("--device", default="cpu", type=cli.Device())
+@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+def main(features, batch, rounds, fid_count, kid_count, pr_count, limit, device, json_path) -> None:
+    """Time and memory of features, and of FID, KID, precision and recall on them."""
+    record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
+    record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    if features:
+        record["features"] = bench_features(features, batch, rounds, device)
+        print("features  ", json.dumps(record["features"]), flush=True)
+    for name, work, count in (("fid", fid, fid_count), ("kid", kid, kid_count), ("pr", pr, pr_count)):
+        if count:
+            record[name] = bench_arithmetic(work, count, limit)
+            print(f"{name:10}", json.dumps(record[name]), flush=True)
+    if json_path:
+        write_file(json_path, json.dumps(record, indent=2).encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,276 @@
+"""The metrics agree with torch-fidelity's command, move as they should, and are the same for two processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch_fidelity
+import weights as random_weights
+from conftest import photographs, write_pictures
+from test_swd import blur
+
+from metrics import PPL_EPSILON, Evaluator, NotFinite, dataset_source
+from metrics.detectors import given_weights
+from metrics.evaluator import tensor_source
+from networks.generator import Generator, GeneratorConfig
+from torch_utils import distributed
+from torch_utils.cli import UserError
+from training.dataset import ImageDataset
+from training.images import to_float, to_uint8
+from training.sampling import Fakes
+
+ALL = ["fid60_full", "kid60_full", "pr603_full", "is60", "swd60"]
+
+
+@pytest.fixture
+def slices(small, tmp_path, real_pictures) -> tuple[Path, Path]:
+    """Folders of 66 and 60 real photographs."""
+    return (
+        write_pictures(tmp_path / "train", photographs(real_pictures / "cifar10-train.zip", 66)),
+        write_pictures(tmp_path / "test", photographs(real_pictures / "cifar10-test.zip", 60)),
+    )
+
+
+def judge(names: list[str], real: Path, fake: Path, files: list[Path], **options) -> dict[str, float]:
+    dataset, fakes = ImageDataset(real), ImageDataset(fake)
+    evaluator = Evaluator(names, dataset, fakes=len(fakes), weights=files, batch=16, **options)
+    return evaluator.evaluate(dataset_source(fakes, range(len(fakes))))
+
+
+@pytest.mark.slow  # torch-fidelity's FID takes the eigenvalues of a matrix that is not symmetric, 2048 × 2048
+def test_it_agrees_with_torch_fidelitys_command(slices, inception, vgg16, monkeypatch):
+    real, fake = slices
+    monkeypatch.setattr("metrics.scores.SUBSET_SIZE", 20)
+    found = judge(ALL[:4], real, fake, [inception, vgg16])
+    common = {"input1": str(fake), "input2": str(real), "cuda": False, "cache": False, "verbose": False}
+    common |= {"save_cpu_ram": True, "batch_size": 16}
+    reference = torch_fidelity.calculate_metrics(
+        isc=True, fid=True, kid=True, kid_subset_size=20, feature_extractor_weights_path=inception, **common
+    )
+    reference |= torch_fidelity.calculate_metrics(
+        prc=True, feature_extractor="vgg16", feature_extractor_weights_path=vgg16, **common
+    )
+    names = {
+        "fid60_full": "frechet_inception_distance",
+        "kid60_full": "kernel_inception_distance_mean",
+        "kid60_full_std": "kernel_inception_distance_std",
+        "is60_mean": "inception_score_mean",
+        "is60_std": "inception_score_std",
+        "pr603_full_precision": "precision",
+        "pr603_full_recall": "recall",
+    }
+    assert found.keys() == names.keys()
+    for ours, theirs in names.items():
+        assert found[ours] == pytest.approx(reference[theirs], rel=1e-4), ours
+    assert found["fid60_full"] > 1e-3 and 0 < found["pr603_full_precision"] < 1
+
+
+def test_a_set_against_itself(slices, inception, vgg16):
+    real, _ = slices
+    found = judge(["fid66_full", "kid66_full", "pr663_full", "swd66"], real, real, [inception, vgg16])
+    assert abs(found["fid66_full"]) < 1e-3 and found["swd66"] == 0
+    assert found["pr663_full_precision"] == found["pr663_full_recall"] == 1
+    assert found["kid66_full"] < 1e-6
+
+
+def test_figures_grow_with_the_change(small, inception, real_pictures):
+    """Blur, noise, and the mixing in of pictures of another kind."""
+    images = photographs(real_pictures / "cifar10-train.zip", 120)
+    real, fake, other = images[:60], images[60:], torch.randint(0, 255, (60, 3, 1, 1), dtype=torch.uint8)
+    noise = torch.randn(fake.shape, generator=torch.Generator().manual_seed(0))
+    changed = {
+        "blurred": [blur(fake, times) for times in (0, 1, 4)],
+        "noisy": [(fake + level * noise).clamp(0, 255).byte() for level in (0, 20, 60)],
+        "mixed": [torch.cat([fake[n:], other[:n].expand(-1, -1, 32, 32)]) for n in (0, 20, 50)],
+    }
+    evaluator = Evaluator(["fid60", "kid60", "swd60"], torch.utils.data.TensorDataset(real), weights=[inception])
+    for what, sets in changed.items():
+        found = [evaluator.evaluate(tensor_source(images)) for images in sets]
+        for name in ("fid60", "kid60", "swd60"):
+            figures = [figure[name] for figure in found]
+            assert all(b > a for a, b in itertools.pairwise(figures)), (what, name, figures)
+
+
+def judge_and_write(names: list[str], real: Path, fake: Path, files: list[Path], result: Path) -> None:
+    random_weights.make_small()
+    found = judge(names, real, fake, files)
+    path = result.with_suffix(f".{distributed.rank()}")
+    path.write_text(json.dumps(found))
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_same(slices, inception, vgg16, tmp_path, monkeypatch):
+    """Of 66 and 60 pictures in batches of 16; each time with an empty cache."""
+    arguments = [ALL, *slices, [inception, vgg16]]
+    for processes in (1, 2):
+        monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / f"cache{processes}"))
+        distributed.launch(judge_and_write, *arguments, tmp_path / f"result{processes}", processes=processes)
+    one, two = (json.loads((tmp_path / f"result{processes}.0").read_text()) for processes in (1, 2))
+    assert json.loads((tmp_path / "result2.1").read_text()) == {}
+    assert one.keys() == two.keys() and len(one) == 10
+    for name, figure in one.items():
+        assert two[name] == pytest.approx(figure, rel=1e-6, abs=1e-9), name
+
+
+# --- what is kept ---------------------------------------------------------------------------------------------------
+
+
+def test_real_statistics_are_worked_out_once(slices, inception, vgg16, small, monkeypatch):
+    real, fake = slices
+    files = [inception, vgg16]
+    first = judge(ALL, real, fake, files)
+    kept = sorted((small / "statistics").iterdir())
+    assert len(kept) == 3  # moments and features of Inception, features of VGG-16
+    times = [path.stat().st_mtime_ns for path in kept]
+
+    def refuse(self, wanted, source, title, collect=Evaluator._collect):
+        if title == "real pictures":
+            assert {statistic.kind for statistic in wanted} <= {"patches"}
+        return collect(self, wanted, source, title)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "_collect", refuse)
+        assert judge(ALL, real, fake, files) == first
+    assert [path.stat().st_mtime_ns for path in kept] == times
+
+    kept[0].write_bytes(kept[0].read_bytes()[:-1])  # damaged: made again
+    assert judge(ALL, real, fake, files) == first
+    assert kept[0].stat().st_mtime_ns != times[0] and sorted((small / "statistics").iterdir()) == kept
+
+    (real / "0000.png").write_bytes((real / "0001.png").read_bytes())  # other content
+    assert judge(["fid60_full"], real, fake, files)["fid60_full"] != first["fid60_full"]
+    assert len(list((small / "statistics").iterdir())) == 4
+
+
+def test_mirrored_pictures_count_twice(slices, inception):
+    real, fake = slices
+    flipped = [ImageDataset(real, mirror=True)[i][0] for i in range(132)]
+    expected = Evaluator(["fid60_full"], flipped, weights=[inception], batch=16)
+    fakes = ImageDataset(fake)
+    source = dataset_source(fakes, range(60))
+    evaluator = Evaluator(["fid60_full"], ImageDataset(real, mirror=True), weights=[inception], batch=16)
+    assert evaluator.counts == {"fid60_full": {"real": 132, "fake": 60}}
+    found = evaluator.evaluate(source)["fid60_full"]
+    assert found == pytest.approx(expected.evaluate(source)["fid60_full"], rel=1e-9)
+    assert found != judge(["fid60_full"], real, fake, [inception])["fid60_full"]
+
+
+# --- what a user is told --------------------------------------------------------------------------------------------
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, count: int, fill: int = 0):
+        self.count, self.fill = count, fill
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((3, 32, 32), index % 256, dtype=torch.uint8)
+
+
+def test_fewer_pictures_than_dimensions_are_warned_of(small, inception):
+    notes = Evaluator(["fid500_full", "fid3k_full"], Pictures(5000), weights=[inception]).notes
+    warned = [note for note in notes if note.startswith("warning")]
+    assert len(warned) == 1 and "fid500_full has 500 fake pictures for 2048 dimensions" in warned[0]
+    notes = Evaluator(["fid3k_full"], Pictures(100), weights=[inception]).notes
+    assert any("fid3k_full has 100 real pictures for 2048 dimensions" in note for note in notes)
+    assert any("not the published ones" in note for note in notes)
+
+
+def test_too_few_pictures_are_said(small, inception):
+    assert "only 100 real and 100 fake pictures for swd2k" in Evaluator(["swd2k"], Pictures(100)).notes[0]
+    notes = Evaluator(["kid2k"], Pictures(100), fakes=50, weights=[inception]).notes
+    assert "only 100 real and 50 fake pictures for kid2k (2000)" in notes[-1]
+    assert Evaluator(["swd50"], Pictures(100)).notes == []
+
+
+def test_no_number_is_an_error(small, inception, tmp_path):
+    state = torch.load(inception, weights_only=True)
+    state["Mixed_7c.branch1x1.bn.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "broken.pth")
+    images = torch.randint(0, 255, (20, 3, 32, 32), dtype=torch.uint8)
+    for name in ("fid20", "kid20", "is20"):
+        evaluator = Evaluator([name], Pictures(20), weights=[tmp_path / "broken.pth"])
+        with pytest.raises(NotFinite, match=f"{name} is no number"):
+            evaluator.evaluate(tensor_source(images))
+
+
+def test_without_a_detector_the_others_go_on(small, monkeypatch):
+    monkeypatch.setattr("torch_utils.weights.urllib.request.urlopen", lambda *args, **options: offline())
+    with pytest.raises(UserError, match=r"fid10, kid10: cannot download https.*--detector-weights"):
+        Evaluator(["swd10", "fid10", "kid10"], Pictures(20))
+    evaluator = Evaluator(["swd10", "fid10", "pr103", "kid10"], Pictures(20), optional=True)
+    assert [metric.name for metric in evaluator.metrics] == ["swd10"]
+    first, second = [note for note in evaluator.notes if note.startswith("warning")]
+    assert first.startswith("warning: going on without fid10, kid10: cannot download https")
+    assert second.startswith("warning: going on without pr103: cannot download https")
+    figures = evaluator.evaluate(tensor_source(torch.zeros(10, 3, 32, 32).byte()))
+    assert set(figures) == {"swd10", "swd10_32", "swd10_16"}
+
+
+def offline():
+    raise OSError("no network")
+
+
+# --- perceptual path length -----------------------------------------------------------------------------------------
+
+
+def generator(c_dim: int = 0) -> Generator:
+    torch.manual_seed(0)
+    config = GeneratorConfig(
+        resolution=32, cbase=256, cmax=16, map_depth=2, z_dim=16, w_dim=16, style_channels=8, c_dim=c_dim
+    )
+    return Generator(config).eval().requires_grad_(False)
+
+
+def test_path_length_is_the_papers(small, vgg16):
+    """Karras et al. 2019, equation 3 in W, at t = 0, with plain LPIPS; ε large enough for float32."""
+    from test_detectors import plain_lpips
+
+    G, epsilon = generator(), PPL_EPSILON
+    fakes = Fakes(G, 23, seed=3)
+    evaluator = Evaluator(["ppl2_wend23"], Pictures(10), weights=[vgg16], batch=16)
+    found = evaluator.evaluate(fakes.pictures, partial(fakes.path_ends, epsilon=epsilon))["ppl2_wend23"]
+
+    vgg = random_weights.small_vgg16().double()
+    vgg.load_state_dict(given_weights([vgg16]).popitem()[1].tensors)
+    vgg.requires_grad_(False)
+    a, b = torch.cat([x.view(2, -1, 3, 32, 32) for x in fakes.path_ends([range(23)], epsilon)]).double()
+    lengths = (plain_lpips(a, b, vgg) / epsilon**2).numpy()
+    assert found == pytest.approx(np.mean(np.sort(lengths)[1:-1]), rel=0.02)
+
+
+def test_ends_of_a_path_lie_epsilon_apart():
+    G = generator(c_dim=3)
+    fakes = Fakes(G, 8, seed=1, labels=torch.tensor([0, 1, 2, 2]))
+    starts = torch.cat([x.chunk(2)[0] for x in fakes.path_ends([range(3), range(3, 8)], 0.5)])
+    whole = next(fakes.path_ends([range(8)], 0.0))
+    torch.testing.assert_close(whole[:8], whole[8:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(starts, whole[:8], rtol=0, atol=1e-4)
+    all_the_way, halfway = (next(fakes.path_ends([range(8)], epsilon))[8:] for epsilon in (1.0, 0.5))
+    assert (all_the_way - starts).abs().mean() > (halfway - starts).abs().mean() > 0.01
+
+
+def test_path_length_is_of_a_generator(small, vgg16):
+    evaluator = Evaluator(["ppl2_wend10"], Pictures(10), weights=[vgg16])
+    with pytest.raises(UserError, match="name one with --network"):
+        evaluator.evaluate(tensor_source(torch.zeros(10, 3, 32, 32).byte()))
+
+
+def test_fakes_by_number_are_the_same_in_any_batch():
+    G = generator(c_dim=3)
+    fakes = Fakes(G, 30, seed=1, labels=torch.tensor([0, 1, 2, 2]))
+    whole = torch.cat(list(fakes.pictures([range(30)])))
+    parts = torch.cat(list(fakes.pictures([range(20, 30), range(0, 20)])))
+    assert (whole.int() - torch.cat([parts[10:], parts[:10]]).int()).abs().max() <= 1
+    assert torch.equal(Fakes(G, 10, seed=1, labels=fakes.labels).classes, fakes.classes[:10])
+    other = torch.cat(list(Fakes(G, 30, seed=2, labels=fakes.labels).pictures([range(30)])))
+    assert not any(torch.equal(a, b) for a in whole for b in other)
+    assert (to_uint8(to_float(whole)) == whole).all()

@@ -1,0 +1,98 @@
+"""What the metrics' names mean."""
+
+from __future__ import annotations
+
+import pytest
+
+from metrics import parse_metric
+from metrics.names import LISTED, Metric
+from torch_utils.cli import UserError
+
+
+@pytest.mark.parametrize(
+    "name, kind, count, full",
+    [
+        ("fid50k_full", "fid", 50_000, True),
+        ("fid50k", "fid", 50_000, False),
+        ("fid5k_full", "fid", 5000, True),
+        ("fid777", "fid", 777, False),
+        ("kid50k_full", "kid", 50_000, True),
+        ("pr50k3_full", "pr", 50_000, True),
+        ("pr10k3", "pr", 10_000, False),
+        ("pr5003", "pr", 500, False),
+        ("is50k", "is", 50_000, False),
+        ("ppl2_wend", "ppl", 50_000, False),
+        ("ppl2_wend2k", "ppl", 2000, False),
+        ("swd", "swd", 8192, False),
+        ("swd2k", "swd", 2000, False),
+        ("swd500", "swd", 500, False),
+    ],
+)
+def test_names(name, kind, count, full):
+    assert parse_metric(name) == Metric(name, kind, count, full)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fid",
+        "kid",
+        "fid_full",
+        "fid0",
+        "fid05k",
+        "FID50k",
+        "fid50K",
+        "fid50k_full_",
+        "swd²",
+        "swd-1",
+        "pr50k",
+        "pr3",
+        "pr50k4",
+        "is50k_full",
+        "ppl_wend",
+        "ppl2",
+        "swdk",
+        "swd2k_full",
+        "fid50k@other",
+        "fid９",
+        "",
+        "fid 50k",
+    ],
+)
+def test_what_is_no_name(name):
+    with pytest.raises(UserError, match=r"there are fid50k_full, .* --list"):
+        parse_metric(name)
+
+
+@pytest.mark.parametrize("name, least", [("swd1", 2), ("fid1_full", 2), ("pr33", 4), ("is9", 10)])
+def test_too_few_pictures(name, least):
+    with pytest.raises(UserError, match=f"{name}: a set of at least {least} pictures"):
+        parse_metric(name)
+
+
+def test_all_that_is_listed_is_known():
+    for name in LISTED:
+        assert parse_metric(name).name == name
+
+
+@pytest.mark.parametrize(
+    "name, reals, fakes",
+    [
+        ("fid50k_full", 70_000, 50_000),
+        ("fid50k", 50_000, 50_000),
+        ("fid100k", 70_000, 100_000),
+        ("swd100k", 70_000, 70_000),  # SWD compares sets of one size
+        ("is50k", 0, 50_000),
+        ("ppl2_wend", 0, 50_000),
+    ],
+)
+def test_how_many_pictures_of_70_000(name, reals, fakes):
+    metric = parse_metric(name)
+    assert (metric.reals(70_000), metric.fakes(70_000)) == (reals, fakes)
+    assert metric.fakes(70_000, 600) == 600
+
+
+def test_published_limits_of_the_real_side():
+    assert parse_metric("kid50k_full").reals(10**7) == 10**6
+    assert parse_metric("pr50k3_full").reals(10**7) == 200_000
+    assert parse_metric("fid50k_full").reals(10**7) == 10**7

@@ -1,0 +1,93 @@
+"""KID, IS, precision and recall, and PPL from features: known answers, and plain versions of the papers' formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from metrics.scores import inception_score, kernel_distance, path_length, precision_recall
+
+
+def cloud(count: int, size: int = 16, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(seed)) + offset
+
+
+def plain_mmd(x: np.ndarray, y: np.ndarray) -> float:
+    """The unbiased estimate of MMD², kernel (x·y / D + 1)³: Bińkowski et al., section 4 and appendix B."""
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    m, n = len(x), len(y)
+    xx, yy = kernel(x, x), kernel(y, y)
+    first = (xx.sum() - np.trace(xx)) / (m * (m - 1))
+    second = (yy.sum() - np.trace(yy)) / (n * (n - 1))
+    return first + second - 2 * kernel(x, y).mean()
+
+
+def test_kid_of_all_is_the_unbiased_estimate():
+    x, y = cloud(60), cloud(60, seed=1, offset=0.3)
+    found = kernel_distance(x, y)
+    assert found[""] == pytest.approx(plain_mmd(x.double().numpy(), y.double().numpy()), rel=1e-10)
+    assert found["_std"] < 1e-12  # every subset is the whole
+
+
+def test_kid_of_subsets_is_about_that_of_all(monkeypatch):
+    monkeypatch.setattr("metrics.scores.SUBSET_SIZE", 100)
+    x, y = cloud(1000), cloud(900, seed=1, offset=0.3)
+    found = kernel_distance(x, y)
+    whole = plain_mmd(x.double().numpy(), y.double().numpy())
+    assert found["_std"] > 0
+    assert abs(found[""] - whole) < 4 * found["_std"] / 10
+
+
+def test_kid_of_one_source_is_about_zero():
+    found = kernel_distance(cloud(400), cloud(400, seed=1))
+    assert abs(found[""]) < 0.05 * kernel_distance(cloud(400), cloud(400, seed=1, offset=1))[""]
+
+
+def plain_precision(fake: np.ndarray, real: np.ndarray) -> float:
+    """Kynkäänniemi et al., equations 1 and 2, picture by picture."""
+    radii = [np.sort(np.linalg.norm(real - r, axis=1))[3] for r in real]
+    return float(np.mean([np.any(np.linalg.norm(real - f, axis=1) <= radii) for f in fake]))
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_precision_and_recall_are_the_papers(monkeypatch, rows):
+    monkeypatch.setattr("metrics.scores.ROWS", rows)
+    real, fake = cloud(80, 4), cloud(70, 4, seed=1, offset=0.8)
+    found = precision_recall(real, fake)
+    real, fake = real.double().numpy(), fake.double().numpy()
+    assert found["_precision"] == pytest.approx(plain_precision(fake, real))
+    assert found["_recall"] == pytest.approx(plain_precision(real, fake))
+    assert 0.2 < found["_precision"] < 0.95 and found["_precision"] != found["_recall"]
+
+
+def test_equal_sets_have_all_of_each_other():
+    x = cloud(100)
+    assert precision_recall(x, x) == {"_precision": 1, "_recall": 1}
+
+
+def test_some_of_the_real_ones_are_precise_and_recall_little():
+    real = torch.cat([cloud(100), cloud(100, seed=1, offset=100)])
+    assert precision_recall(real, real[:100]) == {"_precision": 1, "_recall": 0.5}
+
+
+def test_sets_far_apart_have_nothing_of_each_other():
+    assert precision_recall(cloud(50), cloud(50, seed=1, offset=100)) == {"_precision": 0, "_recall": 0}
+
+
+def test_inception_score_of_known_predictions():
+    sure = 50 * torch.eye(10).repeat(100, 1)  # equally many of each class, without doubt
+    found = inception_score(sure)
+    assert found["_mean"] == pytest.approx(10, rel=0.02) and found["_std"] < 0.3
+    assert inception_score(torch.zeros(100, 10)) == {"_mean": pytest.approx(1), "_std": pytest.approx(0)}
+
+
+def test_path_length_leaves_out_the_outer_per_cents():
+    distances = torch.arange(1, 1002) * 1e-8
+    distances[0], distances[-1] = 0, 1.0
+    shuffled = distances[torch.randperm(1001, generator=torch.Generator().manual_seed(0))]
+    # indices 10 … 990 of the sorted ones
+    assert path_length(shuffled, 1e-4)[""] == pytest.approx(np.mean(np.arange(11, 992)), rel=1e-6)
