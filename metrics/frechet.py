@@ -5,8 +5,8 @@ Nash Equilibrium", NeurIPS 2017, equation 6:
 
     d² = ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½)
 
-Tr (Σ₁ Σ₂)^½ is the sum of the singular values of Σ₁^½ Σ₂^½. So taken, nothing can become complex or negative, and
-what rounding leaves of the eigenvalues of a singular covariance does not count by its square root.
+With Σ = R Rᵀ, Tr (Σ₁ Σ₂)^½ is the sum of the singular values of R₁ᵀ R₂. So taken, nothing can become complex or
+negative, and what rounding leaves of the eigenvalues of a singular covariance does not count by its square root.
 """
 
 from __future__ import annotations
@@ -55,9 +55,10 @@ class Moments:
 
 
 def root(covariance: Tensor) -> Tensor:
-    """A matrix R with R Rᵀ = Σ, for a symmetric Σ [D, D] without negative eigenvalues but for rounding."""
+    """R [D, r] with R Rᵀ = Σ, for a symmetric Σ [D, D] of rank r; other eigenvalues are rounding and go."""
     values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp(min=0).sqrt()
+    there = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, there] * values[there].sqrt()
 
 
 def frechet_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

@@ -18,6 +18,7 @@ from training.images import to_uint8
 # "latent": keeps the streams of random numbers of pictures apart from those of training. A network whose first weights
 # were drawn from seed 0 would have met the latent of seed 0 as one of them.
 STREAM = 0x6C6174656E740000
+STRETCH = 1 << 20  # latents of one seed of the metrics; of a seed, PyTorch's generator takes the lower 32 bits alone
 
 
 def random_generator(seed: int) -> torch.Generator:
@@ -102,7 +103,7 @@ def generate_batches(
 
 @dataclass
 class Fakes:
-    """A generator's pictures by their numbers, as the metrics ask for them. Different seeds have none in common.
+    """A generator's pictures by their numbers, as the metrics ask for them. Seeds below 4096 have none in common.
 
     `labels` are the classes of a data set: with them, `count` pictures have classes, drawn with their frequencies.
     """
@@ -122,7 +123,7 @@ class Fakes:
     def pictures(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Yields uint8 [N, C, H, W] on the CPU for each batch of numbers below `count`."""
         for numbers in batches:
-            seeds = [(self.seed << 32) + number for number in numbers]
+            seeds = [self.seed * STRETCH + number for number in numbers]
             yield from generate_batches(self.G, seeds, len(seeds), self.classes[list(numbers)], self.psi)
 
     @torch.no_grad()
@@ -134,7 +135,7 @@ class Fakes:
         G, device = self.G, self.G.w_avg.device
         with full_precision(G):
             for numbers in batches:
-                seeds = [(self.seed << 32) + 2 * number for number in numbers]
+                seeds = [self.seed * STRETCH + 2 * number for number in numbers]
                 c = one_hot(self.classes[list(numbers)], G.config.c_dim).to(device)
                 first, second = (
                     G.ws(latents([seed + end for seed in seeds], G.config.z_dim).to(device), c, self.psi)

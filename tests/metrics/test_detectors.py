@@ -35,13 +35,13 @@ def test_published_addresses_name_their_checksums():
 
 
 @pytest.mark.slow
-def test_features_are_torch_fidelitys_at_full_size(inception):
+def test_features_are_torch_fidelitys_at_full_size(smooth_inception):
     layers = ["2048", "logits_unbiased"]
-    ours = load_detector(INCEPTION, given_weights([inception])[INCEPTION], layers, "cpu")
-    theirs = FeatureExtractorInceptionV3("inception", layers, feature_extractor_weights_path=inception)
+    ours = load_detector(INCEPTION, given_weights([smooth_inception])[INCEPTION], layers, "cpu")
+    theirs = FeatureExtractorInceptionV3("inception", layers, feature_extractor_weights_path=smooth_inception)
     for a, b in zip(ours(pictures(3)), theirs(pictures(3)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-        assert b.std(dim=0).mean() > 0.01  # the pictures differ by more
+        assert b.std(dim=0).mean() > 0.001  # the pictures differ by more
 
 
 def test_vgg16_is_torch_fidelitys(small, vgg16):

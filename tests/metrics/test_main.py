@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from metrics import Evaluator, picture_batches
+from metrics import Evaluator, choose, dataset_source
 from metrics.__main__ import main
 from networks.generator import Generator, GeneratorConfig
 from torch_utils.cli import UserError
 from training.checkpoint import save_snapshot
 from training.dataset import ImageDataset
-from training.sampling import generate_batches
+from training.sampling import Fakes
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,16 +64,21 @@ def test_pictures_against_pictures(tmp_path, capsys):
     fakes = write_pictures(tmp_path / "fakes", 25, smooth=2)
     judge("--data", real, "--fakes", fakes, "--metrics", "swd20, swd", "--json")
     captured = capsys.readouterr()
-    assert captured.err.count("\n") == 1 and "note: there are only 24 pictures for swd (8192);" in captured.err
+    assert (
+        captured.err.count("\n") == 1
+        and "note: there are only 24 real and 24 fake pictures for swd (8192);" in captured.err
+    )
     figures = json.loads(captured.out)
-    assert figures.pop("pictures") == {"swd20": 20, "swd": 24}
+    both = {name: {"real": count, "fake": count} for name, count in (("swd20", 20), ("swd", 24))}
+    assert figures.pop("pictures") == both
+    assert figures.pop("settings")["fakes"] == str(fakes)
     evaluator = Evaluator(["swd20", "swd"], ImageDataset(real))
-    assert figures == evaluator.evaluate(picture_batches(ImageDataset(fakes), 24))
+    assert figures == evaluator.evaluate(dataset_source(ImageDataset(fakes), choose(25, 24, 0)))
     assert list(figures) == ["swd20", "swd20_16", "swd", "swd_16"]
 
     judge("--data", real, "--fakes", fakes, "--metrics", "swd20,swd", "--batch", 7)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{name} {figures[name]:.1f} (16: {figures[name + '_16']:.1f})" for name in ("swd20", "swd")]
+    assert lines == [f"{name} {figures[name]:.4g} (16: {figures[name + '_16']:.4g})" for name in ("swd20", "swd")]
 
     judge("--data", real, "--fakes", fakes, "--metrics", "swd20", "--seed", 1, "--json")
     other = json.loads(capsys.readouterr().out)["swd20"]
@@ -84,15 +89,17 @@ def test_pictures_against_pictures(tmp_path, capsys):
 def test_pictures_against_themselves(tmp_path, capsys):
     real = write_pictures(tmp_path / "real", 12, channels=1)
     judge("--data", real, "--fakes", real)
-    assert capsys.readouterr().out == "swd 0.0 (16: 0.0)\n"
+    assert capsys.readouterr().out == "swd 0 (16: 0)\n"
 
 
 def test_fewer_fakes_than_asked_for_are_mentioned(tmp_path, capsys):
     real, fakes = write_pictures(tmp_path / "real", 12), write_pictures(tmp_path / "fakes", 10)
     judge("--data", real, "--fakes", fakes, "--metrics", "swd12,swd8", "--json")
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["pictures"] == {"swd12": 10, "swd8": 8}
-    assert captured.err.startswith("note: ") and "only 10 pictures" in captured.err and captured.err.count("\n") == 1
+    counts = json.loads(captured.out)["pictures"]
+    assert counts == {"swd12": {"real": 12, "fake": 10}, "swd8": {"real": 8, "fake": 8}}
+    assert captured.err.startswith("note: ") and "only 10 fake pictures" in captured.err
+    assert captured.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("c_dim", [0, 2])
@@ -101,11 +108,11 @@ def test_network(tmp_path, capsys, c_dim):
     G = write_snapshot(tmp_path / "snapshot-000001.safetensors", c_dim=c_dim)
     judge("--data", real, "--network", tmp_path, "--metrics", "swd10", "--seed", 2, "--json")
     figures = json.loads(capsys.readouterr().out)
-    assert figures.pop("pictures") == {"swd10": 10}
+    assert figures.pop("pictures") == {"swd10": {"real": 10, "fake": 10}} and figures.pop("settings")["seed"] == 2
     dataset = ImageDataset(real, use_labels=c_dim > 0)
-    classes = dataset.labels[np.random.default_rng(2).permutation(12)[:10]] if c_dim else None
-    fakes = generate_batches(G, range(20, 30), 64, classes)
-    assert figures == pytest.approx(Evaluator(["swd10"], dataset, seed=2).evaluate(fakes), rel=1e-3)
+    fakes = Fakes(G, 10, 2, dataset.labels)
+    assert figures == pytest.approx(Evaluator(["swd10"], dataset, seed=2).evaluate(fakes.pictures), rel=1e-3)
+    assert set(fakes.classes.tolist()) == set(range(max(c_dim, 1)))
 
 
 def test_mistakes(tmp_path):
@@ -116,14 +123,14 @@ def test_mistakes(tmp_path):
     write_snapshot(classes, c_dim=3)
     assert "either --network or --fakes" in mistake("--data", real)
     assert "either --network or --fakes" in mistake("--data", real, "--fakes", one, "--network", snapshot)
-    assert "no metric is called 'fid50k'" in mistake("--data", real, "--fakes", real, "--metrics", "fid50k")
+    assert "no metric is called 'fid'" in mistake("--data", real, "--fakes", real, "--metrics", "fid")
     assert "32×32 with 3 channels" in mistake("--data", real, "--fakes", large)
     assert "16×16 with 1 channels" in mistake("--data", real, "--fakes", grey)
     assert "16×16 with 3 channels" in mistake("--data", large, "--network", snapshot)
     assert "with 1: they cannot be compared" in mistake("--data", grey, "--network", snapshot)
     assert "3 classes" in mistake("--data", real, "--network", classes)
     assert "only one picture" in mistake("--data", one, "--fakes", real)
-    assert "only one picture" in mistake("--data", real, "--fakes", one)
+    assert "only 1 fake pictures" in mistake("--data", real, "--fakes", one)
     assert "absent" in mistake("--data", tmp_path / "absent", "--fakes", real)
     assert "absent" in mistake("--data", real, "--network", tmp_path / "absent")
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torchvision
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 from torchvision.models.vgg import VGG, cfgs, make_layers
+
+from training.faces import faces
 
 FC = 32  # outputs of VGG-16's first two linear layers, which have 4096 and nearly all of its weights
 
@@ -49,11 +52,30 @@ class Unloaded(FeatureExtractorInceptionV3):
         pass
 
 
-def write_inception(path: Path, seed: int = 0) -> Path:
+def calibrated(model: torch.nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Its tensors, with batch normalizations for the statistics of those pictures, so that features tell them apart."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.train()(images)
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def write_inception(path: Path, seed: int = 0, calibrate: bool = True) -> Path:
     torch.save({}, path)
-    tensors = randomized(Unloaded("inception", ["2048"], feature_extractor_weights_path=path), seed)
+    model = Unloaded("inception", ["2048"], feature_extractor_weights_path=path)
+    model.INPUT_IMAGE_SIZE = 75
+    tensors = randomized(model, seed)
+    if calibrate:
+        tensors = calibrated(model, faces_as_tensor(16))
     torch.save(tensors, path)
     return path
+
+
+def faces_as_tensor(count: int) -> torch.Tensor:
+    """Drawn faces uint8 [count, 3, 32, 32]."""
+    return torch.stack([torch.from_numpy(np.array(face)).permute(2, 0, 1) for face, _ in faces(count, 32, seed=0)])
 
 
 def write_vgg16(path: Path, seed: int = 0) -> Path:
