@@ -200,7 +200,9 @@ def test_two_machines_train_as_one_with_two_processes(faces16, tmp_path):
     done(script("train.py", *tiny, "--procs", 2, "--outdir", tmp_path / "one", "--kimg", "0.08", "--tick", "0.04"))
     for options in (["--kimg", "0.04"], ["--kimg", "0.08", "--resume"]):
         first, second = machines(*tiny, "--outdir", tmp_path / "two", "--tick", "0.04", *options)
-        assert "run: " in done(first).stderr and done(second).stderr == ""
+        # on the second nothing of the run is said; but PyTorch may say there that the first ended before it
+        assert "run: " in done(first).stderr
+        assert not re.search(r"^(run:|kimg|swd|error|note)", done(second).stderr, re.MULTILINE)
 
     (one,), (two,) = (list((tmp_path / name).iterdir()) for name in ("one", "two"))
     assert one.name == two.name
