@@ -1,17 +1,12 @@
-"""Random detectors, and slices of real pictures."""
+"""Random detectors."""
 
 from __future__ import annotations
 
-import io
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 import torchvision
 import weights
-from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
@@ -46,19 +41,3 @@ def small(monkeypatch, tmp_path) -> Path:
     monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / "cache"))
     weights.make_small()
     return tmp_path / "cache"
-
-
-def photographs(path: Path, count: int) -> torch.Tensor:
-    """The first pictures of an archive, uint8 [count, 3, 32, 32]."""
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(name for name in archive.namelist() if name.endswith((".png", ".jpg")))[:count]
-        pictures = [np.array(Image.open(io.BytesIO(archive.read(name))).convert("RGB")) for name in names]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
-
-
-def write_pictures(folder: Path, images: torch.Tensor) -> Path:
-    """A PNG for each of uint8 [N, 3, H, W]."""
-    folder.mkdir()
-    for number, image in enumerate(images):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number:04d}.png")
-    return folder

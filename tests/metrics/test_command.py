@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import photographs, write_pictures
+from archives import photographs, write_pictures
 
 from metrics import detectors
 from metrics.__main__ import main

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch_fidelity
 import weights as random_weights
-from conftest import photographs, write_pictures
+from archives import photographs, write_pictures
 from test_swd import blur
 
 from metrics import PPL_EPSILON, Evaluator, NotFinite, dataset_source

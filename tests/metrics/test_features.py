@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import write_pictures
+from archives import write_pictures
 
 from metrics.evaluator import choose, tensor_source
 from metrics.features import CacheKey, Features, dataset_source, described, read_cached, write_cached
