@@ -134,9 +134,9 @@ def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> d
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_metrics.py --pr 10000")
-@click.option("--features", default=96, type=click.IntRange(0), help="Pictures, 32², for the features; 0: leave out.")
+@click.option("--features", default=384, type=click.IntRange(0), help="Pictures, 32², for the features; 0: leave out.")
 @click.option("--batch", default=16, type=click.IntRange(1))
-@click.option("--rounds", default=3, type=click.IntRange(1))
+@click.option("--rounds", default=2, type=click.IntRange(1))
 @click.option("--fid", "fid_count", default=50_000, type=click.IntRange(0), help="Features for FID; 0: leave out.")
 @click.option("--kid", "kid_count", default=50_000, type=click.IntRange(0), help="... for KID.")
 @click.option("--pr", "pr_count", default=50_000, type=click.IntRange(0), help="... for precision and recall.")
