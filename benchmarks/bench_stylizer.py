@@ -184,7 +184,7 @@ def main(
     place, dtype = torch.device(device), set_precision(precision)
     half = torch.autocast(place.type, DTYPES[precision], enabled=dtype != torch.float32)
     torch.manual_seed(0)
-    own = Stylizer(StylizerConfig(width)).to(place).eval()
+    own = Stylizer(StylizerConfig(width)).to(place).eval().requires_grad_(False)  # as load_stylizer gives it
     baseline = Baseline(own)
     rows = []
     for wide, high, batch in asked:
