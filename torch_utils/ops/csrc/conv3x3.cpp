@@ -9,7 +9,6 @@
 
 #include "simd.h"
 
-#include <ATen/ops/bmm.h>
 #include <torch/library.h>
 
 namespace {
@@ -47,6 +46,43 @@ int64_t beyond(int64_t i, int64_t size, bool reflect) {
   return i < 0 ? -i : 2 * (size - 1) - i;
 }
 
+// rows × (vectors · width) of C = A · B, A [rows, K], B [K, ·], C [rows, ·] with these distances from row to row.
+template <int rows, int vectors>
+inline void block(const float* a, int64_t a_stride, const float* b, float* c, int64_t stride, int64_t K) {
+  using S = Simd<float>;
+  S::Vector sum[rows][vectors] = {};
+  for (int64_t k = 0; k < K; k++) {
+    S::Vector with[vectors];
+    for (int j = 0; j < vectors; j++) with[j] = S::load(b + k * stride + j * S::width), keep_in_register(with[j]);
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < vectors; j++) sum[i][j] += a[i * a_stride + k] * with[j];
+  }
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < vectors; j++) S::store(c + i * stride + j * S::width, sum[i][j]);
+}
+
+// `count` rows of such a product, at most `rows` at a time.
+template <int rows, int vectors>
+inline void blocks(const float* a, int64_t a_stride, const float* b, float* c, int64_t stride, int64_t K,
+                   int64_t count) {
+  for (; count >= rows; count -= rows, a += rows * a_stride, c += rows * stride)
+    block<rows, vectors>(a, a_stride, b, c, stride, K);
+  if constexpr (rows > 1) {
+    if (count > 0) blocks<rows / 2, vectors>(a, a_stride, b, c, stride, K, count);
+  }
+}
+
+// C = A · B: as many sums in registers as there are, less those for B's row. Libraries do it as fast on the processors
+// that they are tuned for; on others by half.
+void multiply(const float* a, const float* b, float* c, int64_t count, int64_t K, int64_t columns) {
+  constexpr int kVectors = 2, kRows = (kVectorRegisters - 2 * kVectors) / kVectors;
+  constexpr int64_t width = Simd<float>::width;
+  int64_t j = 0;
+  for (; j + kVectors * width <= columns; j += kVectors * width)
+    blocks<kRows, kVectors>(a, K, b + j, c + j, columns, K, count);
+  if (j < columns) blocks<kRows, 1>(a, K, b + j, c + j, columns, K, count);
+}
+
 at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel_, const std::optional<at::Tensor>& bias_,
                        int64_t outputs, bool reflect, bool relu) {
   using S = Simd<float>;
@@ -66,7 +102,7 @@ at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel_, const st
   at::Tensor y = at::empty({n, outputs, height, width}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
   if (y.numel() == 0) return y;
   const at::Tensor bias = bias_ ? bias_->contiguous() : at::Tensor();
-  const float* from = x.const_data_ptr<float>();
+  const float *const from = x.const_data_ptr<float>(), *const kernel = kernel_.const_data_ptr<float>();
   float* to = y.mutable_data_ptr<float>();
 
   const int64_t rows = (height + kOut - 1) / kOut, columns = (width + kOut - 1) / kOut, tiles = n * rows * columns;
@@ -110,8 +146,8 @@ at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel_, const st
           }
         }
       }
-      at::Tensor product = m_.as_strided({kPoints, count, padded}, {m_stride, padded, 1});
-      at::bmm_out(product, v_.as_strided({kPoints, count, inputs}, {v_stride, inputs, 1}), kernel_);
+      for (int64_t point = 0; point < kPoints; point++)
+        multiply(v + point * v_stride, kernel + point * inputs * padded, m + point * m_stride, count, inputs, padded);
       for (int64_t t = 0; t < count; t++) {
         const int64_t tile = first + t, sample = tile / (rows * columns), row = tile / columns % rows * kOut,
                       column = tile % columns * kOut;
