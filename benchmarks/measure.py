@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -21,8 +20,8 @@ from typing import Any
 import torch
 
 from torch_utils.files import write_file
+from training.command import commit
 
-ROOT = Path(__file__).resolve().parent.parent
 TURN = 0.01  # seconds on a GPU that a turn takes at least
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -163,15 +162,6 @@ def cpu_name() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
-
-
-def commit() -> str | None:
-    """The commit of this checkout, with -dirty where files differ from it; None outside of one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def write_record(path: str | None, device: torch.device | str, record: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ What stands between the two marks in the document is written anew; the rest of i
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -146,7 +147,8 @@ def origin(record: Record) -> str:
     known += [f"copy {record['copy_gb_per_s']:,.0f} GB/s" if record.get("copy_gb_per_s") else None]
     rates = record.get("gflops_of") or ({"fp32": record["gflops"]} if record.get("gflops") else {})
     known += [f"matrix product {rate:,.0f} GFLOP/s in {name}" for name, rate in rates.items()]
-    known += [f"commit {record['commit']}" if record.get("commit") else None, record.get("date")]
+    short = re.sub(r"^([0-9a-f]{7})[0-9a-f]+", r"\1", record.get("commit") or "")
+    known += [f"commit {short}" if short else None, record.get("date")]
     return ", ".join(str(part) for part in known if part)
 
 

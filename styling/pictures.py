@@ -173,21 +173,6 @@ def output_paths(
     return paths
 
 
-def unfinished(
-    contents: Sequence[Path], outputs: Sequence[Path], *, overwrite: bool = False
-) -> list[tuple[Path, Path]]:
-    """The pairs (content, output) whose output is not there yet; all of them with `overwrite`.
-
-    Files are written whole or not at all, so that one that is there is done. Raises UserError where an output would
-    replace a content.
-    """
-    sources = {path.resolve() for path in contents}
-    for path in outputs:
-        if path.resolve() in sources:
-            raise UserError(f"{path} is a picture to be stylized and would be replaced; name another place with --out")
-    return [(c, out) for c, out in zip(contents, outputs, strict=True) if overwrite or not out.exists()]
-
-
 def _in_srgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """A plain RGB picture; a colour profile, be it Display P3 or a printer's CMYK, is applied. Raises Unusable."""
     load_picture(picture)

@@ -194,15 +194,19 @@ def machines(*options, folders=(None, None), processes: int = 1) -> list[subproc
     ]
 
 
+def without_store(stderr: str) -> str:
+    """All but PyTorch's warning, of some 20 lines, that the first machine's store ended before it was asked."""
+    warning = r"^\[W\d+ .*TCPStore\.cpp.*\n(Exception raised .*\n)?(frame #.*\n)*(\s*\n)*"
+    return re.sub(warning, "", stderr, flags=re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_two_machines_train_as_one_with_two_processes(faces16, tmp_path):
     tiny = ["--data", faces16, *TINY[:-4], "--metrics", "swd50"]  # and without --procs
     done(script("train.py", *tiny, "--procs", 2, "--outdir", tmp_path / "one", "--kimg", "0.08", "--tick", "0.04"))
     for options in (["--kimg", "0.04"], ["--kimg", "0.08", "--resume"]):
         first, second = machines(*tiny, "--outdir", tmp_path / "two", "--tick", "0.04", *options)
-        # on the second nothing of the run is said; but PyTorch may say there that the first ended before it
-        assert "run: " in done(first).stderr
-        assert not re.search(r"^(run:|kimg|swd|error|note)", done(second).stderr, re.MULTILINE)
+        assert "run: " in done(first).stderr and without_store(done(second).stderr) == ""
 
     (one,), (two,) = (list((tmp_path / name).iterdir()) for name in ("one", "two"))
     assert one.name == two.name

@@ -260,11 +260,16 @@ def machine(config: RunConfig) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of this code, with a + where files differ from it; empty where git or its folder is not there."""
+    """The commit of this code, with a + where files differ from it; empty where git or its folder is not there.
+
+    Records of benchmarks are not the code: one that is being written differs from the commit.
+    """
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True).stdout
+        code = [":/", ":(top,exclude)benchmarks/results"]
+        status = [*git, "status", "--porcelain", "-uno", "--", *code]
+        changed = subprocess.run(status, capture_output=True, text=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("+" if changed.strip() else "")

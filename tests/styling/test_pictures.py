@@ -16,7 +16,6 @@ from styling.pictures import (
     list_pictures,
     output_paths,
     read_picture,
-    unfinished,
     write_picture,
 )
 from torch_utils import files
@@ -196,16 +195,6 @@ def test_names_of_results(tmp_path):
     with pytest.raises(UserError, match=r"2 pictures would be written to out/a\.png-mondrian\.png"):
         output_paths([Path("x/a.png"), Path("y/a.png")], styles[1:], "out")
     assert output_paths([], styles, "out") == []
-
-
-def test_finished_pictures_are_left_out(tmp_path):
-    contents = [tmp_path / "a.jpg", tmp_path / "b.jpg"]
-    outputs = output_paths(contents, [Path("s.png")], tmp_path)
-    outputs[0].write_bytes(b"done")
-    assert unfinished(contents, outputs) == [(contents[1], outputs[1])]
-    assert unfinished(contents, outputs, overwrite=True) == list(zip(contents, outputs, strict=True))
-    with pytest.raises(UserError, match="would be replaced"):
-        unfinished(contents, contents[::-1], overwrite=True)
 
 
 def test_pictures_are_no_videos(tmp_path):

@@ -172,12 +172,15 @@ def test_it_starts_from_a_larger_one(tmp_path, material):
         assert error < 0.1
 
 
-def test_predictors_learn_as_fast_as_layers(material):
+def test_predictors_learn_as_fast_as_layers(tmp_path, material):
     """The relative change by a step of Adam: weights of unit variance have so much larger a learning rate.
 
-    It is fit for wide models; in one as narrow as this, predictors are up to ten times as fast as layers.
+    At half the width of VGG-19: He's weights are larger in narrower layers, and what they learn is then less of them.
     """
-    task = StylizerTask(tiny(material), CPU)
+    save_encoder(tmp_path / "encoder.safetensors", VGG19(1 / 2), {})
+    config = tiny(material, encoder_weights=str(tmp_path / "encoder.safetensors"), batch=2, batch_gpu=2)
+    config.stylizer = StylizerConfig(width=1 / 2, style_size=64)
+    task = StylizerTask(config, CPU)
     before = {name: p.clone() for name, p in task.model.named_parameters()}
     task.step(next(task.batches(0)), 0)
     changes = {}
@@ -186,4 +189,4 @@ def test_predictors_learn_as_fast_as_layers(material):
             changes[name] = ((p - before[name]).norm() / before[name].norm()).item()
     predictors = [change for name, change in changes.items() if ".predictor." in name]
     layers = [change for name, change in changes.items() if ".predictor." not in name]
-    assert 0.2 < (sum(predictors) / len(predictors)) / (sum(layers) / len(layers)) < 10
+    assert 0.2 < (sum(predictors) / len(predictors)) / (sum(layers) / len(layers)) < 5
