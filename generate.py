@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import click
+from torch import Tensor
 from tqdm import tqdm
 
 from latents import command as shared
@@ -28,7 +29,7 @@ from latents.mixing import check_layers, mixes, mixing_sheet, numbers_text
 from torch_utils import cli
 from torch_utils.animation import check_animation, write_animation
 from torch_utils.files import write_file
-from training.images import grid, png_writers, save_png
+from training.images import grid, save_png, write_pngs
 from training.sampling import generate_batches, pictures_of
 
 EXAMPLE = """\
@@ -91,14 +92,19 @@ def main(network, seeds, code_file, trunc, classes, noise_mode, outdir, grid_siz
     """Generate pictures: seed0000.png, … , or one sheet with --grid."""
     if (seeds is None) == (code_file is None):
         raise cli.UserError("name the pictures with --seeds, e.g. 0-99, or with --w FILE (see --help)")
-    model = open_model(network, device, trunc, classes)
+    model = open_model(network, device, trunc, classes, batch)
     if code_file is not None:
         codes = read_codes(code_file, model, noise_mode)
         names = [f"w{number:04d}" for number in range(len(codes.ws))]
-        batches = generate_codes(model.G, codes, batch, model.psi, noise_mode)
     else:
         names = [f"seed{seed:04d}" for seed in seeds]
-        batches = generate_batches(model.G, seeds, batch, model.shares(seeds), model.psi, noise_mode)
+        shares = model.shares(seeds)
+
+    def pictures(part: slice = slice(None)) -> Iterator[Tensor]:
+        if code_file is not None:
+            return generate_codes(model.G, codes[part], model.batch, model.psi, noise_mode)
+        return generate_batches(model.G, seeds[part], model.batch, shares[part], model.psi, noise_mode)
+
     if grid_size and len(names) > grid_size[0] * grid_size[1]:
         raise cli.UserError(
             f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(names)} pictures; take a larger one"
@@ -109,16 +115,13 @@ def main(network, seeds, code_file, trunc, classes, noise_mode, outdir, grid_siz
     if grid_size:
         numbers = numbers_name(range(len(names)) if seeds is None else seeds, single=False)
         sheet = folder / f"{'w' if seeds is None else 'seeds'}{numbers}.png"
-        save_png(grid(collected(batches, len(names)), min(grid_size[0], len(names))), sheet)
+        save_png(grid(collected(pictures(), len(names)), min(grid_size[0], len(names))), sheet)
         print(sheet)
         return
-    # small pictures are written in less time than it takes to change between many threads
-    writers = 1 if model.G.config.resolution < 128 else min(os.cpu_count() or 1, 8)
-    with png_writers(writers) as save, tqdm(total=len(names), unit="pic", disable=not sys.stderr.isatty()) as bar:
-        for start, images in zip(range(0, len(names), batch), batches, strict=True):
-            for name, image in zip(names[start:], images, strict=False):
-                save(image, folder / f"{name}.png")
-            bar.update(len(images))
+    paths = [folder / f"{name}.png" for name in names]
+    with tqdm(total=len(paths), unit="pic", disable=not sys.stderr.isatty()) as bar:
+        for count in write_pngs(pictures, paths, model.batch, model.G.w_avg.device):
+            bar.update(count)
     print(f"{len(names)} pictures in {Path(folder).resolve()}")
 
 
@@ -147,7 +150,7 @@ def mix_command(rows, cols, network, trunc, classes, noise_mode, batch, device, 
 
     --part structure takes the depthwise kernels only, channels the pointwise kernels, bias the biases.
     """
-    model = open_model(network, device, trunc, classes)
+    model = open_model(network, device, trunc, classes, batch)
     chosen = check_layers(model.G.config, layers, part)
     scale = scale or sheets.enlargement(model.G.config.resolution)
     side = scale * model.G.config.resolution
@@ -157,8 +160,8 @@ def mix_command(rows, cols, network, trunc, classes, noise_mode, batch, device, 
 
     seeds = [*rows, *cols]
     ws = model.ws(seeds)
-    own = collected(pictures_of(model.G, ws, noise_mode, batch), len(seeds))
-    pairs = mixes(model.G, ws[: len(rows)], ws[len(rows) :], chosen, part, noise_mode, batch)
+    own = collected(pictures_of(model.G, ws, noise_mode, model.batch), len(seeds))
+    pairs = mixes(model.G, ws[: len(rows)], ws[len(rows) :], chosen, part, noise_mode, model.batch)
     mixed = collected(pairs, len(rows) * len(cols))
     path = folder / f"mix-{numbers_name(rows)}-{numbers_name(cols)}-{part}.png"
     title = f"rows, with the columns' {'codes' if part == 'all' else part} in layers {numbers_text(chosen)}"
@@ -214,7 +217,7 @@ def video_command(
         )
     if count < 2:
         raise cli.UserError(f"--seconds {seconds:g} at --fps {fps:g} are {count} frames; take two or more")
-    model = open_model(network, device, trunc, classes)
+    model = open_model(network, device, trunc, classes, batch)
     chosen = check_layers(model.G.config, layers, part)
     scale = scale or sheets.enlargement(model.G.config.resolution, 128)
     sheets.check_size(*(n * scale * model.G.config.resolution for n in cells))
@@ -224,7 +227,7 @@ def video_command(
     walk = walks.w_walk(model.G, *model.zc(seeds), space, interpolation)
     frames = walks.frames(
         model.G, walk, count, len(seeds), cells=cells, psi=model.psi, layers=chosen, part=part, noise=noise_mode,
-        batch=batch, scale=scale,
+        batch=model.batch, scale=scale,
     )  # fmt: skip
     with tqdm(frames, total=count, unit="frame", disable=not sys.stderr.isatty()) as bar:
         write_animation(out, iter(bar), count, fps)
@@ -247,7 +250,7 @@ def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, d
     if compare is not None and len(compare) != 2:
         raise cli.UserError(f"--compare takes two seeds, not {len(compare)}; write e.g. --compare 3,4")
     seeds = [seed] if compare is None else compare
-    model = open_model(network, device, trunc, classes)
+    model = open_model(network, device, trunc, classes, batch)
     chosen = check_layers(model.G.config, layers, "channels")
     folder = cli.writable_folder(outdir)
     model.announce()
@@ -304,7 +307,7 @@ def directions_command(
         raise cli.UserError(
             "--method and --count are for finding directions, --edit applies those of a file; leave them out"
         )
-    model = open_model(network, device, trunc, classes)
+    model = open_model(network, device, trunc, classes, batch)
     chosen = check_layers(model.G.config, layers, part)
     if edit:
         kept = load_directions(edit, model.G)
@@ -327,7 +330,8 @@ def directions_command(
         side = scale * model.G.config.resolution
         sheets.check_size(side * len(amounts), side * len(seeds) * len(which))
         pictures = collected(
-            edits(model.G, ws, directions, which, amounts, noise_mode, batch), len(seeds) * len(which) * len(amounts)
+            edits(model.G, ws, directions, which, amounts, noise_mode, model.batch),
+            len(seeds) * len(which) * len(amounts),
         )
         sheet = edit_sheet(pictures, directions, which, amounts, seeds, directions.title, scale)
         sheets.save_sheet(sheet, folder / f"{name}.png")

@@ -1,8 +1,11 @@
 """Pictures per second of `generate.py --seeds`, with all that it writes, beside those of the bare network.
 
-    python benchmarks/bench_generate.py --network demo/runs --seeds 0-999
+    python benchmarks/bench_generate.py --network demo/runs
+    python benchmarks/bench_generate.py --resolution 256 --count 64 --rounds 3
 
-Both have their turn in every round, so that the ratio holds when the machine drifts.
+Both have their turn in every round, so that the ratio holds when the machine drifts. The floor is the network's time
+where cores are idle meanwhile or there is a GPU; on a busy CPU it is that plus what encoding and files cost, shared by
+the cores, which is measured too.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -19,51 +23,79 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from measure import seconds, write_record
+
 import generate
-from benchmarks.bench_generator import seconds
-from latents.command import open_model
+from latents.command import Model, open_model
+from networks.generator import Generator, GeneratorConfig
 from torch_utils import cli
+from torch_utils.memory import keep_freed_memory
+from training.checkpoint import save_snapshot
+from training.images import save_png
+from training.sampling import generate_batches
 
 
 @torch.no_grad()
-def bare(network: str, seeds: int, batch: int, device: str) -> float:
-    """Seconds of the network alone for so many pictures, of latents that are there already."""
-    model = open_model(network, device, (1.0,), None)
-    z, c = (x[:batch] for x in model.zc(range(batch)))
-    model.G(z, c, noise="const")
-    return seconds(lambda: [model.G(z, c, noise="const") for _ in range(seeds // batch)], torch.device(device))
+def network_alone(model: Model, count: int) -> None:
+    """The network for so many pictures, of latents that are there already."""
+    z, c = model.zc(range(model.batch))
+    for _ in range(count // model.batch):
+        model.G(z, c, noise="const")
 
 
-def whole(network: str, seeds: int, batch: int, device: str, folder: str) -> float:
-    """Seconds of generate.py from the parsed command line to the last file."""
-    arguments = ["--network", network, "--seeds", f"0-{seeds - 1}", "--batch", str(batch), "--outdir", folder]
+def whole(network: str, count: int, batch: int, device: str, folder: str) -> None:
+    """generate.py from the parsed command line to the last file."""
+    arguments = ["--network", network, "--seeds", f"0-{count - 1}", "--batch", str(batch), "--outdir", folder]
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        return seconds(
-            lambda: generate.main.main([*arguments, "--device", device], standalone_mode=False), torch.device(device)
-        )
+        generate.main.main([*arguments, "--device", device], standalone_mode=False)
+
+
+def untrained(resolution: int, folder: str) -> str:
+    """A snapshot of StyleGAN2's size at the resolution (cbase 16384)."""
+    path = f"{folder}/untrained.safetensors"
+    save_snapshot(path, Generator(GeneratorConfig(resolution, cbase=16384)), {"kimg": 0})
+    return path
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_generate.py --network demo/runs")
-@click.option("--network", default="demo/runs", help="A snapshot, a run, or a folder of runs.")
-@click.option("--count", default=992, type=click.IntRange(16), help="Pictures, a multiple of the batch.")
-@click.option("--batch", default=16, type=click.IntRange(1))
-@click.option("--rounds", default=5, type=click.IntRange(1))
-@click.option("--device", default="cpu", type=cli.Device())
-def main(network: str, count: int, batch: int, rounds: int, device: str) -> None:
+@cli.option("Options", "--network", default="demo/runs", help="A snapshot, a run, or a folder of runs.")
+@cli.option("Options", "--resolution", type=click.IntRange(16, 1024), help="In its place, an untrained one.")
+@cli.option("Options", "--count", default=960, type=click.IntRange(1), help="Pictures, a multiple of the batch.")
+@cli.option("Options", "--batch", type=click.IntRange(1), help="[default: generate.py's]")
+@cli.option("Options", "--rounds", default=5, type=click.IntRange(1))
+@cli.option("Options", "--device", default="cpu", type=cli.Device())
+@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+def main(
+    network: str, resolution: int | None, count: int, batch: int | None, rounds: int, device: str, json_path: str | None
+) -> None:
     """Time of generate.py over that of its network."""
-    if count % batch:
-        raise cli.UserError(f"--count {count} is no multiple of --batch {batch}")
-    network_s, script_s = [], []
+    keep_freed_memory()  # as generate.py does, before anything else
+    times = {"network": [], "generate.py": []}
     # file systems make files slowly just after others were removed: all stay until the end
     with tempfile.TemporaryDirectory() as folder:
+        network = untrained(resolution, folder) if resolution else network
+        model = open_model(network, device, (1.0,), None, batch)
+        if count % model.batch:
+            raise cli.UserError(f"--count {count} is no multiple of the batch, {model.batch}")
         for i in range(rounds + 1):  # the first is the warm-up
-            network_s.append(bare(network, count, batch, device))
-            script_s.append(whole(network, count, batch, device, f"{folder}/{i}"))
-    network_s, script_s = network_s[1:], script_s[1:]
-    a, b = statistics.median(network_s), statistics.median(script_s)
-    ratio = statistics.median(y / x for x, y in zip(network_s, script_s, strict=True))
-    print(f"network {count / a:.0f}, generate.py {count / b:.0f} pictures a second: {ratio:.2f} x the time", end="; ")
-    print(f"{torch.get_num_threads()} threads, batch {batch}, medians of {rounds} rounds")
+            times["network"].append(seconds(lambda: network_alone(model, count), device))
+            place = f"{folder}/{i}"
+            times["generate.py"].append(seconds(lambda: whole(network, count, model.batch, device, place), device))  # noqa: B023
+        images = torch.cat(list(generate_batches(model.G, range(model.batch), model.batch)))
+        start = time.perf_counter()
+        for i, image in enumerate(images):
+            save_png(image, Path(folder, f"{i}.png"), sync=False)
+        file_ms = (time.perf_counter() - start) / len(images) * 1e3
+    bare, full = (statistics.median(values[1:]) / count * 1e3 for values in times.values())
+    ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
+    threads = torch.get_num_threads()
+    floor = bare + file_ms / threads if device == "cpu" else max(bare, file_ms / threads)
+    print(f"{model.G.config.resolution}², batch {model.batch}, {threads} threads, {device}, medians of {rounds} rounds")
+    print(f"network {bare:.3f}, generate.py {full:.3f} ms a picture: {ratio:.2f} x the time, {full / floor:.2f} x the")
+    print(f"floor of {floor:.3f}: the network, and {file_ms:.3f} ms on one core to encode and write a picture")
+    record = {"resolution": model.G.config.resolution, "batch": model.batch, "count": count, "rounds": rounds}
+    record |= {"network_ms": bare, "generate_ms": full, "ratio": ratio, "floor_ms": floor, "file_ms": file_ms}
+    write_record(json_path, device, record)
 
 
 if __name__ == "__main__":

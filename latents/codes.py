@@ -33,6 +33,9 @@ class Codes:
     noise: list[Tensor] | None = None  # [N, 1, H, W] for each layer; None: the model's own
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def __getitem__(self, part: slice) -> Codes:
+        return Codes(self.ws[part], self.noise and [maps[part] for maps in self.noise], self.about)
+
 
 def fingerprint(path: str | os.PathLike) -> str:
     """16 hex digits that say which model codes belong to: the beginning of the SHA-256 of its file."""
@@ -100,10 +103,9 @@ def generate_codes(
     With `noise` "const", with the noise that belongs to them; "none", without any.
     """
     for start in range(0, len(codes.ws), batch):
-        ws = codes.ws[start : start + batch]
-        own = [maps[start : start + batch] for maps in codes.noise] if codes.noise and noise == "const" else noise
-        ws = G.truncated(ws, psi)
-        yield to_uint8(G.synthesis(ws, own)).cpu()
+        some = codes[start : start + batch]
+        own = some.noise if some.noise and noise == "const" else noise
+        yield to_uint8(G.synthesis(G.truncated(some.ws, psi), own)).cpu()
 
 
 def _tensor(file: Mapping[str, np.ndarray], name: str) -> Tensor:

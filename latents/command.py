@@ -108,7 +108,10 @@ fixed_noise = cli.option(
 )
 outdir = cli.option("Output", "--outdir", default="out", help="Where the files go.")
 batch = cli.option(
-    "Machine", "--batch", type=click.IntRange(1, 2**16), default=16, help="Pictures at a time; changes no picture."
+    "Machine",
+    "--batch",
+    type=click.IntRange(1, 2**16),
+    help="Pictures at a time; changes no picture.  [default: 64, above 64² 16]",
 )
 device = cli.option(
     "Machine", "--device", type=cli.Device(), help="cpu, cuda or cuda:1.  [default: a GPU if there is one]"
@@ -144,6 +147,7 @@ class Model:
     kimg: float
     psi: float | Tensor
     classes: list[dict[int, float]] | None
+    batch: int
 
     def shares(self, seeds: Sequence[int]) -> Tensor:
         """c [N, c_dim] for seeds: of --class one after the other, or the class that is each seed's own."""
@@ -171,14 +175,19 @@ class Model:
 
 
 def open_model(
-    network: str | None, device: str | None, trunc: tuple[float, ...], classes: list[dict[int, float]] | None
+    network: str | None,
+    device: str | None,
+    trunc: tuple[float, ...],
+    classes: list[dict[int, float]] | None,
+    batch: int | None = None,
 ) -> Model:
     """The model that the options name. Raises UserError where it does not fit them."""
     keep_freed_memory()
     path = find_snapshot(network or "runs")
     G, info = load_generator(path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_class(None if classes is None else max(max(shares) for shares in classes), G.config.c_dim, path)
-    return Model(G, path, info["kimg"], layer_psi(trunc, G.config.num_ws), classes)
+    batch = batch or (64 if G.config.resolution <= 64 else 16)  # small layers are fast with many pictures only
+    return Model(G, path, info["kimg"], layer_psi(trunc, G.config.num_ws), classes, batch)
 
 
 def layer_psi(trunc: tuple[float, ...], num_ws: int) -> float | Tensor:

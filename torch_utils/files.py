@@ -42,9 +42,10 @@ def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
         os.replace(beside, path)
         if sync:
             _sync_folder(path.parent)
-    finally:
+    except BaseException:
         with suppress(FileNotFoundError):
             beside.unlink()
+        raise
 
 
 @contextmanager
@@ -58,7 +59,8 @@ def write_file(path: str | os.PathLike, data: bytes | memoryview, sync: bool = T
     """Writes a file, and its folder if need be, as `atomic_write` does. Raises DiskFull."""
     path = Path(path)
     with _told_when_full(path, len(data)):
-        path.parent.mkdir(exist_ok=True)
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
         with atomic_write(path, sync) as file:
             file.write(data)
 

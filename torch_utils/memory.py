@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 # malloc.h of glibc
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
-LIMIT = 2**31 - 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+LIMIT, NEVER = 2**31 - 1, -1
 
 UNKNOWN = 4 << 30  # bytes: taken as free where the system does not tell
 
@@ -61,14 +61,15 @@ def keep_freed_memory() -> bool:
 
     A block that comes fresh from the system costs a page fault for every 4 KiB when it is first written, which on the
     CPU takes longer than most operations on it. Training allocates the same sizes again and again, so that keeping
-    them costs no memory beyond the peak. Returns whether it could be asked for (glibc can).
+    them costs no memory beyond the peak. All threads share what is kept, if they begin after this: arenas of their own
+    have 64 MiB at most, and larger blocks would always come fresh. Returns whether it could be asked for (glibc can).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
     kept = mallopt(M_MMAP_THRESHOLD, LIMIT) or mallopt(M_MMAP_MAX, 0)
-    return bool(kept and mallopt(M_TRIM_THRESHOLD, LIMIT))
+    return bool(kept and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_ARENA_MAX, 1))
 
 
 def release_freed_memory() -> None:

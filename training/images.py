@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import os
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from torch_utils.files import write_file
+
+MAX_THREADS = 8  # that make pictures
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -46,24 +49,34 @@ def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
     write_file(path, buffer.getbuffer(), sync)
 
 
-@contextmanager
-def png_writers(threads: int = 1, waiting: int = 256) -> Iterator[Callable[[Tensor, str | os.PathLike], None]]:
-    """Gives a `save_png` that returns at once: threads encode and write meanwhile, without `sync`.
+def write_pngs(
+    pictures: Callable[[slice], Iterable[Tensor]], paths: Sequence[Path], batch: int, device: torch.device
+) -> Iterator[int]:
+    """Makes pictures and writes them as PNG files, without `sync`, and yields after each part how many it had.
 
-    At most so many pictures are `waiting`, so that memory does not grow; at the end of the block all are written. An
-    error comes from a later call, or at the end.
+    `pictures(part)` yields batches of uint8 [N, C, H, W], together one picture for each of `paths[part]`. Parts are
+    made by several threads, each from the latents to the files, so that encoding and writing overlap with computing.
+    On a CPU the threads share the `batch` and the cores: small layers gain little from several cores, pictures beside
+    each other do. On a GPU one part of `batch` pictures is made at a time. An error ends it all; what is there stays.
+
+    Raises DiskFull.
     """
-    futures: deque[Future] = deque()
-    with ThreadPoolExecutor(threads) as pool:
+    cores = torch.get_num_threads()
+    on_cpu = device.type == "cpu"
+    threads = min(cores if on_cpu else os.cpu_count() or 1, batch if on_cpu else MAX_THREADS, MAX_THREADS)
+    size = -(-batch // threads) if on_cpu else batch
+    turn = nullcontext() if on_cpu else threading.Lock()
 
-        def save(image: Tensor, path: str | os.PathLike) -> None:
-            while futures and (futures[0].done() or len(futures) >= waiting):
-                futures.popleft().result()
-            futures.append(pool.submit(save_png, image, path, sync=False))
+    def make(part: slice) -> int:
+        with turn:
+            images = torch.cat(list(pictures(part)))
+        for image, path in zip(images, paths[part], strict=True):
+            save_png(image, path, sync=False)
+        return len(images)
 
-        try:
-            yield save
-            while futures:
-                futures.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error, the others are not waited for
+    torch.set_num_threads(max(cores // threads, 1))  # of each thread
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(make, [slice(start, start + size) for start in range(0, len(paths), size)])
+    finally:
+        torch.set_num_threads(cores)

@@ -1,13 +1,15 @@
 """training.images: bytes and floats, grids, PNG files."""
 
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from training.images import grid, png_writers, save_png, to_float, to_uint8
+from training.images import grid, save_png, to_float, to_uint8, write_pngs
 
 
 def test_bytes_and_floats_are_inverse():
@@ -71,19 +73,56 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["a.png"]
 
 
-def test_png_writers_write_all_and_in_order_of_need(tmp_path):
-    images = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
-    with png_writers(threads=3, waiting=5) as save:
-        for i, image in enumerate(images):
-            save(image, tmp_path / f"{i}.png")
-    for i, image in enumerate(images):
-        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{i}.png")), image.permute(1, 2, 0).numpy())
+CPU = torch.device("cpu")
 
 
-def test_png_writers_tell_of_an_error(tmp_path):
-    image = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(OSError), png_writers() as save:
-        save(image, tmp_path / "none" / "none" / "a.png")
-    with pytest.raises(KeyError), png_writers() as save:
-        save(image, tmp_path / "a.png")
-        raise KeyError
+def from_memory(images: torch.Tensor, batch: int = 3):
+    """As `write_pngs` asks for pictures."""
+    return lambda part: iter(images[part].split(batch))
+
+
+def test_write_pngs_writes_each_picture_to_its_path(tmp_path):
+    images = torch.randint(0, 256, (41, 3, 8, 8), dtype=torch.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(41)]
+    threads = torch.get_num_threads()
+    assert sum(write_pngs(from_memory(images), paths, 8, CPU)) == 41
+    assert torch.get_num_threads() == threads
+    for image, path in zip(images, paths, strict=True):
+        assert np.array_equal(np.asarray(Image.open(path)), image.permute(1, 2, 0).numpy())
+
+
+def test_write_pngs_has_no_more_than_the_batch_in_the_making(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    making, most, lock = 0, 0, threading.Lock()
+
+    def pictures(part: slice):
+        nonlocal making, most
+        images = torch.zeros(len(range(50)[part]), 1, 4, 4, dtype=torch.uint8)
+        with lock:
+            making += len(images)
+            most = max(most, making)
+        time.sleep(0.005)
+        yield images
+        with lock:
+            making -= len(images)
+
+    paths = [tmp_path / f"{i}.png" for i in range(50)]
+    assert sum(write_pngs(pictures, paths, 8, CPU)) == 50 and 2 < most <= 8  # some beside each other
+    assert sum(write_pngs(pictures, paths, 3, CPU)) == 50
+
+
+def test_write_pngs_tells_of_an_error_and_stops(tmp_path):
+    images = torch.zeros(1000, 3, 8, 8, dtype=torch.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(1000)]
+    paths[1] = tmp_path / "none" / "none" / "a.png"
+    with pytest.raises(OSError):
+        list(write_pngs(from_memory(images), paths, 4, CPU))
+    assert len(os.listdir(tmp_path)) < 900
+
+
+def test_write_pngs_stops_with_its_reader(tmp_path):
+    images = torch.zeros(1000, 3, 8, 8, dtype=torch.uint8)
+    written = write_pngs(from_memory(images), [tmp_path / f"{i}.png" for i in range(1000)], 4, CPU)
+    next(written)
+    written.close()
+    assert len(os.listdir(tmp_path)) < 900
