@@ -21,6 +21,8 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from measure import write_record  # noqa: E402
+
 from torch_utils import cli  # noqa: E402
 
 # What differs from `train.py --cfg demo`, by fields of GeneratorConfig.
@@ -84,7 +86,7 @@ def main(data, kimg, seeds, variants, outdir, jobs, json_path) -> None:
     for name in variants.split(","):
         for seed in seeds:
             options = {"cfg": "demo", "data": str(Path(data).resolve()), "seed": seed, "kimg": kimg, "procs": 1}
-            options |= {"workers": 0, "metrics": ["swd2k"], "tick": kimg / 4, "snap": 2, **VARIANTS[name]}
+            options |= {"workers": 0, "metrics": ["swd2k"], "tick": kimg / 4, "snap": 1, **VARIANTS[name]}
             work.append((name, Path(outdir).resolve() / f"{name}-seed{seed}", options))
     with ThreadPoolExecutor(jobs) as pool:
         results = list(pool.map(lambda item: train_one(item[1], item[2]), work))
@@ -96,9 +98,9 @@ def main(data, kimg, seeds, variants, outdir, jobs, json_path) -> None:
         row["swd2k"].append([round(metrics[k]["swd2k"], 1) for k in kimgs])
     for name, row in table.items():
         last = [swd[-1] for swd in row["swd2k"]]
-        print(f"{name:24} {statistics.mean(last):7.1f}  {row['swd2k']}")
-    if json_path:
-        Path(json_path).write_text(json.dumps(table, indent=2))
+        spread = f"± {statistics.stdev(last):.1f}" if len(last) > 1 else ""
+        print(f"{name:24} {statistics.mean(last):7.1f} {spread:6}  {row['swd2k']}")
+    write_record(json_path, "cpu", {"data": Path(data).name, "kimg": kimg, "seeds": seeds, "variants": table})
 
 
 if __name__ == "__main__":
