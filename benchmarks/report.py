@@ -108,6 +108,16 @@ def stylizer(record: Record) -> Table:
     return table
 
 
+def generating(record: Record) -> Table:
+    table = [
+        ["generate.py", "batch", "network: ms a picture", "with files", "÷ network", "floor", "÷", "a file on a core"]
+    ]
+    line = [f"{record['resolution']}²", str(record["batch"]), number(record["network_ms"])]
+    line += [number(record["generate_ms"]), number(record["ratio"]), number(record["floor_ms"])]
+    table.append([*line, ratio(record["generate_ms"], record["floor_ms"]), number(record["file_ms"])])
+    return table
+
+
 def comparison(record: Record) -> Table:
     table = [["kernels beside references", "difference", "bound"]]
     table.append(
@@ -128,6 +138,7 @@ def resources(record: Record) -> Table:
 KINDS: dict[str, tuple[str, Callable[[Record], Table]]] = {  # by the beginning of a record's name
     "ops": ("Times of ops in ms", ops),
     "generator": ("The generator", generator),
+    "generate": ("`generate.py --seeds` beside its network alone", generating),
     "training": ("Training steps, ms a picture", training),
     "stylizer": ("The stylizer", stylizer),
     "kernels": ("Training with the kernels and without", comparison),
