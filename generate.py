@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from latents.directions import (
 )
 from latents.mixing import check_layers, mixes, mixing_sheet, numbers_text
 from torch_utils import cli
-from torch_utils.animation import check_animation, write_animation
+from torch_utils.animation import check_animation, check_side, write_animation
 from torch_utils.files import write_file
 from training.images import grid, save_png, write_pngs
 from training.sampling import generate_batches, pictures_of
@@ -220,7 +221,9 @@ def video_command(
     model = open_model(network, device, trunc, classes, batch)
     chosen = check_layers(model.G.config, layers, part)
     scale = scale or sheets.enlargement(model.G.config.resolution, 128)
-    sheets.check_size(*(n * scale * model.G.config.resolution for n in cells))
+    sides = [n * scale * model.G.config.resolution for n in cells]
+    sheets.check_size(*sides)
+    check_side(out, max(sides))
     cli.writable_folder(Path(out).parent, "--out")
     model.announce()
 
@@ -251,7 +254,7 @@ def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, d
         raise cli.UserError(f"--compare takes two seeds, not {len(compare)}; write e.g. --compare 3,4")
     seeds = [seed] if compare is None else compare
     model = open_model(network, device, trunc, classes, batch)
-    chosen = check_layers(model.G.config, layers, "channels")
+    chosen = check_layers(model.G.config, layers, "channels", "--layer")
     folder = cli.writable_folder(outdir)
     model.announce()
 
@@ -301,20 +304,22 @@ def directions_command(
 ) -> None:  # fmt: skip
     """The main directions of w, as sheets and .npz files; or pictures edited along those of a file.
 
-    pca is GANSpace's, sefa SeFa's in closed form, of the kernels in --layers and of a --part of them.
+    pca is GANSpace's, sefa SeFa's in closed form, of the kernels in --layers and of a --part of them. With --edit,
+    either option goes over what the file says.
     """
     if edit and (methods or count):
         raise cli.UserError(
             "--method and --count are for finding directions, --edit applies those of a file; leave them out"
         )
     model = open_model(network, device, trunc, classes, batch)
-    chosen = check_layers(model.G.config, layers, part)
     if edit:
         kept = load_directions(edit, model.G)
-        if layers or part != "all":
-            kept = replace(kept, layers=tuple(chosen), part=part)
+        given = click.get_current_context().get_parameter_source("part") is not ParameterSource.DEFAULT
+        part = part if given else kept.part
+        kept = replace(kept, layers=tuple(check_layers(model.G.config, layers or kept.layers, part)), part=part)
         found, shown = {f"edit-{Path(edit).stem}": kept}, numbers or [0]
     else:
+        chosen = check_layers(model.G.config, layers, part)
         w = sample_w(model.G)
         found = find_directions(
             model.G, w, METHODS if methods in (None, "both") else [methods], count or 8, chosen, part

@@ -25,7 +25,7 @@ from latents.projection import Projection, ProjectionConfig, project, psnr
 from latents.targets import find_targets, read_targets
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
-from torch_utils.pictures import show
+from torch_utils.pictures import MAX_PIXELS, show
 from torch_utils.video import VideoWriter
 from training.checkpoint import find_snapshot, load_generator
 from training.encoder import cached_weights, load_encoder
@@ -33,7 +33,7 @@ from training.images import grid, save_png, to_float, to_uint8
 from training.sampling import check_class
 
 CODES, SHEET, VIDEO = "projected_w.npz", "projected.png", "projected.mp4"
-WIDEST = 4096  # pixels of the sheet, where it has a choice
+WIDEST = 4096  # pixels of the sheet, where it has a choice; and the most that a frame of the video has a side
 FRAMES, RATE = 250, 25  # of the video, about so many in all, and a second
 VIDEO_WIDTH = 1024  # small pictures are enlarged to about that, side by side
 
@@ -156,8 +156,8 @@ def main(
         for start in range(0, len(pictures), batch):
             targets = to_float(pictures[start : start + batch].to(device))
             with progress_bar(start, len(pictures), targets, config, writer, batch) as progress:
-                found.append(project(G, targets, features, config, class_number, progress))
-    images = torch.cat([to_uint8(part.images).cpu() for part in found])
+                found.append(on_cpu(project(G, targets, features, config, class_number, progress)))
+    images = torch.cat([to_uint8(part.images) for part in found])
     likeness = psnr(to_float(images), to_float(pictures)).tolist()
     about = {
         "network": str(path),
@@ -170,7 +170,10 @@ def main(
         "psnr": likeness,
     }
     save_codes(folder / CODES, joined(found, about))
-    save_png(side_by_side(pictures, images), folder / SHEET)
+    shown = max(MAX_PIXELS // (2 * G.config.resolution**2), 1)
+    if len(pictures) > shown:
+        print(f"note: {SHEET} has room for the first {shown} of {len(pictures)} pictures", file=sys.stderr)
+    save_png(side_by_side(pictures[:shown], images[:shown]), folder / SHEET)
     for file, decibel in zip(paths, likeness, strict=True):
         print(f"{decibel:5.1f} dB  {show(file.name)}")
     print(folder / CODES)
@@ -204,19 +207,32 @@ def progress_bar(
         yield progress
 
 
+def columns(count: int, side: int) -> int:
+    """Of a sheet of so many pairs of pictures."""
+    return max(min(count, 8, WIDEST // (2 * side)), 1)
+
+
 def side_by_side(targets: Tensor, images: Tensor) -> Tensor:
     """uint8 [N, C, H, W] each → one picture of pairs, the target on the left."""
-    columns = max(min(len(targets), 8, WIDEST // (2 * targets.shape[3])), 1)
-    return grid(torch.cat([targets, images], dim=3), columns)
+    return grid(torch.cat([targets, images], dim=3), columns(len(targets), targets.shape[3]))
 
 
 def frame(targets: Tensor, images: Tensor, places: int) -> Tensor:
-    """The sheet of a moment as a picture [3, H, W] of the video, which has room for so many pairs."""
+    """The sheet of a moment as a picture [3, H, W] of the video, which has so many places for pairs, or what fits."""
+    side = targets.shape[3]
+    places = min(places, columns(places, side) * max(WIDEST // side, 1))
     pairs = torch.full([2, places, *targets.shape[1:]], 255, dtype=torch.uint8)
-    pairs[0, : len(targets)], pairs[1, : len(targets)] = to_uint8(targets), to_uint8(images)
+    for row, some in zip(pairs, (targets[:places], images[:places]), strict=True):
+        row[: len(some)] = to_uint8(some)
     sheet = side_by_side(*pairs)
     larger = max(VIDEO_WIDTH // sheet.shape[2], 1)
     return F.interpolate(sheet[None], scale_factor=larger)[0].expand(3, -1, -1)
+
+
+def on_cpu(found: Projection) -> Projection:
+    """The same, off the GPU: the noise of many pictures would fill it."""
+    noise = found.noise and [maps.cpu() for maps in found.noise]
+    return Projection(found.ws.cpu(), noise, found.images.cpu(), found.distance.cpu())
 
 
 def joined(found: list[Projection], about: dict) -> Codes:

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latents.arrays import open_arrays, real_tensor
 from networks.generator import Generator
 from torch_utils.cli import UserError
 from torch_utils.files import missing, write_file
 from torch_utils.pictures import one_line
 from training.images import to_uint8
-
-MAX_BYTES = 1 << 33  # of all arrays in a file, unpacked
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,15 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
     path, device = Path(path), G.w_avg.device
     layers = G.synthesis.layers() if G.config.noise else []
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-                raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        with np.load(path, allow_pickle=False) as file:
-            w = _tensor(file, "w")
-            noise = [_tensor(file, f"noise{i}") for i in range(len(layers))] if "noise0" in file else None
+        with open_arrays(path) as file:
+            w = real_tensor(file, "w")
+            noise = [real_tensor(file, f"noise{i}") for i in range(len(layers))] if "noise0" in file else None
             about = json.loads(str(file["about"])) if "about" in file else {}
         if not isinstance(about, dict):
             raise ValueError("about is no object")
     except FileNotFoundError:
         raise UserError(missing(path, "name a projected_w.npz of projector.py")) from None
-    except Exception as error:  # on damaged files NumPy and zipfile raise nearly anything
+    except Exception as error:
         raise UserError(
             f"{path} cannot be read as codes ({one_line(error)}); name a projected_w.npz of projector.py"
         ) from None
@@ -106,11 +101,3 @@ def generate_codes(
         some = codes[start : start + batch]
         own = some.noise if some.noise and noise == "const" else noise
         yield to_uint8(G.synthesis(G.truncated(some.ws, psi), own)).cpu()
-
-
-def _tensor(file: Mapping[str, np.ndarray], name: str) -> Tensor:
-    """An array of finite real numbers as float32. Raises KeyError, TypeError or ValueError."""
-    array = file[name]
-    if array.dtype.kind != "f" or not np.isfinite(array).all():
-        raise ValueError(f"{name} holds something else than finite numbers")
-    return torch.from_numpy(array.astype(np.float32))

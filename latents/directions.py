@@ -1,14 +1,14 @@
 """Directions of w along which pictures change, and pictures edited along them.
 
 - "pca": where the codes themselves vary, the principal components of w (GANSpace, Härkönen et al. 2020, section 2).
-- "sefa": where the predicted kernels vary most for a step of w, in closed form (SeFa, Shen and Zhou 2021, equation 4).
+- "sefa": where the predicted kernels, and with them ToRGB's scales, vary most for a step of w, in closed form (SeFa,
+  Shen and Zhou 2021, equation 4).
 """
 
 from __future__ import annotations
 
 import io
 import os
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from latents.arrays import open_arrays, real_tensor
 from latents.mixing import FIELDS, Part, mix, numbers_text
 from latents.sheets import table, to_image
 from networks.adaconv import AdaConvKernels
@@ -98,22 +99,32 @@ def principal_directions(w: Tensor, count: int, layers: Sequence[int], part: Par
 
 @torch.no_grad()
 def factorized_directions(G: Generator, w: Tensor, count: int, layers: Sequence[int], part: Part = "all") -> Directions:
-    """The eigenvectors of AᵀA, where a step n of w changes the kernels of the layers (one part of them) by A n.
+    """The eigenvectors of AᵀA, where a step n of w changes what the layers are told (one part of it) by A n.
 
-    The predictors are affine in w, so that column i of A is what they say of eᵢ less what they say of 0. w [N, w_dim]
-    gives the unit of the edits alone.
+    The predictors are affine in w, so that column i of A is what they say of eᵢ less what they say of 0. So are ToRGB's
+    scales, which the w of a layer moves as well (see `SynthesisNetwork`): with the part "all", A has their rows too, as
+    it has those of every transformation of w that an edit goes through. w [N, w_dim] gives the unit of the edits alone.
     """
     size = G.config.w_dim
     basis = torch.cat([w.new_zeros(1, size), torch.eye(size).to(w)])
     gram = torch.zeros(size, size, dtype=torch.float64, device=w.device)
-    synthesis = G.synthesis.layers()
-    for i in layers:
-        if i < len(synthesis):  # the last ToRGB predicts no kernels
-            flat = _flat(synthesis[i].adaconv.predictor(basis), part).double()
-            a = flat[1:] - flat[:1]  # [w_dim, values]: Aᵀ
-            gram += a @ a.t()
+    for flat in _told(G, basis, layers, part):
+        a = (flat[1:] - flat[:1]).double()  # [w_dim, values]: Aᵀ
+        gram += a @ a.t()
     values, vectors = torch.linalg.eigh(gram)
     return _strongest("sefa", values, vectors, torch.cov(w.double().t()), count, layers, part)
+
+
+def _told(G: Generator, w: Tensor, layers: Sequence[int], part: Part) -> Iterator[Tensor]:
+    """What w [N, w_dim] says to each of the layers, or one part of it, and with "all" to ToRGB; [N, values] each."""
+    synthesis, place = G.synthesis, 0
+    for i in layers:
+        if i < len(synthesis.layers()):  # the last is ToRGB's alone
+            yield _flat(synthesis.layers()[i].adaconv.predictor(w), part)
+    for block in synthesis.blocks:
+        place += len(block.layers())  # of the w of a block's ToRGB
+        if part == "all" and place in layers:
+            yield block.torgb.scale(w)
 
 
 def _flat(kernels: AdaConvKernels, part: Part) -> Tensor:
@@ -201,19 +212,16 @@ def load_directions(path: str | os.PathLike, G: Generator) -> Directions:
     Raises UserError where it is no such file, or not for a model of this size.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            values = {name: file[name] for name in ("method", "vectors", "sigma", "share", "layers", "part")}
-        method, part, layers = str(values["method"]), str(values["part"]), [int(i) for i in values["layers"]]
-        vectors, sigma, share = (torch.from_numpy(values[n].astype(np.float32)) for n in ("vectors", "sigma", "share"))
+        with open_arrays(path) as file:
+            method, part, layers = str(file["method"]), str(file["part"]), [int(i) for i in file["layers"]]
+            vectors, sigma, share = (real_tensor(file, name) for name in ("vectors", "sigma", "share"))
         if method not in METHODS or part not in ("all", *FIELDS) or not layers or min(layers) < 0:
             raise ValueError("its description is none of directions")
         if vectors.ndim != 2 or not len(vectors) or sigma.shape != vectors.shape[:1] or share.shape != sigma.shape:
             raise ValueError("its arrays do not fit each other")
-        if not all(bool(torch.isfinite(x).all()) for x in (vectors, sigma, share)):
-            raise ValueError("its numbers are not finite")
     except FileNotFoundError:
         raise UserError(f"there is no {path}; make one with generate.py directions") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except Exception as error:
         reason = one_line(error)
         raise UserError(f"{path} holds no directions ({reason}); name what generate.py directions wrote") from None
     if vectors.shape[1] != G.config.w_dim or max(layers) >= G.config.num_ws:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from latents.mixing import mix
+from latents.mixing import mix, numbers_text
 from latents.sheets import INK, captioned, enlargement, png, stacked, table, to_image
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise
@@ -95,8 +95,9 @@ def blocks(values: Tensor) -> Tensor:
 
 
 def fitted(picture: Tensor) -> Image.Image:
-    """uint8 [3, H, W] enlarged by a whole factor to about the width of a view."""
-    return to_image(picture, max(WIDTH // max(picture.shape[1:]), 1))
+    """uint8 [3, H, W] enlarged by a whole factor to about the width of a view, in a frame: white is a part of most."""
+    image = to_image(picture, max(WIDTH // max(picture.shape[1:]), 1))
+    return ImageOps.expand(ImageOps.expand(image, 3, "white"), 1, LINE)
 
 
 def curves(lines: Sequence[Tensor], limit: float) -> Image.Image:
@@ -127,6 +128,7 @@ class View:
     name: str
     images: list[Image.Image]
     captions: list[str]  # the ends of each one's scale
+    last: str = "difference"  # what two codes' third picture shows
 
 
 @dataclass
@@ -171,7 +173,7 @@ def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels])
     falls = [singular_values(each.pointwise[0]).flatten().sort(descending=True).values.cpu() for each in kernels]
     limit = max(float(f.max()) for f in falls) * 1.05
     pictures = [curves([f], limit) for f in falls] + ([curves(falls, limit)] if len(falls) == 2 else [])
-    views.append(View("singular values", pictures, [f"0 to {limit:.2g}"] * len(pictures)))
+    views.append(View("singular values", pictures, [f"0 to {limit:.2g}"] * len(pictures), "both"))
     about = f"{resolution} x {resolution}, {c} channels" + f"\nin groups of {g}" * (g > 1)
     return Layer(number, about, views, differences)
 
@@ -181,7 +183,7 @@ class KernelViews:
     """All that is shown of one code, or of two and what differs between them."""
 
     names: list[str]  # of the codes
-    pictures: dict[str, Image.Image]  # theirs, and of two the first with parts of the second
+    pictures: dict[str, Image.Image]  # theirs, and of two the first with parts of the second in these layers
     layers: list[Layer]
 
 
@@ -199,8 +201,9 @@ def kernel_views(
     if len(ws) == 2:
         parts = ["structure", "channels"] if G.config.modulation == "adaconv" else ["channels"]
         parts += ["bias"] * (G.synthesis.kernels(ws[:1])[0].bias is not None)
+        where = "" if len(layers) == len(G.synthesis.layers()) else f", layers {numbers_text(layers)}"
         for part in parts:
-            name = f"{names[0]} with the {part}\nof {names[1]}"
+            name = f"{names[0]} with the {part}\nof {names[1]}" + where
             pictures[name] = picture(mix(G, ws[:1], ws[1:], layers, part, noise))
     of_codes = [G.synthesis.kernels(w[None]) for w in ws]
     modules = G.synthesis.layers()
@@ -214,7 +217,7 @@ def kernel_sheet(shown: KernelViews) -> Image.Image:
     if len(shown.names) == 1:
         top = [view.name for view in shown.layers[0].views]
     else:
-        top = [f"{view.name}\n{name}" for view in shown.layers[0].views for name in [*shown.names, "difference"]]
+        top = [f"{view.name}\n{name}" for view in shown.layers[0].views for name in [*shown.names, view.last]]
     rows = [
         [image for view in layer.views for image in map(captioned, view.images, view.captions)]
         for layer in shown.layers
@@ -233,9 +236,10 @@ PAGE = """\
 <meta charset="utf-8">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.4 sans-serif; margin: 2em auto; max-width: 1240px; color: #282828 }}
+body {{ font: 15px/1.4 sans-serif; margin: 2em auto; max-width: 1320px; color: #282828 }}
 figure {{ display: inline-block; margin: 0 12px 12px 0; vertical-align: top; text-align: center }}
 figcaption {{ font-size: 13px; white-space: pre-line }}
+.view {{ display: inline-block; margin-right: 16px }}
 img {{ image-rendering: pixelated }}
 table {{ border-collapse: collapse }} td, th {{ padding: 2px 12px; text-align: right }}
 h2 {{ font-size: 17px; border-top: 1px solid #ccc; padding-top: 8px }}
@@ -263,9 +267,9 @@ def kernel_page(shown: KernelViews) -> str:
             if len(shown.names) == 1:
                 parts.append(_figure(view.images[0], f"{view.name}\n{view.captions[0]}"))
             else:
-                names = [*shown.names, "difference"]
+                names = [*shown.names, view.last]
                 words = [f"{view.name}: {name}\n{ends}" for name, ends in zip(names, view.captions, strict=True)]
-                parts.append(f"<div>{''.join(map(_figure, view.images, words))}</div>")
+                parts.append(f"<div class=view>{''.join(map(_figure, view.images, words))}</div>")
     return PAGE.format(title=html.escape("Kernels of " + " and ".join(shown.names)), body="\n".join(parts))
 
 
@@ -284,6 +288,7 @@ def _differences(layers: Sequence[Layer]) -> str:
         f"<tr><td>{layer.number}" + "".join(f"<td>{layer.differences[name]:.2f}" for name in names) for layer in layers
     ]
     return (
-        "<p>Relative differences: 0 where the codes say the same, 1.41 where what they say is unrelated.</p>"
+        "<p>Relative differences: 0 where the codes say the same, 1.41 where what they say is unrelated. Of both "
+        "curves of singular values, the first code's is red.</p>"
         f"<table><tr>{head}{''.join(rows)}</table>"
     )

@@ -37,7 +37,9 @@ def check_part(config: GeneratorConfig, part: Part) -> None:
         raise UserError("--part bias: this model predicts no bias; take --part structure, channels or all")
 
 
-def check_layers(config: GeneratorConfig, layers: Sequence[int] | None, part: Part = "all") -> list[int]:
+def check_layers(
+    config: GeneratorConfig, layers: Sequence[int] | None, part: Part = "all", option: str = "--layers"
+) -> list[int]:
     """The chosen layers, with None all of them. Raises UserError where the model has no such layers or no such part.
 
     Numbers are places in ws: one for each convolution, and the last for the last ToRGB, which has no kernels and goes
@@ -48,9 +50,9 @@ def check_layers(config: GeneratorConfig, layers: Sequence[int] | None, part: Pa
     if layers is None:
         return list(range(config.num_ws if part == "all" else last))
     if max(layers) > last:
-        raise UserError(f"--layers {max(layers)}: the model has the layers 0 to {last} ({last}: the last ToRGB)")
+        raise UserError(f"{option} {max(layers)}: the model has the layers 0 to {last} ({last}: the last ToRGB)")
     if part != "all" and set(layers) == {last}:
-        raise UserError(f"--layers {last} is the last ToRGB, which has no kernels; take one of 0 to {last - 1}")
+        raise UserError(f"{option} {last} is the last ToRGB, which has no kernels; take one of 0 to {last - 1}")
     return sorted(set(layers) - (set() if part == "all" else {last}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -49,12 +50,12 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 def _spline(keys: Tensor) -> Walk:
     """The cubic spline with m_{i−1} + 4 m_i + m_{i+1} = 6 (p_{i−1} − 2 p_i + p_{i+1}), m the second derivatives."""
-    system = 4 * torch.eye(len(keys), dtype=torch.float64)
-    for i in range(len(keys)):
-        system[i, i - 1] += 1
-        system[i, (i + 1) % len(keys)] += 1
-    points = keys.double().cpu()
-    bends = torch.linalg.solve(system, 6 * (points.roll(1, 0) - 2 * points + points.roll(-1, 0))).to(keys)
+    points = keys.double()
+    right = 6 * (points.roll(1, 0) - 2 * points + points.roll(-1, 0))
+    # the system goes round as the walk does: a convolution, which the Fourier transform undoes for any number of keys
+    angles = torch.arange(len(keys), dtype=torch.float64, device=keys.device) * (2 * math.pi / len(keys))
+    factors = 4 + 2 * angles.cos()[:, None]
+    bends = torch.fft.ifft(torch.fft.fft(right, dim=0) / factors, dim=0).real.to(keys)
 
     def walk(positions: Tensor) -> Tensor:
         start, t = _split(positions, keys)
@@ -74,11 +75,12 @@ def _split(positions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 def w_walk(G: Generator, z: Tensor, c: Tensor, space: Literal["w", "z"], interpolation: Interpolation) -> Walk:
     """The walk of w [N, w_dim], not truncated, between the codes of z [K, z_dim] and c [K, c_dim], in w or in z.
 
-    In w, slerp turns around the mean w. In z, the class goes along.
+    In w, slerp turns around the mean w. In z, the class goes along; its shares have no arc, and go straight.
     """
     if space == "w":
         return closed_walk(G.mapping(z, c), interpolation, G.w_avg)
-    walk_z, walk_c = closed_walk(z, interpolation), closed_walk(c, interpolation)
+    walk_z = closed_walk(z, interpolation)
+    walk_c = closed_walk(c, "linear" if interpolation == "slerp" else interpolation)
     return lambda positions: G.mapping(walk_z(positions), walk_c(positions))
 
 

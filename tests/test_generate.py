@@ -24,7 +24,7 @@ CLASSES = 3
 def snapshot(path: Path, **options) -> Path:
     torch.manual_seed(0)
     small = {"z_dim": 8, "w_dim": 8, "map_depth": 1, "cbase": 128, "cmax": 8, "c_dim": CLASSES, "depthwise_scale": 0.5}
-    G = Generator(GeneratorConfig(16, **small | options))
+    G = Generator(GeneratorConfig(**{"resolution": 16} | small | options))
     G.w_avg.normal_()
     with torch.no_grad():  # as wide as the range of pictures
         for block in G.synthesis.blocks:
@@ -141,6 +141,26 @@ def test_classes(network, tmp_path):
     assert np.abs(strip("4", "--class", "2") - two).max() <= 1
 
 
+def test_edits_keep_what_the_file_says_but_for_what_is_given(network, tmp_path, capsys):
+    base = ["--network", network, "--outdir", tmp_path]
+    run("directions", "--method", "sefa", "--layers", "1-3", "--part", "structure", *base)
+    asked = []
+
+    def edits(G, ws, directions, *rest):
+        asked.append((directions.layers, directions.part))
+        return [torch.zeros(5, 3, 16, 16, dtype=torch.uint8)]
+
+    edit = ["directions", "--edit", tmp_path / "directions-sefa.npz", *base]
+    with mock.patch.object(generate, "edits", edits):
+        for given in ([], ["--layers", "2,4,5"], ["--part", "channels"], ["--part", "all"]):
+            run(*edit, *given)
+    assert asked == [
+        ((1, 2, 3), "structure"), ((2, 4), "structure"), ((1, 2, 3), "channels"), ((1, 2, 3), "all")
+    ]  # fmt: skip
+    modconv = snapshot(tmp_path / "modconv.safetensors", modulation="modconv")
+    assert "predicts no spatial kernels" in mistake(*edit[:3], "--network", modconv, capsys=capsys)
+
+
 def test_mistakes_are_one_line(network, tmp_path, capsys):
     plain = snapshot(tmp_path / "plain.safetensors", c_dim=0)
     modconv = snapshot(tmp_path / "modconv.safetensors", modulation="modconv")
@@ -163,10 +183,13 @@ def test_mistakes_are_one_line(network, tmp_path, capsys):
         ("has more places than there are seeds", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
         ("moving pictures are written as", "video", "--seeds", "0-3", "--out", "a.avi", *at[:2]),
         ("at most 50 frames", "video", "--seeds", "0-3", "--out", "a.gif", "--fps", 60, *at[:2]),
+        ("at most 16383 pixels a side, not 16384", "video", "--seeds", "0-3", "--grid", "4x1", "--scale", 64,
+         "--network", snapshot(tmp_path / "large.safetensors", resolution=64), "--out", tmp_path / "a.webp"),
         ("are 1 frames", "video", "--seeds", "0-3", "--seconds", 0.1, "--fps", 10, *at[:2]),
         ("name one seed", "kernels", *at),
         ("takes two seeds, not 3", "kernels", "--compare", "1-3", *at),
-        ("is the last ToRGB", "kernels", "--seed", 1, "--layer", 5, *at),
+        ("--layer 5 is the last ToRGB", "kernels", "--seed", 1, "--layer", 5, *at),
+        ("--layer 6: the model has the layers", "kernels", "--seed", 1, "--layer", 6, *at),
         ("holds no directions", "directions", "--edit", tmp_path / "x.npz", *at),
         ("there is no", "directions", "--edit", tmp_path / "y.npz", *at),
         ("leave them out", "directions", "--edit", tmp_path / "x.npz", "--count", 3, *at),

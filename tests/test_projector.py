@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import projector
 from latents.codes import fingerprint, load_codes
 from networks.generator import Generator, GeneratorConfig
 from networks.vgg import VGG19
@@ -193,3 +194,22 @@ def test_mistakes_get_one_line(place, tmp_path):
         ("--w", picture, "--noise-mode", "random"): "--noise-mode",
     }.items():
         assert words in mistake(*common, *arguments)
+
+
+def test_a_frame_and_a_sheet_have_a_bound(place, tmp_path, monkeypatch):
+    """x264 takes 16384 pixels a side; a sheet of a thousand large pictures would take all memory."""
+    monkeypatch.setattr(projector, "WIDEST", 64)
+    monkeypatch.setattr(projector, "VIDEO_WIDTH", 64)
+    white = torch.ones(20, 3, 16, 16)
+    for places, shape in ((1, (32, 64)), (3, (32, 64)), (20, (64, 64))):
+        sheet = projector.frame(white[:places], -white[:places], places)
+        assert sheet.shape == (3, *shape) and (sheet[:, :16, :16] == 255).all()
+    assert (sheet[:, :, 16:32] == 0).all() and (sheet[:, 48:, 32:48] == 255).all()
+
+    monkeypatch.setattr("torch_utils.pictures.MAX_PIXELS", 2 * 2 * 16 * 16)  # two pairs
+    result = done(
+        "projector.py", "--network", place / "model.safetensors", "--target", place / "pictures",
+        *("--steps", 1, "--candidates", 4, "--outdir", tmp_path),
+    )  # fmt: skip
+    assert pixels(tmp_path / "projected.png").shape == (16, 4 * 16, 3)
+    assert "the first 2 of 3 pictures" in result.err and np.load(tmp_path / "projected_w.npz")["w"].shape[0] == 3

@@ -16,6 +16,8 @@ from torch_utils.cli import UserError
 from torch_utils.files import FULL, DiskFull, atomic_write, make_folder
 
 GIF_RATE = 50  # frames a second: browsers slow down what is faster
+SIDES = {".gif": 65535, ".webp": 16383}  # pixels that a frame may have a side
+SIDE_H264 = 16384  # ... with x264
 
 
 def check_animation(path: str | os.PathLike, rate: float) -> None:
@@ -26,6 +28,13 @@ def check_animation(path: str | os.PathLike, rate: float) -> None:
     if suffix not in (".gif", ".webp", *video.WRITTEN):
         known = ", ".join([*video.WRITTEN, ".gif", ".webp"])
         raise UserError(f"cannot write {path}: moving pictures are written as {known}; name such a file with --out")
+
+
+def check_side(path: str | os.PathLike, pixels: int) -> None:
+    """Raises UserError where the format cannot have frames of so many pixels a side."""
+    most = SIDES.get(Path(path).suffix.lower(), SIDE_H264)
+    if pixels > most:
+        raise UserError(f"{path}: a frame has at most {most} pixels a side, not {pixels}; take a smaller --grid")
 
 
 def write_animation(path: str | os.PathLike, frames: Iterator[Tensor], count: int, rate: float) -> None:

@@ -77,6 +77,7 @@ def test_files_that_are_no_codes_are_refused(G, codes, tmp_path):
         {"x": np.zeros(shape)},
         {"w": np.zeros(shape, int)},
         {"w": np.full(shape, np.nan)},
+        {"w": np.full(shape, 1e300)},  # beyond float32
         {"w": np.array([OrderedDict()], dtype=object)},  # pickled
         {"w": np.zeros(shape), "about": np.array("[]")},
         {"w": np.zeros(shape), "about": np.array("{")},

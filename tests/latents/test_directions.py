@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -38,7 +40,7 @@ def test_principal_directions_of_a_known_distribution():
 
 @pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
 def test_factorized_directions_move_the_kernels_most(modulation, norm):
-    """A step along the first moves the kernels by √λ, more than any other step of that length."""
+    """A step along the first moves the kernels and ToRGB's scales by √λ, more than any other step of that length."""
     G = generator(modulation, norm)
     w = torch.randn(100, 8).double()
     found = factorized_directions(G, w, 8, [0, 3])
@@ -52,7 +54,8 @@ def test_factorized_directions_move_the_kernels_most(modulation, norm):
             a, b = predictor(w[:1]), predictor(w[:1] + step)
             pairs = [(a.depthwise, b.depthwise), (a.pointwise, b.pointwise)] + [(a.bias, b.bias)] * (a.bias is not None)
             total += sum(float((y - x).square().sum()) for x, y in pairs)
-        return total
+        torgb = G.synthesis.blocks[1].torgb  # its w is that of layer 3
+        return total + float((torgb.scale(w[:1] + step) - torgb.scale(w[:1])).square().sum())
 
     powers = torch.tensor([moved(v.double()) for v in found.vectors])
     torch.testing.assert_close(powers / powers.sum(), found.share, rtol=1e-3, atol=1e-6)
@@ -73,6 +76,15 @@ def test_directions_of_a_part_move_that_part():
 
         others = torch.nn.functional.normalize(torch.randn(50, 8), dim=1).double()
         assert max(change(other) for other in others) <= change(parts[part].vectors[0].double()) * 1.0001
+
+
+def test_directions_of_the_last_torgb_are_those_of_its_scales():
+    G = generator()
+    found = factorized_directions(G, torch.randn(100, 8).double(), 8, [G.config.num_ws - 1])
+    scale = G.synthesis.blocks[-1].torgb.scale
+    changes = scale(found.vectors.double()) - scale(torch.zeros(1, 8).double())
+    values = torch.linalg.svdvals(scale(torch.eye(8).double()) - scale(torch.zeros(1, 8).double()))
+    torch.testing.assert_close(changes.norm(dim=1), values, rtol=1e-4, atol=1e-5)
 
 
 def test_sampled_w_is_that_of_the_seeds():
@@ -134,5 +146,17 @@ def test_files_that_hold_none_are_refused_in_one_line(tmp_path):
         (tmp_path / "x.npz").write_bytes(content)
         with pytest.raises(UserError, match="holds no directions"):
             load_directions(tmp_path / "x.npz", G)
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (1 << 50,)})
+    for compression in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # a header that asks for any memory; what is damaged
+        with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+            for name in good:
+                archive.writestr(f"{name}.npy", buffer.getvalue() + bytes(10_000))
+        data = bytearray((tmp_path / "x.npz").read_bytes())
+        data[60:70] = b"\xff" * 10
+        for content in (data, (tmp_path / "x.npz").read_bytes()):
+            (tmp_path / "x.npz").write_bytes(content)
+            with pytest.raises(UserError, match="holds no directions"):
+                load_directions(tmp_path / "x.npz", G)
     with pytest.raises(UserError, match="there is no"):
         load_directions(tmp_path / "none.npz", G)

@@ -17,6 +17,7 @@ from small import VARIANTS, codes, generator
 from latents.kernel_views import (
     ABOVE,
     BELOW,
+    LINE,
     ZERO,
     blocks,
     deviations,
@@ -121,3 +122,16 @@ def test_the_same_code_twice_does_not_differ():
     assert all(value == 0 for layer in shown.layers for value in layer.differences.values())
     first, *others = shown.pictures.values()
     assert all(np.array_equal(np.asarray(first), np.asarray(other)) for other in others)
+
+
+def test_pictures_of_kernels_stand_apart():
+    """Most kernels are white at their borders: without a frame, one code's would run into the other's."""
+    G = generator()
+    shown = kernel_views(G, codes(G, 2), ["a", "b"], [1, 4])
+    assert list(shown.pictures)[2] == "a with the structure\nof b, layers 1,4"
+    for view in shown.layers[0].views[:3]:
+        for image in view.images:
+            pixels = np.asarray(image)
+            for border in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]):
+                assert (border == LINE).all()
+    assert [view.last for view in shown.layers[0].views[-2:]] == ["difference", "both"]

@@ -50,6 +50,32 @@ def test_a_spline_through_a_sine_is_the_sine():
     torch.testing.assert_close(found, (positions * 2 * torch.pi / 24).sin(), rtol=0, atol=1e-4)
 
 
+def test_a_spline_solves_its_system_for_any_number_of_keys():
+    torch.manual_seed(0)
+    for count in (2, 5):
+        keys = torch.randn(count, 3, dtype=torch.float64)
+        system = 4 * torch.eye(count, dtype=torch.float64)
+        for i in range(count):
+            system[i, i - 1] += 1
+            system[i, (i + 1) % count] += 1
+        bends = torch.linalg.solve(system, 6 * (keys.roll(1, 0) - 2 * keys + keys.roll(-1, 0)))
+        middle = (keys + keys.roll(-1, 0)) / 2 - (bends + bends.roll(-1, 0)) / 16
+        positions = torch.arange(count, dtype=torch.float64) + 0.5
+        torch.testing.assert_close(closed_walk(keys, "spline")(positions), middle)
+    many = torch.randn(200_000, 2)  # of which a matrix would have 320 GB
+    torch.testing.assert_close(closed_walk(many, "spline")(torch.tensor([199_999.0])), many[-1:])
+
+
+def test_shares_of_classes_sum_to_one_all_the_way():
+    G = generator(c_dim=2)
+    seen = []
+    G.mapping.embed.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    z, c = torch.randn(2, 8).double(), torch.eye(2).double()
+    for interpolation in INTERPOLATIONS:
+        w_walk(G, z, c, "z", interpolation)(torch.linspace(0, 2, 9, dtype=torch.float64))
+        torch.testing.assert_close(seen.pop().sum(dim=1), torch.ones(9).double())
+
+
 def test_slerp_is_an_arc_at_even_speed():
     a, b = torch.tensor([[1.0, 0, 0]]), torch.tensor([[0, 1.0, 0]])
     for t in (0.0, 0.25, 0.5, 1.0):

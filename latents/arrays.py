@@ -1,0 +1,39 @@
+"""Arrays from .npz files that are not trusted: nothing is unpickled, and what is read has a bound."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MAX_BYTES = 1 << 33  # of all arrays in a file, unpacked
+
+
+@contextmanager
+def open_arrays(path: str | os.PathLike) -> Iterator[Mapping[str, np.ndarray]]:
+    """The arrays of a file by name, each read when it is asked for.
+
+    On damaged files NumPy and zipfile raise nearly anything; FileNotFoundError where there is none.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES:,} bytes")
+    with np.load(path, allow_pickle=False) as file:
+        yield file
+
+
+def real_tensor(file: Mapping[str, np.ndarray], name: str) -> Tensor:
+    """An array of real numbers as float32, all finite. Raises KeyError or ValueError."""
+    array = file[name]
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name} holds something else than real numbers")
+    with np.errstate(over="ignore"):  # numbers beyond float32 become infinite
+        tensor = torch.from_numpy(array.astype(np.float32))
+    if not tensor.isfinite().all():
+        raise ValueError(f"{name} holds something else than finite numbers")
+    return tensor
