@@ -49,7 +49,7 @@ python generate.py --w out/projected_w.npz
     "Model",
     "--network",
     metavar="PATH",
-    help="A snapshot, a run, or a folder of runs.  [default: the newest snapshot under runs]",
+    help="A snapshot, a run, or a folder of runs.  [default: the newest under runs, else the shipped one]",
 )
 @cli.option(
     "Pictures",
@@ -140,7 +140,7 @@ def main(
         space=space, steps=steps, lr=lr, candidates=candidates, starts=starts, noise=noise_mode, seed=seed
     )
     paths = find_targets(target)
-    path = find_snapshot(network or "runs")
+    path = find_snapshot(network)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     G, info = load_generator(path, device)
     check_class(class_number, G.config.c_dim, path)

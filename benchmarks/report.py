@@ -120,10 +120,9 @@ def generating(record: Record) -> Table:
 
 def comparison(record: Record) -> Table:
     table = [["kernels beside references", "difference", "bound"]]
-    table.append(
-        [f"losses of the first step, {record['precision']}", *(f"{record[n]:.1e}" for n in ("first", "first_bound"))]
-    )
-    table.append([f"mean losses of {record['steps']} steps", *(f"{record[n]:.1e}" for n in ("mean", "mean_bound"))])
+    for name, difference in record["differences"].items():
+        what = f"{name.replace('_', ' ')}, {record['steps']} steps in {record['precision']}"
+        table.append([what, f"{difference:.1e}", f"{record['bounds'][name]:.1e}"])
     return table
 
 

@@ -85,7 +85,7 @@ network = cli.option(
     "Model",
     "--network",
     metavar="PATH",
-    help="A snapshot, a run, or a folder of runs.  [default: the newest snapshot under runs]",
+    help="A snapshot, a run, or a folder of runs.  [default: the newest under runs, else the shipped one]",
 )
 trunc = cli.option(
     "Pictures",
@@ -183,7 +183,7 @@ def open_model(
 ) -> Model:
     """The model that the options name. Raises UserError where it does not fit them."""
     keep_freed_memory()
-    path = find_snapshot(network or "runs")
+    path = find_snapshot(network)
     G, info = load_generator(path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     check_class(None if classes is None else max(max(shares) for shares in classes), G.config.c_dim, path)
     batch = batch or (64 if G.config.resolution <= 64 else 16)  # small layers are fast with many pictures only

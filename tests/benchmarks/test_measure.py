@@ -56,13 +56,14 @@ def test_the_baselines_compute_the_op():
 
 
 def test_differences_of_losses():
-    """Of the first steps each, of all steps the means; a loss that is not in every step counts where it is."""
+    """Of the first loss and of the means; a loss that is not in every step counts where it is."""
     a = [
         {"loss/G": 1.0 + 0.5 * (i >= 30), "loss/D": 2.0} | ({"loss/r1": 0.0} if i % 16 == 0 else {}) for i in range(40)
     ]
     b = [{"loss/G": 1.0, "loss/D": 2.002} | ({"loss/r1": 0.0} if i % 16 == 0 else {}) for i in range(40)]
-    first, mean = differences(a, b)
-    assert first == pytest.approx(0.002 / 2.003) and mean == pytest.approx(0.125 / 1.001)
+    assert differences(a, b) == pytest.approx({"first_loss": 0.0, "mean": 0.125 / 1.001})
+    a[0]["loss/G"] = 1.1
+    assert differences(a, b)["first_loss"] == pytest.approx(0.1 / 1.001)
 
 
 def test_a_record_says_where_it_comes_from(tmp_path):
