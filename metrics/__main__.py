@@ -25,7 +25,8 @@ python -m metrics --metrics fid5k_full,swd --fakes my_pictures/ --data faces32.z
 
 def describe(name: str, figures: dict[str, Any]) -> str:
     """A metric and its parts in one line: `swd 97.32 (32: 101.2, 16: 93.4)`."""
-    parts = {key.removeprefix(name + "_"): value for key, value in figures.items() if key.startswith(name + "_")}
+    own = {key: value for key, value in figures.items() if key.startswith(name + "_")}
+    parts = {key.removeprefix(name + "_"): value for key, value in own.items() if not key.startswith(name + "_full")}
     text = ", ".join(f"{key}: {value:.4g}" for key, value in parts.items() if isinstance(value, float))
     if name not in figures:
         return f"{name} {text}"

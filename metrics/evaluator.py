@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from metrics import detectors, scores
+from metrics import detectors, scores, swd
 from metrics.detectors import INCEPTION, LAYERS, VGG16, Detector, Weights
 from metrics.features import COLLECTORS, CacheKey, Source, dataset_source, described, read_cached, write_cached
 from metrics.frechet import frechet_distance
 from metrics.names import Metric, parse_metric
-from metrics.swd import PatchDescriptors, sliced_wasserstein
+from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
 from torch_utils.cli import Failure, UserError
 
 PPL_EPSILON = 1e-4  # between the two ends of a path (StyleGAN, CVPR 2019, section 4.1)
 DIMENSIONS = 2048  # of the features that FID takes the covariance of
+LEAST_KEPT = 1000  # pictures: the patches of fewer are sooner cut again than read
 
 
 class NotFinite(Failure):
@@ -56,8 +57,8 @@ class Evaluator:
     """The metrics `names` of fake pictures against the real ones of `dataset`, the same for any number of processes.
 
     Make one in every process, and call `evaluate` as often as there are fakes to judge: the real side is worked out at
-    the first call and kept, what detectors see of it also for the next time (in the cache folder, where the data set
-    has a `content_hash`). `notes` holds what a user should know before.
+    the first call and kept, also for the next time (in the cache folder, where the data set has a `content_hash`).
+    `notes` holds what a user should know before.
 
     With `optional`, metrics whose detector is not to be had are left out, and a note says so; else that raises.
 
@@ -122,11 +123,10 @@ class Evaluator:
         self.records: dict[str, str] = {}  # name → SHA-256
         needed = {metric.name: detector_of(metric) for metric in self.metrics}
         given: dict[Detector, Weights] = {}
-        for detector in (INCEPTION, VGG16):
-            asked = [name for name, other in needed.items() if other is detector]
-            if not asked:
-                continue
-            weights = distributed.on_rank_0(find_weights, detector, files)
+        wanted = [detector for detector in (INCEPTION, VGG16) if detector in needed.values()]
+        found = distributed.on_rank_0(find_weights, wanted, files)
+        for detector in wanted:
+            weights, asked = found[detector], [name for name, other in needed.items() if other is detector]
             if isinstance(weights, str):
                 problem = f"{', '.join(asked)}: {weights}"
                 if not optional:
@@ -206,7 +206,7 @@ class Evaluator:
         b = fake[statistic(metric, counts["fake"])]
         a = self._real[statistic(metric, counts["real"])] if counts["real"] else {}
         for side, tensors in (("real", a), ("fake", b)):
-            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            if not finite(tensors):
                 raise NotFinite(f"{metric.name} is no number: what is known of the {side} pictures is not finite")
         if metric.kind == "is":
             return scores.inception_score(b["features"])
@@ -217,7 +217,7 @@ class Evaluator:
                 return scores.kernel_distance(a["features"], b["features"])
             case "pr":
                 self._say(f"{metric.name}: distances of {counts['real']} and {counts['fake']} pictures ...")
-                return scores.precision_recall(a["features"], b["features"])
+                return scores.precision_recall(a["features"], b["features"], "distances" if self.progress else "")
             case "swd":
                 return {key.removeprefix("swd"): value for key, value in sliced_wasserstein(a, b).items()}
         raise AssertionError(metric.kind)
@@ -242,27 +242,29 @@ class Evaluator:
             chosen = choose(len(self.dataset), count, self.seed)
             keys = distributed.on_rank_0(self._keys, [s for s in wanted if s.count == count], chosen)
             if distributed.rank() == 0:
-                found |= {s: tensors for s, key in keys.items() if (tensors := read_cached(key)) is not None}
+                kept = {s: tensors for s, key in keys.items() if (tensors := read_cached(key)) is not None}
+                found |= {s: tensors if s.layer else unpacked(tensors) for s, tensors in kept.items()}
             missing = {s for s in wanted if s.count == count} - distributed.on_rank_0(set, found)
             source = dataset_source(self.dataset, chosen, self.workers)
             new = self._collect(missing, source, "real pictures")
             for s in new.keys() & keys.keys():
-                if problem := write_cached(keys[s], new[s]):
+                if not finite(new[s]):
+                    continue  # it will be said; and it may have been by chance
+                if problem := write_cached(keys[s], new[s] if s.layer else packed(new[s])):
                     self._say(f"warning: {problem}; it will have to be worked out again the next time")
             found |= new
         return found
 
     def _keys(self, statistics: Sequence[Statistic], chosen: Sequence[int]) -> dict[Statistic, CacheKey]:
         """Under what the statistics of the chosen pictures are kept, of those that are."""
-        statistics = [s for s in statistics if s.kind in COLLECTORS]
+        statistics = [s for s in statistics if s.layer or s.count >= LEAST_KEPT]
         if not statistics or not hasattr(self.dataset, "content_hash"):
             return {}
         content = self.dataset.content_hash(chosen, progress=self.progress)
         shape = tuple(self.dataset[0][0].shape)
-        return {
-            s: CacheKey(content, shape, s.count, s.kind, s.layer, self.records[LAYERS[s.layer].name])
-            for s in statistics
-        }
+        patches = f"seed {self.seed}, {swd.PATCHES} patches, {swd.DIRECTIONS} directions"
+        by = {s: self.records[LAYERS[s.layer].name] if s.layer else patches for s in statistics}
+        return {s: CacheKey(content, shape, s.count, s.kind, s.layer, by[s]) for s in statistics}
 
     def _collect(self, wanted: set[Statistic], source: Source, title: str) -> dict[Statistic, Any]:
         """The statistics of a set of pictures, in rank 0; {} in the others."""
@@ -289,6 +291,10 @@ class Evaluator:
             print(line, file=sys.stderr, flush=True)
 
 
+def finite(tensors: dict[Any, Tensor]) -> bool:
+    return all(tensor.isfinite().all() for tensor in tensors.values())
+
+
 def detector_of(metric: Metric) -> Detector | None:
     """The network that a metric is by."""
     if metric.kind == "ppl":
@@ -296,12 +302,21 @@ def detector_of(metric: Metric) -> Detector | None:
     return LAYERS.get(statistic(metric, 0).layer)
 
 
-def find_weights(detector: Detector, files: Sequence[str | Path]) -> Weights | str:
-    """A detector's weights, or the line that says why they are not to be had."""
+def find_weights(wanted: Sequence[Detector], files: Sequence[str | Path]) -> dict[Detector, Weights | str]:
+    """The weights of those detectors, or the line that says why they are not to be had."""
+    if not wanted:
+        return {}
     try:
         detectors.check_installed()
         given = detectors.given_weights(files)
-        return given[detector] if detector in given else detectors.published_weights(detector)
+    except UserError as error:
+        return dict.fromkeys(wanted, error.message)
+    return {detector: given.get(detector) or published_or_why(detector) for detector in wanted}
+
+
+def published_or_why(detector: Detector) -> Weights | str:
+    try:
+        return detectors.published_weights(detector)
     except UserError as error:
         return error.message
 

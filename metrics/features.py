@@ -101,9 +101,9 @@ class CacheKey:
     content: str  # of the pictures, flipped or not, in their order
     shape: tuple[int, ...]  # [C, H, W]
     count: int
-    kind: str  # of COLLECTORS
+    kind: str  # of `evaluator.Statistic`
     layer: str
-    detector: str  # SHA-256 of its weights
+    detector: str  # SHA-256 of its weights; of patches, how they are drawn
     version: int = 1
 
     @property

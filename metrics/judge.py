@@ -61,7 +61,7 @@ def judge_network(job: Job, device: torch.device) -> dict[str, Any]:
     """Of pictures that a snapshot generates, with the frequencies of the data set's classes if it has classes."""
     snapshot = distributed.on_rank_0(find_snapshot, job.network)
     G, info = load_generator(snapshot, device)
-    if not all(parameter.isfinite().all() for parameter in G.parameters()):
+    if not all(tensor.isfinite().all() for tensor in G.state_dict().values()):
         raise UserError(f"{snapshot} has weights that are not finite: its training had failed; name an earlier one")
     dataset = ImageDataset(job.data, use_labels=G.config.c_dim > 0, mirror=job.mirror)
     check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, job.data)

@@ -22,6 +22,7 @@ PATTERNS = {
 }
 DEFAULT_COUNTS = {"ppl": "50k", "swd": "8192"}  # where the name has none
 LEAST = {"pr": 4, "is": 10}  # pictures; of the others 2
+MOST, MOST_PATHS = 1_000_000, 500_000  # for which a seed has latents: training.sampling.STRETCH
 MOST_REAL = {"kid": 1_000_000, "pr": 200_000}  # that `_full` takes, as StyleGAN2-ADA does
 
 LISTED = {
@@ -61,7 +62,7 @@ class Metric:
 
 
 def parse_metric(name: str) -> Metric:
-    """The metric of that name. Raises UserError for one that is not known, or of too few pictures."""
+    """The metric of that name. Raises UserError for one that is not known, or of too few or too many."""
     for kind, pattern in PATTERNS.items():
         if match := re.fullmatch(pattern, name):
             count, full = (*match.groups(), None)[:2]
@@ -69,6 +70,8 @@ def parse_metric(name: str) -> Metric:
             metric = Metric(name, kind, int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1), bool(full))
             if metric.count < metric.least:
                 raise UserError(f"{name}: a set of at least {metric.least} pictures is needed")
+            if metric.count > (most := MOST_PATHS if kind == "ppl" else MOST):
+                raise UserError(f"{name}: at most {most:,} pictures can be asked for")
             return metric
     raise UserError(
         f"no metric is called {name!r}; there are {', '.join(LISTED)}, with any number of pictures in the name "

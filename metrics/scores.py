@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 SUBSETS, SUBSET_SIZE = 100, 1000  # of KID
 SPLITS = 10  # of IS
@@ -34,34 +35,48 @@ def kernel_distance(real: Tensor, fake: Tensor) -> dict[str, float]:
     return {"": found[KEY_METRIC_KID_MEAN], "_std": found[KEY_METRIC_KID_STD]}
 
 
-def precision_recall(real: Tensor, fake: Tensor) -> dict[str, float]:
+def precision_recall(real: Tensor, fake: Tensor, title: str = "") -> dict[str, float]:
     """ "_precision": the part of the fakes [M, D] that lie in a ball about a real one; "_recall": the other way round.
 
     The ball about a picture of a set [N, D] reaches as far as its third neighbour in the set. torch-fidelity does the
-    same with all of both sets in the precision of the distances; here only a block of each is in float64.
+    same with all of both sets in the precision of the distances; here only a block of each is in float64. With a
+    `title`, the progress is shown.
     """
-    real_radius, fake_radius = neighbour_distances(real), neighbour_distances(fake)
-    precise, recalled = torch.zeros(len(fake), dtype=torch.bool), torch.zeros(len(real), dtype=torch.bool)
-    for i, j, distances in distance_blocks(fake, real):
-        precise[i] |= (distances <= real_radius[j]).any(dim=1)
-        recalled[j] |= (distances <= fake_radius[i, None]).any(dim=0)
+    n, m = len(real), len(fake)
+    with tqdm(desc=title, total=n * n + m * m + n * m, unit_scale=True, disable=None if title else True) as bar:
+        real_radius, fake_radius = neighbour_distances(real, bar), neighbour_distances(fake, bar)
+        precise, recalled = torch.zeros(m, dtype=torch.bool), torch.zeros(n, dtype=torch.bool)
+        for i, j, distances in distance_blocks(fake, real):
+            precise[i] |= (distances <= real_radius[j]).any(dim=1)
+            recalled[j] |= (distances <= fake_radius[i, None]).any(dim=0)
+            bar.update(distances.numel())
     return {"_precision": float(precise.double().mean()), "_recall": float(recalled.double().mean())}
 
 
-def neighbour_distances(features: Tensor) -> Tensor:
+def neighbour_distances(features: Tensor, bar: tqdm) -> Tensor:
     """How far the third neighbour of each of the features [N, D] is: [N]. Each is nearest to itself."""
     nearest = features.new_full([len(features), NEIGHBOUR + 1], torch.inf, dtype=torch.float64)
-    for i, _, distances in distance_blocks(features, features):
-        candidates = torch.cat([nearest[i], distances], dim=1)
-        nearest[i] = candidates.topk(NEIGHBOUR + 1, largest=False).values
+
+    def meet(of: slice, distances: Tensor) -> None:
+        candidates = torch.cat([nearest[of], distances], dim=1)
+        nearest[of] = candidates.topk(NEIGHBOUR + 1, largest=False).values
+
+    for i, j, distances in distance_blocks(features, features, symmetric=True):
+        meet(i, distances)
+        if i != j:
+            meet(j, distances.T)
+        bar.update(distances.numel() if i == j else 2 * distances.numel())
     return nearest.amax(dim=1)
 
 
-def distance_blocks(a: Tensor, b: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The distances of a [N, D] and b [M, D] in float64, block by block, with the rows of a and b that they are of."""
+def distance_blocks(a: Tensor, b: Tensor, symmetric: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The distances of a [N, D] and b [M, D] in float64, block by block, with the rows of a and b that they are of.
+
+    With `symmetric`, where a and b are the same, a block and its mirror image come once.
+    """
     for first in range(0, len(a), ROWS):
         rows = a[first : first + ROWS].double()
-        for second in range(0, len(b), ROWS):
+        for second in range(first if symmetric else 0, len(b), ROWS):
             columns = b[second : second + ROWS].double()
             yield slice(first, first + ROWS), slice(second, second + ROWS), torch.cdist(rows, columns)
 

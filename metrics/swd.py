@@ -12,6 +12,7 @@ compare figures at equal counts only.
 from __future__ import annotations
 
 import math
+import zlib
 
 import numpy as np
 import torch
@@ -193,6 +194,24 @@ class PatchDescriptors:
             rng = np.random.default_rng([self.seed, size, 1])
             projected[size] = project_patches(patches, rng, self.device)
         return projected
+
+
+def packed(projected: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `PatchDescriptors.finish` returns, for a file: most of it are zeros, and a tenth of the room is enough."""
+    return {
+        str(size): torch.frombuffer(bytearray(zlib.compress(counts.numpy().tobytes(), 1)), dtype=torch.uint8)
+        for size, counts in projected.items()
+    }
+
+
+def unpacked(tensors: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """What was `packed`, the finest level first."""
+    return {
+        size: torch.frombuffer(bytearray(zlib.decompress(tensors[str(size)].numpy())), dtype=torch.int32).view(
+            -1, len(VALUES)
+        )
+        for size in sorted(map(int, tensors), reverse=True)
+    }
 
 
 def wasserstein(real: torch.Tensor, fake: torch.Tensor) -> float:

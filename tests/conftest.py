@@ -22,7 +22,7 @@ def faces16(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_pictures() -> Path:
     """The folder of real pictures, or a skip."""
     if not REAL.is_dir():

@@ -133,15 +133,15 @@ class Fakes:
         With the noise of the model at both ends, and no half precision, which would round ε away.
         """
         G, device = self.G, self.G.w_avg.device
-        with full_precision(G):
-            for numbers in batches:
-                seeds = [self.seed * STRETCH + 2 * number for number in numbers]
-                c = one_hot(self.classes[list(numbers)], G.config.c_dim).to(device)
-                first, second = (
-                    G.ws(latents([seed + end for seed in seeds], G.config.z_dim).to(device), c, self.psi)
-                    for end in (0, 1)
-                )
-                yield G.synthesis(torch.cat([first, first.lerp(second, epsilon)]), "const").float()
+        for numbers in batches:
+            seeds = [self.seed * STRETCH + 2 * number for number in numbers]
+            c = one_hot(self.classes[list(numbers)], G.config.c_dim).to(device)
+            first, second = (
+                G.ws(latents([seed + end for seed in seeds], G.config.z_dim).to(device), c, self.psi) for end in (0, 1)
+            )
+            with full_precision(G):
+                images = G.synthesis(torch.cat([first, first.lerp(second, epsilon)]), "const").float()
+            yield images
 
 
 @contextmanager

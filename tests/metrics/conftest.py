@@ -1,15 +1,21 @@
-"""Random detectors."""
+"""Random detectors, and what they see of real pictures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import judging
 import pytest
+import torch
 import torchvision
 import weights
+from archives import photographs, write_pictures
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
+from metrics.frechet import frechet_distance
 from torch_utils.ops import native
 
 
@@ -31,13 +37,51 @@ def vgg16(tmp_path_factory) -> Path:
     return weights.write_vgg16(tmp_path_factory.mktemp("weights") / "vgg16.pth")
 
 
-@pytest.fixture
-def small(monkeypatch, tmp_path) -> Path:
-    """Detectors take smaller pictures, for the time of a test; gives the cache folder, which is empty."""
+@pytest.fixture(scope="session")
+def slices(tmp_path_factory, real_pictures) -> tuple[Path, Path]:
+    """Folders of 66 and 60 real photographs."""
+    folder = tmp_path_factory.mktemp("photographs")
+    return (
+        write_pictures(folder / "train", photographs(real_pictures / "cifar10-train.zip", 66)),
+        write_pictures(folder / "test", photographs(real_pictures / "cifar10-test.zip", 60)),
+    )
+
+
+@contextmanager
+def small_detectors(cache: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Detectors take smaller pictures, and what they find is kept in the folder `cache`."""
     native.available("cpu")  # compiled into the cache folder that there is
-    for kind in (FeatureExtractorInceptionV3, FeatureExtractorVGG16):
-        monkeypatch.setattr(kind, "INPUT_IMAGE_SIZE", kind.INPUT_IMAGE_SIZE)  # to be put back
-    monkeypatch.setattr(torchvision.models, "vgg16", torchvision.models.vgg16)
-    monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / "cache"))
-    weights.make_small()
-    return tmp_path / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (FeatureExtractorInceptionV3, FeatureExtractorVGG16):
+            patch.setattr(kind, "INPUT_IMAGE_SIZE", kind.INPUT_IMAGE_SIZE)  # to be put back
+        patch.setattr(torchvision.models, "vgg16", torchvision.models.vgg16)
+        patch.setenv("ADACONV_CACHE", str(cache))
+        weights.make_small()
+        yield patch
+
+
+@pytest.fixture
+def small(tmp_path) -> Iterator[Path]:
+    """Small detectors for the time of a test; gives the cache folder, which is empty."""
+    with small_detectors(tmp_path / "cache"):
+        yield tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def judged(slices, inception, vgg16, tmp_path_factory) -> tuple[dict[str, float], Path]:
+    """Figures of all kinds of the slices, KID's by subsets of 20, and the cache folder that this has left."""
+    cache = tmp_path_factory.mktemp("judged") / "cache"
+    with small_detectors(cache) as patch:
+        patch.setattr("metrics.scores.SUBSET_SIZE", 20)
+        patch.setattr("metrics.evaluator.LEAST_KEPT", 20)
+        return judging.judge(judging.ALL, *slices, [inception, vgg16]), cache
+
+
+@pytest.fixture
+def few_dimensions(monkeypatch):
+    """FID by 256 of the 2048 features, where its value does not matter: eigenvalues of all of them take seconds."""
+
+    def distance(*sides: dict[str, torch.Tensor]) -> float:
+        return frechet_distance(*({"mean": s["mean"][:256], "covariance": s["covariance"][:256, :256]} for s in sides))
+
+    monkeypatch.setattr("metrics.evaluator.frechet_distance", distance)

@@ -12,7 +12,7 @@ import torch
 from archives import photographs, write_pictures
 
 from metrics import detectors
-from metrics.__main__ import main
+from metrics.__main__ import describe, main
 from networks.generator import Generator, GeneratorConfig
 from torch_utils.cli import UserError, run
 from training.checkpoint import save_snapshot
@@ -52,7 +52,7 @@ def tiny(data: Path, **options) -> TrainConfig:
     return resolve({**TINY, "data": str(data), **options}, 16, 3, 0, 0)
 
 
-def test_all_metrics_of_a_snapshot(small, command, snapshot, inception, vgg16, tmp_path):
+def test_all_metrics_of_a_snapshot(small, few_dimensions, command, snapshot, inception, vgg16, tmp_path):
     write_dataset(tmp_path / "faces.zip", faces(40, 16, seed=0))
     names = ["fid20_full", "kid20", "pr203", "is20", "ppl2_wend20", "swd20"]
     files = ["--detector-weights", inception, "--detector-weights", vgg16]
@@ -81,14 +81,18 @@ def test_all_metrics_of_a_snapshot(small, command, snapshot, inception, vgg16, t
     assert settings["network"] == str(snapshot) and len(settings["data_hash"]) == 16
     assert "warning: fid20_full has 20 fake pictures for 2048 dimensions" in err
 
-    arguments[1] = "pr203,swd20"
-    code, out, err = command(*arguments)
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["pr203", "swd20"]
-    assert f"swd20 {found['swd20']:.4g} (16: {found['swd20_16']:.4g})\n" in out
-    assert f"pr203 precision: {found['pr203_precision']:.4g}, recall: {found['pr203_recall']:.4g}\n" in out
+
+def test_a_line_has_a_metric_and_its_own_parts():
+    figures = {"fid20": 1.5, "fid20_full": 2.0, "kid20": 0.1, "kid20_std": 0.01, "pr203_precision": 0.5}
+    figures |= {"pr203_recall": 0.25, "pr203_full_precision": 0.75, "pr203_full_recall": 1.0, "pictures": {}}
+    assert describe("fid20", figures) == "fid20 1.5"
+    assert describe("fid20_full", figures) == "fid20_full 2"
+    assert describe("kid20", figures) == "kid20 0.1 (std: 0.01)"
+    assert describe("pr203", figures) == "pr203 precision: 0.5, recall: 0.25"
+    assert describe("pr203_full", figures) == "pr203_full precision: 0.75, recall: 1"
 
 
-def test_pictures_against_pictures(small, command, inception, tmp_path, real_pictures):
+def test_pictures_against_pictures(small, few_dimensions, command, inception, tmp_path, real_pictures):
     images = photographs(real_pictures / "cifar10-test.zip", 50)
     real, fake = write_pictures(tmp_path / "real", images[:30]), write_pictures(tmp_path / "fake", images[30:])
     arguments = ["--data", real, "--fakes", fake, "--gpus", 0, "--workers", 0, "--detector-weights", inception]
@@ -130,10 +134,11 @@ def offline():
     raise OSError("no network")
 
 
-def test_a_broken_network_is_refused(command, faces16, tmp_path):
+@pytest.mark.parametrize("tensor", ["synthesis.const", "w_avg"])
+def test_a_broken_network_is_refused(command, faces16, tmp_path, tensor):
     config = GeneratorConfig(resolution=16, cbase=256, cmax=8, map_depth=1, z_dim=16, w_dim=16, style_channels=8)
     G = Generator(config)
-    G.synthesis.const.data[0, 0, 0] = float("nan")
+    G.state_dict()[tensor].view(-1)[0] = float("nan")
     save_snapshot(tmp_path / "snapshot-000001.safetensors", G, {"kimg": 1.0})
     arguments = ["--metrics", "swd", "--network", tmp_path, "--data", faces16, "--gpus", 0]
     code, _, err = command(*arguments)
@@ -143,7 +148,7 @@ def test_a_broken_network_is_refused(command, faces16, tmp_path):
 # --- in training ----------------------------------------------------------------------------------------------------
 
 
-def test_training_writes_what_the_command_finds(small, command, inception, tmp_path):
+def test_training_writes_what_the_command_finds(small, few_dimensions, command, inception, tmp_path):
     write_dataset(tmp_path / "faces.zip", faces(40, 16, seed=0))
     names = ["fid20_full", "swd20"]
     config = tiny(tmp_path / "faces.zip", metrics=names, detector_weights=[str(inception)], kimg=0.008)
@@ -182,6 +187,7 @@ def test_training_goes_on_where_a_figure_is_no_number(small, faces16, tmp_path, 
     train(GAN, config, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert "warning: fid20_full is no number" in capsys.readouterr().err
+    assert not list(small.glob("statistics/*"))  # nothing broken is kept
 
 
 def test_a_file_of_weights_that_is_not_there_is_a_mistake(faces16, tmp_path):

@@ -113,6 +113,14 @@ def test_a_file_is_known_by_its_tensors(inception, vgg16, tmp_path):
     assert found[VGG16].sha256 == hashlib.sha256(vgg16.read_bytes()).hexdigest()
 
 
+def test_files_are_read_once(small, inception, vgg16, monkeypatch):
+    read = []
+    monkeypatch.setattr(detectors, "_read", lambda path, _read=detectors._read: read.append(path) or _read(path))
+    found = find_weights([INCEPTION, VGG16], [inception, vgg16])
+    assert found.keys() == {INCEPTION, VGG16} and read == [inception, vgg16]
+    assert find_weights([], [inception]) == {} and len(read) == 2
+
+
 class Touch:
     """What touches a file when it is unpickled."""
 
@@ -155,11 +163,11 @@ def test_what_is_in_the_cache_is_checked(small, inception, monkeypatch):
 
 def test_offline_one_line_says_where_to_put_the_file(small):
     offline = dataclasses.replace(INCEPTION, url="http://127.0.0.1:1/inception-6726825d.pth")
-    line = find_weights(offline, [])
+    line = find_weights([offline], [])[offline]
     assert offline.url in line and str(small / "inception-6726825d.pth") in line and "--detector-weights" in line
     assert "\n" not in line
 
 
 def test_without_torch_fidelity_one_line_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    assert "pip install" in find_weights(INCEPTION, [])
+    assert "pip install" in find_weights([INCEPTION], [])[INCEPTION]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import torch_fidelity
 import weights as random_weights
 from archives import photographs, write_pictures
+from judging import ALL, judge, judge_and_write
 from test_swd import blur
 
-from metrics import PPL_EPSILON, Evaluator, NotFinite, dataset_source
+from metrics import PPL_EPSILON, Evaluator, NotFinite
 from metrics.detectors import given_weights
 from metrics.evaluator import tensor_source
 from networks.generator import Generator, GeneratorConfig
@@ -23,29 +24,11 @@ from torch_utils.cli import UserError
 from training.dataset import ImageDataset
 from training.sampling import Fakes
 
-ALL = ["fid60_full", "kid60_full", "pr603_full", "is60", "swd60"]
-
-
-@pytest.fixture
-def slices(small, tmp_path, real_pictures) -> tuple[Path, Path]:
-    """Folders of 66 and 60 real photographs."""
-    return (
-        write_pictures(tmp_path / "train", photographs(real_pictures / "cifar10-train.zip", 66)),
-        write_pictures(tmp_path / "test", photographs(real_pictures / "cifar10-test.zip", 60)),
-    )
-
-
-def judge(names: list[str], real: Path, fake: Path, files: list[Path], **options) -> dict[str, float]:
-    dataset, fakes = ImageDataset(real), ImageDataset(fake)
-    evaluator = Evaluator(names, dataset, fakes=len(fakes), weights=files, batch=16, **options)
-    return evaluator.evaluate(dataset_source(fakes, range(len(fakes))))
-
 
 @pytest.mark.slow  # torch-fidelity's FID takes the eigenvalues of a matrix that is not symmetric, 2048 × 2048
-def test_it_agrees_with_torch_fidelitys_command(slices, inception, vgg16, monkeypatch):
+def test_it_agrees_with_torch_fidelitys_command(judged, slices, small, inception, vgg16):
     real, fake = slices
-    monkeypatch.setattr("metrics.scores.SUBSET_SIZE", 20)
-    found = judge(ALL[:4], real, fake, [inception, vgg16])
+    found = {name: figure for name, figure in judged[0].items() if not name.startswith("swd")}
     common = {"input1": str(fake), "input2": str(real), "cuda": False, "cache": False, "verbose": False}
     common |= {"save_cpu_ram": True, "batch_size": 16}
     reference = torch_fidelity.calculate_metrics(
@@ -69,8 +52,9 @@ def test_it_agrees_with_torch_fidelitys_command(slices, inception, vgg16, monkey
     assert found["fid60_full"] > 1e-3 and 0 < found["pr603_full_precision"] < 1
 
 
-def test_a_set_against_itself(slices, inception, vgg16):
+def test_a_set_against_itself(judged, slices, small, inception, vgg16):
     real, _ = slices
+    shutil.copytree(judged[1], small)
     found = judge(["fid66_full", "kid66_full", "pr663_full", "swd66"], real, real, [inception, vgg16])
     assert abs(found["fid66_full"]) < 1e-3 and found["swd66"] == 0
     assert found["pr663_full_precision"] == found["pr663_full_recall"] == 1
@@ -78,7 +62,7 @@ def test_a_set_against_itself(slices, inception, vgg16):
 
 
 @pytest.mark.slow
-def test_figures_grow_with_the_change(small, smooth_inception, real_pictures):
+def test_figures_grow_with_the_change(small, few_dimensions, smooth_inception, real_pictures):
     """Blur, noise, and the mixing in of pictures of another kind."""
     images = photographs(real_pictures / "cifar10-train.zip", 120)
     real, fake, other = images[:60], images[60:], torch.randint(0, 255, (60, 3, 1, 1), dtype=torch.uint8)
@@ -97,22 +81,12 @@ def test_figures_grow_with_the_change(small, smooth_inception, real_pictures):
             assert all(b > a for a, b in itertools.pairwise(figures)), (what, name, figures)
 
 
-def judge_and_write(names: list[str], real: Path, fake: Path, files: list[Path], result: Path) -> None:
-    random_weights.make_small()
-    found = judge(names, real, fake, files)
-    path = result.with_suffix(f".{distributed.rank()}")
-    path.write_text(json.dumps(found))
-
-
 @pytest.mark.slow
-def test_two_processes_come_to_the_same(slices, inception, vgg16, tmp_path, monkeypatch):
-    """Of 66 and 60 pictures in batches of 16; each time with an empty cache."""
-    arguments = [ALL, *slices, [inception, vgg16]]
-    for processes in (1, 2):
-        monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / f"cache{processes}"))
-        distributed.launch(judge_and_write, *arguments, tmp_path / f"result{processes}", processes=processes)
-    one, two = (json.loads((tmp_path / f"result{processes}.0").read_text()) for processes in (1, 2))
-    assert json.loads((tmp_path / "result2.1").read_text()) == {}
+def test_two_processes_come_to_the_same(judged, slices, small, inception, vgg16, tmp_path):
+    """Of 66 and 60 pictures in batches of 16, with nothing kept."""
+    distributed.launch(judge_and_write, ALL, *slices, [inception, vgg16], tmp_path / "result", processes=2)
+    one, (two, other) = judged[0], (json.loads((tmp_path / f"result.{rank}").read_text()) for rank in (0, 1))
+    assert other == {}
     assert one.keys() == two.keys() and len(one) == 10
     for name, figure in one.items():
         assert two[name] == pytest.approx(figure, rel=1e-6, abs=1e-9), name
@@ -121,17 +95,19 @@ def test_two_processes_come_to_the_same(slices, inception, vgg16, tmp_path, monk
 # --- what is kept ---------------------------------------------------------------------------------------------------
 
 
-def test_real_statistics_are_worked_out_once(slices, inception, vgg16, small, monkeypatch):
-    real, fake = slices
-    files = [inception, vgg16]
-    first = judge(ALL, real, fake, files)
+def test_real_statistics_are_worked_out_once(judged, slices, small, inception, vgg16, tmp_path, monkeypatch):
+    monkeypatch.setattr("metrics.scores.SUBSET_SIZE", 20)
+    monkeypatch.setattr("metrics.evaluator.LEAST_KEPT", 20)
+    first, files = judged[0], [inception, vgg16]
+    real, fake = tmp_path / "elsewhere", slices[1]
+    shutil.copytree(slices[0], real)
+    shutil.copytree(judged[1], small)
     kept = sorted((small / "statistics").iterdir())
-    assert len(kept) == 3  # moments and features of Inception, features of VGG-16
+    assert [path.name.partition("-")[0] for path in kept] == ["features", "features", "moments", "patches"]
     times = [path.stat().st_mtime_ns for path in kept]
 
     def refuse(self, wanted, source, title, collect=Evaluator._collect):
-        if title == "real pictures":
-            assert {statistic.kind for statistic in wanted} <= {"patches"}
+        assert title == "fake pictures" or not wanted
         return collect(self, wanted, source, title)
 
     with monkeypatch.context() as patch:
@@ -146,20 +122,36 @@ def test_real_statistics_are_worked_out_once(slices, inception, vgg16, small, mo
 
     (real / "0000.png").write_bytes((real / "0001.png").read_bytes())  # other content
     assert judge(["kid60_full"], real, fake, files)["kid60_full"] != first["kid60_full"]
-    assert len(list((small / "statistics").iterdir())) == 4
+    assert len(list((small / "statistics").iterdir())) == 5
 
 
-def test_mirrored_pictures_count_twice(slices, inception):
-    real, fake = slices
-    flipped = [ImageDataset(real, mirror=True)[i][0] for i in range(132)]
-    expected = Evaluator(["kid60_full"], flipped, weights=[inception], batch=16)
-    fakes = ImageDataset(fake)
-    source = dataset_source(fakes, range(60))
-    evaluator = Evaluator(["kid60_full"], ImageDataset(real, mirror=True), weights=[inception], batch=16)
-    assert evaluator.counts == {"kid60_full": {"real": 132, "fake": 60}}
-    found = evaluator.evaluate(source)["kid60_full"]
-    assert found == pytest.approx(expected.evaluate(source)["kid60_full"], rel=1e-9)
-    assert found != judge(["kid60_full"], real, fake, [inception])["kid60_full"]
+def test_patches_are_kept_by_what_they_are_drawn_by(small, slices, monkeypatch):
+    monkeypatch.setattr("metrics.swd.DIRECTIONS", 64)
+
+    def kept() -> int:
+        return len(list((small / "statistics").glob("patches-*")))
+
+    few = judge(["swd60"], *slices, [])
+    assert kept() == 0  # they are sooner cut again
+    monkeypatch.setattr("metrics.evaluator.LEAST_KEPT", 20)
+    for options, expected in (({}, 1), ({}, 1), ({"seed": 1}, 2)):
+        assert (judge(["swd60"], *slices, [], **options) == few) == (not options) and kept() == expected
+    monkeypatch.setattr("metrics.swd.DIRECTIONS", 32)
+    assert judge(["swd60"], *slices, []) != few and kept() == 3
+
+
+def test_mirrored_pictures_count_twice(small, slices, inception, tmp_path):
+    images, fakes = (torch.stack([image for image, _ in ImageDataset(folder)]) for folder in slices)
+    real = write_pictures(tmp_path / "real", images[:20])
+    flipped = [ImageDataset(real, mirror=True)[i][0] for i in range(40)]
+    source = tensor_source(fakes[:20])
+    expected = Evaluator(["kid20_full"], flipped, weights=[inception], batch=16).evaluate(source)
+    evaluator = Evaluator(["kid20_full"], ImageDataset(real, mirror=True), weights=[inception], batch=16)
+    assert evaluator.counts == {"kid20_full": {"real": 40, "fake": 20}}
+    found = evaluator.evaluate(source)["kid20_full"]
+    assert found == pytest.approx(expected["kid20_full"], rel=1e-9)
+    plain = Evaluator(["kid20_full"], ImageDataset(real), weights=[inception], batch=16).evaluate(source)
+    assert found != plain["kid20_full"]
 
 
 # --- what a user is told --------------------------------------------------------------------------------------------
@@ -259,6 +251,15 @@ def test_ends_of_a_path_lie_epsilon_apart():
     torch.testing.assert_close(starts, whole[:8], rtol=0, atol=1e-4)
     all_the_way, halfway = (next(fakes.path_ends([range(8)], epsilon))[8:] for epsilon in (1.0, 0.5))
     assert (all_the_way - starts).abs().mean() > (halfway - starts).abs().mean() > 0.01
+
+
+def test_half_precision_comes_back_after_each_batch():
+    G = generator()
+    for block in G.synthesis.blocks:
+        block.half = torch.bfloat16
+    batches = Fakes(G, 4).path_ends([range(2), range(2, 4)], 0.5)
+    assert next(batches).dtype == torch.float32
+    assert all(block.half == torch.bfloat16 for block in G.synthesis.blocks)
 
 
 def test_path_length_is_of_a_generator(small, vgg16):

@@ -70,6 +70,13 @@ def test_too_few_pictures(name, least):
         parse_metric(name)
 
 
+@pytest.mark.parametrize("name, most", [("fid1001k", "1,000,000"), ("swd999999999k", ""), ("ppl2_wend501k", "500,000")])
+def test_too_many_pictures(name, most):
+    with pytest.raises(UserError, match=f"{name}: at most {most}"):
+        parse_metric(name)
+    assert parse_metric("fid1000k").count == 10**6
+
+
 def test_all_that_is_listed_is_known():
     for name in LISTED:
         assert parse_metric(name).name == name

@@ -20,10 +20,12 @@ from metrics.swd import (
     count_values,
     cut_patches,
     laplacian_pyramid,
+    packed,
     project_patches,
     random_directions,
     sliced_wasserstein,
     smooth,
+    unpacked,
     upsample,
     wasserstein,
 )
@@ -251,6 +253,14 @@ def test_whole_agrees_with_the_plain_version_drawn_anew():
 def test_a_set_against_itself_is_zero(few_directions):
     images = blobs(50)
     assert set(sliced_wasserstein(describe(images), describe(images)).values()) == {0.0}
+
+
+def test_packed_ones_come_back(few_directions):
+    whole = describe(blobs(20, 64))
+    small = packed(whole)
+    assert sum(map(len, small.values())) < sum(counts.nbytes for counts in whole.values()) / 8
+    again = unpacked(dict(sorted(small.items())))
+    assert list(again) == [64, 32, 16] and all(torch.equal(again[size], whole[size]) for size in whole)
 
 
 def test_batches_and_order_of_calls_change_nothing(few_directions):
