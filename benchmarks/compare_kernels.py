@@ -54,7 +54,8 @@ def losses(config, device: torch.device, steps: int, how: str) -> Losses:
         batches = gan.batches(0)
         for step in tqdm(range(steps), desc=how, disable=None):
             gan.step(next(batches), step)
-            found.append(gan.averages.take())
+            taken = gan.averages.take()
+            found.append({name: taken[name] for name in LOSSES if name in taken})
     return found
 
 
