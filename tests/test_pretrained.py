@@ -1,14 +1,79 @@
 """The models that come with the project do what their README says."""
 
+import json
+
+import numpy as np
+import pytest
 import torch
 
+from metrics import swd
+from metrics.__main__ import main as judge
 from networks.stylizer import resized
 from styling.pictures import list_pictures, read_picture
-from training.checkpoint import PRETRAINED, load_stylizer
+from training.checkpoint import PRETRAINED, find_snapshot, load_generator, load_stylizer
+from training.convert import write_dataset
+from training.faces import HAIR_COLORS, faces
 from training.images import to_float
+from training.sampling import generate_batches
 from training.stylizer import content_loss, statistics, style_loss
 
+FACES = PRETRAINED / "faces32.safetensors"
 STYLIZER = PRETRAINED / "stylizer-small.safetensors"
+
+
+@pytest.fixture(scope="module")
+def reals() -> tuple[torch.Tensor, torch.Tensor]:
+    """1000 faces that the generator was not trained with, float [N, 3, H, W] of 0 to 255, and their classes."""
+    drawn = list(faces(1000, 32, seed=3000))
+    pictures = np.stack([np.asarray(picture) for picture, _ in drawn])
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), torch.tensor([label for _, label in drawn])
+
+
+@pytest.fixture(scope="module")
+def fakes() -> tuple[torch.Tensor, torch.Tensor]:
+    """40 of the shipped generator of each class, likewise."""
+    G, _ = load_generator(FACES)
+    classes = torch.arange(len(HAIR_COLORS)).repeat_interleave(40)
+    return torch.cat(list(generate_batches(G, range(len(classes)), 64, classes))).float(), classes
+
+
+def test_the_generator_is_small_and_found_where_there_are_no_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_snapshot(None) == FACES and FACES.stat().st_size < 2e6
+
+
+def test_every_class_has_the_hair_of_its_faces(reals, fakes):
+    """Where the hair is, the mean colour of a class is that of the real ones, and no other's."""
+    colours = [
+        torch.stack([x[c == label, :, 6:11, 10:22].mean(dim=(0, 2, 3)) for label in range(len(HAIR_COLORS))])
+        for x, c in (reals, fakes)
+    ]
+    apart = torch.cdist(colours[1], colours[0])
+    others = apart + 1000 * torch.eye(len(apart))
+    assert apart.diagonal().max() < 12 and others.min() > 40, apart
+
+
+def test_no_two_faces_are_the_same(reals, fakes):
+    """The nearest of 240 fakes to each is about as far as that of 240 real ones."""
+    nearest = []
+    for x in (reals[0][:240], fakes[0]):
+        distances = torch.cdist(x.flatten(1), x.flatten(1)).fill_diagonal_(torch.inf)
+        nearest.append(distances.min(dim=1).values)
+    real, fake = nearest
+    assert fake.min() > 0.75 * real.min() and fake.median() > 0.8 * real.median()
+
+
+def test_the_generator_is_near_to_faces_it_has_not_seen(tmp_path, monkeypatch, capsys):
+    """SWD of 1000 fakes to held-out faces, beside that of 1000 real ones to the same: 1.2 times when it was shipped."""
+    monkeypatch.setattr(swd, "DIRECTIONS", 64)
+    write_dataset(tmp_path / "reals.zip", faces(1000, 32, seed=3000))
+    write_dataset(tmp_path / "others.zip", faces(1000, 32, seed=4000))
+    found = []
+    for judged in (["--network", FACES], ["--fakes", tmp_path / "others.zip"]):
+        command = ["--metrics", "swd1k", "--data", tmp_path / "reals.zip", "--workers", 0, "--json", *judged]
+        judge([*map(str, command)], standalone_mode=False)
+        found.append(json.loads(capsys.readouterr().out)["swd1k"])
+    assert found[0] < 1.6 * found[1], found
 
 
 def pictures(folder, count):

@@ -465,7 +465,11 @@ def test_bad_seeds_and_networks(runs, tmp_path):
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
     assert "no generator of this project" in mistake(*generate, tmp_path / "other.safetensors", "--seeds", "1")
     assert "--seeds" in mistake("generate.py")
-    assert "runs" in mistake("generate.py", "--seeds", "0-3", cwd=tmp_path)
+
+
+def test_the_shipped_model_where_there_are_no_runs(tmp_path):
+    result = done(script("generate.py", "--seeds", "0-3", cwd=tmp_path))
+    assert "faces32.safetensors" in result.stderr and len(list((tmp_path / "out").glob("seed*.png"))) == 4
 
 
 def test_a_run_from_another_with_all_that_training_has(faces16, tmp_path):
