@@ -19,6 +19,7 @@ SUBSETS, SUBSET_SIZE = 100, 1000  # of KID
 SPLITS = 10  # of IS
 NEIGHBOUR = 3
 SEED = 2020  # torch-fidelity's
+SURE = 700.0  # logits apart, beyond which the exponential in float64 would be 0, and its logarithm no number
 ROWS = 2048  # of both sets, whose distances are there at a time: 34 MB
 
 
@@ -85,6 +86,8 @@ def inception_score(logits: Tensor) -> dict[str, float]:
     """exp E[KL(p(y|x) ‖ p(y))] of logits [N, classes], in 10 parts: their "_mean" and "_std"."""
     from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 
+    logits = logits.double()
+    logits = (logits - logits.amax(dim=1, keepdim=True)).clamp(min=-SURE)
     found = isc_features_to_metric(logits, SPLITS, shuffle=True, rng_seed=SEED)
     return {"_mean": found[KEY_METRIC_ISC_MEAN], "_std": found[KEY_METRIC_ISC_STD]}
 

@@ -82,6 +82,8 @@ def test_inception_score_of_known_predictions():
     sure = 50 * torch.eye(10).repeat(1000, 1)  # equally many of each class, without doubt
     found = inception_score(sure)
     assert found["_mean"] == pytest.approx(10, rel=0.02) and found["_std"] < 0.3
+    beyond = inception_score(5000 * torch.eye(100))  # of which float64 has no exponential; ten classes in each part
+    assert beyond == {"_mean": pytest.approx(10), "_std": pytest.approx(0)}
     assert inception_score(torch.zeros(100, 10)) == {"_mean": pytest.approx(1), "_std": pytest.approx(0)}
 
 
