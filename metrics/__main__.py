@@ -124,6 +124,8 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         distributed.launch(judge, job, result, processes=gpus or procs, gpus=gpus > 0)
+        if not result.exists():
+            raise KeyboardInterrupt  # which, like SIGTERM, ends several processes without a word
         figures = json.loads(result.read_text())
     if as_json:
         print(json.dumps(figures))

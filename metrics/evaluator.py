@@ -267,23 +267,23 @@ class Evaluator:
         return {s: CacheKey(content, shape, s.count, s.kind, s.layer, by[s]) for s in statistics}
 
     def _collect(self, wanted: set[Statistic], source: Source, title: str) -> dict[Statistic, Any]:
-        """The statistics of a set of pictures, in rank 0; {} in the others."""
-        if not wanted:
-            return {}
+        """The statistics of a set of pictures, each described by what needs it; in rank 0, {} in the others."""
         collectors = {
             s: COLLECTORS[s.kind](s.count) if s.layer else PatchDescriptors(s.count, seed=self.seed, device=self.device)
             for s in sorted(wanted, key=str)
             if distributed.rank() == 0
         }
-        layers = {s.layer for s in wanted}
-        describe = partial(self._describe, patches="" in layers, layers=layers)
-        count = max(s.count for s in wanted)
         options = {"title": title} if self.progress else {}
-        if "" in layers:  # the pictures themselves travel
-            options["turn"] = 1
-        for part in described(source, count, self.batch, describe, **options):
-            for s, collector in collectors.items():
-                collector.add(part[s.layer])
+        first = 0
+        for count in sorted({s.count for s in wanted}):
+            layers = {s.layer for s in wanted if s.count >= count}
+            describe = partial(self._describe, patches="" in layers, layers=layers)
+            turn = {"turn": 1} if "" in layers else {}  # the pictures themselves travel
+            for part in described(source, count, self.batch, describe, first=first, **turn, **options):
+                for s, collector in collectors.items():
+                    if s.count >= count:
+                        collector.add(part[s.layer])
+            first = count
         return {s: collector.finish() for s, collector in collectors.items()}
 
     def _say(self, line: str) -> None:

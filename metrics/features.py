@@ -46,22 +46,24 @@ def described(
     describe: Callable[[Tensor], dict[str, Tensor]],
     title: str = "",
     turn: int = TURN,
+    first: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yields what `describe` makes of the pictures 0 … count − 1, in this order; with several processes, in rank 0.
+    """Yields what `describe` makes of the pictures first … count − 1, in this order; with several processes, in rank 0.
 
     The others work, and yield nothing. Every picture is described once, in a batch that is the same for any number of
     processes. With a `title`, the progress is shown.
     """
-    batches = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+    batches = [range(start, min(start + batch, count)) for start in range(first, count, batch)]
     rank, world = distributed.rank(), distributed.world_size()
     turn = max(1, min(turn, len(batches) // world))
-    turns = [batches[first : first + turn] for first in range(0, len(batches), turn)]
+    turns = [batches[start : start + turn] for start in range(0, len(batches), turn)]
     images = source([numbers for own in turns[rank::world] for numbers in own])
-    with tqdm(desc=title, total=count, unit="pic", disable=None if title and rank == 0 else True) as bar:
-        for first in range(0, len(turns), world):
+    shown = None if title and rank == 0 else True
+    with tqdm(desc=title, total=count, initial=first, unit="pic", disable=shown) as bar:
+        for start in range(0, len(turns), world):
             parts = []
-            if first + rank < len(turns):
-                for part in islice(images, len(turns[first + rank])):
+            if start + rank < len(turns):
+                for part in islice(images, len(turns[start + rank])):
                     parts.append(describe(part))
                     bar.update(min(world * len(part), count - bar.n))
             own = {key: torch.cat([part[key] for part in parts]).cpu() for key in (parts[0] if parts else {})}

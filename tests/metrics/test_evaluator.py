@@ -16,7 +16,7 @@ from judging import ALL, judge, judge_and_write
 from test_swd import blur
 
 from metrics import PPL_EPSILON, Evaluator, NotFinite
-from metrics.detectors import given_weights
+from metrics.detectors import INCEPTION, given_weights
 from metrics.evaluator import tensor_source
 from networks.generator import Generator, GeneratorConfig
 from torch_utils import distributed
@@ -90,6 +90,14 @@ def test_two_processes_come_to_the_same(judged, slices, small, inception, vgg16,
     assert one.keys() == two.keys() and len(one) == 10
     for name, figure in one.items():
         assert two[name] == pytest.approx(figure, rel=1e-6, abs=1e-9), name
+
+
+def test_a_detector_sees_no_more_than_it_needs(small, inception):
+    evaluator = Evaluator(["swd40", "kid20", "is13"], Pictures(50), weights=[inception], batch=8)
+    seen = []
+    evaluator.networks[INCEPTION].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    evaluator.evaluate(tensor_source(torch.randint(0, 255, (40, 3, 32, 32), dtype=torch.uint8)))
+    assert sum(seen) == 20 + 20  # of the 40 fakes, the others are for SWD alone
 
 
 # --- what is kept ---------------------------------------------------------------------------------------------------

@@ -50,6 +50,11 @@ def test_processes_share_the_pictures_without_duplicates(monkeypatch, count, bat
     assert sorted(sizes) == [tuple(range(count))[i : i + batch] for i in range(0, count, batch)]
 
 
+def test_it_goes_on_where_it_stopped():
+    parts = described(tensor_source(numbered(50)), 50, 7, lambda x: {"x": x.flatten(1)}, first=20)
+    assert torch.cat([part["x"] for part in parts]).flatten().tolist() == list(range(20, 50))
+
+
 def test_features_take_no_more_than_asked_for():
     collector = Features(10)
     for part in torch.arange(24.0).view(-1, 2).split(5):

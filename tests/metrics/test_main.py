@@ -115,6 +115,13 @@ def test_network(tmp_path, capsys, c_dim):
     assert set(fakes.classes.tolist()) == set(range(max(c_dim, 1)))
 
 
+def test_stopped_processes_are_no_bug(tmp_path, monkeypatch):
+    """After ^C the launcher returns, and there is no result."""
+    monkeypatch.setattr("torch_utils.distributed.launch", lambda *args, **options: None)
+    with pytest.raises(click.Abort):
+        judge("--data", "real", "--fakes", "fakes", "--procs", 2)
+
+
 def test_mistakes(tmp_path):
     real, one = write_pictures(tmp_path / "real", 4), write_pictures(tmp_path / "one", 1)
     large, grey = write_pictures(tmp_path / "large", 4, size=32), write_pictures(tmp_path / "grey", 4, channels=1)
