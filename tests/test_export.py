@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from click.testing import CliRunner
 
 from networks.generator import Generator, GeneratorConfig
+from sharing.export import META, onnx_runner, program_runner
 from training.checkpoint import load_generator, load_stylizer, save_snapshot, save_stylizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,8 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture
 def snapshot(tmp_path) -> Path:
+    """With noise, classes, and a mean w that truncation leads to; most of its file are weights."""
     torch.manual_seed(0)
-    G = Generator(GeneratorConfig(16, cbase=64, cmax=8, map_depth=1, z_dim=8, w_dim=8, style_channels=4))
+    G = Generator(
+        GeneratorConfig(16, cbase=4096, cmax=256, map_depth=1, z_dim=8, w_dim=8, style_channels=4, c_dim=3)
+    ).requires_grad_(False)
+    G.w_avg.normal_()
+    for layer in G.synthesis.layers():
+        layer.noise_strength.fill_(0.3)
     save_snapshot(tmp_path / "snapshot-000001.safetensors", G, {"kimg": 1})
     return tmp_path / "snapshot-000001.safetensors"
 
@@ -33,13 +42,33 @@ def export(*arguments: object):
 
 @pytest.mark.parametrize("kind, name", [("onnx", "generator.onnx"), ("torch.export", "generator.pt2")])
 def test_a_graph_as_typed(snapshot, tmp_path, capfd, kind, name):
+    """Half the file, and the model of rounded weights; without the kernels of this project, which go on as before."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    G = load_generator(snapshot)[0]
+    z, c = torch.randn(4, 8), torch.rand(4, 3)
+    before = G(z, c, noise="const")
     result = export("--network", snapshot, "--outdir", tmp_path / "out", "--format", kind, "--precision", "fp16")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines() == [str(tmp_path / "out" / name)]
     assert float(re.search(r"largest difference to PyTorch: (\S+)", result.stderr)[1]) < 1e-4
     assert "arning" not in result.stderr and capfd.readouterr().err == ""  # nor of onnxruntime's
+
+    assert torch.equal(G(z, c, noise="const"), before)
+    file = tmp_path / "out" / name
+    weights = sum(parameter.numel() for parameter in G.parameters())
+    assert file.stat().st_size < 3 * weights
+    for parameter in G.parameters():
+        parameter.copy_(parameter.half().float())
+    run = (onnx_runner if kind == "onnx" else program_runner)(file)
+    for n, psi in ((1, 1.0), (4, 0.5)):
+        (images,) = run((z[:n], c[:n], torch.tensor(psi)))
+        torch.testing.assert_close(images, G(z[:n], c[:n], psi, "const"), rtol=0, atol=1e-4)
+    if kind == "torch.export":
+        extra = {META: ""}
+        program = torch.export.load(file, extra_files=extra)
+        assert json.loads(extra[META])["config"] == asdict(G.config)
+        assert not [n for n in program.graph.nodes if "adaconv" in str(n.target) and n.op == "call_function"]
 
 
 def test_snapshots_in_half_precision(snapshot, tmp_path, stylizer):
