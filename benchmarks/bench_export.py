@@ -10,9 +10,7 @@ the figures are medians, to be read as ratios.
 
 from __future__ import annotations
 
-import json
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -29,19 +27,17 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench_generator import seconds
+from measure import medians, write_record
 
 from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from sharing import graphs
 from sharing.export import OPSET, onnx_runner, quiet, write_onnx
 from torch_utils import cli
-from torch_utils.files import write_file
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops.adaconv import adaconv, adaconv_reference
 
 SHAPES = ((512, 1, 32), (256, 2, 64), (128, 4, 128), (64, 8, 256))  # channels, C/G, side: the stylizer's
-CPU = torch.device("cpu")
 
 
 def shifted(x: Tensor, kernel: Tensor) -> Tensor:
@@ -99,17 +95,6 @@ def exported(function: Callable[[Tensor, Tensor], Tensor], inputs: tuple[Tensor,
     return lambda: session.run(None, feed)
 
 
-def medians(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Seconds of each, one after the other in every round; the first is the warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for i in range(rounds + 1):
-        for name, function in candidates.items():
-            elapsed = seconds(function, CPU)
-            if i:
-                times[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def bench_op(batch: int, rounds: int) -> Iterator[dict]:
     for channels, group, side in SHAPES:
         inputs = torch.randn(batch, channels, side, side), torch.randn(batch, channels, group, 3, 3)
@@ -120,7 +105,7 @@ def bench_op(batch: int, rounds: int) -> Iterator[dict]:
             "onnx shifted": exported(shifted, inputs),
             "onnx unfolded": exported(unfolded, inputs),
         }
-        yield {"op": f"{channels}ch {side}²", "batch": batch, **medians(candidates, rounds)}
+        yield {"op": f"{channels}ch {side}²", "batch": batch, **medians(candidates, rounds, "cpu")}
 
 
 def bench_models(batch: int, rounds: int, resolution: int) -> Iterator[dict]:
@@ -135,7 +120,7 @@ def bench_models(batch: int, rounds: int, resolution: int) -> Iterator[dict]:
                 "native": lambda graph=graph, inputs=inputs: graph.module(*inputs),
                 "onnx": lambda run=run, inputs=inputs: run(inputs),
             }
-            yield {"op": graph.name, "batch": batch, **medians(candidates, rounds)}
+            yield {"op": graph.name, "batch": batch, **medians(candidates, rounds, "cpu")}
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_export.py --rounds 7")
@@ -156,9 +141,10 @@ def main(batch: int, rounds: int, resolution: int, json_path: str | None) -> Non
         print(
             "".join(f"  {name} {1000 * t:.1f} ms ({t / times['native']:.2f})" for name, t in times.items()), flush=True
         )
-    if json_path:
-        record = {"torch": torch.__version__, "threads": 1, "rows": rows}
-        write_file(json_path, json.dumps(record, indent=2).encode())
+    import onnxruntime
+
+    settings = {"onnxruntime": onnxruntime.__version__, "resolution": resolution, "rounds": rounds}
+    write_record(json_path, "cpu", {**settings, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ this process, which holds where others work beside it.
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -22,11 +21,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from measure import write_record
+
 from latents.perception import PatchFeatures, VGGFeatures
 from latents.projection import ProjectionConfig, project, psnr
 from networks.generator import Generator
 from torch_utils import cli
-from torch_utils.files import atomic_write
 from torch_utils.memory import keep_freed_memory
 from training.checkpoint import find_snapshot, load_generator
 from training.dataset import ImageDataset
@@ -115,9 +115,7 @@ def main(network, seeds, data, tries, encoder_weights, device, sheet, json_path)
         )
     if sheet:
         save_png(grid(torch.cat(images), len(seeds)), sheet)
-    if json_path:
-        with atomic_write(json_path) as file:
-            file.write(json.dumps({"torch": torch.__version__, "data": data, "rows": rows}, indent=2).encode())
+    write_record(json_path, device, {"data": data, "kimg": info["kimg"], "rows": rows})
 
 
 if __name__ == "__main__":
