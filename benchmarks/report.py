@@ -118,6 +118,19 @@ def generating(record: Record) -> Table:
     return table
 
 
+def exports(record: Record) -> Table:
+    names = ("native", "reference", "onnx loop", "onnx shifted", "onnx unfolded", "onnx")
+    table = [
+        ["exported", "batch", "PyTorch, kernels", "references", "loop", "shifted", "unfolded", "whole", "÷ PyTorch"]
+    ]
+    for row in record["rows"]:
+        times = [ms(row.get(name)) for name in names]
+        table.append(
+            [row["op"], str(row["batch"]), *times, ratio(row.get("onnx", row.get("onnx loop")), row["native"])]
+        )
+    return table
+
+
 def comparison(record: Record) -> Table:
     table = [["kernels beside references", "difference", "bound"]]
     for name, difference in record["differences"].items():
@@ -140,6 +153,7 @@ KINDS: dict[str, tuple[str, Callable[[Record], Table]]] = {  # by the beginning 
     "generate": ("`generate.py --seeds` beside its network alone", generating),
     "training": ("Training steps, ms a picture", training),
     "stylizer": ("The stylizer", stylizer),
+    "export": ("Exported graphs in onnxruntime, ms", exports),
     "kernels": ("Training with the kernels and without", comparison),
     "resources": ("What the compiler made of the kernels", resources),
 }
