@@ -30,7 +30,11 @@ LEAST_KEPT = 1000  # pictures: the patches of fewer are sooner cut again than re
 
 
 class NotFinite(Failure):
-    """A metric came out as no number."""
+    """A metric came out as no number. `figures` are those that did not."""
+
+    def __init__(self, message: str, figures: dict[str, float] | None = None):
+        super().__init__(message)
+        self.figures = figures or {}
 
 
 @dataclass(frozen=True)
@@ -185,15 +189,23 @@ class Evaluator:
         lengths = {m.name: self._distances(m, paths) for m in self.metrics if m.kind == "ppl"}
         if distributed.rank():
             return {}
-        figures = {}  # from here on one process works, and may raise
+        figures, broken = {}, []  # from here on one process works, and may raise
         for metric in self.metrics:
-            if metric.kind == "ppl":
-                found = scores.path_length(lengths[metric.name], PPL_EPSILON)
+            try:
+                if metric.kind == "ppl":
+                    found = scores.path_length(lengths[metric.name], PPL_EPSILON)
+                else:
+                    found = self._compare(metric, fake)
+            except NotFinite as error:
+                broken.append(error.message)
+                continue
+            named = {metric.name + part: value for part, value in found.items()}
+            if wrong := [name for name, value in named.items() if not math.isfinite(value)]:
+                broken.append(f"{', '.join(wrong)} came out as no number")
             else:
-                found = self._compare(metric, fake)
-            figures |= {metric.name + part: value for part, value in found.items()}
-        if broken := [name for name, value in figures.items() if not math.isfinite(value)]:
-            raise NotFinite(f"{', '.join(broken)} came out as no number")
+                figures |= named
+        if broken:
+            raise NotFinite("; ".join(broken), figures)
         return figures
 
     def settings(self) -> dict[str, Any]:

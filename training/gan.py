@@ -211,7 +211,7 @@ class GAN:
             figures = self.evaluator.evaluate(fakes.pictures, partial(fakes.path_ends, epsilon=PPL_EPSILON))
         except NotFinite as error:  # in the process that writes, after all that they do together
             print(f"warning: {error.message}", file=sys.stderr)
-            return {}
+            figures = error.figures
         settings = {**self.evaluator.settings(), "truncation": 1.0, "mirror": False}
         settings["data_hash"] = self.judged.fingerprint
         return {**figures, "pictures": self.evaluator.counts, "settings": settings} if figures else {}

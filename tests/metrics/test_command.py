@@ -183,9 +183,10 @@ def test_training_goes_on_where_a_figure_is_no_number(small, faces16, tmp_path, 
     state["Mixed_7c.branch1x1.bn.bias"][0] = float("nan")
     torch.save(state, tmp_path / "broken.pth")
     (tmp_path / "run").mkdir()
-    config = tiny(faces16, metrics=["fid20_full"], detector_weights=[str(tmp_path / "broken.pth")], kimg=0.008)
+    config = tiny(faces16, metrics=["fid20_full", "swd20"], detector_weights=[str(tmp_path / "broken.pth")], kimg=0.008)
     train(GAN, config, tmp_path / "run")
-    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all("swd20" in line and "fid20_full" not in line for line in lines)
     assert "warning: fid20_full is no number" in capsys.readouterr().err
     assert not list(small.glob("statistics/*"))  # nothing broken is kept
 
