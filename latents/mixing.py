@@ -34,7 +34,8 @@ def check_part(config: GeneratorConfig, part: Part) -> None:
         )
     predicts_bias = config.modulation == "adain" or (config.modulation == "adaconv" and config.predict_bias)
     if part == "bias" and not predicts_bias:
-        raise UserError("--part bias: this model predicts no bias; take --part structure, channels or all")
+        others = "structure, channels" if config.modulation == "adaconv" else "channels"
+        raise UserError(f"--part bias: this model predicts no bias; take --part {others} or all")
 
 
 def check_layers(

@@ -171,6 +171,7 @@ def test_mistakes_are_one_line(network, tmp_path, capsys):
         ("Missing option '--cols'", "mix", "--rows", 1),
         ("--part bias: this model predicts no bias", "mix", "--rows", 1, "--cols", 2, "--part", "bias", *at),
         ("which predicts no spatial", "mix", "--rows", 1, "--cols", 2, "--part", "structure", "--network", modconv),
+        ("bias; take --part channels or all", "mix", "--rows", 1, "--cols", 2, "--part", "bias", "--network", modconv),
         ("has the layers 0 to 5", "mix", "--rows", 1, "--cols", 2, "--layers", "0-9", *at),
         ("is too large", "mix", "--rows", "0-999", "--cols", "0-999", *at),
         ("--trunc has 7 numbers", "--seeds", 1, "--trunc", "1,1,1,1,1,1,1", *at),
