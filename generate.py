@@ -92,7 +92,8 @@ scale_option = cli.option(
 def main(network, seeds, code_file, trunc, classes, noise_mode, outdir, grid_size, batch, device) -> None:
     """Generate pictures: seed0000.png, … , or one sheet with --grid."""
     if (seeds is None) == (code_file is None):
-        raise cli.UserError("name the pictures with --seeds, e.g. 0-99, or with --w FILE (see --help)")
+        both = "" if seeds is None else ", not with both"
+        raise cli.UserError(f"name the pictures with --seeds, e.g. 0-99, or with --w FILE{both} (see --help)")
     model = open_model(network, device, trunc, classes, batch)
     if code_file is not None:
         codes = read_codes(code_file, model, noise_mode)

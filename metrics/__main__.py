@@ -114,7 +114,8 @@ def main(
     if data is None:
         raise click.UsageError("--data is missing: name a folder or ZIP of real pictures")
     if (options["network"] is None) == (options["fakes"] is None):
-        raise UserError("name either --network or --fakes: what is to be judged")
+        both = "" if options["network"] is None else ", not both"
+        raise UserError(f"name --network or --fakes{both}: what is to be judged")
     names = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
     for name in names:
         if parse_metric(name).kind == "ppl" and options["network"] is None:

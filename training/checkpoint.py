@@ -165,7 +165,7 @@ def _build_stylizer(cls: type[Stylizer], values: dict[str, Any], tensors: dict[s
 
 
 def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR) -> Path:
-    """The snapshot that `path` means: the file itself, or the newest one of that kind in a run or a folder of runs.
+    """The snapshot that `path` means: the file itself, or the last one of that kind in a run or the newest of runs.
 
     Or the one of a folder that `save_pretrained` wrote (adaconv.py).
 
@@ -186,10 +186,22 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR) -> Path
 
 
 def _newest(path: Path, kind: str) -> Path | None:
+    """The newest run's snapshot of the most kimg, by their numbers as --resume does: copies have other times.
+
+    Folders that are no runs are older than all runs, and among each other the last written is the newest.
+    """
     patterns = ("snapshot-*.safetensors", "*/snapshot-*.safetensors", WEIGHTS)
     found = [p for pattern in patterns for p in path.glob(pattern)]
-    newest_first = sorted(found, key=lambda p: (p.stat().st_mtime_ns, p.stem), reverse=True)
-    return next((snapshot for snapshot in newest_first if _may_be(snapshot, kind)), None)
+    written: dict[Path, int] = {}
+    for p in found:
+        written[p.parent] = max(written.get(p.parent, 0), p.stat().st_mtime_ns)
+
+    def age(snapshot: Path) -> tuple:
+        folder = snapshot.parent
+        return _number(folder) if folder in runs else -1, written[folder], folder.name, snapshot.stem
+
+    runs = set(_runs(path))
+    return next((p for p in sorted(found, key=age, reverse=True) if _may_be(p, kind)), None)
 
 
 def _shipped(kind: str) -> Path:

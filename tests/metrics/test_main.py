@@ -128,8 +128,8 @@ def test_mistakes(tmp_path):
     snapshot, classes = tmp_path / "plain.safetensors", tmp_path / "classes.safetensors"
     write_snapshot(snapshot)
     write_snapshot(classes, c_dim=3)
-    assert "either --network or --fakes" in mistake("--data", real)
-    assert "either --network or --fakes" in mistake("--data", real, "--fakes", one, "--network", snapshot)
+    assert "name --network or --fakes:" in mistake("--data", real)
+    assert "name --network or --fakes, not both" in mistake("--data", real, "--fakes", one, "--network", snapshot)
     assert "no metric is called 'fid'" in mistake("--data", real, "--fakes", real, "--metrics", "fid")
     assert "32×32 with 3 channels" in mistake("--data", real, "--fakes", large)
     assert "16×16 with 1 channels" in mistake("--data", real, "--fakes", grey)

@@ -56,6 +56,19 @@ def test_the_newest_snapshot_of_one_moment(tmp_path):
     assert find_snapshot(tmp_path).name == "snapshot-000003.5.safetensors"
 
 
+def test_a_copy_has_the_same_newest_snapshot(tmp_path):
+    """Copying gives files other times, in any order: of runs and of snapshots the numbers count."""
+    names = ["00001-a/snapshot-000012", "00002-b/snapshot-000004", "00002-b/snapshot-000002", "other/snapshot-000050"]
+    for i, name in enumerate(names):
+        path = tmp_path / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write(path, {"format": GENERATOR}, {"a": torch.zeros(1)})
+        os.utime(path, (100 - 50 * (i < 3) - i, 100 - 50 * (i < 3) - i))
+    assert find_snapshot(tmp_path) == tmp_path / f"{names[1]}.safetensors"
+    assert find_snapshot(tmp_path / "00002-b") == tmp_path / f"{names[1]}.safetensors"
+    assert find_snapshot(tmp_path / "other") == tmp_path / f"{names[3]}.safetensors"
+
+
 def test_the_search_is_for_one_kind(tmp_path):
     """Runs of both kinds lie in one folder; the newest snapshot may be of the other kind, or of an encoder."""
     kinds = [GENERATOR, STYLIZER, GENERATOR, STYLIZER, "adaconv-encoder", None]
