@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -79,8 +80,8 @@ def main(
             raise cli.UserError(f"--count {count} is no multiple of the batch, {model.batch}")
         for i in range(rounds + 1):  # the first is the warm-up
             times["network"].append(seconds(lambda: network_alone(model, count), device))
-            place = f"{folder}/{i}"
-            times["generate.py"].append(seconds(lambda: whole(network, count, model.batch, device, place), device))  # noqa: B023
+            call = partial(whole, network, count, model.batch, device, f"{folder}/{i}")
+            times["generate.py"].append(seconds(call, device))
         images = torch.cat(list(generate_batches(model.G, range(model.batch), model.batch)))
         start = time.perf_counter()
         for i, image in enumerate(images):

@@ -4,8 +4,8 @@
 
 For pairs of seeds a and b, the picture of a with a part of b's kernels, m: the share of the way from a to b is
 ⟨m − a, b − a⟩ / ‖b − a‖², 0 for a's own picture and 1 for b's; of the brightness, and of what is left without it, the
-colours. ToRGB's scales stay a's. Below, how much each layer's kernels vary with the code: the root mean square
-distance to their mean, beside that mean's norm.
+colours. ToRGB's scales stay a's; with "all" only the last one's do. Below, how much each layer's kernels vary with the
+code: the root mean square distance to their mean, beside that mean's norm.
 """
 
 from __future__ import annotations
@@ -65,15 +65,9 @@ def main(network: str, pairs: int, device: str, json_path: str | None) -> None:
     for layers in (every, *(every[i : i + third] for i in range(0, len(every), third))):
         for part in PARTS:
             m = mix(G, a_ws, b_ws, layers, part)
-            # the last ToRGB goes with "all" of all layers, which is b's picture
-            shares = [
-                way(*some)
-                for some in zip(
-                    brightness_and_colour(m), brightness_and_colour(a), brightness_and_colour(b), strict=True
-                )
-            ]
-            rows.append({"layers": numbers_text(layers), "part": part, "brightness": shares[0], "colour": shares[1]})
-            print(f"layers {rows[-1]['layers']:5}{part:10} brightness {shares[0]:5.2f}  colour {shares[1]:5.2f}")
+            brightness, colour = (way(*three) for three in zip(*map(brightness_and_colour, (m, a, b)), strict=True))
+            rows.append({"layers": numbers_text(layers), "part": part, "brightness": brightness, "colour": colour})
+            print(f"layers {rows[-1]['layers']:5}{part:10} brightness {brightness:5.2f}  colour {colour:5.2f}")
     kernels = []
     for number, (layer, own) in enumerate(zip(G.synthesis.layers(), G.synthesis.kernels(ws), strict=True)):
         row = {"layer": number, "resolution": layer.resolution}

@@ -63,7 +63,7 @@ def write_pngs(
     """
     cores = torch.get_num_threads()
     on_cpu = device.type == "cpu"
-    threads = min(cores if on_cpu else os.cpu_count() or 1, batch if on_cpu else MAX_THREADS, MAX_THREADS)
+    threads = min(min(cores, batch) if on_cpu else os.cpu_count() or 1, MAX_THREADS)
     size = -(-batch // threads) if on_cpu else batch
     turn = nullcontext() if on_cpu else threading.Lock()
 
