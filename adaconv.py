@@ -21,20 +21,12 @@ from torch import Tensor
 
 import networks.generator
 import networks.stylizer
+from media.images import grid, save_png, to_float, to_uint8
+from models.card import SAMPLES, facts_of_run, model_card
+from models.sampling import generate_batches, latents, one_hot
+from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
-from sharing.card import SAMPLES, facts_of_run, model_card
-from torch_utils.cli import UserError
-from training.checkpoint import (
-    GENERATOR,
-    STYLIZER,
-    WEIGHTS,
-    find_snapshot,
-    load_generator,
-    load_stylizer,
-    save_model,
-)
-from training.images import grid, save_png, to_float, to_uint8
-from training.sampling import generate_batches, latents, one_hot
+from torch_utils.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,13 +51,13 @@ except ImportError:
 
 INSTALL = "install huggingface_hub with: pip install huggingface_hub"
 REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)  # of the Hub: name, or owner/name
-SAMPLE_COUNT = 8  # of pictures beside a generator's card
+SAMPLE_COUNT = 8  # of images beside a generator's card
 
 
 class Pretrained(ModelHubMixin):
     """Loading and saving by huggingface_hub's mixin, in this project's own format: one .safetensors file.
 
-    The construction is in the file and is checked before anything is built (`training.checkpoint.load_model`);
+    The construction is in the file and is checked before anything is built (`models.snapshot.load_model`);
     config.json is written for the Hub's own use and never read.
     """
 
@@ -119,7 +111,7 @@ class Pretrained(ModelHubMixin):
         try:
             path = huggingface_hub.hf_hub_download(repo_id=model_id, filename=WEIGHTS, **hub)
         except (OSError, ValueError, EntryNotFoundError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(f"there is no {model_id} here, and the Hub gives no {WEIGHTS} of it: {reason}") from None
         return cls._loaded(Path(path), device)
 
@@ -137,7 +129,7 @@ class Pretrained(ModelHubMixin):
         return super().push_to_hub(repo_id, model_card_kwargs={"repo": repo_id, **(model_card_kwargs or {})}, **hub)
 
     def card(self, **kwargs: str) -> str:
-        """The model card; `repo` and `license` as in `sharing.card.model_card`."""
+        """The model card; `repo` and `license` as in `models.card.model_card`."""
         return model_card(self, self.info, WEIGHTS, **kwargs)
 
     def generate_model_card(self, **kwargs: str) -> Any:
@@ -147,7 +139,7 @@ class Pretrained(ModelHubMixin):
 
 
 class Generator(Pretrained, networks.generator.Generator):
-    """z [N, z_dim] → pictures [N, C, H, W], about −1..1, as generate.py makes them: with the model's fixed noise."""
+    """z [N, z_dim] → images [N, C, H, W], about −1..1, as generate.py makes them: with the model's fixed noise."""
 
     kind = GENERATOR
     load = staticmethod(load_generator)
@@ -191,12 +183,12 @@ class Generator(Pretrained, networks.generator.Generator):
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
         classes = torch.arange(SAMPLE_COUNT) % max(self.config.c_dim, 1)
-        pictures = torch.cat(list(generate_batches(self, range(SAMPLE_COUNT), SAMPLE_COUNT, classes)))
-        save_png(grid(pictures, SAMPLE_COUNT // 2), save_directory / SAMPLES)
+        images = torch.cat(list(generate_batches(self, range(SAMPLE_COUNT), SAMPLE_COUNT, classes)))
+        save_png(grid(images, SAMPLE_COUNT // 2), save_directory / SAMPLES)
 
 
 class Stylizer(Pretrained, networks.stylizer.Stylizer):
-    """`model(content, model.kernels(style))`: pictures [N, 3, H, W] in −1..1, contents rebuilt in those styles."""
+    """`model(content, model.kernels(style))`: images [N, 3, H, W] in −1..1, contents rebuilt in those styles."""
 
     kind = STYLIZER
     load = staticmethod(load_stylizer)

@@ -8,11 +8,12 @@ import click
 from PIL import ImageColor
 from tqdm import tqdm
 
-from torch_utils.cli import Command, Option, UserError, run
-from torch_utils.pictures import show
-from training.convert import FILTERS, LABELS, Conversion, convert, write_dataset
-from training.dataset import LABEL_FILE, RESOLUTIONS, check_dataset
-from training.faces import HAIR_COLORS, faces
+from media.check import check_dataset
+from media.convert import FILTERS, LABELS, Conversion, convert, write_dataset
+from media.dataset import LABEL_FILE, RESOLUTIONS
+from media.faces import HAIR_COLORS, faces
+from torch_utils.cli import Command, Option, run
+from torch_utils.errors import UserError, printable
 
 LISTED = 10  # files that cannot be used; of thousands, the others are of the same kinds
 
@@ -42,7 +43,7 @@ class Resolution(click.Choice):
 @click.group(invoke_without_command=True)
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Make, convert and check data sets: folders or ZIPs of square pictures of one size."""
+    """Make, convert and check data sets: folders or ZIPs of square images of one size."""
     if ctx.invoked_subcommand is None:
         raise UserError("name a command: faces, convert or check (see --help)")
 
@@ -57,10 +58,10 @@ def main(ctx: click.Context) -> None:
 @click.option("--seed", default=0, type=click.IntRange(min=0), cls=Option, help="Other seeds give other faces.")
 def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: int) -> None:
     """Draw cartoon faces, labelled by the colour of the hair."""
-    pictures = tqdm(
+    images = tqdm(
         faces(count, resolution, seed), desc="drawing", total=count, unit=" faces", file=sys.stderr, disable=None
     )
-    write_dataset(out, pictures, overwrite=overwrite)
+    write_dataset(out, images, overwrite=overwrite)
     print(f"{out}: {count:,} faces of {resolution}x{resolution} pixels")
     print("classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(HAIR_COLORS)))
 
@@ -68,7 +69,7 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
 @main.command(
     "convert",
     cls=Command,
-    example="dataset_tool.py convert --source pictures --out data.zip --resolution 64 --background white",
+    example="dataset_tool.py convert --source images --out data.zip --resolution 64 --background white",
 )
 @click.option(
     "--source",
@@ -76,7 +77,7 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     cls=Option,
     group="Data",
     metavar="PATH",
-    help="A folder (with all below it) or a ZIP of pictures.",
+    help="A folder (with all below it) or a ZIP of images.",
 )
 @click.option(
     "--out", required=True, cls=Option, group="Data", metavar="PATH", help="The new ZIP (with .zip) or folder."
@@ -90,17 +91,15 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     group="Data",
     help="From dataset.json; one class per folder in the source; auto: json where there is one.",
 )
-@click.option(
-    "--max", "limit", type=click.IntRange(min=1), cls=Option, group="Data", help="Stop after so many pictures."
-)
-@click.option("--resolution", required=True, type=Resolution(), cls=Option, group="Pictures", help="Side in pixels.")
+@click.option("--max", "limit", type=click.IntRange(min=1), cls=Option, group="Data", help="Stop after so many images.")
+@click.option("--resolution", required=True, type=Resolution(), cls=Option, group="Images", help="Side in pixels.")
 @click.option(
     "--crop",
     default="center",
     type=click.Choice(["center", "none"]),
     cls=Option,
-    group="Pictures",
-    help="Cut out the middle square, or take square pictures only.",
+    group="Images",
+    help="Cut out the middle square, or take square images only.",
 )
 @click.option(
     "--filter",
@@ -108,18 +107,18 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     default="lanczos",
     type=click.Choice(list(FILTERS)),
     cls=Option,
-    group="Pictures",
+    group="Images",
     help="For the change of size.",
 )
 @click.option(
-    "--channels", default="3", type=click.Choice(["1", "3"]), cls=Option, group="Pictures", help="1 for greyscale."
+    "--channels", default="3", type=click.Choice(["1", "3"]), cls=Option, group="Images", help="1 for greyscale."
 )
 @click.option(
     "--background",
     default="white",
     type=Color(),
     cls=Option,
-    group="Pictures",
+    group="Images",
     help="Colour behind what is transparent: a name or #rrggbb.",
 )
 def convert_command(
@@ -134,15 +133,15 @@ def convert_command(
     channels: str,
     background: tuple[int, int, int],
 ) -> None:
-    """Crop, resize and flatten pictures of any kind into a data set."""
+    """Crop, resize and flatten images of any kind into a data set."""
     how = Conversion(resolution, int(channels), crop, filter_name, background)
     done = convert(source, out, how, labels=labels, limit=limit, overwrite=overwrite)
     print(
-        f"{out}: {done.count:,} pictures of {resolution}x{resolution} pixels, "
+        f"{out}: {done.count:,} images of {resolution}x{resolution} pixels, "
         f"{channels} channel{'s' if channels == '3' else ''}"
     )
     if done.class_names:
-        print("classes: " + ", ".join(f"{label} {show(name)}" for label, name in enumerate(done.class_names)))
+        print("classes: " + ", ".join(f"{label} {printable(name)}" for label, name in enumerate(done.class_names)))
     if done.enlarged:
         print(f"note: {done.enlarged:,} were smaller than {resolution} pixels and were enlarged", file=sys.stderr)
     for line in listed(done.skipped):
@@ -153,23 +152,23 @@ def convert_command(
 
 def listed(problems: list[tuple[str, str]]) -> list[str]:
     """A line for each of the first ten files and what is wrong with them, and one for the rest."""
-    lines = [f"{show(name)} {reason}" for name, reason in problems[:LISTED]]
+    lines = [f"{printable(name)} {reason}" for name, reason in problems[:LISTED]]
     return lines + [f"... and {len(problems) - LISTED:,} more"] * (len(problems) > LISTED)
 
 
 @main.command("check", cls=Command, example="dataset_tool.py check --data data.zip")
 @click.option("--data", required=True, cls=Option, metavar="PATH", help="A data set: a folder or a ZIP.")
 def check_command(data: str) -> None:
-    """Decode every picture of a data set and look at the labels."""
+    """Decode every image of a data set and look at the labels."""
     found = check_dataset(data)
     for line in listed(found.problems):
         print(line)
-    print(f"{data}: {found.count:,} pictures, {found.kind}")
+    print(f"{data}: {found.count:,} images, {found.kind}")
     if found.classes is None:
         print("no labels")
     else:
         counts = ", ".join(f"{label}: {count:,}" for label, count in found.classes.items())
-        print(f"{len(found.classes):,} classes with pictures: {counts}")
+        print(f"{len(found.classes):,} classes with images: {counts}")
     if found.label_problem:
         print(found.label_problem)
     if found.problems:

@@ -9,10 +9,8 @@ from typing import Any
 
 import click
 
-from networks.generator import Generator
-from networks.stylizer import Stylizer
-from sharing import graphs
-from sharing.export import (
+from models import graphs
+from models.export import (
     check_half,
     in_half,
     largest_difference,
@@ -21,8 +19,11 @@ from sharing.export import (
     write_onnx,
     write_program,
 )
+from models.snapshot import GENERATOR, STYLIZER, find_snapshot, load_generator, load_stylizer, save_model
+from networks.generator import Generator
+from networks.stylizer import Stylizer
 from torch_utils import cli
-from training.checkpoint import GENERATOR, STYLIZER, find_snapshot, load_generator, load_stylizer, save_model
+from torch_utils.errors import Failure
 
 TOLERANCE = 1e-3  # of a file's results and PyTorch's: rounding gives 1e-6 to 1e-4
 
@@ -68,13 +69,13 @@ def main(network: str | None, model: str | None, kind: str, precision: str, batc
     """Export a generator or a stylizer: generator.onnx, or style.onnx and content.onnx.
 
     What goes in and comes out is said in the file. A generator takes z, with classes c, and the truncation psi, and
-    gives pictures of -1 to 1 with the fixed noise. A stylizer is two files: style gives the kernels of style pictures,
-    which content applies to pictures of any size. Each is run and compared with PyTorch when it is written.
+    gives images of -1 to 1 with the fixed noise. A stylizer is two files: style gives the kernels of style images,
+    which content applies to images of any size. Each is run and compared with PyTorch when it is written.
     """
     if network and model:
         raise click.UsageError("--network and --model: name one, a generator or a stylizer")
     if kind == "safetensors" and batch:
-        raise click.UsageError("--batch: a snapshot takes any number of pictures; leave it out")
+        raise click.UsageError("--batch: a snapshot takes any number of images; leave it out")
     what = STYLIZER if model else GENERATOR
     path = find_snapshot(model or network, what)
     module, info = (load_stylizer if model else load_generator)(path)
@@ -111,7 +112,7 @@ def export(
             continue
         difference = largest_difference(run, graph, batch)
         if not difference <= TOLERANCE:
-            raise cli.Failure(f"{target} gives other results than PyTorch: they differ by {difference:.2g}")
+            raise Failure(f"{target} gives other results than PyTorch: they differ by {difference:.2g}")
         print(f"largest difference to PyTorch: {difference:.1e}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Pictures from seeds or found codes, and mixes, walks, views. `python generate.py --seeds 0-99`"""
+"""Images from seeds or found codes, and mixes, walks, views. `python generate.py --seeds 0-99`"""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from click.core import ParameterSource
 from torch import Tensor
 from tqdm import tqdm
 
-from latents import command as shared
+from latents import cli as shared
 from latents import kernel_views, sheets, walks
+from latents.cli import GridSize, Model, Numbers, collected, numbers_name, open_model
 from latents.codes import Codes, fingerprint, generate_codes, load_codes
-from latents.command import GridSize, Model, Numbers, collected, numbers_name, open_model
 from latents.directions import (
     METHODS,
     check_numbers,
@@ -27,11 +27,12 @@ from latents.directions import (
     save_directions,
 )
 from latents.mixing import check_layers, mixes, mixing_sheet, numbers_text
+from media.animation import check_animation, check_side, write_animation
+from media.images import grid, save_png, write_pngs
+from models.sampling import generate_batches, images_of
 from torch_utils import cli
-from torch_utils.animation import check_animation, check_side, write_animation
+from torch_utils.errors import UserError
 from torch_utils.files import write_file
-from training.images import grid, save_png, write_pngs
-from training.sampling import generate_batches, pictures_of
 
 EXAMPLE = """\
 python generate.py --seeds 0-99
@@ -58,22 +59,22 @@ python generate.py directions --edit out/directions-pca.npz --direction 0-2 --se
 
 
 def seeds_option(*names: str, **settings):
-    return cli.option("Pictures", *names, type=cli.NumberRanges(), **settings)
+    return cli.option("Images", *names, type=cli.NumberRanges(), **settings)
 
 
 scale_option = cli.option(
-    "Output", "--scale", type=click.IntRange(1, 64), help="Enlarge pictures so many times.  [default: to 64 pixels]"
+    "Output", "--scale", type=click.IntRange(1, 64), help="Enlarge images so many times.  [default: to 64 pixels]"
 )
 
 
 @click.command(cls=cli.Script, example=EXAMPLE)
 @shared.network
 @seeds_option("--seeds", help="Seeds and ranges of seeds, e.g. 0-99,200,3.")
-@cli.option("Pictures", "--w", "code_file", metavar="FILE", help="In their place, codes that projector.py has found.")
+@cli.option("Images", "--w", "code_file", metavar="FILE", help="In their place, codes that projector.py has found.")
 @shared.trunc
 @shared.classes
 @cli.option(
-    "Pictures",
+    "Images",
     "--noise-mode",
     type=click.Choice(["const", "random", "none"]),
     default="const",
@@ -90,10 +91,10 @@ scale_option = cli.option(
 @shared.batch
 @shared.device
 def main(network, seeds, code_file, trunc, classes, noise_mode, outdir, grid_size, batch, device) -> None:
-    """Generate pictures: seed0000.png, … , or one sheet with --grid."""
+    """Generate images: seed0000.png, … , or one sheet with --grid."""
     if (seeds is None) == (code_file is None):
         both = "" if seeds is None else ", not with both"
-        raise cli.UserError(f"name the pictures with --seeds, e.g. 0-99, or with --w FILE{both} (see --help)")
+        raise UserError(f"name the images with --seeds, e.g. 0-99, or with --w FILE{both} (see --help)")
     model = open_model(network, device, trunc, classes, batch)
     if code_file is not None:
         codes = read_codes(code_file, model, noise_mode)
@@ -102,37 +103,35 @@ def main(network, seeds, code_file, trunc, classes, noise_mode, outdir, grid_siz
         names = [f"seed{seed:04d}" for seed in seeds]
         shares = model.shares(seeds)
 
-    def pictures(part: slice = slice(None)) -> Iterator[Tensor]:
+    def images(part: slice = slice(None)) -> Iterator[Tensor]:
         if code_file is not None:
             return generate_codes(model.G, codes[part], model.batch, model.psi, noise_mode)
         return generate_batches(model.G, seeds[part], model.batch, shares[part], model.psi, noise_mode)
 
     if grid_size and len(names) > grid_size[0] * grid_size[1]:
-        raise cli.UserError(
-            f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(names)} pictures; take a larger one"
-        )
+        raise UserError(f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(names)} images; take a larger one")
     folder = cli.writable_folder(outdir)
     model.announce()
 
     if grid_size:
         numbers = numbers_name(range(len(names)) if seeds is None else seeds, single=False)
         sheet = folder / f"{'w' if seeds is None else 'seeds'}{numbers}.png"
-        save_png(grid(collected(pictures(), len(names)), min(grid_size[0], len(names))), sheet)
+        save_png(grid(collected(images(), len(names)), min(grid_size[0], len(names))), sheet)
         print(sheet)
         return
     paths = [folder / f"{name}.png" for name in names]
     with tqdm(total=len(paths), unit="pic", disable=not sys.stderr.isatty()) as bar:
-        for count in write_pngs(pictures, paths, model.batch, model.G.w_avg.device):
+        for count in write_pngs(images, paths, model.batch, model.G.w_avg.device):
             bar.update(count)
-    print(f"{len(names)} pictures in {Path(folder).resolve()}")
+    print(f"{len(names)} images in {Path(folder).resolve()}")
 
 
 def read_codes(file: str, model: Model, noise_mode: str) -> Codes:
     """The codes of --w. Raises UserError where an option does not go with them."""
     if model.classes is not None:
-        raise cli.UserError("--class goes with --seeds; codes of --w have theirs in them")
+        raise UserError("--class goes with --seeds; codes of --w have theirs in them")
     if noise_mode == "random":
-        raise cli.UserError("--noise-mode random is drawn from --seeds; take const or none with --w")
+        raise UserError("--noise-mode random is drawn from --seeds; take const or none with --w")
     codes = load_codes(file, model.G)
     if codes.about.get("fingerprint") not in (None, fingerprint(model.path)):
         print(f"note: the codes of {file} were found for another model than {model.path}", file=sys.stderr)
@@ -148,7 +147,7 @@ def read_codes(file: str, model: Model, noise_mode: str) -> Codes:
 @shared.outdir
 @scale_option
 def mix_command(rows, cols, network, trunc, classes, noise_mode, batch, device, layers, part, outdir, scale) -> None:
-    """A sheet of style mixes: each row's picture with layers, or a part of them, of each column's.
+    """A sheet of style mixes: each row's image with layers, or a part of them, of each column's.
 
     --part structure takes the depthwise kernels only, channels the pointwise kernels, bias the biases.
     """
@@ -162,7 +161,7 @@ def mix_command(rows, cols, network, trunc, classes, noise_mode, batch, device, 
 
     seeds = [*rows, *cols]
     ws = model.ws(seeds)
-    own = collected(pictures_of(model.G, ws, noise_mode, model.batch), len(seeds))
+    own = collected(images_of(model.G, ws, noise_mode, model.batch), len(seeds))
     pairs = mixes(model.G, ws[: len(rows)], ws[len(rows) :], chosen, part, noise_mode, model.batch)
     mixed = collected(pairs, len(rows) * len(cols))
     path = folder / f"mix-{numbers_name(rows)}-{numbers_name(cols)}-{part}.png"
@@ -197,7 +196,7 @@ def mix_command(rows, cols, network, trunc, classes, noise_mode, batch, device, 
     help="So many columns and rows of walks, each starting a seed later than the one before.",
 )
 @cli.option(
-    "Output", "--scale", type=click.IntRange(1, 64), help="Enlarge pictures so many times.  [default: to 128 pixels]"
+    "Output", "--scale", type=click.IntRange(1, 64), help="Enlarge images so many times.  [default: to 128 pixels]"
 )
 def video_command(
     seeds, network, trunc, classes, noise_mode, batch, device, space, interpolation, layers, part,
@@ -211,14 +210,14 @@ def video_command(
     seeds = [seeds[i % len(seeds)] for i in range(max(len(seeds), len(classes or [])))]
     count = round((seconds or len(seeds)) * fps)
     if len(seeds) < 2:
-        raise cli.UserError("a walk needs two seeds, or two classes with --class; write e.g. --seeds 0-7")
+        raise UserError("a walk needs two seeds, or two classes with --class; write e.g. --seeds 0-7")
     if cells[0] * cells[1] > len(seeds):
-        raise cli.UserError(
+        raise UserError(
             f"--grid {cells[0]}x{cells[1]} has more places than there are seeds ({len(seeds)}), which would repeat; "
             "take a smaller one"
         )
     if count < 2:
-        raise cli.UserError(f"--seconds {seconds:g} at --fps {fps:g} are {count} frames; take two or more")
+        raise UserError(f"--seconds {seconds:g} at --fps {fps:g} are {count} frames; take two or more")
     model = open_model(network, device, trunc, classes, batch)
     chosen = check_layers(model.G.config, layers, part)
     scale = scale or sheets.enlargement(model.G.config.resolution, 128)
@@ -239,10 +238,10 @@ def video_command(
 
 
 @main.command("kernels", example=KERNELS)
-@cli.option("Pictures", "--seed", type=click.IntRange(0), help="Whose kernels.")
-@cli.option("Pictures", "--compare", type=cli.NumberRanges(), help="Two seeds, e.g. 3,4: what differs between them.")
+@cli.option("Images", "--seed", type=click.IntRange(0), help="Whose kernels.")
+@cli.option("Images", "--compare", type=cli.NumberRanges(), help="Two seeds, e.g. 3,4: what differs between them.")
 @shared.common
-@cli.option("Pictures", "--layer", "layers", type=cli.NumberRanges(), help="Which, e.g. 0-3,5.  [default: all]")
+@cli.option("Images", "--layer", "layers", type=cli.NumberRanges(), help="Which, e.g. 0-3,5.  [default: all]")
 @shared.outdir
 def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, device, layers, outdir) -> None:
     """The kernels that a code predicts, layer by layer, as a PNG sheet and an HTML page.
@@ -250,9 +249,9 @@ def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, d
     Structure is the depthwise kernels, channels the pointwise kernels.
     """
     if (seed is None) == (compare is None):
-        raise cli.UserError("name one seed with --seed, or two with --compare 3,4")
+        raise UserError("name one seed with --seed, or two with --compare 3,4")
     if compare is not None and len(compare) != 2:
-        raise cli.UserError(f"--compare takes two seeds, not {len(compare)}; write e.g. --compare 3,4")
+        raise UserError(f"--compare takes two seeds, not {len(compare)}; write e.g. --compare 3,4")
     seeds = [seed] if compare is None else compare
     model = open_model(network, device, trunc, classes, batch)
     chosen = check_layers(model.G.config, layers, "channels", "--layer")
@@ -269,7 +268,7 @@ def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, d
 
 
 @main.command("directions", example=DIRECTIONS)
-@seeds_option("--seeds", default="0", help="Whose pictures are shown along the directions.")
+@seeds_option("--seeds", default="0", help="Whose images are shown along the directions.")
 @shared.common
 @cli.option(
     "Directions",
@@ -303,13 +302,13 @@ def directions_command(
     seeds, network, trunc, classes, noise_mode, batch, device, methods, count, edit, numbers, amounts, layers, part,
     outdir, scale,
 ) -> None:  # fmt: skip
-    """The main directions of w, as sheets and .npz files; or pictures edited along those of a file.
+    """The main directions of w, as sheets and .npz files; or images edited along those of a file.
 
     pca is GANSpace's, sefa SeFa's in closed form, of the kernels in --layers and of a --part of them. With --edit,
     either option goes over what the file says.
     """
     if edit and (methods or count):
-        raise cli.UserError(
+        raise UserError(
             "--method and --count are for finding directions, --edit applies those of a file; leave them out"
         )
     model = open_model(network, device, trunc, classes, batch)
@@ -335,11 +334,11 @@ def directions_command(
         which = check_numbers(directions, shown)
         side = scale * model.G.config.resolution
         sheets.check_size(side * len(amounts), side * len(seeds) * len(which))
-        pictures = collected(
+        images = collected(
             edits(model.G, ws, directions, which, amounts, noise_mode, model.batch),
             len(seeds) * len(which) * len(amounts),
         )
-        sheet = edit_sheet(pictures, directions, which, amounts, seeds, directions.title, scale)
+        sheet = edit_sheet(images, directions, which, amounts, seeds, directions.title, scale)
         sheets.save_sheet(sheet, folder / f"{name}.png")
         print(folder / f"{name}.png")
         if not edit:

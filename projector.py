@@ -1,4 +1,4 @@
-"""The codes of pictures. `python projector.py --target photo.png`"""
+"""The codes of images. `python projector.py --target photo.png`"""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from latents.codes import Codes, fingerprint, save_codes
 from latents.perception import Features, PatchFeatures, VGGFeatures
 from latents.projection import Projection, ProjectionConfig, project, psnr
 from latents.targets import find_targets, read_targets
+from media.decode import MAX_PIXELS
+from media.images import grid, save_png, to_float, to_uint8
+from media.video import VideoWriter
+from models.encoder import cached_weights, load_encoder
+from models.sampling import check_class
+from models.snapshot import find_snapshot, load_generator
 from torch_utils import cli
+from torch_utils.errors import UserError, printable
 from torch_utils.memory import keep_freed_memory
-from torch_utils.pictures import MAX_PIXELS, show
-from torch_utils.video import VideoWriter
-from training.checkpoint import find_snapshot, load_generator
-from training.encoder import cached_weights, load_encoder
-from training.images import grid, save_png, to_float, to_uint8
-from training.sampling import check_class
 
 CODES, SHEET, VIDEO = "projected_w.npz", "projected.png", "projected.mp4"
 WIDEST = 4096  # pixels of the sheet, where it has a choice; and the most that a frame of the video has a side
 FRAMES, RATE = 250, 25  # of the video, about so many in all, and a second
-VIDEO_WIDTH = 1024  # small pictures are enlarged to about that, side by side
+VIDEO_WIDTH = 1024  # small images are enlarged to about that, side by side
 
 EXAMPLE = """\
 python projector.py --target photo.png
@@ -52,14 +53,14 @@ python generate.py --w out/projected_w.npz
     help="A snapshot, a run, or a folder of runs.  [default: the newest under runs, else the shipped one]",
 )
 @cli.option(
-    "Pictures",
+    "Images",
     "--target",
     required=True,
     metavar="PATH",
-    help="A picture or a folder of them. The middle square of each is taken, and resized.",
+    help="An image or a folder of them. The middle square of each is taken, and resized.",
 )
 @cli.option(
-    "Pictures",
+    "Images",
     "--class",
     "class_number",
     type=click.IntRange(0),
@@ -108,7 +109,7 @@ python generate.py --w out/projected_w.npz
     "Search",
     "--encoder-weights",
     metavar="FILE",
-    help="VGG-19 that pictures are compared by: a .pth of torchvision or a .safetensors of train_encoder.py.  "
+    help="VGG-19 that images are compared by: a .pth of torchvision or a .safetensors of train_encoder.py.  "
     "[default: torchvision's, if an earlier command has downloaded them; else pixels and patches]",
 )
 @cli.option("Output", "--outdir", default="out", help=f"Where {CODES} and {SHEET} go.")
@@ -132,10 +133,10 @@ def main(
     batch: int,
     device: str | None,
 ) -> None:
-    """Find the codes with which the model makes given pictures, or what comes nearest."""
+    """Find the codes with which the model makes given images, or what comes nearest."""
     keep_freed_memory()
     if starts > max(candidates, 1):
-        raise cli.UserError(f"--starts {starts} needs as many --candidates to choose from, not {candidates}")
+        raise UserError(f"--starts {starts} needs as many --candidates to choose from, not {candidates}")
     config = ProjectionConfig(
         space=space, steps=steps, lr=lr, candidates=candidates, starts=starts, noise=noise_mode, seed=seed
     )
@@ -144,7 +145,7 @@ def main(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     G, info = load_generator(path, device)
     check_class(class_number, G.config.c_dim, path)
-    pictures = read_targets(paths, G.config.resolution, G.config.img_channels)
+    wanted = read_targets(paths, G.config.resolution, G.config.img_channels)
     features, compared = find_features(encoder_weights, device)
     folder = cli.writable_folder(outdir)
     print(f"network: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
@@ -153,12 +154,12 @@ def main(
 
     found = []
     with VideoWriter(folder / VIDEO, RATE) if video else nullcontext() as writer:
-        for start in range(0, len(pictures), batch):
-            targets = to_float(pictures[start : start + batch].to(device))
-            with progress_bar(start, len(pictures), targets, config, writer, batch) as progress:
+        for start in range(0, len(wanted), batch):
+            targets = to_float(wanted[start : start + batch].to(device))
+            with progress_bar(start, len(wanted), targets, config, writer, batch) as progress:
                 found.append(on_cpu(project(G, targets, features, config, class_number, progress)))
     images = torch.cat([to_uint8(part.images) for part in found])
-    likeness = psnr(to_float(images), to_float(pictures)).tolist()
+    likeness = psnr(to_float(images), to_float(wanted)).tolist()
     about = {
         "network": str(path),
         "fingerprint": fingerprint(path),
@@ -171,16 +172,16 @@ def main(
     }
     save_codes(folder / CODES, joined(found, about))
     shown = max(MAX_PIXELS // (2 * G.config.resolution**2), 1)
-    if len(pictures) > shown:
-        print(f"note: {SHEET} has room for the first {shown} of {len(pictures)} pictures", file=sys.stderr)
-    save_png(side_by_side(pictures[:shown], images[:shown]), folder / SHEET)
+    if len(wanted) > shown:
+        print(f"note: {SHEET} has room for the first {shown} of {len(wanted)} images", file=sys.stderr)
+    save_png(side_by_side(wanted[:shown], images[:shown]), folder / SHEET)
     for file, decibel in zip(paths, likeness, strict=True):
-        print(f"{decibel:5.1f} dB  {show(file.name)}")
+        print(f"{decibel:5.1f} dB  {printable(file.name)}")
     print(folder / CODES)
 
 
 def find_features(weights: str | None, device: torch.device) -> tuple[Features, str]:
-    """What pictures are compared by, and its name. Nothing is downloaded."""
+    """What images are compared by, and its name. Nothing is downloaded."""
     if weights is None and not cached_weights().is_file():
         return PatchFeatures(), "pixels and patches at several scales"
     file = Path(weights) if weights is not None else cached_weights()
@@ -193,7 +194,7 @@ def progress_bar(
 ) -> Iterator:
     """What shows the loss and PSNR of a batch while it is searched for, and adds frames to the video."""
     last = start + len(targets)
-    name = f"pictures {start + 1}-{last} of {total}" if total > len(targets) else None
+    name = f"images {start + 1}-{last} of {total}" if total > len(targets) else None
     every = max(config.steps // FRAMES, 1)
     with tqdm(total=config.steps, desc=name, unit=" steps", file=sys.stderr, disable=None) as bar:
 
@@ -208,17 +209,17 @@ def progress_bar(
 
 
 def columns(count: int, side: int) -> int:
-    """Of a sheet of so many pairs of pictures."""
+    """Of a sheet of so many pairs of images."""
     return max(min(count, 8, WIDEST // (2 * side)), 1)
 
 
 def side_by_side(targets: Tensor, images: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] each → one picture of pairs, the target on the left."""
+    """uint8 [N, C, H, W] each → one image of pairs, the target on the left."""
     return grid(torch.cat([targets, images], dim=3), columns(len(targets), targets.shape[3]))
 
 
 def frame(targets: Tensor, images: Tensor, places: int) -> Tensor:
-    """The sheet of a moment as a picture [3, H, W] of the video, which has so many places for pairs, or what fits."""
+    """The sheet of a moment as an image [3, H, W] of the video, which has so many places for pairs, or what fits."""
     side = targets.shape[3]
     places = min(places, columns(places, side) * max(WIDEST // side, 1))
     pairs = torch.full([2, places, *targets.shape[1:]], 255, dtype=torch.uint8)
@@ -230,7 +231,7 @@ def frame(targets: Tensor, images: Tensor, places: int) -> Tensor:
 
 
 def on_cpu(found: Projection) -> Projection:
-    """The same, off the GPU: the noise of many pictures would fill it."""
+    """The same, off the GPU: the noise of many images would fill it."""
     noise = found.noise and [maps.cpu() for maps in found.noise]
     return Projection(found.ws.cpu(), noise, found.images.cpu(), found.distance.cpu())
 

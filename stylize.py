@@ -1,4 +1,4 @@
-"""Pictures in the style of others. `python stylize.py --content photo.jpg --style painting.jpg`"""
+"""Images in the style of others. `python stylize.py --content photo.jpg --style painting.jpg`"""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
+from media.files import read_image
+from media.video import VideoReader
+from models.snapshot import STYLIZER, find_snapshot, load_stylizer
 from networks.stylizer import Kernels, Stylizer
 from styling.apply import Settings
 from styling.jobs import Job, check_kept, find_contents, means_folder, plan_file, plan_folder, work
 from styling.mask import read_mask
-from styling.pictures import read_picture
 from styling.styles import SUFFIX, Look, read_style, save_style
 from torch_utils import cli
+from torch_utils.errors import UserError
 from torch_utils.memory import keep_freed_memory
-from torch_utils.video import VideoReader
-from training.checkpoint import STYLIZER, find_snapshot, load_stylizer
 
 OUT = "out"  # the folder of the results where --out names none
 TOLERANCE = 0.002  # of weights that sum to 1: three times 0.333 do
@@ -80,14 +81,14 @@ class Tile(click.ParamType):
     metavar="PATH",
     help="A stylizer, a run, or a folder of runs.  [default: the newest stylizer under runs, else the shipped one]",
 )
-@cli.option("Input", "--content", metavar="PATH", help="A picture, a video, or a folder of them.")
+@cli.option("Input", "--content", metavar="PATH", help="An image, a video, or a folder of them.")
 @cli.option(
     "Input",
     "--style",
     "styles",
     multiple=True,
     metavar="FILE",
-    help="A picture, or what --save-style wrote. Several, unmixed, give one result each.",
+    help="An image, or what --save-style wrote. Several, unmixed, give one result each.",
 )
 @cli.option("Style", "--mix", type=Weights(), help="Several styles as one, by weights that sum to 1: 0.7,0.3.")
 @cli.option("Style", "--structure-from", metavar="FILE", help="The style of the spatial structure, ...")
@@ -120,12 +121,10 @@ class Tile(click.ParamType):
     "--format",
     "kind",
     type=click.Choice(["png", "jpg", "webp"]),
-    help="Of pictures whose file --out does not name.  [default: png]",
+    help="Of images whose file --out does not name.  [default: png]",
 )
 @cli.option("Output", "--overwrite", is_flag=True, help="Make anew what is in the folder of --out already.")
-@cli.option(
-    "Machine", "--tile", type=Tile(), default="auto", help="Side of the tiles that large pictures are cut into."
-)
+@cli.option("Machine", "--tile", type=Tile(), default="auto", help="Side of the tiles that large images are cut into.")
 @cli.option(
     "Machine",
     "--batch",
@@ -153,7 +152,7 @@ def main(
     batch: int | None,
     device: str | None,
 ) -> None:
-    """Stylize a picture, a video or a folder of them."""
+    """Stylize an image, a video or a folder of them."""
     keep_freed_memory()
     files = style_files(styles, mix, structure_from, statistics_from, mask)
     as_one = bool(mix or structure_from)
@@ -188,9 +187,7 @@ def main(
     report([job for job in todo if job not in bad], folder)
     if bad:
         contents = dict.fromkeys(job.content for job in bad)
-        raise cli.UserError(
-            f"{len(contents)} of {len({job.content for job in jobs})} contents are bad: {names(contents)}"
-        )
+        raise UserError(f"{len(contents)} of {len({job.content for job in jobs})} contents are bad: {names(contents)}")
 
 
 def style_files(
@@ -203,22 +200,20 @@ def style_files(
     """The styles that the options name, in their order. Raises UserError where the options contradict each other."""
     if structure_from or statistics_from:
         if not (structure_from and statistics_from):
-            raise cli.UserError("--structure-from and --statistics-from belong together; name both, or take --style")
+            raise UserError("--structure-from and --statistics-from belong together; name both, or take --style")
         if styles or mix:
-            raise cli.UserError(
+            raise UserError(
                 "--structure-from and --statistics-from stand in place of --style and --mix; leave these out"
             )
         styles = [structure_from, statistics_from]
     if not styles:
-        raise cli.UserError("--style is missing; name a picture, or a style that --save-style wrote (see --help)")
+        raise UserError("--style is missing; name an image, or a style that --save-style wrote (see --help)")
     if mix and len(styles) == 1:
-        raise cli.UserError("--mix is for several styles, but there is one; name more with --style, or leave it out")
+        raise UserError("--mix is for several styles, but there is one; name more with --style, or leave it out")
     if mix and len(mix) != len(styles):
-        raise cli.UserError(f"--mix has {len(mix)} weights for {len(styles)} styles; write one for each --style")
+        raise UserError(f"--mix has {len(mix)} weights for {len(styles)} styles; write one for each --style")
     if mask and (mix or structure_from or len(styles) != 2):
-        raise cli.UserError(
-            "--mask takes two --style, the first inside and the second outside, and no other way to mix"
-        )
+        raise UserError("--mask takes two --style, the first inside and the second outside, and no other way to mix")
     return [Path(style) for style in styles]
 
 
@@ -235,26 +230,24 @@ def check_options(
 ) -> None:
     """Raises UserError for what does not go together and can be told without reading a file."""
     if feather is not None and mask is None:
-        raise cli.UserError("--feather softens the edge of a mask; name one with --mask, or leave it out")
+        raise UserError("--feather softens the edge of a mask; name one with --mask, or leave it out")
     kept = [file for file in files if file.suffix.lower() == SUFFIX]
     if kept and preserve_color == "histogram":
-        raise cli.UserError(
+        raise UserError(
             f"--preserve-color histogram changes the style's colours before it is read, which {kept[0]} has been; "
-            "name the picture, or take luminance"
+            "name the image, or take luminance"
         )
     if save_style is not None:
         if len(groups) > 1 or mask:
-            raise cli.UserError(
+            raise UserError(
                 f"--save-style keeps one style, but there are {len(files)}; name one, or mix them with --mix"
             )
         if Path(save_style).suffix.lower() != SUFFIX:
-            raise cli.UserError(f"--save-style {save_style}: styles are written as {SUFFIX}; name such a file")
+            raise UserError(f"--save-style {save_style}: styles are written as {SUFFIX}; name such a file")
         if os.path.exists(save_style) and not overwrite:
-            raise cli.UserError(
-                f"--save-style {save_style} is there already; name another, or replace it with --overwrite"
-            )
+            raise UserError(f"--save-style {save_style} is there already; name another, or replace it with --overwrite")
     if content is None and (out is not None or save_style is None):
-        raise cli.UserError("--content is missing; only --save-style, without --out, needs none (see --help)")
+        raise UserError("--content is missing; only --save-style, without --out, needs none (see --help)")
 
 
 def plan(
@@ -269,30 +262,30 @@ def plan(
     out = OUT if out is None else out
     if means_folder(out):
         if Path(content).is_dir() and Path(content).resolve() == Path(out).resolve():
-            raise cli.UserError(
+            raise UserError(
                 f"--out {out} is the folder of the contents, and the results would be taken for such the next time; "
                 "name another"
             )
         return plan_folder(contents, groups, Path(out), f".{kind or 'png'}"), Path(out)
     if Path(content).is_dir() or len(groups) > 1:
         what = f"{content} is a folder" if Path(content).is_dir() else f"there are {len(groups)} styles without --mix"
-        raise cli.UserError(f"--out {out} names a file, but {what}; name a folder")
+        raise UserError(f"--out {out} names a file, but {what}; name a folder")
     if kind is not None:
-        raise cli.UserError(f"--format {kind} is for folders; the extension of --out {out} says how a file is written")
+        raise UserError(f"--format {kind} is for folders; the extension of --out {out} says how a file is written")
     return [plan_file(contents[0], Path(out))], None
 
 
 def read_inputs(jobs: list[Job], folder: Path | None, mask: str | None, feather: float) -> Tensor | None:
     """Looks at a single content, so that a bad one is told before the model is read; and reads the mask."""
     if mask is not None and (len(jobs) != 1 or jobs[0].video):
-        raise cli.UserError("--mask is for a single picture as --content, not for folders and videos")
+        raise UserError("--mask is for a single image as --content, not for folders and videos")
     size = None
     if len({job.content for job in jobs}) == 1:
         content = jobs[0].content
         if jobs[0].video:
             VideoReader(content).close()
         else:
-            size = tuple(read_picture(content).shape[1:])
+            size = tuple(read_image(content).shape[1:])
     return read_mask(mask, size, feather=feather) if mask is not None else None
 
 
@@ -307,7 +300,7 @@ def report(done: list[Job], folder: Path | None) -> None:
         for job in done:
             print(job.out)
         return
-    counts = Counter("video" if job.video else "picture" for job in done)
+    counts = Counter("video" if job.video else "image" for job in done)
     parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in sorted(counts.items())]
     what = " and ".join(parts) or "nothing new (--overwrite makes what is there anew)"
     print(f"{what} in {folder.resolve()}")

@@ -1,8 +1,8 @@
-"""How many pictures a second a data set gives to training, beside what training takes.
+"""How many images a second a data set gives to training, beside what training takes.
 
     python benchmarks/bench_data.py --consumed 500
 
-The pictures are drawn into a temporary folder. `decoded` reads and decodes each of them, as the first round through any
+The images are drawn into a temporary folder. `decoded` reads and decodes each of them, as the first round through any
 data set does, and all rounds through one that does not fit into memory; `kept` is every later round through one
 that does.
 """
@@ -26,11 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch.utils.data import DataLoader
 
+from media import dataset
+from media.dataset import ImageDataset
+from media.faces import faces
+from media.loader import EndlessSampler
 from torch_utils import cli
 from torch_utils.files import write_file
-from training import dataset
-from training.dataset import EndlessSampler, ImageDataset
-from training.faces import faces
 
 # As Pillow's writers take them. PNG without compression is the nearest that there is to plain bytes.
 FORMATS = {
@@ -42,22 +43,22 @@ FORMATS = {
 BATCH = 32
 
 
-def write_sources(folder: Path, pictures: list[Image.Image], name: str) -> dict[str, Path]:
-    """The same pictures as a ZIP and as a folder."""
+def write_sources(folder: Path, images: list[Image.Image], name: str) -> dict[str, Path]:
+    """The same images as a ZIP and as a folder."""
     sources = {"ZIP": folder / f"{name}.zip", "folder": folder / name}
     suffix = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}[FORMATS[name]["format"]]
     sources["folder"].mkdir()
     with zipfile.ZipFile(sources["ZIP"], "w", zipfile.ZIP_STORED) as archive:
-        for i, picture in enumerate(pictures):
+        for i, image in enumerate(images):
             buffer = io.BytesIO()
-            picture.save(buffer, **FORMATS[name])
+            image.save(buffer, **FORMATS[name])
             archive.writestr(f"{i:06d}{suffix}", buffer.getvalue())
             (sources["folder"] / f"{i:06d}{suffix}").write_bytes(buffer.getvalue())
     return sources
 
 
 def rate(source: Path, workers: int, keep: bool, seconds: float) -> float:
-    """Pictures a second from the loader that training has: the median of three measurements."""
+    """Images a second from the loader that training has: the median of three measurements."""
     dataset.MAX_KEPT = 1 << 30 if keep else 0
     data = ImageDataset(source)
     if keep:
@@ -78,21 +79,21 @@ def rate(source: Path, workers: int, keep: bool, seconds: float) -> float:
 @click.command(cls=cli.Command, example="python benchmarks/bench_data.py --resolution 256 --consumed 40")
 @click.option("--resolution", "resolutions", multiple=True, default=[32, 256], type=click.IntRange(16, 1024))
 @click.option("--workers", "counts", multiple=True, default=[0, 1, 2], type=click.IntRange(0, 64))
-@click.option("--count", default=200, type=click.IntRange(1), help="Pictures.")
+@click.option("--count", default=200, type=click.IntRange(1), help="Images.")
 @click.option("--seconds", default=1.5, type=cli.Float(0.01), help="For each figure.")
-@click.option("--consumed", type=cli.Float(0, min_open=True), help="Pictures a second that training takes.")
+@click.option("--consumed", type=cli.Float(0, min_open=True), help="Images a second that training takes.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 def main(resolutions, counts, count: int, seconds: float, consumed: float | None, json_path: str | None) -> None:
-    """Pictures a second from a ZIP and a folder, by format, resolution and number of workers."""
+    """Images a second from a ZIP and a folder, by format, resolution and number of workers."""
     torch.set_num_threads(1)
     rows = []
     times = f"{'× consumed':>12}" if consumed else ""
     print(f"{'':5}{'source':8}{'format':11}{'workers':>7}{'decoded/s':>12}{times}{'kept/s':>12}{times}")
     for resolution in resolutions:
-        pictures = [picture for picture, _ in faces(count, resolution)]
+        images = [image for image, _ in faces(count, resolution)]
         for name in [name for name in FORMATS if name != "WebP" or features.check("webp")]:
             with tempfile.TemporaryDirectory() as folder:
-                for source, path in write_sources(Path(folder), pictures, name).items():
+                for source, path in write_sources(Path(folder), images, name).items():
                     for workers in counts:
                         row = {"resolution": resolution, "source": source, "format": name, "workers": workers}
                         line = f"{resolution:<5}{source:8}{name:11}{workers:7}"
@@ -102,7 +103,7 @@ def main(resolutions, counts, count: int, seconds: float, consumed: float | None
                         print(line)
                         rows.append(row)
     if json_path:
-        record = {"torch": torch.__version__, "batch": BATCH, "pictures": count, "consumed": consumed, "rows": rows}
+        record = {"torch": torch.__version__, "batch": BATCH, "images": count, "consumed": consumed, "rows": rows}
         write_file(json_path, json.dumps(record, indent=2).encode())
 
 

@@ -3,8 +3,8 @@
     python benchmarks/bench_export.py --rounds 7
 
 An exported convolution has a fixed number of groups, and with a batch of any size the N·G groups of one call are not. A
-loop over the samples (ONNX's Scan, what is exported), shifted pictures each times a matrix and summed, and one
-product of matrices with the picture unfolded are compared. Every candidate has its turn in every round, in one thread;
+loop over the samples (ONNX's Scan, what is exported), shifted images each times a matrix and summed, and one
+product of matrices with the image unfolded are compared. Every candidate has its turn in every round, in one thread;
 the figures are medians, to be read as ratios.
 """
 
@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import medians, write_record
 
+from models import graphs
+from models.export import OPSET, onnx_runner, quiet, write_onnx
 from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
-from sharing import graphs
-from sharing.export import OPSET, onnx_runner, quiet, write_onnx
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops.adaconv import adaconv, adaconv_reference
@@ -41,7 +41,7 @@ SHAPES = ((512, 1, 32), (256, 2, 64), (128, 4, 128), (64, 8, 256))  # channels, 
 
 
 def shifted(x: Tensor, kernel: Tensor) -> Tensor:
-    """Σ over taps: kernel of the tap, [C/G, C/G] for each group, times the shifted picture."""
+    """Σ over taps: kernel of the tap, [C/G, C/G] for each group, times the shifted image."""
     n, c, group, size, _ = kernel.shape
     height, width = x.shape[2:]
     padded = F.pad(x, [size // 2] * 4)
@@ -58,7 +58,7 @@ def shifted(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 def unfolded(x: Tensor, kernel: Tensor) -> Tensor:
-    """The kernels [C/G, C/G·k·k] of each group times the picture's neighbourhoods."""
+    """The kernels [C/G, C/G·k·k] of each group times the image's neighbourhoods."""
     n, c, group, size, _ = kernel.shape
     height, width = x.shape[2:]
     padded = F.pad(x, [size // 2] * 4)
@@ -68,7 +68,7 @@ def unfolded(x: Tensor, kernel: Tensor) -> Tensor:
 
 
 class Op(nn.Module):
-    """A function of picture and kernel as a module."""
+    """A function of image and kernel as a module."""
 
     def __init__(self, function: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
@@ -126,7 +126,7 @@ def bench_models(batch: int, rounds: int, resolution: int) -> Iterator[dict]:
 @click.command(cls=cli.Command, example="python benchmarks/bench_export.py --rounds 7")
 @click.option("--batch", default=4, type=click.IntRange(1))
 @click.option("--rounds", default=3, type=click.IntRange(1))
-@click.option("--resolution", default=256, help="Of the models' pictures; 0 leaves them out.")
+@click.option("--resolution", default=256, help="Of the models' images; 0 leaves them out.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 @torch.no_grad()
 def main(batch: int, rounds: int, resolution: int, json_path: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Pictures per second of `generate.py --seeds`, with all that it writes, beside those of the bare network.
+"""Images per second of `generate.py --seeds`, with all that it writes, beside those of the bare network.
 
     python benchmarks/bench_generate.py --network demo/runs
     python benchmarks/bench_generate.py --resolution 256 --count 64 --rounds 3
@@ -27,18 +27,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import seconds, write_record
 
 import generate
-from latents.command import Model, open_model
+from latents.cli import Model, open_model
+from media.images import save_png
+from models.sampling import generate_batches
+from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from torch_utils import cli
+from torch_utils.errors import UserError
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import save_snapshot
-from training.images import save_png
-from training.sampling import generate_batches
 
 
 @torch.no_grad()
 def network_alone(model: Model, count: int) -> None:
-    """The network for so many pictures, of latents that are there already."""
+    """The network for so many images, of latents that are there already."""
     z, c = model.zc(range(model.batch))
     for _ in range(count // model.batch):
         model.G(z, c, noise="const")
@@ -61,7 +62,7 @@ def untrained(resolution: int, folder: str) -> str:
 @click.command(cls=cli.Command, example="python benchmarks/bench_generate.py --network demo/runs")
 @cli.option("Options", "--network", default="demo/runs", help="A snapshot, a run, or a folder of runs.")
 @cli.option("Options", "--resolution", type=click.IntRange(16, 1024), help="In its place, an untrained one.")
-@cli.option("Options", "--count", default=960, type=click.IntRange(1), help="Pictures, a multiple of the batch.")
+@cli.option("Options", "--count", default=960, type=click.IntRange(1), help="Images, a multiple of the batch.")
 @cli.option("Options", "--batch", type=click.IntRange(1), help="[default: generate.py's]")
 @cli.option("Options", "--rounds", default=5, type=click.IntRange(1))
 @cli.option("Options", "--device", default="cpu", type=cli.Device())
@@ -77,7 +78,7 @@ def main(
         network = untrained(resolution, folder) if resolution else network
         model = open_model(network, device, (1.0,), None, batch)
         if count % model.batch:
-            raise cli.UserError(f"--count {count} is no multiple of the batch, {model.batch}")
+            raise UserError(f"--count {count} is no multiple of the batch, {model.batch}")
         for i in range(rounds + 1):  # the first is the warm-up
             times["network"].append(seconds(lambda: network_alone(model, count), device))
             call = partial(whole, network, count, model.batch, device, f"{folder}/{i}")
@@ -92,8 +93,8 @@ def main(
     threads = torch.get_num_threads()
     floor = bare + file_ms / threads if device == "cpu" else max(bare, file_ms / threads)
     print(f"{model.G.config.resolution}², batch {model.batch}, {threads} threads, {device}, medians of {rounds} rounds")
-    print(f"network {bare:.3f}, generate.py {full:.3f} ms a picture: {ratio:.2f} x the time, {full / floor:.2f} x the")
-    print(f"floor of {floor:.3f}: the network, and {file_ms:.3f} ms on one core to encode and write a picture")
+    print(f"network {bare:.3f}, generate.py {full:.3f} ms an image: {ratio:.2f} x the time, {full / floor:.2f} x the")
+    print(f"floor of {floor:.3f}: the network, and {file_ms:.3f} ms on one core to encode and write an image")
     record = {"resolution": model.G.config.resolution, "batch": model.batch, "count": count, "rounds": rounds}
     record |= {"network_ms": bare, "generate_ms": full, "ratio": ratio, "floor_ms": floor, "file_ms": file_ms}
     write_record(json_path, device, record)

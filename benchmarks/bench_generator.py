@@ -29,7 +29,7 @@ from training.gan import HALF_RESOLUTIONS
 
 
 def multiply_adds(config: GeneratorConfig) -> int:
-    """Of one picture's convolutions: the adaptive ones and the learned ones, without ToRGB and the resampling."""
+    """Of one image's convolutions: the adaptive ones and the learned ones, without ToRGB and the resampling."""
     total = 0
     for layer in Generator(config).synthesis.layers():
         out, inside = layer.weight.shape[:2]
@@ -76,7 +76,7 @@ def main(
     fresh_memory: bool,
     json_path: str | None,
 ) -> None:
-    """Parameters and time per picture of the generator, for each modulation."""
+    """Parameters and time per image of the generator, for each modulation."""
     if not fresh_memory:
         keep_freed_memory()  # as generate.py does
     place, dtype = torch.device(device), set_precision(precision)
@@ -88,7 +88,7 @@ def main(
     if dtype != torch.float32:
         for G in generators.values():
             for block in G.synthesis.blocks[1:][-HALF_RESOLUTIONS:]:
-                block.half = dtype
+                block.compute_dtype = dtype
     rate = matmul_rate(place, dtype)
     z = {n: torch.randn(n, 512, device=place) for n in (1, batch)}
     calls = {}
@@ -110,7 +110,7 @@ def main(
         row["gmac"] = adds / 1e9
         for n in z:
             if (name := f"{m} {n} {way}") in times:
-                row[f"s_per_picture_batch{n}"] = value = statistics.median(times[name]) / n
+                row[f"s_per_image_batch{n}"] = value = statistics.median(times[name]) / n
                 if (first := f"modconv {n} {way}") in times:
                     row[f"vs_modconv_batch{n}"] = value * n / statistics.median(times[first])
                 row[f"vs_floor_batch{n}"], row[f"gib_batch{n}"] = value * rate / adds, gib[name]
@@ -125,7 +125,7 @@ def main(
     for row in rows:
         line = f"{row['modulation']:10}{row['how']:9}{row['parameters']:12,}{row['gmac']:8.2f}"
         for n in z:
-            values = (row.get(f"{name}_batch{n}", float("nan")) for name in ("s_per_picture", "vs_modconv", "vs_floor"))
+            values = (row.get(f"{name}_batch{n}", float("nan")) for name in ("s_per_image", "vs_modconv", "vs_floor"))
             line += "{:18.4f}{:11.2f}{:9.2f}".format(*values)
         print(line)
     options = {"resolution": resolution, "batch": batch, "cbase": cbase, "precision": precision}

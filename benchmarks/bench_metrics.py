@@ -2,7 +2,7 @@
 
     python benchmarks/bench_metrics.py --json benchmarks/results/metrics-cpu.json
 
-Weights are random: they change no time. Features: the detector alone on pictures that are in memory, against all that
+Weights are random: they change no time. Features: the detector alone on images that are in memory, against all that
 `metrics` does from the data set's file to features that are gathered, in turns. The arithmetic runs in a process of its
 own, whose memory at its peak is measured.
 """
@@ -27,15 +27,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from media.convert import write_dataset
+from media.dataset import ImageDataset
+from media.faces import faces
 from metrics.detectors import INCEPTION, Weights, load_detector
 from metrics.features import Features, dataset_source, described
 from metrics.frechet import Moments, frechet_distance
 from metrics.scores import kernel_distance, precision_recall
 from torch_utils import cli
 from torch_utils.files import write_file
-from training.convert import write_dataset
-from training.dataset import ImageDataset
-from training.faces import faces
 
 
 def random_inception(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
@@ -54,7 +54,7 @@ def random_inception(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
 
 @torch.no_grad()
 def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str, float]:
-    """Pictures a second of the detector alone, as torch-fidelity has it and as it is here, and of the whole way."""
+    """Images a second of the detector alone, as torch-fidelity has it and as it is here, and of the whole way."""
     network, theirs = random_inception(device)
 
     def finish() -> None:
@@ -89,7 +89,7 @@ def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str
                 seconds[name].append(time.perf_counter() - start)
     rates = {f"{name}_per_s": count / statistics.median(times) for name, times in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["detector"], seconds["whole"], strict=True)]
-    return {"pictures": count, "batch": batch, **rates, "whole/detector": statistics.median(ratios)}
+    return {"images": count, "batch": batch, **rates, "whole/detector": statistics.median(ratios)}
 
 
 def fid(count: int) -> None:
@@ -130,11 +130,11 @@ def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> d
     peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
     process.terminate()
     process.join()
-    return {"pictures": count, **found, "peak_gib": peak}
+    return {"images": count, **found, "peak_gib": peak}
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_metrics.py --pr 10000")
-@click.option("--features", default=384, type=click.IntRange(0), help="Pictures, 32², for the features; 0: leave out.")
+@click.option("--features", default=384, type=click.IntRange(0), help="Images, 32², for the features; 0: leave out.")
 @click.option("--batch", default=16, type=click.IntRange(1))
 @click.option("--rounds", default=2, type=click.IntRange(1))
 @click.option("--fid", "fid_count", default=50_000, type=click.IntRange(0), help="Features for FID; 0: leave out.")

@@ -1,8 +1,8 @@
-"""How well and how fast projector.py finds pictures again, for any of its settings.
+"""How well and how fast projector.py finds images again, for any of its settings.
 
     python benchmarks/bench_projector.py --network demo/runs --try steps=200 --try "steps=200 space=w+"
 
-Each setting has the same targets: the model's own pictures of seeds, or with --data pictures that it has not made.
+Each setting has the same targets: the model's own images of seeds, or with --data images that it has not made.
 Figures: the PSNR of the results as they are in files, and the steps a second, by the clock and by the CPU's time for
 this process, which holds where others work beside it.
 """
@@ -25,14 +25,14 @@ from measure import write_record
 
 from latents.perception import PatchFeatures, VGGFeatures
 from latents.projection import ProjectionConfig, project, psnr
+from media.dataset import ImageDataset
+from media.images import grid, save_png, to_float, to_uint8
+from models.encoder import load_encoder
+from models.sampling import generate_batches
+from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import find_snapshot, load_generator
-from training.dataset import ImageDataset
-from training.encoder import load_encoder
-from training.images import grid, save_png, to_float, to_uint8
-from training.sampling import generate_batches
 
 GOAL = 30  # dB
 
@@ -62,7 +62,7 @@ class Settings(click.ParamType):
 
 
 def targets_of(G: Generator, seeds: list[int], data: str | None) -> Tensor:
-    """uint8 [N, C, H, W]: pictures of the seeds, or those of that number in a data set."""
+    """uint8 [N, C, H, W]: images of the seeds, or those of that number in a data set."""
     if data is not None:
         dataset = ImageDataset(data)
         return torch.stack([dataset[seed][0] for seed in seeds])
@@ -73,7 +73,7 @@ def targets_of(G: Generator, seeds: list[int], data: str | None) -> Tensor:
 @click.command(cls=cli.Command, example="python benchmarks/bench_projector.py --network demo/runs --try steps=200")
 @click.option("--network", default="demo/runs", metavar="PATH")
 @click.option("--seeds", default="0-15", type=cli.NumberRanges())
-@click.option("--data", metavar="PATH", help="Take the pictures of these numbers from a data set.")
+@click.option("--data", metavar="PATH", help="Take the images of these numbers from a data set.")
 @click.option("--try", "tries", multiple=True, default=("", "space=w+"), type=Settings(), help="Steps, space, lr, …")
 @click.option("--encoder-weights", metavar="FILE", help="Compare by this VGG-19; else by pixels and patches.")
 @click.option("--device", default="cpu", type=cli.Device())
@@ -83,23 +83,23 @@ def main(network, seeds, data, tries, encoder_weights, device, sheet, json_path)
     """PSNR and speed of the projector."""
     keep_freed_memory()
     G, info = load_generator(find_snapshot(network), device)
-    pictures = targets_of(G, seeds, data)
-    targets = to_float(pictures.to(device))
+    images = targets_of(G, seeds, data)
+    targets = to_float(images.to(device))
     vgg = load_encoder(encoder_weights, device) if encoder_weights else None
     print(
-        f"{len(seeds)} pictures of {data or 'the model'}, {G.config.resolution}², {info['kimg']:g} kimg, {device}, ",
+        f"{len(seeds)} images of {data or 'the model'}, {G.config.resolution}², {info['kimg']:g} kimg, {device}, ",
         end="",
     )
     print(f"{torch.get_num_threads()} threads, by {'VGG-19' if vgg else 'pixels and patches'}")
     print(f"{'':34}{'PSNR min':>9}{'quartile':>9}{'median':>8}{'max':>7}{f'≥ {GOAL} dB':>9}{'steps/s':>9}{'CPU':>8}")
-    rows, images = [], [pictures]
+    rows, projected = [], [images]
     for text, config, weights in tries:
         features = VGGFeatures(vgg) if vgg else PatchFeatures(**weights)
         clock, cpu = time.perf_counter(), time.process_time()
         found = project(G, targets, features, config)
         clock, cpu = time.perf_counter() - clock, time.process_time() - cpu
-        images.append(to_uint8(found.images).cpu())
-        values = sorted(psnr(to_float(images[-1]), to_float(pictures)).tolist())
+        projected.append(to_uint8(found.images).cpu())
+        values = sorted(psnr(to_float(projected[-1]), to_float(images)).tolist())
         row = {
             "settings": text,
             "psnr": values,
@@ -114,7 +114,7 @@ def main(network, seeds, data, tries, encoder_weights, device, sheet, json_path)
             flush=True,
         )
     if sheet:
-        save_png(grid(torch.cat(images), len(seeds)), sheet)
+        save_png(grid(torch.cat(projected), len(seeds)), sheet)
     write_record(json_path, device, {"data": data, "kimg": info["kimg"], "rows": rows})
 
 

@@ -43,15 +43,15 @@ KEPT = "own, style kept"
 
 
 class Baseline(nn.Module):
-    """The same model as `stylizer`, computed in the usual way: content [N, 3, H, W], style [N, 3, s, s] → pictures."""
+    """The same model as `stylizer`, computed in the usual way: content [N, 3, H, W], style [N, 3, s, s] → images."""
 
     def __init__(self, stylizer: Stylizer):
         super().__init__()
         self.stylizer = copy.deepcopy(stylizer).to(memory_format=torch.contiguous_format)
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         vgg = self.stylizer.encoder
-        return vgg.features(((pictures + 1) / 2 - vgg.mean) / vgg.std)
+        return vgg.features(((images + 1) / 2 - vgg.mean) / vgg.std)
 
     def kernels(self, features: Tensor) -> list[AdaConvKernels]:
         encoder = self.stylizer.style_encoder
@@ -178,7 +178,7 @@ def main(
     fresh_memory: bool,
     json_path: str | None,
 ) -> None:
-    """Seconds a batch of the stylizer and of the baseline, style pictures of 256²."""
+    """Seconds a batch of the stylizer and of the baseline, style images of 256²."""
     if not fresh_memory:
         keep_freed_memory()
     place, dtype = torch.device(device), set_precision(precision)
@@ -214,15 +214,15 @@ def main(
             row["baseline_vs"] = statistics.median(ratios) if ratios else None
             row["vs_floor"] = statistics.median(v * rate / adds for v, rate in zip(values, rates, strict=True))
             row["gib"] = memory.get(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-            rows.append({**row, "pictures_per_s": batch / row["s"]})
+            rows.append({**row, "images_per_s": batch / row["s"]})
         write_record(json_path, device, {"width": width, "precision": precision, "rows": rows})
         del content, style, candidates
     print(f"width {width}, {device}, {torch.get_num_threads()} threads, {precision}")
-    print(f"{'content':14}{'':24}{'s':>9}{'pictures/s':>12}{'× faster':>10}{'GMAC':>8}{'÷ floor':>9}{'GiB':>7}")
+    print(f"{'content':14}{'':24}{'s':>9}{'images/s':>12}{'× faster':>10}{'GMAC':>8}{'÷ floor':>9}{'GiB':>7}")
     for row in rows:
         size = f"{row['size']}²" if isinstance(row["size"], int) else row["size"]
         size += f" × {row['batch']}"
-        print(f"{size:14}{row['name']:24}{row['s']:9.4f}{row['pictures_per_s']:12.1f}", end="")
+        print(f"{size:14}{row['name']:24}{row['s']:9.4f}{row['images_per_s']:12.1f}", end="")
         print(f"{row['baseline_vs'] or float('nan'):10.2f}{row['gmac']:8.1f}{row['vs_floor']:9.2f}{row['gib']:7.1f}")
 
 

@@ -3,8 +3,8 @@
     python benchmarks/bench_training.py --resolution 256 --batch 8
 
 A step of training is a step of the generator and one of the discriminator; the path length penalty comes with every
-4th and R1 with every 16th. All are the functions of `training/`, on drawn pictures; data is the time to read and
-decode a picture, which training does in other processes at the same time. Medians over rounds in which every candidate
+4th and R1 with every 16th. All are the functions of `training/`, on drawn images; data is the time to read and
+decode an image, which training does in other processes at the same time. Medians over rounds in which every candidate
 has its turn.
 
 On a GPU it also times whole steps, one after another on that schedule, as training has them, and says for how much of
@@ -42,17 +42,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import seconds, set_precision, write_record
 
+from media.convert import write_dataset
+from media.dataset import ImageDataset
+from media.faces import faces
 from networks.generator import SynthesisLayer
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import bias_act_reference
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
-from training.config import resolve
-from training.convert import write_dataset
-from training.dataset import ImageDataset
-from training.faces import faces
-from training.gan import GAN
+from training.gan import GANTrainer
+from training.options import resolve
 
 PARTS = ("G", "path length", "D", "R1")  # as `steps` has them
 
@@ -96,7 +96,7 @@ CANDIDATES = {  # name → options of the training, and the circumstances of its
 WHOLE = 16  # steps, of which one is with R1 and every fourth with the path length penalty
 
 
-def steps(gan: GAN) -> dict[str, Callable[[], None]]:
+def steps(gan: GANTrainer) -> dict[str, Callable[[], None]]:
     """The four kinds of step, with the first batch of the data set."""
     reals = next(gan.batches(0))
     return {
@@ -107,13 +107,13 @@ def steps(gan: GAN) -> dict[str, Callable[[], None]]:
     }
 
 
-def whole_steps(gan: GAN, count: int) -> Callable[[], None]:
+def whole_steps(gan: GANTrainer, count: int) -> Callable[[], None]:
     """Steps of training from 0 on, with the regularizers on their schedule; of the first batch of the data set."""
     reals = next(gan.batches(0))
 
     def run() -> None:
         for i in range(count):
-            gan.step(reals, i)
+            gan.train_step(reals, i)
 
     return run
 
@@ -172,7 +172,7 @@ def main(
     rounds: int,
     json_path: str | None,
 ) -> None:
-    """Times the steps of training: seconds a picture and a thousand of them, with regularizers on their schedule."""
+    """Times the steps of training: seconds an image and a thousand of them, with regularizers on their schedule."""
     place = torch.device(device)
     if place.type == "cpu":
         keep_freed_memory()
@@ -192,7 +192,7 @@ def main(
         reading = seconds(lambda: [dataset[i] for i in range(batch)], torch.device("cpu")) / batch
         for name in names:
             configs[name] = resolve({**options, "data": str(data), **CANDIDATES[name][0]}, resolution, 3, 0, 0)
-            gans[name] = GAN(configs[name], place)
+            gans[name] = GANTrainer(configs[name], place)
             every[name] = steps(gans[name])
     for i in range(rounds + 1):  # the first is the warm-up
         for name in names:
@@ -226,7 +226,7 @@ def main(
         median = {part: statistics.median(values) for part, values in times[name].items()}
         total = median["G"] + median["D"] + median["R1"] / config.r1_interval
         total += median["path length"] / config.pl_interval
-        rows.append({"name": name, "s_per_picture": median, "data": reading, "s_per_kimg": total * 1000})
+        rows.append({"name": name, "s_per_image": median, "data": reading, "s_per_kimg": total * 1000})
         rows[-1] |= {"without_path_length": total - median["path length"] / config.pl_interval, "gib": memory[name]}
         rows[-1] |= whole[name]
     for row in rows:
@@ -237,11 +237,11 @@ def main(
 
 
 def print_table(rows: list[dict], title: str) -> None:
-    print(f"{title}; seconds a picture")
+    print(f"{title}; seconds an image")
     print(f"{'':18}" + "".join(f"{part:>13}" for part in ("data", *PARTS)) + f"{'G + D + R1/16':>15}", end="")
     print(f"{'s/kimg':>9}{'÷ ' + rows[0]['name']:>16}{'GiB':>7}")
     for row in rows:
-        values = [row["data"], *(row["s_per_picture"][part] for part in PARTS)]
+        values = [row["data"], *(row["s_per_image"][part] for part in PARTS)]
         print(f"{row['name']:18}" + "".join(f"{value:13.4f}" for value in values), end="")
         print(f"{row['without_path_length']:15.4f}{row['s_per_kimg']:9.1f}{row['vs_first']:16.2f}{row['gib']:7.1f}")
     for row in rows:

@@ -24,14 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import set_precision, write_record
 from tqdm import tqdm
 
+from media.convert import write_dataset
+from media.dataset import ImageDataset
+from media.faces import faces
 from torch_utils import cli
+from torch_utils.errors import Failure, UserError
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
-from training.config import resolve
-from training.convert import write_dataset
-from training.dataset import ImageDataset
-from training.faces import faces
-from training.gan import GAN
+from training.gan import GANTrainer
+from training.options import resolve
 
 ROUNDING = 2.0**-20
 APART = 0.02  # added to all weights: with those that begin as 0, some gradients would be 0 but for rounding
@@ -44,7 +45,7 @@ def losses(config, device: torch.device, steps: int, how: str) -> Losses:
     torch.manual_seed(0)
     found = []
     with mock.patch.object(native, "available", native.available if how == "kernels" else lambda device: False):
-        gan = GAN(config, device)
+        gan = GANTrainer(config, device)
         generator = torch.Generator().manual_seed(1)
         for weight in (*gan.G.parameters(), *gan.D.parameters()):
             first, second = torch.rand(2, *weight.shape, generator=generator).to(device) - 0.5
@@ -53,7 +54,7 @@ def losses(config, device: torch.device, steps: int, how: str) -> Losses:
                 weight.data *= 1 + ROUNDING * second
         batches = gan.batches(0)
         for step in tqdm(range(steps), desc=how, disable=None):
-            gan.step(next(batches), step)
+            gan.train_step(next(batches), step)
             taken = gan.averages.take()
             found.append({name: taken[name] for name in LOSSES if name in taken})
     return found
@@ -108,7 +109,7 @@ def main(
     set_precision(precision)
     first = first if first is not None else 1e-5 if precision == "fp32" else 0.05
     if not native.available(place.type):
-        raise cli.UserError(f"there are no kernels for {place.type} here; `make ops` says why")
+        raise UserError(f"there are no kernels for {place.type} here; `make ops` says why")
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "faces.zip"
         write_dataset(data, faces(1000, int(resolution)))
@@ -124,7 +125,7 @@ def main(
     record = {"steps": steps, "resolution": int(resolution), "batch": batch, "precision": precision}
     write_record(json_path, place, {**record, "differences": found, "bounds": bounds, **runs})
     if any(found[key] > bounds[key] for key in found):
-        raise cli.Failure("training with the kernels is not that with the references")
+        raise Failure("training with the kernels is not that with the references")
 
 
 if __name__ == "__main__":

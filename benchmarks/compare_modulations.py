@@ -45,13 +45,13 @@ WORKER = """
 import json, sys
 from pathlib import Path
 import torch
-from training.config import resolve
-from training.dataset import ImageDataset
-from training.gan import GAN
+from training.options import resolve
+from media.dataset import ImageDataset
+from training.gan import GANTrainer
 from training.loop import train
 run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 data = ImageDataset(options["data"])
-train(GAN, resolve(options, data.resolution, data.channels, 0, 0), run)
+train(GANTrainer, resolve(options, data.resolution, data.channels, 0, 0), run)
 """
 
 

@@ -1,9 +1,9 @@
-"""What each part of a code carries: how far a mix of one part goes from one picture towards another.
+"""What each part of a code carries: how far a mix of one part goes from one image towards another.
 
     python benchmarks/compare_parts.py --network pretrained/faces32.safetensors
 
-For pairs of seeds a and b, the picture of a with a part of b's kernels, m: the share of the way from a to b is
-⟨m − a, b − a⟩ / ‖b − a‖², 0 for a's own picture and 1 for b's; of the brightness, and of what is left without it, the
+For pairs of seeds a and b, the image of a with a part of b's kernels, m: the share of the way from a to b is
+⟨m − a, b − a⟩ / ‖b − a‖², 0 for a's own image and 1 for b's; of the brightness, and of what is left without it, the
 colours. ToRGB's scales stay a's; with "all" only the last one's do. Below, how much each layer's kernels vary with the
 code: the root mean square distance to their mean, beside that mean's norm.
 """
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import write_record
 
-from latents.command import open_model
+from latents.cli import open_model
 from latents.mixing import check_layers, mix, numbers_text
 from torch_utils import cli
 

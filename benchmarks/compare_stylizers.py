@@ -25,28 +25,27 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from media.files import list_images, read_image
+from media.images import grid, save_png, to_float, to_uint8
 from metrics.swd import PatchDescriptors, sliced_wasserstein
+from models.snapshot import load_stylizer
 from networks.stylizer import resized
 from networks.vgg import VGG19
-from styling.pictures import list_pictures, read_picture
 from torch_utils import cli
+from torch_utils.errors import UserError
 from torch_utils.files import write_file
-from training.checkpoint import load_stylizer
-from training.images import grid, save_png, to_float, to_uint8
 from training.stylizer import content_loss, style_loss
 from training.stylizer import statistics as channel_statistics
 
-REPEATS = 32  # of a picture, with patches cut at other places
+REPEATS = 32  # of an image, with patches cut at other places
 
 
-def pictures(paths: tuple[str, ...], count: int, size: int) -> Tensor:
-    """The first `count` pictures of files and folders, the square in the middle: [count, 3, size, size] in −1..1."""
-    files = [file for path in paths for file in (list_pictures(path) if Path(path).is_dir() else [Path(path)])]
+def images(paths: tuple[str, ...], count: int, size: int) -> Tensor:
+    """The first `count` images of files and folders, the square in the middle: [count, 3, size, size] in −1..1."""
+    files = [file for path in paths for file in (list_images(path) if Path(path).is_dir() else [Path(path)])]
     if len(files) < count:
-        raise cli.UserError(
-            f"{', '.join(paths)}: {len(files)} pictures, {count} are needed; name more, or lower --count"
-        )
-    return torch.cat([resized(to_float(read_picture(file)[None]), size) for file in files[:count]])
+        raise UserError(f"{', '.join(paths)}: {len(files)} images, {count} are needed; name more, or lower --count")
+    return torch.cat([resized(to_float(read_image(file)[None]), size) for file in files[:count]])
 
 
 def patches(images: Tensor) -> dict[int, Tensor]:
@@ -72,17 +71,17 @@ def measure(encoder: VGG19, contents: Tensor, style: Tensor, outputs: Tensor) ->
 @click.command(
     cls=cli.Command, example="python benchmarks/compare_stylizers.py --content a/ --style b/ --model m.safetensors"
 )
-@cli.option("Options", "--content", multiple=True, required=True, help="Pictures, or folders of them.")
+@cli.option("Options", "--content", multiple=True, required=True, help="Images, or folders of them.")
 @cli.option("Options", "--style", multiple=True, required=True, help="The same of styles.")
 @cli.option("Options", "--model", "models", multiple=True, required=True, help="Stylizers, one beneath the other.")
 @cli.option("Options", "--count", type=click.IntRange(1), default=4, help="So many of each.")
-@cli.option("Options", "--size", type=click.IntRange(64), default=256, help="Side of the pictures.")
+@cli.option("Options", "--size", type=click.IntRange(64), default=256, help="Side of the images.")
 @cli.option("Options", "--out", metavar="FILE", help="Write the sheet there, a PNG.")
 @cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 @torch.no_grad()
 def main(content, style, models, count, size, out, json_path) -> None:
-    """Compare stylizers on the same pictures."""
-    contents, styles = pictures(content, count, size), pictures(style, count, size)
+    """Compare stylizers on the same images."""
+    contents, styles = images(content, count, size), images(style, count, size)
     loaded = {f"{load_stylizer(path)[0].config.modulation} {path}": load_stylizer(path)[0] for path in models}
     encoder = next(iter(loaded.values())).encoder
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import write_record
 
 from torch_utils import cli
+from torch_utils.errors import UserError
 
 THREADS = 256  # of a block, in all kernels
 REGISTERS, SM_THREADS = 65536, 2048  # of an SM of compute capability 8.0 and 9.0
@@ -55,14 +56,12 @@ def parse(text: str, architecture: str) -> list[dict]:
 def main(files: tuple[str, ...], architecture: str, everything: bool, json_path: str | None) -> None:
     """Lists the resources of the kernels in built libraries or object files."""
     if shutil.which("cuobjdump") is None or shutil.which("c++filt") is None:
-        raise cli.UserError(
-            "cuobjdump or c++filt is missing; put those of the CUDA toolkit and of binutils on the PATH"
-        )
+        raise UserError("cuobjdump or c++filt is missing; put those of the CUDA toolkit and of binutils on the PATH")
     rows = []
     for path in files:
         dump = subprocess.run(["cuobjdump", "--dump-resource-usage", path], capture_output=True, text=True)
         if dump.returncode:
-            raise cli.UserError(f"{path} cannot be read: {' '.join(dump.stderr.split())[:200]}; name a built library")
+            raise UserError(f"{path} cannot be read: {' '.join(dump.stderr.split())[:200]}; name a built library")
         plain = subprocess.run(["c++filt", "-t"], input=dump.stdout, capture_output=True, text=True, check=True).stdout
         rows += parse(plain, architecture)
     rows = [row for row in rows if everything or not re.search(r"double|Half", row["kernel"])]

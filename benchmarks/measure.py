@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from torch_utils.files import write_file
-from training.command import commit
+from training.cli import commit
 
 TURN = 0.01  # seconds on a GPU that a turn takes at least
 DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,4 +1,4 @@
-"""A run's metrics over what it was trained on, as a picture: `pip install matplotlib` first.
+"""A run's metrics over what it was trained on, as an image: `pip install matplotlib` first.
 
 python benchmarks/plot_metrics.py --out curve.png runs/00000-cifar10-adaconv-demo-cpu runs/00001-…
 """
@@ -14,6 +14,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch_utils import cli
+from torch_utils.errors import UserError
 
 
 def read(run: Path, metric: str) -> tuple[list[float], list[float]]:
@@ -22,22 +23,22 @@ def read(run: Path, metric: str) -> tuple[list[float], list[float]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [line["kimg"] for line in lines], [line[metric] for line in lines]
     except FileNotFoundError:
-        raise cli.UserError(f"{run} has no metrics.jsonl; name the folder of a run") from None
+        raise UserError(f"{run} has no metrics.jsonl; name the folder of a run") from None
     except KeyError:
-        raise cli.UserError(f"{run} was not judged by {metric}; name another with --metric") from None
+        raise UserError(f"{run} was not judged by {metric}; name another with --metric") from None
 
 
 @click.command(cls=cli.Command, example="python benchmarks/plot_metrics.py --out curve.png runs/00000-faces32-demo")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @cli.option("Options", "--metric", default="swd", help="As train.py's --metrics calls it.")
-@cli.option("Options", "--out", metavar="PNG", required=True, help="The picture.")
+@cli.option("Options", "--out", metavar="PNG", required=True, help="The image.")
 def main(runs: tuple[Path, ...], metric: str, out: str) -> None:
     """Draws a metric's curve for each of some runs."""
     curves = {run.name: read(run, metric) for run in runs}
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise cli.UserError("matplotlib is not installed; pip install matplotlib") from None
+        raise UserError("matplotlib is not installed; pip install matplotlib") from None
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     for name, (kimg, values) in curves.items():

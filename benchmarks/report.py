@@ -20,6 +20,7 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch_utils import cli
+from torch_utils.errors import UserError
 from torch_utils.files import write_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,9 +37,9 @@ def read(folder: Path) -> dict[str, Record]:
         try:
             records[path.stem] = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise cli.UserError(f"{path} cannot be read as a record ({error}); measure it again") from None
+            raise UserError(f"{path} cannot be read as a record ({error}); measure it again") from None
         if not isinstance(records[path.stem], dict):
-            raise cli.UserError(f"{path} is no record of a benchmark; remove it")
+            raise UserError(f"{path} is no record of a benchmark; remove it")
     return records
 
 
@@ -73,11 +74,11 @@ def ops(record: Record) -> Table:
 
 
 def generator(record: Record) -> Table:
-    table = [["generator", "batch", "ms a picture", "pictures/s", "floor", "÷", "÷ modconv", "GiB"]]
+    table = [["generator", "batch", "ms an image", "images/s", "floor", "÷", "÷ modconv", "GiB"]]
     title = f"{record['resolution']}² {record.get('precision', 'fp32')}"
     for row in record["rows"]:
-        for key in [key for key in row if key.startswith("s_per_picture_batch")]:
-            n, time = key.removeprefix("s_per_picture_batch"), row[key]
+        for key in [key for key in row if key.startswith("s_per_image_batch")]:
+            n, time = key.removeprefix("s_per_image_batch"), row[key]
             over = row[f"vs_floor_batch{n}"]
             line = [" ".join([title, row["modulation"], row.get("how", "eager")]), n, ms(time), number(1 / time)]
             line += [ms(time / over), number(over), number(row.get(f"vs_modconv_batch{n}"))]
@@ -90,7 +91,7 @@ def training(record: Record) -> Table:
     table[0] += ["GPU idle", "GiB"]
     title = f"{record['resolution']}² {record['precision']} {record['aug']}"
     for row in record["rows"]:
-        parts = [ms(row["s_per_picture"][part]) for part in ("G", "path length", "D", "R1")]
+        parts = [ms(row["s_per_image"][part]) for part in ("G", "path length", "D", "R1")]
         idle = row.get("gpu_idle")
         line = [f"{title} {row['name']}", str(record["batch"]), *parts, number(row["s_per_kimg"])]
         line += [number(row["vs_first"]), number(row.get("s_per_kimg_whole"))]
@@ -99,7 +100,7 @@ def training(record: Record) -> Table:
 
 
 def stylizer(record: Record) -> Table:
-    table = [["stylizer", "batch", "ms", "pictures/s", "floor", "÷", "baseline ×", "GiB"]]
+    table = [["stylizer", "batch", "ms", "images/s", "floor", "÷", "baseline ×", "GiB"]]
     for row in record["rows"]:
         size = f"{row['size']}²" if isinstance(row["size"], int) else row["size"]
         line = [f"{size} {record.get('precision', 'fp32')} {row['name']}", str(row["batch"]), ms(row["s"])]
@@ -110,7 +111,7 @@ def stylizer(record: Record) -> Table:
 
 def generating(record: Record) -> Table:
     table = [
-        ["generate.py", "batch", "network: ms a picture", "with files", "÷ network", "floor", "÷", "a file on a core"]
+        ["generate.py", "batch", "network: ms an image", "with files", "÷ network", "floor", "÷", "a file on a core"]
     ]
     line = [f"{record['resolution']}²", str(record["batch"]), number(record["network_ms"])]
     line += [number(record["generate_ms"]), number(record["ratio"]), number(record["floor_ms"])]
@@ -151,7 +152,7 @@ KINDS: dict[str, tuple[str, Callable[[Record], Table]]] = {  # by the beginning 
     "ops": ("Times of ops in ms", ops),
     "generator": ("The generator", generator),
     "generate": ("`generate.py --seeds` beside its network alone", generating),
-    "training": ("Training steps, ms a picture", training),
+    "training": ("Training steps, ms an image", training),
     "stylizer": ("The stylizer", stylizer),
     "export": ("Exported graphs in onnxruntime, ms", exports),
     "kernels": ("Training with the kernels and without", comparison),
@@ -202,7 +203,7 @@ def replaced(text: str, new: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise cli.UserError(f"the document has no place for the figures; put the lines {BEGIN} and {END} into it")
+        raise UserError(f"the document has no place for the figures; put the lines {BEGIN} and {END} into it")
     return f"{before}{BEGIN}\n{new}\n{END}{after}"
 
 
@@ -225,10 +226,10 @@ def plot(records: dict[str, Record], path: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise cli.UserError("a plot needs matplotlib; install it with: pip install matplotlib") from None
+        raise UserError("a plot needs matplotlib; install it with: pip install matplotlib") from None
     found = distances(records)[::-1]
     if not found:
-        raise cli.UserError("no record has a floor to be compared with; measure one with make bench")
+        raise UserError("no record has a floor to be compared with; measure one with make bench")
     figure = Figure([9, 1 + 0.2 * len(found)], layout="constrained")
     axes = figure.subplots()
     axes.barh([label for label, _ in found], [value for _, value in found], color="#4a7ba6", height=0.7)
@@ -249,7 +250,7 @@ def main(results: str, document: str, plot_path: str | None) -> None:
     records = read(Path(results))
     path = Path(document)
     if not path.is_file():
-        raise cli.UserError(f"there is no {path}; name the document with --document")
+        raise UserError(f"there is no {path}; name the document with --document")
     write_file(path, replaced(path.read_text(), figures(records)).encode())
     if plot_path:
         plot(records, plot_path)

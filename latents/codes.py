@@ -1,4 +1,4 @@
-"""Files of codes: `projected_w.npz`, what projector.py finds and generate.py makes pictures of."""
+"""Files of codes: `projected_w.npz`, what projector.py finds and generate.py makes images of."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from latents.arrays import open_arrays, real_tensor
+from media.images import to_uint8
 from networks.generator import Generator
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError, one_line
 from torch_utils.files import missing, write_file
-from torch_utils.pictures import one_line
-from training.images import to_uint8
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Codes of N pictures, the noise that belongs to them, and what is to be known about them, as JSON."""
+    """Codes of N images, the noise that belongs to them, and what is to be known about them, as JSON."""
 
     ws: Tensor  # [N, num_ws, w_dim]
     noise: list[Tensor] | None = None  # [N, 1, H, W] for each layer; None: the model's own
@@ -93,7 +92,7 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
 def generate_codes(
     G: Generator, codes: Codes, batch: int, psi: float | Tensor = 1.0, noise: str = "const"
 ) -> Iterator[Tensor]:
-    """Yields uint8 pictures [≤ batch, C, H, W] on the CPU, one for each code.
+    """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each code.
 
     With `noise` "const", with the noise that belongs to them; "none", without any.
     """

@@ -1,4 +1,4 @@
-"""Directions of w along which pictures change, and pictures edited along them.
+"""Directions of w along which images change, and images edited along them.
 
 - "pca": where the codes themselves vary, the principal components of w (GANSpace, Härkönen et al. 2020, section 2).
 - "sefa": where the predicted kernels, and with them ToRGB's scales, vary most for a step of w, in closed form (SeFa,
@@ -21,13 +21,12 @@ from torch import Tensor
 from latents.arrays import open_arrays, real_tensor
 from latents.mixing import FIELDS, Part, mix, numbers_text
 from latents.sheets import table, to_image
+from media.images import to_uint8
+from models.sampling import latents, one_hot
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError, one_line
 from torch_utils.files import write_file
-from torch_utils.pictures import one_line
-from training.images import to_uint8
-from training.sampling import latents, one_hot
 
 Method = Literal["pca", "sefa"]
 METHODS = ("pca", "sefa")
@@ -164,7 +163,7 @@ def edits(
 ) -> Iterator[Tensor]:
     """Every code of ws [N, num_ws, w_dim] along every direction by every amount of σ, in this order.
 
-    Yields uint8 [≤ batch, C, H, W] on the CPU. The amount 0 is the code's own picture.
+    Yields uint8 [≤ batch, C, H, W] on the CPU. The amount 0 is the code's own image.
     """
     steps = directions.vectors[list(numbers)] * directions.sigma[list(numbers), None]
     triples = torch.cartesian_prod(*(torch.arange(n) for n in (len(ws), len(steps), len(amounts))))
@@ -176,7 +175,7 @@ def edits(
 
 
 def edit_sheet(
-    pictures: Tensor,
+    images: Tensor,
     directions: Directions,
     numbers: Sequence[int],
     amounts: Sequence[float],
@@ -185,8 +184,8 @@ def edit_sheet(
     scale: int,
 ) -> Image.Image:
     """What `edits` gave, [N, C, H, W] uint8, for codes of these seeds: a row for each seed and direction."""
-    images = [to_image(picture, scale) for picture in pictures]
-    rows = [images[i : i + len(amounts)] for i in range(0, len(images), len(amounts))]
+    enlarged = [to_image(image, scale) for image in images]
+    rows = [enlarged[i : i + len(amounts)] for i in range(0, len(enlarged), len(amounts))]
     left = [f"seed {s}\ndirection {n}\n{directions.share[n]:.1%}" for s in seeds for n in numbers]
     return table(rows, [f"{amount:+g} sd" if amount else "0" for amount in amounts], left, title)
 

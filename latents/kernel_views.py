@@ -1,4 +1,4 @@
-"""Pictures of the kernels that a code predicts, layer by layer, on a sheet and on a page.
+"""Images of the kernels that a code predicts, layer by layer, on a sheet and on a page.
 
 Kernels are shown less the identity from which they start, blue below and red above zero. A layer of C channels in
 groups of g has C · g depthwise kernels of k × k: each group is a block of g × g small multiples, the row an output
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from latents.mixing import mix, numbers_text
 from latents.sheets import INK, captioned, enlargement, png, stacked, table, to_image
+from media.images import to_uint8
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise
-from training.images import to_uint8
 
 WIDTH = 192  # pixels of a view
 SPECTRUM = 32  # frequencies a side
@@ -62,7 +62,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / scale) if scale > 0 else 0.0
 
 
-# --- pictures of tensors --------------------------------------------------------------------------------------------
+# --- images of tensors --------------------------------------------------------------------------------------------
 
 
 def diverging(values: Tensor, limit: float) -> Tensor:
@@ -94,9 +94,9 @@ def blocks(values: Tensor) -> Tensor:
     return matrix[: -1 - inner, : -1 - inner]
 
 
-def fitted(picture: Tensor) -> Image.Image:
+def fitted(pixels: Tensor) -> Image.Image:
     """uint8 [3, H, W] enlarged by a whole factor to about the width of a view, in a frame: white is a part of most."""
-    image = to_image(picture, max(WIDTH // max(picture.shape[1:]), 1))
+    image = to_image(pixels, max(WIDTH // max(pixels.shape[1:]), 1))
     return ImageOps.expand(ImageOps.expand(image, 3, "white"), 1, LINE)
 
 
@@ -123,12 +123,12 @@ def curves(lines: Sequence[Tensor], limit: float) -> Image.Image:
 
 @dataclass
 class View:
-    """One part of a layer's kernels: a picture for each code, and for two codes one of their difference."""
+    """One part of a layer's kernels: an image for each code, and for two codes one of their difference."""
 
     name: str
     images: list[Image.Image]
     captions: list[str]  # the ends of each one's scale
-    last: str = "difference"  # what two codes' third picture shows
+    last: str = "difference"  # what two codes' third image shows
 
 
 @dataclass
@@ -140,7 +140,7 @@ class Layer:
 
 
 def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels]) -> Layer:
-    """The views of one layer for one code or two; the same colours mean the same numbers in all pictures of a view."""
+    """The views of one layer for one code or two; the same colours mean the same numbers in all images of a view."""
     c, g = kernels[0].depthwise.shape[1:3]
     parts = [deviations(each) for each in kernels]
     spatial = any(bool(depthwise.any()) for depthwise, _ in parts)  # not where only scales are predicted
@@ -152,8 +152,8 @@ def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels])
             differences[name] = relative_difference(*tensors)
             tensors = [*tensors, tensors[0] - tensors[1]]
         limit = max(float(t.abs().max()) for t in tensors)
-        pictures = [fitted(diverging(blocks(t.cpu()), limit)) for t in tensors]
-        views.append(View(name, pictures, [f"± {limit:.2g}"] * len(pictures)))
+        images = [fitted(diverging(blocks(t.cpu()), limit)) for t in tensors]
+        views.append(View(name, images, [f"± {limit:.2g}"] * len(images)))
 
     if spatial:
         signed("structure", [depthwise for depthwise, _ in parts])
@@ -163,17 +163,17 @@ def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels])
     if spatial:
         spectra = [response(each).cpu() for each in kernels]
         limit = max(float(s.max()) for s in spectra)
-        pictures, captions = [fitted(sequential(s, limit)) for s in spectra], [f"0 to {limit:.2g}"] * len(spectra)
+        images, captions = [fitted(sequential(s, limit)) for s in spectra], [f"0 to {limit:.2g}"] * len(spectra)
         if len(spectra) == 2:
             change = spectra[0] - spectra[1]
             limit = float(change.abs().max())
-            pictures.append(fitted(diverging(change, limit)))
+            images.append(fitted(diverging(change, limit)))
             captions.append(f"± {limit:.2g}")
-        views.append(View("frequencies", pictures, captions))
+        views.append(View("frequencies", images, captions))
     falls = [singular_values(each.pointwise[0]).flatten().sort(descending=True).values.cpu() for each in kernels]
     limit = max(float(f.max()) for f in falls) * 1.05
-    pictures = [curves([f], limit) for f in falls] + ([curves(falls, limit)] if len(falls) == 2 else [])
-    views.append(View("singular values", pictures, [f"0 to {limit:.2g}"] * len(pictures), "both"))
+    images = [curves([f], limit) for f in falls] + ([curves(falls, limit)] if len(falls) == 2 else [])
+    views.append(View("singular values", images, [f"0 to {limit:.2g}"] * len(images), "both"))
     about = f"{resolution} x {resolution}, {c} channels" + f"\nin groups of {g}" * (g > 1)
     return Layer(number, about, views, differences)
 
@@ -183,7 +183,7 @@ class KernelViews:
     """All that is shown of one code, or of two and what differs between them."""
 
     names: list[str]  # of the codes
-    pictures: dict[str, Image.Image]  # theirs, and of two the first with parts of the second in these layers
+    images: dict[str, Image.Image]  # theirs, and of two the first with parts of the second in these layers
     layers: list[Layer]
 
 
@@ -191,29 +191,29 @@ class KernelViews:
 def kernel_views(
     G: Generator, ws: Tensor, names: Sequence[str], layers: Sequence[int], noise: Noise = "const"
 ) -> KernelViews:
-    """The views of the codes ws [1 or 2, num_ws, w_dim] in the layers; of two, what each part does to the picture."""
+    """The views of the codes ws [1 or 2, num_ws, w_dim] in the layers; of two, what each part does to the image."""
     scale = enlargement(G.config.resolution, 128)
 
-    def picture(images: Tensor) -> Image.Image:
-        return to_image(to_uint8(images)[0].cpu(), scale)
+    def enlarged(batch: Tensor) -> Image.Image:
+        return to_image(to_uint8(batch)[0].cpu(), scale)
 
-    pictures = {name: picture(G.synthesis(ws[i : i + 1], noise)) for i, name in enumerate(names)}
+    images = {name: enlarged(G.synthesis(ws[i : i + 1], noise)) for i, name in enumerate(names)}
     if len(ws) == 2:
         parts = ["structure", "channels"] if G.config.modulation == "adaconv" else ["channels"]
         parts += ["bias"] * (G.synthesis.kernels(ws[:1])[0].bias is not None)
         where = "" if len(layers) == len(G.synthesis.layers()) else f", layers {numbers_text(layers)}"
         for part in parts:
             name = f"{names[0]} with the {part}\nof {names[1]}" + where
-            pictures[name] = picture(mix(G, ws[:1], ws[1:], layers, part, noise))
+            images[name] = enlarged(mix(G, ws[:1], ws[1:], layers, part, noise))
     of_codes = [G.synthesis.kernels(w[None]) for w in ws]
     modules = G.synthesis.layers()
     views = [layer_views(i, modules[i].resolution, [kernels[i] for kernels in of_codes]) for i in layers]
-    return KernelViews(list(names), pictures, views)
+    return KernelViews(list(names), images, views)
 
 
 def kernel_sheet(shown: KernelViews) -> Image.Image:
-    """Everything on one picture: a row for each layer. Of two codes, how much they differ stands beside it."""
-    head = table([list(shown.pictures.values())], list(shown.pictures), [""], gap=12)
+    """Everything on one image: a row for each layer. Of two codes, how much they differ stands beside it."""
+    head = table([list(shown.images.values())], list(shown.images), [""], gap=12)
     if len(shown.names) == 1:
         top = [view.name for view in shown.layers[0].views]
     else:
@@ -256,8 +256,8 @@ dotted line.</p>
 
 
 def kernel_page(shown: KernelViews) -> str:
-    """The same as one HTML page that holds its pictures."""
-    parts = [_figure(image, name) for name, image in shown.pictures.items()]
+    """The same as one HTML page that holds its images."""
+    parts = [_figure(image, name) for name, image in shown.images.items()]
     if len(shown.names) == 2:
         parts.append(_differences(shown.layers))
     for layer in shown.layers:

@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from latents.sheets import table, to_image
+from media.images import to_uint8
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, GeneratorConfig, Noise
-from torch_utils.cli import UserError
-from training.images import to_uint8
+from torch_utils.errors import UserError
 
 Part = Literal["all", "structure", "channels", "bias"]
 PARTS = ("all", "structure", "channels", "bias")
@@ -76,7 +76,7 @@ def mix_kernels(kernels: AdaConvKernels, other: AdaConvKernels, part: Part) -> A
 def mix(
     G: Generator, ws: Tensor, other: Tensor, layers: Sequence[int], part: Part = "all", noise: Noise = "const"
 ) -> Tensor:
-    """Pictures [N, C, H, W] of ws [N, num_ws, w_dim], with a part of other [N, num_ws, w_dim] in the chosen layers.
+    """Images [N, C, H, W] of ws [N, num_ws, w_dim], with a part of other [N, num_ws, w_dim] in the chosen layers.
 
     "all" is StyleGAN's style mixing: the w of those layers, with which ToRGB goes. Of the other parts only kernels
     change places, and ToRGB stays.
@@ -102,7 +102,7 @@ def mixes(
 ) -> Iterator[Tensor]:
     """Every row's code [R, num_ws, w_dim] with a part of every column's [C, num_ws, w_dim], row after row.
 
-    Yields uint8 [≤ batch, channels, H, W] on the CPU, R · C pictures in all.
+    Yields uint8 [≤ batch, channels, H, W] on the CPU, R · C images in all.
     """
     pairs = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(len(columns))).view(-1, 2)
     for part_of_pairs in pairs.split(batch):
@@ -113,9 +113,9 @@ def mixes(
 def mixing_sheet(
     own: Tensor, mixed: Tensor, rows: Sequence[int], columns: Sequence[int], title: str, scale: int
 ) -> Image.Image:
-    """The pictures of the rows' and the columns' seeds, `own`, around their mixes; uint8 [N, channels, H, W] each."""
-    images = [to_image(picture, scale) for picture in own]
-    cells = [to_image(picture, scale) for picture in mixed]
+    """The images of the rows' and the columns' seeds, `own`, around their mixes; uint8 [N, channels, H, W] each."""
+    images = [to_image(image, scale) for image in own]
+    cells = [to_image(image, scale) for image in mixed]
     lines: list[list[Image.Image | None]] = [[None, *images[len(rows) :]]]
     for i in range(len(rows)):
         lines.append([images[i], *cells[i * len(columns) :][: len(columns)]])

@@ -1,4 +1,4 @@
-"""Finding the code of a picture: w or w+ by gradient descent, as in StyleGAN2 (Karras et al. 2020, appendix D).
+"""Finding the code of an image: w or w+ by gradient descent, as in StyleGAN2 (Karras et al. 2020, appendix D).
 
     w₀ = the nearest of some random w;   w ← Adam on  distance(g(w + noise), target) + α · noise regularization
 
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latents.perception import Features, distance
+from models.sampling import one_hot, random_generator
 from networks.generator import Generator
-from training.sampling import one_hot, random_generator
 
 STATISTICS = 10_000  # random codes, for their mean and deviation
 SMALLEST = 8  # side of the last level of a noise map
@@ -65,7 +65,7 @@ def exploration(step: int, config: ProjectionConfig) -> float:
 def noise_regularization(noise: Sequence[Tensor]) -> Tensor:
     """Σ ((mean n(x, y) n(x − 1, y))² + (mean n(x, y) n(x, y − 1))²) over all maps n [N, 1, H, W] and scales → [N].
 
-    The paper's L: noise that has learned to be a picture is like itself one pixel on. Scales are halved, down to 8 × 8,
+    The paper's L: noise that has learned to be an image is like itself one pixel on. Scales are halved, down to 8 × 8,
     by the sum of 2 × 2 pixels over 2, which keeps the variance of what is independent; maps go round at the border.
     """
     total = torch.zeros(len(noise[0]), device=noise[0].device)
@@ -88,7 +88,7 @@ def normalize_noise(noise: Sequence[Tensor]) -> None:
 
 
 def psnr(images: Tensor, targets: Tensor) -> Tensor:
-    """10 log₁₀(range² / MSE) [N] of pictures in −1..1, in dB, up to 100.
+    """10 log₁₀(range² / MSE) [N] of images in −1..1, in dB, up to 100.
 
     What lies outside is cut off, as it is in a file.
     """
@@ -118,7 +118,7 @@ def random_ws(G: Generator, count: int, seed: int, class_number: int | None = No
 
 @torch.no_grad()
 def nearest(G: Generator, candidates: Tensor, targets: Tensor, count: int) -> Tensor:
-    """Those `count` of the candidates [K, w_dim] whose pictures are nearest to each target → [N, count, w_dim].
+    """Those `count` of the candidates [K, w_dim] whose images are nearest to each target → [N, count, w_dim].
 
     Nearest pixel by pixel at 32 × 32, where the shapes count and no edge has to lie where it should.
     """
@@ -139,9 +139,9 @@ def project(
     class_number: int | None = None,
     progress: Progress | None = None,
 ) -> Projection:
-    """Finds the codes of pictures [N, C, H, W] in −1..1, on the device of the generator.
+    """Finds the codes of images [N, C, H, W] in −1..1, on the device of the generator.
 
-    After each step comes `progress(step, loss [N], pictures [N, C, H, W])`, of the best start of each target.
+    After each step comes `progress(step, loss [N], images [N, C, H, W])`, of the best start of each target.
     """
     n, starts, num_ws = len(targets), config.starts, G.config.num_ws
     random = random_ws(G, STATISTICS, config.seed, class_number)

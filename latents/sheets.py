@@ -1,4 +1,4 @@
-"""Sheets: pictures in rows and columns with words beside them."""
+"""Sheets: images in rows and columns with words beside them."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from torch_utils.cli import UserError
+from media.decode import MAX_PIXELS
+from torch_utils.errors import UserError
 from torch_utils.files import write_file
-from torch_utils.pictures import MAX_PIXELS
 
 Row = Sequence[Image.Image | None]
 
-GAP = 4  # pixels between pictures
+GAP = 4  # pixels between images
 TEXT = 14  # height of letters
 INK = (40, 40, 40)
-SHOWN = 64  # pixels a side that a picture has at least on a sheet
+SHOWN = 64  # pixels a side that an image has at least on a sheet
 
 
 def enlargement(resolution: int, shown: int = SHOWN) -> int:
-    """How many times a picture is enlarged to be at least so large."""
+    """How many times an image is enlarged to be at least so large."""
     return max(-(-shown // resolution), 1)
 
 
-def to_image(picture: Tensor, scale: int = 1) -> Image.Image:
+def to_image(pixels: Tensor, scale: int = 1) -> Image.Image:
     """uint8 [C, H, W], C = 1 or 3, with each pixel as a square of scale × scale."""
-    array = picture.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    array = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(array)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 
 
 def table(rows: Sequence[Row], top: Sequence[str], left: Sequence[str], title: str = "", gap: int = GAP) -> Image.Image:
-    """Pictures in rows, words above the columns and before the rows; None leaves a place empty.
+    """Images in rows, words above the columns and before the rows; None leaves a place empty.
 
-    A column is as wide as its widest picture or word. Raises UserError for what is too large for one picture.
+    A column is as wide as its widest image or word. Raises UserError for what is too large for one image.
     """
     font = ImageFont.load_default(TEXT)
     line = TEXT + 6

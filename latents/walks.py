@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from latents.mixing import Part, mix
+from media.images import grid, to_uint8
 from networks.generator import Generator, Noise
-from training.images import grid, to_uint8
 
 Interpolation = Literal["linear", "slerp", "spline"]
 INTERPOLATIONS = ("spline", "slerp", "linear")

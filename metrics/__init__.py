@@ -1,8 +1,8 @@
-"""How good the pictures are: named figures that compare a set of fake pictures with the real ones.
+"""How good the images are: named figures that compare a set of fake images with the real ones.
 
 names.py       what the names mean: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, swd
 evaluator.py   how a name becomes a figure
-features.py    pictures → statistics, over all processes; kept by content
+features.py    images → statistics, over all processes; kept by content
 detectors.py   Inception-v3, VGG-16 and LPIPS, of checked weights
 frechet.py     FID;  scores.py  KID, IS, precision and recall, PPL;  swd.py  SWD
 """

@@ -1,4 +1,4 @@
-"""`python -m metrics`: judges a snapshot, or a folder of pictures, against the real ones of a data set."""
+"""`python -m metrics`: judges a snapshot, or a folder of images, against the real ones of a data set."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from metrics.detectors import INCEPTION, OPTION, VGG16
 from metrics.judge import Job, judge
 from metrics.names import LISTED, parse_metric
 from torch_utils import distributed
-from torch_utils.cli import Command, Float, UserError, option, run
+from torch_utils.cli import Command, Float, option, run
+from torch_utils.errors import UserError
 from torch_utils.files import cache_folder
-from training.command import count_gpus
 
 EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
-python -m metrics --metrics fid5k_full,swd --fakes my_pictures/ --data faces32.zip --json
+python -m metrics --metrics fid5k_full,swd --fakes my_images/ --data faces32.zip --json
 """
 
 
@@ -39,8 +39,8 @@ def list_metrics() -> None:
     for name, what in LISTED.items():
         print(f"{name:{width}}  {what}")
     print(
-        "\nAny number of pictures can stand in a name: fid5k_full, kid2k, pr10k3, swd500, ppl2_wend5k.\n"
-        "_full: against all real pictures; without, against as many real ones as fakes."
+        "\nAny number of images can stand in a name: fid5k_full, kid2k, pr10k3, swd500, ppl2_wend5k.\n"
+        "_full: against all real images; without, against as many real ones as fakes."
     )
     print(f"\nDetectors (or {OPTION}), in {cache_folder()} (ADACONV_CACHE names another):")
     for detector, used in ((INCEPTION, "fid, kid, is"), (VGG16, "pr, ppl")):
@@ -63,17 +63,17 @@ def list_metrics() -> None:
     metavar="PATH",
     help="Snapshot to judge, or a run or a folder of runs: its newest one.",
 )
-@option("What", "--fakes", metavar="PATH", help="Folder or ZIP of pictures to judge in place of --network.")
-@option("What", "--data", metavar="PATH", help="Real pictures: a folder or ZIP.")
+@option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to judge in place of --network.")
+@option("What", "--data", metavar="PATH", help="Real images: a folder or ZIP.")
 @option("What", "--list", "listed", is_flag=True, help="Say which metrics there are, and where the detectors are.")
-@option("How", "--mirror", is_flag=True, help="Count every real picture flipped left-right as well.")
+@option("How", "--mirror", is_flag=True, help="Count every real image flipped left-right as well.")
 @option("How", "--trunc", type=Float(-10, 10), default=1.0, help="Truncation psi of the fakes; 1 is none.")
 @option(
     "How",
     "--seed",
     type=click.IntRange(0, 2**30),
     default=0,
-    help="Of the choice of pictures, the latents, and the random patches and directions.",
+    help="Of the choice of images, the latents, and the random patches and directions.",
 )
 @option(
     "How",
@@ -87,14 +87,14 @@ def list_metrics() -> None:
     "--batch",
     type=click.IntRange(1, 2**16),
     default=64,
-    help="Pictures at a time in each process; changes the memory, not the figures.",
+    help="Images at a time in each process; changes the memory, not the figures.",
 )
 @option(
     "How",
     "--workers",
     type=click.IntRange(0, 64),
     default=2,
-    help="Processes that read pictures; 0 reads in this one.",
+    help="Processes that read images; 0 reads in this one.",
 )
 @option("How", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
 @option("How", "--procs", type=click.IntRange(1), default=1, help="Processes on the CPU, one thread each if several.")
@@ -108,19 +108,19 @@ def main(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compares generated pictures, or a folder of pictures, with real ones."""
+    """Compares generated images, or a folder of images, with real ones."""
     if listed:
         return list_metrics()
     if data is None:
-        raise click.UsageError("--data is missing: name a folder or ZIP of real pictures")
+        raise click.UsageError("--data is missing: name a folder or ZIP of real images")
     if (options["network"] is None) == (options["fakes"] is None):
         both = "" if options["network"] is None else ", not both"
         raise UserError(f"name --network or --fakes{both}: what is to be judged")
     names = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
     for name in names:
         if parse_metric(name).kind == "ppl" and options["network"] is None:
-            raise UserError(f"{name} is of a generator, not of pictures; name one with --network, or leave it out")
-    gpus = count_gpus({} if gpus is None else {"gpus": gpus})
+            raise UserError(f"{name} is of a generator, not of images; name one with --network, or leave it out")
+    gpus = distributed.count_gpus(gpus)
     job = Job(names=names, data=data, gpus=gpus, **options)
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"

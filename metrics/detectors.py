@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_utils.cli import UserError
-from torch_utils.weights import downloaded, file_sha256, read_tensors
+from torch_utils.download import downloaded, file_sha256, read_tensors
+from torch_utils.errors import UserError, one_line
 
 OPTION = "--detector-weights"
 LPIPS_WEIGHTS = Path(__file__).with_name("lpips-vgg16.safetensors")  # how LPIPS weighs VGG-16's channels
-LPIPS_SIDE = 256  # larger pictures are reduced to it
+LPIPS_SIDE = 256  # larger images are reduced to it
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _name(detector: Detector) -> str:
 
 
 def load_detector(detector: Detector, weights: Weights, layers: Sequence[str], device: torch.device | str) -> nn.Module:
-    """Pictures uint8 [N, 3, H, W] → a tuple of the layers' features [N, D]. Raises UserError for other tensors."""
+    """Images uint8 [N, 3, H, W] → a tuple of the layers' features [N, D]. Raises UserError for other tensors."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
@@ -125,9 +125,9 @@ def load_detector(detector: Detector, weights: Weights, layers: Sequence[str], d
 
 
 def load_lpips(weights: Weights, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS (Zhang et al., CVPR 2018) with VGG-16: pictures float [N, 3, H, W] in −1..1, twice → distances [N].
+    """LPIPS (Zhang et al., CVPR 2018) with VGG-16: images float [N, 3, H, W] in −1..1, twice → distances [N].
 
-    Pictures of more than 256² are reduced to it, as StyleGAN does. Raises UserError for other tensors.
+    Images of more than 256² are reduced to it, as StyleGAN does. Raises UserError for other tensors.
     """
     import torchvision
     from torch_fidelity import sample_similarity_lpips as lpips
@@ -157,7 +157,7 @@ def _fitting(detector: Detector) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(
             f"the weights do not fit {detector.name} ({reason}); name others with {OPTION}, or none"
         ) from None

@@ -1,4 +1,4 @@
-"""Works out metrics of a generator's pictures, or of others, against the real ones of a data set."""
+"""Works out metrics of a generator's images, or of others, against the real ones of a data set."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from metrics.frechet import frechet_distance
 from metrics.names import Metric, parse_metric
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
-from torch_utils.cli import Failure, UserError
+from torch_utils.errors import Failure, UserError
 
 PPL_EPSILON = 1e-4  # between the two ends of a path (StyleGAN, CVPR 2019, section 4.1)
 DIMENSIONS = 2048  # of the features that FID takes the covariance of
-LEAST_KEPT = 1000  # pictures: the patches of fewer are sooner cut again than read
+LEAST_KEPT = 1000  # images: the patches of fewer are sooner cut again than read
 
 
 class NotFinite(Failure):
@@ -39,7 +39,7 @@ class NotFinite(Failure):
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a metric compares: of the first `count` pictures, moments or features of a detector's layer, or patches."""
+    """What a metric compares: of the first `count` images, moments or features of a detector's layer, or patches."""
 
     kind: str
     layer: str
@@ -58,7 +58,7 @@ def statistic(metric: Metric, count: int) -> Statistic:
 
 
 class Evaluator:
-    """The metrics `names` of fake pictures against the real ones of `dataset`, the same for any number of processes.
+    """The metrics `names` of fake images against the real ones of `dataset`, the same for any number of processes.
 
     Make one in every process, and call `evaluate` as often as there are fakes to judge: the real side is worked out at
     the first call and kept, also for the next time (in the cache folder, where the data set has a `content_hash`).
@@ -67,7 +67,7 @@ class Evaluator:
     With `optional`, metrics whose detector is not to be had are left out, and a note says so; else that raises.
 
     Raises:
-        UserError: for an unknown name, too few pictures, or a detector that is not to be had.
+        UserError: for an unknown name, too few images, or a detector that is not to be had.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Evaluator:
     ):
         self.metrics = [parse_metric(name) for name in dict.fromkeys(names)]
         if self.metrics and len(dataset) < 2:
-            raise UserError("the data set has only one picture; the metrics need at least 2")
+            raise UserError("the data set has only one image; the metrics need at least 2")
         self.dataset, self.batch, self.workers = dataset, batch, workers
         self.seed, self.device, self.progress = seed, device, progress
         self.notes: list[str] = []
@@ -104,18 +104,18 @@ class Evaluator:
         real, fake = self.counts[metric.name].values()
         for side, count in (("real", real), ("fake", fake)):
             if count < metric.least and not (side == "real" and count == 0):
-                raise UserError(f"{metric.name}: there are only {count} {side} pictures, {metric.least} are needed")
+                raise UserError(f"{metric.name}: there are only {count} {side} images, {metric.least} are needed")
             if metric.kind == "fid" and count <= DIMENSIONS:
                 self.notes.append(
-                    f"warning: {metric.name} has {count} {side} pictures for {DIMENSIONS} dimensions: the covariance "
+                    f"warning: {metric.name} has {count} {side} images for {DIMENSIONS} dimensions: the covariance "
                     "of so few is singular, and the figure too high; compare at equal numbers only"
                 )
         short = [f"{real} real"] if not metric.full and 0 < real < metric.count else []
         short += [f"{fake} fake"] if fake < metric.count else []
         if short:
             self.notes.append(
-                f"note: there are only {' and '.join(short)} pictures for {metric.name} ({metric.count}); "
-                "figures change with the number of pictures: compare at equal numbers only"
+                f"note: there are only {' and '.join(short)} images for {metric.name} ({metric.count}); "
+                "figures change with the number of images: compare at equal numbers only"
             )
 
     # --- detectors ----------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _describe(self, images: Tensor, patches: bool, layers: set[str]) -> dict[str, Tensor]:
-        """What the layers, and with "" the patches, are taken from: features [N, D], or the pictures themselves."""
+        """What the layers, and with "" the patches, are taken from: features [N, D], or the images themselves."""
         found = {"": images} if patches else {}
         images = detectors.rgb(images.to(self.device, non_blocking=True))
         with detectors.exact_products():
@@ -168,9 +168,9 @@ class Evaluator:
     # --- figures ------------------------------------------------------------------------------------------------
 
     def evaluate(self, fakes: Source, paths: Source | None = None) -> dict[str, float]:
-        """The figures for `fakes`, whose pictures are uint8 [N, C, H, W] of the data set's shape; {} except in rank 0.
+        """The figures for `fakes`, whose images are uint8 [N, C, H, W] of the data set's shape; {} except in rank 0.
 
-        `paths` makes pictures of both ends of paths in W for PPL: float [2N, C, H, W] in −1..1, first N at t = 0, then
+        `paths` makes images of both ends of paths in W for PPL: float [2N, C, H, W] in −1..1, first N at t = 0, then
         N at t = PPL_EPSILON. A metric has its figure under its name, and parts after an underscore: `swd2k_32`,
         `is50k_mean`, `pr50k3_full_recall`.
 
@@ -181,11 +181,11 @@ class Evaluator:
         if not self.metrics:
             return {}
         if paths is None and any(metric.kind == "ppl" for metric in self.metrics):
-            raise UserError("PPL is of a generator, not of pictures; name one with --network, or leave ppl2_wend out")
+            raise UserError("PPL is of a generator, not of images; name one with --network, or leave ppl2_wend out")
         if self._real is None:
             self._real = self._real_statistics()
         wanted = {statistic(m, self.counts[m.name]["fake"]) for m in self.metrics if m.kind != "ppl"}
-        fake = self._collect(wanted, fakes, "fake pictures")
+        fake = self._collect(wanted, fakes, "fake images")
         lengths = {m.name: self._distances(m, paths) for m in self.metrics if m.kind == "ppl"}
         if distributed.rank():
             return {}
@@ -219,7 +219,7 @@ class Evaluator:
         a = self._real[statistic(metric, counts["real"])] if counts["real"] else {}
         for side, tensors in (("real", a), ("fake", b)):
             if not finite(tensors):
-                raise NotFinite(f"{metric.name} is no number: what is known of the {side} pictures is not finite")
+                raise NotFinite(f"{metric.name} is no number: what is known of the {side} images is not finite")
         if metric.kind == "is":
             return scores.inception_score(b["features"])
         match metric.kind:
@@ -228,7 +228,7 @@ class Evaluator:
             case "kid":
                 return scores.kernel_distance(a["features"], b["features"])
             case "pr":
-                self._say(f"{metric.name}: distances of {counts['real']} and {counts['fake']} pictures ...")
+                self._say(f"{metric.name}: distances of {counts['real']} and {counts['fake']} images ...")
                 return scores.precision_recall(a["features"], b["features"], "distances" if self.progress else "")
             case "swd":
                 return {key.removeprefix("swd"): value for key, value in sliced_wasserstein(a, b).items()}
@@ -258,7 +258,7 @@ class Evaluator:
                 found |= {s: tensors if s.layer else unpacked(tensors) for s, tensors in kept.items()}
             missing = {s for s in wanted if s.count == count} - distributed.on_rank_0(set, found)
             source = dataset_source(self.dataset, chosen, self.workers)
-            new = self._collect(missing, source, "real pictures")
+            new = self._collect(missing, source, "real images")
             for s in new.keys() & keys.keys():
                 if not finite(new[s]):
                     continue  # it will be said; and it may have been by chance
@@ -268,7 +268,7 @@ class Evaluator:
         return found
 
     def _keys(self, statistics: Sequence[Statistic], chosen: Sequence[int]) -> dict[Statistic, CacheKey]:
-        """Under what the statistics of the chosen pictures are kept, of those that are."""
+        """Under what the statistics of the chosen images are kept, of those that are."""
         statistics = [s for s in statistics if s.layer or s.count >= LEAST_KEPT]
         if not statistics or not hasattr(self.dataset, "content_hash"):
             return {}
@@ -279,7 +279,7 @@ class Evaluator:
         return {s: CacheKey(content, shape, s.count, s.kind, s.layer, by[s]) for s in statistics}
 
     def _collect(self, wanted: set[Statistic], source: Source, title: str) -> dict[Statistic, Any]:
-        """The statistics of a set of pictures, each described by what needs it; in rank 0, {} in the others."""
+        """The statistics of a set of images, each described by what needs it; in rank 0, {} in the others."""
         collectors = {
             s: COLLECTORS[s.kind](s.count) if s.layer else PatchDescriptors(s.count, seed=self.seed, device=self.device)
             for s in sorted(wanted, key=str)
@@ -290,7 +290,7 @@ class Evaluator:
         for count in sorted({s.count for s in wanted}):
             layers = {s.layer for s in wanted if s.count >= count}
             describe = partial(self._describe, patches="" in layers, layers=layers)
-            turn = {"turn": 1} if "" in layers else {}  # the pictures themselves travel
+            turn = {"turn": 1} if "" in layers else {}  # the images themselves travel
             for part in described(source, count, self.batch, describe, first=first, **turn, **options):
                 for s, collector in collectors.items():
                     if s.count >= count:
@@ -334,7 +334,7 @@ def published_or_why(detector: Detector) -> Weights | str:
 
 
 def choose(there: int, count: int, seed: int) -> list[int]:
-    """The numbers of `count` of the pictures `there`, drawn by `seed`; all of them in their order where it takes all.
+    """The numbers of `count` of the images `there`, drawn by `seed`; all of them in their order where it takes all.
 
     A smaller `count` gives the beginning of the same choice.
     """
@@ -344,7 +344,7 @@ def choose(there: int, count: int, seed: int) -> list[int]:
 
 
 def tensor_source(images: Tensor) -> Source:
-    """The pictures [N, C, H, W] of a tensor."""
+    """The images [N, C, H, W] of a tensor."""
 
     def read(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         return (images[list(numbers)] for numbers in batches)

@@ -1,4 +1,4 @@
-"""What metrics know of a set of pictures, worked out by all processes together and gathered in the pictures' order."""
+"""What metrics know of a set of images, worked out by all processes together and gathered in the images' order."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from tqdm import tqdm
 
 from metrics.frechet import Moments
 from torch_utils import distributed
-from torch_utils.files import DiskFull, cache_folder, write_file
+from torch_utils.errors import DiskFull
+from torch_utils.files import cache_folder, write_file
 
-# The pictures of a set by their numbers, a tensor [N, C, H, W] for each batch of numbers.
+# The images of a set by their numbers, a tensor [N, C, H, W] for each batch of numbers.
 Source = Callable[[Sequence[Sequence[int]]], Iterator[Tensor]]
 
 TURN = 8  # batches between two meetings of the processes, so that a GPU need not wait after each
 
 
 def dataset_source(dataset: Dataset, chosen: Sequence[int], workers: int = 0) -> Source:
-    """The pictures `chosen` of a data set, whose items are pictures or tuples that begin with one."""
+    """The images `chosen` of a data set, whose items are images or tuples that begin with one."""
 
     def read(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         numbers = [[chosen[number] for number in batch] for batch in batches]
@@ -48,9 +49,9 @@ def described(
     turn: int = TURN,
     first: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Yields what `describe` makes of the pictures first … count − 1, in this order; with several processes, in rank 0.
+    """Yields what `describe` makes of the images first … count − 1, in this order; with several processes, in rank 0.
 
-    The others work, and yield nothing. Every picture is described once, in a batch that is the same for any number of
+    The others work, and yield nothing. Every image is described once, in a batch that is the same for any number of
     processes. With a `title`, the progress is shown.
     """
     batches = [range(start, min(start + batch, count)) for start in range(first, count, batch)]
@@ -98,9 +99,9 @@ COLLECTORS = {"moments": Moments, "features": Features}
 
 @dataclass(frozen=True)
 class CacheKey:
-    """All that statistics of real pictures depend on."""
+    """All that statistics of real images depend on."""
 
-    content: str  # of the pictures, flipped or not, in their order
+    content: str  # of the images, flipped or not, in their order
     shape: tuple[int, ...]  # [C, H, W]
     count: int
     kind: str  # of `evaluator.Statistic`

@@ -1,4 +1,4 @@
-"""A snapshot, or a folder of pictures, judged against the real ones of a data set, by all processes together."""
+"""A snapshot, or a folder of images, judged against the real ones of a data set, by all processes together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from media.dataset import ImageDataset
 from metrics import PPL_EPSILON, Evaluator, choose, dataset_source
+from models.sampling import Fakes
+from models.snapshot import find_snapshot, load_generator
 from torch_utils import distributed
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 from torch_utils.files import atomic_write
-from training.checkpoint import find_snapshot, load_generator
-from training.dataset import ImageDataset
-from training.sampling import Fakes
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Job:
 
 
 def check_shape(what: str, channels: int, resolution: int, dataset: ImageDataset, data: str) -> None:
-    """Raises UserError where pictures of `what` cannot be compared with those of the data set."""
+    """Raises UserError where images of `what` cannot be compared with those of the data set."""
     if (channels, resolution) != (dataset.channels, dataset.resolution):
         raise UserError(
-            f"{what} gives pictures of {resolution}×{resolution} with {channels} channels, {data} of "
+            f"{what} gives images of {resolution}×{resolution} with {channels} channels, {data} of "
             f"{dataset.resolution}×{dataset.resolution} with {dataset.channels}: they cannot be compared"
         )
 
@@ -49,7 +49,7 @@ def check_shape(what: str, channels: int, resolution: int, dataset: ImageDataset
 def judge(job: Job, result: Path | None = None) -> dict[str, Any]:
     """The figures of a job, and all that they depend on; in rank 0, which writes them to the file `result` as well."""
     device = torch.device("cuda", torch.cuda.current_device()) if job.gpus else torch.device("cpu")
-    judge_one = judge_pictures if job.network is None else judge_network
+    judge_one = judge_images if job.network is None else judge_network
     record = judge_one(job, device)
     if result and distributed.rank() == 0:
         with atomic_write(result) as file:
@@ -58,7 +58,7 @@ def judge(job: Job, result: Path | None = None) -> dict[str, Any]:
 
 
 def judge_network(job: Job, device: torch.device) -> dict[str, Any]:
-    """Of pictures that a snapshot generates, with the frequencies of the data set's classes if it has classes."""
+    """Of images that a snapshot generates, with the frequencies of the data set's classes if it has classes."""
     snapshot = distributed.on_rank_0(find_snapshot, job.network)
     G, info = load_generator(snapshot, device)
     if not all(tensor.isfinite().all() for tensor in G.state_dict().values()):
@@ -69,13 +69,13 @@ def judge_network(job: Job, device: torch.device) -> dict[str, Any]:
         raise UserError(f"{snapshot} knows {G.config.c_dim} classes, {job.data} has {dataset.c_dim}")
     evaluator = evaluator_of(job, dataset, device)
     fakes = Fakes(G, evaluator.count, job.seed, dataset.labels, job.trunc)
-    figures = evaluator.evaluate(fakes.pictures, partial(fakes.path_ends, epsilon=PPL_EPSILON))
+    figures = evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
     about = {"network": str(snapshot), "kimg": info["kimg"], "truncation": job.trunc}
     return record_of(figures, evaluator, dataset, job, about)
 
 
-def judge_pictures(job: Job, device: torch.device) -> dict[str, Any]:
-    """Of the pictures in a folder or ZIP."""
+def judge_images(job: Job, device: torch.device) -> dict[str, Any]:
+    """Of the images in a folder or ZIP."""
     dataset, fakes = ImageDataset(job.data, mirror=job.mirror), ImageDataset(job.fakes)
     check_shape(job.fakes, fakes.channels, fakes.resolution, dataset, job.data)
     evaluator = evaluator_of(job, dataset, device, len(fakes))
@@ -106,4 +106,4 @@ def record_of(
     figures: dict[str, float], evaluator: Evaluator, dataset: ImageDataset, job: Job, about: dict[str, Any]
 ) -> dict[str, Any]:
     data = {"data": job.data, "data_hash": dataset.fingerprint, "mirror": job.mirror}
-    return {**figures, "pictures": evaluator.counts, "settings": {**evaluator.settings(), **about, **data}}
+    return {**figures, "images": evaluator.counts, "settings": {**evaluator.settings(), **about, **data}}

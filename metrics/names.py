@@ -1,6 +1,6 @@
-"""The metrics' names, as StyleGAN2-ADA's users know them: a kind, a number of pictures, and what with.
+"""The metrics' names, as StyleGAN2-ADA's users know them: a kind, a number of images, and what with.
 
-`fid50k_full`: 50 000 fakes against all real pictures; without `_full`, against as many real ones as fakes. Any number
+`fid50k_full`: 50 000 fakes against all real images; without `_full`, against as many real ones as fakes. Any number
 can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 
 COUNT = "([1-9][0-9]{0,8}k?)"
 PATTERNS = {
@@ -21,8 +21,8 @@ PATTERNS = {
     "swd": f"swd{COUNT}?",
 }
 DEFAULT_COUNTS = {"ppl": "50k", "swd": "8192"}  # where the name has none
-LEAST = {"pr": 4, "is": 10}  # pictures; of the others 2
-MOST, MOST_PATHS = 1_000_000, 500_000  # for which a seed has latents: training.sampling.STRETCH
+LEAST = {"pr": 4, "is": 10}  # images; of the others 2
+MOST, MOST_PATHS = 1_000_000, 500_000  # for which a seed has latents: models.sampling.STRETCH
 MOST_REAL = {"kid": 1_000_000, "pr": 200_000}  # that `_full` takes, as StyleGAN2-ADA does
 
 LISTED = {
@@ -31,7 +31,7 @@ LISTED = {
     "pr50k3_full": "precision and recall by the 3rd neighbour in VGG-16's features; higher is better",
     "is50k": "inception score of the fakes alone; higher is better",
     "ppl2_wend": "perceptual path length in W at the paths' ends, 50k paths; lower is smoother",
-    "swd": "sliced Wasserstein distance, 8192 pictures; lower is better; needs no download",
+    "swd": "sliced Wasserstein distance, 8192 images; lower is better; needs no download",
 }
 
 
@@ -41,11 +41,11 @@ class Metric:
 
     name: str
     kind: str  # of PATTERNS
-    count: int  # of fakes, and of real pictures
+    count: int  # of fakes, and of real images
     full: bool = False  # all real ones in place of `count`
 
     def reals(self, there: int) -> int:
-        """How many of the real pictures `there` it takes."""
+        """How many of the real images `there` it takes."""
         if self.kind in ("is", "ppl"):
             return 0
         return min(MOST_REAL.get(self.kind, there) if self.full else self.count, there)
@@ -57,7 +57,7 @@ class Metric:
 
     @property
     def least(self) -> int:
-        """The pictures of a side that it cannot do without."""
+        """The images of a side that it cannot do without."""
         return LEAST.get(self.kind, 2)
 
 
@@ -69,11 +69,11 @@ def parse_metric(name: str) -> Metric:
             count = count or DEFAULT_COUNTS[kind]
             metric = Metric(name, kind, int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1), bool(full))
             if metric.count < metric.least:
-                raise UserError(f"{name}: a set of at least {metric.least} pictures is needed")
+                raise UserError(f"{name}: a set of at least {metric.least} images is needed")
             if metric.count > (most := MOST_PATHS if kind == "ppl" else MOST):
-                raise UserError(f"{name}: at most {most:,} pictures can be asked for")
+                raise UserError(f"{name}: at most {most:,} images can be asked for")
             return metric
     raise UserError(
-        f"no metric is called {name!r}; there are {', '.join(LISTED)}, with any number of pictures in the name "
+        f"no metric is called {name!r}; there are {', '.join(LISTED)}, with any number of images in the name "
         "(fid5k_full, swd2k); python -m metrics --list says what they are"
     )

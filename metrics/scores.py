@@ -39,7 +39,7 @@ def kernel_distance(real: Tensor, fake: Tensor) -> dict[str, float]:
 def precision_recall(real: Tensor, fake: Tensor, title: str = "") -> dict[str, float]:
     """ "_precision": the part of the fakes [M, D] that lie in a ball about a real one; "_recall": the other way round.
 
-    The ball about a picture of a set [N, D] reaches as far as its third neighbour in the set. torch-fidelity does the
+    The ball about an image of a set [N, D] reaches as far as its third neighbour in the set. torch-fidelity does the
     same with all of both sets in the precision of the distances; here only a block of each is in float64. With a
     `title`, the progress is shown.
     """
@@ -93,7 +93,7 @@ def inception_score(logits: Tensor) -> dict[str, float]:
 
 
 def path_length(distances: Tensor, epsilon: float) -> dict[str, float]:
-    """PPL of the distances [N] of pictures that lie `epsilon` apart: the mean of d/ε², without the outer per cents."""
+    """PPL of the distances [N] of images that lie `epsilon` apart: the mean of d/ε², without the outer per cents."""
     lengths = distances.double().numpy() / epsilon**2
     low = np.percentile(lengths, 1, method="lower")
     high = np.percentile(lengths, 99, method="higher")

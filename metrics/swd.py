@@ -1,7 +1,7 @@
-"""Sliced Wasserstein distance: how far the local structure of two sets of pictures lies apart.
+"""Sliced Wasserstein distance: how far the local structure of two sets of images lies apart.
 
 Karras, Aila, Laine, Lehtinen: "Progressive Growing of GANs for Improved Quality, Stability, and Variation",
-ICLR 2018, section 5. Every picture is split into a Laplacian pyramid; small patches of every level are
+ICLR 2018, section 5. Every image is split into a Laplacian pyramid; small patches of every level are
 normalized per channel and set, and the two clouds of patches are compared along random directions.
 
 The normalization makes it blind to a change of the brightness or contrast of a whole set; it sees edges,
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 PATCH = 7  # side of a patch, in pixels
-PATCHES = 128  # patches per picture and level
+PATCHES = 128  # patches per image and level
 DIRECTIONS = 4 * 128  # the paper's 4 repeats of 128 directions: their mean is the mean over all 512
 SMALLEST = 16  # resolution of the last level
 
@@ -39,7 +39,7 @@ VALUES = (CODES ^ (CODES >> 15 & 0x7FFF)).view(torch.float16)
 def smooth(x: torch.Tensor) -> torch.Tensor:
     """Filters `x [N, C, H, W]` with the 5×5 binomial kernel [1, 4, 6, 4, 1]/16 ⊗ itself, borders mirrored.
 
-    Plain sums of shifted pictures: a picture's result does not depend on the others in its batch.
+    Plain sums of shifted images: an image's result does not depend on the others in its batch.
     """
     height, width = x.shape[2:]
     x = F.pad(x, (2, 2, 2, 2), mode="reflect")
@@ -65,7 +65,7 @@ def laplacian_pyramid(x: torch.Tensor) -> list[torch.Tensor]:
 
     Level l is gₗ − upsample(gₗ₊₁) with g₀ = x and gₗ₊₁ = downsample(gₗ); the last one, at 16×16, is g itself.
     So `level + upsample(coarser)`, from the last level up, gives `x` back. It ends earlier at an odd size;
-    a picture smaller than 32×32 is its own only level.
+    an image smaller than 32×32 is its own only level.
     """
     levels = []
     while min(x.shape[2:]) >= 2 * SMALLEST and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
@@ -78,7 +78,7 @@ def laplacian_pyramid(x: torch.Tensor) -> list[torch.Tensor]:
 def cut_patches(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Cuts 128 random 7×7 patches from each of `x [N, C, H, W]`: [N·128, C, 7, 7].
 
-    The positions are drawn picture by picture, so that batches of any size give the same patches.
+    The positions are drawn image by image, so that batches of any size give the same patches.
     """
     n, _, height, width = x.shape
     corners = rng.integers(0, (height - PATCH + 1, width - PATCH + 1), size=(n, PATCHES, 2))
@@ -140,9 +140,9 @@ def project_patches(patches: torch.Tensor, rng: np.random.Generator, device: tor
 
 
 class PatchDescriptors:
-    """Collects the patches of up to `count` pictures, batch by batch, and turns them into what is compared.
+    """Collects the patches of up to `count` images, batch by batch, and turns them into what is compared.
 
-    Patches are kept as float16 on the CPU: `count`·128·C·49·2 bytes per level; for 8192 colour pictures that
+    Patches are kept as float16 on the CPU: `count`·128·C·49·2 bytes per level; for 8192 colour images that
     is 0.3 GB, at 1024² (7 levels) 2.2 GB. `finish` gives it back; its result takes 0.13 GB per level, whatever
     the count. The arithmetic runs on `device`. Two sets to be compared need the same `seed`.
     """
@@ -151,30 +151,30 @@ class PatchDescriptors:
         self.count = count
         self.seed = seed
         self.device = device
-        self.pictures = 0  # taken so far
+        self.images = 0  # taken so far
         self.shape: tuple[int, ...] = ()  # [C, H, H]
         self.patches: dict[int, torch.Tensor] = {}  # by resolution: [count·128, C, 7, 7]
         self.positions: dict[int, np.random.Generator] = {}
 
     @torch.no_grad()
     def add(self, images: torch.Tensor) -> None:
-        """Takes the pictures uint8 [N, C, H, H]; those beyond `count` are left out."""
+        """Takes the images uint8 [N, C, H, H]; those beyond `count` are left out."""
         shape = tuple(images.shape[1:])
         if images.dtype != torch.uint8 or len(shape) != 3 or shape[1] != shape[2] or shape[1] < PATCH:
             raise ValueError(
-                f"expected square uint8 pictures [N, C, H, H] of {PATCH}×{PATCH} or more, "
+                f"expected square uint8 images [N, C, H, H] of {PATCH}×{PATCH} or more, "
                 f"got {images.dtype} {list(images.shape)}"
             )
         if shape != (self.shape or shape):
-            raise ValueError(f"pictures {list(shape)} after pictures {list(self.shape)} in one set")
+            raise ValueError(f"images {list(shape)} after images {list(self.shape)} in one set")
         self.shape = shape
-        images = images[: self.count - self.pictures]
+        images = images[: self.count - self.images]
         block_size = max(1, BLOCK_VALUES // math.prod(shape))
         for first in range(0, len(images), block_size):
             block = images[first : first + block_size]
             for level in laplacian_pyramid(block.to(self.device).float()):
                 self._keep(level)
-            self.pictures += len(block)
+            self.images += len(block)
 
     def _keep(self, level: torch.Tensor) -> None:
         size = level.shape[2]
@@ -182,7 +182,7 @@ class PatchDescriptors:
             self.patches[size] = torch.empty(self.count * PATCHES, level.shape[1], PATCH, PATCH, dtype=torch.float16)
             self.positions[size] = np.random.default_rng([self.seed, size, 0])
         patches = cut_patches(level, self.positions[size])
-        first = self.pictures * PATCHES
+        first = self.images * PATCHES
         self.patches[size][first : first + len(patches)] = patches
 
     @torch.no_grad()
@@ -190,7 +190,7 @@ class PatchDescriptors:
         """Returns what `project_patches` makes of every level, by resolution, and lets go of the patches."""
         projected = {}
         for size in list(self.patches):
-            patches = self.patches.pop(size)[: self.pictures * PATCHES]
+            patches = self.patches.pop(size)[: self.images * PATCHES]
             rng = np.random.default_rng([self.seed, size, 1])
             projected[size] = project_patches(patches, rng, self.device)
         return projected
@@ -235,6 +235,6 @@ def sliced_wasserstein(real: dict[int, torch.Tensor], fake: dict[int, torch.Tens
     Returns 1000 × the distance per level as `swd_<resolution>`, and the mean of the levels, first, as `swd`.
     """
     if real.keys() != fake.keys():
-        raise ValueError(f"levels {list(real)} against {list(fake)}: the pictures differ in size")
+        raise ValueError(f"levels {list(real)} against {list(fake)}: the images differ in size")
     distances = {f"swd_{size}": 1000 * wasserstein(real[size], fake[size]) for size in real}
     return {"swd": sum(distances.values()) / len(distances), **distances}

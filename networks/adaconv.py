@@ -4,8 +4,8 @@
     y = pointwise ∗ (depthwise ∗ x̂) + bias            both grouped; paper, section 3
 
 Depthwise and pointwise kernels compose into one grouped kernel, and the normalization folds into it, so the op reads
-the picture once. Both models use this layer: the generator with styles from `w`, the stylizer with styles from a
-picture.
+the image once. Both models use this layer: the generator with styles from `w`, the stylizer with styles from a
+image.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def fold_instance_norm(
     mean, var = moments(x) if statistics is None else statistics
     n = mean.shape[0]
     # μ and rstd of the inputs i of each output's group: [N, G, 1, C/G], beside the kernel [N, G, C/G, C/G, k·k]
-    mean, var = mean.to(kernel.dtype), var.to(kernel.dtype)  # of half precision pictures, in the kernel's float32
+    mean, var = mean.to(kernel.dtype), var.to(kernel.dtype)  # of half precision images, in the kernel's float32
     mean, rstd = (t.view(n, c // group, 1, group) for t in (mean, (var + eps).rsqrt()))
     folded = kernel.flatten(3).unflatten(1, (c // group, group)) * rstd[..., None]
     shift = (folded.sum(dim=4) * mean).sum(dim=3).view(n, c)
@@ -84,7 +84,7 @@ def demodulation(weight: Tensor, kernel: Tensor, eps: float = 1e-8) -> Tensor:
 
     StyleGAN2's demodulation (Karras et al. 2020, equation 3) with the squared scale of channel i replaced by the
     squared norm of its predicted kernel, under the same assumption: inputs independent, of unit variance. In place
-    of statistics of the picture. weight [O, C, k, k], kernel [N, C, C/G, k, k] → [N, O].
+    of statistics of the image. weight [O, C, k, k], kernel [N, C, C/G, k, k] → [N, O].
     """
     power = kernel.square().sum(dim=(2, 3, 4))
     return (power @ weight.square().sum(dim=(2, 3)).t() + eps).rsqrt()

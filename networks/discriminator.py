@@ -32,10 +32,12 @@ class DiscriminatorBlock(nn.Module):
         self.conv0 = Conv2d(i, i, 3, act="lrelu", clamp=config.clamp)
         self.conv1 = Conv2d(i, o, 3, act="lrelu", down=True, clamp=config.clamp)
         self.skip = Conv2d(i, o, 1, bias=False, down=True)
-        self.half: torch.dtype | None = None  # the precision of the layers, where it is not that of the weights
+        self.compute_dtype: torch.dtype | None = (
+            None  # the precision of the layers, where it is not that of the weights
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.half or self.skip.weight.dtype)
+        x = x.to(self.compute_dtype or self.skip.weight.dtype)
         # √½ of the activation's own gain √2 is 1
         return self.conv1(self.conv0(x), gain=1.0) + self.skip(x, gain=0.5**0.5)
 
@@ -54,7 +56,7 @@ def minibatch_std(x: Tensor, group: int) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Picture [N, img_channels, H, W], c [N, c_dim] → logits [N, 1], positive for what looks real."""
+    """Image [N, img_channels, H, W], c [N, c_dim] → logits [N, 1], positive for what looks real."""
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
@@ -72,7 +74,7 @@ class Discriminator(nn.Module):
         self.mapping = MappingNetwork(0, config.c_dim, channels, config.map_depth) if config.c_dim else None
 
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
-        first = self.blocks[0].half if len(self.blocks) else None
+        first = self.blocks[0].compute_dtype if len(self.blocks) else None
         x = self.blocks(self.fromrgb(img.to(first or img.dtype))).to(img.dtype)
         x = self.conv(minibatch_std(x, self.config.mbstd_group))
         x = self.out(self.fc(x.flatten(1)))

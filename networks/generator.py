@@ -1,6 +1,6 @@
 """The generator: StyleGAN2 (Karras et al. 2020) with AdaConv in place of the modulated convolution.
 
-    z, c → MappingNetwork → ws → SynthesisNetwork → picture
+    z, c → MappingNetwork → ws → SynthesisNetwork → image
 
 A synthesis layer is  AdaConv(w) → learned 3 × 3 convolution → demodulation → noise → bias, leaky ReLU, clamp.
 `modulation` says what w predicts: AdaConv's kernels, or one number a channel, which is StyleGAN2's modulated
@@ -224,12 +224,14 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution: two layers (one at 4 × 4), and ToRGB added to the upsampled picture so far (skips)."""
+    """One resolution: two layers (one at 4 × 4), and ToRGB added to the upsampled image so far (skips)."""
 
     def __init__(self, config: GeneratorConfig, resolution: int):
         super().__init__()
         channels = config.channels(resolution)
-        self.half: torch.dtype | None = None  # the precision of the layers, where it is not that of the weights
+        self.compute_dtype: torch.dtype | None = (
+            None  # the precision of the layers, where it is not that of the weights
+        )
         self.conv0 = None
         if resolution > 4:
             self.conv0 = SynthesisLayer(config, config.channels(resolution // 2), resolution, up=True)
@@ -244,7 +246,7 @@ class SynthesisBlock(nn.Module):
         self, x: Tensor, img: Tensor | None, ws: Sequence[Tensor | AdaConvKernels], noise: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
         """ws: one, or its kernels, for each layer, and one for ToRGB; noise: one for each layer."""
-        x = x.to(self.half or self.conv1.weight.dtype)
+        x = x.to(self.compute_dtype or self.conv1.weight.dtype)
         for layer, w, n in zip(self.layers(), ws, noise, strict=False):
             x = layer(x, w, n)
         rgb = self.torgb(x, ws[-1])
@@ -252,7 +254,7 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """ws [N, num_ws, w_dim] → picture [N, img_channels, resolution, resolution], about −1..1. StyleGAN2's g."""
+    """ws [N, num_ws, w_dim] → image [N, img_channels, resolution, resolution], about −1..1. StyleGAN2's g."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -287,7 +289,7 @@ class SynthesisNetwork(nn.Module):
         return [layer.adaconv.predictor(w) for layer, w in zip(layers, ws.unbind(dim=1), strict=False)]
 
     def forward(self, ws: Tensor, noise: Noise = "random", kernels: Sequence[AdaConvKernels] | None = None) -> Tensor:
-        """ws [N, num_ws, w_dim] → picture. `kernels` go in place of what ws predict for each layer; ToRGB keeps ws."""
+        """ws [N, num_ws, w_dim] → image. `kernels` go in place of what ws predict for each layer; ToRGB keeps ws."""
         n, layers = ws.shape[0], self._checked(ws)
         if kernels is not None and len(kernels) != len(layers):
             raise ValueError(f"kernels: expected those of each of {len(layers)} layers, got {len(kernels)}")
@@ -311,7 +313,7 @@ class SynthesisNetwork(nn.Module):
 
 
 class Generator(nn.Module):
-    """z [N, z_dim], c [N, c_dim] → picture [N, img_channels, resolution, resolution], about −1..1."""
+    """z [N, z_dim], c [N, c_dim] → image [N, img_channels, resolution, resolution], about −1..1."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()

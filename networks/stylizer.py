@@ -1,14 +1,14 @@
-"""The stylizer: a content picture rebuilt in the style of another one (Chandran et al., CVPR 2021).
+"""The stylizer: a content image rebuilt in the style of another one (Chandran et al., CVPR 2021).
 
     style   → VGG-19 → StyleEncoder → W → KernelPredictor of each stage → kernels
-    content → VGG-19 → StyleDecoder(kernels) → picture
+    content → VGG-19 → StyleDecoder(kernels) → image
 
 A stage of the decoder is  ×2 → AdaConv(kernels) → learned 3 × 3 convolutions with ReLU. With `modulation="adain"` the
 content's features take the style's mean and standard deviation once, before the first stage's convolution, and that is
 all: AdaIN (Huang and Belongie 2017), in the same code.
 
 A style is a list of AdaConvKernels, one for each stage that it speaks to. It is made once (`Stylizer.kernels`), applied
-to as many pictures as one likes, and can be mixed with others (`mix`), taken apart (`structure_and_statistics`) and
+to as many images as one likes, and can be mixed with others (`mix`), taken apart (`structure_and_statistics`) and
 kept in a file (`to_tensors`).
 """
 
@@ -34,7 +34,7 @@ CHANNELS = (512, 256, 128, 64)  # of the stages' inputs, at full width
 GROUP = (1, 2, 4, 8)  # C/G: the same number of predicted values in each stage
 CONVOLUTIONS = ((256,), (256, 256, 256, 128), (128, 64), (64, 3))  # outputs: the mirror of VGG-19's
 HALO = (2, 3, 2, 2)  # how many pixels of a stage's input an output depends on beyond its own, for 3 × 3 kernels
-ENCODER_HALO = 30  # the same for relu4_1, in pixels of the picture: 2 + 2·2 + 4·4 + 8
+ENCODER_HALO = 30  # the same for relu4_1, in pixels of the image: 2 + 2·2 + 4·4 + 8
 MIN_SIZE = STRIDE + 1  # relu4_1 needs two pixels a side, which can be reflected
 EPS = 1e-5  # of instance normalization
 SLOPE = 0.2  # of the style encoder's leaky ReLU
@@ -46,7 +46,7 @@ class StylizerConfig:
 
     width: float = 1.0  # factor on all channels
     modulation: Literal["adaconv", "adain"] = "adaconv"
-    style_size: int = 256  # side of the style picture
+    style_size: int = 256  # side of the style image
     style_channels: int = 512  # of the style map W, at full width
     kernel_size: int = 3  # of the predicted kernels; also the size of W
     depthwise_scale: float = 0.1  # how far from the identity the predicted kernels start
@@ -133,7 +133,7 @@ class DecoderStage(nn.Module):
         for out in CONVOLUTIONS[index]:
             out = out if out == 3 else scaled(out, config.width)
             self.convs.append(Conv3x3(channels, out, "reflect"))
-            initialize(self.convs[-1], 2**0.5 if out != 3 else 0.5)  # the picture starts within −1..1
+            initialize(self.convs[-1], 2**0.5 if out != 3 else 0.5)  # the image starts within −1..1
             channels = out
         self.to(memory_format=torch.channels_last)
 
@@ -141,7 +141,7 @@ class DecoderStage(nn.Module):
         """x [N, C, h, w] → [N, C', h, w], or twice as large with `up`. See StyleDecoder.stage."""
         if self.adaconv is not None:
             x = x.contiguous()
-            # of the picture before it is enlarged: repeating pixels changes neither mean nor variance
+            # of the image before it is enlarged: repeating pixels changes neither mean nor variance
             statistics = moments(precise(x)) if statistics is None else statistics
         if self.up:
             x = F.interpolate(x, scale_factor=2, mode="nearest")
@@ -154,7 +154,7 @@ class DecoderStage(nn.Module):
 
 
 class StyleDecoder(nn.Module):
-    """Content features relu4_1 [N, 512, h, w] and kernels → picture [N, 3, 8h, 8w], about −1..1."""
+    """Content features relu4_1 [N, 512, h, w] and kernels → image [N, 3, 8h, 8w], about −1..1."""
 
     def __init__(self, config: StylizerConfig):
         super().__init__()
@@ -170,8 +170,8 @@ class StyleDecoder(nn.Module):
         """One stage, [N, C_i, h, w] → [N, C_{i+1}, h', w']: h' = h in the first, 2h in the others.
 
         `statistics` are the mean and variance of each channel, [N, C_i], that x is normalized by; None for those of x
-        itself. With those of a whole picture, x may be a part of it: outputs whose own pixel of the input is at least
-        `HALO[index]` pixels from where it was cut are those of the whole picture (with kernels of k × k, k // 2 − 1
+        itself. With those of a whole image, x may be a part of it: outputs whose own pixel of the input is at least
+        `HALO[index]` pixels from where it was cut are those of the whole image (with kernels of k × k, k // 2 − 1
         more). That is 16, 24, 8 and 4 pixels of the content for the four stages; the encoder's is `ENCODER_HALO`.
         """
         return self.stages[index](x, kernels, statistics)
@@ -207,12 +207,12 @@ class Stylizer(nn.Module):
         self.style_encoder = StyleEncoder(config) if config.modulation == "adaconv" else None
         self.decoder = StyleDecoder(config)
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """[N, 3, H, W] in −1..1 → relu4_1 [N, 512, H / 8, W / 8]."""
-        return self.encoder(pictures)[-1]
+        return self.encoder(images)[-1]
 
     def kernels(self, style: Tensor) -> Kernels:
-        """Style pictures [N, 3, H, W] of any size → what they say to each stage, kernels of N samples.
+        """Style images [N, 3, H, W] of any size → what they say to each stage, kernels of N samples.
 
         Cut to the square in the middle, which is resized to `style_size`.
         """
@@ -229,8 +229,8 @@ class Stylizer(nn.Module):
 
     def forward(self, content: Tensor, kernels: Sequence[AdaConvKernels]) -> Tensor:
         height, width = content.shape[2:]
-        picture = self.decoder(self.encode(padded(content, self.config.min_size)), kernels)
-        return picture[:, :, :height, :width]
+        image = self.decoder(self.encode(padded(content, self.config.min_size)), kernels)
+        return image[:, :, :height, :width]
 
 
 def initialize(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
@@ -244,28 +244,28 @@ def precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def padded(pictures: Tensor, least: int = MIN_SIZE) -> Tensor:
+def padded(images: Tensor, least: int = MIN_SIZE) -> Tensor:
     """Reflected at the right and the bottom to sizes that VGG's poolings divide: [N, 3, H, W] → multiples of 8.
 
     Raises:
-        ValueError: for pictures with a side under `least`.
+        ValueError: for images with a side under `least`.
     """
-    height, width = pictures.shape[2:]
+    height, width = images.shape[2:]
     if min(height, width) < least:
         raise ValueError(f"content: expected at least {least}x{least} pixels, got {width}x{height}")
     right, bottom = -width % STRIDE, -height % STRIDE
-    return F.pad(pictures, [0, right, 0, bottom], mode="reflect") if right or bottom else pictures
+    return F.pad(images, [0, right, 0, bottom], mode="reflect") if right or bottom else images
 
 
-def resized(pictures: Tensor, size: int) -> Tensor:
+def resized(images: Tensor, size: int) -> Tensor:
     """The square in the middle of [N, 3, H, W], as [N, 3, size, size].
 
     All of it, resized unevenly, would have strokes of another shape.
     """
-    height, width = pictures.shape[2:]
+    height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = pictures[:, :, top : top + side, left : left + side]
+    square = images[:, :, top : top + side, left : left + side]
     if side == size:
         return square
     return F.interpolate(square, [size, size], mode="bilinear", antialias=True, align_corners=False)
@@ -312,7 +312,7 @@ def weakened(model: Stylizer, content: Tensor, kernels: Sequence[AdaConvKernels]
     AdaIN's trade-off blends the stylized features with the content's (Huang and Belongie, section 6.4), which is the
     blend of the style's statistics with the content's own: kernels are what AdaConv has in their place. Blending its
     features instead would need the content's at all four stages, which exist only for a decoder that was run with
-    the content's kernels; and the decoder would see two pictures laid over each other.
+    the content's kernels; and the decoder would see two images laid over each other.
     """
     if model.style_encoder is None:
         own = model.kernels_of(model.encode(padded(content)))  # all of it, so that strength 0 changes nothing

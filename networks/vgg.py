@@ -13,13 +13,13 @@ TAPS = (1, 6, 11, 20)  # relu1_1, relu2_1, relu3_1 and relu4_1 in torchvision's 
 STRIDE = 8  # of relu4_1
 BEYOND = (512, 512, 512, "pool", 512, 512, 512, 512)  # the rest of VGG-19's convolutions, from conv4_2 on
 
-# of ImageNet, for pictures of 0..1
+# of ImageNet, for images of 0..1
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
 class VGG19(nn.Module):
-    """Picture [N, 3, H, W] in −1..1 → relu1_1, relu2_1, relu3_1, relu4_1: [N, C_i, H / 2ⁱ, W / 2ⁱ] for i = 0..3.
+    """Image [N, 3, H, W] in −1..1 → relu1_1, relu2_1, relu3_1, relu4_1: [N, C_i, H / 2ⁱ, W / 2ⁱ] for i = 0..3.
 
     The layers have torchvision's names and numbers, so that its weights load as they are; C_i = 64, 128, 256, 512
     times `width`. Works in channels-last memory, which convolutions read fastest.
@@ -66,7 +66,7 @@ class NormalizedConv(nn.Sequential):
 
 
 class Classifier(nn.Module):
-    """Picture [N, 3, H, W] in −1..1 → logits [N, classes]: what an encoder of one's own is trained as.
+    """Image [N, 3, H, W] in −1..1 → logits [N, classes]: what an encoder of one's own is trained as.
 
     All of VGG-19's convolutions, of which the encoder has those up to relu4_1: with layers beyond, it need not give up
     where things are. While trained, each has a batch normalization behind it; `fold` gives an encoder without. The

@@ -1,1 +1,1 @@
-"""What surrounds a style transfer model: pictures, tiles, videos, colours, masks, and calm from frame to frame."""
+"""What surrounds a style transfer model: images, tiles, videos, colours, masks, and calm from frame to frame."""

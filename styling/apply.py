@@ -1,4 +1,4 @@
-"""A look applied to pictures and videos."""
+"""A look applied to images and videos."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from media.files import MIN_SIDE
+from media.images import to_float, to_uint8
+from media.video import Transcoded, VideoReader, transcode
 from networks.stylizer import Kernels, Stylizer, mix, padded, weakened
 from styling.color import keep_colors
 from styling.mask import blend
-from styling.pictures import MIN_SIDE
 from styling.smooth import CutDetector, MotionFilter, StatisticsSmoother
 from styling.styles import Look
 from styling.tiles import Adjust, encode_tiled, stylize_tiled, tile_for
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 from torch_utils.memory import free_memory, release_freed_memory
 from torch_utils.ops import moments
-from torch_utils.video import Transcoded, VideoReader, transcode
-from training.images import to_float, to_uint8
 
 Progress = Callable[[int, int | None], None]  # done, in all
 
 SMALL = 1 << 21  # pixels: what "auto" stylizes as a whole, a frame of 1920 × 1080 for instance
-WORKING = 1600  # bytes a pixel at full width for a whole picture: measured (1080 to 1390), with room
+WORKING = 1600  # bytes a pixel at full width for a whole image: measured (1080 to 1390), with room
 AT_ONCE = 1 << 20  # pixels of the frames of a video in one batch on a GPU; a CPU is as fast one by one
-ROWS = 256  # of a picture, that are computed with in floats at a time
+ROWS = 256  # of an image, that are computed with in floats at a time
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Settings:
 
 
 @torch.no_grad()
-def stylize_picture(
+def stylize_image(
     model: Stylizer, content: Tensor, look: Look, settings: Settings, progress: Progress | None = None
 ) -> Tensor:
     """uint8 [3, H, W] → the same size. Raises UserError where the memory is not enough."""
@@ -53,14 +53,14 @@ def stylize_picture(
         x = to_float(content[None].to(device))
         if settings.strength < 1:
             kernels = weakened(model, x, kernels, settings.strength)
-        picture = to_uint8(model(x, kernels))[0].cpu()
+        image = to_uint8(model(x, kernels))[0].cpu()
     else:
         if settings.strength < 1:
             kernels = mix([own_kernels(model, content, tile), kernels], [1 - settings.strength, settings.strength])
-        picture = in_tiles(model, content, kernels, tile, progress)
+        image = in_tiles(model, content, kernels, tile, progress)
     if settings.color == "luminance":
-        picture = by_rows(lambda y, x: to_uint8(keep_colors(to_float(y), to_float(x))), picture, content)
-    return picture
+        image = by_rows(lambda y, x: to_uint8(keep_colors(to_float(y), to_float(x))), image, content)
+    return image
 
 
 def stylize_masked(
@@ -73,8 +73,8 @@ def stylize_masked(
     progress: Progress | None = None,
 ) -> Tensor:
     """uint8 [3, H, W] → the same size, with one look where the mask [1, H, W] is 1 and another where it is 0."""
-    within = stylize_picture(model, content, inside, settings, progress)
-    without = stylize_picture(model, content, outside, settings, progress)
+    within = stylize_image(model, content, inside, settings, progress)
+    without = stylize_image(model, content, outside, settings, progress)
     return by_rows(lambda a, b, m: blend(a.float(), b.float(), m).round().to(torch.uint8), within, without, mask)
 
 
@@ -119,11 +119,11 @@ class FrameStylizer:
             x = render(self.model, content, self.weakened(content, cuts, None), self.adjust(cuts))
             y = to_uint8(x).cpu()
         else:
-            pictures = []
-            for i, picture in enumerate(to_uint8(content).cpu()):
+            images = []
+            for i, image in enumerate(to_uint8(content).cpu()):
                 kernels = self.weakened(content[i : i + 1], cuts[i : i + 1], tile)
-                pictures.append(in_tiles(self.model, picture, kernels, tile, adjust=self.adjust(cuts[i : i + 1])))
-            y = torch.stack(pictures)
+                images.append(in_tiles(self.model, image, kernels, tile, adjust=self.adjust(cuts[i : i + 1])))
+            y = torch.stack(images)
         if self.settings.color == "luminance":
             y = to_uint8(keep_colors(to_float(y), content.cpu()))
         return y
@@ -197,8 +197,8 @@ def in_tiles(
 ) -> Tensor:
     """`stylize_tiled` of uint8 [3, H, W]."""
     array = content.permute(1, 2, 0).contiguous().numpy()
-    picture = stylize_tiled(model, array, kernels, tile, progress, adjust=adjust)
-    return torch.from_numpy(picture).permute(2, 0, 1)
+    image = stylize_tiled(model, array, kernels, tile, progress, adjust=adjust)
+    return torch.from_numpy(image).permute(2, 0, 1)
 
 
 def own_kernels(model: Stylizer, content: Tensor, tile: int) -> Kernels:
@@ -216,7 +216,7 @@ def min_side(model: Stylizer) -> int:
 
 
 def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int | None:
-    """The side of the tiles for a picture, None for the whole at once. Raises UserError where no memory is enough."""
+    """The side of the tiles for an image, None for the whole at once. Raises UserError where no memory is enough."""
     if tile != "auto":
         return None if tile == "none" else int(tile)
     device = next(model.parameters()).device
@@ -235,7 +235,7 @@ def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int 
         raise UserError(f"{error}; make it smaller, or try --tile 64") from None
 
 
-def by_rows(function: Callable[..., Tensor], *pictures: Tensor) -> Tensor:
-    """`function` of pictures [C, H, W] pixel by pixel, some rows at a time: floats of a large one would need much."""
-    parts = zip(*(picture.split(ROWS, dim=1) for picture in pictures), strict=True)
+def by_rows(function: Callable[..., Tensor], *images: Tensor) -> Tensor:
+    """`function` of images [C, H, W] pixel by pixel, some rows at a time: floats of a large one would need much."""
+    parts = zip(*(image.split(ROWS, dim=1) for image in images), strict=True)
     return torch.cat([function(*part) for part in parts], dim=1)

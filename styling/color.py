@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601, the Y of both YIQ and YCbCr
-RANK = 1e-6  # of the largest variance: what lies below it is rounding, of 8-bit pictures at least
+RANK = 1e-6  # of the largest variance: what lies below it is rounding, of 8-bit images at least
 
 
-def luma(pictures: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """[..., 3, H, W] → [..., 1, H, W], the Y of BT.601, in the same range."""
-    weights = pictures.new_tensor(LUMA).view(3, 1, 1)
-    return (pictures * weights).sum(-3, keepdim=True)
+    weights = images.new_tensor(LUMA).view(3, 1, 1)
+    return (images * weights).sum(-3, keepdim=True)
 
 
 def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
     instead the chroma shrinks, towards the grey of that luminance, until the colour is one that there is.
     """
     if stylized.shape != content.shape:
-        raise ValueError(f"pictures of different shapes: {tuple(stylized.shape)} and {tuple(content.shape)}")
+        raise ValueError(f"images of different shapes: {tuple(stylized.shape)} and {tuple(content.shape)}")
     y = luma(stylized).clamp(-1, 1)
     chroma = content - luma(content)
     room = torch.where(chroma > 0, 1 - y, 1 + y) / chroma.abs().clamp_min(1e-12)
@@ -33,7 +33,7 @@ def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
 
 
 def match_colors(style: Tensor, content: Tensor) -> Tensor:
-    """The style picture with the mean and covariance of the content's colours, to be given to the model in its place.
+    """The style image with the mean and covariance of the content's colours, to be given to the model in its place.
 
     x → A (x − μ_style) + μ_content with A = Σ_content^½ Σ_style^−½ and symmetric square roots (section 4). float
     [..., 3, H, W] each, sizes may differ. Directions in which the style has no variance get none: a grey
@@ -48,9 +48,9 @@ def match_colors(style: Tensor, content: Tensor) -> Tensor:
     return (matrix @ (x - mean) + goal).to(style.dtype).view(style.shape)
 
 
-def _statistics(pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels [..., 3, H·W], their mean [..., 3, 1], and the symmetric root of their covariance [..., 3, 3]; float64."""
-    x = pictures.double().flatten(-2)
+    x = images.double().flatten(-2)
     mean = x.mean(-1, keepdim=True)
     covariance = (x - mean) @ (x - mean).mT / x.shape[-1]
     values, vectors = torch.linalg.eigh(covariance)

@@ -12,13 +12,12 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from media import files, video
+from media.files import is_video, list_images, output_paths, read_image, write_image
 from networks.stylizer import Stylizer
-from styling import pictures
-from styling.apply import Progress, Settings, min_side, stylize_masked, stylize_picture, stylize_video
-from styling.pictures import is_video, list_pictures, output_paths, read_picture, write_picture
+from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
 from styling.styles import Look
-from torch_utils import video
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 from torch_utils.files import missing
 from torch_utils.memory import out_of_memory
 
@@ -34,31 +33,31 @@ class Job:
 
 
 def find_contents(path: str | os.PathLike) -> list[Path]:
-    """The file itself, or the pictures and videos of a folder. Raises UserError where there are none."""
+    """The file itself, or the images and videos of a folder. Raises UserError where there are none."""
     path = Path(path)
     if os.path.isdir(path):  # False for names that are too long, where Path raises
-        return list_pictures(path, videos=True)
+        return list_images(path, videos=True)
     if not os.path.exists(path):
-        raise UserError(missing(path, "name a picture, a video or a folder of them with --content"))
+        raise UserError(missing(path, "name an image, a video or a folder of them with --content"))
     return [path]
 
 
 def means_folder(out: str) -> bool:
-    """Whether a path names a folder rather than a picture or a video: one that is there, or by its name."""
+    """Whether a path names a folder rather than an image or a video: one that is there, or by its name."""
     return os.path.isdir(out) or out.endswith(("/", os.sep)) or not Path(out).suffix
 
 
 def plan_file(content: Path, out: Path) -> Job:
     """The job of one content in one look. Raises UserError where `out` has an extension that cannot be written."""
     moves = is_video(content)
-    (video if moves else pictures).check_written(out)
+    (video if moves else files).check_written(out)
     return Job(content, moves, 0, out)
 
 
 def plan_folder(contents: Sequence[Path], looks: Sequence[Sequence[Path]], folder: Path, suffix: str) -> list[Job]:
     """Every content in every look, named after both; a look is known by the files of its styles.
 
-    Pictures get the extension `suffix`; videos keep their own where such a file can be written, else it is .mp4.
+    Images get the extension `suffix`; videos keep their own where such a file can be written, else it is .mp4.
     Raises UserError where two results would have one name.
     """
     moves = {path: is_video(path) for path in contents}
@@ -106,7 +105,7 @@ def work(
     were not with the reason: one look of a content may fail where another is fine. Raises DiskFull.
     """
     bad: dict[Job, str] = {}
-    content: tuple[Path, Tensor | UserError] | None = None  # the last picture, or why it is none: its next look is next
+    content: tuple[Path, Tensor | UserError] | None = None  # the last image, or why it is none: its next look is next
     with tqdm(total=len(jobs), unit="file", disable=len(jobs) == 1 or not sys.stderr.isatty()) as total:
         for job in jobs:
             total.set_postfix_str(job.content.name)
@@ -120,7 +119,7 @@ def work(
                         if isinstance(content[1], UserError):
                             raise content[1]
                         chosen = looks if mask is not None else [looks[job.look]]
-                        write_picture(paint(model, content[1], chosen, mask, settings, progress), job.out)
+                        write_image(paint(model, content[1], chosen, mask, settings, progress), job.out)
             except (UserError, RuntimeError, MemoryError) as error:
                 if not isinstance(error, UserError):
                     if not out_of_memory(error):
@@ -134,9 +133,9 @@ def work(
 
 
 def read(path: Path, model: Stylizer) -> Tensor | UserError:
-    """The picture of a content; or what is wrong with it, for all of its looks."""
+    """The image of a content; or what is wrong with it, for all of its looks."""
     try:
-        return read_picture(path, min_side=min_side(model))
+        return read_image(path, min_side=min_side(model))
     except UserError as error:
         return error
 
@@ -150,7 +149,7 @@ def paint(
     progress: Progress,
 ) -> Tensor:
     if mask is None:
-        return stylize_picture(model, content, looks[0], settings, progress)
+        return stylize_image(model, content, looks[0], settings, progress)
     inside, outside = looks
     return stylize_masked(model, content, inside, outside, mask, settings, progress)
 

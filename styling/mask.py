@@ -1,4 +1,4 @@
-"""Where a style applies: masks from pictures, and blending by them."""
+"""Where a style applies: masks from images, and blending by them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from media.files import read_image
 from styling.color import luma
-from styling.pictures import read_picture
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 
 
 def read_mask(path: str | os.PathLike, size: tuple[int, int], *, feather: float = 0) -> Tensor:
-    """float [1, H, W] in 0..1 from a picture: 1 where it is white. `size` is the content's (height, width).
+    """float [1, H, W] in 0..1 from an image: 1 where it is white. `size` is the content's (height, width).
 
-    Coloured pictures count by their luma; what is transparent counts as black. `feather` softens the edges: the
-    standard deviation of a Gaussian, in pixels. Raises UserError as `read_picture` does, and where the size is another.
+    Coloured images count by their luma; what is transparent counts as black. `feather` softens the edges: the
+    standard deviation of a Gaussian, in pixels. Raises UserError as `read_image` does, and where the size is another.
     """
-    picture = read_picture(path, min_side=1, background=(0, 0, 0))
-    if picture.shape[1:] != size:
-        (height, width), (there, across) = picture.shape[1:], size
+    image = read_image(path, min_side=1, background=(0, 0, 0))
+    if image.shape[1:] != size:
+        (height, width), (there, across) = image.shape[1:], size
         raise UserError(
             f"the mask {Path(path)} has {width}x{height} pixels, but the content {across}x{there}; "
             "resize the mask to the content's size"
         )
-    return soften(luma(picture.float()) / 255, feather).clamp(0, 1)
+    return soften(luma(image.float()) / 255, feather).clamp(0, 1)
 
 
 def soften(masks: Tensor, sigma: float) -> Tensor:
@@ -48,6 +48,6 @@ def soften(masks: Tensor, sigma: float) -> Tensor:
 def blend(inside: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
     """mask · inside + (1 − mask) · outside: floats [..., C, H, W], of one size with the mask [..., 1, H, W].
 
-    `outside` is the content, or another style's picture; several masks are several calls.
+    `outside` is the content, or another style's image; several masks are several calls.
     """
     return torch.lerp(outside, inside, mask.to(inside.dtype))

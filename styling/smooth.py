@@ -1,4 +1,4 @@
-"""Calm from frame to frame: what changes in a video because of noise alone should not change in its stylized pictures.
+"""Calm from frame to frame: what changes in a video because of noise alone should not change in its stylized images.
 
 Frames come in order, in batches [N, …] of any size: the result does not depend on how they are divided. State stays
 on the device of the frames.

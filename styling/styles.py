@@ -1,4 +1,4 @@
-"""Styles: read once, from a picture or from a file of kernels, and what is made of several of them."""
+"""Styles: read once, from an image or from a file of kernels, and what is made of several of them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from media.files import read_image
+from media.images import to_float
 from networks.stylizer import Kernels, Stylizer, from_tensors, mix, resized, structure_and_statistics, to_tensors
 from styling.color import match_colors
-from styling.pictures import read_picture
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError, one_line
 from torch_utils.files import make_folder, write_file
-from training.images import to_float
 
 STYLE = "adaconv-style"
 SUFFIX = ".safetensors"
@@ -30,19 +30,19 @@ SAMPLES = 1 << 20  # pixels: the mean and covariance of colours need no more
 
 @dataclass(frozen=True)
 class Style:
-    """What a model reads from a style: kernels of one sample, and the square picture that they are of, if there is."""
+    """What a model reads from a style: kernels of one sample, and the square image that they are of, if there is."""
 
     path: Path
     kernels: Kernels
-    picture: Tensor | None = None  # float [1, 3, s, s] in −1..1; None where kernels are all there is
+    image: Tensor | None = None  # float [1, 3, s, s] in −1..1; None where kernels are all there is
 
     def matched(self, model: Stylizer, content: Tensor) -> Kernels:
         """The kernels of the style in the colours of a content, uint8 [3, H, W]."""
-        if self.picture is None:
+        if self.image is None:
             raise ValueError(f"{self.path} holds kernels, whose colours cannot be changed any more")
         step = max(isqrt(content[0].numel() // SAMPLES), 1)
-        sample = to_float(content[None, :, ::step, ::step].to(self.picture.device))
-        return model.kernels(match_colors(self.picture, sample))
+        sample = to_float(content[None, :, ::step, ::step].to(self.image.device))
+        return model.kernels(match_colors(self.image, sample))
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ class Look:
 
 @torch.no_grad()
 def read_style(model: Stylizer, path: str | os.PathLike) -> Style:
-    """The style of a picture, or of a file that `save_style` wrote. Raises UserError."""
+    """The style of an image, or of a file that `save_style` wrote. Raises UserError."""
     path = Path(path)
     device = next(model.parameters()).device
     if path.suffix.lower() == SUFFIX:
         return Style(path, load_kernels(model, path))
-    picture = resized(to_float(read_picture(path)[None].to(device)), model.config.style_size)
-    return Style(path, model.kernels(picture), picture)
+    image = resized(to_float(read_image(path)[None].to(device)), model.config.style_size)
+    return Style(path, model.kernels(image), image)
 
 
 def save_style(path: str | os.PathLike, model: Stylizer, kernels: Kernels) -> None:
@@ -102,14 +102,14 @@ def load_kernels(model: Stylizer, path: str | os.PathLike) -> Kernels:
             meta = json.loads((file.metadata() or {}).get("adaconv", "{}"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be read as a style ({reason}); name a picture or a saved style") from None
+        reason = one_line(error, 200)
+        raise UserError(f"{path} cannot be read as a style ({reason}); name an image or a saved style") from None
     kind = meta.get("format") if isinstance(meta, dict) else None
     if kind != STYLE:
         what = f", but of kind {kind.removeprefix('adaconv-')[:40]!r}" if isinstance(kind, str) else ""
-        raise UserError(f"{path} holds no style{what}; name a picture or what --save-style wrote")
+        raise UserError(f"{path} holds no style{what}; name an image or what --save-style wrote")
     if meta.get("model") != identity(model):
-        raise UserError(f"{path} is a style of another model; name that one with --model, or the style's picture")
+        raise UserError(f"{path} is a style of another model; name that one with --model, or the style's image")
     try:
         kernels = from_tensors(tensors)
         check_kernels(model, kernels)

@@ -1,7 +1,7 @@
-"""Pictures of any size, stylized in tiles: the result is that of the whole picture at once, the memory is not.
+"""Images of any size, stylized in tiles: the result is that of the whole image at once, the memory is not.
 
-Instance normalization needs the mean and variance of whole pictures, so tiles cannot simply be stylized one by one:
-each would get its own contrast. Here every stage of the decoder goes over the whole picture before the next one begins.
+Instance normalization needs the mean and variance of whole images, so tiles cannot simply be stylized one by one:
+each would get its own contrast. Here every stage of the decoder goes over the whole image before the next one begins.
 Its result is kept, and its statistics are added up while it is made; only what a stage computes in between, which
 takes several times as much, is limited to a tile. A tile is read with as much around it as its outputs depend on.
 """
@@ -29,7 +29,7 @@ WORKING_BYTES = 1200  # of encoder or decoder for a pixel of a tile at full widt
 
 
 class RunningMoments:
-    """Mean and variance of each channel over parts of a picture, as of all at once (Chan et al. 1979), in float64."""
+    """Mean and variance of each channel over parts of an image, as of all at once (Chan et al. 1979), in float64."""
 
     def __init__(self):
         self.count, self.mean, self.squares = 0, None, None
@@ -60,7 +60,7 @@ def stylize_tiled(
     memory: int | None = None,
     adjust: Adjust | None = None,
 ) -> np.ndarray:
-    """One picture [H, W, 3] in uint8 → the same size in the style that the kernels (of one sample) say.
+    """One image [H, W, 3] in uint8 → the same size in the style that the kernels (of one sample) say.
 
     Between the stages 96 × width bytes a pixel are kept in the computer's memory; tiles are computed where
     the model is.
@@ -73,7 +73,7 @@ def stylize_tiled(
             those that it is normalized by.
 
     Raises:
-        ValueError: for pictures or tiles of another kind, and where the memory is not enough.
+        ValueError: for images or tiles of another kind, and where the memory is not enough.
     """
     if content.ndim != 3 or content.shape[2] != 3 or content.dtype != np.uint8:
         raise ValueError(f"content: expected [H, W, 3] in uint8, got {list(content.shape)} in {content.dtype}")
@@ -115,8 +115,8 @@ def stylize_tiled(
             part = cut(part, inner, outer, scale)
             if last:
                 top, bottom, left, right = (scale * edge for edge in inner)
-                picture = (part[0] * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
-                out[top:bottom, left:right] = picture.cpu().numpy()
+                image = (part[0] * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
+                out[top:bottom, left:right] = image.cpu().numpy()
             else:
                 seen.add(part)
                 put(y, part, inner, scale)
@@ -129,7 +129,7 @@ def stylize_tiled(
 def encode_tiled(
     model: Stylizer, content: np.ndarray, tile: int, tick: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, RunningMoments]:
-    """relu4_1 [1, C, h, w] of a picture [H, W, 3] in uint8, in the computer's memory, and its statistics."""
+    """relu4_1 [1, C, h, w] of an image [H, W, 3] in uint8, in the computer's memory, and its statistics."""
     height, width = content.shape[:2]
     content = np.pad(content, [(0, -height % STRIDE), (0, -width % STRIDE), (0, 0)], mode="reflect")
     h, w = content.shape[0] // STRIDE, content.shape[1] // STRIDE
@@ -166,8 +166,8 @@ def put(x: Tensor, part: Tensor, inner: Span, scale: int = 1) -> None:
 
 
 def kept_bytes(width: float, height: int, columns: int) -> int:
-    """What is kept between the stages for a picture at most: the results of two of them, and both pictures."""
-    # inputs of the third and the fourth stage: a pixel of theirs is 16 and 4 of the picture
+    """What is kept between the stages for an image at most: the results of two of them, and both images."""
+    # inputs of the third and the fourth stage: a pixel of theirs is 16 and 4 of the image
     pixel = 4 * width * (CHANNELS[2] / 16 + CHANNELS[3] / 4) + 9
     return int(pixel * height * columns)
 

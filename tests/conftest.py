@@ -1,4 +1,4 @@
-"""What several tests share: drawn faces, small stylizers, and the folder of real pictures where there is one."""
+"""What several tests share: drawn faces, small stylizers, and the folder of real images where there is one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from media.convert import write_dataset
+from media.faces import faces
 from networks.stylizer import Stylizer, StylizerConfig
-from training.convert import write_dataset
-from training.faces import faces
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -23,15 +23,15 @@ def faces16(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_pictures() -> Path:
-    """The folder of real pictures, or a skip."""
+def real_images() -> Path:
+    """The folder of real images, or a skip."""
     if not REAL.is_dir():
-        pytest.skip("no folder of real pictures beside the repository")
+        pytest.skip("no folder of real images beside the repository")
     return REAL
 
 
 def tiny_stylizer(modulation: str = "adaconv", seed: int = 0) -> Stylizer:
-    """A model of random weights, whose pictures use most of the range and are rarely beyond it."""
+    """A model of random weights, whose images use most of the range and are rarely beyond it."""
     torch.manual_seed(seed)
     config = StylizerConfig(1 / 8, modulation, 64, depthwise_scale=1.0)  # structure that is not that of all others
     model = Stylizer(config).eval().requires_grad_(False)

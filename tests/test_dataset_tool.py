@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import dataset_tool
+from media.dataset import ImageDataset
 from torch_utils.cli import run
-from training.dataset import ImageDataset
 
 SCRIPT = Path(__file__).parents[1] / "dataset_tool.py"
 
@@ -45,8 +45,8 @@ def test_faces_and_check(tool, tmp_path):
     checked = tool("check", "--data", path)
     assert checked.returncode == 0 and checked.stderr == ""
     counts = ", ".join(f"{i}: {n}" for i, n in enumerate(data.labels.bincount().tolist()) if n)
-    assert "30 pictures, 16x16 RGB" in checked.stdout
-    assert f"classes with pictures: {counts}\n" in checked.stdout
+    assert "30 images, 16x16 RGB" in checked.stdout
+    assert f"classes with images: {counts}\n" in checked.stdout
 
 
 def test_convert_and_check(tool, tmp_path):
@@ -69,14 +69,14 @@ def test_convert_and_check(tool, tmp_path):
         "#102030",
     )
     assert done.returncode == 0
-    assert "3 pictures of 32x32 pixels, 3 channels" in done.stdout and "0 cats, 1 dogs" in done.stdout
-    assert "skipped: cats/broken.jpg is not a picture" in done.stderr and "1 were smaller" in done.stderr
+    assert "3 images of 32x32 pixels, 3 channels" in done.stdout and "0 cats, 1 dogs" in done.stdout
+    assert "skipped: cats/broken.jpg is not an image" in done.stderr and "1 were smaller" in done.stderr
     data = ImageDataset(tmp_path / "out.zip", use_labels=True)
     assert data.labels.tolist() == [0, 1, 1] and data[2][0][:, 0, 0].tolist() == [16, 32, 48]
 
     checked = tool("check", "--data", tmp_path / "in")
     assert checked.returncode == 2 and checked.stderr.count("\n") == 1
-    assert "cats/broken.jpg is not a picture" in checked.stdout and "50x40" in checked.stdout
+    assert "cats/broken.jpg is not an image" in checked.stdout and "50x40" in checked.stdout
 
 
 def test_a_zip_that_is_there_is_kept(tool, tmp_path):

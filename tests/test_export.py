@@ -12,9 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from models.export import META, onnx_runner, program_runner
+from models.snapshot import load_generator, load_stylizer, save_snapshot, save_stylizer
 from networks.generator import Generator, GeneratorConfig
-from sharing.export import META, onnx_runner, program_runner
-from training.checkpoint import load_generator, load_stylizer, save_snapshot, save_stylizer
 
 ROOT = Path(__file__).resolve().parent.parent
 

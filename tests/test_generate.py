@@ -1,4 +1,4 @@
-"""generate.py and its commands as a user types them: one picture for a seed everywhere, and mistakes in one line."""
+"""generate.py and its commands as a user types them: one image for a seed everywhere, and mistakes in one line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
+from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from torch_utils import cli
-from training.checkpoint import save_snapshot
 
 CLASSES = 3
 
@@ -26,7 +26,7 @@ def snapshot(path: Path, **options) -> Path:
     small = {"z_dim": 8, "w_dim": 8, "map_depth": 1, "cbase": 128, "cmax": 8, "c_dim": CLASSES, "depthwise_scale": 0.5}
     G = Generator(GeneratorConfig(**{"resolution": 16} | small | options))
     G.w_avg.normal_()
-    with torch.no_grad():  # as wide as the range of pictures
+    with torch.no_grad():  # as wide as the range of images
         for block in G.synthesis.blocks:
             block.torgb.weight *= 0.3
     save_snapshot(path, G, {"kimg": 1})
@@ -58,9 +58,9 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path)).astype(int)
 
 
-def holds(sheet: np.ndarray, picture: np.ndarray, scale: int = 4) -> bool:
-    """Whether the picture, enlarged, is somewhere on the sheet; rounding may differ by one."""
-    large = picture.repeat(scale, 0).repeat(scale, 1)
+def holds(sheet: np.ndarray, image: np.ndarray, scale: int = 4) -> bool:
+    """Whether the image, enlarged, is somewhere on the sheet; rounding may differ by one."""
+    large = image.repeat(scale, 0).repeat(scale, 1)
     for y, x in np.argwhere((np.abs(sheet - large[0, 0]) <= 1).all(axis=2)):
         part = sheet[y : y + large.shape[0], x : x + large.shape[1]]
         if part.shape == large.shape and np.abs(part - large).max() <= 1:
@@ -68,26 +68,26 @@ def holds(sheet: np.ndarray, picture: np.ndarray, scale: int = 4) -> bool:
     return False
 
 
-def test_a_seed_has_one_picture_in_every_command(network, tmp_path):
+def test_a_seed_has_one_image_in_every_command(network, tmp_path):
     base = ["--network", network, "--trunc", "0.5,0.9", "--outdir", tmp_path]
     run("--seeds", "2-4", *base)
-    pictures = {seed: pixels(tmp_path / f"seed{seed:04d}.png") for seed in (2, 3, 4)}
+    images = {seed: pixels(tmp_path / f"seed{seed:04d}.png") for seed in (2, 3, 4)}
     (mixes,) = run("mix", "--rows", "2,3", "--cols", 4, *base)
-    assert all(holds(pixels(mixes), picture) for picture in pictures.values())
+    assert all(holds(pixels(mixes), image) for image in images.values())
     sheet, page = run("kernels", "--seed", 3, *base)
-    assert holds(pixels(sheet), pictures[3], 8) and not holds(pixels(sheet), pictures[2], 8)
+    assert holds(pixels(sheet), images[3], 8) and not holds(pixels(sheet), images[2], 8)
     assert "<html" in Path(page).read_text()
     sheet, _ = run("kernels", "--compare", "3,2", *base)
-    assert holds(pixels(sheet), pictures[3], 8) and holds(pixels(sheet), pictures[2], 8)
+    assert holds(pixels(sheet), images[3], 8) and holds(pixels(sheet), images[2], 8)
     for path in run("directions", "--seeds", 3, "--count", 2, *base):
-        assert path.endswith(".npz") or holds(pixels(path), pictures[3])
+        assert path.endswith(".npz") or holds(pixels(path), images[3])
     (edited,) = run("directions", "--edit", tmp_path / "directions-sefa.npz", "--seeds", 2, "--amount", "-2,0", *base)
-    assert holds(pixels(edited), pictures[2]) and Path(edited).name == "edit-directions-sefa.png"
+    assert holds(pixels(edited), images[2]) and Path(edited).name == "edit-directions-sefa.png"
     run("video", "--seeds", "3,4", "--fps", 5, "--scale", 1, *base[:4], "--out", tmp_path / "walk.webp")
     with Image.open(tmp_path / "walk.webp") as walk:
-        assert np.abs(np.asarray(walk.convert("RGB")).astype(int) - pictures[3]).mean() < 12  # it is compressed
+        assert np.abs(np.asarray(walk.convert("RGB")).astype(int) - images[3]).mean() < 12  # it is compressed
         walk.seek(5)
-        assert np.abs(np.asarray(walk.convert("RGB")).astype(int) - pictures[4]).mean() < 12
+        assert np.abs(np.asarray(walk.convert("RGB")).astype(int) - images[4]).mean() < 12
 
 
 @pytest.mark.parametrize("name", ["walk.mp4", "walk.gif", "walk.webp"])
@@ -182,7 +182,7 @@ def test_mistakes_are_one_line(network, tmp_path, capsys):
         ("without classes", "--seeds", 1, "--class", 0, "--network", plain),
         ("a walk needs two seeds", "video", "--seeds", 1, *at[:2]),
         ("has more places than there are seeds", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
-        ("moving pictures are written as", "video", "--seeds", "0-3", "--out", "a.avi", *at[:2]),
+        ("moving images are written as", "video", "--seeds", "0-3", "--out", "a.avi", *at[:2]),
         ("at most 50 frames", "video", "--seeds", "0-3", "--out", "a.gif", "--fps", 60, *at[:2]),
         ("at most 16383 pixels a side, not 16384", "video", "--seeds", "0-3", "--grid", "4x1", "--scale", 64,
          "--network", snapshot(tmp_path / "large.safetensors", resolution=64), "--out", tmp_path / "a.webp"),

@@ -18,10 +18,10 @@ import torch
 from PIL import Image
 
 import adaconv
+from models.snapshot import load_generator, save_snapshot, save_stylizer
 from networks.generator import Generator as Network
 from networks.generator import GeneratorConfig
-from torch_utils.cli import UserError
-from training.checkpoint import load_generator, save_snapshot, save_stylizer
+from torch_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Path:
         save_snapshot(folder / f"snapshot-00000{kimg}.safetensors", G, {"kimg": kimg, "data": "faces16"})
     config = {"batch": 16, "gamma": 1.0, "data": "/home/someone/faces16.zip", "about": {"commit": "abc123"}}
     (folder / "config.json").write_text(json.dumps(config))
-    lines = [{"kimg": kimg, "swd2k": 50.0 / kimg, "pictures": {"swd2k": 500}} for kimg in (1, 2)]
+    lines = [{"kimg": kimg, "swd2k": 50.0 / kimg, "images": {"swd2k": 500}} for kimg in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -71,7 +71,7 @@ def test_the_example_of_the_readme(run, tmp_path, monkeypatch):
         assert np.array_equal(pixels(tmp_path / name), pixels(tmp_path / "out" / name))
 
 
-def test_the_same_pictures_as_generate(run, tmp_path):
+def test_the_same_images_as_generate(run, tmp_path):
     G = adaconv.Generator.from_pretrained(run.parent)
     assert G.info["kimg"] == 2 and not G.training
     for noise in ("const", "none"):
@@ -122,7 +122,7 @@ def test_the_card_says_what_the_run_was(run, tmp_path):
     card = hub.ModelCard.load(tmp_path / "README.md")
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "adaconv"
     for row in (
-        "pictures shown | 2,000",
+        "images shown | 2,000",
         "data | faces16",
         "swd2k | 25",
         "batch | 16",

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from media.convert import write_dataset
+from media.faces import HAIR_COLORS, faces
+from media.files import list_images, read_image
+from media.images import to_float
 from metrics import swd
 from metrics.__main__ import main as judge
+from models.sampling import generate_batches
+from models.snapshot import PRETRAINED, find_snapshot, load_generator, load_stylizer
 from networks.stylizer import resized
-from styling.pictures import list_pictures, read_picture
-from training.checkpoint import PRETRAINED, find_snapshot, load_generator, load_stylizer
-from training.convert import write_dataset
-from training.faces import HAIR_COLORS, faces
-from training.images import to_float
-from training.sampling import generate_batches
 from training.stylizer import content_loss, statistics, style_loss
 
 FACES = PRETRAINED / "faces32.safetensors"
@@ -25,8 +25,8 @@ STYLIZER = PRETRAINED / "stylizer-small.safetensors"
 def reals() -> tuple[torch.Tensor, torch.Tensor]:
     """1000 faces that the generator was not trained with, float [N, 3, H, W] of 0 to 255, and their classes."""
     drawn = list(faces(1000, 32, seed=3000))
-    pictures = np.stack([np.asarray(picture) for picture, _ in drawn])
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float(), torch.tensor([label for _, label in drawn])
+    images = np.stack([np.asarray(image) for image, _ in drawn])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float(), torch.tensor([label for _, label in drawn])
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_the_generator_is_near_to_faces_it_has_not_seen(tmp_path, monkeypatch, c
     assert found[0] < 1.6 * found[1], found
 
 
-def pictures(folder, count):
-    return torch.cat([resized(to_float(read_picture(file)[None]), 256) for file in list_pictures(folder)[:count]])
+def images(folder, count):
+    return torch.cat([resized(to_float(read_image(file)[None]), 256) for file in list_images(folder)[:count]])
 
 
 def test_the_stylizer_is_small():
@@ -87,10 +87,10 @@ def test_the_stylizer_is_small():
 
 
 @torch.no_grad()
-def test_the_stylizer_keeps_contents_and_moves_styles(real_pictures):
+def test_the_stylizer_keeps_contents_and_moves_styles(real_images):
     """Three photos in four styles: each is told by its content, and nearest to its style."""
     model, _ = load_stylizer(STYLIZER)
-    contents, styles = pictures(real_pictures / "photos", 3), pictures(real_pictures / "paintings", 4)
+    contents, styles = images(real_images / "photos", 3), images(real_images / "paintings", 4)
     kernels = [model.kernels(style) for style in styles.split(1)]
     content_features, style_taps = model.encode(contents), [model.encoder(style) for style in styles.split(1)]
     for i, content in enumerate(contents.split(1)):

@@ -17,12 +17,12 @@ from PIL import Image
 
 import projector
 from latents.codes import fingerprint, load_codes
+from media.convert import Conversion, convert_image
+from media.video import VideoReader
+from models.encoder import save_encoder
+from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from networks.vgg import VGG19
-from torch_utils.video import VideoReader
-from training.checkpoint import load_generator, save_snapshot
-from training.convert import Conversion, convert_picture
-from training.encoder import save_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -56,7 +56,7 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def snapshot(path: Path, seed: int = 0, **config) -> Path:
-    """A generator of random weights whose pictures use most of the range."""
+    """A generator of random weights whose images use most of the range."""
     torch.manual_seed(seed)
     sizes = {"cbase": 128, "cmax": 16, "map_depth": 2, "z_dim": 16, "w_dim": 16, "style_channels": 8}
     G = Generator(GeneratorConfig(16, **{**sizes, **config})).eval().requires_grad_(False)
@@ -73,17 +73,17 @@ def snapshot(path: Path, seed: int = 0, **config) -> Path:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder with a model, and three of its pictures in a folder."""
+    """A folder with a model, and three of its images in a folder."""
     folder = tmp_path_factory.mktemp("projector")
     model = snapshot(folder / "model.safetensors")
-    done("generate.py", "--network", model, "--seeds", "100-102", "--outdir", folder / "pictures")
+    done("generate.py", "--network", model, "--seeds", "100-102", "--outdir", folder / "images")
     return folder
 
 
 def test_there_and_back(place, tmp_path):
     model, out = place / "model.safetensors", tmp_path / "out"
     result = done(
-        "projector.py", "--network", model, "--target", place / "pictures",
+        "projector.py", "--network", model, "--target", place / "images",
         *("--steps", 60, "--candidates", 64, "--batch", 2, "--video", "--outdir", out),
     )  # fmt: skip
     lines = result.out.splitlines()
@@ -97,7 +97,7 @@ def test_there_and_back(place, tmp_path):
     found = []
     for i in range(3):
         target, image = sheet[:, 32 * i : 32 * i + 16], sheet[:, 32 * i + 16 : 32 * i + 32]
-        assert np.array_equal(target, pixels(place / f"pictures/seed010{i}.png"))
+        assert np.array_equal(target, pixels(place / f"images/seed010{i}.png"))
         decibel = 10 * np.log10(255**2 / np.square(target - image).mean())
         assert decibel == pytest.approx(float(lines[i].split()[0]), abs=0.06) and decibel > 25
         found.append(image)
@@ -118,7 +118,7 @@ def test_there_and_back(place, tmp_path):
 
 def test_a_sheet_of_codes_and_the_wrong_model(place, tmp_path):
     done(
-        "projector.py", "--network", place / "model.safetensors", "--target", place / "pictures",
+        "projector.py", "--network", place / "model.safetensors", "--target", place / "images",
         *("--steps", 1, "--candidates", 4, "--outdir", tmp_path),
     )  # fmt: skip
     other = snapshot(tmp_path / "other.safetensors", seed=1)
@@ -129,17 +129,17 @@ def test_a_sheet_of_codes_and_the_wrong_model(place, tmp_path):
 
 
 def test_other_sizes_are_cut_and_resized_as_a_data_set(place, tmp_path):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-    picture.save(tmp_path / "wide.png")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    image.save(tmp_path / "wide.png")
     done(
         "projector.py", "--network", place / "model.safetensors", "--target", tmp_path / "wide.png",
         *("--steps", 1, "--candidates", 4, "--outdir", tmp_path / "out"),
     )  # fmt: skip
-    converted = np.asarray(convert_picture(picture, Conversion(16)))
+    converted = np.asarray(convert_image(image, Conversion(16)))
     assert np.array_equal(pixels(tmp_path / "out/projected.png")[:, :16], converted)
 
 
-def test_grey_pictures_of_classes_compared_by_an_encoder(tmp_path):
+def test_grey_images_of_classes_compared_by_an_encoder(tmp_path):
     model = snapshot(tmp_path / "model.safetensors", c_dim=3, img_channels=1, noise=False)
     save_encoder(tmp_path / "vgg.safetensors", VGG19(1 / 16), {})
     done("generate.py", "--network", model, "--seeds", "7", "--class", 1, "--outdir", tmp_path)
@@ -154,7 +154,7 @@ def test_grey_pictures_of_classes_compared_by_an_encoder(tmp_path):
 def test_weights_in_the_cache_are_taken_and_none_are_downloaded(place, tmp_path, monkeypatch):
     monkeypatch.setenv("ADACONV_CACHE", str(tmp_path))
     arguments = (
-        "--network", place / "model.safetensors", "--target", place / "pictures/seed0100.png",
+        "--network", place / "model.safetensors", "--target", place / "images/seed0100.png",
         "--steps", 1, "--candidates", 4, "--outdir", tmp_path / "out",
     )  # fmt: skip
     with mock.patch("urllib.request.urlopen", side_effect=AssertionError("a download")):
@@ -164,23 +164,23 @@ def test_weights_in_the_cache_are_taken_and_none_are_downloaded(place, tmp_path,
 
 
 def test_mistakes_get_one_line(place, tmp_path):
-    model, picture = place / "model.safetensors", place / "pictures/seed0100.png"
+    model, image = place / "model.safetensors", place / "images/seed0100.png"
     (tmp_path / "empty").mkdir()
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     common = ("projector.py", "--network", model, "--outdir", tmp_path / "out")
     for arguments, words in {
         (): "--target",
         ("--target", tmp_path / "none.png"): "there is no",
-        ("--target", tmp_path / "empty"): "holds no pictures",
-        ("--target", tmp_path / "text.png"): "is not a picture",
-        ("--target", picture, "--class", 1): "without classes",
-        ("--target", picture, "--starts", 4, "--candidates", 2): "--candidates",
-        ("--target", picture, "--starts", 2, "--candidates", 0): "--candidates",
-        ("--target", picture, "--lr", 0): "--lr",
-        ("--target", picture, "--steps", 0): "--steps",
-        ("--target", picture, "--space", "z"): "--space",
-        ("--target", picture, "--encoder-weights", model): "no encoder",
-        ("--target", picture, "--encoder-weights", tmp_path / "x.pth"): "cannot be read",
+        ("--target", tmp_path / "empty"): "holds no images",
+        ("--target", tmp_path / "text.png"): "is not an image",
+        ("--target", image, "--class", 1): "without classes",
+        ("--target", image, "--starts", 4, "--candidates", 2): "--candidates",
+        ("--target", image, "--starts", 2, "--candidates", 0): "--candidates",
+        ("--target", image, "--lr", 0): "--lr",
+        ("--target", image, "--steps", 0): "--steps",
+        ("--target", image, "--space", "z"): "--space",
+        ("--target", image, "--encoder-weights", model): "no encoder",
+        ("--target", image, "--encoder-weights", tmp_path / "x.pth"): "cannot be read",
     }.items():
         assert words in mistake(*common, *arguments)
     assert not (tmp_path / "out").exists()
@@ -189,15 +189,15 @@ def test_mistakes_get_one_line(place, tmp_path):
         (): "--seeds",
         ("--seeds", 1, "--w", "w.npz"): "--seeds",
         ("--w", tmp_path / "w.npz"): "there is no",
-        ("--w", picture): "cannot be read as codes",
-        ("--w", picture, "--class", 0): "--class",
-        ("--w", picture, "--noise-mode", "random"): "--noise-mode",
+        ("--w", image): "cannot be read as codes",
+        ("--w", image, "--class", 0): "--class",
+        ("--w", image, "--noise-mode", "random"): "--noise-mode",
     }.items():
         assert words in mistake(*common, *arguments)
 
 
 def test_a_frame_and_a_sheet_have_a_bound(place, tmp_path, monkeypatch):
-    """x264 takes 16384 pixels a side; a sheet of a thousand large pictures would take all memory."""
+    """x264 takes 16384 pixels a side; a sheet of a thousand large images would take all memory."""
     monkeypatch.setattr(projector, "WIDEST", 64)
     monkeypatch.setattr(projector, "VIDEO_WIDTH", 64)
     white = torch.ones(20, 3, 16, 16)
@@ -206,10 +206,10 @@ def test_a_frame_and_a_sheet_have_a_bound(place, tmp_path, monkeypatch):
         assert sheet.shape == (3, *shape) and (sheet[:, :16, :16] == 255).all()
     assert (sheet[:, :, 16:32] == 0).all() and (sheet[:, 48:, 32:48] == 255).all()
 
-    monkeypatch.setattr("torch_utils.pictures.MAX_PIXELS", 2 * 2 * 16 * 16)  # two pairs
+    monkeypatch.setattr("media.decode.MAX_PIXELS", 2 * 2 * 16 * 16)  # two pairs
     result = done(
-        "projector.py", "--network", place / "model.safetensors", "--target", place / "pictures",
+        "projector.py", "--network", place / "model.safetensors", "--target", place / "images",
         *("--steps", 1, "--candidates", 4, "--outdir", tmp_path),
     )  # fmt: skip
     assert pixels(tmp_path / "projected.png").shape == (16, 4 * 16, 3)
-    assert "the first 2 of 3 pictures" in result.err and np.load(tmp_path / "projected_w.npz")["w"].shape[0] == 3
+    assert "the first 2 of 3 images" in result.err and np.load(tmp_path / "projected_w.npz")["w"].shape[0] == 3

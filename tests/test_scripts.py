@@ -1,4 +1,4 @@
-"""train.py and generate.py as a user types them: real pictures, the whole way, and every mistake in one line."""
+"""train.py and generate.py as a user types them: real images, the whole way, and every mistake in one line."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from training.checkpoint import load_state
-from training.convert import write_dataset
-from training.dataset import ImageDataset
-from training.encoder import load_encoder
-from training.faces import faces
+from media.convert import write_dataset
+from media.dataset import ImageDataset
+from media.faces import faces
+from models.encoder import load_encoder
+from training.runs import load_state
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--cfg demo --cbase 512 --cmax 16 --batch 8 --gpus 0 --workers 0 --procs 1 --metrics none".split()  # noqa: SIM905
@@ -101,7 +101,7 @@ def test_resume_goes_on_and_generate_takes_the_newest(runs):
     assert {p.name for p in (runs.parent / "out").iterdir()} == {f"seed{i:04d}.png" for i in (0, 1, 2, 7)}
 
 
-def test_the_same_seed_gives_the_same_picture(runs, tmp_path):
+def test_the_same_seed_gives_the_same_image(runs, tmp_path):
     for name, arguments in {
         "a": ["--seeds", "0-8", "--batch", 4],
         "b": ["--seeds", "8,3", "--batch", 1],
@@ -111,14 +111,14 @@ def test_the_same_seed_gives_the_same_picture(runs, tmp_path):
     }.items():
         done(script("generate.py", "--network", runs, "--outdir", tmp_path / name, *arguments))
 
-    def picture(path):
+    def image(path):
         return np.asarray(Image.open(tmp_path / path)).astype(int)
 
     for seed in (3, 8):
-        assert np.abs(picture(f"a/seed000{seed}.png") - picture(f"b/seed000{seed}.png")).max() <= 1
-    assert np.abs(picture("c/seed0003.png") - picture("d/seed0003.png")).max() <= 1
-    sheet = picture("e/seeds0000-0008.png")
-    assert np.abs(sheet[32:48, 32:48] - picture("a/seed0008.png")).max() <= 1
+        assert np.abs(image(f"a/seed000{seed}.png") - image(f"b/seed000{seed}.png")).max() <= 1
+    assert np.abs(image("c/seed0003.png") - image("d/seed0003.png")).max() <= 1
+    sheet = image("e/seeds0000-0008.png")
+    assert np.abs(sheet[32:48, 32:48] - image("a/seed0008.png")).max() <= 1
 
 
 def test_dry_run_prints_the_configuration_and_makes_nothing(faces16, tmp_path):
@@ -236,7 +236,7 @@ def test_mistakes_under_torchrun_are_one_line(faces16, tmp_path):
         (["--gpus", "4"], "--gpus 4: torchrun has started 2 processes here"),
         (["--metrics", "fid"], "no metric is called 'fid'"),
         (["--batch", "7"], "--batch 7 cannot be split evenly over 2 processes"),
-        (["--data", picture_zip(tmp_path / "one.zip", [(16, 16)])], "only one picture"),
+        (["--data", image_zip(tmp_path / "one.zip", [(16, 16)])], "only one image"),
     ):
         (result,) = machines(*tiny, *mistaken, folders=[None], processes=2)
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -292,13 +292,13 @@ def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number, p
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cifar10-train", "emoji64-rgba"])
-def test_real_pictures_from_archive_to_pictures(real_pictures, tmp_path, name):
+def test_real_images_from_archive_to_images(real_images, tmp_path, name):
     data, arguments = tmp_path / "data.zip", ["--cond", "--cmax", "8"] if name.startswith("cifar") else ["--cmax", "8"]
     if name.startswith("cifar"):
-        slice_of_archive(real_pictures / f"{name}.zip", data, 200)
+        slice_of_archive(real_images / f"{name}.zip", data, 200)
     else:
         source = tmp_path / "slice.zip"
-        slice_of_archive(real_pictures / f"{name}.zip", source, 100)
+        slice_of_archive(real_images / f"{name}.zip", source, 100)
         done(script("dataset_tool.py", "convert", "--source", source, "--out", data, "--resolution", 64))
     tiny = [*TINY, "--outdir", tmp_path / "runs", "--metrics", "swd50"]
     done(script("train.py", "--data", data, *tiny, "--kimg", "0.04", *arguments))
@@ -318,7 +318,7 @@ def module(name: str, *arguments) -> subprocess.CompletedProcess:
 
 
 def slice_of_archive(source: Path, target: Path, count: int) -> None:
-    """The first pictures of a data set, with their labels."""
+    """The first images of a data set, with their labels."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         names = sorted(n for n in old.namelist() if n.endswith((".png", ".jpg")))[:count]
         for name in names:
@@ -329,7 +329,7 @@ def slice_of_archive(source: Path, target: Path, count: int) -> None:
             new.writestr("dataset.json", json.dumps({"labels": labels}))
 
 
-def test_an_encoder_from_pictures_with_classes(faces16, tmp_path):
+def test_an_encoder_from_images_with_classes(faces16, tmp_path):
     tiny = ["--width", 1 / 16, "--batch", 16, "--gpus", 0, "--workers", 0, "--tick", 0.016, "--snap", 1]
     options = ["--data", faces16, "--test", faces16, "--outdir", tmp_path, "--no-mirror", *tiny]
     done(script("train_encoder.py", *options, "--kimg", 0.032))
@@ -339,7 +339,7 @@ def test_an_encoder_from_pictures_with_classes(faces16, tmp_path):
     assert {"config.json", "stats.jsonl", "confusion000000.png", "confusion000000.032.png"} <= names
     assert load_encoder(run / "snapshot-000000.032.safetensors").width == 1 / 16
     assert [set(values) for values in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())] == [
-        {"kimg", "accuracy", "pictures"}
+        {"kimg", "accuracy", "images"}
     ] * 3
     config = json.loads((run / "config.json").read_text())
     assert not config["mirror"] and config["about"]["script"] == "train_encoder.py"
@@ -354,7 +354,7 @@ def test_an_encoder_from_pictures_with_classes(faces16, tmp_path):
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 
-def picture_zip(path: Path, sizes: list[tuple[int, int]]) -> Path:
+def image_zip(path: Path, sizes: list[tuple[int, int]]) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         for i, size in enumerate(sizes):
             with archive.open(f"{i}.png", "w") as file:
@@ -367,13 +367,13 @@ def test_bad_data(tmp_path):
     cases = {
         "absent.zip": tmp_path / "absent.zip",
         "corrupt.zip": tmp_path / "corrupt.zip",
-        "empty.zip": picture_zip(tmp_path / "empty.zip", []),
-        "64x64": picture_zip(tmp_path / "mixed.zip", [(32, 32), (64, 64)]),
-        "48": picture_zip(tmp_path / "odd.zip", [(48, 48)]),
+        "empty.zip": image_zip(tmp_path / "empty.zip", []),
+        "64x64": image_zip(tmp_path / "mixed.zip", [(32, 32), (64, 64)]),
+        "48": image_zip(tmp_path / "odd.zip", [(48, 48)]),
     }
     for word, data in cases.items():
         assert word in mistake("train.py", "--data", data, "--outdir", tmp_path / "runs", "--gpus", 0)
-    data = picture_zip(tmp_path / "plain.zip", [(32, 32)] * 3)
+    data = image_zip(tmp_path / "plain.zip", [(32, 32)] * 3)
     assert "dataset.json" in mistake("train.py", "--data", data, "--cond", "--outdir", tmp_path / "r", "--gpus", 0)
     assert not (tmp_path / "runs").exists()
 
@@ -395,20 +395,20 @@ def test_bad_options(faces16, tmp_path, runs):
 def test_bad_data_for_an_encoder(faces16, tmp_path):
     train = ["train_encoder.py", "--outdir", tmp_path / "runs", "--gpus", 0, "--data"]
     assert "--data is missing" in mistake("train_encoder.py")
-    plain = picture_zip(tmp_path / "plain.zip", [(16, 16)] * 3)
+    plain = image_zip(tmp_path / "plain.zip", [(16, 16)] * 3)
     assert "plain.zip has no labels" in mistake(*train, plain)
     assert "plain.zip has no labels" in mistake(*train, faces16, "--test", plain)
     assert "absent.zip" in mistake(*train, faces16, "--test", tmp_path / "absent.zip")
     for name, side, label in (("one", 16, 1), ("large", 32, 1), ("more", 16, 6)):
         write_dataset(tmp_path / f"{name}.zip", [(Image.new("RGB", (side, side)), label)] * 3)
     assert "one.zip has one class only" in mistake(*train, tmp_path / "one.zip")
-    assert "large.zip has pictures of 32²" in mistake(*train, faces16, "--test", tmp_path / "large.zip")
+    assert "large.zip has images of 32²" in mistake(*train, faces16, "--test", tmp_path / "large.zip")
     assert "more.zip has classes up to 6, but" in mistake(*train, faces16, "--test", tmp_path / "more.zip")
     for option, value in (("--width", 0), ("--width", 5), ("--lr", "nan"), ("--shift", 1), ("--smoothing", 1)):
         assert option in mistake(*train, faces16, option, value)
     assert "--batch 9 cannot be split" in mistake(*train, faces16, "--batch", 9, "--procs", 2)
     for options in (["--batch", 1], ["--batch", 4, "--batch-gpu", 1]):
-        assert "1 picture of 16² at a time is too little for batch normal" in mistake(*train, faces16, *options)
+        assert "1 image of 16² at a time is too little for batch normal" in mistake(*train, faces16, *options)
     assert not (tmp_path / "runs").exists()
 
 
@@ -419,11 +419,11 @@ def test_crops_that_are_too_small_for_the_kernels():
 
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_failed_start_leaves_no_run(tmp_path, procs):
-    data = picture_zip(tmp_path / "one.zip", [(32, 32)])
+    data = image_zip(tmp_path / "one.zip", [(32, 32)])
     result = script(
         "train.py", "--cfg", "demo", "--data", data, "--gpus", 0, "--outdir", tmp_path / "r", "--procs", procs
     )
-    assert result.returncode == 2 and "only one picture" in result.stderr
+    assert result.returncode == 2 and "only one image" in result.stderr
     assert list((tmp_path / "r").iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""stylize.py as a user types it: pictures, folders and videos, and every mistake in one line."""
+"""stylize.py as a user types it: images, folders and videos, and every mistake in one line."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from media.files import read_image
+from media.images import to_float, to_uint8
+from models.snapshot import find_snapshot, load_stylizer, save_snapshot, save_stylizer
 from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig, mix, structure_and_statistics, weakened
-from styling.pictures import read_picture
 from styling.styles import read_style
-from torch_utils.cli import UserError
-from training.checkpoint import find_snapshot, load_stylizer, save_snapshot, save_stylizer
-from training.images import to_float, to_uint8
+from torch_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,8 +62,8 @@ def mistake(*arguments, **options) -> str:
 
 def save(path: Path, seed: int, height: int = 48, width: int = 64) -> Path:
     coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
-    picture = (F.interpolate(coarse, size=(height, width), mode="bicubic")[0] * 255).clamp(0, 255).to(torch.uint8)
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path)
+    image = (F.interpolate(coarse, size=(height, width), mode="bicubic")[0] * 255).clamp(0, 255).to(torch.uint8)
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
     return path
 
 
@@ -89,23 +89,23 @@ def start(place) -> list:
 
 def plain(model: Stylizer, content: Path, kernels) -> torch.Tensor:
     with torch.no_grad():
-        return to_uint8(model(to_float(read_picture(content)[None]), kernels))[0]
+        return to_uint8(model(to_float(read_image(content)[None]), kernels))[0]
 
 
 def most(path: Path, expected: Path | torch.Tensor) -> int:
-    """The largest difference of two pictures."""
-    expected = read_picture(expected) if isinstance(expected, Path) else expected
-    return int((read_picture(path).int() - expected.int()).abs().max())
+    """The largest difference of two images."""
+    expected = read_image(expected) if isinstance(expected, Path) else expected
+    return int((read_image(path).int() - expected.int()).abs().max())
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_what_the_library_gives(start, place, stylizer, tmp_path):
+def test_images_are_what_the_library_gives(start, place, stylizer, tmp_path):
     a, b = (read_style(stylizer, place / name).kernels for name in ("a.png", "b.png"))
     photo, out = place / "photo.png", tmp_path / "new" / "y.png"
     style = ["--style", place / "a.png", "--style", place / "b.png"]
-    x = to_float(read_picture(photo)[None])
+    x = to_float(read_image(photo)[None])
     for options, kernels in (
         (style[:2], a),
         ([*style, "--mix", "0.7,0.3"], mix([a, b], [0.7, 0.3])),
@@ -133,9 +133,9 @@ def test_weights_of_one_and_nothing_are_the_first_style(start, place, tmp_path):
 def test_a_saved_style_is_the_style(start, place, tmp_path):
     saved = tmp_path / "styles" / "a.safetensors"
     assert done(*start[:2], "--style", place / "a.png", "--save-style", saved) == f"{saved}\n"
-    for name, style in (("picture", place / "a.png"), ("kernels", saved)):
+    for name, style in (("image", place / "a.png"), ("kernels", saved)):
         done(*start, "--style", style, "--out", tmp_path / f"{name}.png")
-    assert most(tmp_path / "picture.png", tmp_path / "kernels.png") == 0
+    assert most(tmp_path / "image.png", tmp_path / "kernels.png") == 0
     both = ["--style", saved, "--style", place / "b.png", "--mix", "0.5,0.5"]
     done(*start, *both, "--save-style", tmp_path / "mixed.safetensors", "--out", tmp_path / "mixed.png")
     done(*start, "--style", tmp_path / "mixed.safetensors", "--out", tmp_path / "again.png")
@@ -158,11 +158,11 @@ def test_a_mask_divides_between_styles(start, place, tmp_path):
     Image.fromarray(mask).save(tmp_path / "mask.png")
     styles = ["--style", place / "a.png", "--style", place / "b.png"]
     done(*start, *styles, "--out", tmp_path / "each")
-    a, b = (read_picture(tmp_path / "each" / f"photo-{name}.png") for name in "ab")
+    a, b = (read_image(tmp_path / "each" / f"photo-{name}.png") for name in "ab")
     done(*start, *styles, "--mask", tmp_path / "mask.png", "--out", tmp_path / "hard.png")
     assert most(tmp_path / "hard.png", torch.cat([b[..., :32], a[..., 32:]], 2)) == 0
     done(*start, *styles, "--mask", tmp_path / "mask.png", "--feather", "3", "--out", tmp_path / "soft.png")
-    soft = read_picture(tmp_path / "soft.png")
+    soft = read_image(tmp_path / "soft.png")
     assert torch.equal(soft[..., :22], b[..., :22]) and torch.equal(soft[..., 42:], a[..., 42:])
     assert not torch.equal(soft[..., 22:32], b[..., 22:32])
 
@@ -179,8 +179,8 @@ def test_tiles_change_nothing(start, place, tmp_path):
 def test_kinds_of_files(start, place, tmp_path):
     for name, kind in (("a.jpg", "JPEG"), ("b.webp", "WEBP"), ("c.png", "PNG")):
         done(*start, "--style", place / "a.png", "--out", tmp_path / name)
-        with Image.open(tmp_path / name) as picture:
-            assert picture.format == kind and picture.size == (64, 48)
+        with Image.open(tmp_path / name) as image:
+            assert image.format == kind and image.size == (64, 48)
     done(*start, "--style", place / "a.png", "--out", tmp_path, "--format", "webp")
     assert (tmp_path / "photo-a.webp").exists()
 
@@ -192,14 +192,14 @@ def test_a_folder_goes_on_where_it_stopped(start, place, tmp_path):
     out = tmp_path / "out"
     command = [*start[:2], "--content", place / "photos", "--style", place / "a.png", "--style", place / "b.png"]
     command += ["--out", out]
-    assert done(*command) == f"6 pictures in {out}\n"
+    assert done(*command) == f"6 images in {out}\n"
     names = sorted(path.name for path in out.iterdir())
     assert names == [f"{i}-{style}.png" for i in range(3) for style in "ab"]
     (out / "1-a.png").unlink()
     (out / "2-b.png").write_bytes(b"kept")
-    assert done(*command) == f"1 picture in {out}\n" and (out / "2-b.png").read_bytes() == b"kept"
+    assert done(*command) == f"1 image in {out}\n" and (out / "2-b.png").read_bytes() == b"kept"
     assert done(*command) == f"nothing new (--overwrite makes what is there anew) in {out}\n"
-    assert done(*command, "--overwrite") == f"6 pictures in {out}\n" and (out / "2-b.png").read_bytes() != b"kept"
+    assert done(*command, "--overwrite") == f"6 images in {out}\n" and (out / "2-b.png").read_bytes() != b"kept"
     one = [*start[:2], "--content", place / "photos" / "2.png", "--style", place / "b.png"]
     done(*one, "--out", tmp_path / "one.png")
     assert most(out / "2-b.png", tmp_path / "one.png") == 0
@@ -207,15 +207,15 @@ def test_a_folder_goes_on_where_it_stopped(start, place, tmp_path):
 
 def test_a_bad_file_in_a_folder_is_named_at_the_end(start, place, tmp_path):
     shutil.copytree(place / "photos", tmp_path / "photos")
-    (tmp_path / "photos" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "photos" / "0.png").write_bytes(b"no image")
     (tmp_path / "photos" / "film.mp4").write_bytes(b"no film")
     (tmp_path / "photos" / "notes.txt").write_text("not looked at")
     result = stylize(
         *start[:2], "--content", tmp_path / "photos", "--style", place / "a.png", "--out", tmp_path / "out"
     )
-    assert result.code == 2 and result.out == f"2 pictures in {tmp_path / 'out'}\n"
+    assert result.code == 2 and result.out == f"2 images in {tmp_path / 'out'}\n"
     *_, first, second, last = result.err.splitlines()
-    assert first.startswith("not stylized: ") and "0.png is not a picture" in first
+    assert first.startswith("not stylized: ") and "0.png is not an image" in first
     assert second.startswith("not stylized: ") and "film.mp4" in second
     assert last == "error: 2 of 4 contents are bad: 0.png, film.mp4"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["1-a.png", "2-a.png"]
@@ -225,19 +225,19 @@ def test_one_look_of_a_content_fails(start, place, tmp_path, monkeypatch):
     """The others are made, and counted as such."""
     from styling import jobs
 
-    write = jobs.write_picture
+    write = jobs.write_image
 
-    def picky(picture, path):
+    def picky(image, path):
         if path.name == "1-b.png":
             raise UserError(f"cannot write {path}")
-        write(picture, path)
+        write(image, path)
 
-    monkeypatch.setattr(jobs, "write_picture", picky)
+    monkeypatch.setattr(jobs, "write_image", picky)
     command = [*start[:2], "--content", place / "photos", *["--style", place / "a.png", "--style", place / "b.png"]]
     out = tmp_path / "out"
     c = save(tmp_path / "c.png", 9)
     result = stylize(*command, "--style", c, "--out", out)
-    assert result.code == 2 and result.out == f"8 pictures in {out}\n"
+    assert result.code == 2 and result.out == f"8 images in {out}\n"
     assert result.err.splitlines()[-2:] == [
         f"not stylized: cannot write {out / '1-b.png'}", "error: 1 of 3 contents are bad: 1.png"
     ]  # fmt: skip
@@ -251,7 +251,7 @@ def test_names_that_are_too_long_for_files(start, place, tmp_path):
     for i in range(4):
         look += ["--style", save(folder / f"{i}-{'é' * 60}.png", i)]
     command = [*start, *look, "--mix", "0.25,0.25,0.25,0.25", "--out", tmp_path / "out"]
-    assert done(*command) == f"1 picture in {tmp_path / 'out'}\n"
+    assert done(*command) == f"1 image in {tmp_path / 'out'}\n"
     assert done(*command) == f"nothing new (--overwrite makes what is there anew) in {tmp_path / 'out'}\n"
     (name,) = os.listdir(tmp_path / "out")
     assert name.startswith("photo-0-éé") and name.endswith(".png") and len(os.fsencode(name)) <= 255
@@ -275,7 +275,7 @@ def test_contents_that_are_too_small_for_the_kernels(place, tmp_path):
     for tile in ("auto", "none", "16"):
         options = ["--tile", tile, "--out", tmp_path / tile]
         result = stylize(*start, tmp_path / "in", *options)
-        assert result.code == 2 and result.out == f"1 picture in {tmp_path / tile}\n"
+        assert result.code == 2 and result.out == f"1 image in {tmp_path / tile}\n"
         assert "24.png has 40x24 pixels; each side needs 25 or more" in result.err
     assert most(tmp_path / "16" / "25-a.png", tmp_path / "none" / "25-a.png") <= 1
     assert "24x24 pixels; each side needs 25" in mistake(*start, film(tmp_path / "film.mp4", 2, 24, 24))
@@ -285,7 +285,7 @@ def test_contents_that_are_too_small_for_the_kernels(place, tmp_path):
 
 
 def film(path: Path, count: int = 12, height: int = 48, width: int = 64, noise: float = 4) -> Path:
-    """A still picture with new noise in each frame, 12 a second, and a tone."""
+    """A still image with new noise in each frame, 12 a second, and a tone."""
     av = pytest.importorskip("av")
     rng = np.random.default_rng(0)
     coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -295,8 +295,8 @@ def film(path: Path, count: int = 12, height: int = 48, width: int = 64, noise: 
         video.height, video.width, video.pix_fmt = height, width, "yuv420p"
         sound = out.add_stream("aac", rate=48000, layout="mono")
         for _ in range(count):
-            picture = (still + noise * rng.normal(size=still.shape)).round().clip(0, 255).astype(np.uint8)
-            out.mux(video.encode(av.VideoFrame.from_ndarray(picture)))
+            image = (still + noise * rng.normal(size=still.shape)).round().clip(0, 255).astype(np.uint8)
+            out.mux(video.encode(av.VideoFrame.from_ndarray(image)))
         out.mux(video.encode(None))
         wave = (np.sin(np.arange(4000 * count) / 17) * 9000).astype(np.int16)
         block = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
@@ -307,7 +307,7 @@ def film(path: Path, count: int = 12, height: int = 48, width: int = 64, noise: 
 
 
 def frames(path: Path) -> torch.Tensor:
-    from torch_utils import video
+    from media import video
 
     return torch.stack(list(video.frames(path)))
 
@@ -319,9 +319,9 @@ def sound(path: Path) -> list[bytes]:
         return [bytes(packet) for packet in file.demux(audio=0) if packet.size]
 
 
-def change(pictures: torch.Tensor) -> float:
+def change(images: torch.Tensor) -> float:
     """The root mean square of what changes from frame to frame."""
-    return (pictures[1:].float() - pictures[:-1].float()).square().mean().sqrt().item()
+    return (images[1:].float() - images[:-1].float()).square().mean().sqrt().item()
 
 
 def test_a_video_keeps_what_it_has_and_is_calm(start, place, tmp_path):
@@ -334,18 +334,18 @@ def test_a_video_keeps_what_it_has_and_is_calm(start, place, tmp_path):
     rough, calm, default = (frames(tmp_path / name) for name in ("0.mp4", "0.8.mp4", "default.mkv"))
     assert len(rough) == len(calm) == len(default) == 24 and rough.shape[1:] == (3, 48, 64)
     assert change(rough[8:]) > 5 and change(calm[8:]) < 0.5 * change(rough[8:])
-    # alike as two encodings of pictures that differ by rounding are, which take other decisions
+    # alike as two encodings of images that differ by rounding are, which take other decisions
     assert change(default[8:]) == pytest.approx(change(calm[8:]), rel=0.1)
     assert (calm.float() - default.float()).abs().mean() < (calm.float() - rough.float()).abs().mean() / 3
     for name in ("0.mp4", "0.8.mp4", "default.mkv"):
         assert sound(tmp_path / name) == sound(source)
-        from torch_utils.video import VideoReader
+        from media.video import VideoReader
 
         with VideoReader(tmp_path / name) as reader:
             assert reader.rate == 12
 
 
-def test_frames_of_a_video_are_pictures(start, place, stylizer, tmp_path):
+def test_frames_of_a_video_are_images(start, place, stylizer, tmp_path):
     source = film(tmp_path / "film.mp4", 3)
     options = ["--style", place / "a.png", "--style", place / "b.png", "--mix", "0.5,0.5", "--strength", "0.6"]
     command = [*start[:2], "--content", source, *options, "--preserve-color", "luminance"]
@@ -354,7 +354,7 @@ def test_frames_of_a_video_are_pictures(start, place, stylizer, tmp_path):
     for i, frame in enumerate(frames(source)):
         Image.fromarray(frame.permute(1, 2, 0).numpy()).save(tmp_path / "frame.png")
         done(*start[:2], "--content", tmp_path / "frame.png", *command[4:], "--out", tmp_path / "expected.png")
-        assert (made[i].float() - read_picture(tmp_path / "expected.png").float()).abs().mean() < 8  # H.264's loss
+        assert (made[i].float() - read_image(tmp_path / "expected.png").float()).abs().mean() < 8  # H.264's loss
 
 
 def test_videos_in_a_folder(start, place, tmp_path):
@@ -364,7 +364,7 @@ def test_videos_in_a_folder(start, place, tmp_path):
     moving = [Image.open(place / "photos" / f"{i}.png") for i in range(3)]
     moving[0].save(tmp_path / "in" / "moving.gif", save_all=True, append_images=moving[1:])
     command = [*start[:2], "--content", tmp_path / "in", "--style", place / "a.png", "--out", tmp_path / "out"]
-    assert done(*command) == f"1 picture and 2 videos in {tmp_path / 'out'}\n"
+    assert done(*command) == f"1 image and 2 videos in {tmp_path / 'out'}\n"
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["film-a.mkv", "moving-a.mp4", "photo-a.png"]
     assert len(frames(tmp_path / "out" / "moving-a.mp4")) == 3
@@ -377,7 +377,7 @@ def test_videos_in_a_folder(start, place, tmp_path):
 def test_which_model(place, stylizer, tmp_path, monkeypatch):
     """The newest stylizer under runs, not the newest snapshot; else the shipped one; a damaged one is told of."""
     style = ["--content", place / "photo.png", "--style", place / "a.png", "--out", "y.png"]
-    monkeypatch.setattr("training.checkpoint.PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.setattr("models.snapshot.PRETRAINED", tmp_path / "pretrained")
     (tmp_path / "pretrained").mkdir()
     shipped = tmp_path / "pretrained" / "stylizer-small.safetensors"
     line = mistake(*style, cwd=tmp_path)
@@ -408,7 +408,7 @@ def test_which_model(place, stylizer, tmp_path, monkeypatch):
 
 
 def test_where_results_go_without_out(start, place, tmp_path):
-    """Into the folder out, named after content and style; a single picture is made anew each time."""
+    """Into the folder out, named after content and style; a single image is made anew each time."""
     a, b = ["--style", place / "a.png"], ["--style", place / "b.png"]
     done(*start, *a, "--out", tmp_path / "expected.png")
     for _ in range(2):
@@ -418,8 +418,8 @@ def test_where_results_go_without_out(start, place, tmp_path):
     assert done(*start, *a, "--format", "jpg", cwd=tmp_path) == "out/photo-a.jpg\n"
     assert done(*start, *a, *b, "--mix", "0.5,0.5", cwd=tmp_path) == "out/photo-a-b.png\n"
     command = [*start[:2], "--content", place / "photos", *a, *b]
-    assert done(*command, cwd=tmp_path) == f"6 pictures in {tmp_path / 'out'}\n"
-    assert done(*command, cwd=tmp_path) == f"6 pictures in {tmp_path / 'out'}\n"  # anew: it could be of others
+    assert done(*command, cwd=tmp_path) == f"6 images in {tmp_path / 'out'}\n"
+    assert done(*command, cwd=tmp_path) == f"6 images in {tmp_path / 'out'}\n"  # anew: it could be of others
     names = {f"{i}-{style}.png" for i in range(3) for style in "ab"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names | {
         "photo-a.png", "photo-a.jpg", "photo-a-b.png"
@@ -482,7 +482,7 @@ def test_options_that_contradict_each_other(start, place, tmp_path):
 
 def test_bad_files(start, place, tmp_path):
     style, out = ["--style", place / "a.png"], ["--out", tmp_path / "new" / "y.png"]
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
     (tmp_path / "empty").mkdir()
     model = start[:2]
@@ -495,11 +495,11 @@ def test_bad_files(start, place, tmp_path):
         ([*model, "--content", place / "photos", *style, "--out", place / "photos"], "folder of the contents"),
         ([*model, "--content", place / "photos", *style, *out], "is a folder; name a folder"),
         ([*model, "--content", tmp_path / "absent.png", *style, *out], "absent.png"),
-        ([*model, "--content", tmp_path / "text.png", *style, *out], "text.png is not a picture"),
+        ([*model, "--content", tmp_path / "text.png", *style, *out], "text.png is not an image"),
         ([*model, "--content", tmp_path / "one.png", *style, *out], "one.png has 1x1 pixels"),
-        ([*model, "--content", tmp_path / "empty", *style, "--out", tmp_path / "y"], "no pictures and no videos"),
+        ([*model, "--content", tmp_path / "empty", *style, "--out", tmp_path / "y"], "no images and no videos"),
         ([*start, "--style", tmp_path / "absent.png", *out], "absent.png"),
-        ([*start, "--style", tmp_path / "text.png", *out], "text.png is not a picture"),
+        ([*start, "--style", tmp_path / "text.png", *out], "text.png is not an image"),
         ([*start, "--style", tmp_path / "one.png", *out], "one.png has 1x1 pixels"),
         ([*start, "--style", place / "model.safetensors", *out], "but of kind 'stylizer'"),
         (["--model", tmp_path / "absent", *start[2:], *style, *out], "absent does not exist"),
@@ -516,7 +516,7 @@ def test_bad_masks(start, place, tmp_path):
     assert "63x48 pixels, but the content 64x48" in mistake(*start, *styles, *out, "--mask", tmp_path / "small.png")
     assert "absent.png" in mistake(*start, *styles, *out, "--mask", tmp_path / "absent.png")
     folder = [*start[:2], "--content", place / "photos", *styles, "--out", tmp_path / "out"]
-    assert "single picture" in mistake(*folder, "--mask", tmp_path / "small.png")
+    assert "single image" in mistake(*folder, "--mask", tmp_path / "small.png")
 
 
 def test_bad_videos(start, place, tmp_path):
@@ -538,7 +538,7 @@ def test_bad_videos(start, place, tmp_path):
         line = mistake(*start[:2], "--content", source, *style, "--out", tmp_path / out)
         assert words in line
     mask = [*style, "--style", place / "b.png", "--mask", place / "photo.png"]
-    assert "single picture" in mistake(*start[:2], "--content", video, *mask, "--out", tmp_path / "y.mp4")
+    assert "single image" in mistake(*start[:2], "--content", video, *mask, "--out", tmp_path / "y.mp4")
     assert not (tmp_path / "y.mp4").exists() and not list(tmp_path.glob(".*"))
 
 
@@ -557,8 +557,8 @@ def test_where_nothing_can_be_written(start, place, tmp_path):
     assert "cannot write to" in line and "--out" in line
 
 
-def test_real_pictures(start, place, real_pictures, tmp_path):
-    photo, painting = real_pictures / "photos" / "cornell.jpg", real_pictures / "paintings" / "mondrian_cropped.jpg"
+def test_real_images(start, place, real_images, tmp_path):
+    photo, painting = real_images / "photos" / "cornell.jpg", real_images / "paintings" / "mondrian_cropped.jpg"
     for options in ([], ["--preserve-color", "histogram"], ["--tile", "128", "--strength", "0.5"]):
         done(*start[:2], "--content", photo, "--style", painting, *options, "--out", tmp_path / "y.jpg")
-        assert read_picture(tmp_path / "y.jpg").shape == read_picture(photo).shape
+        assert read_image(tmp_path / "y.jpg").shape == read_image(photo).shape

@@ -13,18 +13,10 @@ from typing import Any
 
 import click
 
+from torch_utils.errors import CommandError, UserError
+
 MAX_NUMBERS = 10_000_000
 MAX_DIGITS = 18
-
-
-class UserError(click.ClickException):
-    """A mistake that the user can mend: one line that says what, where and how; exit code 2, no traceback."""
-
-    exit_code = 2
-
-
-class Failure(click.ClickException):
-    """What one line says better than a traceback, though no mistake of the user: exit code 1."""
 
 
 class Option(click.Option):
@@ -175,6 +167,10 @@ def _past_click(function: Callable) -> Callable:
     return call
 
 
+def _joined(message: str) -> str:
+    return " ".join(message.split())
+
+
 def run(command: click.Command) -> None:
     """Runs a command as a script: exit code 0 when done, 2 with one line on stderr for a user's mistake.
 
@@ -185,13 +181,15 @@ def run(command: click.Command) -> None:
     try:
         code = command.main(standalone_mode=False)
         sys.stdout.flush()
+    except CommandError as error:
+        print(f"error: {_joined(error.message)}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
-        message = " ".join(error.format_message().split())
-        hint = " (see --help)" if isinstance(error, click.UsageError) else ""
-        # the processes that torchrun starts have one command line: one of them says what is wrong with it
+        # The processes that torchrun starts share one command line: one of them says what is wrong with it.
         if not isinstance(error, click.UsageError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {message}{hint}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, Failure) else 2)
+            hint = " (see --help)" if isinstance(error, click.UsageError) else ""
+            print(f"error: {_joined(error.format_message())}{hint}", file=sys.stderr)
+        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)

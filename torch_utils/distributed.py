@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torch_utils.cli import Failure, UserError
+from torch_utils.errors import Failure, UserError
 from torch_utils.files import atomic_write
 
 TIMEOUT = timedelta(minutes=10)  # one process waits that long for the others in a step
@@ -38,6 +38,15 @@ def rank() -> int:
 def world_size() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def count_gpus(asked: int | None = None) -> int:
+    """How many GPUs to use: as many as asked for, or all of this machine. Raises UserError where they are missing."""
+    there = torch.cuda.device_count()
+    gpus = there if asked is None else asked
+    if gpus > there and not under_torchrun():
+        raise UserError(f"--gpus {gpus}: this machine has {there}; take --gpus {there}" + " (the CPU)" * (there == 0))
+    return gpus
 
 
 def under_torchrun() -> bool:

@@ -13,14 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from torch_utils.cli import Failure, UserError
+from torch_utils.errors import DiskFull, UserError
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAX_NAME = 255  # bytes of a file's name on the usual file systems
-
-
-class DiskFull(Failure):
-    """There is no room for a file."""
 
 
 @contextmanager

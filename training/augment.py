@@ -1,11 +1,11 @@
 """Augmentation of what the discriminator sees: the pipeline of StyleGAN2-ADA, and the controller of its strength.
 
 Karras et al. 2020, "Training Generative Adversarial Networks with Limited Data": sections 2 and 3, appendix B. Each
-transform is applied to each picture with probability p, independently. All is differentiable in the pictures, any
+transform is applied to each image with probability p, independently. All is differentiable in the images, any
 number of times (the generator learns through the pipeline, R1 takes its gradient of a gradient); random numbers come
-from the pictures' device, and nothing waits for it.
+from the images' device, and nothing waits for it.
 
-The execution of each group is a function of pictures and parameters (`lookup`, `warp`, `recolor`, `amplify`,
+The execution of each group is a function of images and parameters (`lookup`, `warp`, `recolor`, `amplify`,
 `cut_out`), apart from the drawing of the parameters (`random_blits` and so on). Where the paper reads
 Lognormal(0, (σ·ln 2)²), the code says 2^N(0, σ²), which is the same.
 """
@@ -65,7 +65,7 @@ class Strengths:
 
 
 class AugmentPipe(nn.Module):
-    """Augments pictures with the groups of transforms of `name`, a key of AUGPIPES.
+    """Augments images with the groups of transforms of `name`, a key of AUGPIPES.
 
     p is a buffer, so it belongs to the training state, and changing it does not wait for the device.
     """
@@ -80,16 +80,16 @@ class AugmentPipe(nn.Module):
         self.register_buffer("p", torch.tensor(float(p)))
         self.register_buffer("lowpass", setup_filter(SYM6), persistent=False)
         self.register_buffer("bands", filter_bank(), persistent=False)
-        # λ, the power that is expected in each band: natural pictures have a spectrum of 1/f
+        # λ, the power that is expected in each band: natural images have a spectrum of 1/f
         self.register_buffer("power", torch.tensor([10.0, 1.0, 1.0, 1.0]) / 13, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """images [N, 1 or 3, R, R] in −1..1 → the same shape and type, possibly beyond that range.
 
-        Half precision is computed in float32. At p = 0 the result is equal to the pictures.
+        Half precision is computed in float32. At p = 0 the result is equal to the images.
 
         Raises:
-            ValueError: if the pictures are not square, smaller than 4 × 4, or not grey or RGB.
+            ValueError: if the images are not square, smaller than 4 × 4, or not grey or RGB.
         """
         n, channels, height, width = images.shape
         if channels not in (1, 3):
@@ -113,7 +113,7 @@ class AugmentPipe(nn.Module):
     def _move(self, x: Tensor) -> Tensor:
         """Blits and general geometric transforms, executed as one.
 
-        Pictures that got none of the general ones are looked up pixel by pixel, which is exact.
+        Images that got none of the general ones are looked up pixel by pixel, which is exact.
         """
         n, size = len(x), x.shape[3]
         inverse = torch.eye(3, device=x.device).expand(n, 3, 3)
@@ -128,10 +128,10 @@ class AugmentPipe(nn.Module):
 
 
 class AdaptiveP(nn.Module):
-    """Moves p so that r_t = E[sign(D(x))] over real pictures x comes to `target` (section 3, with the sign heuristic).
+    """Moves p so that r_t = E[sign(D(x))] over real images x comes to `target` (section 3, with the sign heuristic).
 
     Every `interval` steps p goes up if r_t is above the target, a sign of overfitting, and down if below, by a step
-    that takes it from 0 to 1 in `kimg` thousand real pictures. The sums are buffers, so they belong to the training
+    that takes it from 0 to 1 in `kimg` thousand real images. The sums are buffers, so they belong to the training
     state, and are the same in all processes.
     """
 
@@ -189,7 +189,7 @@ def translation(x: Tensor, y: Tensor) -> Tensor:
 def random_blits(n: int, p: Tensor, size: int) -> Tensor:
     """Flips, turns by 90° and whole-pixel shifts [N, 3, 3]: from a pixel of the result to where it comes from.
 
-    Coordinates are pixels from the picture's middle, x to the right and y down. As the matrices lead backwards, the
+    Coordinates are pixels from the image's middle, x to the right and y down. As the matrices lead backwards, the
     first transform stands on the left; each has a distribution that is the same backwards.
     """
     flip = sometimes(p, torch.randint(2, [n], device=p.device).float(), 0)
@@ -247,12 +247,12 @@ def random_gains(n: int, p: Tensor, power: Tensor) -> Tensor:
 
 
 def random_sigmas(n: int, p: Tensor) -> Tensor:
-    """The standard deviation of each picture's noise, [N], itself of a half-normal distribution."""
+    """The standard deviation of each image's noise, [N], itself of a half-normal distribution."""
     return sometimes(p, 0.1 * torch.randn(n, device=p.device).abs(), 0)
 
 
 def random_holes(n: int, p: Tensor) -> tuple[Tensor, Tensor]:
-    """A rectangle of half the side for each picture: its centre (x, y) [N, 2] and half its side [N], as fractions."""
+    """A rectangle of half the side for each image: its centre (x, y) [N, 2] and half its side [N], as fractions."""
     return torch.rand(n, 2, device=p.device), sometimes(p, torch.full([n], 0.25, device=p.device), 0)
 
 
@@ -276,7 +276,7 @@ def transform(matrix: Tensor, axis: Tensor) -> Tensor:
 def lookup(x: Tensor, inverse: Tensor) -> Tensor:
     """x [N, C, R, R] moved by whole pixels, turns of 90° and flips; `inverse` [N, 3, 3] as in `random_blits`.
 
-    Beyond its edges a picture goes on as its mirror image.
+    Beyond its edges an image goes on as its mirror image.
     """
     n, channels, _, size = x.shape
     middle = (size - 1) / 2
@@ -290,19 +290,19 @@ def warp(x: Tensor, inverse: Tensor, lowpass: Tensor) -> Tensor:
     """x [N, C, R, R] moved by any affine transform; `inverse` [N, 3, 3] as in `random_blits`.
 
     Appendix B: ×2 upsampling by an orthogonal low-pass filter, bilinear interpolation, downsampling by the same
-    filter; the identity comes out as it went in, except beside the edges. The paper pads the picture by reflection, by
+    filter; the identity comes out as it went in, except beside the edges. The paper pads the image by reflection, by
     as much as the transforms need. Here the interpolation reflects its coordinates instead, which is padding without
     end (but for the slight asymmetry of the filter): there is no margin to be known, and none to be computed. Only the
     filters' reach of 3 pixels is padded.
     """
     size, taps = x.shape[3], len(lowpass)
     reach = 3
-    # Pixel k stands at 2k + SYM6_CENTRE of the full upsampled picture. Keep what lies between the centres of the first
+    # Pixel k stands at 2k + SYM6_CENTRE of the full upsampled image. Keep what lies between the centres of the first
     # and the last pixel, for `grid_sampler` reflects at the first and last value.
     before = taps - 1 - SYM6_CENTRE - 2 * reach
     after = taps - 2 - 4 * reach - before
     x = upfirdn2d(F.pad(x, [reach] * 4, mode="reflect"), lowpass, up=2, padding=(before, after) * 2, gain=4)
-    # In pixels from the picture's middle: all values that the downsampling takes, and where they come from.
+    # In pixels from the image's middle: all values that the downsampling takes, and where they come from.
     axis = (torch.arange(2 * size + taps - 2, device=x.device) - (size - 1) - SYM6_CENTRE) / 2
     source = transform(inverse, axis).permute(0, 2, 3, 1)
     grid = source / ((size - 1) / 2)  # −1 and 1: the first and the last value
@@ -314,7 +314,7 @@ BILINEAR, REFLECTION, ALIGN_CORNERS = 0, 2, True
 
 
 class _Warp(Function):
-    """The picture at the points of a grid. It is linear in the picture, so its gradient is its adjoint.
+    """The image at the points of a grid. It is linear in the image, so its gradient is its adjoint.
 
     PyTorch's own gradient of `grid_sample` cannot be differentiated again.
     """
@@ -331,7 +331,7 @@ class _Warp(Function):
 
 
 class _WarpAdjoint(Function):
-    """Spreads the values at the points of a grid over a picture of `shape`; its gradient is the warp again."""
+    """Spreads the values at the points of a grid over an image of `shape`; its gradient is the warp again."""
 
     @staticmethod
     def forward(ctx, dy: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
@@ -347,7 +347,7 @@ class _WarpAdjoint(Function):
 
 
 def recolor(x: Tensor, C: Tensor) -> Tensor:
-    """x [N, 1 or 3, R, R] with C [N, 4, 4] applied to each (r, g, b, 1); a grey picture is r = g = b."""
+    """x [N, 1 or 3, R, R] with C [N, 4, 4] applied to each (r, g, b, 1); a grey image is r = g = b."""
     C = C.to(x.dtype)
     matrix, offset = C[:, :3, :3], C[:, :3, 3:]
     if x.shape[1] == 1:  # the mean colour
@@ -374,9 +374,9 @@ def filter_bank() -> Tensor:
 
 
 def amplify(x: Tensor, gains: Tensor, bands: Tensor) -> Tensor:
-    """x [N, C, R, R] filtered along both axes by the sum of `bands` [4, F] with each picture's gains [N, 4].
+    """x [N, C, R, R] filtered along both axes by the sum of `bands` [4, F] with each image's gains [N, 4].
 
-    The borders are reflected. A picture whose gains are all 1 stays exactly as it is.
+    The borders are reflected. An image whose gains are all 1 stays exactly as it is.
     """
     n, channels, _, size = x.shape
     reach = bands.shape[1] // 2

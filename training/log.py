@@ -1,4 +1,4 @@
-"""What a run says: a progress line, stats.jsonl, metrics.jsonl and TensorBoard."""
+"""The records of a run: progress on stderr, stats.jsonl, metrics.jsonl, TensorBoard events and sheets of images."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from torch import Tensor
 from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
+from media.images import save_png
 from torch_utils import distributed
-from torch_utils.files import DiskFull, append_file, write_file
+from torch_utils.errors import DiskFull
+from torch_utils.files import append_file, write_file
+from training.runs import sheet_path
 
 
 class Averages:
@@ -60,44 +63,57 @@ class Averages:
 
 
 class Log:
-    """Writes the records of a run.
+    """Writes the records of a run: progress on stderr, stats.jsonl, metrics.jsonl, TensorBoard events and sheets.
 
-    Resumed at `kimg`, what was written after that is dropped, for it happens again; with `look_again`, the metrics
-    of that moment too. Everything is on the disk when a call returns; where the disk is full, it is said, and written
-    with what comes next.
+    In processes that do not write, nothing leaves it, so that all processes can call it alike. Resumed at `kimg`, it
+    drops what was recorded after that, because it happens again; with `evaluating`, the metrics of that moment too.
+    Everything is on the disk when a call returns. Records for which the disk has no room are written with later ones.
     """
 
-    def __init__(self, run: Path, kimg: float, total_kimg: float, look_again: bool = False):
-        self.run = run
+    def __init__(self, run: Path, kimg: float, total_kimg: float, evaluating: bool = False, *, writes: bool = True):
+        self.run, self.writes = run, writes
         self._unwritten: dict[Path, bytes] = {}
-        _drop(run / "stats.jsonl", lambda at: at > kimg)
-        _drop(run / "metrics.jsonl", lambda at: at > kimg or (look_again and at == kimg))
-        self._last_metrics = next(iter(_records(run / "metrics.jsonl")[-1:]), None)
-        self.begin(kimg)
+        self.start_clock(kimg, 0)
+        show_bar = writes and sys.stderr.isatty()
         self._bar = tqdm(
             total=total_kimg,
             initial=kimg,
             unit="kimg",
-            disable=not sys.stderr.isatty(),
+            disable=not show_bar,
             bar_format="{desc}{percentage:3.0f}%|{bar}| {n:.2f}/{total:g} kimg [{elapsed}, {postfix}]",
         )
-        # A file for each start: TensorBoard reads them in order, and forgets what earlier ones have of the START's
-        # step and later. Looking again, that is the moment itself, whose statistics are then told again.
+        if not writes:
+            return
+        _drop(run / "stats.jsonl", lambda at: at > kimg)
+        _drop(run / "metrics.jsonl", lambda at: at > kimg or (evaluating and at == kimg))
+        self._last_metrics = next(iter(_records(run / "metrics.jsonl")[-1:]), None)
+        # One file for each start: TensorBoard reads them in order, and forgets what earlier ones have of the START's
+        # step and later. Where an evaluation is repeated, START is that moment, and its statistics are written again.
         self._events = run / f"events.out.tfevents.{time.time():.3f}"
         self._event(0, file_version="brain.Event:2")
-        self._event(round(kimg * 1000) + (not look_again), session_log=SessionLog(status=SessionLog.START))
-        if look_again:
+        self._event(round(kimg * 1000) + (not evaluating), session_log=SessionLog(status=SessionLog.START))
+        if evaluating:
             for values in _records(run / "stats.jsonl")[-1:]:  # none where the disk was full
                 if values["kimg"] == kimg:
                     self._scalars(values)
 
-    def begin(self, kimg: float) -> None:
-        """The clock for speed and time left starts here."""
+    def start_clock(self, kimg: float, step: int) -> None:
+        """Speed and time left are measured from here on."""
         self._start = (kimg, time.monotonic())
+        self.restart_tick(step)
 
-    def step(self, kimg: float, steps_per_s: float) -> None:
-        """Moves the progress line."""
-        self._bar.set_postfix_str(f"{steps_per_s:.1f} it/s, left {self.left(kimg)}", refresh=False)
+    def restart_tick(self, step: int) -> None:
+        """The speed of the next tick is measured from here on."""
+        self._tick_start = (step, time.monotonic())
+
+    def steps_per_s(self, step: int) -> float:
+        """The mean speed since the last tick."""
+        first, start = self._tick_start
+        return (step - first) / (time.monotonic() - start)
+
+    def step(self, kimg: float, step: int) -> None:
+        """Moves the progress bar."""
+        self._bar.set_postfix_str(f"{self.steps_per_s(step):.1f} it/s, left {self.left(kimg)}", refresh=False)
         self._bar.update(kimg - self._bar.n)
 
     def left(self, kimg: float) -> str:
@@ -107,37 +123,43 @@ class Log:
         return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
 
     def say(self, line: str) -> None:
-        """A line on stderr, above the progress line."""
-        self._bar.clear()
-        print(line, file=sys.stderr, flush=True)
-        self._bar.refresh()
+        """A line on stderr, above the progress bar."""
+        if self.writes:
+            self._bar.clear()
+            print(line, file=sys.stderr, flush=True)
+            self._bar.refresh()
 
-    def tick(self, kimg: float, step: int, steps_per_s: float, means: dict[str, float]) -> None:
-        """One tick's numbers, and a line of the main ones."""
-        s_per_kimg = step / (steps_per_s * kimg)
-        self._record("stats.jsonl", {"kimg": kimg, "step": step, "it_per_s": steps_per_s, **means})
-        losses = "  ".join(
-            f"{name.removeprefix('loss/')} {means[name]:.3f}" for name in means if name.startswith("loss/")
-        )
+    def tick(self, kimg: float, step: int, statistics: dict[str, float]) -> None:
+        """Records one tick's numbers, and prints a line of the main ones."""
+        if not self.writes:
+            return
+        speed = self.steps_per_s(step)
+        s_per_kimg = step / (speed * kimg)
+        self._record("stats.jsonl", {"kimg": kimg, "step": step, "it_per_s": speed, **statistics})
+        values = {name.removeprefix("loss/"): value for name, value in statistics.items() if name.startswith("loss/")}
+        losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         for name, text in (("ada/p", "p {:.3f}"), ("gpu_gib", "{:.1f} GiB"), ("skipped", "{:g} steps skipped")):
-            if means.get(name):
-                losses += "  " + text.format(means[name])
+            if statistics.get(name):
+                losses += "  " + text.format(statistics[name])
         if last := self._last_metrics:
-            losses += f"  ({_figures(last)} at kimg {last['kimg']:g})"
+            losses += f"  ({_metrics_text(last)} at kimg {last['kimg']:g})"
         self.say(
-            f"kimg {kimg:g}/{self._bar.total:g}  {steps_per_s:.1f} it/s  {s_per_kimg:.1f} s/kimg  "
+            f"kimg {kimg:g}/{self._bar.total:g}  {speed:.1f} it/s  {s_per_kimg:.1f} s/kimg  "
             f"left {self.left(kimg)}  {losses}"
         )
 
     def metrics(self, values: dict[str, Any]) -> None:
-        """A snapshot's figures, at `values["kimg"]`: a line of them, and at the end of every line that follows."""
-        self._record("metrics.jsonl", values)
-        self.say(_figures(values))
-        self._last_metrics = values
+        """Records metrics at `values["kimg"]`, and prints them, now and at the end of every line that follows."""
+        if self.writes:
+            self._record("metrics.jsonl", values)
+            self.say(_metrics_text(values))
+            self._last_metrics = values
 
-    def image(self, name: str, picture: Tensor, kimg: float) -> None:
-        """uint8 [C, H, W] for TensorBoard."""
-        self._event(round(kimg * 1000), summary=summary.image(name, picture, dataformats="CHW"))
+    def sheet(self, name: str, pixels: Tensor, kimg: float) -> None:
+        """Writes the sheet [C, H, W], uint8, of an evaluation as PNG and for TensorBoard. Raises DiskFull."""
+        if self.writes:
+            self._event(round(kimg * 1000), summary=summary.image(name, pixels, dataformats="CHW"))
+            save_png(pixels, sheet_path(self.run, name, kimg))
 
     def close(self) -> None:
         """Raises DiskFull where there is no room for all of the records."""
@@ -187,7 +209,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def _figures(values: dict[str, Any]) -> str:
+def _metrics_text(values: dict[str, Any]) -> str:
     """The numbers of a record of metrics.jsonl, for people."""
     return "  ".join(
         f"{name} {value:.4g}" for name, value in values.items() if isinstance(value, float) and name != "kimg"

@@ -1,227 +1,226 @@
-"""The training loop, top to bottom: the same for everything that is trained here."""
+"""The training loop, top to bottom: the same for generators, stylizers and encoders."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from models.snapshot import kimg_name
 from torch_utils import distributed
-from torch_utils.cli import Failure, UserError
-from torch_utils.files import DiskFull, remove_leftovers
+from torch_utils.errors import DiskFull, Failure, UserError
+from torch_utils.files import remove_leftovers
 from torch_utils.memory import keep_freed_memory, out_of_memory
-from training.checkpoint import kimg_name, load_state, look_is_due, module_state, save_state
 from training.config import RunConfig
-from training.descent import Descent
 from training.log import Averages, Log
+from training.optimizer import GuardedOptimizer
+from training.runs import evaluation_is_due, load_state, module_state, save_state
 
-HOPELESS = 50  # steps one after the other without a finite gradient
-
-
-class Monitor(Protocol):
-    """Looks at what is trained from outside, in the process that writes."""
-
-    def begin(self) -> None:
-        """Before the first step."""
-
-    def look(self, kimg: float, metrics: Mapping[str, Any]) -> None:
-        """Writes what `measure` found, and last the picture of that moment, `look_name`. Raises DiskFull."""
+MAX_NONFINITE_STEPS = 50  # in a row, after which training has diverged
+SECOND_INTERRUPT_SECONDS = 3  # after the first ^C, from which on another one ends the training at once
 
 
-class Task(Protocol):
-    """What is trained: `training.gan.GAN`, `training.classify.Classification`."""
+class Trainer(Protocol):
+    """What is trained: `training.gan.GANTrainer`, `training.stylizer.StylizerTrainer`, `…classifier.ClassifierTrainer`.
 
-    script: str  # that goes on with a run
-    look_name: str  # of the picture that a look leaves
-    remedy: str  # what to try where gradients are not finite any more
+    Made by `Trainer(config, device, fresh)`; `fresh` says that no state will be loaded into it.
+    """
 
-    modules: Mapping[str, nn.Module]  # all that a state holds, equal in all processes
-    optimizers: Mapping[str, Descent]
+    script: ClassVar[str]  # the script that resumes a run
+    sheet_name: ClassVar[str]  # begins the file names of the sheets that evaluations leave
+    hint: ClassVar[str]  # what to try where training diverges
+
+    modules: Mapping[str, nn.Module]  # everything with weights or buffers that a state holds
+    optimizers: Mapping[str, GuardedOptimizer]
     averages: Averages  # of the steps since the last tick
 
-    def batches(self, step: int) -> Iterator[Any]:
-        """A generator of what the steps take from that one on, without end."""
+    def __init__(self, config: Any, device: torch.device, fresh: bool = True): ...
 
-    def step(self, batch: Any, step: int) -> None:
+    @staticmethod
+    def fingerprint(config: Any) -> str:
+        """A hash of the training data."""
+
+    def batches(self, step: int) -> Iterator[Any]:
+        """The batches from `step` on, without end."""
+
+    def train_step(self, batch: Any, step: int) -> None:
         """One step of every optimizer."""
 
-    def figures(self) -> dict[str, float]:
-        """Of a tick, beside the averages."""
+    def statistics(self) -> dict[str, float]:
+        """Numbers of a tick beside the averages."""
 
     def save(self, path: Path, kimg: float) -> None:
         """Writes the model. Raises DiskFull."""
 
-    def measure(self) -> Mapping[str, Any]:
-        """Metrics, worked out by all processes together, in the one that writes."""
-
-    def monitor(self, run: Path, log: Log) -> Monitor: ...
+    def evaluate(self, kimg: float, log: Log) -> None:
+        """Computes metrics, by all processes together, and writes them and, last, a sheet. Raises DiskFull."""
 
 
-Build = Callable[[RunConfig, torch.device, bool], Task]
-
-
-def train(build: Build, config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
-    """`training`, with a line where memory does not suffice."""
+def train(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
+    """`run_training`, with one line where the memory does not suffice."""
     try:
-        return training(build, config, run, state_path)
+        return run_training(trainer_class, config, run, state_path)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
         kind = "GPU memory" if config.gpus else "memory"
         raise UserError(
-            f"out of {kind} with {config.batch_gpu} pictures at a time; halve --batch-gpu, which leaves --batch as it "
-            "is, or take a smaller model or smaller pictures (in a new run; --init-from begins with this one's weights)"
+            f"out of {kind} with {config.batch_gpu} images at a time; halve --batch-gpu, which leaves --batch as it "
+            "is, or take a smaller model or smaller images (in a new run; --init-from begins with this one's weights)"
         ) from None
 
 
-def training(build: Build, config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
-    """Trains what `build` makes of `config`, in the folder `run`, from the start or from a state.
+def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
+    """Trains in the folder `run`, from the start or from a state.
 
-    Returns whether it came to the end; False when it was interrupted, with everything saved to go on. A disk that is
-    full on the way costs a state and no more; in the end, DiskFull is raised.
+    Returns whether the training is complete; False when it was interrupted, with everything saved to resume. A full
+    disk on the way costs the files for which there is no room, and nothing else; at the end DiskFull is raised.
     """
-    interrupted = StopSignal()
-    device = torch.device("cuda", torch.cuda.current_device()) if config.gpus else torch.device("cpu")
-    main_process = distributed.rank() == 0
-    torch.manual_seed(config.seed)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
-    if device.type == "cpu":
-        keep_freed_memory()
-    task = build(config, device, state_path is None)
-    averages = task.averages
-
-    # From here on every process draws its own numbers.
-    torch.manual_seed(config.seed * distributed.world_size() + distributed.rank() + 1)
-    step, look_due = 0, False
-    if state_path is not None:
-        state = distributed.on_rank_0(load_state, state_path)  # the other machines may not have the file
-        for name, part in {**task.modules, **task.optimizers}.items():
-            part.load_state_dict(state[name])
-        step = state["step"]
-        set_random_state(state["random"][distributed.rank()], device)
-        averages.load(state["averages"], device)
-        look_due = distributed.on_rank_0(look_is_due, run, task.look_name, state, step * config.batch / 1000)
-    for module in task.modules.values():
-        distributed.broadcast(module)
-
-    # The run's records, written by one process.
+    stop = StopSignal()
+    device = prepare_device(config)
+    trainer = trainer_class(config, device, state_path is None)
+    step, evaluation_due = restore(trainer, config, run, state_path, device)
     kimg = step * config.batch / 1000
-    if main_process:
-        remove_leftovers(run)
-    log = Log(run, kimg, config.kimg, look_due) if main_process else None
-    monitor = task.monitor(run, log) if main_process else None
-    if step == 0:
-        if main_process:
-            monitor.begin()
-        metrics = task.measure()
-        if main_process:
-            monitor.look(kimg, metrics)
-    if look_due:
-        try_to_look(task, monitor, kimg, log)
-    distributed.wait_for_rank_0()
-    if main_process:
-        log.begin(kimg)
-    tick_pictures = round(config.tick * 1000)
-    tick, tick_step, tick_time = step * config.batch // tick_pictures, step, time.monotonic()
-    full: DiskFull | None = None  # why the last snapshot or state could not be written
 
-    with closing(task.batches(step)) as batches:  # its processes end with it, also where something is raised
-        while kimg < config.kimg:
-            task.step(next(batches), step)
+    if distributed.rank() == 0:
+        remove_leftovers(run)
+    log = Log(run, kimg, config.kimg, evaluation_due, writes=distributed.rank() == 0)
+    if step == 0:
+        trainer.evaluate(kimg, log)
+    elif evaluation_due:
+        try_to_evaluate(trainer, kimg, log)
+    distributed.wait_for_rank_0()
+
+    tick_images = round(config.tick * 1000)
+    tick, stopping, full = step * config.batch // tick_images, False, None
+    log.start_clock(kimg, step)
+    with closing(trainer.batches(step)) as batches:  # the loader's processes end with it, also after an error
+        while kimg < config.kimg and not stopping:
+            trainer.train_step(next(batches), step)
             step += 1
             kimg = step * config.batch / 1000
-            stop = distributed.any_process(interrupted.set)
-            done = kimg >= config.kimg
-            ticked = done or step * config.batch // tick_pictures > tick
-            if main_process:
-                log.step(kimg, (step - tick_step) / (time.monotonic() - tick_time))
-            if not ticked and not stop:
-                continue
-
-            # A tick: statistics; every `snap` ticks, and at the end, a snapshot, a state and a look. A stop between two
-            # ticks leaves its part of the statistics in the state.
-            tick = step * config.batch // tick_pictures
-            seconds = time.monotonic() - tick_time
+            log.step(kimg, step)
+            stopping, done = distributed.any_process(stop.set), kimg >= config.kimg
+            ticked = done or step * config.batch // tick_images > tick
             if ticked:
-                means = averages.take()
-                means |= {"skipped": float(sum(optimizer.skipped for optimizer in task.optimizers.values()))}
-                means |= task.figures()
-                if device.type == "cuda":
-                    means["gpu_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
-                if main_process:
-                    log.tick(kimg, step, (step - tick_step) / seconds, means)
-                check_hope(task, run)
-            look = done or (ticked and tick % config.snap == 0)
-            if look or stop:
-                state = {name: module_state(module) for name, module in task.modules.items()}
-                state |= {name: optimizer.state_dict() for name, optimizer in task.optimizers.items()}
-                state |= {"step": step, "random": random_states(device), "averages": averages.state()}
-                state |= {"look": look, "config": asdict(config)}
-                if main_process:
-                    full = save(task, run, state, kimg, config.keep)
-                    if full and not done and not stop:
-                        log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
-                if look and not stop:
-                    try_to_look(task, monitor, kimg, log)
+                tick = step * config.batch // tick_images
+                log.tick(kimg, step, collect_statistics(trainer, device))
+                check_divergence(trainer, run)
+            evaluating = done or (ticked and tick % config.snap == 0)
+            if evaluating or stopping:  # a stop between two ticks leaves its part of the averages in the state
+                state = training_state(trainer, config, step, evaluating, device)
+                full = save(trainer, run, state, kimg, config.keep)
+                if full and not (done or stopping):
+                    log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
+                if evaluating and not stopping:
+                    try_to_evaluate(trainer, kimg, log)
                 distributed.wait_for_rank_0()
-            if stop:
-                if main_process and not full:
-                    log.say(f"stopped at kimg {kimg:g}; continue with: python {task.script} --resume {run}")
-                break
-            tick_step, tick_time = step, time.monotonic()
-
-    if main_process:
-        log.close()
-        if full:
-            raise full
+            if ticked:
+                log.restart_tick(step)
+    if stopping and not full:
+        log.say(f"stopped at kimg {kimg:g}; continue with: python {trainer.script} --resume {run}")
+    log.close()
+    if full:
+        raise full
     return kimg >= config.kimg
 
 
-def check_hope(task: Task, run: Path) -> None:
-    """Raises Failure where no step of an optimizer was finite for long."""
-    if max(float(optimizer.streak) for optimizer in task.optimizers.values()) < HOPELESS:
+def prepare_device(config: RunConfig) -> torch.device:
+    """The device of this process; sets the seed that all processes build their networks with."""
+    torch.manual_seed(config.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
+    if config.gpus:
+        return torch.device("cuda", torch.cuda.current_device())
+    keep_freed_memory()
+    return torch.device("cpu")
+
+
+def restore(
+    trainer: Trainer, config: RunConfig, run: Path, state_path: Path | None, device: torch.device
+) -> tuple[int, bool]:
+    """Loads a state, if there is one: the steps that it has taken, and whether its evaluation was cut off.
+
+    From here on every process draws random numbers of its own, and all have the same weights.
+    """
+    torch.manual_seed(config.seed * distributed.world_size() + distributed.rank() + 1)
+    step, evaluation_due = 0, False
+    if state_path is not None:
+        state = distributed.on_rank_0(load_state, state_path)  # other machines may not have the file
+        for name, part in {**trainer.modules, **trainer.optimizers}.items():
+            part.load_state_dict(state[name])
+        step = state["step"]
+        set_random_state(state["random"][distributed.rank()], device)
+        trainer.averages.load(state["averages"], device)
+        kimg = step * config.batch / 1000
+        evaluation_due = distributed.on_rank_0(evaluation_is_due, run, trainer.sheet_name, state, kimg)
+    for module in trainer.modules.values():
+        distributed.broadcast(module)
+    return step, evaluation_due
+
+
+def collect_statistics(trainer: Trainer, device: torch.device) -> dict[str, float]:
+    """The averages since the last tick over all processes, and the trainer's other numbers."""
+    statistics = trainer.averages.take()
+    statistics["skipped"] = float(sum(optimizer.skipped for optimizer in trainer.optimizers.values()))
+    statistics |= trainer.statistics()
+    if device.type == "cuda":
+        statistics["gpu_gib"] = torch.cuda.max_memory_reserved(device) / 2**30
+    return statistics
+
+
+def check_divergence(trainer: Trainer, run: Path) -> None:
+    """Raises Failure where an optimizer has skipped too many steps in a row."""
+    if max(float(optimizer.nonfinite_in_a_row) for optimizer in trainer.optimizers.values()) < MAX_NONFINITE_STEPS:
         return
     good = sorted(run.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
     raise Failure(
-        f"{HOPELESS} steps one after the other had gradients that are not finite, and were left out; the last good "
-        f"model is {good[-1] if good else 'none yet'}; {task.remedy}"
+        f"training has diverged: {MAX_NONFINITE_STEPS} steps in a row had gradients that are not finite, and were "
+        f"skipped; the last good model is {good[-1] if good else 'none yet'}; {trainer.hint}"
     )
 
 
-def save(task: Task, run: Path, state: dict[str, Any], kimg: float, keep: int) -> DiskFull | None:
-    """Writes the model, and last the state: with it, all before is there. Returns what there was no room for."""
+def training_state(
+    trainer: Trainer, config: RunConfig, step: int, evaluating: bool, device: torch.device
+) -> dict[str, Any]:
+    """Everything that the next step depends on, gathered from all processes."""
+    state: dict[str, Any] = {name: module_state(module) for name, module in trainer.modules.items()}
+    state |= {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
+    state |= {"step": step, "random": random_states(device), "averages": trainer.averages.state()}
+    return state | {"evaluating": evaluating, "config": asdict(config)}
+
+
+def save(trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: int) -> DiskFull | None:
+    """Writes the model and, last, the state, in rank 0. Returns the error of the first for which there was no room."""
     full = None
-    model = run / f"snapshot-{kimg_name(kimg)}.safetensors"
-    for write in (partial(task.save, model, kimg), partial(save_state, run, state, kimg, keep)):
-        try:
-            write()
-        except DiskFull as error:
-            full = full or error
+    if distributed.rank() == 0:
+        model = run / f"snapshot-{kimg_name(kimg)}.safetensors"
+        for write in (partial(trainer.save, model, kimg), partial(save_state, run, state, kimg, keep)):
+            try:
+                write()
+            except DiskFull as error:
+                full = full or error
     return full
 
 
-def try_to_look(task: Task, monitor: Monitor | None, kimg: float, log: Log | None) -> None:
-    """Metrics, by all processes, and a look by the one that has a monitor, which a full disk does not stop."""
-    metrics = task.measure()
-    if monitor is None:
-        return
+def try_to_evaluate(trainer: Trainer, kimg: float, log: Log) -> None:
+    """An evaluation that a full disk does not stop."""
     try:
-        monitor.look(kimg, metrics)
+        trainer.evaluate(kimg, log)
     except DiskFull as error:
         log.say(f"warning: {error.message}")
 
 
 def random_states(device: torch.device) -> list[dict[str, Tensor]]:
-    """The state of the random number generators of every process, in order of rank."""
+    """The states of the random number generators of every process, in order of rank."""
     cpu = distributed.gather(torch.get_rng_state())
     if device.type != "cuda":
         return [{"cpu": s} for s in cpu]
@@ -236,9 +235,9 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 class StopSignal:
-    """Takes ^C or SIGTERM as a wish to save and stop (`set`), and says so; a second ^C, seconds later, ends it at once.
+    """Takes ^C or SIGTERM as the wish to save and stop (`set`), and says so; a later second ^C ends at once.
 
-    The launcher hands a ^C on that the terminal has sent to all processes already: that is not a second one.
+    The launcher hands on a ^C that the terminal has sent to all processes already: that is not a second one.
     """
 
     def __init__(self) -> None:
@@ -247,9 +246,10 @@ class StopSignal:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.set and number == signal.SIGINT and time.monotonic() - self.time > 3:
+        if self.set and number == signal.SIGINT and time.monotonic() - self.time > SECOND_INTERRUPT_SECONDS:
             raise KeyboardInterrupt
         if not self.set:
             self.set, self.time = True, time.monotonic()
             if distributed.rank() == 0:
-                os.write(2, b"stopping after this step, with everything saved; ^C in 3 s or later ends it at once\n")
+                end = f"^C in {SECOND_INTERRUPT_SECONDS} s or later ends it at once"
+                os.write(2, f"stopping after this step, with everything saved; {end}\n".encode())

@@ -15,7 +15,7 @@ from torch_utils import distributed
 def generator_loss(fake_logits: Tensor, real_logits: Tensor | None = None) -> Tensor:
     """softplus(−D(G(z))): the non-saturating logistic loss (Goodfellow et al. 2014).
 
-    With D(x) of as many real pictures, softplus(D(x) − D(G(z))): the relativistic one (R3GAN, Huang et al. 2024).
+    With D(x) of as many real images, softplus(D(x) − D(G(z))): the relativistic one (R3GAN, Huang et al. 2024).
     """
     return F.softplus(-fake_logits if real_logits is None else real_logits - fake_logits).mean()
 
@@ -28,9 +28,9 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor, relativistic: b
 
 
 def gradient_penalty(D: Callable[[Tensor, Tensor], Tensor], images: Tensor, c: Tensor) -> Tensor:
-    """E ‖∇D(x)‖², to be weighted by γ/2: R1 over real pictures x, R2 over generated ones.
+    """E ‖∇D(x)‖², to be weighted by γ/2: R1 over real images x, R2 over generated ones.
 
-    Mescheder et al. 2018, equation 9. D may augment the pictures first.
+    Mescheder et al. 2018, equation 9. D may augment the images first.
     """
     images = images.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(D(images, c).sum(), images, create_graph=True)
@@ -38,7 +38,7 @@ def gradient_penalty(D: Callable[[Tensor, Tensor], Tensor], images: Tensor, c: T
 
 
 class PathLength(nn.Module):
-    """E (‖Jᵀy‖ − a)²: the length of ∂g(w)/∂w's projection on a random picture y, and its running mean a.
+    """E (‖Jᵀy‖ − a)²: the length of ∂g(w)/∂w's projection on a random image y, and its running mean a.
 
     Karras et al. 2020 (StyleGAN2), equation 4. a is a buffer, so it belongs to the training state.
     """

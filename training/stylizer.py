@@ -1,63 +1,34 @@
-"""The stylizer's training: its losses, what one step is, and how the stylizer is looked at on the way."""
+"""The stylizer's training: its losses, what one step is, and how the stylizer is evaluated."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.stylizer import Stylizer, StylizerConfig, narrowed, resized
+from media.crops import ImageCrops, NumberedSampler
+from media.images import grid, to_float, to_uint8
+from media.loader import endless_batches
+from models.encoder import load_encoder
+from models.snapshot import load_stylizer, save_stylizer
+from networks.stylizer import Stylizer, narrowed, resized
 from torch_utils import distributed
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 from torch_utils.ops import moments
-from training.checkpoint import load_stylizer, look_path, save_stylizer
-from training.config import RunConfig
-from training.dataset import endless_batches
-from training.descent import Descent, ema_beta, update_ema
-from training.encoder import load_encoder
-from training.images import grid, save_png, to_float, to_uint8
+from training.config import StylizerTrainConfig
 from training.log import Averages, Log
-from training.pictures import NumberedSampler, PictureCrops
+from training.optimizer import GuardedOptimizer, autocast, ema_beta, update_ema
 
 IDENTITY_PART = 4  # one in so many contents of a batch is rebuilt in its own style, for the identity loss
 NARROWED_BY = 256  # crops of styles, whose main directions remain where --init-from has more style channels
 SHOWN = 4  # contents and styles of the sheets, which are also what the losses are measured on
-Batch = list[tuple[Tensor, Tensor]]  # contents and styles, in parts of `batch_gpu`
-
-
-@dataclass(kw_only=True)
-class StylizerTrainConfig(RunConfig):
-    """What the stylizer's training depends on, beside. `data` are the contents."""
-
-    changeable: ClassVar[set[str]] = RunConfig.changeable | {"style"}
-
-    stylizer: StylizerConfig
-    style: str  # folder or ZIP of style pictures
-    encoder_weights: str | None = None  # None: torchvision's, of ImageNet
-    init_from: str | None = None  # a stylizer to start from
-    size: int = 256  # of the content crops
-    batch: int = 8
-    batch_gpu: int = 8
-    kimg: float = 1280.0  # 160,000 steps of 8
-    lr: float = 1e-4
-    predictor_lr: float = 100.0  # factor: kernel predictors have equalized weights, which are so much larger
-    content_weight: float = 1.0
-    normalize_content: bool = False  # compare contents without their channels' means and deviations
-    style_weight: float = 10.0
-    identity_weight: float = 0.0  # of the difference to a content that is its own style
-    tv_weight: float = 0.0  # of the total variation
-    ema_kimg: float = 1.0  # half-life of the averaged weights
-    ema_rampup: float | None = 0.05  # ... but at most this part of what was shown so far
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> StylizerTrainConfig:
-        return cls(**{**values, "stylizer": StylizerConfig(**values["stylizer"])})
+Batch = list[tuple[Tensor, Tensor]]  # contents and styles, microbatches of `batch_gpu` images each
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
@@ -67,7 +38,7 @@ def content_loss(features: Tensor, content: Tensor, normalize: bool = False) -> 
     """‖φ₄(y) − φ₄(c)‖²: the mean squared difference at relu4_1, both [N, C, h, w] (Gatys et al. 2016).
 
     With `normalize`, of features of zero mean and unit variance in each channel: what the style loss asks for, the
-    means and deviations of another picture, is then no error of the content.
+    means and deviations of another image, is then no error of the content.
     """
     features, content = features.float(), content.float()
     if normalize:
@@ -75,13 +46,13 @@ def content_loss(features: Tensor, content: Tensor, normalize: bool = False) -> 
     return F.mse_loss(features, content)
 
 
-def style_loss(taps: Sequence[Tensor], styles: Sequence[Statistics]) -> Tensor:
+def style_loss(taps: Sequence[Tensor], styles: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Σ_i ‖μ(φᵢ(y)) − μ(φᵢ(s))‖² + ‖σ(φᵢ(y)) − σ(φᵢ(s))‖², i = relu1_1 … relu4_1 (Huang and Belongie 2017, eq. 13).
 
     As means over channels. `taps` are features of y, `styles` means and deviations of s.
     """
     total = 0
-    for (mean, std), (style_mean, style_std) in zip(map(statistics, taps), styles, strict=True):
+    for (mean, std), (style_mean, style_std) in zip(map(channel_statistics, taps), styles, strict=True):
         total = total + F.mse_loss(mean, style_mean) + F.mse_loss(std, style_std)
     return total
 
@@ -91,10 +62,7 @@ def total_variation(images: Tensor) -> Tensor:
     return images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()
 
 
-Statistics = tuple[Tensor, Tensor]  # means and deviations [N, C]
-
-
-def statistics(features: Tensor) -> Statistics:
+def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel of [N, C, h, w], in float32."""
     mean, var = moments(features.float())
     return mean, (var + 1e-5).sqrt()
@@ -103,57 +71,68 @@ def statistics(features: Tensor) -> Statistics:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
-class StylizerTask:
-    """A stylizer, trained to keep contents and to move styles. A `training.loop.Task`."""
+class StylizerTrainer:
+    """A stylizer, trained to keep contents and to move styles. A `training.loop.Trainer`."""
 
-    script, look_name = "train_stylizer.py", "styled"
-    remedy = "try a smaller --lr, or --precision fp32"
+    script, sheet_name = "train_stylizer.py", "styled"
+    hint = "try a smaller --lr, or --precision fp32"
+
+    @staticmethod
+    def fingerprint(config: StylizerTrainConfig) -> str:
+        return "-".join(ImageCrops(path).fingerprint for path in (config.data, config.style))
 
     def __init__(self, config: StylizerTrainConfig, device: torch.device, fresh: bool = True):
-        """Builds model and optimizer. `fresh`: no state will be loaded, and the weights are to be read."""
+        """Builds model and optimizer. `fresh`: the weights do not come from a state, so they are initialized."""
         self.config, self.device, self.averages = config, device, Averages()
-        self.contents = PictureCrops(config.data, config.size, seed=config.seed)
-        self.styles = PictureCrops(config.style, config.stylizer.style_size, seed=config.seed + 1)
+        self.contents = ImageCrops(config.data, config.size, seed=config.seed)
+        self.styles = ImageCrops(config.style, config.stylizer.style_size, seed=config.seed + 1)
         self.model = Stylizer(config.stylizer)
         if fresh:
             initialize(self.model, config)
         self.model.to(device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.modules = {"model": self.model, "average": self.average}
-        self.descent = Descent(adam(self.model, config), config.precision == "fp16")
-        self.optimizers = {"descent": self.descent}
+        self.optimizer = GuardedOptimizer(adam(self.model, config), config.precision == "fp16")
+        self.optimizers = {"optimizer": self.optimizer}
         self.stylize = torch.compile(stylize_and_measure) if config.compile else stylize_and_measure
-        self.parts = config.batch // distributed.world_size() // config.batch_gpu
+        self.microbatches = config.batch // distributed.world_size() // config.batch_gpu
 
     def batches(self, step: int) -> Iterator[Batch]:
-        """What the steps take from that one on, without end."""
+        """The batches from `step` on, without end: this process's share of each, in microbatches."""
+        config = self.config
         streams = (
-            endless_batches(self.config, data, step, self.device, NumberedSampler, data.seed)
+            endless_batches(
+                data,
+                batch=config.batch,
+                step=step,
+                seed=data.seed,
+                workers=config.workers,
+                device=self.device,
+                sampler=NumberedSampler,
+            )
             for data in (self.contents, self.styles)
         )
-        at_a_time = self.config.batch_gpu
+        size = config.batch_gpu
         for (contents,), (styles,) in zip(*streams, strict=True):
-            yield list(zip(to_float(contents).split(at_a_time), to_float(styles).split(at_a_time), strict=True))
+            yield list(zip(to_float(contents).split(size), to_float(styles).split(size), strict=True))
 
-    def step(self, pairs: Batch, step: int) -> None:
-        first = distributed.rank() * self.parts
-        self.descent.step((self.loss(*pair, part) for part, pair in enumerate(pairs, first)), self.parts)
+    def train_step(self, pairs: Batch, step: int) -> None:
+        """One step down the mean of the losses of the microbatches."""
+        self.optimizer.zero_grad()
+        first = distributed.rank() * self.microbatches
+        for number, (contents, styles) in enumerate(pairs, first):
+            self.optimizer.backward(self.loss(contents, styles, number), len(pairs))
+        self.optimizer.step()
         update_ema(self.average, self.model, ema_beta(self.config, step * self.config.batch / 1000))
 
-    def loss(self, contents: Tensor, styles: Tensor, part: int = 0) -> Tensor:
-        """Of one part of a batch, the `part`-th over all processes, such that the mean over parts is the batch's."""
+    def loss(self, contents: Tensor, styles: Tensor, number: int = 0) -> Tensor:
+        """The loss of microbatch `number`, counted over all processes; their mean is the batch's loss."""
         config = self.config
-        with precise_enough(config, self.device):
+        with autocast(self.device, config.precision):
             y, losses = self.stylize(self.model, contents, styles, config.normalize_content)
             loss = config.content_weight * losses["content"] + config.style_weight * losses["style"]
             if config.identity_weight:
-                # every fourth of the whole batch, however it is split: all would make a step half as long again
-                some = contents[-part * len(contents) % IDENTITY_PART :: IDENTITY_PART]
-                losses["identity"] = y.new_zeros([])
-                if len(some):
-                    same = self.model(some, self.model.kernels(some))
-                    share = IDENTITY_PART * len(some) / len(contents)
-                    losses["identity"] = share * F.mse_loss(same.float(), some)
+                losses["identity"] = self.identity_loss(contents, number)
                 loss = loss + config.identity_weight * losses["identity"]
             if config.tv_weight:
                 losses["tv"] = total_variation(y.float())
@@ -161,8 +140,20 @@ class StylizerTask:
         self.averages.add(**{f"loss/{name}": value for name, value in losses.items()})
         return loss
 
-    def figures(self) -> dict[str, float]:
-        """Of a tick, beside the averages."""
+    def identity_loss(self, contents: Tensor, number: int) -> Tensor:
+        """The mean squared difference of contents to what the stylizer makes of them in their own style.
+
+        Of every fourth content of the batch, however it is split: all of them would make a step half as long again.
+        """
+        some = contents[-number * len(contents) % IDENTITY_PART :: IDENTITY_PART]
+        if not len(some):
+            return contents.new_zeros([])
+        same = self.model(some, self.model.kernels(some))
+        share = IDENTITY_PART * len(some) / len(contents)
+        return share * F.mse_loss(same.float(), some)
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers of a tick beside the averages."""
         unusable = len(self.contents.unusable) + len(self.styles.unusable)
         return {"unusable": unusable} if unusable else {}
 
@@ -173,12 +164,34 @@ class StylizerTask:
             info["init_from"] = Path(self.config.init_from).name
         save_stylizer(path, self.average, info, half=True)
 
-    def measure(self) -> dict[str, Any]:
-        """Nothing that takes all processes: the monitor works out the figures."""
-        return {}
+    @torch.no_grad()
+    def evaluate(self, kimg: float, log: Log) -> None:
+        """Writes the mean losses and a sheet: styles above, contents on the left. Raises DiskFull."""
+        if not log.writes:
+            return
+        contents, styles = self.shown
+        rows, sums = [], {"content": 0.0, "style": 0.0}
+        style_images = to_float(styles.to(self.device))
+        for content in contents:
+            repeated = to_float(content.to(self.device)).expand(SHOWN, -1, -1, -1)
+            with autocast(self.device, self.config.precision):
+                y, losses = stylize_and_measure(self.average, repeated, style_images, self.config.normalize_content)
+            rows.append(torch.cat([content[None], to_uint8(y.float()).cpu()]))
+            for name in sums:
+                sums[name] += float(losses[name]) / SHOWN
+        corner = torch.full_like(contents[:1], 255)
+        above = to_uint8(resized(style_images, self.config.size)).cpu()
+        log.metrics({"kimg": kimg, **{f"{name}_loss": value for name, value in sums.items()}})
+        log.sheet(self.sheet_name, grid(torch.cat([corner, above, *rows]), 1 + SHOWN), kimg)
 
-    def monitor(self, run: Path, log: Log) -> Monitor:
-        return Monitor(self, run, log)
+    @cached_property
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """Contents and styles of the sheets, uint8 [SHOWN, 3, H, W]: crops that training does not see."""
+        config = self.config
+        contents = ImageCrops(config.data, config.size, seed=config.seed + 2)
+        styles = ImageCrops(config.style, config.stylizer.style_size, seed=config.seed + 3)
+        first, second = (torch.stack([crops[i, i % len(crops)] for i in range(SHOWN)]) for crops in (contents, styles))
+        return first, second
 
 
 def stylize_and_measure(
@@ -188,10 +201,10 @@ def stylize_and_measure(
     with torch.no_grad():
         content = model.encode(contents)
         style_taps = model.encoder(resized(styles, model.config.style_size))
-        goals = [statistics(tap) for tap in style_taps]
+        targets = [channel_statistics(tap) for tap in style_taps]
     y = model.decoder(content, model.kernels_of(style_taps[-1]))
     taps = model.encoder(y)
-    return y, {"content": content_loss(taps[-1], content, normalize), "style": style_loss(taps, goals)}
+    return y, {"content": content_loss(taps[-1], content, normalize), "style": style_loss(taps, targets)}
 
 
 @torch.no_grad()
@@ -215,8 +228,8 @@ def initialize(model: Stylizer, config: StylizerTrainConfig) -> None:
 
 
 def style_maps(model: Stylizer, config: StylizerTrainConfig) -> Tensor:
-    """The style maps W [NARROWED_BY, S, k, k] of crops of the style pictures, from all over these."""
-    styles = PictureCrops(config.style, model.config.style_size, seed=config.seed + 2)
+    """The style maps W [NARROWED_BY, S, k, k] of crops of the style images, from all over these."""
+    styles = ImageCrops(config.style, model.config.style_size, seed=config.seed + 2)
     step = max(len(styles) / NARROWED_BY, 1)
     crops = (to_float(styles[i, int(i * step) % len(styles)][None]) for i in range(NARROWED_BY))
     return torch.cat([model.style_encoder(model.encode(crop)) for crop in crops])
@@ -233,45 +246,3 @@ def adam(model: Stylizer, config: StylizerTrainConfig) -> torch.optim.Adam:
             groups[".predictor." in name].append(parameter)
     rates = {False: config.lr, True: config.lr * config.predictor_lr}
     return torch.optim.Adam([{"params": groups[p], "lr": rates[p]} for p in rates if groups[p]], fused=True)
-
-
-def precise_enough(config: StylizerTrainConfig, device: torch.device) -> torch.autocast:
-    """Half precision for convolutions and matrix products, where it is asked for."""
-    dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=config.precision != "fp32")
-
-
-class Monitor:
-    """Looks at the stylizer from outside: a sheet of contents in styles, and the losses of these."""
-
-    def __init__(self, task: StylizerTask, run: Path, log: Log):
-        self.config, self.device, self.model, self.run, self.log = task.config, task.device, task.average, run, log
-        config = task.config
-        # crops of another stream than the training's, the same at every look
-        contents = PictureCrops(config.data, config.size, seed=config.seed + 2)
-        styles = PictureCrops(config.style, config.stylizer.style_size, seed=config.seed + 3)
-        self.contents, self.styles = (
-            torch.stack([data[i, i % len(data)] for i in range(SHOWN)]) for data in (contents, styles)
-        )
-
-    def begin(self) -> None:
-        """There is nothing to write before the first look: its sheet shows contents and styles."""
-
-    @torch.no_grad()
-    def look(self, kimg: float, metrics: Mapping[str, Any]) -> None:
-        """Writes the mean losses and a sheet: styles above, contents on the left. Raises DiskFull."""
-        rows, sums = [], {"content": 0.0, "style": 0.0}
-        styles = to_float(self.styles.to(self.device))
-        for content in self.contents:
-            contents = to_float(content.to(self.device)).expand(SHOWN, -1, -1, -1)
-            with precise_enough(self.config, self.device):
-                y, losses = stylize_and_measure(self.model, contents, styles, self.config.normalize_content)
-            rows.append(torch.cat([content[None], to_uint8(y.float()).cpu()]))
-            for name in sums:
-                sums[name] += float(losses[name]) / SHOWN
-        corner = torch.full_like(self.contents[:1], 255)
-        above = to_uint8(resized(styles, self.config.size)).cpu()
-        sheet = grid(torch.cat([corner, above, *rows]), 1 + SHOWN)
-        self.log.metrics({"kimg": kimg, **{f"{name}_loss": value for name, value in sums.items()}})
-        self.log.image("styled", sheet, kimg)
-        save_png(sheet, look_path(self.run, StylizerTask.look_name, kimg))

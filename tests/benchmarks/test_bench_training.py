@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from bench_training import as_peers_do, steps
 
-from training.config import resolve
-from training.gan import GAN
+from training.gan import GANTrainer
+from training.options import resolve
 
 
 def test_the_peer_baseline_is_the_modulated_convolution():
@@ -30,7 +30,7 @@ def test_the_peer_baseline_is_the_modulated_convolution():
 @pytest.mark.parametrize("part, name", [("G", "G_opt"), ("path length", "G_opt"), ("D", "D_opt"), ("R1", "D_opt")])
 def test_each_step_trains(faces16, part, name):
     own = {"cfg": "demo", "data": str(faces16), "batch": 4, "procs": 1, "workers": 0, "cbase": 256, "cmax": 16}
-    gan = GAN(resolve(own, 16, 3, 0, 0), torch.device("cpu"))
+    gan = GANTrainer(resolve(own, 16, 3, 0, 0), torch.device("cpu"))
     descent = gan.optimizers[name]
     before = [p.clone() for p in descent.parameters]
     steps(gan)[part]()

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from kernel_resources import occupancy, parse
 from report import BEGIN, END, ROOT, distances, figures, read, replaced
 
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 
 OPS = {
     "device": "cuda",

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from latents.codes import Codes, generate_codes, load_codes, save_codes
+from media.images import to_uint8
 from networks.generator import Generator, GeneratorConfig
-from torch_utils.cli import UserError
-from training.images import to_uint8
+from torch_utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_what_is_read_is_what_was_written(G, codes, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(read.noise or [], given.noise or [], strict=True))
 
 
-def test_pictures_of_codes(G, codes):
+def test_images_of_codes(G, codes):
     images = torch.cat(list(generate_codes(G, codes, batch=2)))
     expected = to_uint8(G.synthesis(codes.ws, codes.noise)).int()
     assert (images.int() - expected).abs().max() <= 1

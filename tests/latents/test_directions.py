@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import VARIANTS, codes, generator
 
 from latents.directions import (
     check_numbers,
@@ -21,9 +20,10 @@ from latents.directions import (
     sample_w,
     save_directions,
 )
-from torch_utils.cli import UserError
-from training.images import to_uint8
-from training.sampling import latents
+from media.images import to_uint8
+from models.sampling import latents
+from tests.latents.small import VARIANTS, codes, generator
+from torch_utils.errors import UserError
 
 
 def test_principal_directions_of_a_known_distribution():
@@ -98,14 +98,14 @@ def test_edits_add_to_w():
     G = generator()
     ws, w = codes(G, 2), torch.randn(100, 8).double()
     found = replace(find_directions(G, w, ["pca"], 3, [0, 1])["directions-pca"], layers=(1, 2))
-    pictures = torch.cat(list(edits(G, ws, found, [2, 0], [-2, 0, 3], batch=5)))
-    assert pictures.shape == (12, 3, 16, 16)
+    images = torch.cat(list(edits(G, ws, found, [2, 0], [-2, 0, 3], batch=5)))
+    assert images.shape == (12, 3, 16, 16)
     moved = ws.clone()
     moved[:, 1:3] += 3 * found.sigma[0] * found.vectors[0]
     for i in range(2):
-        for found_one, expected in ((pictures[6 * i + 1], ws), (pictures[6 * i + 4], ws), (pictures[6 * i + 5], moved)):
+        for found_one, expected in ((images[6 * i + 1], ws), (images[6 * i + 4], ws), (images[6 * i + 5], moved)):
             assert (found_one.int() - to_uint8(G.synthesis(expected[i : i + 1], "const"))[0].int()).abs().max() <= 1
-    assert (pictures[5].int() - pictures[4].int()).abs().max() > 3
+    assert (images[5].int() - images[4].int()).abs().max() > 3
 
 
 def test_a_file_holds_what_was_written(tmp_path):

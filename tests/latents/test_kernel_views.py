@@ -1,4 +1,4 @@
-"""latents.kernel_views: the numbers against their definitions, the pictures against the numbers."""
+"""latents.kernel_views: the numbers against their definitions, the images against the numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import VARIANTS, codes, generator
 
 from latents.kernel_views import (
     ABOVE,
@@ -30,6 +29,7 @@ from latents.kernel_views import (
     singular_values,
 )
 from networks.adaconv import AdaConvKernels
+from tests.latents.small import VARIANTS, codes, generator
 
 
 def identity(c: int = 4, g: int = 2, k: int = 3) -> AdaConvKernels:
@@ -107,10 +107,10 @@ def test_a_sheet_and_a_page_of_every_model(modulation, norm, count):
     assert names == [*expected, "singular values"] and [layer.number for layer in shown.layers] == [0, 2]
     assert all(len(view.images) == 2 * count - 1 for layer in shown.layers for view in layer.views)
     page = Page(kernel_page(shown))
-    assert len(page.sources) == len(shown.pictures) + 2 * len(names) * (2 * count - 1)
+    assert len(page.sources) == len(shown.images) + 2 * len(names) * (2 * count - 1)
     assert not page.links and all(re.match(r"data:image/png;base64,", source) for source in page.sources)
     first = Image.open(io.BytesIO(base64.b64decode(page.sources[0].partition(",")[2])))
-    assert np.array_equal(np.asarray(first), np.asarray(next(iter(shown.pictures.values()))))
+    assert np.array_equal(np.asarray(first), np.asarray(next(iter(shown.images.values()))))
     sheet = kernel_sheet(shown)
     assert sheet.height > 2 * max(view.images[0].height for view in shown.layers[0].views)
 
@@ -120,15 +120,15 @@ def test_the_same_code_twice_does_not_differ():
     ws = codes(G, 1).expand(2, -1, -1)
     shown = kernel_views(G, ws, ["a", "b"], range(5))
     assert all(value == 0 for layer in shown.layers for value in layer.differences.values())
-    first, *others = shown.pictures.values()
+    first, *others = shown.images.values()
     assert all(np.array_equal(np.asarray(first), np.asarray(other)) for other in others)
 
 
-def test_pictures_of_kernels_stand_apart():
+def test_images_of_kernels_stand_apart():
     """Most kernels are white at their borders: without a frame, one code's would run into the other's."""
     G = generator()
     shown = kernel_views(G, codes(G, 2), ["a", "b"], [1, 4])
-    assert list(shown.pictures)[2] == "a with the structure\nof b, layers 1,4"
+    assert list(shown.images)[2] == "a with the structure\nof b, layers 1,4"
     for view in shown.layers[0].views[:3]:
         for image in view.images:
             pixels = np.asarray(image)

@@ -1,15 +1,15 @@
-"""latents.mixing: what a part of another code does to a picture."""
+"""latents.mixing: what a part of another code does to an image."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from small import VARIANTS, codes, generator
 
 from latents.mixing import check_layers, mix, mix_kernels, mixes, mixing_sheet, numbers_text
+from media.images import to_uint8
 from networks.generator import GeneratorConfig
-from torch_utils.cli import UserError
-from training.images import to_uint8
+from tests.latents.small import VARIANTS, codes, generator
+from torch_utils.errors import UserError
 
 
 @pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
@@ -86,10 +86,10 @@ def test_layers():
     assert numbers_text([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 
 
-def test_a_sheet_has_every_picture_in_its_place():
+def test_a_sheet_has_every_image_in_its_place():
     colors = torch.tensor([[20 * i, 200, 0] for i in range(11)], dtype=torch.uint8)  # 5 own ones, 6 mixes
-    pictures = colors[:, :, None, None].expand(-1, -1, 8, 8)
-    sheet = mixing_sheet(pictures[:5], pictures[5:], [1, 2], [7, 8, 9], "", scale=2)
+    images = colors[:, :, None, None].expand(-1, -1, 8, 8)
+    sheet = mixing_sheet(images[:5], images[5:], [1, 2], [7, 8, 9], "", scale=2)
     from_sheet = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8).view(sheet.height, sheet.width, 3)
     places = {}
     for i, color in enumerate(colors):

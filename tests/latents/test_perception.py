@@ -40,7 +40,7 @@ def test_what_is_more_alike_is_nearer(features, channels):
     assert moved.grad.isfinite().all() and moved.grad.abs().sum() > 0
 
 
-def test_vgg_sees_large_pictures_reduced():
+def test_vgg_sees_large_images_reduced():
     vgg = VGG19(1 / 16).eval().requires_grad_(False)
     features = VGGFeatures(vgg)
     x = torch.rand(1, 3, 256, 256) * 2 - 1

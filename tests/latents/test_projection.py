@@ -17,15 +17,15 @@ from latents.projection import (
     psnr,
     random_ws,
 )
+from media.images import to_float, to_uint8
+from models.sampling import latents
 from networks.generator import Generator, GeneratorConfig
-from training.images import to_float, to_uint8
-from training.sampling import latents
 
 QUICK = ProjectionConfig(steps=100, candidates=64)
 
 
 def tiny(c_dim: int = 0, noise: bool = False) -> Generator:
-    """A generator of random weights, whose pictures use most of the range."""
+    """A generator of random weights, whose images use most of the range."""
     torch.manual_seed(0)
     config = GeneratorConfig(
         16, c_dim=c_dim, cbase=128, cmax=16, map_depth=2, z_dim=16, w_dim=16, style_channels=8, noise=noise
@@ -40,7 +40,7 @@ def tiny(c_dim: int = 0, noise: bool = False) -> Generator:
     return G
 
 
-def own_pictures(G: Generator, count: int) -> Tensor:
+def own_images(G: Generator, count: int) -> Tensor:
     """What the generator makes of seeds, as a file has it, in −1..1."""
     c = torch.eye(max(G.config.c_dim, 1))[torch.arange(count) % max(G.config.c_dim, 1), : G.config.c_dim]
     return to_float(to_uint8(G(latents(range(100, 100 + count), G.config.z_dim), c, noise="const")))
@@ -77,10 +77,10 @@ def test_noise_regularization_and_its_gradient_equal_the_plain_sums():
         torch.testing.assert_close(a, b)
 
 
-def test_noise_regularization_tells_noise_from_a_picture():
+def test_noise_regularization_tells_noise_from_a_image():
     noise = torch.randn(64, 1, 32, 32)
-    picture = torch.linspace(0, 2 * math.pi, 33)[:32].sin().expand(1, 1, 32, 32) * 2**0.5
-    assert noise_regularization([noise]).mean() < 0.05 < 1 < float(noise_regularization([picture]))
+    image = torch.linspace(0, 2 * math.pi, 33)[:32].sin().expand(1, 1, 32, 32) * 2**0.5
+    assert noise_regularization([noise]).mean() < 0.05 < 1 < float(noise_regularization([image]))
     scaled = [5 * noise + 3]
     normalize_noise(scaled)
     torch.testing.assert_close(scaled[0].mean(dim=(2, 3)), torch.zeros(64, 1), atol=1e-5, rtol=0)
@@ -109,9 +109,9 @@ def test_psnr_of_known_errors():
 
 @pytest.mark.parametrize("space", ["w", "w+"])
 @pytest.mark.parametrize("noise", [False, True])
-def test_a_models_own_pictures_are_found(space, noise):
+def test_a_models_own_images_are_found(space, noise):
     G = tiny(noise=noise)
-    targets = own_pictures(G, 3)
+    targets = own_images(G, 3)
     config = dataclasses.replace(QUICK, space=space)
     found = project(G, targets, PatchFeatures(), config)
     assert psnr(found.images, targets).min() > 30
@@ -130,7 +130,7 @@ def test_a_models_own_pictures_are_found(space, noise):
 
 def test_a_batch_has_the_results_of_its_targets_alone():
     G = tiny(noise=True)
-    targets = own_pictures(G, 3)
+    targets = own_images(G, 3)
     config = dataclasses.replace(QUICK, steps=30)
     together = project(G, targets, PatchFeatures(), config)
     for i in range(3):
@@ -141,13 +141,13 @@ def test_a_batch_has_the_results_of_its_targets_alone():
 
 def test_more_starts_are_never_worse():
     G = tiny()
-    targets = own_pictures(G, 2)
+    targets = own_images(G, 2)
     config = dataclasses.replace(QUICK, steps=10)
     one, four = (project(G, targets, PatchFeatures(), dataclasses.replace(config, starts=s)) for s in (1, 4))
     assert (four.distance <= one.distance * (1 + 1e-3)).all()
 
 
-def test_the_nearest_candidate_is_the_one_that_made_the_picture():
+def test_the_nearest_candidate_is_the_one_that_made_the_image():
     G = tiny()
     ws = random_ws(G, 40, seed=3)
     targets = G.synthesis(ws[[7, 31], None].expand(-1, G.config.num_ws, -1), "const")
@@ -165,7 +165,7 @@ def test_codes_of_a_class():
 
 def test_progress_tells_the_best_start_of_each_target():
     G = tiny()
-    targets = own_pictures(G, 2)
+    targets = own_images(G, 2)
     seen = []
     config = dataclasses.replace(QUICK, steps=5, starts=3)
     project(G, targets, PatchFeatures(), config, progress=lambda *told: seen.append(told))

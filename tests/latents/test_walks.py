@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import generator
 
 from latents.walks import INTERPOLATIONS, closed_walk, frames, slerp, w_walk
-from training.images import to_uint8
+from media.images import to_uint8
+from tests.latents.small import generator
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
@@ -99,7 +99,7 @@ def walked(G, count=12, keys=3, space="w", interpolation="spline", part="all", l
 
 @pytest.mark.parametrize("space", ["w", "z"])
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
-def test_frames_go_through_the_pictures_of_the_keys(space, interpolation):
+def test_frames_go_through_the_images_of_the_keys(space, interpolation):
     G = generator(c_dim=2)
     G.w_avg.normal_()
     z, c, found = walked(G, space=space, interpolation=interpolation, psi=0.7)

@@ -1,4 +1,4 @@
-"""Random detectors, and what they see of real pictures."""
+"""Random detectors, and what they see of real images."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import judging
 import pytest
 import torch
 import torchvision
-import weights
-from archives import photographs, write_pictures
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
 from metrics.frechet import frechet_distance
+from tests.metrics import judging, weights
+from tests.metrics.archives import photographs, write_images
 from torch_utils.ops import native
 
 
@@ -27,7 +26,7 @@ def inception(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def smooth_inception(tmp_path_factory) -> Path:
-    """One whose features change little, and steadily, with the picture."""
+    """One whose features change little, and steadily, with the image."""
     return weights.write_inception(tmp_path_factory.mktemp("weights") / "smooth.pth", calibrate=False)
 
 
@@ -38,18 +37,18 @@ def vgg16(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def slices(tmp_path_factory, real_pictures) -> tuple[Path, Path]:
+def slices(tmp_path_factory, real_images) -> tuple[Path, Path]:
     """Folders of 66 and 60 real photographs."""
     folder = tmp_path_factory.mktemp("photographs")
     return (
-        write_pictures(folder / "train", photographs(real_pictures / "cifar10-train.zip", 66)),
-        write_pictures(folder / "test", photographs(real_pictures / "cifar10-test.zip", 60)),
+        write_images(folder / "train", photographs(real_images / "cifar10-train.zip", 66)),
+        write_images(folder / "test", photographs(real_images / "cifar10-test.zip", 60)),
     )
 
 
 @contextmanager
 def small_detectors(cache: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Detectors take smaller pictures, and what they find is kept in the folder `cache`."""
+    """Detectors take smaller images, and what they find is kept in the folder `cache`."""
     native.available("cpu")  # compiled into the cache folder that there is
     with pytest.MonkeyPatch.context() as patch:
         for kind in (FeatureExtractorInceptionV3, FeatureExtractorVGG16):

@@ -1,15 +1,14 @@
-"""Pictures in folders, judged in this process or in several."""
+"""Images in folders, judged in this process or in several."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import weights
-
+from media.dataset import ImageDataset
 from metrics import Evaluator, dataset_source, evaluator, scores
+from tests.metrics import weights
 from torch_utils import distributed
-from training.dataset import ImageDataset
 
 ALL = ["fid60_full", "kid60_full", "pr603_full", "is60", "swd60"]
 

@@ -9,18 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from archives import photographs, write_pictures
 
+from media.convert import write_dataset
+from media.faces import faces
 from metrics import detectors
 from metrics.__main__ import describe, main
+from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
-from torch_utils.cli import UserError, run
-from training.checkpoint import save_snapshot
-from training.config import TrainConfig, resolve
-from training.convert import write_dataset
-from training.faces import faces
-from training.gan import GAN
+from tests.metrics.archives import photographs, write_images
+from torch_utils.cli import run
+from torch_utils.errors import UserError
+from training.config import TrainConfig
+from training.gan import GANTrainer
 from training.loop import train
+from training.options import resolve
 
 TINY = {"cfg": "demo", "cbase": 256, "cmax": 8, "map_depth": 1, "z_dim": 16, "w_dim": 16, "style_channels": 8}
 TINY |= {"batch": 8, "workers": 0, "procs": 1, "tick": 0.008, "snap": 1}
@@ -61,14 +63,14 @@ def test_all_metrics_of_a_snapshot(small, few_dimensions, command, snapshot, inc
     code, out, err = command(*arguments, "--json")
     assert code == 0, err
     found = json.loads(out)
-    figures = {key for key in found if key not in ("pictures", "settings")}
+    figures = {key for key in found if key not in ("images", "settings")}
     assert figures == {
         *("fid20_full", "kid20", "kid20_std", "pr203_precision", "pr203_recall"),
         *("is20_mean", "is20_std", "ppl2_wend20", "swd20", "swd20_16"),
     }
-    assert found["pictures"]["fid20_full"] == {"real": 80, "fake": 20}
-    assert found["pictures"]["pr203"] == {"real": 20, "fake": 20}
-    assert found["pictures"]["is20"] == {"real": 0, "fake": 20}
+    assert found["images"]["fid20_full"] == {"real": 80, "fake": 20}
+    assert found["images"]["pr203"] == {"real": 20, "fake": 20}
+    assert found["images"]["is20"] == {"real": 0, "fake": 20}
     settings = found["settings"]
     assert {name: settings[name] for name in ("seed", "truncation", "mirror", "kimg")} == {
         "seed": 0,
@@ -79,12 +81,12 @@ def test_all_metrics_of_a_snapshot(small, few_dimensions, command, snapshot, inc
     assert settings["detectors"].keys() == {"inception-v3-2015-12-05", "vgg16"}
     assert all(len(value) == 64 for value in settings["detectors"].values())
     assert settings["network"] == str(snapshot) and len(settings["data_hash"]) == 16
-    assert "warning: fid20_full has 20 fake pictures for 2048 dimensions" in err
+    assert "warning: fid20_full has 20 fake images for 2048 dimensions" in err
 
 
 def test_a_line_has_a_metric_and_its_own_parts():
     figures = {"fid20": 1.5, "fid20_full": 2.0, "kid20": 0.1, "kid20_std": 0.01, "pr203_precision": 0.5}
-    figures |= {"pr203_recall": 0.25, "pr203_full_precision": 0.75, "pr203_full_recall": 1.0, "pictures": {}}
+    figures |= {"pr203_recall": 0.25, "pr203_full_precision": 0.75, "pr203_full_recall": 1.0, "images": {}}
     assert describe("fid20", figures) == "fid20 1.5"
     assert describe("fid20_full", figures) == "fid20_full 2"
     assert describe("kid20", figures) == "kid20 0.1 (std: 0.01)"
@@ -92,13 +94,13 @@ def test_a_line_has_a_metric_and_its_own_parts():
     assert describe("pr203_full", figures) == "pr203_full precision: 0.75, recall: 1"
 
 
-def test_pictures_against_pictures(small, few_dimensions, command, inception, tmp_path, real_pictures):
-    images = photographs(real_pictures / "cifar10-test.zip", 50)
-    real, fake = write_pictures(tmp_path / "real", images[:30]), write_pictures(tmp_path / "fake", images[30:])
+def test_images_against_images(small, few_dimensions, command, inception, tmp_path, real_images):
+    images = photographs(real_images / "cifar10-test.zip", 50)
+    real, fake = write_images(tmp_path / "real", images[:30]), write_images(tmp_path / "fake", images[30:])
     arguments = ["--data", real, "--fakes", fake, "--gpus", 0, "--workers", 0, "--detector-weights", inception]
     code, out, err = command("--metrics", "fid2k_full,swd", *arguments, "--json")
-    assert code == 0 and json.loads(out)["pictures"]["fid2k_full"] == {"real": 30, "fake": 20}
-    assert "there are only 20 fake pictures for fid2k_full (2000)" in err
+    assert code == 0 and json.loads(out)["images"]["fid2k_full"] == {"real": 30, "fake": 20}
+    assert "there are only 20 fake images for fid2k_full (2000)" in err
     code, out, err = command("--metrics", "ppl2_wend", *arguments)
     assert code == 2 and "name one with --network" in err
 
@@ -114,7 +116,7 @@ def test_list(small, command):
 
 
 def test_mistakes_are_one_line(small, command, snapshot, faces16, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch_utils.weights.urllib.request.urlopen", lambda *args, **options: offline())
+    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", lambda *args, **options: offline())
     both = ["--network", snapshot, "--data", faces16, "--gpus", 0]
     cases = [
         (["--metrics", "fid50k_full", *both], "cannot download https"),
@@ -153,10 +155,10 @@ def test_training_writes_what_the_command_finds(small, few_dimensions, command, 
     names = ["fid20_full", "swd20"]
     config = tiny(tmp_path / "faces.zip", metrics=names, detector_weights=[str(inception)], kimg=0.008)
     (tmp_path / "run").mkdir()
-    train(GAN, config, tmp_path / "run")
+    train(GANTrainer, config, tmp_path / "run")
     first, last = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert first["kimg"] == 0 and last["kimg"] == 0.008
-    assert last["pictures"]["fid20_full"] == {"real": 40, "fake": 20}
+    assert last["images"]["fid20_full"] == {"real": 40, "fake": 20}
     assert last["settings"].keys() == {"seed", "detectors", "truncation", "mirror", "data_hash"}
     arguments = ["--metrics", ",".join(names), "--network", tmp_path / "run", "--data", tmp_path / "faces.zip"]
     code, out, _ = command(*arguments, "--detector-weights", inception, "--gpus", 0, "--batch", 8, "--json")
@@ -169,9 +171,9 @@ def test_training_writes_what_the_command_finds(small, few_dimensions, command, 
 
 
 def test_training_goes_on_without_a_detector_and_says_so_once(small, faces16, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("torch_utils.weights.urllib.request.urlopen", lambda *args, **options: offline())
+    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", lambda *args, **options: offline())
     config = tiny(faces16, metrics=["fid20_full", "swd20"], kimg=0.024)
-    train(GAN, config, tmp_path)
+    train(GANTrainer, config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 4 and all("swd20" in line and "fid20_full" not in line for line in lines)
     said = [line for line in capsys.readouterr().err.splitlines() if "going on without" in line]
@@ -184,7 +186,7 @@ def test_training_goes_on_where_a_figure_is_no_number(small, faces16, tmp_path, 
     torch.save(state, tmp_path / "broken.pth")
     (tmp_path / "run").mkdir()
     config = tiny(faces16, metrics=["fid20_full", "swd20"], detector_weights=[str(tmp_path / "broken.pth")], kimg=0.008)
-    train(GAN, config, tmp_path / "run")
+    train(GANTrainer, config, tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all("swd20" in line and "fid20_full" not in line for line in lines)
     assert "warning: fid20_full is no number" in capsys.readouterr().err

@@ -18,11 +18,11 @@ from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 from metrics import detectors
 from metrics.detectors import INCEPTION, VGG16, Weights, given_weights, load_detector, load_lpips, published_weights
 from metrics.evaluator import find_weights
-from torch_utils.cli import UserError
-from torch_utils.weights import read_tensors
+from torch_utils.download import read_tensors
+from torch_utils.errors import UserError
 
 
-def pictures(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
+def images(count: int, size: int = 32, seed: int = 0) -> torch.Tensor:
     return torch.randint(
         0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
@@ -39,20 +39,20 @@ def test_features_are_torch_fidelitys_at_full_size(smooth_inception):
     layers = ["2048", "logits_unbiased"]
     ours = load_detector(INCEPTION, given_weights([smooth_inception])[INCEPTION], layers, "cpu")
     theirs = FeatureExtractorInceptionV3("inception", layers, feature_extractor_weights_path=smooth_inception)
-    for a, b in zip(ours(pictures(3)), theirs(pictures(3)), strict=True):
+    for a, b in zip(ours(images(3)), theirs(images(3)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-        assert b.std(dim=0).mean() > 0.001  # the pictures differ by more
+        assert b.std(dim=0).mean() > 0.001  # the images differ by more
 
 
 def test_vgg16_is_torch_fidelitys(small, vgg16):
     ours = load_detector(VGG16, given_weights([vgg16])[VGG16], ["fc2_relu"], "cpu")
     theirs = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=vgg16)
-    (a,), (b,) = ours(pictures(5)), theirs(pictures(5))
+    (a,), (b,) = ours(images(5)), theirs(images(5))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
 def plain_lpips(a: torch.Tensor, b: torch.Tensor, vgg: torch.nn.Module) -> torch.Tensor:
-    """Zhang et al., equation 1, with the weights that are shipped; pictures in −1..1."""
+    """Zhang et al., equation 1, with the weights that are shipped; images in −1..1."""
     linear = list(read_tensors(detectors.LPIPS_WEIGHTS).values())
     mean, std = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
     a, b = ((x - mean.view(3, 1, 1)) / std.view(3, 1, 1) for x in (a, b))
@@ -73,7 +73,7 @@ def test_lpips_is_the_papers(small, vgg16):
     vgg = model()
     vgg.load_state_dict(torch.load(vgg16, weights_only=True))
     distance = load_lpips(given_weights([vgg16])[VGG16], "cpu")
-    a, b = (pictures(4, seed=seed).float() / 127.5 - 1 for seed in (0, 1))
+    a, b = (images(4, seed=seed).float() / 127.5 - 1 for seed in (0, 1))
     b[1], b[2] = a[1], a[2] + 0.01
     found = distance(a, b)
     torch.testing.assert_close(found, plain_lpips(a, b, vgg), rtol=1e-4, atol=1e-7)
@@ -96,8 +96,8 @@ def test_shipped_weights_are_lpips_0_1():
     assert [float(tensor.sum()) for tensor in tensors.values()] == pytest.approx(sums, rel=1e-5)
 
 
-def test_grey_pictures_are_three_times_the_same():
-    grey = pictures(2)[:, :1]
+def test_grey_images_are_three_times_the_same():
+    grey = images(2)[:, :1]
     assert torch.equal(detectors.rgb(grey), grey.repeat(1, 3, 1, 1))
 
 

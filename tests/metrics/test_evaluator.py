@@ -10,19 +10,19 @@ from functools import partial
 import pytest
 import torch
 import torch_fidelity
-import weights as random_weights
-from archives import photographs, write_pictures
-from judging import ALL, judge, judge_and_write
-from test_swd import blur
 
+from media.dataset import ImageDataset
 from metrics import PPL_EPSILON, Evaluator, NotFinite
 from metrics.detectors import INCEPTION, given_weights
 from metrics.evaluator import tensor_source
+from models.sampling import Fakes
 from networks.generator import Generator, GeneratorConfig
+from tests.metrics import weights as random_weights
+from tests.metrics.archives import photographs, write_images
+from tests.metrics.judging import ALL, judge, judge_and_write
+from tests.metrics.test_swd import blur
 from torch_utils import distributed
-from torch_utils.cli import UserError
-from training.dataset import ImageDataset
-from training.sampling import Fakes
+from torch_utils.errors import UserError
 
 
 @pytest.mark.slow  # torch-fidelity's FID takes the eigenvalues of a matrix that is not symmetric, 2048 × 2048
@@ -62,9 +62,9 @@ def test_a_set_against_itself(judged, slices, small, inception, vgg16):
 
 
 @pytest.mark.slow
-def test_figures_grow_with_the_change(small, few_dimensions, smooth_inception, real_pictures):
-    """Blur, noise, and the mixing in of pictures of another kind."""
-    images = photographs(real_pictures / "cifar10-train.zip", 120)
+def test_figures_grow_with_the_change(small, few_dimensions, smooth_inception, real_images):
+    """Blur, noise, and the mixing in of images of another kind."""
+    images = photographs(real_images / "cifar10-train.zip", 120)
     real, fake, other = images[:60], images[60:], torch.randint(0, 255, (60, 3, 1, 1), dtype=torch.uint8)
     noise = torch.randn(fake.shape, generator=torch.Generator().manual_seed(0))
     changed = {
@@ -83,7 +83,7 @@ def test_figures_grow_with_the_change(small, few_dimensions, smooth_inception, r
 
 @pytest.mark.slow
 def test_two_processes_come_to_the_same(judged, slices, small, inception, vgg16, tmp_path):
-    """Of 66 and 60 pictures in batches of 16, with nothing kept."""
+    """Of 66 and 60 images in batches of 16, with nothing kept."""
     distributed.launch(judge_and_write, ALL, *slices, [inception, vgg16], tmp_path / "result", processes=2)
     one, (two, other) = judged[0], (json.loads((tmp_path / f"result.{rank}").read_text()) for rank in (0, 1))
     assert other == {}
@@ -93,7 +93,7 @@ def test_two_processes_come_to_the_same(judged, slices, small, inception, vgg16,
 
 
 def test_a_detector_sees_no_more_than_it_needs(small, inception):
-    evaluator = Evaluator(["swd40", "kid20", "is13"], Pictures(50), weights=[inception], batch=8)
+    evaluator = Evaluator(["swd40", "kid20", "is13"], Images(50), weights=[inception], batch=8)
     seen = []
     evaluator.networks[INCEPTION].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     evaluator.evaluate(tensor_source(torch.randint(0, 255, (40, 3, 32, 32), dtype=torch.uint8)))
@@ -115,7 +115,7 @@ def test_real_statistics_are_worked_out_once(judged, slices, small, inception, v
     times = [path.stat().st_mtime_ns for path in kept]
 
     def refuse(self, wanted, source, title, collect=Evaluator._collect):
-        assert title == "fake pictures" or not wanted
+        assert title == "fake images" or not wanted
         return collect(self, wanted, source, title)
 
     with monkeypatch.context() as patch:
@@ -148,9 +148,9 @@ def test_patches_are_kept_by_what_they_are_drawn_by(small, slices, monkeypatch):
     assert judge(["swd60"], *slices, []) != few and kept() == 3
 
 
-def test_mirrored_pictures_count_twice(small, slices, inception, tmp_path):
+def test_mirrored_images_count_twice(small, slices, inception, tmp_path):
     images, fakes = (torch.stack([image for image, _ in ImageDataset(folder)]) for folder in slices)
-    real = write_pictures(tmp_path / "real", images[:20])
+    real = write_images(tmp_path / "real", images[:20])
     flipped = [ImageDataset(real, mirror=True)[i][0] for i in range(40)]
     source = tensor_source(fakes[:20])
     expected = Evaluator(["kid20_full"], flipped, weights=[inception], batch=16).evaluate(source)
@@ -165,7 +165,7 @@ def test_mirrored_pictures_count_twice(small, slices, inception, tmp_path):
 # --- what a user is told --------------------------------------------------------------------------------------------
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     def __init__(self, count: int, fill: int = 0):
         self.count, self.fill = count, fill
 
@@ -176,20 +176,20 @@ class Pictures(torch.utils.data.Dataset):
         return torch.full((3, 32, 32), index % 256, dtype=torch.uint8)
 
 
-def test_fewer_pictures_than_dimensions_are_warned_of(small, inception):
-    notes = Evaluator(["fid500_full", "fid3k_full"], Pictures(5000), weights=[inception]).notes
+def test_fewer_images_than_dimensions_are_warned_of(small, inception):
+    notes = Evaluator(["fid500_full", "fid3k_full"], Images(5000), weights=[inception]).notes
     warned = [note for note in notes if note.startswith("warning")]
-    assert len(warned) == 1 and "fid500_full has 500 fake pictures for 2048 dimensions" in warned[0]
-    notes = Evaluator(["fid3k_full"], Pictures(100), weights=[inception]).notes
-    assert any("fid3k_full has 100 real pictures for 2048 dimensions" in note for note in notes)
+    assert len(warned) == 1 and "fid500_full has 500 fake images for 2048 dimensions" in warned[0]
+    notes = Evaluator(["fid3k_full"], Images(100), weights=[inception]).notes
+    assert any("fid3k_full has 100 real images for 2048 dimensions" in note for note in notes)
     assert any("not the published ones" in note for note in notes)
 
 
-def test_too_few_pictures_are_said(small, inception):
-    assert "only 100 real and 100 fake pictures for swd2k" in Evaluator(["swd2k"], Pictures(100)).notes[0]
-    notes = Evaluator(["kid2k"], Pictures(100), fakes=50, weights=[inception]).notes
-    assert "only 100 real and 50 fake pictures for kid2k (2000)" in notes[-1]
-    assert Evaluator(["swd50"], Pictures(100)).notes == []
+def test_too_few_images_are_said(small, inception):
+    assert "only 100 real and 100 fake images for swd2k" in Evaluator(["swd2k"], Images(100)).notes[0]
+    notes = Evaluator(["kid2k"], Images(100), fakes=50, weights=[inception]).notes
+    assert "only 100 real and 50 fake images for kid2k (2000)" in notes[-1]
+    assert Evaluator(["swd50"], Images(100)).notes == []
 
 
 def test_no_number_is_an_error(small, inception, tmp_path):
@@ -198,16 +198,16 @@ def test_no_number_is_an_error(small, inception, tmp_path):
     torch.save(state, tmp_path / "broken.pth")
     images = torch.randint(0, 255, (20, 3, 32, 32), dtype=torch.uint8)
     for name in ("fid20", "kid20", "is20"):
-        evaluator = Evaluator([name], Pictures(20), weights=[tmp_path / "broken.pth"])
+        evaluator = Evaluator([name], Images(20), weights=[tmp_path / "broken.pth"])
         with pytest.raises(NotFinite, match=f"{name} is no number"):
             evaluator.evaluate(tensor_source(images))
 
 
 def test_without_a_detector_the_others_go_on(small, monkeypatch):
-    monkeypatch.setattr("torch_utils.weights.urllib.request.urlopen", lambda *args, **options: offline())
+    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", lambda *args, **options: offline())
     with pytest.raises(UserError, match=r"fid10, kid10: cannot download https.*--detector-weights"):
-        Evaluator(["swd10", "fid10", "kid10"], Pictures(20))
-    evaluator = Evaluator(["swd10", "fid10", "pr103", "kid10"], Pictures(20), optional=True)
+        Evaluator(["swd10", "fid10", "kid10"], Images(20))
+    evaluator = Evaluator(["swd10", "fid10", "pr103", "kid10"], Images(20), optional=True)
     assert [metric.name for metric in evaluator.metrics] == ["swd10"]
     first, second = [note for note in evaluator.notes if note.startswith("warning")]
     assert first.startswith("warning: going on without fid10, kid10: cannot download https")
@@ -234,13 +234,13 @@ def generator(c_dim: int = 0) -> Generator:
 @pytest.mark.parametrize("epsilon, tolerance", [(PPL_EPSILON, 0.02), (0.05, 1e-3)])
 def test_path_length_is_the_papers(small, vgg16, monkeypatch, epsilon, tolerance):
     """Karras et al. 2019, equation 3 in W, at t = 0, with plain LPIPS in float64."""
-    from test_detectors import plain_lpips
+    from tests.metrics.test_detectors import plain_lpips
 
     G = generator()
     monkeypatch.setattr("metrics.evaluator.PPL_EPSILON", epsilon)
     fakes = Fakes(G, 23, seed=3)
-    evaluator = Evaluator(["ppl2_wend23"], Pictures(10), weights=[vgg16], batch=16)
-    found = evaluator.evaluate(fakes.pictures, partial(fakes.path_ends, epsilon=epsilon))["ppl2_wend23"]
+    evaluator = Evaluator(["ppl2_wend23"], Images(10), weights=[vgg16], batch=16)
+    found = evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=epsilon))["ppl2_wend23"]
 
     vgg = random_weights.small_vgg16().double()
     vgg.load_state_dict(given_weights([vgg16]).popitem()[1].tensors)
@@ -264,14 +264,14 @@ def test_ends_of_a_path_lie_epsilon_apart():
 def test_half_precision_comes_back_after_each_batch():
     G = generator()
     for block in G.synthesis.blocks:
-        block.half = torch.bfloat16
+        block.compute_dtype = torch.bfloat16
     batches = Fakes(G, 4).path_ends([range(2), range(2, 4)], 0.5)
     assert next(batches).dtype == torch.float32
-    assert all(block.half == torch.bfloat16 for block in G.synthesis.blocks)
+    assert all(block.compute_dtype == torch.bfloat16 for block in G.synthesis.blocks)
 
 
 def test_path_length_is_of_a_generator(small, vgg16):
-    evaluator = Evaluator(["ppl2_wend10"], Pictures(10), weights=[vgg16])
+    evaluator = Evaluator(["ppl2_wend10"], Images(10), weights=[vgg16])
     with pytest.raises(UserError, match="name one with --network"):
         evaluator.evaluate(tensor_source(torch.zeros(10, 3, 32, 32).byte()))
 
@@ -279,8 +279,8 @@ def test_path_length_is_of_a_generator(small, vgg16):
 def test_fakes_by_number_are_the_same_in_any_batch():
     G = generator(c_dim=3)
     fakes = Fakes(G, 30, seed=1, labels=torch.tensor([0, 1, 2, 2]))
-    whole = torch.cat(list(fakes.pictures([range(30)])))
-    parts = torch.cat(list(fakes.pictures([range(20, 30), range(0, 20)])))
+    whole = torch.cat(list(fakes.images([range(30)])))
+    parts = torch.cat(list(fakes.images([range(20, 30), range(0, 20)])))
     assert (whole.int() - torch.cat([parts[10:], parts[:10]]).int()).abs().max() <= 1
     assert torch.equal(Fakes(G, 10, seed=1, labels=fakes.labels).classes, fakes.classes[:10])
     first, other = (next(Fakes(G, 20, seed=seed).path_ends([range(20)], 0.0))[:20] for seed in (1, 2))

@@ -1,17 +1,17 @@
-"""Every picture is described once and in order, and statistics are kept by content."""
+"""Every image is described once and in order, and statistics are kept by content."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from archives import write_pictures
 
+from media.convert import write_dataset
+from media.dataset import ImageDataset
+from media.faces import faces
 from metrics.evaluator import choose, tensor_source
 from metrics.features import CacheKey, Features, dataset_source, described, read_cached, write_cached
+from tests.metrics.archives import write_images
 from torch_utils import distributed
-from training.convert import write_dataset
-from training.dataset import ImageDataset
-from training.faces import faces
 
 
 def numbered(count: int) -> torch.Tensor:
@@ -24,12 +24,12 @@ def collect(count: int, batch: int, **options) -> list[int]:
 
 
 @pytest.mark.parametrize("count, batch, turn", [(1, 8, 1), (100, 7, 8), (64, 8, 3), (65, 8, 1), (7, 64, 8)])
-def test_every_picture_is_described_once_and_in_order(count, batch, turn):
+def test_every_image_is_described_once_and_in_order(count, batch, turn):
     assert collect(count, batch, turn=turn) == list(range(count))
 
 
 @pytest.mark.parametrize("count, batch, world", [(100, 7, 2), (5, 8, 3), (64, 8, 2), (65, 8, 4), (1, 1, 2)])
-def test_processes_share_the_pictures_without_duplicates(monkeypatch, count, batch, world):
+def test_processes_share_the_images_without_duplicates(monkeypatch, count, batch, world):
     """Each process by itself, with what it hands over kept; then put together as gathering does."""
     handed: list[list[dict]] = [[] for _ in range(world)]
     sizes = []
@@ -62,13 +62,13 @@ def test_features_take_no_more_than_asked_for():
     assert torch.equal(collector.finish()["features"], torch.arange(20.0).view(-1, 2))
 
 
-def test_the_choice_of_pictures():
+def test_the_choice_of_images():
     assert choose(10, 10, seed=1) == choose(10, 20, seed=2) == list(range(10))
     some = choose(100, 20, seed=1)
     assert len(set(some)) == 20 and choose(100, 5, seed=1) == some[:5] and choose(100, 20, seed=2) != some
 
 
-def test_pictures_of_a_data_set_in_the_order_asked_for(faces16):
+def test_images_of_a_data_set_in_the_order_asked_for(faces16):
     dataset = ImageDataset(faces16)
     source = dataset_source(dataset, [5, 3, 400, 7, 8])
     found = torch.cat(list(source([range(0, 2), range(4, 5)])))
@@ -122,11 +122,11 @@ def test_a_cache_that_cannot_be_written_is_said(key, tmp_path, monkeypatch):
     assert str(tmp_path / "file") in write_cached(key, TENSORS)
 
 
-def test_content_is_pictures_and_flips_not_names(tmp_path):
-    pictures = list(faces(6, 16, seed=0))
-    write_dataset(tmp_path / "a.zip", pictures)
+def test_content_is_images_and_flips_not_names(tmp_path):
+    images = list(faces(6, 16, seed=0))
+    write_dataset(tmp_path / "a.zip", images)
     dataset = ImageDataset(tmp_path / "a.zip")
-    write_pictures(tmp_path / "folder", torch.stack([dataset[i][0] for i in range(6)]))
+    write_images(tmp_path / "folder", torch.stack([dataset[i][0] for i in range(6)]))
     folder, names = tmp_path / "folder", [f"{i:04d}.png" for i in range(6)]
     for name, member in zip(names, dataset.names, strict=True):
         (folder / name).write_bytes(dataset.files.read(member))

@@ -6,7 +6,7 @@ import pytest
 
 from metrics import parse_metric
 from metrics.names import LISTED, Metric
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_what_is_no_name(name):
 
 
 @pytest.mark.parametrize("name, least", [("swd1", 2), ("fid1_full", 2), ("pr33", 4), ("is9", 10)])
-def test_too_few_pictures(name, least):
-    with pytest.raises(UserError, match=f"{name}: a set of at least {least} pictures"):
+def test_too_few_images(name, least):
+    with pytest.raises(UserError, match=f"{name}: a set of at least {least} images"):
         parse_metric(name)
 
 
 @pytest.mark.parametrize("name, most", [("fid1001k", "1,000,000"), ("swd999999999k", ""), ("ppl2_wend501k", "500,000")])
-def test_too_many_pictures(name, most):
+def test_too_many_images(name, most):
     with pytest.raises(UserError, match=f"{name}: at most {most}"):
         parse_metric(name)
     assert parse_metric("fid1000k").count == 10**6
@@ -93,7 +93,7 @@ def test_all_that_is_listed_is_known():
         ("ppl2_wend", 0, 50_000),
     ],
 )
-def test_how_many_pictures_of_70_000(name, reals, fakes):
+def test_how_many_images_of_70_000(name, reals, fakes):
     metric = parse_metric(name)
     assert (metric.reals(70_000), metric.fakes(70_000)) == (reals, fakes)
     assert metric.fakes(70_000, 600) == 600

@@ -48,7 +48,7 @@ def test_kid_of_one_source_is_about_zero():
 
 
 def plain_precision(fake: np.ndarray, real: np.ndarray) -> float:
-    """Kynkäänniemi et al., equations 1 and 2, picture by picture."""
+    """Kynkäänniemi et al., equations 1 and 2, image by image."""
     radii = [np.sort(np.linalg.norm(real - r, axis=1))[3] for r in real]
     return float(np.mean([np.any(np.linalg.norm(real - f, axis=1) <= radii) for f in fake]))
 

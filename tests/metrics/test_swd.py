@@ -29,13 +29,13 @@ from metrics.swd import (
     upsample,
     wasserstein,
 )
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 
 CIFAR = Path(__file__).parents[3] / "shared" / "data" / "cifar10-test.zip"
 
 
 def blobs(count: int, size: int = 32, channels: int = 3, seed: int = 0, radius: float = 5) -> torch.Tensor:
-    """Pictures with structure: a few coloured discs on a ground, uint8 [N, C, H, W]."""
+    """Images with structure: a few coloured discs on a ground, uint8 [N, C, H, W]."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
     images = np.empty((count, channels, size, size))
@@ -103,7 +103,7 @@ def plain_pyramid(x: np.ndarray) -> list[np.ndarray]:
 
 
 def plain_patches(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """128 patches of each picture, normalized: [N·128, C·49]."""
+    """128 patches of each image, normalized: [N·128, C·49]."""
     patches = []
     for image in x:
         for _ in range(128):
@@ -136,17 +136,17 @@ def test_pyramid_is_the_plain_one(channels):
 
 
 @pytest.mark.parametrize(("size", "sizes"), [(16, [16]), (8, [8]), (128, [128, 64, 32, 16]), (100, [100, 50, 25])])
-def test_pyramid_gives_the_picture_back(size, sizes):
+def test_pyramid_gives_the_image_back(size, sizes):
     x = blobs(2, size).float()
     levels = laplacian_pyramid(x)
     assert [level.shape[3] for level in levels] == sizes
-    picture = levels[-1]
+    image = levels[-1]
     for level in reversed(levels[:-1]):
-        picture = level + upsample(picture)
-    torch.testing.assert_close(picture, x, rtol=0, atol=1e-4)
+        image = level + upsample(image)
+    torch.testing.assert_close(image, x, rtol=0, atol=1e-4)
 
 
-def test_upsampling_keeps_a_constant_picture():
+def test_upsampling_keeps_a_constant_image():
     torch.testing.assert_close(upsample(torch.full((1, 1, 16, 16), 7.0)), torch.full((1, 1, 32, 32), 7.0))
 
 
@@ -281,7 +281,7 @@ def test_more_than_count_is_left_out(few_directions):
     for part in images.split(8):
         descriptors.add(part)
     some = describe(images[:20])
-    assert descriptors.pictures == 20
+    assert descriptors.images == 20
     assert all(torch.equal(some[size], counts) for size, counts in descriptors.finish().items())
 
 
@@ -323,19 +323,19 @@ def test_collapsed_set_gives_a_large_finite_figure(few_directions):
     assert swd(grey, grey) == 0
 
 
-def test_large_and_grey_pictures(few_directions):
+def test_large_and_grey_images(few_directions):
     images = blobs(2, 1024, channels=1)
     figures = sliced_wasserstein(describe(images), describe(images.flip(2)))
     assert list(figures)[1:] == [f"swd_{size}" for size in (1024, 512, 256, 128, 64, 32, 16)]
 
 
-def test_wrong_pictures_are_refused(few_directions):
+def test_wrong_images_are_refused(few_directions):
     descriptors = PatchDescriptors(10)
     for wrong in (blobs(1).float(), blobs(1)[0], blobs(1)[:, :, 1:], blobs(1)[:, :, :6, :6]):
-        with pytest.raises(ValueError, match="square uint8 pictures"):
+        with pytest.raises(ValueError, match="square uint8 images"):
             descriptors.add(wrong)
     descriptors.add(blobs(1))
-    with pytest.raises(ValueError, match="after pictures"):
+    with pytest.raises(ValueError, match="after images"):
         descriptors.add(blobs(1, 64))
     with pytest.raises(ValueError, match="differ in size"):
         sliced_wasserstein(describe(blobs(2, 32)), describe(blobs(2, 64)))
@@ -345,7 +345,7 @@ def test_wrong_pictures_are_refused(few_directions):
 
 
 class Counted(torch.utils.data.Dataset):
-    """Pictures with labels, which counts how often it is read."""
+    """Images with labels, which counts how often it is read."""
 
     def __init__(self, images: torch.Tensor):
         self.images, self.reads = images, 0
@@ -358,7 +358,7 @@ class Counted(torch.utils.data.Dataset):
         return self.images[index], torch.zeros(0)
 
 
-def test_evaluator_reads_the_real_pictures_once(few_directions):
+def test_evaluator_reads_the_real_images_once(few_directions):
     dataset, fakes = Counted(blobs(60)), blobs(60, seed=1)
     evaluator = Evaluator(["swd"], dataset)
     assert evaluator.count == 60 and dataset.reads == 0
@@ -369,7 +369,7 @@ def test_evaluator_reads_the_real_pictures_once(few_directions):
     assert dataset.reads == 60
 
 
-def test_evaluator_is_the_plain_call_on_a_choice_of_the_real_pictures(few_directions):
+def test_evaluator_is_the_plain_call_on_a_choice_of_the_real_images(few_directions):
     real, fakes = blobs(60), blobs(40, seed=1)
     chosen = real[choose(60, 40, seed=3)]
     figures = Evaluator(["swd40", "swd20"], Counted(real), seed=3, batch=7).evaluate(tensor_source(fakes))
@@ -406,7 +406,7 @@ def test_evaluator_refuses_what_cannot_be_compared(few_directions):
         Evaluator(["swd"], Counted(blobs(1)))
     with pytest.raises(UserError, match="no metric is called 'fid'"):
         Evaluator(["swd", "fid"], Counted(blobs(4)))
-    with pytest.raises(UserError, match="only 1 fake pictures"):
+    with pytest.raises(UserError, match="only 1 fake images"):
         Evaluator(["swd"], Counted(blobs(4)), fakes=1)
     assert Evaluator([], Counted(blobs(4))).evaluate(tensor_source(blobs(0))) == {}
 
@@ -419,8 +419,8 @@ def test_photographs(few_directions):
     with zipfile.ZipFile(CIFAR) as archive:
         names = [name for name in archive.namelist() if name.endswith((".png", ".jpg"))]
         chosen = np.random.default_rng(0).permutation(len(names))[:1000]
-        pictures = [Image.open(io.BytesIO(archive.read(names[i]))).convert("RGB") for i in chosen]
-    images = torch.from_numpy(np.stack([np.array(picture) for picture in pictures])).permute(0, 3, 1, 2)
+        photographs = [Image.open(io.BytesIO(archive.read(names[i]))).convert("RGB") for i in chosen]
+    images = torch.from_numpy(np.stack([np.array(photograph) for photograph in photographs])).permute(0, 3, 1, 2)
     real = describe(images[:500])
     figures = [
         sliced_wasserstein(real, describe(fake))["swd"]

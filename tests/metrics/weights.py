@@ -11,7 +11,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
-from training.faces import faces
+from media.faces import faces
 
 FC = 32  # outputs of VGG-16's first two linear layers, which have 4096 and nearly all of its weights
 
@@ -26,7 +26,7 @@ def small_vgg16(**options) -> VGG:
 
 
 def make_small() -> None:
-    """Both detectors look at smaller pictures, and VGG-16 has narrow linear layers: in here and in torch-fidelity."""
+    """Both detectors look at smaller images, and VGG-16 has narrow linear layers: in here and in torch-fidelity."""
     FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE = 75
     FeatureExtractorVGG16.INPUT_IMAGE_SIZE = 32
     torchvision.models.vgg16 = small_vgg16
@@ -53,7 +53,7 @@ class Unloaded(FeatureExtractorInceptionV3):
 
 
 def calibrated(model: torch.nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Its tensors, with batch normalizations for the statistics of those pictures, so that features tell them apart."""
+    """Its tensors, with batch normalizations for the statistics of those images, so that features tell them apart."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0

@@ -58,7 +58,7 @@ def test_minibatch_std_equals_the_loop(n, group, expected):
         torch.testing.assert_close(y[i, 3], torch.full_like(y[i, 3], std_of(together)), rtol=1e-10, atol=1e-12)
 
 
-def test_a_picture_acts_on_its_group_alone():
+def test_a_image_acts_on_its_group_alone():
     D = discriminator(mbstd_group=4)
     images = normal(8, 3, 16, 16).requires_grad_()
     logits = D(images)
@@ -68,7 +68,7 @@ def test_a_picture_acts_on_its_group_alone():
         assert acts == [i % 2 == j % 2 for i in range(8)]
 
 
-def test_alike_pictures_have_no_deviation():
+def test_alike_images_have_no_deviation():
     D, seen = discriminator(), []
     D.conv.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     image = normal(1, 3, 16, 16)
@@ -101,7 +101,7 @@ def test_block_formula():
 
 
 def test_block_keeps_the_second_moment_at_the_start():
-    """Over random weights, inside pictures so smooth that the filter leaves them: ½ for the skip and ½ · 1.04²."""
+    """Over random weights, inside images so smooth that the filter leaves them: ½ for the skip and ½ · 1.04²."""
     torch.manual_seed(0)
     powers, config = [], DiscriminatorConfig(16, cbase=16 * 128, cmax=128)
     for _ in range(16):

@@ -89,8 +89,8 @@ def test_modconv_is_stylegan2s_modulated_convolution(up):
         style = affine(layer.adaconv.predictor.scale, w[i])
         weight = layer.weight / math.sqrt(16 * 9) * style[None, :, None, None]
         weight = weight / (weight.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
-        picture = x[i : i + 1]
-        y = up_convolution(picture, weight) if up else F.conv2d(picture, weight, padding=1)
+        image = x[i : i + 1]
+        y = up_convolution(image, weight) if up else F.conv2d(image, weight, padding=1)
         expected.append(finish(layer, y, noise[i : i + 1]))
     expected = torch.cat(expected)
     assert float(expected.detach().abs().max()) == 2.0  # the clamp is part of it
@@ -157,12 +157,12 @@ def test_torgb_is_a_modulated_1x1_convolution_without_demodulation():
     torch.testing.assert_close(layer(x, w), expected.clamp(-1.5, 1.5), rtol=1e-10, atol=1e-10)
 
 
-def test_the_picture_is_the_sum_of_the_upsampled_torgbs():
+def test_the_image_is_the_sum_of_the_upsampled_torgbs():
     """The skip architecture, from what the ToRGB layers themselves gave."""
     G, parts = generator(32, clamp=None), []
     for block in G.synthesis.blocks:
         block.torgb.register_forward_hook(lambda module, args, y: parts.append(y))
-    picture = G(codes(2), noise="const")
+    image = G(codes(2), noise="const")
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0]).double() / 8
     img = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
     for part in parts:
@@ -170,7 +170,7 @@ def test_the_picture_is_the_sum_of_the_upsampled_torgbs():
         spread[:, :, ::2, ::2] = img
         spread = F.pad(spread, [2, 1, 2, 1])
         img = part + F.conv2d(spread, 4 * torch.outer(taps, taps).expand(3, 1, 4, 4), groups=3)
-    torch.testing.assert_close(picture, img, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(image, img, rtol=1e-12, atol=1e-12)
 
 
 # Mapping.
@@ -211,25 +211,25 @@ def test_a_batch_is_its_samples_one_by_one(modulation, norm, resolution):
     c_dim, channels = (3, 1) if resolution == 32 else (0, 3)
     G = generator(resolution, modulation, norm, c_dim=c_dim, img_channels=channels)
     z, c = codes(3), torch.eye(3, dtype=torch.float64) if c_dim else None
-    pictures = G(z, c, noise="const")
-    assert pictures.shape == (3, channels, resolution, resolution)
-    assert (pictures[0] - pictures[1]).abs().max() > 0.01
+    images = G(z, c, noise="const")
+    assert images.shape == (3, channels, resolution, resolution)
+    assert (images[0] - images[1]).abs().max() > 0.01
     for i in range(3):
         alone = G(z[i : i + 1], None if c is None else c[i : i + 1], noise="const")
-        torch.testing.assert_close(alone[0], pictures[i], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(alone[0], images[i], rtol=1e-9, atol=1e-10)
 
 
 def test_1024_with_very_few_channels():
     torch.manual_seed(0)
     G = Generator(config(1024, cbase=1024, cmax=8))
     with torch.no_grad():
-        pictures = G(torch.randn(1, 8))
-    assert pictures.shape == (1, 3, 1024, 1024)
-    assert pictures.isfinite().all() and pictures.std() > 0.01
+        images = G(torch.randn(1, 8))
+    assert images.shape == (1, 3, 1024, 1024)
+    assert images.isfinite().all() and images.std() > 0.01
     assert [layer.weight.shape[0] for layer in G.synthesis.layers()[-2:]] == [1, 1]
 
 
-def test_the_class_changes_the_picture():
+def test_the_class_changes_the_image():
     G = generator(c_dim=3)
     z = codes(1).expand(3, -1)
     a, b, c = G(z, torch.eye(3, dtype=torch.float64), noise="const")
@@ -335,10 +335,10 @@ def test_random_noise_is_another_for_each_sample_and_seeded():
     G = generator()
     ws = G.ws(codes(1)).expand(3, -1, -1)
     torch.manual_seed(5)
-    a, b, c = pictures = G.synthesis(ws, "random")
+    a, b, c = images = G.synthesis(ws, "random")
     assert min((a - b).abs().max(), (b - c).abs().max(), (a - c).abs().max()) > 0.01
     torch.manual_seed(5)
-    assert torch.equal(G.synthesis(ws, "random"), pictures)
+    assert torch.equal(G.synthesis(ws, "random"), images)
 
 
 def test_noise_is_added_before_the_activation():
@@ -384,10 +384,10 @@ def test_a_w_acts_from_its_layer_on(modulation, norm):
     def features(ws):
         outputs = []
         hooks = [layer.register_forward_hook(lambda module, args, y: outputs.append(y)) for layer in layers]
-        picture = G.synthesis(ws, "const")
+        image = G.synthesis(ws, "const")
         for hook in hooks:
             hook.remove()
-        return [*outputs, picture]
+        return [*outputs, image]
 
     ws = G.ws(codes(2)).clone()
     before = features(ws)
@@ -478,14 +478,14 @@ def test_state_dict_round_trip(modulation, norm):
     torch.manual_seed(7)
     other = Generator(G.config).double()
     z, c = codes(2), torch.eye(3, dtype=torch.float64)[:2]
-    picture = G(z, c, psi=0.7, noise="const")
-    assert not torch.allclose(other(z, c, psi=0.7, noise="const"), picture)
+    image = G(z, c, psi=0.7, noise="const")
+    assert not torch.allclose(other(z, c, psi=0.7, noise="const"), image)
     other.load_state_dict(G.state_dict())
-    assert torch.equal(other(z, c, psi=0.7, noise="const"), picture)
+    assert torch.equal(other(z, c, psi=0.7, noise="const"), image)
 
 
 @pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
-def test_an_empty_batch_gives_no_pictures(modulation, norm):
+def test_an_empty_batch_gives_no_images(modulation, norm):
     G = generator(modulation=modulation, norm=norm)
     assert G(codes(0)).shape == (0, 3, 16, 16)
 

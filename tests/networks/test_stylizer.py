@@ -29,7 +29,7 @@ from torch_utils.ops import moments
 
 
 def tiny(**options) -> Stylizer:
-    """In float64, with random biases, as after some training, and an encoder whose features depend on the picture."""
+    """In float64, with random biases, as after some training, and an encoder whose features depend on the image."""
     torch.manual_seed(0)
     model = Stylizer(StylizerConfig(**{"width": 1 / 16, "style_size": 64, **options})).double().requires_grad_(False)
     for name, parameter in model.named_parameters():
@@ -40,7 +40,7 @@ def tiny(**options) -> Stylizer:
     return model
 
 
-def pictures(n, height, width, seed=1):
+def images(n, height, width, seed=1):
     generator = torch.Generator().manual_seed(seed)
     smooth = torch.rand(n, 3, height // 4 + 2, width // 4 + 2, generator=generator, dtype=torch.float64) * 2 - 1
     return F.interpolate(smooth, [height, width], mode="bilinear")
@@ -62,14 +62,14 @@ def adain():
 
 @pytest.mark.parametrize("size", [(9, 9), (16, 24), (17, 41), (50, 33)])
 def test_any_size(model, size):
-    content = pictures(2, *size)
-    y = model(content, model.kernels(pictures(1, 70, 90)))
+    content = images(2, *size)
+    y = model(content, model.kernels(images(1, 70, 90)))
     assert y.shape == content.shape and y.std() > 0.1
 
 
 def test_too_small(model):
     with pytest.raises(ValueError, match="at least 9x9 pixels, got 12x8"):
-        model(pictures(1, 8, 12), model.kernels(pictures(1, 64, 64)))
+        model(images(1, 8, 12), model.kernels(images(1, 64, 64)))
 
 
 def test_padding_reflects_at_the_right_and_the_bottom():
@@ -79,13 +79,13 @@ def test_padding_reflects_at_the_right_and_the_bottom():
 
 
 def test_a_multiple_of_8_needs_no_padding(model):
-    content, kernels = pictures(1, 24, 32), model.kernels(pictures(1, 64, 64))
+    content, kernels = images(1, 24, 32), model.kernels(images(1, 64, 64))
     assert torch.equal(model(content, kernels), model.decoder(model.encode(content), kernels))
 
 
 @pytest.mark.parametrize("modulation", ["adaconv", "adain"])
 def test_a_batch_is_its_samples(modulation):
-    model, content, styles = tiny(modulation=modulation), pictures(3, 24, 33), pictures(3, 64, 64, seed=2)
+    model, content, styles = tiny(modulation=modulation), images(3, 24, 33), images(3, 64, 64, seed=2)
     together = model(content, model.kernels(styles))
     for i in range(3):
         alone = model(content[i : i + 1], model.kernels(styles[i : i + 1]))
@@ -95,15 +95,15 @@ def test_a_batch_is_its_samples(modulation):
 
 @pytest.mark.parametrize("modulation", ["adaconv", "adain"])
 def test_one_style_for_a_batch(modulation):
-    model, content = tiny(modulation=modulation), pictures(3, 24, 24)
-    kernels = model.kernels(pictures(1, 64, 64))
-    repeated = model.kernels(pictures(1, 64, 64).expand(3, -1, -1, -1))
+    model, content = tiny(modulation=modulation), images(3, 24, 24)
+    kernels = model.kernels(images(1, 64, 64))
+    repeated = model.kernels(images(1, 64, 64).expand(3, -1, -1, -1))
     close(model(content, kernels), model(content, repeated))
 
 
 def test_kernels_have_the_shapes_of_the_paper():
     model = Stylizer(StylizerConfig(width=1 / 8))
-    kernels = model.kernels(pictures(2, 300, 256).float())
+    kernels = model.kernels(images(2, 300, 256).float())
     values = set()
     for i, (k, group) in enumerate(zip(kernels, (1, 2, 4, 8), strict=True)):
         c = CHANNELS[i] // 8
@@ -115,7 +115,7 @@ def test_kernels_have_the_shapes_of_the_paper():
 
 
 def test_the_style_is_the_square_in_the_middle():
-    x = pictures(1, 100, 64)
+    x = images(1, 100, 64)
     close(resized(x, 64), x[:, :, 18:82])
     assert resized(x, 128).shape == (1, 3, 128, 128)
     # pixel by pixel means, where one size divides the other
@@ -152,7 +152,7 @@ def plain_adain(content, style):
 
 
 def test_modulation_adain_is_adain(adain):
-    content, style = pictures(2, 40, 32), pictures(2, 64, 64, seed=2)
+    content, style = images(2, 40, 32), images(2, 64, 64, seed=2)
     expected = plain_decoder(adain, plain_adain(adain.encode(content), adain.encode(style)))
     close(adain(content, adain.kernels(style)), expected)
 
@@ -160,7 +160,7 @@ def test_modulation_adain_is_adain(adain):
 def test_adaconv_with_1x1_kernels_and_groups_of_one_is_adain_in_every_stage(model):
     """Kernels that say AdaIN, in groups of any size, against AdaIN's formula before every stage."""
     torch.manual_seed(0)
-    content = pictures(2, 24, 24)
+    content = images(2, 24, 24)
     targets = [torch.randn(2, model.config.channels(i), 30, dtype=torch.float64) for i in range(4)]
     kernels = []
     for t in targets:
@@ -178,7 +178,7 @@ def test_adaconv_with_1x1_kernels_and_groups_of_one_is_adain_in_every_stage(mode
 
 
 def test_adain_of_the_content_itself_changes_nothing(adain):
-    content = pictures(1, 40, 64)
+    content = images(1, 40, 64)
     features = adain.encode(content)
     close(adain.decoder(features, adain.kernels_of(features)), plain_decoder(adain, features))
 
@@ -194,7 +194,7 @@ def same(a, b):
 
 
 def test_mixing(model):
-    a, b = (model.kernels(pictures(1, 64, 64, seed=i)) for i in (2, 3))
+    a, b = (model.kernels(images(1, 64, 64, seed=i)) for i in (2, 3))
     same(mix([a, b], [1, 0]), a)
     same(mix([a, b], [0, 5]), b)
     same(mix([a, a, a], [0.2, 0.3, 7]), a)
@@ -210,27 +210,27 @@ def test_mixing(model):
 
 def test_adain_mixes_features(adain):
     """Mixing kernels is the interpolation of features that AdaIN's authors define."""
-    content = pictures(1, 24, 24)
+    content = images(1, 24, 24)
     features = adain.encode(content)
-    styles = [adain.encode(pictures(1, 64, 64, seed=i)) for i in (2, 3)]
+    styles = [adain.encode(images(1, 64, 64, seed=i)) for i in (2, 3)]
     mixed = 0.3 * plain_adain(features, styles[0]) + 0.7 * plain_adain(features, styles[1])
     kernels = mix([adain.kernels_of(s) for s in styles], [0.3, 0.7])
     close(adain(content, kernels), plain_decoder(adain, mixed))
 
 
 def test_structure_of_one_and_statistics_of_another(model):
-    a, b = (model.kernels(pictures(1, 64, 64, seed=i)) for i in (2, 3))
+    a, b = (model.kernels(images(1, 64, 64, seed=i)) for i in (2, 3))
     swapped = structure_and_statistics(a, b)
     for k, x, y in zip(swapped, a, b, strict=True):
         assert k.depthwise is x.depthwise and k.pointwise is y.pointwise and k.bias is y.bias
     same(structure_and_statistics(a, a), a)
-    content = pictures(1, 24, 24)
+    content = images(1, 24, 24)
     results = [model(content, k) for k in (a, b, swapped)]
     assert all((results[2] - r).abs().max() > 1e-4 for r in results[:2])
 
 
 def test_strength(model, adain):
-    content, style = pictures(1, 40, 25), pictures(1, 64, 64, seed=2)
+    content, style = images(1, 40, 25), images(1, 64, 64, seed=2)
     for m in (model, adain):
         same(weakened(m, content, m.kernels(style), 1), m.kernels(style))
     same(weakened(model, content, model.kernels(style), 0), model.kernels(content))
@@ -243,7 +243,7 @@ def test_strength(model, adain):
 
 @pytest.mark.parametrize("modulation", ["adaconv", "adain"])
 def test_kernels_survive_a_file(modulation, tmp_path):
-    kernels = tiny(modulation=modulation).kernels(pictures(2, 64, 64))
+    kernels = tiny(modulation=modulation).kernels(images(2, 64, 64))
     safetensors.torch.save_file(to_tensors(kernels), tmp_path / "style.safetensors")
     loaded = from_tensors(safetensors.torch.load_file(tmp_path / "style.safetensors"))
     for a, b in zip(kernels, loaded, strict=True):
@@ -252,7 +252,7 @@ def test_kernels_survive_a_file(modulation, tmp_path):
 
 
 def test_other_tensors_are_no_kernels(model):
-    tensors = to_tensors(model.kernels(pictures(1, 64, 64)))
+    tensors = to_tensors(model.kernels(images(1, 64, 64)))
     for wrong in (
         {},
         {"weight": torch.zeros(1)},
@@ -266,12 +266,12 @@ def test_other_tensors_are_no_kernels(model):
 
 def test_kernels_of_another_model(model, adain):
     with pytest.raises(ValueError, match="expected those of 4 stages, got 1"):
-        model(pictures(1, 16, 16), adain.kernels(pictures(1, 64, 64)))
+        model(images(1, 16, 16), adain.kernels(images(1, 64, 64)))
     with pytest.raises(ValueError, match="one style or of 3, got 2"):
-        model(pictures(3, 16, 16), model.kernels(pictures(2, 64, 64)))
+        model(images(3, 16, 16), model.kernels(images(2, 64, 64)))
 
 
-# --- parts of pictures ----------------------------------------------------------------------------------------------
+# --- parts of images ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -279,7 +279,7 @@ def test_a_part_with_its_halo_is_a_part_of_the_whole(model, stage):
     """With the statistics of the whole, and a halo that is as large as it needs to be and no larger."""
     torch.manual_seed(0)
     x = torch.randn(1, model.config.channels(stage), 20, 21, dtype=torch.float64)
-    kernels = model.kernels(pictures(1, 64, 64))[stage]
+    kernels = model.kernels(images(1, 64, 64))[stage]
     scale = 2 if stage else 1
     whole = model.decoder.stage(stage, x, kernels)
     for halo, enough in [(HALO[stage], True), (HALO[stage] - 1, False)]:
@@ -291,7 +291,7 @@ def test_a_part_with_its_halo_is_a_part_of_the_whole(model, stage):
 
 
 def test_the_encoders_halo(model):
-    x = pictures(1, 152, 16)
+    x = images(1, 152, 16)
     for halo, enough in [(32, True), (24, False)]:
         part = model.encode(x[:, :, 64 - halo : 80 + halo])[:, :, halo // 8 : halo // 8 + 2]
         assert (float((part - model.encode(x)[:, :, 8:10]).abs().max()) < 1e-10) == enough
@@ -304,7 +304,7 @@ def test_the_encoders_halo(model):
 @pytest.mark.parametrize("modulation", ["adaconv", "adain"])
 def test_what_is_trained(modulation):
     model = Stylizer(StylizerConfig(1 / 16, modulation, 64))
-    y = model(pictures(2, 32, 32).float(), model.kernels(pictures(2, 64, 64).float()))
+    y = model(images(2, 32, 32).float(), model.kernels(images(2, 64, 64).float()))
     y.square().mean().backward()
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (not name.startswith("encoder."))
@@ -314,14 +314,14 @@ def test_what_is_trained(modulation):
 def test_gradient(gradient_equals_finite_differences):
     model = tiny().requires_grad_(True)
     model.encoder.requires_grad_(False)
-    content, style = pictures(1, 16, 16), pictures(1, 64, 64)
+    content, style = images(1, 16, 16), images(1, 64, 64)
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradient_equals_finite_differences(lambda: model(content, model.kernels(style)).sin().sum(), parameters)
 
 
 @pytest.mark.parametrize("modulation", ["adaconv", "adain"])
 def test_training_starts_sanely(modulation):
-    """Pictures of a size that fits −1..1, none of whose stages dies or explodes, though VGG's scale is far from 1."""
+    """Images of a size that fits −1..1, none of whose stages dies or explodes, though VGG's scale is far from 1."""
     torch.manual_seed(0)
     model = Stylizer(StylizerConfig(1 / 4, modulation))
     x = 30 * torch.rand(2, 128, 16, 16)
@@ -339,7 +339,7 @@ def test_fast_convolutions_do_not_keep_old_weights():
     """In float32, where inference takes another algorithm than training, before and after the weights change."""
     torch.manual_seed(0)
     model = Stylizer(StylizerConfig(1 / 4, style_size=64))
-    content, style = pictures(1, 40, 24).float(), pictures(1, 64, 64).float()
+    content, style = images(1, 40, 24).float(), images(1, 64, 64).float()
     for _ in range(2):
         with torch.no_grad():
             fast = model(content, model.kernels(style))
@@ -353,7 +353,7 @@ def test_fast_convolutions_do_not_keep_old_weights():
                 parameter += 0.02 * torch.randn_like(parameter)
 
 
-def test_real_pictures(real_pictures):
+def test_real_images(real_images):
     """Of photographs in the statistics of paintings: AdaIN of features has those of the style."""
     torch.manual_seed(0)
     model = Stylizer(StylizerConfig(1 / 8, "adain"))
@@ -363,8 +363,8 @@ def test_real_pictures(real_pictures):
         image.thumbnail((160, 160))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
-    content = read(sorted((real_pictures / "photos").glob("*.jpg"))[0])
-    style = read(sorted((real_pictures / "paintings").glob("*.jpg"))[0])
+    content = read(sorted((real_images / "photos").glob("*.jpg"))[0])
+    style = read(sorted((real_images / "paintings").glob("*.jpg"))[0])
     with torch.no_grad():
         kernels = model.kernels(style)
         features = model.decoder.stages[0].adaconv(model.encode(padded(content)), kernels[0])
@@ -396,13 +396,13 @@ def test_bad_configurations(options, message):
 @torch.no_grad()
 def test_fewer_style_channels_give_the_same_kernels_where_the_maps_need_no_more(model, channels):
     """Two maps of 3 × 3 positions span at most 18 of 32 directions; a third style is out of their span."""
-    features = model.encode(pictures(2, 64, 64))
+    features = model.encode(images(2, 64, 64))
     new = narrowed(model, model.style_encoder(features), channels * 16)
     assert new.config.map_channels == channels and new.style_encoder.linear.weight.shape[0] == channels * 9
     for before, after in zip(model.kernels_of(features), new.kernels_of(features), strict=True):
         for name in ("depthwise", "pointwise", "bias"):
             close(getattr(before, name), getattr(after, name), 1e-6)
-    other = model.encode(pictures(1, 64, 64, seed=7))
+    other = model.encode(images(1, 64, 64, seed=7))
     differences = [
         float((before.pointwise - after.pointwise).abs().max())
         for before, after in zip(model.kernels_of(other), new.kernels_of(other), strict=True)

@@ -11,32 +11,32 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 
+from media.files import write_image
+from media.images import to_float, to_uint8
+from models.snapshot import load_stylizer, save_stylizer
 from networks.stylizer import mix, resized, structure_and_statistics, to_tensors, weakened
 from styling import apply
-from styling.apply import FrameStylizer, Settings, own_kernels, stylize_masked, stylize_picture, tile_side
+from styling.apply import FrameStylizer, Settings, own_kernels, stylize_image, stylize_masked, tile_side
 from styling.color import keep_colors, luma, match_colors
 from styling.jobs import means_folder, plan_folder
 from styling.mask import soften
-from styling.pictures import write_picture
 from styling.smooth import StatisticsSmoother
 from styling.styles import Look, Style, identity, load_kernels, read_style, save_style
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 from torch_utils.ops import moments
-from training.checkpoint import load_stylizer, save_stylizer
-from training.images import to_float, to_uint8
 
 PLAIN = Settings(tile="none")
 
 
 def scene(seed: int = 0, height: int = 56, width: int = 72) -> torch.Tensor:
-    """A smooth picture uint8 [3, H, W]."""
+    """A smooth image uint8 [3, H, W]."""
     coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
     return (F.interpolate(coarse, size=(height, width), mode="bicubic")[0] * 255).clamp(0, 255).to(torch.uint8)
 
 
 def style(model, seed: int) -> Style:
-    picture = resized(to_float(scene(seed, 80, 100)[None]), model.config.style_size)
-    return Style(Path(f"style{seed}.png"), model.kernels(picture), picture)
+    image = resized(to_float(scene(seed, 80, 100)[None]), model.config.style_size)
+    return Style(Path(f"style{seed}.png"), model.kernels(image), image)
 
 
 @pytest.fixture(params=["adaconv", "adain"])
@@ -50,17 +50,17 @@ def plainly(model, content: torch.Tensor, kernels) -> torch.Tensor:
 
 
 def most(a: torch.Tensor, b: torch.Tensor) -> int:
-    """The largest difference of two pictures."""
+    """The largest difference of two images."""
     return int((a.int() - b.int()).abs().max())
 
 
-# --- pictures -------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_is_what_the_model_gives(model):
+def test_a_image_is_what_the_model_gives(model):
     look, content = Look((style(model, 1),)), scene()
     expected = plainly(model, content, look.styles[0].kernels)
-    assert torch.equal(stylize_picture(model, content, look, PLAIN), expected)
+    assert torch.equal(stylize_image(model, content, look, PLAIN), expected)
     assert expected.float().std() > 20 and most(expected, plainly(model, content, style(model, 2).kernels)) > 5
 
 
@@ -68,7 +68,7 @@ def test_mixed_and_taken_apart(stylizer):
     a, b, content = style(stylizer, 1), style(stylizer, 2), scene()
 
     def made(look):
-        return stylize_picture(stylizer, content, look, PLAIN)
+        return stylize_image(stylizer, content, look, PLAIN)
 
     assert torch.equal(made(Look((a, b), (1.0, 0.0))), made(Look((a,))))
     assert torch.equal(made(Look((a, b), (0.0, 1.0))), made(Look((b,))))
@@ -85,27 +85,27 @@ def test_strength(model):
     x, kernels = to_float(content[None]), look.kernels()
     for strength in (0, 0.4):
         expected = plainly(model, content, weakened(model, x, kernels, strength))
-        assert torch.equal(stylize_picture(model, content, look, Settings(strength, tile="none")), expected)
+        assert torch.equal(stylize_image(model, content, look, Settings(strength, tile="none")), expected)
     own = Look((Style(Path("own"), own_kernels(model, content, 32)),))
-    assert most(stylize_picture(model, content, look, Settings(0)), stylize_picture(model, content, own, PLAIN)) <= 1
+    assert most(stylize_image(model, content, look, Settings(0)), stylize_image(model, content, own, PLAIN)) <= 1
 
 
 def test_colors_are_kept(stylizer):
     look, content = Look((style(stylizer, 1),)), scene()
-    plain = stylize_picture(stylizer, content, look, PLAIN)
-    kept = stylize_picture(stylizer, content, look, Settings(color="luminance"))
+    plain = stylize_image(stylizer, content, look, PLAIN)
+    kept = stylize_image(stylizer, content, look, Settings(color="luminance"))
     assert torch.equal(kept, to_uint8(keep_colors(to_float(plain), to_float(content))))
     assert (luma(kept.float()) - luma(plain.float())).abs().max() <= 1.5  # rounded twice
-    matched = stylizer.kernels(match_colors(look.styles[0].picture, to_float(content[None])))
+    matched = stylizer.kernels(match_colors(look.styles[0].image, to_float(content[None])))
     assert torch.equal(
-        stylize_picture(stylizer, content, look, Settings(color="histogram")), plainly(stylizer, content, matched)
+        stylize_image(stylizer, content, look, Settings(color="histogram")), plainly(stylizer, content, matched)
     )
 
 
 def test_colors_of_a_large_content_are_sampled(stylizer):
     one = style(stylizer, 1)
     content = scene(0, 1500, 1400)
-    whole = stylizer.kernels(match_colors(one.picture, to_float(content[None])))
+    whole = stylizer.kernels(match_colors(one.image, to_float(content[None])))
     for a, b in zip(one.matched(stylizer, content), whole, strict=True):
         assert (a.composed - b.composed).abs().max() < 0.02 * b.composed.abs().max()
 
@@ -116,8 +116,8 @@ def test_colors_of_a_large_content_are_sampled(stylizer):
 def test_tiled_is_untiled(model, settings):
     look, content = Look((style(model, 1),)), scene(0, 203, 181)
     calls = []
-    tiled = stylize_picture(model, content, look, Settings(tile=64, **settings), lambda *done: calls.append(done))
-    whole = stylize_picture(model, content, look, Settings(tile="none", **settings))
+    tiled = stylize_image(model, content, look, Settings(tile=64, **settings), lambda *done: calls.append(done))
+    whole = stylize_image(model, content, look, Settings(tile="none", **settings))
     assert most(tiled, whole) <= 1 and (tiled != whole).float().mean() < 0.02
     assert calls[-1] == (60, 60)
 
@@ -138,7 +138,7 @@ def test_a_mask_divides(stylizer):
     looks, content = [Look((style(stylizer, i),)) for i in (1, 2)], scene(0, 64, 300)
     mask = torch.zeros(1, 64, 300)
     mask[..., 150:] = 1
-    a, b = (stylize_picture(stylizer, content, look, PLAIN) for look in looks)
+    a, b = (stylize_image(stylizer, content, look, PLAIN) for look in looks)
     assert torch.equal(
         stylize_masked(stylizer, content, *looks, mask, PLAIN), torch.cat([b[..., :150], a[..., 150:]], 2)
     )
@@ -152,7 +152,7 @@ def test_a_mask_divides(stylizer):
 
 
 def test_a_saved_style_is_the_style(model, tmp_path):
-    write_picture(scene(1, 80, 100), tmp_path / "a.png")
+    write_image(scene(1, 80, 100), tmp_path / "a.png")
     read = read_style(model, tmp_path / "a.png")
     save_style(tmp_path / "new" / "a.safetensors", model, read.kernels)
     again = read_style(model, tmp_path / "new" / "a.safetensors")
@@ -214,7 +214,7 @@ def test_styles_that_are_none(stylizer, other_stylizer, tmp_path):
 
 
 def film(count: int = 12, seed: int = 0, sigma: float = 4) -> torch.Tensor:
-    """A still picture with new noise in each frame, uint8 [N, 3, H, W]; sigma in steps of 255."""
+    """A still image with new noise in each frame, uint8 [N, 3, H, W]; sigma in steps of 255."""
     noise = torch.randn(count, 3, 56, 72, generator=torch.Generator().manual_seed(seed + 100))
     return (scene(seed).float() * 0.7 + 38 + sigma * noise).round().clamp(0, 255).to(torch.uint8)
 
@@ -225,13 +225,13 @@ def change(frames: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("settings", [{}, {"strength": 0.3}, {"color": "luminance"}, {"color": "histogram"}], ids=str)
-def test_frames_without_smoothing_are_pictures(model, settings):
+def test_frames_without_smoothing_are_images(model, settings):
     look, frames = Look((style(model, 1),)), film(3)
     made = FrameStylizer(model, look, Settings(smooth=0, **settings))(frames)
     for i, (frame, y) in enumerate(zip(frames, made, strict=True)):
         if i and settings.get("color") == "histogram":
             break  # those of the first frame
-        assert most(y, stylize_picture(model, frame, look, Settings(**settings))) <= 1
+        assert most(y, stylize_image(model, frame, look, Settings(**settings))) <= 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"strength": 0.3}, {"color": "luminance"}, {"color": "histogram"}], ids=str)

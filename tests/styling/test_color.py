@@ -1,12 +1,12 @@
-"""styling.color: luminance from one picture and chroma from another; colours matched in mean and covariance."""
+"""styling.color: luminance from one image and chroma from another; colours matched in mean and covariance."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
+from media.files import read_image
 from styling.color import keep_colors, luma, match_colors
-from styling.pictures import read_picture
 
 # RGB → YIQ, from FCC 47 CFR 73.682 (rounded as there)
 YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dtype=torch.float64)
@@ -17,9 +17,9 @@ def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
     return (values * 2 - 1) * scale
 
 
-def moments(picture: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean [3] and covariance [3, 3] of a picture's colours, by PyTorch's own function."""
-    x = picture.double().flatten(1)
+def moments(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean [3] and covariance [3, 3] of an image's colours, by PyTorch's own function."""
+    x = image.double().flatten(1)
     return x.mean(1), torch.cov(x, correction=0)
 
 
@@ -49,12 +49,12 @@ def test_colours_that_do_not_exist_become_greyer_and_keep_luminance_and_hue():
     assert torch.allclose(out.abs().amax(1)[cut], torch.ones(()).double())
 
 
-def test_a_grey_content_gives_grey_and_the_same_picture_itself():
+def test_a_grey_content_gives_grey_and_the_same_image_itself():
     content = random(3, 8, 8).mean(0, keepdim=True).repeat(3, 1, 1)
     out = keep_colors(random(3, 8, 8, seed=1), content)
     assert torch.allclose(out, out[:1].expand_as(out))
-    picture = random(3, 8, 8).float()
-    assert torch.allclose(keep_colors(picture, picture), picture, atol=1e-6)
+    image = random(3, 8, 8).float()
+    assert torch.allclose(keep_colors(image, image), image, atol=1e-6)
     white = torch.ones(3, 4, 4)
     assert torch.equal(keep_colors(white, random(3, 4, 4).float()), white)
     with pytest.raises(ValueError, match="different shapes"):
@@ -90,7 +90,7 @@ def test_the_root_is_symmetric():
 @pytest.mark.parametrize("content_kind", ["full", "grey", "flat"])
 @pytest.mark.parametrize("style_kind", ["full", "grey", "flat", "line"])
 def test_degenerate_covariances(style_kind, content_kind):
-    def picture(kind: str, seed: int) -> torch.Tensor:
+    def image(kind: str, seed: int) -> torch.Tensor:
         x = random(3, 16, 16, seed=seed).float() * 0.5
         if kind == "grey":
             return x[:1].repeat(3, 1, 1)
@@ -98,7 +98,7 @@ def test_degenerate_covariances(style_kind, content_kind):
             return x[:1] * torch.tensor([0.9, -0.2, 0.1]).view(3, 1, 1) + 0.1
         return torch.full_like(x, 0.3) if kind == "flat" else x
 
-    style, content = picture(style_kind, 0), picture(content_kind, 1)
+    style, content = image(style_kind, 0), image(content_kind, 1)
     out = match_colors(style, content)
     (mean, covariance), (goal, wanted) = moments(out), moments(content)
     assert torch.isfinite(out).all() and torch.allclose(mean, goal, atol=1e-5)
@@ -110,9 +110,9 @@ def test_degenerate_covariances(style_kind, content_kind):
         assert torch.allclose(covariance, wanted, atol=1e-5)
 
 
-def test_real_pictures(real_pictures):
-    style = read_picture(real_pictures / "paintings" / "picasso_self_portrait.jpg") / 127.5 - 1
-    content = read_picture(real_pictures / "photos" / "chicago.jpg") / 127.5 - 1
+def test_real_images(real_images):
+    style = read_image(real_images / "paintings" / "picasso_self_portrait.jpg") / 127.5 - 1
+    content = read_image(real_images / "photos" / "chicago.jpg") / 127.5 - 1
     out = match_colors(style, content)
     for found, wanted in zip(moments(out), moments(content), strict=True):
         assert torch.allclose(found, wanted, atol=1e-5)

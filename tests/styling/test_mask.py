@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from styling.mask import blend, read_mask, soften
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 
 
 def half(path, mode: str = "L"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from styling.pictures import list_pictures, read_picture
+from media.files import list_images, read_image
 from styling.smooth import CutDetector, MotionFilter, StatisticsSmoother
 
 SIGMA = 0.06  # of the noise, in −1..1: 8 steps of 255
@@ -17,13 +17,13 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def scene(seed: int = 0, height: int = 64, width: int = 96) -> torch.Tensor:
-    """A picture [3, H, W] of smooth patches, in −0.8..0.8."""
+    """An image [3, H, W] of smooth patches, in −0.8..0.8."""
     coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed)) * 1.6 - 0.8
     return F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(-0.8, 0.8)[0]
 
 
 def still(frames: int = 40, seed: int = 0) -> torch.Tensor:
-    """A still picture with new noise in each frame."""
+    """A still image with new noise in each frame."""
     return scene(seed) + SIGMA * normal(frames, 3, 64, 96, seed=seed + 100)
 
 
@@ -55,10 +55,10 @@ def test_motion_noise_and_slow_fades_are_no_cuts():
         assert CutDetector()(frames) == no_cuts(frames)
 
 
-def test_cuts_between_real_photos(real_pictures):
+def test_cuts_between_real_photos(real_images):
     photos = [
-        F.interpolate(read_picture(path).float()[None] / 127.5 - 1, size=(256, 384), mode="area")
-        for path in list_pictures(real_pictures / "photos")
+        F.interpolate(read_image(path).float()[None] / 127.5 - 1, size=(256, 384), mode="area")
+        for path in list_images(real_images / "photos")
     ]
     frames = torch.cat([photo[:, :, :, 4 * i : 4 * i + 300] for photo in photos for i in range(5)])
     assert CutDetector()(frames) == [i % 5 == 0 for i in range(len(frames))]
@@ -122,7 +122,7 @@ def test_statistics_do_not_pass_a_cut_and_batches_do_not_matter():
 
 
 @pytest.mark.parametrize("noise", [None, SIGMA])
-def test_noise_in_a_still_picture_changes_at_most_half_as_much(noise):
+def test_noise_in_a_still_image_changes_at_most_half_as_much(noise):
     frames = still()
     out = MotionFilter(noise=noise)(frames, no_cuts(frames))
     assert change(out) <= 0.5 * change(frames)
@@ -214,8 +214,8 @@ def test_nothing_passes_a_cut_and_batches_do_not_matter():
 
 
 @pytest.mark.parametrize("noise, pixels", [(0.0, 1), (0.0, 3), (SIGMA, 1), (SIGMA, 3)])
-def test_a_noisy_pan_over_a_real_photo(real_pictures, noise, pixels):
-    photo = read_picture(real_pictures / "photos" / "golden_gate.jpg").float()[:, 100:260, :400] / 127.5 - 1
+def test_a_noisy_pan_over_a_real_photo(real_images, noise, pixels):
+    photo = read_image(real_images / "photos" / "golden_gate.jpg").float()[:, 100:260, :400] / 127.5 - 1
     clean = torch.stack([photo[:, :, pixels * i : pixels * i + 300] for i in range(14)])
     noisy = clean + noise * normal(*clean.shape)
     out = MotionFilter()(noisy, no_cuts(noisy))

@@ -1,4 +1,4 @@
-"""styling.tiles: tiles give what the whole picture gives, whatever the sizes."""
+"""styling.tiles: tiles give what the whole image gives, whatever the sizes."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from styling import tiles as module
 from styling.tiles import RunningMoments, stylize_tiled, tile_for, tiles
 
 
-def picture(height, width, seed=0):
+def image(height, width, seed=0):
     """Smooth, with a bright corner: its statistics differ from tile to tile."""
     noise = np.random.default_rng(seed).normal(size=(height, width, 3)).cumsum(axis=0).cumsum(axis=1)
     noise = (noise - noise.min()) / np.ptp(noise) * 200
@@ -25,14 +25,14 @@ def untiled(model, content, kernels):
 
 @pytest.fixture(scope="module", params=["adaconv", "adain"])
 def stylizer(request):
-    """A model and a style of random weights, whose pictures use most of the range and are rarely beyond it."""
+    """A model and a style of random weights, whose images use most of the range and are rarely beyond it."""
     torch.manual_seed(0)
     model = Stylizer(StylizerConfig(1 / 8, request.param, 64)).eval().requires_grad_(False)
     for parameter in model.encoder.parameters():
         if parameter.ndim == 4:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     kernels = model.kernels(torch.rand(1, 3, 64, 64) * 2 - 1)
-    y = model(torch.from_numpy(picture(64, 64)).permute(2, 0, 1)[None].float() / 127.5 - 1, kernels)
+    y = model(torch.from_numpy(image(64, 64)).permute(2, 0, 1)[None].float() / 127.5 - 1, kernels)
     last = model.decoder.stages[3].convs[-1]
     last.weight *= 0.4 / y.std()
     last.bias -= 0.4 * y.mean() / y.std()
@@ -43,7 +43,7 @@ def stylizer(request):
 @pytest.mark.parametrize("tile", [16, 56, 128, "auto"])
 def test_tiles_are_the_whole(stylizer, size, tile):
     model, kernels = stylizer
-    content = picture(*size)
+    content = image(*size)
     y, expected = stylize_tiled(model, content, kernels, tile), untiled(model, content, kernels)
     assert y.shape == content.shape and y.dtype == np.uint8
     difference = np.abs(y.astype(int) - expected)
@@ -62,19 +62,19 @@ def test_kernels_of_any_size(size, side):
         if parameter.ndim == 4:
             torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
     least = config.min_size
-    content, kernels = picture(*(side or (least, least))), model.kernels(torch.rand(1, 3, 64, 64) * 2 - 1)
+    content, kernels = image(*(side or (least, least))), model.kernels(torch.rand(1, 3, 64, 64) * 2 - 1)
     for tile in (16, 56):
         y, expected = stylize_tiled(model, content, kernels, tile), untiled(model, content, kernels)
         assert np.abs(y.astype(int) - expected).max() <= 1 and expected.std() > 10
     for function in (stylize_tiled, untiled):
         with pytest.raises(ValueError, match=rf"at least {least}x{least} pixels, got {least - 1}x90"):
-            function(model, picture(90, least - 1), kernels)
+            function(model, image(90, least - 1), kernels)
 
 
 def test_tiles_alone_would_not_do(stylizer):
-    """Each tile as a picture of its own has other statistics: what the passes are for."""
+    """Each tile as an image of its own has other statistics: what the passes are for."""
     model, kernels = stylizer
-    content = picture(128, 128)
+    content = image(128, 128)
     alone = np.concatenate([untiled(model, content[:64], kernels), untiled(model, content[64:], kernels)])
     assert np.abs(alone.astype(int) - untiled(model, content, kernels)).mean() > 2
 
@@ -103,7 +103,7 @@ def test_every_pixel_is_in_one_tile(size, side, halo):
 def test_progress(stylizer):
     model, kernels = stylizer
     calls = []
-    stylize_tiled(model, picture(70, 50), kernels, 32, progress=lambda done, total: calls.append((done, total)))
+    stylize_tiled(model, image(70, 50), kernels, 32, progress=lambda done, total: calls.append((done, total)))
     assert [done for done, _ in calls] == list(range(1, 3 * 2 * 5 + 1))  # 3 × 2 tiles by the encoder and four stages
     assert {total for _, total in calls} == {30}
 
@@ -118,15 +118,15 @@ def test_the_tile_follows_from_the_memory():
 
 def test_what_is_refused(stylizer):
     model, kernels = stylizer
-    for content in (picture(16, 16)[..., :1], picture(16, 16).astype(np.float32), picture(16, 16)[0]):
+    for content in (image(16, 16)[..., :1], image(16, 16).astype(np.float32), image(16, 16)[0]):
         with pytest.raises(ValueError, match="uint8"):
             stylize_tiled(model, content, kernels)
     with pytest.raises(ValueError, match="at least 9x9 pixels, got 30x8"):
-        stylize_tiled(model, picture(8, 30), kernels)
+        stylize_tiled(model, image(8, 30), kernels)
     for tile in (0, 8, 20, -16):
         with pytest.raises(ValueError, match="tile"):
-            stylize_tiled(model, picture(16, 16), kernels, tile)
+            stylize_tiled(model, image(16, 16), kernels, tile)
     with pytest.raises(ValueError, match="one style"):
-        stylize_tiled(model, picture(16, 16), model.kernels(torch.zeros(2, 3, 64, 64)))
+        stylize_tiled(model, image(16, 16), model.kernels(torch.zeros(2, 3, 64, 64)))
     with pytest.raises(ValueError, match="GiB"):
-        stylize_tiled(model, picture(16, 16), kernels, memory=1000)
+        stylize_tiled(model, image(16, 16), kernels, memory=1000)

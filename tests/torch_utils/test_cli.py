@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from torch_utils import cli
+from torch_utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,7 +132,7 @@ def test_writable_folder_is_made_and_left_empty(tmp_path):
 def test_writable_folder_on_a_file_is_the_users_mistake(tmp_path):
     (tmp_path / "file").write_text("here")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(cli.UserError, match="--outdir") as error:
+        with pytest.raises(UserError, match="--outdir") as error:
             cli.writable_folder(path)
         assert str(path) in error.value.message
     assert (tmp_path / "file").read_text() == "here"
@@ -163,7 +164,7 @@ def test_done():
 @pytest.mark.parametrize(
     ("body", "arguments", "message"),
     [
-        ("raise cli.UserError('no such file:\\n  write another')", [], "no such file: write another"),
+        ("raise UserError('no such file:\\n  write another')", [], "no such file: write another"),
         ("raise click.ClickException('from click')", [], "from click"),
         ("pass", ["--number", "10"], "--number"),
         ("pass", ["--number"], "--number"),
@@ -244,13 +245,13 @@ def test_an_exit_of_the_commands_own_is_kept():
 @pytest.fixture
 def many():
     @click.command(cls=cli.Script, example="many.py --seeds 1")
-    @cli.option("Pictures", "--seeds", required=True, help="Which.")
+    @cli.option("Images", "--seeds", required=True, help="Which.")
     def main(seeds):
         """The script's own."""
         print("own", seeds)
 
     @main.command("mix", example="many.py mix --rows 1")
-    @cli.option("Pictures", "--rows", required=True, help="Which.")
+    @cli.option("Images", "--rows", required=True, help="Which.")
     def mix(rows):
         """The other."""
         print("mix", rows)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torch_utils import distributed
-from torch_utils.cli import Failure, UserError
+from torch_utils.errors import Failure, UserError
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,13 +196,13 @@ def test_with_one_process_nothing_changes():
 def mistaken(folder):
     """One process finds a mistake, the other waits for it."""
     if distributed.rank() == 1:
-        raise UserError("the picture 7.png is cut off; copy it again")
+        raise UserError("the image 7.png is cut off; copy it again")
     distributed.any_process(True)
 
 
 def test_a_users_mistake_in_one_process_is_one_line(tmp_path, capfd):
     start = time.monotonic()
-    with pytest.raises(UserError, match=r"^the picture 7.png is cut off; copy it again$"):
+    with pytest.raises(UserError, match=r"^the image 7.png is cut off; copy it again$"):
         distributed.launch(mistaken, str(tmp_path), processes=2)
     assert time.monotonic() - start < 60
     assert "Traceback" not in capfd.readouterr().err

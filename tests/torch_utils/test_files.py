@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from torch_utils.files import DiskFull, append_file, atomic_write, remove_leftovers, short_name, write_file
+from torch_utils.errors import DiskFull
+from torch_utils.files import append_file, atomic_write, remove_leftovers, short_name, write_file
 
 
 def test_writes_a_new_file_and_replaces_an_old_one(tmp_path):

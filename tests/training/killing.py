@@ -24,8 +24,9 @@ import metrics
 import train
 import training.gan  # noqa: F401 (train.py imports it late)
 from metrics import Source
+from models.snapshot import load_generator
 from torch_utils import cli, distributed
-from training.checkpoint import find_state, load_generator, load_state
+from training.runs import find_state, load_state
 
 # A state and a look after every step.
 OPTIONS = ["--cfg", "demo", "--cbase", "256", "--cmax", "8", "--map-depth", "1", "--batch", "8", "--gpus", "0"]

@@ -39,7 +39,7 @@ POWER = torch.tensor([10.0, 1.0, 1.0, 1.0]) / 13
 LOWPASS = setup_filter(SYM6)
 
 
-def pictures(*shape, dtype=torch.float32):
+def random_images(*shape, dtype=torch.float32):
     return torch.rand(*shape, dtype=dtype) * 2 - 1
 
 
@@ -76,9 +76,9 @@ def test_what_does_not_fit_is_refused():
         AugmentPipe("bgc", 1.5)
     for name in AUGPIPES:
         with pytest.raises(ValueError, match="expected 1 or 3 channels, got 4"):
-            AugmentPipe(name)(pictures(2, 4, 8, 8))
+            AugmentPipe(name)(random_images(2, 4, 8, 8))
         with pytest.raises(ValueError, match="expected squares of 4 pixels or more, got 8x9"):
-            AugmentPipe(name)(pictures(2, 3, 8, 9))
+            AugmentPipe(name)(random_images(2, 3, 8, 9))
 
 
 # The whole pipeline.
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused():
 def test_p_of_zero_is_exactly_the_identity(name):
     torch.manual_seed(0)
     for channels, size, dtype in ((3, 8, torch.float32), (1, 19, torch.float64), (3, 64, torch.bfloat16)):
-        x = pictures(3, channels, size, size).to(dtype)
+        x = random_images(3, channels, size, size).to(dtype)
         y = AugmentPipe(name)(x)
         assert y.dtype == dtype
         assert torch.equal(y, x)
@@ -96,9 +96,9 @@ def test_p_of_zero_is_exactly_the_identity(name):
 
 @pytest.mark.parametrize("name", AUGPIPES)
 @pytest.mark.parametrize("channels, size", [(1, 8), (3, 8), (1, 33), (3, 64), (3, 4)])
-def test_p_of_one_changes_pictures_of_any_size(name, channels, size):
+def test_p_of_one_changes_images_of_any_size(name, channels, size):
     torch.manual_seed(0)
-    x = pictures(16, channels, size, size)
+    x = random_images(16, channels, size, size)
     y = AugmentPipe(name, 1.0)(x)
     assert y.shape == x.shape
     assert y.isfinite().all()
@@ -106,7 +106,7 @@ def test_p_of_one_changes_pictures_of_any_size(name, channels, size):
 
 
 def test_seed_decides_and_p_does_not_move_the_random_numbers():
-    x = pictures(6, 3, 16, 16)
+    x = random_images(6, 3, 16, 16)
 
     def run(p):
         torch.manual_seed(3)
@@ -117,8 +117,8 @@ def test_seed_decides_and_p_does_not_move_the_random_numbers():
 
 
 @pytest.mark.parametrize("p", [0.5, 1.0])
-def test_a_picture_does_not_see_the_others(p):
-    pipe, x = AugmentPipe("bgcfnc", p), pictures(5, 3, 16, 16)
+def test_a_image_does_not_see_the_others(p):
+    pipe, x = AugmentPipe("bgcfnc", p), random_images(5, 3, 16, 16)
     torch.manual_seed(1)
     expected = pipe(x)
     x[[0, 1, 3, 4]] = 7
@@ -127,7 +127,7 @@ def test_a_picture_does_not_see_the_others(p):
 
 
 def test_half_precision_is_computed_in_float32():
-    x = pictures(8, 3, 16, 16).bfloat16()
+    x = random_images(8, 3, 16, 16).bfloat16()
     pipe = AugmentPipe("bgcf", 1.0)
     torch.manual_seed(2)
     y = pipe(x)
@@ -144,7 +144,7 @@ def test_p_is_the_state():
 
 
 def test_strengths_multiply_p_by_group():
-    x = pictures(2000, 1, 4, 4)
+    x = random_images(2000, 1, 4, 4)
 
     def changed(**strengths):
         torch.manual_seed(0)
@@ -204,7 +204,7 @@ def test_bands_have_the_response_of_their_definition():
 
 
 def test_lookup_flips_turns_and_shifts_exactly():
-    x = pictures(1, 3, 7, 7)
+    x = random_images(1, 3, 7, 7)
     array, one, zero = x.numpy(), values(1), values(0)
     assert np.array_equal(lookup(x, scaling(-one, one)).numpy(), array[:, :, :, ::-1])
     for k in range(4):
@@ -218,14 +218,14 @@ def test_lookup_flips_turns_and_shifts_exactly():
 
 def test_every_blit_is_a_flip_then_turns_then_a_shift():
     torch.manual_seed(0)
-    x = pictures(60, 3, 16, 16)
+    x = random_images(60, 3, 16, 16)
     y = AugmentPipe("blit", 1.0)(x).numpy()
     seen = set()
-    for picture, result in zip(x.numpy(), y, strict=True):
+    for image, result in zip(x.numpy(), y, strict=True):
         matches = []
         for flip in (False, True):
             for turns in range(4):
-                moved = np.rot90(picture[:, :, ::-1] if flip else picture, turns, axes=(1, 2))
+                moved = np.rot90(image[:, :, ::-1] if flip else image, turns, axes=(1, 2))
                 padded = np.pad(moved, ((0, 0), (2, 2), (2, 2)), mode="reflect")
                 for dy in range(5):
                     for dx in range(5):
@@ -284,7 +284,7 @@ def by_the_paper(x, inverse, margin=40):
                 up[2 * k + n - SYM6_CENTRE, k] = tap
     fine = up @ padded @ up.T
     moved = np.zeros_like(fine)
-    middle = 2 * margin + (size - 1)  # of the fine picture
+    middle = 2 * margin + (size - 1)  # of the fine image
     for i in range(2 * margin - 12, 2 * (margin + size) + 12):
         for j in range(2 * margin - 12, 2 * (margin + size) + 12):
             px, py, _ = inverse @ np.array([(j - middle) / 2, (i - middle) / 2, 1])
@@ -301,15 +301,15 @@ def by_the_paper(x, inverse, margin=40):
 def test_warp_is_the_papers_execution():
     torch.manual_seed(0)
     size = 24
-    x = pictures(3, 1, size, size, dtype=torch.float64)
+    x = random_images(3, 1, size, size, dtype=torch.float64)
     matrices = [scaling(values(1.1), values(0.9)), rotation(values(0.6)), translation(values(1.7), values(-2.2))]
     matrices = torch.cat([matrices[0], matrices[1], matrices[1] @ matrices[0] @ matrices[2]])
     y = warp(x, matrices, LOWPASS)
-    for picture, matrix, result in zip(x, matrices, y, strict=True):
-        expected = by_the_paper(picture[0].numpy(), matrix.double().numpy())
+    for image, matrix, result in zip(x, matrices, y, strict=True):
+        expected = by_the_paper(image[0].numpy(), matrix.double().numpy())
         error = np.abs(result[0].numpy() - expected)
         assert error[8:-8, 8:-8].max() < 1e-5
-        # at the edges the mirrored interpolation is nearly the interpolation of the mirrored picture
+        # at the edges the mirrored interpolation is nearly the interpolation of the mirrored image
         assert np.sqrt(np.mean(error**2)) < 0.1
 
 
@@ -342,7 +342,7 @@ def test_warped_waves_are_waves_of_warped_coordinates():
     assert compared > 20000
 
 
-def test_warped_pictures_go_on_as_their_mirror_image():
+def test_warped_images_go_on_as_their_mirror_image():
     size = 32
     px, _ = points(size)
     edge = (size - 1) / 2
@@ -370,9 +370,9 @@ def test_warp_by_whole_pixels_is_near_the_lookup():
 
 
 def test_blits_and_general_transforms_are_one(monkeypatch):
-    """First the blit, then the rest; a picture without the rest is exact."""
+    """First the blit, then the rest; an image without the rest is exact."""
     torch.manual_seed(0)
-    x, pipe = pictures(2, 3, 16, 16), AugmentPipe("bg", 1.0)
+    x, pipe = random_images(2, 3, 16, 16), AugmentPipe("bg", 1.0)
     flip, turns, shift = values(1, 0), values(0, 1), torch.tensor([[2.0, 0.0], [0.0, -1.0]])
     force(monkeypatch, flip, turns, shift, values(1, 1.1), values(0, 0.3), None, None, None)
     y = pipe(x)
@@ -422,7 +422,7 @@ def test_colors_pixel_by_pixel(monkeypatch, change):
     torch.manual_seed(0)
     parameters = NEUTRAL | change
     force(monkeypatch, *parameters.values(), *parameters.values())
-    x = pictures(2, 3, 4, 4, dtype=torch.float64)
+    x = random_images(2, 3, 4, 4, dtype=torch.float64)
     y = recolor(x, random_colors(2, torch.tensor(1.0)))
     for n in range(2):
         for i in range(4):
@@ -456,7 +456,7 @@ def test_distributions_of_the_colors(monkeypatch):
 @pytest.mark.parametrize("size", [8, 30])
 def test_amplification_by_rows_and_columns(size):
     torch.manual_seed(0)
-    x, gains = pictures(2, 3, size, size, dtype=torch.float64), torch.rand(2, 4) * 2
+    x, gains = random_images(2, 3, size, size, dtype=torch.float64), torch.rand(2, 4) * 2
     y = amplify(x, gains, filter_bank()).numpy()
     for n in range(2):
         taps = (gains[n] @ filter_bank()).numpy()
@@ -478,7 +478,7 @@ def test_gain_of_each_band_by_fourier_transform():
     for band in range(4):
         gains = torch.ones(4, 4)
         gains[:, band] = 3
-        # the rows are constant down the picture, so that the filter along y has the gain of frequency 0
+        # the rows are constant down the image, so that the filter along y has the gain of frequency 0
         y = amplify(x, gains, filter_bank()) / (3 if band == 0 else 1)
         spectrum = torch.fft.rfft(y[:, 0, 64]).abs() / (size / 2)
         measured[band] = [float(spectrum[n, cycles]) for n, cycles in enumerate(middles)]
@@ -513,7 +513,7 @@ def test_amplifying_one_band_keeps_the_expected_power(monkeypatch, band):
 def test_noise_has_its_variance():
     """E σ² = 0.1² at p = 1, and p times that below; different in every value."""
     torch.manual_seed(0)
-    x = pictures(3000, 3, 4, 4)
+    x = random_images(3000, 3, 4, 4)
     for p in (1.0, 0.4):
         noise = AugmentPipe("noise", p)(x) - x
         assert float(noise.square().mean()) == pytest.approx(0.01 * p, rel=0.1)
@@ -527,7 +527,7 @@ def test_noise_has_its_variance():
 @pytest.mark.parametrize("size", [8, 17])
 def test_cutout_pixel_by_pixel(size):
     torch.manual_seed(0)
-    x = pictures(50, 2, size, size)
+    x = random_images(50, 2, size, size)
     centre, half = random_holes(50, torch.tensor(0.7))
     assert set(half.tolist()) == {0.0, 0.25}
     y = cut_out(x, centre, half)
@@ -610,7 +610,7 @@ def test_transforms_are_chosen_independently():
 
 @pytest.mark.parametrize("p", [0.3, 0.8])
 def test_nothing_leaks(p):
-    """Below p ≈ 0.8 the untouched picture is the most frequent one, so that G is drawn to it (section 3)."""
+    """Below p ≈ 0.8 the untouched image is the most frequent one, so that G is drawn to it (section 3)."""
     torch.manual_seed(0)
     matrices = random_blits(20000, torch.tensor(p), 32).int()
     turned = Counter(tuple(m.flatten().tolist()) for m in matrices[:, :2, :2])
@@ -640,7 +640,7 @@ def test_certain_turns_leak():
 
 def test_derivatives_of_the_warp():
     torch.manual_seed(0)
-    x = pictures(2, 1, 6, 6, dtype=torch.float64).requires_grad_()
+    x = random_images(2, 1, 6, 6, dtype=torch.float64).requires_grad_()
     inverse = random_geometry(2, torch.tensor(1.0), 6)
     assert torch.autograd.gradcheck(lambda x: warp(x, inverse, LOWPASS), x)
     assert torch.autograd.gradgradcheck(lambda x: warp(x, inverse, LOWPASS).square(), x)
@@ -653,7 +653,7 @@ def test_derivatives_of_the_pipeline():
         torch.manual_seed(4)
         return pipe(x)
 
-    x = pictures(2, 3, 4, 4, dtype=torch.float64).requires_grad_()
+    x = random_images(2, 3, 4, 4, dtype=torch.float64).requires_grad_()
     assert not torch.equal(fixed(x)[0], x[0]) and not torch.equal(fixed(x)[1], x[1])
     assert torch.autograd.gradcheck(fixed, x)
     assert torch.autograd.gradgradcheck(lambda x: fixed(x).square(), x)
@@ -667,9 +667,9 @@ def test_r1_through_the_pipeline():
         torch.manual_seed(5)
         return pipe(x)
 
-    x = pictures(1, 3, size, size, dtype=torch.float64)
+    x = random_images(1, 3, size, size, dtype=torch.float64)
     M = torch.autograd.functional.jacobian(augmented, x).view(x.numel(), x.numel())
-    a = pictures(x.numel(), dtype=torch.float64).requires_grad_()
+    a = random_images(x.numel(), dtype=torch.float64).requires_grad_()
     penalty = gradient_penalty(lambda images, c: (augmented(images).flatten(1) @ a)[:, None], x, None)
     torch.testing.assert_close(penalty, (M.T @ a).square().sum())
     torch.testing.assert_close(torch.autograd.grad(penalty, a)[0], 2 * M @ (M.T @ a))
@@ -773,7 +773,7 @@ def test_no_value_is_asked_for():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_the_pipeline_on_a_gpu_is_that_of_the_cpu(monkeypatch):
     torch.manual_seed(0)
-    x = pictures(8, 3, 32, 32)
+    x = random_images(8, 3, 32, 32)
     inverse = random_blits(8, torch.tensor(0.5), 32) @ random_geometry(8, torch.tensor(1.0), 32)
     colors, gains = random_colors(8, torch.tensor(1.0)), random_gains(8, torch.tensor(1.0), POWER)
     centre, half = random_holes(8, torch.tensor(1.0))
@@ -795,8 +795,8 @@ def test_the_pipeline_on_a_gpu_is_that_of_the_cpu(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_nothing_waits_for_the_gpu():
     pipe, ada = AugmentPipe("bgcfnc", 0.5).cuda(), AdaptiveP().cuda()
-    a = pictures(3, 32, 32).cuda().requires_grad_()
-    x = pictures(8, 3, 32, 32).cuda()
+    a = random_images(3, 32, 32).cuda().requires_grad_()
+    x = random_images(8, 3, 32, 32).cuda()
 
     def step(number):
         penalty = gradient_penalty(lambda images, c: (pipe(images) * a).square().sum(dim=(1, 2, 3))[:, None], x, None)

@@ -9,14 +9,18 @@ from functools import partial
 import pytest
 import torch
 
+from models.snapshot import load_generator
 from networks.discriminator import Discriminator
 from networks.generator import Generator
-from torch_utils.cli import Failure, UserError
-from training.checkpoint import find_state, load_generator, load_state
-from training.config import PRESETS, TrainConfig, resolve
-from training.gan import GAN, ema_beta, set_precision
+from torch_utils.errors import Failure, UserError
+from training.config import TrainConfig
+from training.gan import GANTrainer, ema_beta, set_precision
 from training.loop import train
 from training.loss import PathLength
+from training.optimizer import GuardedOptimizer
+from training.options import resolve
+from training.presets import PRESETS
+from training.runs import find_state, load_state
 
 TINY = {
     "cfg": "demo",
@@ -43,7 +47,7 @@ def test_one_step_changes_every_parameter(tmp_path, faces16, modulation, norm):
     config = tiny(faces16, modulation=modulation, norm=norm, kimg=0.008, cond=True)
     torch.manual_seed(config.seed)
     before = {"G": Generator(config.generator), "D": Discriminator(config.discriminator)}
-    train(GAN, config, tmp_path)
+    train(GANTrainer, config, tmp_path)
     state = load_state(find_state(tmp_path))
     assert state["step"] == 1
     for name, module in before.items():
@@ -63,10 +67,10 @@ def test_one_step_changes_every_parameter(tmp_path, faces16, modulation, norm):
 def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16, options):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     straight.mkdir(), stopped.mkdir()
-    train(GAN, tiny(faces16, kimg=0.32, tick=0.08, **options), straight)
-    train(GAN, tiny(faces16, kimg=0.16, tick=0.08, **options), stopped)
+    train(GANTrainer, tiny(faces16, kimg=0.32, tick=0.08, **options), straight)
+    train(GANTrainer, tiny(faces16, kimg=0.16, tick=0.08, **options), stopped)
     assert load_state(find_state(stopped))["step"] == 20
-    train(GAN, tiny(faces16, kimg=0.32, tick=0.08, **options), stopped, find_state(stopped))
+    train(GANTrainer, tiny(faces16, kimg=0.32, tick=0.08, **options), stopped, find_state(stopped))
 
     a, b = (load_state(find_state(run)) for run in (straight, stopped))
     assert a["step"] == b["step"] == 40
@@ -77,10 +81,10 @@ def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16, options):
 
 
 def test_records_after_the_state_are_dropped(tmp_path, faces16):
-    train(GAN, tiny(faces16, kimg=0.08, tick=0.08), tmp_path)
+    train(GANTrainer, tiny(faces16, kimg=0.08, tick=0.08), tmp_path)
     with open(tmp_path / "stats.jsonl", "a") as file:
         file.write('{"kimg": 0.16, "step": 20}\n{"kimg": 0.2')  # what a crash leaves behind
-    train(GAN, tiny(faces16, kimg=0.16, tick=0.08), tmp_path, find_state(tmp_path))
+    train(GANTrainer, tiny(faces16, kimg=0.16, tick=0.08), tmp_path, find_state(tmp_path))
     assert [values["kimg"] for values in stats(tmp_path)] == [0.08, 0.16]
     assert "loss/G" in stats(tmp_path)[-1]
 
@@ -88,13 +92,13 @@ def test_records_after_the_state_are_dropped(tmp_path, faces16):
 @pytest.mark.slow
 def test_training_learns(tmp_path, faces16):
     config = tiny(faces16, kimg=4, tick=2, batch=16, cmax=32, cbase=512, metrics=["swd500"])
-    train(GAN, config, tmp_path)
+    train(GANTrainer, config, tmp_path)
     swd = [json.loads(line)["swd500"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert swd[-1] < swd[0] / 2, f"SWD {swd}"
 
 
 def test_the_snapshot_is_the_averaged_generator(tmp_path, faces16):
-    train(GAN, tiny(faces16, kimg=0.08, cond=True), tmp_path)
+    train(GANTrainer, tiny(faces16, kimg=0.08, cond=True), tmp_path)
     G, info = load_generator(tmp_path / "snapshot-000000.08.safetensors")
     state = load_state(find_state(tmp_path))
     for name, value in G.state_dict().items():
@@ -109,7 +113,7 @@ def test_ada_follows_the_sign_of_the_logits(tmp_path, faces16):
         run.mkdir()
         options = {"target": -1.0} if aug == "ada" else {"p": 0.3}
         # a target of -1 is below every mean of signs, unless all are -1
-        train(GAN, tiny(faces16, kimg=0.32, tick=0.16, aug=aug, **options), run)
+        train(GANTrainer, tiny(faces16, kimg=0.32, tick=0.16, aug=aug, **options), run)
         assert load_state(find_state(run))["augment"]["p"] == pytest.approx(expected, rel=0.3)
         assert stats(run)[-1]["ada/p"] == pytest.approx(expected, rel=0.3)
 
@@ -117,14 +121,14 @@ def test_ada_follows_the_sign_of_the_logits(tmp_path, faces16):
 def test_a_run_without_finite_gradients_stops(tmp_path, faces16, monkeypatch):
     """Steps that are not finite change no weight; many of them name the last good model."""
     config = tiny(faces16, kimg=0.16, tick=0.16)
-    train(GAN, config, tmp_path)
+    train(GANTrainer, config, tmp_path)
     before = load_state(find_state(tmp_path))
     monkeypatch.setattr("training.gan.generator_loss", lambda fake, real: fake.mean() * float("nan"))
     monkeypatch.setattr("training.gan.discriminator_loss", lambda *args: args[0].mean() * float("inf"))
     monkeypatch.setattr("training.gan.gradient_penalty", lambda D, x, c: D(x, c).mean() * float("nan"))
     config = tiny(faces16, kimg=1.6, tick=0.04, pl_weight=0.0, snap=1)
     with pytest.raises(Failure, match=r"50 steps .* last good model is .*snapshot-00000\d\.?\d*\.safetensors"):
-        train(GAN, config, tmp_path, find_state(tmp_path))
+        train(GANTrainer, config, tmp_path, find_state(tmp_path))
     after = load_state(find_state(tmp_path))
     assert after["step"] > before["step"]
     assert_same(before["G"] | {"w_avg": 0}, after["G"] | {"w_avg": 0})
@@ -142,7 +146,7 @@ def test_a_path_length_that_is_not_finite_costs_one_step(tmp_path, faces16, monk
         return forward(self, images * (float("inf") if len(calls) == 3 else 1), ws)
 
     monkeypatch.setattr(PathLength, "forward", once_infinite)
-    train(GAN, config, tmp_path)
+    train(GANTrainer, config, tmp_path)
     state = load_state(find_state(tmp_path))
     assert len(calls) == 5 and stats(tmp_path)[-1]["skipped"] == 1
     assert state["path_length"]["mean"].isfinite() and state["path_length"]["mean"] > 0
@@ -151,13 +155,11 @@ def test_a_path_length_that_is_not_finite_costs_one_step(tmp_path, faces16, monk
 
 def test_regularizers_have_the_weight_of_the_steps_that_they_stand_for(faces16, monkeypatch):
     """R1 is taken every 16th time and weighs 16 · γ/2, the path length every 4th and weighs 4 · 2."""
-    gan = GAN(tiny(faces16, gamma=3.0), torch.device("cpu"))
+    gan = GANTrainer(tiny(faces16, gamma=3.0), torch.device("cpu"))
     monkeypatch.setattr("training.gan.gradient_penalty", lambda D, x, c: D(x, c).mean() * 0 + 1)
     gan.path_length.forward = lambda images, ws: images.mean() * 0 + 1
     taken = []
-    monkeypatch.setattr(
-        "training.descent.Descent.step", lambda self, losses, parts: taken.extend(loss.item() for loss in losses)
-    )
+    monkeypatch.setattr(GuardedOptimizer, "backward", lambda self, loss, microbatches: taken.append(loss.item()))
     gan.penalty_step(next(gan.batches(0)))
     gan.path_length_step()
     assert taken == [16 * 3 / 2, 4 * 2]
@@ -165,9 +167,9 @@ def test_regularizers_have_the_weight_of_the_steps_that_they_stand_for(faces16, 
 
 def test_an_error_leaves_no_process_behind(tmp_path, faces16, monkeypatch):
     """The loader's ignore the signal that Python would end them by, and it waits for them."""
-    monkeypatch.setattr(GAN, "generator_step", lambda self, reals: 1 / 0)
+    monkeypatch.setattr(GANTrainer, "generator_step", lambda self, reals: 1 / 0)
     with pytest.raises(ZeroDivisionError) as error:
-        train(GAN, tiny(faces16, workers=1), tmp_path)
+        train(GANTrainer, tiny(faces16, workers=1), tmp_path)
     assert error.tb is not None  # which keeps the frames of the loop alive
     assert multiprocessing.active_children() == []
 
@@ -180,7 +182,7 @@ def test_compiled_steps_are_the_same_steps(tmp_path, faces16, monkeypatch):
         run = tmp_path / str(i)
         run.mkdir()
         torch._dynamo.reset(), torch._dynamo.utils.counters.clear()
-        train(GAN, tiny(faces16, kimg=0.016, tick=0.008, compile=compiled, pl_weight=0.0), run)
+        train(GANTrainer, tiny(faces16, kimg=0.016, tick=0.008, compile=compiled, pl_weight=0.0), run)
         losses.append([[line[name] for name in ("loss/G", "loss/D", "loss/r1") if name in line] for line in stats(run)])
     for a, b in zip(*losses, strict=True):
         assert a == pytest.approx(b, rel=1e-3)
@@ -196,15 +198,15 @@ def test_out_of_memory_names_the_option(tmp_path, faces16, monkeypatch, on):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         torch.empty(2**60, dtype=torch.uint8)
 
-    monkeypatch.setattr(GAN, "generator_step", too_much)
-    with pytest.raises(UserError, match="out of memory with 8 pictures at a time; halve --batch-gpu"):
-        train(GAN, tiny(faces16), tmp_path)
+    monkeypatch.setattr(GANTrainer, "generator_step", too_much)
+    with pytest.raises(UserError, match="out of memory with 8 images at a time; halve --batch-gpu"):
+        train(GANTrainer, tiny(faces16), tmp_path)
 
 
 def test_another_error_keeps_its_traceback(tmp_path, faces16, monkeypatch):
-    monkeypatch.setattr(GAN, "generator_step", lambda self, reals: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(GANTrainer, "generator_step", lambda self, reals: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
-        train(GAN, tiny(faces16), tmp_path)
+        train(GANTrainer, tiny(faces16), tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -217,16 +219,16 @@ def test_half_precision_is_near_the_whole(faces16, precision):
     G.synthesis.blocks[-1].conv1.register_forward_hook(lambda module, args, y: dtypes.append(y.dtype))
     D.blocks[0].conv0.register_forward_hook(lambda module, args, y: dtypes.append(y.dtype))
 
-    def pictures_logits_and_gradient():
+    def images_logits_and_gradient():
         G.zero_grad()
         images = G(z, noise="const")
         logits = D(images)
         logits.sum().backward()
         return images.detach(), logits.detach(), G.synthesis.const.grad.clone()
 
-    whole = pictures_logits_and_gradient()
+    whole = images_logits_and_gradient()
     set_precision(G, D, precision)
-    half = pictures_logits_and_gradient()
+    half = images_logits_and_gradient()
     kind = torch.bfloat16 if precision == "bf16" else torch.float16
     assert dtypes == [torch.float32] * 2 + [kind] * 2
     for a, b in zip(whole, half, strict=True):
@@ -255,7 +257,7 @@ def test_presets_have_the_published_values():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"batch_gpu": 3}, "--batch-gpu 3 does not divide the 8 pictures"),
+        ({"batch_gpu": 3}, "--batch-gpu 3 does not divide the 8 images"),
         ({"p": 0.5}, "--p without augmentation"),
         ({"aug": "fixed"}, "--aug fixed needs --p"),
         ({"freezed": 3}, "--freezed without --init-from"),

@@ -77,7 +77,7 @@ def test_r1_is_the_mean_over_the_batch_and_takes_the_classes():
 
 
 def test_path_length_of_a_linear_map():
-    """Pictures M·ws have the Jacobian M: lengths √(mean over layers of ‖Mᵀy‖²), with y of variance 1 / (H·W)."""
+    """Images M·ws have the Jacobian M: lengths √(mean over layers of ‖Mᵀy‖²), with y of variance 1 / (H·W)."""
     torch.manual_seed(0)
     n, layers, w_dim, shape = 3, 4, 5, (2, 6, 8)
     M = normal(math.prod(shape), layers * w_dim).requires_grad_()
@@ -102,7 +102,7 @@ def test_path_length_of_a_linear_map():
 
 
 def test_running_mean_of_path_lengths():
-    """Pictures 3·w of C channels: all lengths are about 3√C, and their running mean after t steps 3√C·(1 − (1−β)ᵗ)."""
+    """Images 3·w of C channels: all lengths are about 3√C, and their running mean after t steps 3√C·(1 − (1−β)ᵗ)."""
     torch.manual_seed(0)
     path_length = PathLength(decay=0.1)
     assert float(path_length.mean) == 0

@@ -11,17 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from killing import evaluate
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_loop import assert_same
 
 from metrics import Evaluator
+from tests.training.killing import evaluate
+from tests.training.test_loop import assert_same
 from torch_utils import distributed
-from torch_utils.files import DiskFull
-from training import checkpoint, gan, loop
-from training.checkpoint import find_state, load_state
-from training.config import TrainConfig, resolve
-from training.gan import GAN
+from torch_utils.errors import DiskFull
+from training import gan, log, loop
+from training import runs as training_runs
+from training.config import TrainConfig
+from training.gan import GANTrainer
+from training.options import resolve
+from training.runs import find_state, load_state
 
 DRIVER = Path(__file__).with_name("killing.py")
 TINY = {"cfg": "demo", "cbase": 256, "cmax": 8, "map_depth": 1, "z_dim": 16, "w_dim": 16, "style_channels": 8}
@@ -46,7 +48,7 @@ def train_until(step: int, config: TrainConfig, run: Path, state: Path | None = 
             return self.asked == step
 
     loop.StopSignal, Evaluator.evaluate = Stop, evaluate
-    loop.train(GAN, config, run, state)
+    loop.train(GANTrainer, config, run, state)
 
 
 def records(run: Path, name: str) -> list[dict]:
@@ -63,7 +65,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Weights, optimizers' moments, random states, every number and every picture."""
+    """Weights, optimizers' moments, random states, every number and every image."""
     assert_same(load_state(find_state(a)), load_state(find_state(b)))
     for name in ("stats.jsonl", "metrics.jsonl"):
         assert records(a, name) == records(b, name)
@@ -104,18 +106,18 @@ def test_twice_n_is_n_and_a_stop_and_n_more(runs, faces16, monkeypatch, procs, s
     assert_same_run(straight, stopped)
 
 
-@pytest.mark.parametrize("moment", ["step", "snapshot", "state", "look", "picture"])
+@pytest.mark.parametrize("moment", ["step", "snapshot", "state", "evaluation", "sheet"])
 def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkeypatch, moment):
     straight, killed = runs
     config = tiny(faces16)
-    loop.train(GAN, config, straight)
+    loop.train(GANTrainer, config, straight)
 
     where = {
         "step": (gan, "update_ema", 14),  # there is a line of the log since the state
         "snapshot": (gan, "save_snapshot", 2),
         "state": (loop, "save_state", 2),
-        "look": (GAN, "measure", 2),  # the state has just been written
-        "picture": (gan, "save_png", 3),  # ... and the metrics
+        "evaluation": (GANTrainer, "compute_metrics", 2),  # the state has just been written
+        "sheet": (log, "save_png", 2),  # ... and the metrics
     }
     place, name, call = where[moment]
     original, calls = getattr(place, name), 0
@@ -129,10 +131,10 @@ def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkey
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(place, name, kill)
-        loop.train(GAN, config, killed)
+        loop.train(GANTrainer, config, killed)
     (killed / "state" / ".state-000000.128.pt.1.tmp").write_bytes(b"half a state")
-    (killed / ".fakes000000.128.png.1.tmp").write_bytes(b"half a picture")
-    loop.train(GAN, config, killed, find_state(killed))
+    (killed / ".fakes000000.128.png.1.tmp").write_bytes(b"half an image")
+    loop.train(GANTrainer, config, killed, find_state(killed))
     assert_same_run(straight, killed)
 
 
@@ -146,16 +148,16 @@ def test_killed_at_any_moment(tmp_path, faces16):
     assert_same_run(*(next((tmp_path / name).iterdir()) for name in ("straight", "killed")))
 
 
-def test_a_final_look_that_was_cut_off_is_made_up_for(faces16, tmp_path, monkeypatch):
+def test_a_final_evaluation_that_was_cut_off_is_repeated(faces16, tmp_path, monkeypatch):
     """The training is done, and its last figures are not: --resume is not told that there is nothing to do."""
     config = tiny(faces16, kimg=0.064)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "try_to_look", lambda task, monitor, kimg, log: None)
-        loop.train(GAN, config, tmp_path)
+        patch.setattr(loop, "try_to_evaluate", lambda trainer, kimg, log: None)
+        loop.train(GANTrainer, config, tmp_path)
     state = load_state(find_state(tmp_path))
-    assert checkpoint.look_is_due(tmp_path, "fakes", state, 0.064)
-    loop.train(GAN, config, tmp_path, find_state(tmp_path))
-    assert not checkpoint.look_is_due(tmp_path, "fakes", state, 0.064)
+    assert training_runs.evaluation_is_due(tmp_path, "fakes", state, 0.064)
+    loop.train(GANTrainer, config, tmp_path, find_state(tmp_path))
+    assert not training_runs.evaluation_is_due(tmp_path, "fakes", state, 0.064)
     assert [line["kimg"] for line in records(tmp_path, "metrics.jsonl")] == [0, 0.064]
 
 
@@ -177,12 +179,12 @@ def small_disk(path: Path, megabytes: float):
 def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatch):
     straight, full = runs
     config = tiny(faces16, keep=1, kimg=0.192)
-    loop.train(GAN, config, straight)
+    loop.train(GANTrainer, config, straight)
     with small_disk(full, 20):
-        look, filler = loop.try_to_look, full / "filler"
+        evaluate_there, filler = loop.try_to_evaluate, full / "filler"
 
-        def fill(task, monitor, kimg, log):
-            look(task, monitor, kimg, log)
+        def fill(trainer, kimg, log):
+            evaluate_there(trainer, kimg, log)
             if kimg == 0.064:  # to the last byte
                 with pytest.raises(OSError), open(filler, "wb", buffering=0) as file:
                     while True:
@@ -192,11 +194,11 @@ def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatc
                 assert not list(full.rglob(".*"))
                 filler.unlink()
 
-        monkeypatch.setattr(loop, "try_to_look", fill)
-        assert loop.train(GAN, config, full)
+        monkeypatch.setattr(loop, "try_to_evaluate", fill)
+        assert loop.train(GANTrainer, config, full)
         said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning")]
         assert all("no room for" in line and "bytes needed" in line for line in said)
-        # two logs, a snapshot and a picture; the figures go with the lines of the log that wait
+        # two logs, a snapshot and an image; the figures go with the lines of the log that wait
         assert sum("snapshot-000000.128" in line for line in said) == 1 and len(said) <= 5, said
         monkeypatch.undo()
         for name in ("snapshot-000000.128.safetensors", "fakes000000.128.png"):  # there was no room for these
@@ -208,7 +210,7 @@ def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatc
 def test_a_disk_that_is_full_from_the_start(runs, faces16):
     with small_disk(runs[1], 0.01), pytest.raises(DiskFull, match=r"no room for .*reals\.png"):
         (runs[1] / "filler").write_bytes(bytes(8192))
-        loop.train(GAN, tiny(faces16), runs[1])
+        loop.train(GANTrainer, tiny(faces16), runs[1])
 
 
 def test_a_last_state_that_finds_no_room_is_an_error(tmp_path, faces16, monkeypatch):
@@ -217,21 +219,21 @@ def test_a_last_state_that_finds_no_room_is_an_error(tmp_path, faces16, monkeypa
 
     monkeypatch.setattr(loop, "save_state", no_room)
     with pytest.raises(DiskFull, match="no room for the state") as error:
-        loop.train(GAN, tiny(faces16, kimg=0.064), tmp_path)
+        loop.train(GANTrainer, tiny(faces16, kimg=0.064), tmp_path)
     assert error.value.exit_code == 1
     assert len(records(tmp_path, "stats.jsonl")) == 2
 
 
 def test_states_after_the_one_gone_back_to_are_of_another_training(tmp_path):
     for kimg in (1, 2, 3, 4):
-        checkpoint.save_state(tmp_path, {}, kimg, keep=9)
-    checkpoint.save_state(tmp_path, {}, 2.5, keep=2)
+        training_runs.save_state(tmp_path, {}, kimg, keep=9)
+    training_runs.save_state(tmp_path, {}, 2.5, keep=2)
     assert sorted(path.stem for path in (tmp_path / "state").iterdir()) == ["state-000002", "state-000002.5"]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
 def test_as_many_states_stay_as_asked(tmp_path, keep):
     for kimg in range(1, 10):
-        checkpoint.save_state(tmp_path, {}, kimg, keep)
+        training_runs.save_state(tmp_path, {}, kimg, keep)
         newest = [f"state-{number:06d}" for number in range(max(kimg - keep, 0) + 1, kimg + 1)]
         assert sorted(path.stem for path in (tmp_path / "state").iterdir()) == newest

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 from torch_utils.files import atomic_write, cache_folder
 
 SOURCES = Path(__file__).parent / "csrc"

@@ -38,10 +38,10 @@ def reference(x, kernel, bias=None, padding_mode="zeros"):
         for o in range(c):
             y = torch.zeros(h, w, dtype=x.dtype) if bias is None else bias[s, o].expand(h, w)
             for i in range(group):
-                picture = extended[s, o // group * group + i]
+                image = extended[s, o // group * group + i]
                 for a in range(k):
                     for b in range(k):
-                        y = y + kernel[s, o, i, a, b] * picture[a : a + h, b : b + w]
+                        y = y + kernel[s, o, i, a, b] * image[a : a + h, b : b + w]
             channels.append(y)
         samples.append(torch.stack(channels))
     return torch.stack(samples)

@@ -68,7 +68,7 @@ def test_many_tiles_and_any_strides():
 
 
 @needs_kernels
-def test_no_pictures():
+def test_no_images():
     _, weight, bias = example()
     assert conv3x3(torch.zeros(0, 32, 8, 8), weight, bias, prepared=PreparedWeight()).shape == (0, 24, 8, 8)
 

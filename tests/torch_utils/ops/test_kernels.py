@@ -98,7 +98,7 @@ def test_upfirdn2d(seed, device):
         try:
             poison(x.numel() * (up + 3) ** 2, dtype, device)
             y = upfirdn2d(x, f, up, down, pad, True, 2.5)
-        except ValueError:  # nothing is left of the picture
+        except ValueError:  # nothing is left of the image
             continue
         done += 1
         what = (up, down, len(f), pad, x.shape, dtype)
@@ -374,7 +374,7 @@ def test_the_kernels_check_for_themselves(call, message, device):
 
 
 def test_folded_statistics_equal_normalizing_first(device):
-    """The instance-normalized picture, reflected, convolved: with statistics and kernel folded into one pass."""
+    """The instance-normalized image, reflected, convolved: with statistics and kernel folded into one pass."""
     from networks.adaconv import fold_instance_norm
 
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError
 from torch_utils.ops import native
 from torch_utils.ops.__main__ import describe
 

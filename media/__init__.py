@@ -1,0 +1,1 @@
+"""Everything that reads, decodes, converts, draws and writes images and video."""

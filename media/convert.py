@@ -1,0 +1,207 @@
+"""From images as people have them to a data set: cropped, resized, in one colour format, with labels."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from media.dataset import LABEL_FILE, ImageFiles, read_labels
+from media.decode import ALL_FORMATS, WHITE, Unusable, load_image, open_image, plain_image
+from torch_utils.errors import UserError, printable
+from torch_utils.files import atomic_write
+
+FILTERS = {
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+LabelledImage = tuple[Image.Image, int | None]
+LABELS = ("auto", "json", "folders", "none")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How images are made alike."""
+
+    resolution: int
+    channels: int = 3
+    crop: str = "center"  # the largest square in the middle; "none" takes square images only
+    filter: str = "lanczos"
+    background: tuple[int, int, int] = WHITE  # behind what is transparent
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did."""
+
+    count: int
+    enlarged: int  # how many were smaller than the resolution
+    class_names: tuple[str, ...]  # of labels from folders, in the order of the classes
+    skipped: list[tuple[str, str]]  # a file and why it cannot be used
+
+
+def convert(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    how: Conversion,
+    *,
+    labels: str = "auto",
+    limit: int | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Makes a data set of at most `limit` images at `out` from all images of a folder or ZIP.
+
+    `labels`: "folders" numbers the folders that lie directly in `source`, "json" reads `dataset.json`, "auto"
+    does so where there is one, "none" leaves them out. Raises UserError where nothing can be used, the labels
+    are not there, or `out` cannot be written; single files that cannot be used are skipped.
+    """
+    files = ImageFiles(source)
+    class_names = _class_folders(files) if labels == "folders" else ()
+    by_name = read_labels(files) if labels in ("auto", "json") else None
+    if labels == "json" and by_name is None:
+        raise UserError(
+            f"{files.path} has no {LABEL_FILE} with labels; "
+            "use --labels folders for one class per folder, or --labels none"
+        )
+    skipped: list[tuple[str, str]] = []
+    smaller: list[bool] = []
+
+    def usable() -> Iterator[LabelledImage]:
+        for name in tqdm(files.names, desc="converting", unit=" files", file=sys.stderr, disable=None):
+            try:
+                label = None
+                if class_names:
+                    label = _position(class_names, name)
+                elif by_name is not None:
+                    label = by_name.get(name)
+                    if label is None:
+                        raise Unusable(f"has no label in {LABEL_FILE}")
+                image = open_image(io.BytesIO(files.read(name)), ALL_FORMATS)
+                size = min(image.size)
+                image = convert_image(image, how)
+            except Unusable as reason:
+                skipped.append((name, str(reason)))
+            else:
+                smaller.append(size < how.resolution)
+                yield image, label
+
+    images = itertools.islice(usable(), limit)
+    first = next(images, None)
+    if first is None:
+        name, reason = skipped[0]
+        raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {printable(name)} {reason}")
+    count = write_dataset(out, itertools.chain([first], images), overwrite=overwrite)
+    return Converted(count, sum(smaller), class_names, skipped)
+
+
+def convert_image(image: Image.Image, how: Conversion) -> Image.Image:
+    """The image upright, cropped, flattened and resized, of mode L or RGB. Raises Unusable."""
+    load_image(image)
+    width, height = image.size
+    if how.crop == "none" and width != height:
+        raise Unusable(f"is {width}x{height}, not square (--crop center would cut it)")
+    image = _center(plain_image(image, "L" if how.channels == 1 else "RGB", how.background))
+    image = image.resize((how.resolution, how.resolution), FILTERS[how.filter])
+    image.info = {}  # a colour profile or a transparent colour would go into the new file
+    return image
+
+
+def write_dataset(out: str | os.PathLike, images: Iterable[LabelledImage], *, overwrite: bool = False) -> int:
+    """Writes images with labels (all of them, or none) as a data set, and returns their number.
+
+    With the suffix `.zip` it is an archive, which replaces one that is there only with `overwrite`; else a folder,
+    which must be new or empty. It is written whole or not at all; the same images make the same bytes. Raises
+    UserError where `out` cannot be written.
+    """
+    out = Path(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix.lower() != ".zip":
+            return _write_folder(out, images)
+        if out.is_dir():
+            raise UserError(f"{out} is a folder; name a file with --out")
+        if out.exists() and not overwrite:
+            raise UserError(f"{out} exists; name another file with --out, or replace it with --overwrite")
+        with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            return _write_all(images, lambda name, data: archive.writestr(_member(name), data))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {out}: {reason}; name another place with --out") from None
+
+
+def _write_folder(out: Path, images: Iterable[LabelledImage]) -> int:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+
+    def write(name: str, data: bytes) -> None:
+        path = beside / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    try:
+        count = _write_all(images, write)
+        if out.exists():
+            out.rmdir()
+        os.replace(beside, out)
+        return count
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_all(images: Iterable[LabelledImage], write: Callable[[str, bytes], None]) -> int:
+    names, labels = [], []
+    for index, (image, label) in enumerate(images):
+        names.append(f"{index // 1000:05d}/img{index:08d}.png")
+        labels.append(label)
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        write(names[-1], buffer.getvalue())
+    if None in labels and any(label is not None for label in labels):
+        raise ValueError("some images have a label and some have none")
+    entries = None if None in labels else [list(entry) for entry in zip(names, labels, strict=True)]
+    write(LABEL_FILE, json.dumps({"labels": entries}).encode())
+    return len(names)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    """An archive's member with nothing of the machine and the hour in it."""
+    member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+    member.create_system, member.external_attr = 3, 0o644 << 16
+    return member
+
+
+def _class_folders(files: ImageFiles) -> tuple[str, ...]:
+    folders = tuple(sorted({name.split("/")[0] for name in files.names if "/" in name}))
+    if len(folders) < 2:
+        found = f"only {printable(folders[0])}" if folders else "none"
+        raise UserError(
+            f"--labels folders needs a folder for each class directly in {files.path}, "
+            f"which holds {found}; name the right folder with --source"
+        )
+    return folders
+
+
+def _position(class_names: tuple[str, ...], name: str) -> int:
+    if "/" not in name:
+        raise Unusable("lies in no class's folder")
+    return class_names.index(name.split("/")[0])
+
+
+def _center(image: Image.Image) -> Image.Image:
+    """The largest square in the middle."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))

@@ -1,0 +1,82 @@
+"""Images as tensors, bytes and PNG files."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from torch_utils.files import write_file
+
+MAX_THREADS = 8  # that make images
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 [N, C, H, W] → float32 in −1..1."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """float [N, C, H, W] in −1..1 → uint8; what lies outside is cut off."""
+    return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid(images: Tensor, columns: int) -> Tensor:
+    """uint8 [N, C, H, W] → one image [C, rows·H, columns·W]; places without an image are white."""
+    n, c, h, w = images.shape
+    rows = -(-n // columns)
+    filled = images.new_full([rows * columns, c, h, w], 255)
+    filled[:n] = images
+    return filled.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
+
+
+def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
+    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG that is whole or not there; `sync` as in `write_file`.
+
+    Raises DiskFull.
+    """
+    array = image.permute(1, 2, 0).cpu().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    write_file(path, buffer.getbuffer(), sync)
+
+
+def write_pngs(
+    make_images: Callable[[slice], Iterable[Tensor]], paths: Sequence[Path], batch: int, device: torch.device
+) -> Iterator[int]:
+    """Makes images and writes them as PNG files, without `sync`, and yields after each part how many it had.
+
+    `make_images(part)` yields batches of uint8 [N, C, H, W], together one image for each of `paths[part]`. Parts are
+    made by several threads, each from the latents to the files, so that encoding and writing overlap with computing.
+    On a CPU the threads share the `batch` and the cores: small layers gain little from several cores, images beside
+    each other do. On a GPU one part of `batch` images is made at a time. An error ends it all; what is there stays.
+
+    Raises DiskFull.
+    """
+    cores = torch.get_num_threads()
+    on_cpu = device.type == "cpu"
+    threads = min(min(cores, batch) if on_cpu else os.cpu_count() or 1, MAX_THREADS)
+    size = -(-batch // threads) if on_cpu else batch
+    turn = nullcontext() if on_cpu else threading.Lock()
+
+    def make(part: slice) -> int:
+        with turn:
+            images = torch.cat(list(make_images(part)))
+        for image, path in zip(images, paths[part], strict=True):
+            save_png(image, path, sync=False)
+        return len(images)
+
+    torch.set_num_threads(max(cores // threads, 1))  # of each thread
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(make, [slice(start, start + size) for start in range(0, len(paths), size)])
+    finally:
+        torch.set_num_threads(cores)

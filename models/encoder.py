@@ -1,0 +1,85 @@
+"""The encoder's weights: torchvision's, downloaded once and checked, or those of a file; and files of one's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.snapshot import load_model, save_model
+from networks.vgg import CHANNELS, VGG19
+from torch_utils.download import downloaded, read_tensors
+from torch_utils.errors import UserError, one_line
+from torch_utils.files import cache_folder
+
+URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # trained on ImageNet
+SHA256 = "dcbb9e9d"  # begins with
+
+ENCODER = "adaconv-encoder"
+
+
+def load_encoder(path: str | os.PathLike | None = None, device: torch.device | str = "cpu") -> VGG19:
+    """The encoder of a file, in eval mode and not to be trained; with no path the one of torchvision, from ImageNet.
+
+    A file is a .safetensors of `save_encoder`, or a .pth or .pt with the layers of torchvision's vgg19, of which those
+    up to relu4_1 are taken. It is not trusted: nothing of a pickle is executed, and every shape is compared before a
+    model is built.
+
+    Raises:
+        UserError: if the file is missing, of another kind, of another model, or damaged; or cannot be downloaded.
+    """
+    path = Path(path) if path is not None else torchvision_weights()
+    if path.suffix == ".safetensors":
+        encoder = load_model(path, ENCODER, lambda config, tensors: VGG19(**config))[0]
+    else:
+        try:
+            width, tensors = _read_torchvision(path)
+            encoder = VGG19(width)
+            encoder.load_state_dict(tensors)
+        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+            reason = one_line(error, 200)
+            raise UserError(
+                f"{path} is no VGG-19 up to relu4_1 ({reason}); name another with --encoder-weights"
+            ) from None
+    return encoder.eval().requires_grad_(False).to(device)
+
+
+def save_encoder(path: str | os.PathLike, encoder: VGG19, info: Mapping[str, Any]) -> None:
+    """Writes an encoder, and `info` (anything JSON), as one file. Raises DiskFull."""
+    save_model(path, ENCODER, encoder, {"width": encoder.width}, info)
+
+
+def cached_weights(url: str = URL) -> Path:
+    """Where torchvision's weights are in the cache folder, once they have been downloaded."""
+    return cache_folder() / url.rpartition("/")[2]
+
+
+def torchvision_weights(url: str = URL, sha256: str = SHA256) -> Path:
+    """The file with torchvision's weights in the cache folder, downloaded if it is not there yet. Raises UserError."""
+    return downloaded(url, sha256, "--encoder-weights")
+
+
+def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
+    """The tensors up to relu4_1 of a state of torchvision's vgg19, and the width that the first of them says."""
+    try:
+        state = read_tensors(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    with torch.device("meta"):
+        names = VGG19().state_dict().keys()
+    tensors = {name: state[name] for name in names}
+    if not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors.values()):
+        raise ValueError("something else than tensors")
+    return len(tensors["features.0.weight"]) / CHANNELS[0], tensors
+
+
+def _unreadable(path: Path, why: Exception) -> UserError:
+    reason = one_line(why, 200)
+    return UserError(
+        f"{path} cannot be read as an encoder ({reason}); name with --encoder-weights a .safetensors "
+        "of this project or a .pth of torchvision's vgg19"
+    )

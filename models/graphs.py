@@ -1,0 +1,166 @@
+"""The graphs that are exported: what goes in and comes out, by name, and the modules that they are traced from.
+
+A generator is one graph, z, c, psi → image. A stylizer is two, as a style is read once and applied to many images:
+style → kernels, and content, kernels → image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from networks.generator import Generator
+from networks.stylizer import MIN_SIZE, STRIDE, Stylizer, from_tensors, to_tensors
+
+# The sizes that stay open: one file takes any of them.
+OPEN = {
+    "batch": Dim("batch", min=1, max=2**16),
+    "height": Dim("height", min=MIN_SIZE, max=2**14),
+    "width": Dim("width", min=MIN_SIZE, max=2**14),
+}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output: its shape, where names are open sizes, and what it means."""
+
+    shape: tuple[int | str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module on tensors alone, its inputs in the order of its arguments, and its outputs in that of its results."""
+
+    name: str
+    title: str
+    module: nn.Module
+    inputs: dict[str, Port]
+    outputs: dict[str, Port]
+    example: Callable[[int, int, int], tuple[Tensor, ...]]  # inputs of so many samples, of that height and width
+
+    def open_sizes(self, batch: int | None) -> tuple[dict[int, Dim], ...]:
+        """Which sizes of each input are open; that of the batch is not where `batch` names it."""
+        return tuple(
+            {i: OPEN[size] for i, size in enumerate(port.shape) if size in OPEN and not (batch and size == "batch")}
+            for port in self.inputs.values()
+        )
+
+
+class GeneratorGraph(nn.Module):
+    """G with its fixed noise: z [N, z_dim], c [N, c_dim], both if the model has them, and psi [] → image."""
+
+    def __init__(self, G: Generator):
+        super().__init__()
+        self.G = G
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        *rest, psi = inputs
+        config = self.G.config
+        z = rest.pop(0) if config.z_dim else None
+        c = rest.pop(0) if config.c_dim else None
+        return self.G(z, c, psi, "const")
+
+
+class StyleGraph(nn.Module):
+    """Style images → their kernels, tensor by tensor."""
+
+    def __init__(self, model: Stylizer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        (style,) = inputs
+        return tuple(to_tensors(self.model.kernels(style)).values())
+
+
+class ContentGraph(nn.Module):
+    """Contents and kernels, tensor by tensor → images."""
+
+    def __init__(self, model: Stylizer, names: list[str]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        content, *kernels = inputs
+        height, width = content.shape[2:]
+        features = self.model.encode(reflected(content))
+        image = self.model.decoder(features, from_tensors(dict(zip(self.names, kernels, strict=True))))
+        for dim, size in ((2, height), (3, width)):  # no slice, of which the tracer cannot prove that it lies within
+            image = image.index_select(dim, torch.arange(size, device=image.device))
+        return image
+
+
+def reflected(images: Tensor) -> Tensor:
+    """`networks.stylizer.padded` for sizes that are open, by which pixel each one is a copy of."""
+    for dim in (2, 3):
+        size = images.shape[dim]
+        last = size - 1
+        pixels = torch.arange((last + STRIDE) // STRIDE * STRIDE, device=images.device)
+        images = images.index_select(dim, last - (pixels - last).abs())
+    return images
+
+
+def of_generator(G: Generator) -> list[Graph]:
+    """The graph of a generator."""
+    config = G.config
+    size = config.resolution
+    inputs = {}
+    if config.z_dim:
+        inputs["z"] = Port(("batch", config.z_dim), "latent codes, drawn from a standard normal distribution")
+    if config.c_dim:
+        inputs["c"] = Port(("batch", config.c_dim), "classes, 1 at the class and else 0; mixtures are possible")
+    inputs["psi"] = Port((), "truncation: 1 none, towards 0 the mean image")
+    images = Port(("batch", config.img_channels, size, size), "images, -1 black to 1 white; cut off what is beyond")
+
+    def example(batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        z = [torch.randn(batch, config.z_dim)] if config.z_dim else []
+        c = [torch.eye(config.c_dim)[torch.arange(batch) % config.c_dim]] if config.c_dim else []
+        return (*z, *c, torch.tensor(0.7))
+
+    title = f"AdaConv generator of {size}x{size} images"
+    return [Graph("generator", title, GeneratorGraph(G), inputs, {"images": images}, example)]
+
+
+def of_stylizer(model: Stylizer) -> list[Graph]:
+    """The two graphs of a stylizer."""
+    size = model.config.style_size
+
+    def image(height: int, width: int, batch: int) -> Tensor:
+        return torch.rand(batch, 3, height, width) * 2 - 1
+
+    def style(batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        return (image(size, size, batch),)
+
+    def content(batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+        return (image(height, width, batch), *read(*style(batch, height, width)))
+
+    read = StyleGraph(model)
+    tensors = to_tensors(model.kernels(*style(1, size, size)))
+    meanings = {
+        "depthwise": "spatial kernels [N, C, C/G, k, k]",
+        "pointwise": "how the channels of a group mix [N, C, C/G]",
+        "bias": "biases [N, C]",
+    }
+    kernels = {
+        name: Port(("batch", *tensor.shape[1:]), f"stage {name[0]} of the decoder: {meanings[name[2:]]}")
+        for name, tensor in tensors.items()
+    }
+    styles = Port(("batch", 3, size, size), f"style images, -1 to 1: the square in the middle, as {size}x{size}")
+    contents = Port(("batch", 3, "height", "width"), f"content images, -1 to 1, of {MIN_SIZE}x{MIN_SIZE} or more")
+    images = Port(("batch", 3, "height", "width"), "the contents in the styles, -1 to 1; cut off what is beyond")
+    return [
+        Graph("style", "AdaConv stylizer: the kernels of styles", read, {"style": styles}, kernels, style),
+        Graph(
+            "content",
+            "AdaConv stylizer: contents in styles, one style for each",
+            ContentGraph(model, list(tensors)),
+            {"content": contents, **kernels},
+            {"images": images},
+            content,
+        ),
+    ]

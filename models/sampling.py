@@ -1,0 +1,157 @@
+"""Latents and images from seeds: the same seed gives the same image in any batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from media.images import to_uint8
+from networks.generator import Generator, Noise
+from torch_utils.errors import UserError
+
+# "latent": keeps the streams of random numbers of images apart from those of training. A network whose first weights
+# were drawn from seed 0 would have met the latent of seed 0 as one of them.
+STREAM = 0x6C6174656E740000
+STRETCH = 1 << 20  # latents of one seed of the metrics; of a seed, PyTorch's generator takes the lower 32 bits alone
+
+
+def random_generator(seed: int) -> torch.Generator:
+    """The random numbers of one image."""
+    return torch.Generator().manual_seed(seed ^ STREAM)
+
+
+def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
+    """z [N, z_dim], each row drawn by a generator of its own from its seed."""
+    return torch.stack([torch.randn(z_dim, generator=random_generator(seed)) for seed in seeds])
+
+
+def noise_from_seeds(G: Generator, seeds: Sequence[int]) -> list[Tensor]:
+    """Random noise for every layer, [N, 1, H, W] each, drawn sample by sample from the seeds."""
+    generators = [random_generator(seed) for seed in seeds]
+    shapes = [(1, layer.resolution, layer.resolution) for layer in G.synthesis.layers()]
+    # apart from z, which is drawn from the same seeds
+    for generator in generators:
+        torch.randn(G.config.z_dim, generator=generator)
+    return [
+        torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(G.w_avg.device)
+        for shape in shapes
+    ]
+
+
+def check_class(number: int | None, c_dim: int, path: str | os.PathLike) -> None:
+    """Raises UserError where a model, of the file `path`, has no class of the number that --class gives."""
+    if number is not None and not c_dim:
+        raise UserError(f"--class {number}: {path} was trained without classes; leave it out")
+    if number is not None and number >= c_dim:
+        raise UserError(f"--class {number}: the model has the classes 0 to {c_dim - 1}")
+
+
+def one_hot(classes: Tensor, c_dim: int) -> Tensor:
+    """Class numbers [N] → c [N, c_dim] float32; [N, 0] for a model without classes."""
+    return F.one_hot(classes, c_dim).float() if c_dim else torch.zeros(len(classes), 0)
+
+
+def conditions(classes: Tensor | None, n: int, c_dim: int) -> Tensor:
+    """c [n, c_dim] of class numbers [n], None for the class 0; shares of the classes [n, c_dim] are c already."""
+    if classes is not None and classes.ndim == 2:
+        return classes
+    return one_hot(torch.zeros(n, dtype=torch.int64) if classes is None else classes, c_dim)
+
+
+@torch.no_grad()
+def ws_from_seeds(
+    G: Generator, seeds: Sequence[int], classes: Tensor | None = None, psi: float | Tensor = 1.0
+) -> Tensor:
+    """The codes of the seeds' images, [N, num_ws, w_dim]; classes and psi as in `generate_batches`."""
+    z = latents(seeds, G.config.z_dim).to(G.w_avg.device)
+    return G.ws(z, conditions(classes, len(seeds), G.config.c_dim).to(z.device), psi)
+
+
+@torch.no_grad()
+def images_of(G: Generator, ws: Tensor, noise: Noise = "const", batch: int = 64) -> Iterator[Tensor]:
+    """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each code of ws [N, num_ws, w_dim]."""
+    for some in ws.split(batch):
+        yield to_uint8(G.synthesis(some, noise)).cpu()
+
+
+@torch.no_grad()
+def generate_batches(
+    G: Generator,
+    seeds: Sequence[int],
+    batch: int = 64,
+    classes: Tensor | None = None,
+    psi: float | Tensor = 1.0,
+    noise: Noise = "const",
+) -> Iterator[Tensor]:
+    """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each seed.
+
+    `classes` are class numbers [len(seeds)], or shares of the classes [len(seeds), c_dim]; psi is one number, or one
+    for each layer [num_ws]. `noise="random"` is drawn from each seed as well.
+    """
+    classes = conditions(classes, len(seeds), G.config.c_dim)
+    for start in range(0, len(seeds), batch):
+        part = seeds[start : start + batch]
+        ws = ws_from_seeds(G, part, classes[start : start + batch], psi)
+        yield to_uint8(G.synthesis(ws, noise_from_seeds(G, part) if noise == "random" else noise)).cpu()
+
+
+@dataclass
+class Fakes:
+    """A generator's images by their numbers, as the metrics ask for them. Seeds below 4096 have none in common.
+
+    `labels` are the classes of a data set: with them, `count` images have classes, drawn with their frequencies.
+    """
+
+    G: Generator
+    count: int
+    seed: int = 0
+    labels: Tensor | None = None
+    psi: float = 1.0
+
+    def __post_init__(self):
+        self.classes = torch.zeros(self.count, dtype=torch.int64)
+        if self.labels is not None:
+            drawn = torch.randint(len(self.labels), [self.count], generator=random_generator(self.seed))
+            self.classes = self.labels[drawn]
+
+    def images(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Yields uint8 [N, C, H, W] on the CPU for each batch of numbers below `count`."""
+        for numbers in batches:
+            seeds = [self.seed * STRETCH + number for number in numbers]
+            yield from generate_batches(self.G, seeds, len(seeds), self.classes[list(numbers)], self.psi)
+
+    @torch.no_grad()
+    def path_ends(self, batches: Sequence[Sequence[int]], epsilon: float) -> Iterator[Tensor]:
+        """Yields images float [2N, C, H, W] at w₁, then at w₁ + ε (w₂ − w₁), for each batch of numbers below `count`.
+
+        With the noise of the model at both ends, and no half precision, which would round ε away.
+        """
+        G, device = self.G, self.G.w_avg.device
+        for numbers in batches:
+            seeds = [self.seed * STRETCH + 2 * number for number in numbers]
+            c = one_hot(self.classes[list(numbers)], G.config.c_dim).to(device)
+            first, second = (
+                G.ws(latents([seed + end for seed in seeds], G.config.z_dim).to(device), c, self.psi) for end in (0, 1)
+            )
+            with full_precision(G):
+                images = G.synthesis(torch.cat([first, first.lerp(second, epsilon)]), "const").float()
+            yield images
+
+
+@contextmanager
+def full_precision(G: Generator) -> Iterator[None]:
+    """All of the generator in the precision of its weights."""
+    before = [block.compute_dtype for block in G.synthesis.blocks]
+    for block in G.synthesis.blocks:
+        block.compute_dtype = None
+    try:
+        yield
+    finally:
+        for block, half in zip(G.synthesis.blocks, before, strict=True):
+            block.compute_dtype = half

@@ -1,0 +1,127 @@
+"""Starting from another run: what fits is taken, by resolution, and frozen layers stay."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from models.snapshot import save_snapshot
+from networks.discriminator import Discriminator
+from networks.generator import Generator
+from tests.training.test_loop import tiny
+from torch_utils.errors import UserError
+from training.finetune import find_initial, freeze, initialize, transfer
+from training.gan import GANTrainer, ema_beta
+from training.loop import train
+from training.runs import find_state, load_state
+
+
+def networks(faces16, resolution: int, seed: int, **options):
+    config = tiny(faces16, **options)
+    G, D = (dataclasses.replace(c, resolution=resolution) for c in (config.generator, config.discriminator))
+    torch.manual_seed(seed)
+    return Generator(G), Discriminator(D)
+
+
+def test_the_same_resolution_is_taken_whole(faces16):
+    (G0, D0), (G1, D1) = networks(faces16, 16, 0), networks(faces16, 16, 1)
+    for old, new in ((G0, G1), (D0, D1)):
+        assert transfer(new, old.state_dict()) == set(new.state_dict())
+    z = torch.randn(2, 16)
+    assert torch.equal(G0(z, noise="const"), G1(z, noise="const"))
+    assert torch.equal(D0(G0(z, noise="const")), D1(G0(z, noise="const")))
+
+
+def test_blocks_of_half_the_resolution_meet_theirs(faces16):
+    (G0, D0), (G1, D1) = networks(faces16, 16, 0), networks(faces16, 32, 1)
+    own = G1.synthesis.blocks[3].conv1.weight.clone(), D1.fromrgb.weight.clone(), D1.blocks[0].conv0.weight.clone()
+    for old, new in ((G0, G1), (D0, D1)):
+        transfer(new, old.state_dict())
+    for i in range(3):  # 4², 8², 16² from 4² on
+        assert torch.equal(G0.synthesis.blocks[i].conv1.weight, G1.synthesis.blocks[i].conv1.weight)
+    for i in range(2):  # 16², 8² behind 32²
+        assert torch.equal(D0.blocks[i].conv0.weight, D1.blocks[i + 1].conv0.weight)
+    assert torch.equal(D0.out.weight, D1.out.weight)
+    kept = G1.synthesis.blocks[3].conv1.weight, D1.fromrgb.weight, D1.blocks[0].conv0.weight
+    assert all(torch.equal(a, b) for a, b in zip(own, kept, strict=True))
+
+
+def test_other_classes_keep_their_own_embedding(faces16):
+    (G0, _), (G1, _) = networks(faces16, 16, 0), networks(faces16, 16, 1, cond=True)
+    embed = G1.mapping.embed.weight.clone()
+    transfer(G1, G0.state_dict())
+    assert torch.equal(G1.mapping.embed.weight, embed)
+    assert torch.equal(G1.synthesis.const, G0.synthesis.const)
+
+
+def test_a_run_starts_from_another_and_keeps_frozen_layers(tmp_path, faces16, capsys):
+    first, second = tmp_path / "00000-first", tmp_path / "00001-second"
+    first.mkdir(), second.mkdir()
+    train(GANTrainer, tiny(faces16, kimg=0.04), first)
+    train(GANTrainer, tiny(faces16, kimg=0.04, init_from=str(find_initial(tmp_path)), freezed=4), second)
+    assert f"starting from {first}/state/state-000000.04.pt" in capsys.readouterr().err
+    a, b = (load_state(find_state(run))["D"] for run in (first, second))
+    for name in ("fromrgb", "blocks.0.conv0", "blocks.0.conv1", "blocks.0.skip"):
+        assert torch.equal(a[f"{name}.weight"], b[f"{name}.weight"]), name
+    assert not torch.equal(a["blocks.1.conv0.weight"], b["blocks.1.conv0.weight"])
+
+
+def test_a_snapshot_has_no_discriminator(tmp_path, faces16):
+    G, _ = networks(faces16, 16, 0)
+    save_snapshot(tmp_path / "x.safetensors", G, {"kimg": 1})
+    new = dict(zip("GD", networks(faces16, 16, 1), strict=True)) | {"G_ema": networks(faces16, 16, 2)[0]}
+    line = initialize(new, tmp_path / "x.safetensors", freezed=0)
+    assert "x.safetensors: " in line and "D anew" in line
+    assert torch.equal(new["G_ema"].synthesis.const, G.synthesis.const)
+    with pytest.raises(UserError, match="no discriminator for --freezed"):
+        initialize(new, tmp_path / "x.safetensors", freezed=2)
+
+
+def test_what_does_not_fit_is_said(tmp_path, faces16):
+    save_snapshot(tmp_path / "x.safetensors", networks(faces16, 16, 0)[0], {"kimg": 1})
+    G, D = networks(faces16, 16, 0, modulation="modconv", cmax=8)
+    with pytest.raises(
+        UserError, match=r"x.safetensors fits \d+ of the generator's \d+ tensors; take the --modulation"
+    ):
+        initialize({"G": G, "D": D, "G_ema": G}, tmp_path / "x.safetensors", freezed=0)
+
+
+def test_freezing_counts_from_the_image(faces16):
+    _, D = networks(faces16, 16, 0)
+    freeze(D, 6)
+    frozen = {name for name, p in D.named_parameters() if not p.requires_grad}
+    assert {name.rsplit(".", 1)[0] for name in frozen} == {
+        "fromrgb", "blocks.0.conv0", "blocks.0.conv1", "blocks.0.skip", "blocks.1.conv0", "blocks.1.conv1",
+    }  # fmt: skip
+
+
+def test_what_is_frozen_has_learned(tmp_path, faces16):
+    """At twice the resolution the first block is new: frozen, it would stay random."""
+    train(GANTrainer, tiny(faces16, kimg=0.008), tmp_path)
+    state, freezed = find_initial(tmp_path), 2
+    modules = dict(zip("GD", networks(faces16, 32, 1), strict=True))
+    with pytest.raises(UserError, match=r"--freezed 2 would keep fromrgb, which .* has nothing for"):
+        initialize(modules | {"G_ema": modules["G"]}, state, freezed)
+    with pytest.raises(UserError, match="--freezed 11: this discriminator has 10 layers"):
+        freeze(modules["D"], 11)
+
+
+def test_a_path_that_leads_nowhere(tmp_path):
+    with pytest.raises(UserError, match=r"there is no .*nope for --init-from"):
+        find_initial(tmp_path / "nope")
+    with pytest.raises(UserError, match="holds no run with a state for --init-from"):
+        find_initial(tmp_path)
+
+
+def test_a_state_without_a_generator(tmp_path):
+    torch.save(dict.fromkeys(["config", "step", "random", "averages", "classifier"]), tmp_path / "state-000001.pt")
+    with pytest.raises(UserError, match="is of a run that trains no generator"):
+        initialize({}, tmp_path / "state-000001.pt", 0)
+
+
+def test_the_averaged_weights_stay_averaged(faces16):
+    """They are not begun anew, and ada moves faster."""
+    config = tiny(faces16, init_from="x", aug="ada")
+    assert (config.ema_rampup, config.ada_kimg) == (None, 100)
+    assert ema_beta(config, 0) == ema_beta(config, 100) > 0.99
+    assert (tiny(faces16, aug="ada").ema_rampup, tiny(faces16, aug="ada").ada_kimg) == (0.05, 500)

@@ -1,0 +1,94 @@
+"""Weights of other people's networks: downloaded once and checked, and read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import urllib.request
+import zipfile
+from http.client import HTTPException
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from torch_utils.errors import UserError, one_line
+from torch_utils.files import atomic_write, cache_folder
+
+TIMEOUT = 30  # seconds without an answer
+
+
+def downloaded(url: str, sha256: str, option: str) -> Path:
+    """The file at `url`, in the cache folder; downloaded if it is not there yet, and if its SHA-256 begins so.
+
+    Raises UserError, which names the option that takes a copy of the file.
+    """
+    path = cache_folder() / url.rpartition("/")[2]
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _download(url, path, sha256)
+        except (OSError, HTTPException) as error:
+            raise UserError(
+                f"cannot download {url} to {path} ({error}); "
+                f"put the file {path.name} there yourself, or name a copy of it with {option}"
+            ) from None
+    return path
+
+
+def _download(url: str, path: Path, sha256: str) -> None:
+    """Writes what is at `url` to `path`, if its SHA-256 begins as it should. Raises OSError or HTTPException."""
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_write(path) as file:
+        size = int(answer.headers.get("Content-Length") or 0) or None
+        bar = tqdm(total=size, desc=str(path), unit="B", unit_scale=True, file=sys.stderr, disable=None)
+        with bar:
+            while chunk := answer.read(1 << 20):
+                file.write(chunk)
+                digest.update(chunk)
+                bar.update(len(chunk))
+        if not digest.hexdigest().startswith(sha256):
+            raise OSError(f"{bar.n:,} bytes came whose SHA-256 does not begin with {sha256}")
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, 64 hex digits. Raises OSError."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()  # hashlib.file_digest comes with Python 3.11
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The named tensors of a .safetensors, or of a .pth or .pt that holds nothing else.
+
+    The file is not trusted: nothing of a pickle is executed, and nothing is unpacked.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: says in a few words why it is no such file.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(one_line(error, 200)) from None
+    if zipfile.is_zipfile(path):  # PyTorch's files, in which nothing is compressed: a small one could fill the memory
+        with zipfile.ZipFile(path) as file:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
+                raise ValueError("compressed")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception:  # of many kinds; some of the messages advise to execute what is in the file
+        raise ValueError("not a PyTorch file of nothing but tensors and plain values") from None
+    if not isinstance(state, dict):
+        raise ValueError(f"a {type(state).__name__} instead of named tensors")
+    return state

@@ -1,0 +1,38 @@
+"""Errors that one line explains better than a traceback, and how to quote foreign text in such a line."""
+
+from __future__ import annotations
+
+
+class CommandError(Exception):
+    """An error that a command reports in one line, without a traceback, before it exits with `exit_code`."""
+
+    exit_code = 1
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.message = message
+
+
+class UserError(CommandError):
+    """A mistake that the user can correct: the line says what is wrong, where, and how to correct it."""
+
+    exit_code = 2
+
+
+class Failure(CommandError):
+    """A failure that is nobody's mistake, such as a training that diverged."""
+
+
+class DiskFull(Failure):
+    """There is no room for a file."""
+
+
+def printable(name: str) -> str:
+    """A file's name for a message: names in archives can hold line breaks and codes that terminals obey."""
+    return name if name.isprintable() else ascii(name)
+
+
+def one_line(value: object, limit: int = 100) -> str:
+    """Foreign text, such as another library's error, as one printable line of at most `limit` characters."""
+    text = " ".join(str(value).split())
+    return printable(text if len(text) <= limit else text[: limit - 3] + "...")

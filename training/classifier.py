@@ -1,0 +1,218 @@
+"""Training an encoder of one's own: a Classifier learns to tell the classes of a data set apart, and is folded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from media.dataset import ImageDataset
+from media.images import to_float
+from media.loader import endless_batches
+from models.encoder import save_encoder
+from models.snapshot import kimg_name
+from networks.vgg import Classifier
+from torch_utils import distributed
+from training.config import ClassifierConfig
+from training.log import Averages, Log
+from training.optimizer import GuardedOptimizer, autocast
+
+Batch = list[tuple[Tensor, Tensor]]  # microbatches of uint8 images and their one-hot classes
+EVALUATED = 5000  # images of --data that are classified at an evaluation where there is no --test
+CELLS = 256  # rows of the image of a confusion matrix; with more classes, several share one
+
+
+class ClassifierTrainer:
+    """A classifier, which is trained for the encoder in it. A `training.loop.Trainer`."""
+
+    script, sheet_name = "train_encoder.py", "confusion"
+    hint = "try a smaller --lr, or --precision fp32"
+
+    @staticmethod
+    def fingerprint(config: ClassifierConfig) -> str:
+        return ImageDataset(config.data, use_labels=True).fingerprint
+
+    def __init__(self, config: ClassifierConfig, device: torch.device, fresh: bool = True):
+        self.config, self.device, self.averages = config, device, Averages()
+        self.dataset = ImageDataset(config.data, use_labels=True)
+        self.classifier = Classifier(config.width, self.dataset.c_dim).to(device)
+        self.modules = {"classifier": self.classifier}
+        self.optimizer = GuardedOptimizer(sgd(self.classifier, config), scaling=config.precision == "fp16")
+        self.optimizers = {"optimizer": self.optimizer}
+        self.steps = math.ceil(round(config.kimg * 1000, 6) / config.batch)
+        self.compiled = torch.compile(self.classifier) if config.compile else self.classifier
+        norms = [module for module in self.classifier.modules() if isinstance(module, nn.BatchNorm2d)]
+        self.norm_statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+        self.accuracy: dict[float, float] = {}  # of the last evaluation, by its kimg
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """The batches from `step` on, without end: this process's share of each, in microbatches."""
+        config = self.config
+        for images, labels in endless_batches(
+            self.dataset,
+            batch=config.batch,
+            step=step,
+            seed=config.seed,
+            workers=config.workers,
+            device=self.device,
+        ):
+            yield list(zip(images.split(config.batch_gpu), labels.split(config.batch_gpu), strict=True))
+
+    def train_step(self, batch: Batch, step: int) -> None:
+        """One step down the mean of the losses of the microbatches."""
+        for group in self.optimizer.optimizer.param_groups:
+            group["lr"] = one_cycle(step, self.steps, self.config.lr)
+        before = joined(self.norm_statistics)
+        self.optimizer.zero_grad()
+        for images, labels in batch:
+            loss, correct = classification_loss(self.compiled, images, labels, self.config)
+            self.optimizer.backward(loss, len(batch))
+            self.averages.add(**{"loss/cross_entropy": loss, "accuracy/train": 100 * correct})
+        self.optimizer.step()
+        share_statistics(self.norm_statistics, before)
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers of a tick beside the averages."""
+        return {"lr": self.optimizer.optimizer.param_groups[0]["lr"]}
+
+    def save(self, path: Path, kimg: float) -> None:
+        """Writes the folded encoder, with its accuracy where that is known already. Raises DiskFull."""
+        info = {"kimg": kimg, "data": self.dataset.name, "classes": self.dataset.c_dim}
+        if kimg in self.accuracy:
+            info["accuracy"] = self.accuracy[kimg]
+        save_encoder(path, self.classifier.fold(), info)
+
+    def evaluate(self, kimg: float, log: Log) -> None:
+        """Writes the accuracy in percent, into the snapshot as well, and a confusion matrix. Raises DiskFull."""
+        if not log.writes:
+            return
+        images, labels = self.evaluated
+        predicted = predictions(self.classifier, images, self.config)
+        accuracy = 100 * float((predicted == labels).double().mean())
+        name = "accuracy" if self.config.test else "accuracy/data"
+        log.metrics({"kimg": kimg, name: accuracy, "images": len(labels)})
+        snapshot = log.run / f"snapshot-{kimg_name(kimg)}.safetensors"
+        if self.config.test and snapshot.exists():
+            self.accuracy = {kimg: accuracy}
+            self.save(snapshot, kimg)
+        log.sheet(self.sheet_name, confusion_image(labels, predicted, self.dataset.c_dim), kimg)
+
+    @cached_property
+    def evaluated(self) -> tuple[Dataset, Tensor]:
+        """The images that are classified, and their classes: those of --test, or else some of --data."""
+        dataset = ImageDataset(self.config.test or self.config.data, use_labels=True)
+        if self.config.test:
+            return dataset, dataset.labels
+        chosen = np.random.default_rng(self.config.seed).permutation(len(dataset))[:EVALUATED]
+        return Subset(dataset, chosen.tolist()), dataset.labels[chosen]
+
+
+# --- one step -------------------------------------------------------------------------------------------------------
+
+
+def augment(images: Tensor, shift: float = 1 / 8, mirror: bool = True) -> Tensor:
+    """Images [N, C, H, W] of any dtype, each shifted by up to that part of its side and flipped with probability 1/2.
+
+    What is shifted in is a reflection. Pixels stay what they are; the result is in channels-last memory.
+    """
+    N, _, H, W = images.shape
+    device = images.device
+    rows = _reflected(torch.arange(H, device=device) + _shifts(N, int(H * shift), device), H)
+    columns = _reflected(torch.arange(W, device=device) + _shifts(N, int(W * shift), device), W)
+    if mirror:
+        flipped = torch.rand(N, 1, device=device) < 0.5
+        columns = torch.where(flipped, W - 1 - columns, columns)
+    n = torch.arange(N, device=device)
+    picked = images[n[:, None, None], :, rows[:, :, None], columns[:, None, :]]  # [N, H, W, C]
+    return picked.permute(0, 3, 1, 2)
+
+
+def _shifts(count: int, most: int, device: torch.device) -> Tensor:
+    return torch.randint(-most, most + 1, (count, 1), device=device)
+
+
+def _reflected(index: Tensor, size: int) -> Tensor:
+    """Indices from 1 − size to 2 · size − 2, reflected into 0..size − 1; the border pixel is not repeated."""
+    return (size - 1) - ((size - 1) - index.abs()).abs()
+
+
+def one_cycle(step: int, steps: int, peak: float, warmup: float = 0.2) -> float:
+    """The learning rate of step 0..steps − 1: up in a line for the part `warmup`, then down in a line, to 0 at `steps`.
+
+    Smith and Topin 2018, "Super-Convergence".
+    """
+    rise = max(math.ceil(steps * warmup), 1)
+    return peak * min((step + 1) / rise, (steps - step) / (steps - rise + 1))
+
+
+def sgd(model: nn.Module, config: ClassifierConfig) -> torch.optim.SGD:
+    """SGD that decays the weights of convolutions and of the head; not biases, nor the normalizations' gains."""
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=True, fused=True)
+
+
+def classification_loss(
+    model: nn.Module, images: Tensor, labels: Tensor, config: ClassifierConfig
+) -> tuple[Tensor, Tensor]:
+    """uint8 [N, C, H, W] with one-hot labels [N, classes] → cross entropy of augmented images, labels smoothed.
+
+    The second is the part of the images whose class gets the highest logit.
+    """
+    x = to_float(augment(images, config.shift, config.mirror))
+    with autocast(x.device, config.precision):
+        logits = model(x)
+    right = (logits.argmax(dim=1) == labels.argmax(dim=1)).float().mean()
+    return F.cross_entropy(logits.float(), labels, label_smoothing=config.smoothing), right
+
+
+def joined(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def share_statistics(statistics: list[Tensor], before: Tensor) -> None:
+    """Gives all processes the mean of their batch-norm statistics; where it is not finite, those before the step."""
+    after = distributed.mean(joined(statistics))
+    kept = torch.where(after.isfinite().all(), after, before)
+    for tensor, part in zip(statistics, kept.split([tensor.numel() for tensor in statistics]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predictions(model: Classifier, dataset: Dataset, config: ClassifierConfig) -> Tensor:
+    """int64 [len(dataset)]: the class of each image that gets the highest logit, with the model in eval mode."""
+    training, device = model.training, model.head.weight.device
+    model.eval()
+    found = []
+    for images, _ in DataLoader(
+        dataset, batch_size=config.batch_gpu, generator=torch.Generator()
+    ):  # no number of training's
+        with autocast(device, config.precision):
+            found.append(model(to_float(images.to(device))).argmax(dim=1).cpu())
+    model.train(training)
+    return torch.cat(found)
+
+
+def confusion_image(labels: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Class numbers, twice [N] → uint8 [1, S, S]: a row for each class, a column for each that it was taken for.
+
+    The darker, the larger that part of the row; by its root, so that small ones show.
+    """
+    cells = min(classes, CELLS)
+    place = (labels * cells // classes) * cells + predicted * cells // classes
+    counts = torch.bincount(place, minlength=cells**2).view(cells, cells).float()
+    parts = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    side = max(CELLS // cells, 1)
+    large = parts.sqrt().repeat_interleave(side, 0).repeat_interleave(side, 1)
+    return (255 - 255 * large).round().to(torch.uint8)[None]

@@ -1,0 +1,313 @@
+"""What the training scripts share: the options of a run, starting it, and resuming it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from click.core import ParameterSource
+
+from torch_utils import cli, distributed
+from torch_utils.errors import UserError, one_line
+from torch_utils.files import write_file
+from training.config import RunConfig, differences
+from training.loop import Trainer, train
+from training.runs import evaluation_is_due, find_state, load_state, new_run
+
+
+def run_options(kimg: float, tick: float, snap: int) -> Callable:
+    """The options under "Run", with these defaults in their help."""
+    positive = cli.Float(0, min_open=True)
+    return _all(
+        cli.option("Run", "--outdir", default="runs", help="Folder in which every run gets a folder of its own."),
+        cli.option("Run", "--desc", metavar="TEXT", help="Text to add to the name of the run's folder."),
+        cli.option(
+            "Run",
+            "--resume",
+            metavar="[PATH]",
+            is_flag=False,
+            flag_value="",
+            help="Resume a run: its folder or one of its training states. Without PATH, the newest run under --outdir "
+            "that has a training state.",
+        ),
+        cli.option(
+            "Run",
+            "--kimg",
+            type=positive,
+            help=f"Length of the training, in thousands of images.  [default: {kimg:g}]",
+        ),
+        cli.option(
+            "Run",
+            "--tick",
+            type=cli.Float(0.001),
+            help=f"Interval between two lines of the log, in kimg.  [default: {tick:g}]",
+        ),
+        cli.option(
+            "Run",
+            "--snap",
+            type=click.IntRange(1),
+            help=f"Interval between two snapshots, in ticks.  [default: {snap}]",
+        ),
+        cli.option(
+            "Run",
+            "--keep",
+            type=click.IntRange(1),
+            help="Number of training states to keep; older ones are deleted.  [default: 2]",
+        ),
+        cli.option("Run", "--seed", type=click.IntRange(0, 2**31), help="Seed of all random numbers.  [default: 0]"),
+        cli.option("Run", "--dry-run", is_flag=True, help="Print the complete configuration and stop."),
+    )
+
+
+def machine_options(half: str, compiled: str, cpu: str = "fp32") -> Callable:
+    """The options under "Machine"; the words say what half precision and compilation are for, and the CPU's `auto`."""
+    precision = click.Choice(["auto", "fp32", "bf16", "fp16"])
+    return _all(
+        cli.option(
+            "Machine",
+            "--gpus",
+            type=click.IntRange(0),
+            help="Number of GPUs; 0 trains on the CPU.  [default: all of this machine]",
+        ),
+        cli.option(
+            "Machine",
+            "--procs",
+            type=click.IntRange(1),
+            help="Number of training processes on the CPU; several have one thread each.",
+        ),
+        cli.option(
+            "Machine",
+            "--workers",
+            type=click.IntRange(0, 64),
+            help="Number of processes that read images, for each training process.  [default: 2]",
+        ),
+        cli.option(
+            "Machine",
+            "--batch-gpu",
+            type=click.IntRange(1, 2**16),
+            help="Images of a microbatch on each GPU: smaller ones take less memory, and their gradients are "
+            "accumulated.  [default: the GPU's whole share of --batch]",
+        ),
+        cli.option(
+            "Machine",
+            "--precision",
+            type=precision,
+            help=f"Precision of {half}.  [default: auto, which is bf16 on GPUs that have it, else fp16; {cpu} on the "
+            "CPU]",
+        ),
+        cli.option(
+            "Machine",
+            "--tf32",
+            is_flag=True,
+            help="Allow TF32: GPUs round the factors of float32 products to 10 bits.",
+        ),
+        cli.option(
+            "Machine",
+            "--compile",
+            is_flag=True,
+            help=f"Compile {compiled} with torch.compile, which takes minutes at the start.",
+        ),
+    )
+
+
+def _all(*options: Callable) -> Callable:
+    def decorate(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+Configure = Callable[[Mapping[str, Any], bool], RunConfig]  # of the options, and whether a run is resumed
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training begins with: its configuration, its folder, and the state to resume from, if any."""
+
+    config: RunConfig
+    run: Path
+    state: Path | None
+    data_hash: str  # the data's fingerprint, equal on all machines
+
+
+def start(trainer_class: type[Trainer], configure: Configure, options: dict[str, Any]) -> None:
+    """What a training script does once its command line is read: finds or makes the run, and trains."""
+    context = click.get_current_context()
+    outdir, resume, dry_run = options["outdir"], options["resume"], options["dry_run"]
+    given = {
+        name: value
+        for name, value in options.items()
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+        and name not in ("outdir", "resume", "dry_run")
+    }
+
+    # The processes that torchrun starts find each other first, and then rank 0 decides for all.
+    process_group: AbstractContextManager = nullcontext()
+    if distributed.under_torchrun():
+        given |= torchrun_options(given)
+        process_group = distributed.group(gpus=given["gpus"] > 0)
+    with process_group:
+        begun = distributed.on_rank_0(prepare, trainer_class, configure, given, outdir, resume, dry_run)
+        if begun is None:
+            return
+        config, run = begun.config, begun.run
+        try:
+            if distributed.rank() and trainer_class.fingerprint(config) != begun.data_hash:
+                raise UserError(f"{config.data} on {platform.node()} is not the data set that process 0 has; copy it")
+            processes, gpus = config.procs, config.gpus > 0
+            distributed.launch(train, trainer_class, config, run, begun.state, processes=processes, gpus=gpus)
+        finally:
+            trained = any((run / name).exists() for name in ("stats.jsonl", "state"))
+            if distributed.rank() == 0 and begun.state is None and not trained:  # it failed at the start
+                shutil.rmtree(run, ignore_errors=True)
+
+
+def torchrun_options(given: dict[str, Any]) -> dict[str, int]:
+    """--gpus and --procs of all machines together; what the user gave has to agree with the processes of this one."""
+    here, there = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    gpus = given.get("gpus", there) > 0
+    for name in ("gpus", "procs"):
+        if given.get(name, 0) not in (0, here):
+            raise click.UsageError(f"--{name} {given[name]}: torchrun has started {here} processes here; leave it out")
+    if gpus and here > there:
+        raise click.UsageError(f"--nproc-per-node {here}: this machine has {there} GPUs; --gpus 0 takes the CPU")
+    world = int(os.environ["WORLD_SIZE"])
+    return {"gpus": world if gpus else 0, "procs": world}
+
+
+def prepare(
+    trainer_class: type[Trainer],
+    configure: Configure,
+    given: dict[str, Any],
+    outdir: str,
+    resume: str | None,
+    dry_run: bool,
+) -> Start | None:
+    """Makes a new run or finds the one to resume, and writes its records. None where there is nothing to train."""
+    desc = given.get("desc", "")
+    if not re.fullmatch(r"[\w.-]*", desc):
+        raise UserError(f"--desc {desc!r} becomes part of a folder's name: write letters, digits, - and _ only")
+    if resume is not None:
+        if desc:
+            raise UserError("--desc names a new run; leave it out with --resume")
+        return prepare_resumed(trainer_class, configure, given, find_state(Path(resume or outdir)), dry_run)
+
+    config = configure(given, False)
+    data_hash = trainer_class.fingerprint(config)
+    if dry_run:
+        return print_config(config)
+    run = new_run(cli.writable_folder(outdir), "-".join(filter(None, [config.run_name, desc])))
+    about = {"script": trainer_class.script, "command": sys.argv, **machine(config), "data_hash": data_hash}
+    record(run, config, config.recorded_options(given), about)
+    print(f"run: {run}", file=sys.stderr)
+    print_note(config)
+    return Start(config, run, None, data_hash)
+
+
+def prepare_resumed(
+    trainer_class: type[Trainer], configure: Configure, given: dict[str, Any], state_path: Path, dry_run: bool
+) -> Start | None:
+    """`prepare` for a run that is resumed from a state: with its recorded options below the given ones."""
+    run = state_path.parent.parent
+    options, about = recorded(run)
+    if (other := about.get("script", trainer_class.script)) != trainer_class.script:
+        raise UserError(f"{run} is a run of another script; resume it with: python {other} --resume {run}")
+    given = {**options, **given}
+    config = configure(given, True)
+    data_hash = trainer_class.fingerprint(config)
+    state = load_state(state_path)
+    kimg = check_resumable(state, run, config)
+    if about.get("data_hash", data_hash) != data_hash:
+        raise UserError(
+            f"{config.data} is not the data set that {run} was begun with: its files or labels are others; "
+            f"name that one with {config.data_options}, or start a new run without --resume"
+        )
+    if dry_run:
+        return print_config(config)
+    if kimg >= config.kimg and not evaluation_is_due(run, trainer_class.sheet_name, state, kimg):
+        longer = f"; train longer with: python {trainer_class.script} --resume {run} --kimg MORE"
+        hint = longer if "kimg" in config.changeable else ""
+        print(f"{run} is complete: it has reached kimg {kimg:g} of {config.kimg:g}{hint}", file=sys.stderr)
+        return None
+    record(run, config, config.recorded_options(given), about)
+    print(f"run: {run}, from {state_path.name}", file=sys.stderr)
+    print_note(config)
+    return Start(config, run, state_path, data_hash)
+
+
+def print_note(config: RunConfig) -> None:
+    if config.note:
+        print(f"note: {config.note}", file=sys.stderr)
+
+
+def print_config(config: RunConfig) -> None:
+    print(json.dumps(asdict(config), indent=2))
+
+
+def recorded(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options, and what config.json says about the run, as `record` wrote them."""
+    try:
+        options, config = (json.loads((run / name).read_text()) for name in ("options.json", "config.json"))
+        return dict(options), dict(config["about"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = one_line(error, 200)
+        raise UserError(
+            f"{run} is not a run that can be resumed ({reason}); name a run folder of this script"
+        ) from None
+
+
+def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> float:
+    """The kimg that a state has come to. Raises UserError where a weight depends on a difference to `config`."""
+    try:
+        old = type(config).from_dict(state["config"])
+        kimg = state["step"] * old.batch / 1000
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{run} is of another version of this project ({error}); start a new run") from None
+    if changed := differences(old, config):
+        raise UserError(f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out")
+    return kimg
+
+
+def machine(config: RunConfig) -> dict[str, str]:
+    return {
+        "commit": commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if config.gpus else platform.processor() or platform.machine(),
+    }
+
+
+def commit() -> str:
+    """The commit of this code, with a + where files differ from it; empty where git or its folder is not there.
+
+    Records of benchmarks are not the code: one that is being written differs from the commit.
+    """
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        code = [":/", ":(top,exclude)benchmarks/results"]
+        status = [*git, "status", "--porcelain", "-uno", "--", *code]
+        changed = subprocess.run(status, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed.strip() else "")
+
+
+def record(run: Path, config: RunConfig, given: dict[str, Any], about: dict[str, Any]) -> None:
+    """What a reader needs to repeat the run, and --resume to continue it with the same data and options."""
+    for name, values in (("config.json", {**asdict(config), "about": about}), ("options.json", given)):
+        write_file(run / name, json.dumps(values, indent=2).encode())

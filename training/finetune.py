@@ -1,0 +1,115 @@
+"""Starting from what another run has learned: `--init-from`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.snapshot import load_generator
+from networks.discriminator import Discriminator
+from networks.generator import Generator
+from torch_utils.errors import UserError
+from training.runs import find_state, load_state
+
+
+def find_initial(path: str | Path) -> Path:
+    """The snapshot or state that `--init-from` means: the file itself, else the newest state of a run or of runs."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if not path.exists():
+        raise UserError(f"there is no {path} for --init-from; name a snapshot, a state or a run")
+    try:
+        return find_state(path)
+    except UserError:
+        raise UserError(f"{path} holds no run with a state for --init-from; name one, or a snapshot") from None
+
+
+def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Weights of G, and of D and G_ema where there are any. A snapshot holds the averaged generator alone."""
+    if path.suffix == ".safetensors":
+        weights = load_generator(path)[0].state_dict()
+        return {"G": weights, "G_ema": weights}
+    state = load_state(path)
+    if not {"G", "G_ema", "D"} <= state.keys():
+        raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
+    return {name: state[name] for name in ("G", "G_ema", "D")}
+
+
+def transfer(module: nn.Module, weights: dict[str, Tensor]) -> set[str]:
+    """Copies into a generator or discriminator what fits of another's weights → the names of its tensors that did.
+
+    Blocks meet by their resolution, so that the other may be of half the resolution, or twice. Tensors whose shape
+    differs, as those for other classes, keep their own values.
+    """
+    prefix = "synthesis.blocks." if isinstance(module, Generator) else "blocks."
+    own = module.state_dict()
+    shift = 0
+    if isinstance(module, Discriminator):  # blocks are counted from the image on
+        shift = _blocks(own, prefix) - _blocks(weights, prefix)
+    copied = set()
+    with torch.no_grad():
+        for name, value in weights.items():
+            if name.startswith("fromrgb") and shift:
+                continue  # of another resolution
+            if name.startswith(prefix):
+                number, rest = name.removeprefix(prefix).split(".", 1)
+                name = f"{prefix}{int(number) + shift}.{rest}"
+            if name in own and own[name].shape == value.shape:
+                own[name].copy_(value)
+                copied.add(name)
+    return copied
+
+
+def _blocks(weights: dict[str, Tensor], prefix: str) -> int:
+    return 1 + max((int(n.removeprefix(prefix).split(".")[0]) for n in weights if n.startswith(prefix)), default=-1)
+
+
+def initialize(modules: dict[str, nn.Module], path: Path, freezed: int) -> str:
+    """Gives G, G_ema and D the weights of `--init-from`, and returns a line on what was taken.
+
+    Raises:
+        UserError: where nothing of the generator fits, or there is no discriminator to freeze layers of.
+    """
+    found = initial_weights(path)
+    if freezed and "D" not in found:
+        raise UserError(f"{path} has no discriminator for --freezed; name the run, or a state in it, with --init-from")
+    taken = []
+    for part in ("G", "G_ema", "D"):
+        if part not in found:
+            taken.append(f"{part} anew")
+            continue
+        names, total = transfer(modules[part], found[part]), len(modules[part].state_dict())
+        copied = len(names)
+        if part == "D":
+            for layer in first_layers(modules["D"], freezed):
+                if f"{layer}.weight" not in names:
+                    raise UserError(
+                        f"--freezed {freezed} would keep {layer}, which {path} has nothing for; take fewer, or a run "
+                        "of the same resolution and channels"
+                    )
+        elif 2 * copied < total:
+            raise UserError(
+                f"{path} fits {copied} of the generator's {total} tensors; take the --modulation, --cbase, --cmax and "
+                f"--map-depth of that run, at its resolution or twice it"
+            )
+        taken.append(f"{copied} of {part}'s {total} tensors")
+    return f"starting from {path}: {', '.join(taken)}"
+
+
+def first_layers(D: Discriminator, layers: int) -> list[str]:
+    """The names of so many layers of D, from the image on, as StyleGAN2-ADA counts them. Raises UserError."""
+    names = ["fromrgb"]
+    for i in range(len(D.blocks)):
+        names += [f"blocks.{i}.conv0", f"blocks.{i}.conv1", f"blocks.{i}.skip"]
+    if layers > len(names):
+        raise UserError(f"--freezed {layers}: this discriminator has {len(names)} layers before the last; take fewer")
+    return names[:layers]
+
+
+def freeze(D: Discriminator, layers: int) -> None:
+    """Keeps the first `layers` layers of D as they are: FreezeD (Mo et al. 2020)."""
+    for name in first_layers(D, layers):
+        D.get_submodule(name).requires_grad_(False)

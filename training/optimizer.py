@@ -1,0 +1,111 @@
+"""The optimizers' steps: gradients accumulated over microbatches, averaged over processes, skipped if not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from torch_utils import distributed
+
+GROWTH_INTERVAL = 2000  # finite steps after which the loss scale of float16 is doubled
+COUNTERS = ("scale", "steps_since_change", "nonfinite_in_a_row", "skipped")
+
+
+def lazy_adam(parameters: Iterable[nn.Parameter], lr: float, interval: int | None) -> torch.optim.Adam:
+    """Adam(0, 0.99), corrected for a regularizer that takes a step of its own every `interval` steps.
+
+    Karras et al. 2020 (StyleGAN2), appendix B: with c = interval / (interval + 1), lr ← c·lr and β ← βᶜ.
+    """
+    c = 1.0 if interval is None else interval / (interval + 1)
+    return torch.optim.Adam(parameters, lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
+
+
+class GuardedOptimizer:
+    """An optimizer of PyTorch's, made with `fused=True`, that skips steps whose gradient has an infinity or NaN.
+
+    One step is `zero_grad`, then `backward` for each microbatch, then `step`. With `scaling`, for float16, the loss is
+    multiplied by `scale` so that small gradients are not rounded to zero; every skipped step halves the scale, and
+    GROWTH_INTERVAL finite steps double it. All decisions are taken on the device, so that nothing waits for it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, scaling: bool = False):
+        self.optimizer = optimizer
+        self.parameters: list[nn.Parameter] = [p for group in optimizer.param_groups for p in group["params"]]
+        self.scaling = scaling
+        device = self.parameters[0].device
+        self.scale = torch.tensor(2.0**16 if scaling else 1.0, device=device)
+        self.steps_since_change = torch.zeros([], device=device)  # finite steps since the scale changed
+        self.nonfinite_in_a_row = torch.zeros([], device=device)
+        self.skipped = torch.zeros([], device=device)  # steps, since the training began
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, loss: Tensor, microbatches: int = 1) -> None:
+        """Adds the gradient of loss / microbatches, so that all microbatches together give the batch's mean."""
+        (loss * (self.scale / microbatches)).backward()
+
+    def step(self) -> None:
+        """Takes a step along the accumulated gradient, averaged over all processes, if all of it is finite."""
+        distributed.average_gradients(self.parameters)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not gradients:
+            return
+        if self.scaling:
+            torch._foreach_div_(gradients, self.scale)
+        nonfinite = (~torch.nn.utils.get_total_norm(gradients).isfinite()).float()
+        self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # fused kernels skip the step where it is 1
+        self.optimizer.step()
+        self._count(nonfinite)
+
+    def _count(self, nonfinite: Tensor) -> None:
+        self.skipped += nonfinite
+        self.nonfinite_in_a_row.add_(1).mul_(nonfinite)
+        if self.scaling:
+            self.steps_since_change.add_(1).mul_(1 - nonfinite)
+            grown = (self.steps_since_change >= GROWTH_INTERVAL).float()
+            self.scale *= (1 - 0.5 * nonfinite) * (1 + grown)
+            self.steps_since_change *= 1 - grown
+
+    def state_dict(self) -> dict[str, Any]:
+        counters = {name: getattr(self, name).cpu() for name in COUNTERS}
+        return {"optimizer": self.optimizer.state_dict(), **counters}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in COUNTERS:
+            getattr(self, name).copy_(state[name])
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Convolutions and matrix products in float16 ("fp16") or bfloat16 ("bf16"); with "fp32" nothing changes."""
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
+
+
+class AveragedConfig(Protocol):
+    """The part of a configuration that says how the weights are averaged."""
+
+    batch: int
+    ema_kimg: float  # half-life of the averaged weights, in thousands of images
+    ema_rampup: float | None  # limits the half-life to this fraction of the images seen so far
+
+
+def ema_beta(config: AveragedConfig, kimg: float) -> float:
+    """The decay of the averaged weights at one step: a half-life of ema_kimg, shorter at the start of the training."""
+    half_life = config.ema_kimg
+    if config.ema_rampup is not None:
+        half_life = min(half_life, kimg * config.ema_rampup)
+    return 0.5 ** (config.batch / 1000 / max(half_life, 1e-8))
+
+
+@torch.no_grad()
+def update_ema(averaged: nn.Module, module: nn.Module, beta: float) -> None:
+    """averaged ← β · averaged + (1 − β) · module; buffers are copied."""
+    for average, value in zip(averaged.parameters(), module.parameters(), strict=True):
+        average.lerp_(value, 1 - beta)
+    for average, value in zip(averaged.buffers(), module.buffers(), strict=True):
+        average.copy_(value)

@@ -1,0 +1,241 @@
+"""From the options of a command line to the configuration of a training, checked against data and machine.
+
+`options` are those that the user gave, under their names with underscores; a resumed run has the options of its record
+below them. Nothing here changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from media.dataset import ImageDataset
+from metrics import parse_metric
+from models.encoder import load_encoder
+from models.snapshot import load_stylizer
+from networks.discriminator import DiscriminatorConfig
+from networks.generator import GeneratorConfig
+from networks.stylizer import StylizerConfig
+from networks.vgg import STRIDE, Classifier
+from torch_utils import distributed
+from torch_utils.errors import UserError
+from torch_utils.files import missing
+from training.config import ClassifierConfig, StylizerTrainConfig, TrainConfig
+from training.finetune import find_initial
+from training.presets import preset
+
+# --- the generator --------------------------------------------------------------------------------------------------
+
+
+def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainConfig:
+    """The configuration of train.py. Raises UserError or click.UsageError for options that cannot be used."""
+    if "data" not in options:
+        raise click.UsageError("--data is missing: name a folder or ZIP of images")
+    values = dict(options)
+    if "metrics" in options:
+        values["metrics"] = parse_metrics(options["metrics"])
+    for path in options.get("detector_weights", []):
+        if not Path(path).is_file():
+            raise UserError(missing(Path(path), "name the file with --detector-weights"))
+    if options.get("init_from") and not resuming:  # a resumed run records the file that it began with
+        values["init_from"] = str(find_initial(options["init_from"]))
+    gpus = distributed.count_gpus(options.get("gpus"))
+    dataset = ImageDataset(options["data"], use_labels=options.get("cond", False))
+    return resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
+
+
+def parse_metrics(text: str | list[str]) -> list[str]:
+    """The names in `fid50k_full,swd2k`, or [] for `none`; a list is of a resumed run. Raises UserError."""
+    if not isinstance(text, str):
+        return text
+    names = [] if text == "none" else [name.strip() for name in text.split(",")]
+    for name in names:
+        parse_metric(name)
+    return names
+
+
+def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_dim: int, gpus: int) -> TrainConfig:
+    """The configuration for a data set: the preset `options["cfg"]`, with every option that is given over it.
+
+    Options whose value is None count as not given. Raises UserError for values that do not go together.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    check_augmentation(given)
+    if given.get("freezed") and not given.get("init_from"):
+        raise UserError("--freezed without --init-from would keep layers that never learned; name a run to start from")
+    values = preset(given.get("cfg", "auto"), resolution, gpus)
+    processes = gpus or given.get("procs") or values.get("procs", 1)
+    batch = given.get("batch", values["batch"])
+    batch_gpu = split_batch(batch, given.get("batch_gpu"), processes)
+    # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
+    values.setdefault("gamma", 0.0002 * resolution**2 / batch)
+    values.setdefault("mbstd_group", 4)
+    if given.get("init_from"):  # the weights have been averaged, and D knows its images (StyleGAN2-ADA, appendix C)
+        values |= {"ema_rampup": None, "ada_kimg": 100.0}
+    values |= given
+    values |= {"gpus": gpus, "procs": processes, "batch_gpu": batch_gpu}
+    values["precision"] = resolve_precision(values.get("precision"), gpus)
+    generator = generator_config(values, resolution, img_channels, c_dim)
+    shared = ("resolution", "img_channels", "c_dim", "cbase", "cmax", "map_depth")
+    discriminator = DiscriminatorConfig(
+        **{name: getattr(generator, name) for name in shared},
+        # Samples that share a standard deviation are in one microbatch.
+        mbstd_group=min(batch_gpu, values["mbstd_group"]),
+    )
+    return TrainConfig(**own_fields(TrainConfig, values), generator=generator, discriminator=discriminator)
+
+
+def generator_config(values: Mapping[str, Any], resolution: int, img_channels: int, c_dim: int) -> GeneratorConfig:
+    modulation = values.get("modulation", "adaconv")
+    norm = values.get("norm") or ("instance" if modulation == "adain" else "demod")
+    data = {"resolution": resolution, "img_channels": img_channels, "c_dim": c_dim}
+    try:
+        return GeneratorConfig(
+            **{**own_fields(GeneratorConfig, values), **data, "modulation": modulation, "norm": norm}
+        )
+    except ValueError as error:
+        raise UserError(f"--modulation {modulation} --norm {norm}: {error}") from None
+
+
+def check_augmentation(given: Mapping[str, Any]) -> None:
+    """Raises UserError where options of the augmentation do not go together."""
+    aug = given.get("aug", "noaug")
+    useless = [f"--{name}" for name in ("augpipe", "target", "p") if name in given]
+    if aug == "noaug" and useless:
+        raise UserError(f"{' and '.join(useless)} without augmentation; add --aug ada or --aug fixed")
+    if aug == "fixed" and "p" not in given:
+        raise UserError("--aug fixed needs --p, the probability of each transform")
+
+
+# --- the encoder ----------------------------------------------------------------------------------------------------
+
+
+def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> ClassifierConfig:
+    """The configuration of train_encoder.py. Raises UserError or click.UsageError for options that cannot be used."""
+    if "data" not in options:
+        raise click.UsageError("--data is missing: name a folder or ZIP of images with labels")
+    gpus = distributed.count_gpus(options.get("gpus"))
+    data = ImageDataset(options["data"], use_labels=True)
+    if len(data.labels.unique()) < 2:
+        raise UserError(f"{data.path} has one class only; an encoder learns from telling several apart")
+    if options.get("test"):
+        check_test(ImageDataset(options["test"], use_labels=True), data)
+    config = resolve_classifier(options, gpus)
+    if config.batch_gpu * (data.resolution // Classifier.STRIDE) ** 2 < 2:
+        raise UserError(
+            f"{config.batch_gpu} image of {data.resolution}² at a time is too little for batch normalization, which "
+            "needs two values of a channel; take at least 2 with --batch and --batch-gpu"
+        )
+    return config
+
+
+def resolve_classifier(options: Mapping[str, Any], gpus: int) -> ClassifierConfig:
+    """The configuration that the options give, with what they leave out as a default. Raises UserError."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return ClassifierConfig(**own_fields(ClassifierConfig, given | machine_values(given, gpus, ClassifierConfig.batch)))
+
+
+def check_test(test: ImageDataset, data: ImageDataset) -> None:
+    """Raises UserError where a classifier of `data` cannot be tested on `test`."""
+    if test.resolution != data.resolution:
+        raise UserError(
+            f"{test.path} has images of {test.resolution}², but {data.path} of {data.resolution}²; "
+            "make them alike with dataset_tool.py convert --resolution"
+        )
+    if test.c_dim > data.c_dim:
+        raise UserError(
+            f"{test.path} has classes up to {test.c_dim - 1}, but {data.path} up to {data.c_dim - 1}; "
+            "name with --test images of the same classes"
+        )
+
+
+# --- the stylizer ---------------------------------------------------------------------------------------------------
+
+
+def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> StylizerTrainConfig:
+    """The configuration of train_stylizer.py. Raises UserError or click.UsageError for options that cannot be used."""
+    for name in ("content", "style"):
+        if name not in options:
+            raise click.UsageError(f"--{name} is missing: name a folder or ZIP of images")
+    if options.get("size", STRIDE) % STRIDE:
+        raise UserError(f"--size {options['size']}: take a multiple of {STRIDE}, the encoder's stride")
+    gpus = distributed.count_gpus(options.get("gpus"))
+    values = {**options, **machine_values(options, gpus, StylizerTrainConfig.batch), "data": options["content"]}
+    try:
+        stylizer = StylizerConfig(**network_values(options))
+        config = StylizerTrainConfig(**own_fields(StylizerTrainConfig, values), stylizer=stylizer)
+    except ValueError as error:
+        raise UserError(f"the model cannot be built: {error}") from None
+    if config.size < (least := config.stylizer.min_size):
+        raise UserError(
+            f"--size {config.size} is too small for kernels of {config.stylizer.kernel_size}²; "
+            f"take {least + -least % STRIDE} or more"
+        )
+    return config
+
+
+def network_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a StylizerConfig: those given, over those of --init-from or the width of the encoder."""
+    given = own_fields(StylizerConfig, options)
+    if options.get("init_from") and len(given) < len(fields(StylizerConfig)):
+        return {**vars(load_stylizer(options["init_from"])[0].config), **given}
+    if "width" not in given:
+        given["width"] = load_encoder(options.get("encoder_weights")).width
+    return given
+
+
+# --- all three ------------------------------------------------------------------------------------------------------
+
+
+def own_fields(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the values that are fields of a dataclass."""
+    names = {field.name for field in fields(config_class)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def machine_values(options: Mapping[str, Any], gpus: int, default_batch: int) -> dict[str, Any]:
+    """Processes, precision and how the batch is split, where `auto` on the CPU is bf16 if the CPU computes with it."""
+    processes = gpus or options.get("procs") or 1
+    batch = options.get("batch") or default_batch
+    return {
+        "gpus": gpus,
+        "procs": processes,
+        "batch": batch,
+        "batch_gpu": split_batch(batch, options.get("batch_gpu"), processes),
+        "precision": resolve_precision(options.get("precision"), gpus, cpu=cpu_precision()),
+    }
+
+
+def split_batch(batch: int, batch_gpu: int | None, processes: int) -> int:
+    """The images of a microbatch: `batch_gpu`, or a process's whole share of the batch. Raises UserError."""
+    if batch % processes:
+        raise UserError(
+            f"--batch {batch} cannot be split evenly over {processes} processes; take a multiple of {processes}"
+        )
+    share = batch // processes
+    if share % (batch_gpu or share):
+        raise UserError(
+            f"--batch-gpu {batch_gpu} does not divide the {share} images of a process (--batch {batch}, "
+            f"{processes} processes); take a divisor"
+        )
+    return batch_gpu or share
+
+
+def resolve_precision(precision: str | None, gpus: int, cpu: str = "fp32") -> str:
+    """The precision that `auto`, or no option, stands for on this machine; without GPUs it is `cpu`."""
+    if precision not in (None, "auto"):
+        return precision
+    if not gpus:
+        return cpu
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def cpu_precision() -> str:
+    """bf16 where the CPU has units for it (AVX512-BF16 or AMX), else fp32."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"

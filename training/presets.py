@@ -1,0 +1,67 @@
+"""The presets of --cfg: published values, and those that adapt to the data set and the machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch_utils.errors import UserError
+
+# Of StyleGAN2 (Karras et al. 2020) for 1024² FFHQ, and of StyleGAN2-ADA (Karras et al. 2020, appendix D).
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "stylegan2": {"batch": 32, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 10.0, "ema_kimg": 10.0},
+    "paper256": {
+        "batch": 64, "cbase": 16384, "glr": 0.0025, "dlr": 0.0025, "gamma": 1.0, "ema_kimg": 20.0, "mbstd_group": 8,
+    },
+    "paper512": {
+        "batch": 64, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.5, "ema_kimg": 20.0, "mbstd_group": 8,
+    },
+    "paper1024": {"batch": 32, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 2.0, "ema_kimg": 10.0},
+    # But with the residual discriminator of all others, whose class embedding is as deep as the mapping network.
+    "cifar": {  # without path length regularization and style mixing
+        "batch": 64, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.01, "ema_kimg": 500.0, "ema_rampup": 0.05,
+        "map_depth": 2, "mbstd_group": 32, "pl_weight": 0.0, "mixing": 0.0, "kimg": 100000.0,
+    },
+}  # fmt: skip
+PRESETS = ("auto", "demo", *PUBLISHED)
+
+
+def preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
+    """The values of a preset for a data set's resolution and the number of GPUs. Raises UserError."""
+    if cfg == "auto":
+        # StyleGAN2-ADA's `auto`: the batch as large as the memory of the GPUs suggests
+        processes = max(gpus, 1)
+        batch = max(min(processes * min(4096 // resolution, 32), 64), processes)
+        return {
+            "batch": batch - batch % processes,
+            "cbase": 32768 if resolution >= 512 else 16384,
+            "cmax": 512,
+            "map_depth": 2,
+            "glr": 0.002 if resolution >= 1024 else 0.0025,
+            "dlr": 0.002 if resolution >= 1024 else 0.0025,
+            "ema_kimg": batch * 10 / 32,
+        }
+    if cfg == "demo":
+        # Small enough for two CPU cores: minutes at 32².
+        return {
+            "batch": 16,
+            "cbase": 1024,
+            "cmax": 64,
+            "z_dim": 128,
+            "w_dim": 128,
+            "style_channels": 32,
+            "map_depth": 2,
+            "noise": False,  # the strengths would be learned faster than to do without
+            "gamma": 1.0,
+            "glr": 0.0025,
+            "dlr": 0.0025,
+            "ema_kimg": 5.0,
+            "kimg": 24,
+            "tick": 1.0,
+            "snap": 12,
+            "metrics": ["swd2k"],
+            "procs": 2,  # of one thread each: small networks gain nothing from threads
+            "workers": 1,
+        }
+    if cfg in PUBLISHED:
+        return {"ema_rampup": None, "map_depth": 8, "cmax": 512, **PUBLISHED[cfg]}
+    raise UserError(f"--cfg {cfg} is unknown; there are {', '.join(PRESETS)}")
