@@ -31,8 +31,9 @@ from training.classifier import (
     predictions,
     sgd,
 )
-from training.config import ClassifierConfig, resolve_classifier
+from training.config import ClassifierConfig
 from training.loop import train
+from training.options import resolve_classifier
 from training.runs import find_state, load_state
 
 
