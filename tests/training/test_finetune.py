@@ -114,7 +114,8 @@ def test_a_path_that_leads_nowhere(tmp_path):
 
 
 def test_a_state_without_a_generator(tmp_path):
-    torch.save(dict.fromkeys(["config", "step", "random", "averages", "evaluating", "classifier"]), tmp_path / "state-000001.pt")
+    parts = ["config", "step", "random", "averages", "evaluating", "classifier"]
+    torch.save(dict.fromkeys(parts), tmp_path / "state-000001.pt")
     with pytest.raises(UserError, match="is of a run that trains no generator"):
         initialize({}, tmp_path / "state-000001.pt", 0)
 
