@@ -25,6 +25,13 @@ python train_encoder.py --resume
     type=cli.Float(0, 1, max_open=True),
     help="Largest random shift of an image, as a fraction of its side.  [default: 0.125]",
 )
+@cli.option(
+    "Data",
+    "--crop",
+    type=cli.Float(0, 1, min_open=True),
+    help="Smallest area of the random crops that training enlarges to the whole image, as a fraction of it; less is "
+    "for small data sets.  [default: 1, no crops]",
+)
 @training_cli.run_options(kimg=500, tick=5, snap=10)
 @training_cli.machine_options(half="all layers", compiled="the steps", cpu="bf16 or fp32, whichever is faster,")
 @cli.option(
@@ -45,6 +52,12 @@ python train_encoder.py --resume
     "--smoothing",
     type=cli.Float(0, 1, max_open=True),
     help="Label smoothing: the part of each label that is spread over all classes.  [default: 0.1]",
+)
+@cli.option(
+    "Training",
+    "--cutmix",
+    type=cli.Float(0, 1),
+    help="Probability of CutMix, which puts a rectangle of another image into each; for small data sets.  [default: 0]",
 )
 @cli.option(
     "Model",

@@ -143,6 +143,38 @@ def _reflected(index: Tensor, size: int) -> Tensor:
     return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
+def random_crops(images: Tensor, smallest: float) -> Tensor:
+    """Crops of float images [N, C, H, W], with at least the fraction `smallest` of their area, enlarged to H × W.
+
+    Szegedy et al. 2015, "Going Deeper with Convolutions", section 6: the area is uniform, and the logarithm of the
+    ratio of the sides between 3/4 and 4/3.
+    """
+    N, device = len(images), images.device
+    area = smallest + (1 - smallest) * torch.rand(N, device=device)
+    ratio = torch.exp((2 * torch.rand(N, device=device) - 1) * math.log(4 / 3))
+    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    zero = torch.zeros_like(area)
+    x, y = ((2 * torch.rand(N, device=device) - 1) * (1 - side) for side in (width, height))  # of the crop's centre
+    rows = torch.stack([width, zero, x, zero, height, y], dim=1).view(N, 2, 3)
+    where = F.affine_grid(rows, list(images.shape), align_corners=False)
+    return F.grid_sample(images, where, padding_mode="border", align_corners=False)
+
+
+def cutmix(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """CutMix (Yun et al. 2019): a rectangle of each image comes from the next one, and the label by its area.
+
+    Images [N, C, H, W] and labels [N, classes]; the rectangle, of a uniform area, is the same in the whole batch.
+    """
+    H, W = images.shape[2:]
+    side = float(torch.rand([]).sqrt())
+    height, width = round(H * side), round(W * side)
+    top, left = int(torch.randint(H - height + 1, [])), int(torch.randint(W - width + 1, []))
+    rows, columns = slice(top, top + height), slice(left, left + width)
+    mixed = images.clone()
+    mixed[:, :, rows, columns] = images.roll(1, dims=0)[:, :, rows, columns]
+    return mixed, labels.lerp(labels.roll(1, dims=0), height * width / (H * W))
+
+
 def one_cycle(step: int, steps: int, peak: float, warmup: float = 0.2) -> float:
     """The learning rate of step 0..steps − 1: up in a line for the part `warmup`, then down in a line, to 0 at `steps`.
 
@@ -165,9 +197,14 @@ def classification_loss(
 ) -> tuple[Tensor, Tensor]:
     """uint8 [N, C, H, W] with one-hot labels [N, classes] → cross entropy of augmented images, labels smoothed.
 
-    The second is the part of the images whose class gets the highest logit.
+    The second is the fraction of the images whose class gets the highest logit; mixed images count as the class of
+    which they have more.
     """
     x = to_float(augment(images, config.shift, config.mirror))
+    if config.crop < 1:
+        x = random_crops(x, config.crop)
+    if config.cutmix and float(torch.rand([])) < config.cutmix:
+        x, labels = cutmix(x, labels)
     with autocast(x.device, config.precision):
         logits = model(x)
     right = (logits.argmax(dim=1) == labels.argmax(dim=1)).float().mean()

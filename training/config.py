@@ -125,6 +125,8 @@ class ClassifierConfig(RunConfig):
     smoothing: float = 0.1  # the part of each label that is spread over all classes
     shift: float = 1 / 8  # the largest random shift, as a fraction of the side
     mirror: bool = True  # flip half of the images left-right
+    crop: float = 1.0  # smallest area of the random crops, as a fraction of the image
+    cutmix: float = 0.0  # probability of CutMix, for each microbatch
 
     @property
     def run_name(self) -> str:

@@ -27,8 +27,10 @@ from training.classifier import (
     augment,
     classification_loss,
     confusion_image,
+    cutmix,
     one_cycle,
     predictions,
+    random_crops,
     sgd,
 )
 from training.config import ClassifierConfig
@@ -235,6 +237,41 @@ def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16, monkeypatch,
     assert records(straight, "metrics") == records(stopped, "metrics")
     snapshots = [run / "snapshot-000000.64.safetensors" for run in (straight, stopped)]
     assert snapshots[0].read_bytes() == snapshots[1].read_bytes()
+
+
+def test_random_crops_are_enlarged_parts():
+    """Of a ramp, whose values say where each pixel is from: straight, inside, and of the areas that were asked for."""
+    torch.manual_seed(0)
+    size = 32
+    ramp = (torch.arange(size) + 0.5) / size
+    images = torch.stack([ramp.expand(size, size), ramp[:, None].expand(size, size)]).expand(400, 2, size, size)
+    out = random_crops(images, smallest=0.4)
+    assert out.shape == images.shape and out.min() >= ramp[0] and out.max() <= ramp[-1]
+    inner = out[:, :, 2:-2, 2:-2]  # away from the border, where nothing is clamped
+    across, down = inner[:, 0].diff(dim=2), inner[:, 1].diff(dim=1)
+    assert inner[:, 0].diff(dim=1).abs().max() < 1e-5 and inner[:, 1].diff(dim=2).abs().max() < 1e-5
+    width, height = across[:, 0, 0] * size, down[:, 0, 0] * size
+    assert (across - across[:, :1, :1]).abs().max() < 1e-4  # one scale in each image
+    area, ratio = width * height, width / height
+    assert 0.38 < area.min() < 0.45 and 0.93 < area.max() <= 1.001 and 0.65 < area.mean() < 0.75
+    assert 3 / 4 - 0.01 < ratio.min() < 0.8 and 1.25 < ratio.max() < 4 / 3 + 0.01
+
+
+def test_cutmix_mixes_labels_by_area():
+    torch.manual_seed(0)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    labels, areas = torch.eye(4), []
+    for _ in range(300):
+        mixed, soft = cutmix(images, labels)
+        for i in range(4):
+            assert set(mixed[i].unique().tolist()) <= {float(i), float((i - 1) % 4)}
+            area = float((mixed[i, 0] != i).float().mean())
+            assert float(soft[i, (i - 1) % 4]) == pytest.approx(area, abs=1e-6)
+            assert float(soft[i].sum()) == pytest.approx(1)
+        rows = (mixed[0, 0] != 0).any(dim=1).nonzero().flatten()
+        assert rows.numel() == 0 or rows.numel() == rows[-1] - rows[0] + 1  # one rectangle
+        areas.append(area)
+    assert 0.45 < sum(areas) / len(areas) < 0.55 and min(areas) < 0.05 and max(areas) > 0.95
 
 
 @pytest.mark.parametrize("kimg, steps", [(0.64, 20), (0.65, 21), (0.7, 22), (0.07, 3)])
