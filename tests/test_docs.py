@@ -102,7 +102,7 @@ def has_main(path: Path) -> bool:
 
 
 def accepts(parameter: click.Option, value: str) -> bool:
-    """Whether an option takes the value. Placeholders as RUN and …, and names of files, which need not be there, count."""
+    """Whether an option takes the value. Placeholders as RUN and … count, and so do files that are not there."""
     if "…" in value or value.isupper() or parameter.is_flag or isinstance(parameter.type, click.Path):
         return True
     try:
@@ -142,9 +142,8 @@ def test_every_relative_link_leads_somewhere(document):
             continue
         name, _, anchor = target.partition("#")
         path = (document.parent / name).resolve() if name else document
-        if not path.exists():
-            broken.append(target)
-        elif anchor and anchor not in {slug(h) for h in re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)}:
+        headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE) if anchor and path.exists() else []
+        if not path.exists() or (anchor and anchor not in map(slug, headings)):
             broken.append(target)
     assert not broken
 
