@@ -34,8 +34,7 @@ from networks.vgg import VGG19
 from torch_utils import cli
 from torch_utils.errors import UserError
 from torch_utils.files import write_file
-from training.stylizer import content_loss, style_loss
-from training.stylizer import statistics as channel_statistics
+from training.stylizer import channel_statistics, content_loss, style_loss
 
 REPEATS = 32  # of an image, with patches cut at other places
 

@@ -15,7 +15,7 @@ from metrics.__main__ import main as judge
 from models.sampling import generate_batches
 from models.snapshot import PRETRAINED, find_snapshot, load_generator, load_stylizer
 from networks.stylizer import resized
-from training.stylizer import content_loss, statistics, style_loss
+from training.stylizer import channel_statistics, content_loss, style_loss
 
 FACES = PRETRAINED / "faces32.safetensors"
 STYLIZER = PRETRAINED / "stylizer-small.safetensors"
@@ -98,8 +98,8 @@ def test_the_stylizer_keeps_contents_and_moves_styles(real_images):
             taps = model.encoder(model(content, kernels[j]).clamp(-1, 1))
             kept = [float(content_loss(taps[-1], features, normalize=True)) for features in content_features.split(1)]
             assert kept[i] == min(kept) and kept[i] < 0.6 * sorted(kept)[1], (i, j, kept)
-            moved = [float(style_loss(taps, [statistics(tap) for tap in style])) for style in style_taps]
-            before = float(style_loss(model.encoder(content), [statistics(tap) for tap in style_taps[j]]))
+            moved = [float(style_loss(taps, [channel_statistics(tap) for tap in style])) for style in style_taps]
+            before = float(style_loss(model.encoder(content), [channel_statistics(tap) for tap in style_taps[j]]))
             assert moved[j] == min(moved) and moved[j] < before / 2, (i, j, moved, before)
 
 
