@@ -27,7 +27,6 @@ demo: setup
 	$(RUN) generate.py --network $(DEMO)/runs --seeds 0-63 --grid 8x8 --outdir $(DEMO)/out
 
 test: setup
-	$(RUN) -m ruff check .
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal  # networks too small for threads
 
 # Compiles the C++ and CUDA kernels ahead, or says why it cannot; tries again where it failed before.
@@ -78,9 +77,14 @@ gpu-train: $(GPU_SETUP)
 	$(RUN) benchmarks/bench_training.py --device cuda --batch 16 --aug fixed --precision bf16 --resolution 1024 \
 	    --cbase 32768 --rounds 2 --json $(OUT)/training-cuda-1024.json
 
+# Style, format and types of the Python code, the layers of its imports, and the format of the C++ and CUDA code.
 lint: setup
 	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports --no-cache --no-logo
+	$(VENV)/bin/clang-format --dry-run --Werror torch_utils/ops/csrc/*
 
 clean:
-	rm -rf $(DEMO) .pytest_cache .ruff_cache
+	rm -rf $(DEMO) .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
