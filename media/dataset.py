@@ -211,6 +211,13 @@ class ImageDataset(torch.utils.data.Dataset):
         self.labels = self._labels() if use_labels else None
         self.c_dim = 0 if self.labels is None else int(self.labels.max()) + 1
 
+    @property
+    def required_labels(self) -> torch.Tensor:
+        """The labels of a data set that was opened with `use_labels`."""
+        if self.labels is None:
+            raise ValueError("the data set was opened without use_labels")
+        return self.labels
+
     def __len__(self) -> int:
         return len(self.names) * (2 if self.mirror else 1)
 

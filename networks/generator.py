@@ -315,6 +315,8 @@ class SynthesisNetwork(nn.Module):
 class Generator(nn.Module):
     """z [N, z_dim], c [N, c_dim] → image [N, img_channels, resolution, resolution], about −1..1."""
 
+    w_avg: Tensor
+
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config

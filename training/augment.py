@@ -70,6 +70,11 @@ class AugmentPipe(nn.Module):
     p is a buffer, so it belongs to the training state, and changing it does not wait for the device.
     """
 
+    p: Tensor
+    lowpass: Tensor
+    bands: Tensor
+    power: Tensor
+
     def __init__(self, name: str, p: float = 0.0, strengths: Strengths | None = None):
         super().__init__()
         if name not in AUGPIPES:
@@ -134,6 +139,9 @@ class AdaptiveP(nn.Module):
     that takes it from 0 to 1 in `kimg` thousand real images. The sums are buffers, so they belong to the training
     state, and are the same in all processes.
     """
+
+    signs: Tensor
+    count: Tensor
 
     def __init__(self, target: float = 0.6, kimg: float = 500.0, interval: int = 4):
         super().__init__()

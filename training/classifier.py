@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from functools import cached_property
 from pathlib import Path
 
@@ -43,16 +43,16 @@ class ClassifierTrainer:
         self.config, self.device, self.averages = config, device, Averages()
         self.dataset = ImageDataset(config.data, use_labels=True)
         self.classifier = Classifier(config.width, self.dataset.c_dim).to(device)
-        self.modules = {"classifier": self.classifier}
+        self.modules: dict[str, nn.Module] = {"classifier": self.classifier}
         self.optimizer = GuardedOptimizer(sgd(self.classifier, config), scaling=config.precision == "fp16")
         self.optimizers = {"optimizer": self.optimizer}
         self.steps = math.ceil(round(config.kimg * 1000, 6) / config.batch)
         self.compiled = torch.compile(self.classifier) if config.compile else self.classifier
-        norms = [module for module in self.classifier.modules() if isinstance(module, nn.BatchNorm2d)]
-        self.norm_statistics = [tensor for norm in norms for tensor in (norm.running_mean, norm.running_var)]
+        statistics = ("running_mean", "running_var")  # of the batch normalizations
+        self.norm_statistics = [b for name, b in self.classifier.named_buffers() if name.endswith(statistics)]
         self.accuracy: dict[float, float] = {}  # of the last evaluation, by its kimg
 
-    def batches(self, step: int) -> Iterator[Batch]:
+    def batches(self, step: int) -> Generator[Batch]:
         """The batches from `step` on, without end: this process's share of each, in microbatches."""
         config = self.config
         for images, labels in endless_batches(
@@ -109,9 +109,9 @@ class ClassifierTrainer:
         """The images that are classified, and their classes: those of --test, or else some of --data."""
         dataset = ImageDataset(self.config.test or self.config.data, use_labels=True)
         if self.config.test:
-            return dataset, dataset.labels
+            return dataset, dataset.required_labels
         chosen = np.random.default_rng(self.config.seed).permutation(len(dataset))[:EVALUATED]
-        return Subset(dataset, chosen.tolist()), dataset.labels[chosen]
+        return Subset(dataset, chosen.tolist()), dataset.required_labels[chosen]
 
 
 # --- one step -------------------------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ def sgd(model: nn.Module, config: ClassifierConfig) -> torch.optim.SGD:
 
 
 def classification_loss(
-    model: nn.Module, images: Tensor, labels: Tensor, config: ClassifierConfig
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, config: ClassifierConfig
 ) -> tuple[Tensor, Tensor]:
     """uint8 [N, C, H, W] with one-hot labels [N, classes] → cross entropy of augmented images, labels smoothed.
 

@@ -209,7 +209,8 @@ def prepare(
     config = configure(given, False)
     data_hash = trainer_class.fingerprint(config)
     if dry_run:
-        return print_config(config)
+        print_config(config)
+        return None
     run = new_run(cli.writable_folder(outdir), "-".join(filter(None, [config.run_name, desc])))
     about = {"script": trainer_class.script, "command": sys.argv, **machine(config), "data_hash": data_hash}
     record(run, config, config.recorded_options(given), about)
@@ -237,7 +238,8 @@ def prepare_resumed(
             f"name that one with {config.data_options}, or start a new run without --resume"
         )
     if dry_run:
-        return print_config(config)
+        print_config(config)
+        return None
     if kimg >= config.kimg and not evaluation_is_due(run, trainer_class.sheet_name, state, kimg):
         longer = f"; train longer with: python {trainer_class.script} --resume {run} --kimg MORE"
         hint = longer if "kimg" in config.changeable else ""

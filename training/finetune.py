@@ -1,8 +1,9 @@
-"""Starting from what another run has learned: `--init-from`."""
+"""Starting from the weights of another run: `--init-from`, and the layers that `--freezed` keeps."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,11 @@ def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     return {name: state[name] for name in ("G", "G_ema", "D")}
 
 
-def transfer(module: nn.Module, weights: dict[str, Tensor]) -> set[str]:
-    """Copies into a generator or discriminator what fits of another's weights → the names of its tensors that did.
+def copy_matching_weights(module: nn.Module, weights: dict[str, Tensor]) -> set[str]:
+    """Copies the weights of another generator or discriminator that fit, and returns the names of the copied tensors.
 
-    Blocks meet by their resolution, so that the other may be of half the resolution, or twice. Tensors whose shape
-    differs, as those for other classes, keep their own values.
+    Blocks are matched by their resolution, so that the other network may have half the resolution, or twice. Tensors
+    of another shape, such as those for other classes, keep their values.
     """
     prefix = "synthesis.blocks." if isinstance(module, Generator) else "blocks."
     own = module.state_dict()
@@ -67,7 +68,7 @@ def _blocks(weights: dict[str, Tensor], prefix: str) -> int:
     return 1 + max((int(n.removeprefix(prefix).split(".")[0]) for n in weights if n.startswith(prefix)), default=-1)
 
 
-def initialize(modules: dict[str, nn.Module], path: Path, freezed: int) -> str:
+def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int) -> str:
     """Gives G, G_ema and D the weights of `--init-from`, and returns a line on what was taken.
 
     Raises:
@@ -81,14 +82,14 @@ def initialize(modules: dict[str, nn.Module], path: Path, freezed: int) -> str:
         if part not in found:
             taken.append(f"{part} anew")
             continue
-        names, total = transfer(modules[part], found[part]), len(modules[part].state_dict())
+        names, total = copy_matching_weights(modules[part], found[part]), len(modules[part].state_dict())
         copied = len(names)
         if part == "D":
-            for layer in first_layers(modules["D"], freezed):
+            for layer in first_layers(cast(Discriminator, modules["D"]), freezed):
                 if f"{layer}.weight" not in names:
                     raise UserError(
-                        f"--freezed {freezed} would keep {layer}, which {path} has nothing for; take fewer, or a run "
-                        "of the same resolution and channels"
+                        f"--freezed {freezed} would keep {layer}, which {path} has no weights for; take fewer, or a "
+                        "run of the same resolution and channels"
                     )
         elif 2 * copied < total:
             raise UserError(
@@ -100,7 +101,7 @@ def initialize(modules: dict[str, nn.Module], path: Path, freezed: int) -> str:
 
 
 def first_layers(D: Discriminator, layers: int) -> list[str]:
-    """The names of so many layers of D, from the image on, as StyleGAN2-ADA counts them. Raises UserError."""
+    """The names of the first `layers` layers of D, counted from the image as in StyleGAN2-ADA. Raises UserError."""
     names = ["fromrgb"]
     for i in range(len(D.blocks)):
         names += [f"blocks.{i}.conv0", f"blocks.{i}.conv1", f"blocks.{i}.skip"]

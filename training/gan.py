@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections import abc
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from torch_utils import distributed
 from torch_utils.ops import native
 from training.augment import AdaptiveP, AugmentPipe
 from training.config import TrainConfig
-from training.finetune import freeze, initialize
+from training.finetune import freeze, load_initial_weights
 from training.log import Averages, Log
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
 from training.optimizer import GuardedOptimizer, ema_beta, lazy_adam, update_ema
@@ -49,7 +49,7 @@ class GANTrainer:
         self.config, self.device, self.averages = config, device, Averages()
         self.dataset = ImageDataset(config.data, use_labels=config.cond, mirror=config.mirror)
         self.unmirrored = ImageDataset(config.data, use_labels=config.cond)  # what metrics and sheets show
-        self.class_numbers = self.dataset.labels if config.cond else torch.zeros(1, dtype=torch.int64)
+        self.class_numbers = self.dataset.required_labels if config.cond else torch.zeros(1, dtype=torch.int64)
         self.microbatches = config.batch // distributed.world_size() // config.batch_gpu
 
         self.G = G = Generator(config.generator).to(device)
@@ -61,7 +61,7 @@ class GANTrainer:
         self.modules: dict[str, nn.Module] = {"G": G, "D": D, "G_ema": self.G_ema, "path_length": self.path_length}
         self.modules |= {"augment": self.augment, "ada": self.ada}
         if config.init_from and fresh and distributed.rank() == 0:
-            print(initialize(self.modules, Path(config.init_from), config.freezed), file=sys.stderr)
+            print(load_initial_weights(self.modules, Path(config.init_from), config.freezed), file=sys.stderr)
         freeze(D, config.freezed)
         set_precision(G, D, config.precision)
         # Only steps without regularizers can be compiled: a compiled graph cannot be differentiated twice.
@@ -90,7 +90,7 @@ class GANTrainer:
         for note in self.evaluator.notes if distributed.rank() == 0 else []:
             print(note, file=sys.stderr)
 
-    def batches(self, step: int) -> Iterator[Batch]:
+    def batches(self, step: int) -> abc.Generator[Batch]:
         """The batches from `step` on, without end: this process's share of each, in microbatches."""
         config = self.config
         for images, c in endless_batches(

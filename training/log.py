@@ -44,7 +44,8 @@ class Averages:
         means = {
             name: float(distributed.mean(total / self._counts[name])) for name, total in sorted(self._sums.items())
         }
-        self.__init__()
+        self._sums.clear()
+        self._counts.clear()
         return means
 
     def state(self) -> dict[str, Any]:

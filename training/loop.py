@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,12 +35,12 @@ class Trainer(Protocol):
     Made by `Trainer(config, device, fresh)`; `fresh` says that no state will be loaded into it.
     """
 
-    script: ClassVar[str]  # the script that resumes a run
-    sheet_name: ClassVar[str]  # begins the file names of the sheets that evaluations leave
-    hint: ClassVar[str]  # what to try where training diverges
+    script: str  # the script that resumes a run
+    sheet_name: str  # begins the file names of the sheets that evaluations leave
+    hint: str  # what to try where training diverges
 
-    modules: Mapping[str, nn.Module]  # everything with weights or buffers that a state holds
-    optimizers: Mapping[str, GuardedOptimizer]
+    modules: dict[str, nn.Module]  # everything with weights or buffers that a state holds
+    optimizers: dict[str, GuardedOptimizer]
     averages: Averages  # of the steps since the last tick
 
     def __init__(self, config: Any, device: torch.device, fresh: bool = True): ...
@@ -49,7 +49,7 @@ class Trainer(Protocol):
     def fingerprint(config: Any) -> str:
         """A hash of the training data."""
 
-    def batches(self, step: int) -> Iterator[Any]:
+    def batches(self, step: int) -> Generator[Any]:
         """The batches from `step` on, without end."""
 
     def train_step(self, batch: Any, step: int) -> None:
@@ -155,8 +155,10 @@ def restore(
     step, evaluation_due = 0, False
     if state_path is not None:
         state = distributed.on_rank_0(load_state, state_path)  # other machines may not have the file
-        for name, part in {**trainer.modules, **trainer.optimizers}.items():
-            part.load_state_dict(state[name])
+        for name, module in trainer.modules.items():
+            module.load_state_dict(state[name])
+        for name, optimizer in trainer.optimizers.items():
+            optimizer.load_state_dict(state[name])
         step = state["step"]
         set_random_state(state["random"][distributed.rank()], device)
         trainer.averages.load(state["averages"], device)

@@ -43,6 +43,8 @@ class PathLength(nn.Module):
     Karras et al. 2020 (StyleGAN2), equation 4. a is a buffer, so it belongs to the training state.
     """
 
+    mean: Tensor
+
     def __init__(self, decay: float = 0.01):
         super().__init__()
         self.decay = decay

@@ -107,5 +107,5 @@ def update_ema(averaged: nn.Module, module: nn.Module, beta: float) -> None:
     """averaged ← β · averaged + (1 − β) · module; buffers are copied."""
     for average, value in zip(averaged.parameters(), module.parameters(), strict=True):
         average.lerp_(value, 1 - beta)
-    for average, value in zip(averaged.buffers(), module.buffers(), strict=True):
-        average.copy_(value)
+    for old, new in zip(averaged.buffers(), module.buffers(), strict=True):
+        old.copy_(new)

@@ -121,7 +121,7 @@ def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> 
         raise click.UsageError("--data is missing: name a folder or ZIP of images with labels")
     gpus = distributed.count_gpus(options.get("gpus"))
     data = ImageDataset(options["data"], use_labels=True)
-    if len(data.labels.unique()) < 2:
+    if len(data.required_labels.unique()) < 2:
         raise UserError(f"{data.path} has one class only; an encoder learns from telling several apart")
     if options.get("test"):
         check_test(ImageDataset(options["test"], use_labels=True), data)
@@ -237,5 +237,7 @@ def resolve_precision(precision: str | None, gpus: int, cpu: str = "fp32") -> st
 
 def cpu_precision() -> str:
     """bf16 where the CPU has units for it (AVX512-BF16 or AMX), else fp32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+    capabilities: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older versions of PyTorch do not tell
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"

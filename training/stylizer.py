@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -51,7 +51,7 @@ def style_loss(taps: Sequence[Tensor], styles: Sequence[tuple[Tensor, Tensor]]) 
 
     As means over channels. `taps` are features of y, `styles` means and deviations of s.
     """
-    total = 0
+    total = taps[0].new_zeros([], dtype=torch.float32)
     for (mean, std), (style_mean, style_std) in zip(map(channel_statistics, taps), styles, strict=True):
         total = total + F.mse_loss(mean, style_mean) + F.mse_loss(std, style_std)
     return total
@@ -88,16 +88,16 @@ class StylizerTrainer:
         self.styles = ImageCrops(config.style, config.stylizer.style_size, seed=config.seed + 1)
         self.model = Stylizer(config.stylizer)
         if fresh:
-            initialize(self.model, config)
+            initialize_stylizer(self.model, config)
         self.model.to(device)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.modules = {"model": self.model, "average": self.average}
+        self.modules: dict[str, nn.Module] = {"model": self.model, "average": self.average}
         self.optimizer = GuardedOptimizer(adam(self.model, config), config.precision == "fp16")
         self.optimizers = {"optimizer": self.optimizer}
         self.stylize = torch.compile(stylize_and_measure) if config.compile else stylize_and_measure
         self.microbatches = config.batch // distributed.world_size() // config.batch_gpu
 
-    def batches(self, step: int) -> Iterator[Batch]:
+    def batches(self, step: int) -> Generator[Batch]:
         """The batches from `step` on, without end: this process's share of each, in microbatches."""
         config = self.config
         streams = (
@@ -208,8 +208,8 @@ def stylize_and_measure(
 
 
 @torch.no_grad()
-def initialize(model: Stylizer, config: StylizerTrainConfig) -> None:
-    """The weights that training starts with: those of the encoder, or all of --init-from. Raises UserError."""
+def initialize_stylizer(model: Stylizer, config: StylizerTrainConfig) -> None:
+    """Loads the weights that training starts with: the encoder's, or all of --init-from. Raises UserError."""
     if config.init_from:
         other = load_stylizer(config.init_from)[0]
         fewer = model.config.map_channels < other.config.map_channels
@@ -228,7 +228,8 @@ def initialize(model: Stylizer, config: StylizerTrainConfig) -> None:
 
 
 def style_maps(model: Stylizer, config: StylizerTrainConfig) -> Tensor:
-    """The style maps W [NARROWED_BY, S, k, k] of crops of the style images, from all over these."""
+    """The style maps W [NARROWED_BY, S, k, k] of crops from NARROWED_BY style images, spread over all of them."""
+    assert model.style_encoder is not None
     styles = ImageCrops(config.style, model.config.style_size, seed=config.seed + 2)
     step = max(len(styles) / NARROWED_BY, 1)
     crops = (to_float(styles[i, int(i * step) % len(styles)][None]) for i in range(NARROWED_BY))

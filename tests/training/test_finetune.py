@@ -10,7 +10,7 @@ from networks.discriminator import Discriminator
 from networks.generator import Generator
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
-from training.finetune import find_initial, freeze, initialize, transfer
+from training.finetune import copy_matching_weights, find_initial, freeze, load_initial_weights
 from training.gan import GANTrainer, ema_beta
 from training.loop import train
 from training.runs import find_state, load_state
@@ -26,7 +26,7 @@ def networks(faces16, resolution: int, seed: int, **options):
 def test_the_same_resolution_is_taken_whole(faces16):
     (G0, D0), (G1, D1) = networks(faces16, 16, 0), networks(faces16, 16, 1)
     for old, new in ((G0, G1), (D0, D1)):
-        assert transfer(new, old.state_dict()) == set(new.state_dict())
+        assert copy_matching_weights(new, old.state_dict()) == set(new.state_dict())
     z = torch.randn(2, 16)
     assert torch.equal(G0(z, noise="const"), G1(z, noise="const"))
     assert torch.equal(D0(G0(z, noise="const")), D1(G0(z, noise="const")))
@@ -36,7 +36,7 @@ def test_blocks_of_half_the_resolution_meet_theirs(faces16):
     (G0, D0), (G1, D1) = networks(faces16, 16, 0), networks(faces16, 32, 1)
     own = G1.synthesis.blocks[3].conv1.weight.clone(), D1.fromrgb.weight.clone(), D1.blocks[0].conv0.weight.clone()
     for old, new in ((G0, G1), (D0, D1)):
-        transfer(new, old.state_dict())
+        copy_matching_weights(new, old.state_dict())
     for i in range(3):  # 4², 8², 16² from 4² on
         assert torch.equal(G0.synthesis.blocks[i].conv1.weight, G1.synthesis.blocks[i].conv1.weight)
     for i in range(2):  # 16², 8² behind 32²
@@ -49,7 +49,7 @@ def test_blocks_of_half_the_resolution_meet_theirs(faces16):
 def test_other_classes_keep_their_own_embedding(faces16):
     (G0, _), (G1, _) = networks(faces16, 16, 0), networks(faces16, 16, 1, cond=True)
     embed = G1.mapping.embed.weight.clone()
-    transfer(G1, G0.state_dict())
+    copy_matching_weights(G1, G0.state_dict())
     assert torch.equal(G1.mapping.embed.weight, embed)
     assert torch.equal(G1.synthesis.const, G0.synthesis.const)
 
@@ -70,11 +70,11 @@ def test_a_snapshot_has_no_discriminator(tmp_path, faces16):
     G, _ = networks(faces16, 16, 0)
     save_snapshot(tmp_path / "x.safetensors", G, {"kimg": 1})
     new = dict(zip("GD", networks(faces16, 16, 1), strict=True)) | {"G_ema": networks(faces16, 16, 2)[0]}
-    line = initialize(new, tmp_path / "x.safetensors", freezed=0)
+    line = load_initial_weights(new, tmp_path / "x.safetensors", freezed=0)
     assert "x.safetensors: " in line and "D anew" in line
     assert torch.equal(new["G_ema"].synthesis.const, G.synthesis.const)
     with pytest.raises(UserError, match="no discriminator for --freezed"):
-        initialize(new, tmp_path / "x.safetensors", freezed=2)
+        load_initial_weights(new, tmp_path / "x.safetensors", freezed=2)
 
 
 def test_what_does_not_fit_is_said(tmp_path, faces16):
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_said(tmp_path, faces16):
     with pytest.raises(
         UserError, match=r"x.safetensors fits \d+ of the generator's \d+ tensors; take the --modulation"
     ):
-        initialize({"G": G, "D": D, "G_ema": G}, tmp_path / "x.safetensors", freezed=0)
+        load_initial_weights({"G": G, "D": D, "G_ema": G}, tmp_path / "x.safetensors", freezed=0)
 
 
 def test_freezing_counts_from_the_image(faces16):
@@ -101,7 +101,7 @@ def test_what_is_frozen_has_learned(tmp_path, faces16):
     state, freezed = find_initial(tmp_path), 2
     modules = dict(zip("GD", networks(faces16, 32, 1), strict=True))
     with pytest.raises(UserError, match=r"--freezed 2 would keep fromrgb, which .* has nothing for"):
-        initialize(modules | {"G_ema": modules["G"]}, state, freezed)
+        load_initial_weights(modules | {"G_ema": modules["G"]}, state, freezed)
     with pytest.raises(UserError, match="--freezed 11: this discriminator has 10 layers"):
         freeze(modules["D"], 11)
 
@@ -117,7 +117,7 @@ def test_a_state_without_a_generator(tmp_path):
     parts = ["config", "step", "random", "averages", "evaluating", "classifier"]
     torch.save(dict.fromkeys(parts), tmp_path / "state-000001.pt")
     with pytest.raises(UserError, match="is of a run that trains no generator"):
-        initialize({}, tmp_path / "state-000001.pt", 0)
+        load_initial_weights({}, tmp_path / "state-000001.pt", 0)
 
 
 def test_the_averaged_weights_stay_averaged(faces16):
