@@ -237,7 +237,6 @@ def resolve_precision(precision: str | None, gpus: int, cpu: str = "fp32") -> st
 
 def cpu_precision() -> str:
     """bf16 where the CPU has units for it (AVX512-BF16 or AMX), else fp32."""
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # older versions of PyTorch do not tell
+    get_capabilities = getattr(torch.cpu, "get_capabilities", dict)  # older versions of PyTorch do not have it
+    capabilities: dict[str, Any] = get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
