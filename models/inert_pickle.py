@@ -129,9 +129,6 @@ class _Machine:
             case "TUPLE":
                 items = self.pop_mark()
                 self.stack.append(tuple(items))
-            case "FROZENSET":
-                items = self.pop_mark()
-                self.stack.append(items)
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
                 _set_items(stack[-1], [key, value])

@@ -223,10 +223,11 @@ def _build(make: Callable[[], nn.Module], states: States, rename: Callable[[str]
                 filters.append(tensor)
             else:
                 found[rename(prefix + name)] = tensor
-        _check_layer(module, state, empty, rename)
     for name in {**shapes, **found}:
         if name not in found or name not in shapes or shape(found[name]) != _plain_shape(shapes[name]):
             raise ValueError(f"{name[:80]!a} is missing, unexpected or of another shape")
+    for module, state in states.items():
+        _check_layer(module, state, empty, rename)
     _check_filters(filters)
     weights = {name: read_tensor(tensor).view(shapes[name]) for name, tensor in found.items()}
     network = make()
