@@ -20,7 +20,7 @@ from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import Generator, GeneratorConfig, SynthesisLayer
 from networks.layers import Conv2d, Linear
 
-HOOKS = ("_backward_hooks", "_forward_hooks", "_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks")
+HOOKS = ("_backward_hooks", "_forward_hooks", "_state_dict_hooks")  # among others, which depend on PyTorch's release
 
 
 @dataclass(frozen=True, eq=False)
