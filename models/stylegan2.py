@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from media.dataset import CHANNELS, RESOLUTIONS
 from models.inert_modules import CALLS, DAMAGED, attributes, flatten, read_number, read_tensor, shape, tensors
 from models.inert_pickle import Call, Refused, read_pickle
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import Generator, GeneratorConfig, SynthesisLayer
 from networks.layers import RESAMPLE_TAPS
-from torch_utils.cli import UserError
+from torch_utils.errors import UserError, one_line
 from torch_utils.ops import setup_filter
-from training.dataset import CHANNELS, RESOLUTIONS
 
 MAX_BYTES = 8 << 30  # of a file; the largest published ones have 0.4 GB
 MAX_SIZE = 1 << 16  # of z, w and the classes
@@ -77,8 +77,7 @@ def load_networks(
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); {ANOTHER}") from None
     except (ValueError, *DAMAGED) as error:
-        reason = str(error) if isinstance(error, ValueError) else "damaged, or of another layout"
-        reason = " ".join(reason.split())[:200]
+        reason = one_line(error, 200) if isinstance(error, ValueError) else "damaged, or of another layout"
         raise UserError(f"{path} cannot be read as StyleGAN2's networks ({reason}); {ANOTHER}") from None
     for network in networks.values():
         network.eval().requires_grad_(False)

@@ -10,15 +10,15 @@ import warnings
 
 import numpy as np
 import pytest
-import stylegan2_pickles as written
 import torch
-from stylegan2_pickles import Called, Named, dumps, network_pickle, small_networks
 
 from models.inert_modules import CALLS, STORAGE, read_number, read_tensor
 from models.inert_pickle import read_pickle
 from models.stylegan2 import load_networks, load_stylegan2
 from networks.generator import Generator
-from torch_utils.cli import UserError
+from tests.models import stylegan2_pickles as written
+from tests.models.stylegan2_pickles import Called, Named, dumps, network_pickle, small_networks
+from torch_utils.errors import UserError
 
 
 def largest(a, b):
@@ -40,7 +40,7 @@ def refusal(load, data, names=("G_ema",)):
     """The one line that a pickle gets."""
     with pytest.raises(UserError) as caught:
         load(data, names)
-    message = caught.value.format_message()
+    message = caught.value.message
     assert "\n" not in message and message.isprintable() and len(message) < 600
     return message
 
@@ -425,7 +425,7 @@ def test_what_is_no_pickle(tmp_path, make):
 def test_loading_does_not_import_the_compiler():
     """It takes PyTorch seconds, at every load of a model."""
     program = (
-        "import sys; from training.checkpoint import find_snapshot, load_generator; "
+        "import sys; from models.snapshot import find_snapshot, load_generator; "
         "load_generator(find_snapshot('pretrained/faces32.safetensors')); sys.exit('torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

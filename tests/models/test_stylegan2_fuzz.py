@@ -7,11 +7,11 @@ import random
 import sys
 
 import pytest
-from stylegan2_pickles import network_pickle, small_networks
 
 from models.stylegan2 import load_networks
 from networks.generator import Generator
-from torch_utils.cli import UserError
+from tests.models.stylegan2_pickles import network_pickle, small_networks
+from torch_utils.errors import UserError
 
 PROTOCOLS = (2, 3, 4, 5)
 OPERATIONS = [operation.code.encode("latin1")[0] for operation in pickletools.opcodes]
@@ -64,7 +64,7 @@ def check(data: bytes, path, canary) -> bool:
         networks, _ = load_networks(path, ["G_ema"] + ["D"] * (b"mbstd" in data))
         assert isinstance(networks["G_ema"], Generator)
     except UserError as error:
-        message = error.format_message()
+        message = error.message
         assert "\n" not in message and message.isprintable() and len(message) < 600
         return False
     finally:
