@@ -21,6 +21,7 @@ from torch import Tensor
 from networks.generator import Generator, GeneratorConfig
 
 SCALE = re.compile(r"(synthesis\.blocks\.\d+\.conv[01]\.adaconv\.predictor)\.scale\.weight")  # of a ChannelStyle
+BIAS = re.compile(SCALE.pattern.replace("scale", "bias"))  # of AdaIN
 STYLE_MAP = ".adaconv.predictor.map."  # of a KernelStyle
 
 
@@ -57,18 +58,23 @@ def adaconv_config(config: GeneratorConfig, like: GeneratorConfig | None = None)
     )
 
 
-def is_channelwise(weights: dict[str, Tensor]) -> bool:
-    """Whether these are weights of a "modconv" or "adain" generator, which `adaconv_weights` takes."""
-    return any(SCALE.fullmatch(name) for name in weights)
+def is_modconv(weights: dict[str, Tensor]) -> bool:
+    """Whether these are the weights of a "modconv" generator."""
+    return any(map(SCALE.fullmatch, weights)) and not any(map(BIAS.fullmatch, weights))
 
 
 def adaconv_weights(weights: dict[str, Tensor], config: GeneratorConfig) -> dict[str, Tensor]:
     """The weights of a "modconv" or "adain" generator as those of the AdaConv generator of `config`.
 
     Those of the style maps are left out: whatever they are, the images are the same.
+
+    Raises:
+        ValueError: where `config` has a `pointwise_scale` of 0, or no biases for those of "adain".
     """
     if not config.pointwise_scale:
         raise ValueError("pointwise_scale: a generator whose pointwise kernels are fixed cannot hold predicted scales")
+    if any(map(BIAS.fullmatch, weights)) and not config.predict_bias:
+        raise ValueError("predict_bias: a generator without predicted biases cannot hold those of AdaIN")
     converted = {name: value for name, value in weights.items() if ".adaconv.predictor." not in name}
     for name, weight in weights.items():
         if match := SCALE.fullmatch(name):

@@ -31,10 +31,16 @@ from torch_utils.ops import setup_filter
 
 MAX_BYTES = 8 << 30  # of a file; the largest published ones have 0.4 GB
 MAX_SIZE = 1 << 16  # of z, w and the classes
+NETWORKS = ("G_ema", "G", "D")
 FILTER = "resample_filter"  # the buffer that is a constant here
 ANOTHER = "name a network pickle of StyleGAN2-ADA-PyTorch, or of StyleGAN3 with --cfg stylegan2"
 
 States = dict[str, dict[str, Any]]  # attributes of modules, by their names
+
+
+def is_network_pickle(path: str | os.PathLike) -> bool:
+    """Whether a file is one that this module reads, by its name: neither snapshots nor states are called so."""
+    return Path(path).suffix == ".pkl"
 
 
 def load_stylegan2(
@@ -49,11 +55,12 @@ def load_stylegan2(
 
 
 def load_networks(
-    path: str | os.PathLike, names: Iterable[str] = ("G_ema", "G", "D"), cls: type[Generator] = Generator
+    path: str | os.PathLike, names: Iterable[str] | None = None, cls: type[Generator] = Generator
 ) -> tuple[dict[str, Generator | Discriminator], dict[str, Any]]:
     """Networks of a pickle by their names there, in eval mode and not to be trained; and where they are from.
 
-    The info has "kimg" (of the file's name, else 0) and "source": the file's name, SHA-256, kind and licence.
+    `names`: some of "G_ema", "G" and "D", all of which have to be there; None for those that are. The info has
+    "kimg" (of the file's name, else 0) and "source": the file's name, SHA-256, kind and licence.
 
     Raises:
         UserError: if the file is missing, asks for anything to be executed, is damaged, or if one of the networks
@@ -66,7 +73,7 @@ def load_networks(
         if type(found) is not dict:
             raise ValueError("it holds no dict of networks")
         networks: dict[str, Generator | Discriminator] = {}
-        for name in names:
+        for name in [name for name in NETWORKS if name in found] if names is None else names:
             if type(found.get(name)) is not Call:
                 raise ValueError(f"there is no {name} in it")
             states = flatten(found[name])
@@ -135,8 +142,11 @@ def _kimg(path: Path) -> float:
 def _generator(states: States, size: int, cls: type[Generator]) -> Generator:
     """`size`: bytes of the file, more than its networks can have numbers."""
     if "synthesis.input" in states:
-        raise ValueError("an alias-free network of StyleGAN3, --cfg stylegan3-t or -r, which this project has not")
-    _check_architecture(states, "synthesis.b", "skip")
+        raise ValueError(
+            "an alias-free network of StyleGAN3, --cfg stylegan3-t or -r, which this project does not have"
+        )
+    if (architecture := _other_architecture(states, "synthesis.b", "skip")) is not None:
+        raise ValueError(f"its generator is of the {architecture} architecture, and this project has skip alone")
     own, first = states[""], states["synthesis.b4.conv1"]
     values = _common(states, "synthesis.b4.conv1")
     config = GeneratorConfig(
@@ -151,7 +161,11 @@ def _generator(states: States, size: int, cls: type[Generator]) -> Generator:
 
 
 def _discriminator(states: States, size: int) -> Discriminator:
-    _check_architecture(states, "b", "resnet")
+    if (architecture := _other_architecture(states, "b", "resnet")) is not None:
+        raise ValueError(
+            f"its discriminator is of the {architecture} architecture, which this project does not have; for the "
+            "generator alone: export.py --format safetensors"
+        )
     group, channels = states["b4.mbstd"]["group_size"], states["b4.mbstd"]["num_channels"]
     if type(channels) is not int or channels != 1:
         raise ValueError("a discriminator whose minibatch standard deviation has not one channel")
@@ -196,11 +210,12 @@ def _depth(states: States) -> int:
     return _whole(states["mapping"]["num_layers"], "num_layers", most=len(states)) if "mapping" in states else 8
 
 
-def _check_architecture(states: States, prefix: str, expected: str) -> None:
+def _other_architecture(states: States, prefix: str, expected: str) -> str | None:
+    """The architecture of the blocks whose names begin so, where it is not the expected one."""
     for name, state in states.items():
         if re.fullmatch(re.escape(prefix) + r"\d+", name, re.ASCII) and state["architecture"] != expected:
-            what = state["architecture"] if state["architecture"] in ("orig", "skip", "resnet") else "unknown"
-            raise ValueError(f"of the {what} architecture, where this project has the {expected} one alone")
+            return state["architecture"] if state["architecture"] in ("orig", "skip", "resnet") else "unknown"
+    return None
 
 
 def _build(make: Callable[[], nn.Module], states: States, rename: Callable[[str], str], size: int) -> nn.Module:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.convert import STYLE_MAP, adaconv_weights, is_channelwise, to_adaconv
+from models.convert import STYLE_MAP, adaconv_weights, is_modconv, to_adaconv
 from models.stylegan2 import load_stylegan2
 from networks.generator import Generator, GeneratorConfig
 
@@ -100,7 +100,8 @@ def test_weights_alone_leave_the_style_maps_out():
     G = generator("adain")
     A = to_adaconv(G)
     weights = adaconv_weights(G.state_dict(), A.config)
-    assert is_channelwise(G.state_dict()) and not is_channelwise(A.state_dict())
+    assert is_modconv(generator("modconv").state_dict())
+    assert not is_modconv(G.state_dict()) and not is_modconv(A.state_dict())
     assert {name for name in A.state_dict() if name not in weights} == {n for n in A.state_dict() if STYLE_MAP in n}
 
 
@@ -110,6 +111,8 @@ def test_what_cannot_be_converted_is_told():
         to_adaconv(A)
     with pytest.raises(ValueError, match="pointwise_scale"):
         to_adaconv(generator("modconv"), GeneratorConfig(pointwise_scale=0.0))
+    with pytest.raises(ValueError, match="predict_bias"):
+        adaconv_weights(generator("adain").state_dict(), A.config)
 
 
 def test_a_published_network_keeps_its_images(published_pickles):
