@@ -79,7 +79,8 @@ class Pretrained(ModelHubMixin):
     ) -> Self:
         """The model of a snapshot, of a run or folder of runs (the newest), or of a repository on the Hub.
 
-        In eval mode and not to be trained. All but `device` is the Hub's.
+        Or, of a generator, StyleGAN2's network pickle (docs/stylegan2.md). In eval mode and not to be trained.
+        All but `device` is the Hub's.
 
         Raises:
             UserError: where there is no such model, or none that can be trusted.
@@ -87,7 +88,7 @@ class Pretrained(ModelHubMixin):
         model_id = str(pretrained_model_name_or_path)
         if Path(model_id).exists():
             return cls._loaded(find_snapshot(model_id, cls.kind), device)
-        if REPOSITORY.fullmatch(model_id) is None or model_id.endswith(".safetensors"):
+        if REPOSITORY.fullmatch(model_id) is None or model_id.endswith((".safetensors", ".pkl")):
             raise UserError(
                 f"{model_id} does not exist; name a snapshot, a run, or a repository on the Hub: owner/name"
             )

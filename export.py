@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from models import graphs
+from models.convert import to_adaconv
 from models.export import (
     check_half,
     in_half,
@@ -23,7 +24,7 @@ from models.snapshot import GENERATOR, STYLIZER, find_snapshot, load_generator, 
 from networks.generator import Generator
 from networks.stylizer import Stylizer
 from torch_utils import cli
-from torch_utils.errors import Failure
+from torch_utils.errors import Failure, UserError
 
 TOLERANCE = 1e-3  # of a file's results and PyTorch's: rounding gives 1e-6 to 1e-4
 
@@ -31,6 +32,7 @@ EXAMPLE = """\
 python export.py --network runs/00003-ffhq-adaconv-auto8 --format onnx
 python export.py --model stylizer.safetensors --format onnx --precision fp16 --outdir web
 python export.py --network runs --format safetensors --precision fp16
+python export.py --network ffhq.pkl --format safetensors --modulation adaconv
 """
 
 
@@ -39,7 +41,8 @@ python export.py --network runs --format safetensors --precision fp16
     "Model",
     "--network",
     metavar="PATH",
-    help="A generator: a snapshot, a run, or a folder of runs.  [default: the newest under runs, else the shipped one]",
+    help="A generator: a snapshot, a run, a folder of runs, or a network pickle of StyleGAN2 (.pkl).  [default: the "
+    "newest under runs, else the shipped one]",
 )
 @cli.option("Model", "--model", metavar="PATH", help="A stylizer in place of a generator; likewise.")
 @cli.option(
@@ -50,6 +53,13 @@ python export.py --network runs --format safetensors --precision fp16
     default="onnx",
     help="onnx: for ONNX Runtime and others; torch.export: for PyTorch without this code; "
     "safetensors: a snapshot, for generate.py and stylize.py.",
+)
+@cli.option(
+    "Output",
+    "--modulation",
+    type=click.Choice(["adaconv"]),
+    help="Make a generator of StyleGAN2's modulated convolution (modconv) or of AdaIN an AdaConv generator of the same "
+    "images.  [default: as it is]",
 )
 @cli.option(
     "Output",
@@ -65,7 +75,15 @@ python export.py --network runs --format safetensors --precision fp16
     help="Fixes the number of samples, for programs that know no loops.  [default: any number]",
 )
 @cli.option("Output", "--outdir", default="out", help="Where the files go.")
-def main(network: str | None, model: str | None, kind: str, precision: str, batch: int | None, outdir: str) -> None:
+def main(
+    network: str | None,
+    model: str | None,
+    kind: str,
+    modulation: str | None,
+    precision: str,
+    batch: int | None,
+    outdir: str,
+) -> None:
     """Export a generator or a stylizer: generator.onnx, or style.onnx and content.onnx.
 
     What goes in and comes out is said in the file. A generator takes z, with classes c, and the truncation psi, and
@@ -74,6 +92,8 @@ def main(network: str | None, model: str | None, kind: str, precision: str, batc
     """
     if network and model:
         raise click.UsageError("--network and --model: name one, a generator or a stylizer")
+    if model and modulation:
+        raise click.UsageError("--modulation is of generators; leave it out with --model")
     if kind == "safetensors" and batch:
         raise click.UsageError("--batch: a snapshot takes any number of images; leave it out")
     what = STYLIZER if model else GENERATOR
@@ -81,6 +101,12 @@ def main(network: str | None, model: str | None, kind: str, precision: str, batc
     module, info = (load_stylizer if model else load_generator)(path)
     folder = cli.writable_folder(outdir)
     print(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
+    if "source" in info:
+        print(f"note: the weights keep the licence of whoever published {info['source']['file']}", file=sys.stderr)
+    if modulation:
+        if module.config.modulation == modulation:
+            raise UserError(f"{path} is an AdaConv generator already; leave out --modulation")
+        module = to_adaconv(module).eval().requires_grad_(False)
     about = {"format": what, "config": asdict(module.config), "info": info}
     if kind == "safetensors":
         if precision == "fp16":

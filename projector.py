@@ -50,7 +50,8 @@ python generate.py --w out/projected_w.npz
     "Model",
     "--network",
     metavar="PATH",
-    help="A snapshot, a run, or a folder of runs.  [default: the newest under runs, else the shipped one]",
+    help="A snapshot, a run, a folder of runs, or a network pickle of StyleGAN2 (.pkl).  [default: the newest under "
+    "runs, else the shipped one]",
 )
 @cli.option(
     "Images",

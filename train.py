@@ -85,7 +85,9 @@ python train.py --resume
     "Training",
     "--init-from",
     metavar="PATH",
-    help="Start from the weights of a snapshot, a training state or a run, of this resolution or half of it.",
+    help="Start from the weights of a snapshot, a training state, a run, or a network pickle of StyleGAN2 (.pkl), of "
+    "this resolution or half of it. A modconv generator becomes an AdaConv generator of the same images where "
+    "--modulation asks for one.",
 )
 @cli.option(
     "Training",

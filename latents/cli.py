@@ -86,7 +86,8 @@ network = cli.option(
     "Model",
     "--network",
     metavar="PATH",
-    help="A snapshot, a run, or a folder of runs.  [default: the newest under runs, else the shipped one]",
+    help="A snapshot, a run, a folder of runs, or a network pickle of StyleGAN2 (.pkl).  [default: the newest under "
+    "runs, else the shipped one]",
 )
 trunc = cli.option(
     "Images",

@@ -61,7 +61,7 @@ def list_metrics() -> None:
     "What",
     "--network",
     metavar="PATH",
-    help="Snapshot to judge, or a run or a folder of runs: its newest one.",
+    help="Snapshot to judge, a run or a folder of runs: its newest one; or a network pickle of StyleGAN2 (.pkl).",
 )
 @option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to judge in place of --network.")
 @option("What", "--data", metavar="PATH", help="Real images: a folder or ZIP.")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from models.stylegan2 import is_network_pickle
 from networks.generator import Generator
 from networks.stylizer import Stylizer
 
@@ -73,9 +74,14 @@ def model_card(
     info: Mapping[str, Any],
     weights: str,
     repo: str | None = None,
-    license: str = "apache-2.0",
+    license: str | None = None,
 ) -> str:
-    """The card of a model with the snapshot's `info`, in a repository `repo` with the file `weights`."""
+    """The card of a model with the snapshot's `info`, in a repository `repo` with the file `weights`.
+
+    Without a license named it is Apache-2.0, and "other" for weights that come from someone else's network pickle.
+    """
+    foreign = "source" in info or is_network_pickle(str(info.get("init_from")))
+    license = license or ("other" if foreign else "apache-2.0")
     config = model.config
     data = info.get("data") or info.get("styles")
     if isinstance(model, Generator):
@@ -99,8 +105,8 @@ def model_card(
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())  # JSON is YAML
     title = repo.split("/")[-1] if repo else f"AdaConv {kind}" + (f", {_plain(data)}" if data else "")
     facts = {"images shown": f"{1000 * float(info.get('kimg', 0)):,.0f}"}
-    facts |= {name: info[name] for name in ("data", "contents", "styles") if name in info}
-    facts |= {name: value for group in ("metrics", "training") for name, value in _group(info, group).items()}
+    facts |= {name: info[name] for name in ("data", "contents", "styles", "init_from") if name in info}
+    facts |= {name: value for group in ("source", "metrics", "training") for name, value in _group(info, group).items()}
     return f"---\n{front}\n---\n\n# {_plain(title)}\n\n" + (body + REST).format(
         repo=json.dumps(repo or "path/to/this/folder"),
         weights=weights,

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from media.dataset import CHANNELS, RESOLUTIONS
+from models.stylegan2 import is_network_pickle, load_stylegan2
 from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.errors import UserError, one_line
@@ -127,7 +128,12 @@ def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]
 def load_generator(
     path: str | os.PathLike, device: torch.device | str = "cpu", cls: type[Generator] = Generator
 ) -> tuple[Generator, dict[str, Any]]:
-    """The generator of a snapshot, in eval mode, with the snapshot's info. Raises UserError as `load_model` does."""
+    """The generator of a snapshot or of StyleGAN2's network pickle (.pkl), in eval mode, with the file's info.
+
+    Raises UserError as `load_model` does.
+    """
+    if is_network_pickle(path):
+        return load_stylegan2(path, device, cls)
     G, info = load_model(path, GENERATOR, partial(_build_generator, cls))
     return G.to(device), info
 

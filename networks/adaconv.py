@@ -133,10 +133,13 @@ class KernelPredictor(nn.Module):
         self.pointwise_bias = nn.Parameter(torch.zeros(out))
         self.bias_weight = nn.Parameter(torch.randn(channels, pooled)) if bias else None
         self.bias_bias = nn.Parameter(torch.zeros(channels)) if bias else None
-        identity = torch.eye(group).repeat(channels // group, 1)  # [C, C/G]: each channel to itself
-        self.register_buffer("identity", identity, persistent=False)
-        scale = pointwise_scale * identity + mixing_scale * (1 - identity)
-        self.register_buffer("pointwise_scale", scale, persistent=False)
+        # views are filled, as arithmetic on meta tensors has PyTorch import its compiler: seconds at every load
+        identity = torch.zeros(channels // group, group, group)
+        identity.diagonal(dim1=1, dim2=2).fill_(1)
+        self.register_buffer("identity", identity.flatten(0, 1), persistent=False)  # [C, C/G]: each channel to itself
+        scale = torch.full_like(identity, mixing_scale)
+        scale.diagonal(dim1=1, dim2=2).fill_(pointwise_scale)
+        self.register_buffer("pointwise_scale", scale.flatten(0, 1), persistent=False)
 
     def forward(self, style: Tensor, pooled: Tensor | None = None) -> AdaConvKernels:
         """style [N, S, k, k], pooled [N, pooled_channels] or None for the pooled style."""

@@ -40,7 +40,8 @@ class Linear(nn.Module):
         super().__init__()
         self.act = act
         self.lr_multiplier = lr_multiplier
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        # in place, as a meta tensor that is divided into another has PyTorch import its compiler: seconds at every load
+        self.weight = nn.Parameter(torch.randn(out_features, in_features).div_(lr_multiplier))
         self.bias = nn.Parameter(torch.full([out_features], bias_init / lr_multiplier)) if bias else None
         self.weight_gain = lr_multiplier / in_features**0.5
 

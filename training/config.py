@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from models.stylegan2 import is_network_pickle
 from networks.discriminator import DiscriminatorConfig
 from networks.generator import GeneratorConfig
 from networks.stylizer import StylizerConfig
@@ -55,6 +56,10 @@ class RunConfig:
         return {name: getattr(self, name, value) for name, value in given.items()}
 
 
+# The fields of GeneratorConfig that --init-from takes from a network pickle, as far as no option gives them.
+SIZES = ("cbase", "cmax", "map_depth", "z_dim", "w_dim", "noise")
+
+
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
     """What the generator's training depends on as well."""
@@ -96,6 +101,11 @@ class TrainConfig(RunConfig):
     @property
     def run_name(self) -> str:
         return "-".join([Path(self.data).stem, self.generator.modulation, f"{self.cfg}{self.gpus or '-cpu'}"])
+
+    def recorded_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """With the sizes that a network pickle gave, so that a resumed run does not need that file."""
+        sizes = SIZES if self.init_from and is_network_pickle(self.init_from) else ()
+        return {**super().recorded_options(given), **{name: getattr(self.generator, name) for name in sizes}}
 
     @property
     def note(self) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from models.convert import adaconv_weights, is_modconv
 from models.snapshot import load_generator
+from models.stylegan2 import is_network_pickle, load_networks, load_stylegan2
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils.errors import UserError
+from training.config import SIZES
 from training.runs import find_state, load_state
 
 
@@ -30,6 +33,12 @@ def find_initial(path: str | Path) -> Path:
 
 def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     """Weights of G, and of D and G_ema where there are any. A snapshot holds the averaged generator alone."""
+    if is_network_pickle(path):
+        found = {name: network.state_dict() for name, network in load_networks(path)[0].items()}
+        if "G" not in found and "G_ema" not in found:
+            raise UserError(f"{path} holds no generator; name another with --init-from")
+        generator = found["G_ema"] if "G_ema" in found else found["G"]
+        return {"G": generator, "G_ema": generator} | found
     if path.suffix == ".safetensors":
         weights = load_generator(path)[0].state_dict()
         return {"G": weights, "G_ema": weights}
@@ -37,6 +46,11 @@ def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     if not {"G", "G_ema", "D"} <= state.keys():
         raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
     return {name: state[name] for name in ("G", "G_ema", "D")}
+
+
+def pickled_sizes(path: Path) -> dict[str, Any]:
+    """The fields of GeneratorConfig that a network pickle gives; {} for other files."""
+    return {name: getattr(load_stylegan2(path)[0].config, name) for name in SIZES} if is_network_pickle(path) else {}
 
 
 def copy_matching_weights(module: nn.Module, weights: dict[str, Tensor]) -> set[str]:
@@ -75,6 +89,9 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
         UserError: where nothing of the generator fits, or there is no discriminator to freeze layers of.
     """
     found = initial_weights(path)
+    config = cast(Generator, modules["G"]).config
+    if is_modconv(found["G"]) and (config.modulation, config.norm) == ("adaconv", "demod"):
+        found |= {part: adaconv_weights(found[part], config) for part in ("G", "G_ema")}
     if freezed and "D" not in found:
         raise UserError(f"{path} has no discriminator for --freezed; name the run, or a state in it, with --init-from")
     taken = []

@@ -215,7 +215,10 @@ class GANTrainer:
 
     def save(self, path: Path, kimg: float) -> None:
         """Writes the averaged generator. Raises DiskFull."""
-        save_snapshot(path, self.G_ema, {"kimg": kimg, "data": self.dataset.name})
+        info = {"kimg": kimg, "data": self.dataset.name}
+        if self.config.init_from:
+            info["init_from"] = Path(self.config.init_from).name
+        save_snapshot(path, self.G_ema, info)
 
     def evaluate(self, kimg: float, log: Log) -> None:
         """Writes the metrics and a sheet of fakes, with the classes of the reals beside it. Raises DiskFull."""

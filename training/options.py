@@ -26,7 +26,7 @@ from torch_utils import distributed
 from torch_utils.errors import UserError
 from torch_utils.files import missing
 from training.config import ClassifierConfig, StylizerTrainConfig, TrainConfig
-from training.finetune import find_initial
+from training.finetune import find_initial, pickled_sizes
 from training.presets import preset
 
 # --- the generator --------------------------------------------------------------------------------------------------
@@ -43,7 +43,8 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         if not Path(path).is_file():
             raise UserError(missing(Path(path), "name the file with --detector-weights"))
     if options.get("init_from") and not resuming:  # a resumed run records the file that it began with
-        values["init_from"] = str(find_initial(options["init_from"]))
+        path = find_initial(options["init_from"])
+        values = {**pickled_sizes(path), **values, "init_from": str(path)}
     gpus = distributed.count_gpus(options.get("gpus"))
     dataset = ImageDataset(options["data"], use_labels=options.get("cond", False))
     return resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)

@@ -100,7 +100,7 @@ def test_what_is_frozen_has_learned(tmp_path, faces16):
     train(GANTrainer, tiny(faces16, kimg=0.008), tmp_path)
     state, freezed = find_initial(tmp_path), 2
     modules = dict(zip("GD", networks(faces16, 32, 1), strict=True))
-    with pytest.raises(UserError, match=r"--freezed 2 would keep fromrgb, which .* has nothing for"):
+    with pytest.raises(UserError, match=r"--freezed 2 would keep fromrgb, which .* has no weights for"):
         load_initial_weights(modules | {"G_ema": modules["G"]}, state, freezed)
     with pytest.raises(UserError, match="--freezed 11: this discriminator has 10 layers"):
         freeze(modules["D"], 11)

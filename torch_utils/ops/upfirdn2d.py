@@ -15,7 +15,7 @@ from torch_utils.ops import native
 def setup_filter(taps: Sequence[float]) -> Tensor:
     """A separable low-pass filter from its taps, [f] float32 with sum 1."""
     f = torch.tensor(taps, dtype=torch.float32)
-    return f / f.sum()
+    return f.div_(f.sum())
 
 
 def upfirdn2d(

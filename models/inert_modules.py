@@ -1,0 +1,140 @@
+"""PyTorch modules in a pickle, as data: their attributes, numbers and tensors, of which nothing is built or called.
+
+StyleGAN2-ADA-PyTorch and StyleGAN3 pickle a module as one call with a dict: the name of its class, the source of the
+program that defined it (which is not looked at here) and the module's attributes, in which its submodules are such
+calls again. A tensor's numbers are bytes in the layout of `torch.save` before PyTorch 1.6.
+
+What is not as it should be raises ValueError, or one of `DAMAGED` where the layout itself is another.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.inert_pickle import Call, Global, PersistentId, read_pickle
+
+MODULE = "torch_utils.persistence _reconstruct_persistent_obj"
+PARAMETER = "torch._utils _rebuild_parameter"
+TENSOR = "torch._utils _rebuild_tensor_v2"
+STORAGE = "torch.storage _load_from_bytes"
+NUMBERS = {"numpy.core.multiarray scalar", "numpy._core.multiarray scalar"}  # before numpy 2, and since
+NUMBER_TYPE = "numpy dtype"
+CALLS = {MODULE, PARAMETER, TENSOR, STORAGE, NUMBER_TYPE} | NUMBERS
+
+DTYPES = {
+    "torch FloatStorage": torch.float32,
+    "torch DoubleStorage": torch.float64,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+}
+STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save
+NUMBER_FORMATS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i"}  # numpy's names → those of struct
+DAMAGED = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, RuntimeError, struct.error)
+
+MAX_MODULES = 5000
+MAX_DEPTH = 8  # of modules in modules; a network has 4
+
+
+def attributes(module: Call) -> dict[str, Any]:
+    """The attributes of one module."""
+    (meta,) = _arguments(module, {MODULE})
+    return _typed(_typed(meta, dict)["state"], dict)
+
+
+def flatten(module: Call) -> dict[str, dict[str, Any]]:
+    """The attributes of a module and of all modules in it, by their dotted names; its own name is ""."""
+    found: dict[str, dict[str, Any]] = {}
+    pending = [("", module)]
+    while pending:
+        name, module = pending.pop()
+        found[name] = attributes(module)
+        if len(found) > MAX_MODULES or name.count(".") >= MAX_DEPTH:
+            raise ValueError(f"more than {MAX_MODULES} modules, or more than {MAX_DEPTH} in each other")
+        for child, value in _typed(found[name]["_modules"], dict).items():
+            if len(child) > 100:
+                raise ValueError("a module with a name of more than 100 characters")
+            if value is not None:
+                pending.append((f"{name}.{child}" if name else child, value))
+    return found
+
+
+def tensors(state: dict[str, Any]) -> dict[str, Call]:
+    """The parameters and buffers among a module's attributes, for `shape` and `read_tensor`."""
+    found = {**_typed(state["_parameters"], dict), **_typed(state["_buffers"], dict)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def shape(tensor: Call) -> tuple[int, ...]:
+    """The shape that a tensor claims."""
+    return _layout(tensor)[2]
+
+
+def read_tensor(tensor: Call) -> Tensor:
+    """The numbers of a tensor, in float32 and in an order of their own: it may be a view of what is stored.
+
+    No memory is taken before its claims are compared with the bytes that are there.
+    """
+    storage, offset, size, stride = _layout(tensor)
+    stored = _read_storage(storage)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if math.prod(size) > len(stored) or last >= len(stored):
+        raise ValueError(f"a tensor of {math.prod(size):,} numbers in a storage of {len(stored):,}")
+    return stored.as_strided(size, stride, offset).float().contiguous()
+
+
+def read_number(value: Any) -> float:
+    """A number of Python or numpy."""
+    if type(value) in (int, float):
+        return float(value)
+    dtype, data = _arguments(value, NUMBERS)
+    kind, order = _arguments(dtype, {NUMBER_TYPE})[0], _typed(dtype.state, tuple)[1]
+    (number,) = struct.unpack({"<": "<", "|": "<", ">": ">"}[order] + NUMBER_FORMATS[kind], data)
+    return float(number)
+
+
+def _layout(tensor: Call) -> tuple[Call, int, tuple[int, ...], tuple[int, ...]]:
+    """Storage, offset in it, size and stride of a tensor or parameter."""
+    if tensor.name == PARAMETER:
+        tensor = _arguments(tensor, {PARAMETER})[0]
+    storage, offset, size, stride, *_ = _arguments(tensor, {TENSOR})
+    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > 8:
+        raise ValueError("a tensor whose size and stride do not fit")
+    if not all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *size, *stride)) or 0 in size:
+        raise ValueError("a tensor of an impossible size")
+    return storage, offset, size, stride
+
+
+def _read_storage(storage: Call) -> Tensor:
+    """All numbers of a storage, [n]: five pickles (what it is, and a name for the numbers), a count and the bytes."""
+    (data,) = _arguments(storage, {STORAGE})
+    file = io.BytesIO(_typed(data, bytes))
+    magic, version, system, content, _ = (read_pickle(file, DTYPES) for _ in range(5))
+    if type(magic) is not int or type(version) is not int or (magic, version) != (STORAGE_MAGIC, STORAGE_VERSION):
+        raise ValueError("a tensor that is not stored as torch.save stores it")
+    if _typed(system, dict)["little_endian"] is not True:
+        raise ValueError("a tensor that a machine of the other byte order has stored")
+    _, kind, _, _, count, view = _typed(_typed(content, PersistentId).value, tuple)
+    dtype = DTYPES[_typed(kind, Global).name]
+    numbers = data[file.tell() + 8 :]
+    if view is not None or type(count) is not int or count < 1 or count * dtype.itemsize != len(numbers):
+        raise ValueError(f"a storage that claims to be larger or smaller than its {len(numbers):,} bytes")
+    return torch.frombuffer(bytearray(numbers), dtype=dtype)
+
+
+def _arguments(call: Any, names: set[str]) -> tuple:
+    """The arguments of a call of one of the names."""
+    if type(call) is not Call or call.name not in names:
+        raise ValueError(f"something else where {min(names).split()[-1]} should be")
+    return call.args
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"{type(value).__name__} where {kind.__name__} should be")
+    return value

@@ -1,0 +1,204 @@
+"""Reads a pickle as data: nothing that it names is imported, built or called.
+
+A pickle is a program for a machine with a stack. `pickletools`, the standard library's disassembler, says what its
+operations are; the machine here knows those that protocols 2 to 5 write for plain values, and keeps a call that the
+program asks for as a `Call`, which whoever reads the pickle may interpret.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+MAX_OPERATIONS = 1_000_000  # a network of 1024 × 1024 with its discriminator takes about 60,000
+
+VALUES = {  # operations that push their argument
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+NEW: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_LIST": list,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": list,  # a list has the elements of a set, and asks none of them for a hash
+}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+DICTS = {"collections OrderedDict", "dnnlib.util EasyDict"}
+SETS = {"builtins set", "__builtin__ set"}
+BYTES = {"_codecs encode", "builtins bytes", "__builtin__ bytes"}  # protocol 2 has no operation for bytes
+PLAIN = DICTS | SETS | BYTES
+
+
+class Refused(ValueError):
+    """A pickle that asks for more than plain values and the calls that its reader knows."""
+
+    def __init__(self, name: str):
+        super().__init__(f"it asks for {name[:80]!a}")
+        self.name = name
+
+
+@dataclass(eq=False, slots=True)
+class Global:
+    """A function or class that the pickle names, as "module name"."""
+
+    name: str
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """What the pickle wants called, with what, and the state that it wants set on the result."""
+
+    name: str
+    args: tuple
+    state: Any = None
+
+
+@dataclass(eq=False, slots=True)
+class PersistentId:
+    """The name of something that lies outside the pickle."""
+
+    value: Any
+
+
+def read_pickle(file: io.BytesIO, known: Collection[str]) -> Any:
+    """The value of the pickle that begins where `file` stands, which then stands behind it.
+
+    Plain values are themselves (sets are lists, every kind of dict is a dict), calls of the names in `known` are
+    `Call`, persistent ids `PersistentId`. All of it takes memory in proportion to the file, and values may be
+    in themselves, or shared so often that a walk through all of them would never end.
+
+    Raises:
+        Refused: where the pickle names anything else.
+        ValueError: if it is damaged, or has more than `MAX_OPERATIONS`.
+    """
+    machine = _Machine(known)
+    try:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+            if count == 0 and operation.name != "PROTO":
+                raise ValueError("no pickle of protocol 2 to 5")
+            if count > MAX_OPERATIONS:
+                raise ValueError(f"more than {MAX_OPERATIONS:,} operations")
+            machine.step(operation.name, argument)
+        return machine.pop()
+    except (IndexError, KeyError, TypeError, AttributeError, OverflowError):
+        raise ValueError("damaged: an operation that does not fit what is before it") from None
+
+
+class _Machine:
+    """The stack, the marks in it and the memo. What does not fit raises one of the errors that read_pickle catches."""
+
+    def __init__(self, known: Collection[str]):
+        self.known = known
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []  # the stacks below each mark
+        self.memo: dict[int, Any] = {}
+
+    def pop(self) -> Any:
+        return self.stack.pop()
+
+    def pop_mark(self) -> list[Any]:
+        """What is above the last mark."""
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def step(self, operation: str, argument: Any) -> None:
+        stack = self.stack
+        match operation:
+            case name if name in VALUES:
+                stack.append(argument)
+            case name if name in NEW:
+                stack.append(NEW[name]())
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "MARK":
+                self.marked.append(stack)
+                self.stack = []
+            case name if name in TUPLES:
+                items = [stack.pop() for _ in range(TUPLES[name])]
+                stack.append(tuple(reversed(items)))
+            case "TUPLE":
+                items = self.pop_mark()
+                self.stack.append(tuple(items))
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _set_items(stack[-1], [key, value])
+            case "SETITEMS":
+                items = self.pop_mark()
+                _set_items(self.stack[-1], items)
+            case "APPEND":
+                item = stack.pop()
+                list.append(stack[-1], item)
+            case "APPENDS" | "ADDITEMS":
+                items = self.pop_mark()
+                list.extend(self.stack[-1], items)
+            case "GLOBAL":
+                stack.append(self.named(argument))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(self.named(f"{_text(module)} {_text(name)}"))
+            case "REDUCE" | "NEWOBJ":
+                args, function = stack.pop(), stack.pop()
+                stack.append(_call(function, args))
+            case "BUILD":
+                state = stack.pop()
+                _set_state(stack[-1], state)
+            case "BINPERSID":
+                stack.append(PersistentId(stack.pop()))
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case _:
+                raise ValueError(f"the operation {operation}, which protocols 2 to 5 write for no network")
+
+    def named(self, name: str) -> Global:
+        if name not in self.known and name not in PLAIN:
+            raise Refused(name)
+        return Global(name)
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError
+    return value
+
+
+def _set_items(target: Any, items: list[Any]) -> None:
+    """Keys are strings and small integers, whose hashes take no time and do not collide on purpose."""
+    if type(target) is not dict or len(items) % 2:
+        raise TypeError
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if type(key) is not str and not (type(key) is int and abs(key) < 1 << 31):
+            raise ValueError(f"a dict with a key of the type {type(key).__name__}")
+        target[key] = value
+
+
+def _call(function: Any, args: Any) -> Any:
+    """A dict, a set's elements or bytes where the call says no more than that, else the call itself."""
+    if type(function) is not Global or type(args) is not tuple:
+        raise TypeError
+    if function.name in DICTS and not args:
+        return {}
+    if function.name in SETS and all(type(arg) is list for arg in args):
+        return [element for arg in args for element in arg]
+    if function.name in BYTES:
+        text, encoding = (_text(arg) for arg in args or ("", "latin1"))
+        if encoding == "latin1":
+            return text.encode("latin1")
+    if function.name in PLAIN:
+        raise ValueError(f"{function.name} with unusual arguments")
+    return Call(function.name, args)
+
+
+def _set_state(target: Any, state: Any) -> None:
+    if type(target) is not Call:
+        raise TypeError
+    target.state = state

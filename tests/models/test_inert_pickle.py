@@ -1,0 +1,117 @@
+"""The machine that reads pickles, beside Python's own, and what it refuses."""
+
+import io
+import pickle
+from collections import OrderedDict
+
+import pytest
+
+from models.inert_pickle import MAX_OPERATIONS, Call, Refused, read_pickle
+
+VALUES = [
+    None,
+    True,
+    [0, 255, 65535, -1, 1 << 40, -(1 << 100), 0.5, 1e300],
+    ["", "a", "é" * 300, "x" * 70000, b"", b"\x00\xff", b"y" * 70000],
+    [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [[]], {}],
+    {"a": {"b": [1, 2, {"c": (None, False)}]}, 3: "three", "many": {str(i): i for i in range(3000)}},
+]
+
+
+def read(data, known=()):
+    return read_pickle(io.BytesIO(data), known)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("value", VALUES)
+def test_plain_values_are_those_that_pickle_reads(value, protocol):
+    assert read(pickle.dumps(value, protocol)) == value
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_shared_values_stay_shared_and_loops_loops(protocol):
+    inner = [1]
+    loop = {"inner": inner, "again": inner}
+    loop["self"] = loop
+    found = read(pickle.dumps(loop, protocol))
+    assert found["inner"] is found["again"] and found["self"] is found
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_sets_are_lists_and_every_kind_of_dict_is_a_dict(protocol):
+    found = read(pickle.dumps([{"a"}, set(), OrderedDict(x=1, y=2)], protocol))
+    assert found == [["a"], [], {"x": 1, "y": 2}]
+
+
+def test_calls_are_kept_as_data():
+    program = b"\x80\x02cmath\nfactorial\nK\x05\x85R}X\x01\x00\x00\x00aK\x01sb."
+    found = read(program, {"math factorial"})
+    assert type(found) is Call
+    assert (found.name, found.args, found.state) == ("math factorial", (5,), {"a": 1})
+    with pytest.raises(Refused, match="math factorial"):
+        read(program, {"math sqrt"})
+
+
+def test_the_file_stands_behind_the_pickle():
+    file = io.BytesIO(pickle.dumps(1) + pickle.dumps("two") + b"rest")
+    assert [read_pickle(file, ()), read_pickle(file, ()), file.read()] == [1, "two", b"rest"]
+
+
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_older_protocols_are_refused(protocol):
+    with pytest.raises(ValueError, match="protocol 2 to 5"):
+        read(pickle.dumps({"a": 1}, protocol))
+
+
+BAD = {
+    "empty": b"",
+    "no end": b"\x80\x02}",
+    "nothing left": b"\x80\x02.",
+    "pop of nothing": b"\x80\x02s.",
+    "no mark": b"\x80\x02}u.",
+    "no memo": b"\x80\x02h\x05.",
+    "an unhashable key": b"\x80\x02}]K\x01s.",
+    "a tuple as a key": b"\x80\x02})K\x01s.",
+    "a float as a key": b"\x80\x02}G?\xf0\x00\x00\x00\x00\x00\x00K\x01s.",
+    "a large number as a key": b"\x80\x02}\x8a\x05\x00\x00\x00\x00\x10K\x01s.",
+    "a key without a value": b"\x80\x02}(K\x01u.",
+    "items for a list": b"\x80\x02]K\x01K\x01s.",
+    "an element for a dict": b"\x80\x02}K\x01a.",
+    "a call of a number": b"\x80\x02K\x01)R.",
+    "arguments that are a list": b"\x80\x02ccollections\nOrderedDict\n]R.",
+    "OrderedDict with arguments": b"\x80\x02ccollections\nOrderedDict\nK\x01\x85R.",
+    "another encoding": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.",
+    "attributes for a function": b"\x80\x02ccollections\nOrderedDict\n}b.",
+    "attributes for a dict": b"\x80\x02}}b.",
+    "names that are numbers": b"\x80\x04K\x01K\x02\x93.",
+    "the text of a name": b"\x80\x04\x8c\x02os\x8c\x06system\x93.",
+    "a persistent name in text": b"\x80\x02Pos\n.",
+    "an old instance": b"\x80\x02(ios\nsystem\n.",
+    "an extension": b"\x80\x02\x82\x01.",
+    "bytes longer than the file": b"\x80\x04\x8e" + (10**12).to_bytes(8, "little") + b"abc.",
+    "bytes longer than any": b"\x80\x04\x8e" + b"\xff" * 8 + b"abc.",
+    "text longer than the file": b"\x80\x04\x8d" + (10**12).to_bytes(8, "little") + b"abc.",
+    "a frame longer than the file": b"\x80\x04\x95" + (10**12).to_bytes(8, "little") + b"h\x01.",
+    "too many operations": b"\x80\x02" + b"}" * (MAX_OPERATIONS + 1) + b".",
+    "a buffer outside": b"\x80\x05\x97.",
+    "text that is no text": b"\x80\x04\x8c\x02\xff\xfe.",
+}
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+def test_what_does_not_fit_is_a_value_error(data):
+    with pytest.raises(ValueError):
+        read(data)
+
+
+def test_a_memo_of_any_number_takes_no_memory():
+    assert read(b"\x80\x02K\x01r\xff\xff\xff\x7fj\xff\xff\xff\x7f.") == 1
+
+
+@pytest.mark.parametrize("wrap", [b"\x85", b"\x86"], ids=["in each other", "and doubled"])
+def test_depth_does_no_harm(wrap):
+    """A tuple in a tuple, 200,000 deep, or of 2^60 parts: both kill Python's own reader once they are hashed."""
+    program = b"\x80\x02)" + (wrap * 200_000 if wrap == b"\x85" else b"q\x00h\x00\x86" * 60) + b"."
+    assert type(read(program)) is tuple
+    with pytest.raises(ValueError, match="key of the type tuple"):
+        read(program.replace(b"\x80\x02", b"\x80\x02}")[:-1] + b"K\x01s.")

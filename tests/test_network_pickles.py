@@ -1,0 +1,245 @@
+"""A network pickle wherever a model is named: every command, the library, and training from it."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import adaconv
+import export
+import generate
+import projector
+from metrics.__main__ import main as metrics
+from models.snapshot import load_generator, save_snapshot
+from networks.discriminator import Discriminator
+from networks.generator import Generator
+from tests.models.stylegan2_pickles import (
+    Called,
+    Named,
+    discriminator,
+    dumps,
+    generator,
+    network_pickle,
+    small_networks,
+)
+from torch_utils import cli
+from torch_utils.errors import UserError
+from training.gan import GANTrainer
+from training.loop import train
+from training.options import configure_gan
+from training.runs import find_state, load_state
+
+
+@pytest.fixture(scope="module")
+def networks() -> tuple[Generator, Discriminator]:
+    G, D = small_networks()
+    with torch.no_grad():  # images that use the range, and are not cut to it
+        scale = 0.3 / G(torch.randn(16, 8), noise="const").std()
+        for block in G.synthesis.blocks:
+            block.torgb.weight *= scale
+            block.torgb.bias *= scale
+    return G, D
+
+
+@pytest.fixture(scope="module")
+def network(networks, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pickles") / "network-snapshot-000400.pkl"
+    path.write_bytes(network_pickle(*networks))
+    return path
+
+
+def command(main, *arguments) -> None:
+    """Runs a command as a script does, which has to exit with 0."""
+    with mock.patch.object(sys, "argv", ["script", *map(str, arguments)]), pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert not stopped.value.code
+
+
+def mistake(capsys, main, *arguments) -> str:
+    """The one line that a mistake gets, with exit code 2."""
+    with mock.patch.object(sys, "argv", ["script", *map(str, arguments)]), pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith(("network:", "note:"))]
+    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def test_images_are_those_of_the_network(networks, network, tmp_path, capsys):
+    command(generate.main, "--network", network, "--seeds", "0-2", "--trunc", 0.7, "--outdir", tmp_path)
+    assert "network-snapshot-000400.pkl (400 kimg)" in capsys.readouterr().err
+    G = adaconv.Generator.from_pretrained(network)
+    expected = adaconv.to_uint8(networks[0](G.latents([0, 1, 2]), psi=0.7, noise="const"))
+    for seed in range(3):
+        assert (pixels(tmp_path / f"seed{seed:04d}.png") == expected[seed].permute(1, 2, 0).numpy()).all()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mix", "--rows", "0", "--cols", "1,2", "--outdir", "{out}"],
+        ["video", "--seeds", "0,1", "--seconds", "0.2", "--out", "{out}/walk.gif"],
+        ["kernels", "--seed", "0", "--outdir", "{out}"],
+        ["directions", "--seeds", "0", "--outdir", "{out}"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_commands_of_generate(network, tmp_path, arguments):
+    """The same files as of the snapshot that the pickle becomes."""
+    G, info = load_generator(network)
+    save_snapshot(tmp_path / "ours.safetensors", G, info)
+    for path, out in ((network, tmp_path / "a"), (tmp_path / "ours.safetensors", tmp_path / "b")):
+        command(generate.main, *(text.format(out=out) for text in arguments), "--network", path)
+    images = sorted(path.name for path in (tmp_path / "a").glob("*.[pg][ni][gf]"))
+    assert images
+    for name in images:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_projector(network, tmp_path):
+    command(generate.main, "--network", network, "--seeds", 5, "--outdir", tmp_path)
+    out = tmp_path / "codes"
+    target = tmp_path / "seed0005.png"
+    command(projector.main, "--network", network, "--target", target, "--steps", 20, "--candidates", 8, "--outdir", out)
+    (codes,) = out.glob("*.npz")
+    command(generate.main, "--network", network, "--w", codes, "--outdir", tmp_path / "again")
+    assert list((tmp_path / "again").glob("*.png"))
+
+
+def test_metrics(network, faces16, tmp_path, capsys):
+    arguments = ["--metrics", "swd50", "--data", faces16, "--gpus", 0, "--workers", 0, "--json"]
+    command(metrics, "--network", network, *arguments)
+    found = json.loads(capsys.readouterr().out)
+    assert found["swd50"] > 0 and found["settings"]["kimg"] == 400
+
+
+@pytest.mark.parametrize("modulation", [None, "adaconv"])
+def test_export_makes_it_a_snapshot(networks, network, tmp_path, capsys, modulation):
+    options = ["--modulation", modulation] if modulation else []
+    command(export.main, "--network", network, "--format", "safetensors", *options, "--outdir", tmp_path)
+    assert "keep the licence of whoever published network-snapshot-000400.pkl" in capsys.readouterr().err
+    G, info = load_generator(tmp_path / "generator.safetensors")
+    assert G.config.modulation == (modulation or "modconv")
+    assert info["kimg"] == 400 and info["source"]["file"] == network.name
+    z = torch.randn(4, 8)
+    assert (G(z, noise="const") - networks[0](z, noise="const")).abs().max() <= 1e-5
+
+
+def test_export_of_what_cannot_be_converted(network, tmp_path, capsys):
+    arguments = ["--format", "safetensors", "--modulation", "adaconv", "--outdir", tmp_path]
+    command(export.main, "--network", network, *arguments)
+    line = mistake(capsys, export.main, "--network", tmp_path / "generator.safetensors", *arguments)
+    assert "is an AdaConv generator already; leave out --modulation" in line
+    assert "--model" in mistake(capsys, export.main, "--model", network, *arguments)
+
+
+def test_a_pickle_that_means_harm_gets_one_line_everywhere(tmp_path, faces16, capsys):
+    path, canary, image = tmp_path / "x.pkl", tmp_path / "canary", tmp_path / "image.png"
+    Image.new("RGB", (16, 16)).save(image)
+    path.write_bytes(dumps({"G_ema": Called(Named("os", "system"), (f"touch {canary}",))}))
+    for main, arguments in (
+        (generate.main, ["--seeds", 0, "--outdir", tmp_path]),
+        (projector.main, ["--target", image, "--outdir", tmp_path]),
+        (export.main, ["--format", "safetensors", "--outdir", tmp_path]),
+        (metrics, ["--metrics", "swd50", "--data", faces16, "--gpus", 0, "--workers", 0]),
+    ):
+        assert "os system" in mistake(capsys, main, "--network", path, *arguments)
+    for use in (adaconv.Generator.from_pretrained, lambda p: configure_gan({"data": faces16, "init_from": p})):
+        with pytest.raises(UserError, match="os system"):
+            use(path)
+    assert not canary.exists()
+
+
+# --- the library ----------------------------------------------------------------------------------------------------
+
+
+def test_the_library(networks, network, tmp_path):
+    G = adaconv.Generator.from_pretrained(network)
+    assert type(G) is adaconv.Generator and G.info["source"]["file"] == network.name
+    G.save_pretrained(tmp_path)
+    again = adaconv.Generator.from_pretrained(tmp_path)
+    z = torch.randn(2, 8)
+    assert torch.equal(again(z), networks[0](z, noise="const"))
+    card = (tmp_path / "README.md").read_text()
+    assert re.search('license: "?other', card) and G.info["source"]["sha256"] in card
+    with pytest.raises(UserError, match=r"nope.pkl does not exist"):
+        adaconv.Generator.from_pretrained("nope.pkl")
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+TRAINING = {"cfg": "demo", "batch": 8, "workers": 0, "procs": 1, "gpus": 0, "metrics": "none", "kimg": 0.016}
+
+
+def trainer(network, data, **options) -> GANTrainer:
+    return GANTrainer(
+        configure_gan({**TRAINING, "data": str(data), "init_from": network, **options}), torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize("modulation", ["adaconv", "modconv"])
+def test_training_starts_with_the_images_of_the_pickle(networks, network, faces16, capsys, modulation):
+    G, D = networks
+    started = trainer(network, faces16, modulation=modulation)
+    assert started.config.generator.modulation == modulation
+    assert (started.config.generator.cbase, started.config.generator.z_dim) == (G.config.cbase, G.config.z_dim)
+    assert f"starting from {network}" in capsys.readouterr().err
+    z = torch.randn(4, 8)
+    image = G(z, noise="const")
+    for module in (started.G_ema, started.G):
+        assert (module(z, noise="const") - image).abs().max() <= 1e-5
+    assert torch.equal(started.D(image, None), D(image))
+    assert all(p.requires_grad for p in [*started.G.parameters(), *started.D.parameters()])
+
+
+def test_a_modconv_run_goes_on_as_an_adaconv_run(networks, faces16, tmp_path):
+    save_snapshot(tmp_path / "x.safetensors", networks[0], {"kimg": 1})
+    sizes = {"cbase": 64, "cmax": 16, "map_depth": 2, "z_dim": 8, "w_dim": 8, "noise": True}
+    started = trainer(tmp_path / "x.safetensors", faces16, modulation="adaconv", **sizes)
+    z = torch.randn(4, 8)
+    for module in (started.G, started.G_ema):
+        assert (module(z, noise="const") - networks[0](z, noise="const")).abs().max() <= 1e-5
+    own, averaged = started.G.state_dict(), started.G_ema.state_dict()
+    assert all(torch.equal(own[name], averaged[name]) for name in own)
+
+
+def test_a_run_from_a_pickle_moves_all_and_goes_on_without_it(networks, faces16, tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(network_pickle(*networks))
+    options = {**TRAINING, "data": str(faces16), "init_from": str(path)}
+    config = configure_gan(options)
+    train(GANTrainer, config, tmp_path)
+    before = trainer(path, faces16).G.state_dict()
+    state = load_state(find_state(tmp_path))
+    trained = [name for name in before if name.startswith("synthesis") and "noise_const" not in name]
+    assert all(not torch.equal(state["G"][name], before[name]) for name in trained)
+    path.unlink()
+    resumed = configure_gan(config.recorded_options(options), resuming=True)
+    assert resumed == config
+
+
+def test_a_discriminator_of_another_architecture(networks, faces16, tmp_path):
+    """The line says what can be done, and that works."""
+    G, D = networks
+    network = tmp_path / "x.pkl"
+    network.write_bytes(dumps({"D": discriminator(D, "orig"), "G_ema": generator(G)}))
+    with pytest.raises(UserError, match=r"orig architecture.*generator alone: export.py --format safetensors"):
+        trainer(network, faces16)
+    command(export.main, "--network", network, "--format", "safetensors", "--outdir", tmp_path)
+    sizes = {"cbase": 64, "cmax": 16, "map_depth": 2, "z_dim": 8, "w_dim": 8, "noise": True}
+    started, z = trainer(tmp_path / "generator.safetensors", faces16, **sizes), torch.randn(2, 8)
+    assert (started.G(z, noise="const") - G(z, noise="const")).abs().max() <= 1e-5
