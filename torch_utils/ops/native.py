@@ -29,7 +29,16 @@ from torch_utils.errors import UserError
 from torch_utils.files import atomic_write, cache_folder
 
 SOURCES = Path(__file__).parent / "csrc"
-CPU_SOURCES = ["ops.cpp", "autograd.cpp", "adaconv.cpp", "bias_act.cpp", "conv3x3.cpp", "moments.cpp", "upfirdn2d.cpp"]
+CPU_SOURCES = [
+    "ops.cpp",
+    "autograd.cpp",
+    "adaconv.cpp",
+    "adaconv_grad_kernel.cpp",
+    "bias_act.cpp",
+    "conv3x3.cpp",
+    "moments.cpp",
+    "upfirdn2d.cpp",
+]
 CUDA_SOURCES = ["adaconv.cu", "bias_act.cu", "moments.cu", "upfirdn2d.cu"]
 
 # The vector instructions that PyTorch found on this machine. GCC's -march=native would also tune, and so run into a
@@ -240,6 +249,15 @@ def _reason(log: str) -> str:
 _loaded: dict[str, bool] = {}
 
 
+def reference_dtype(x: torch.Tensor) -> torch.dtype:
+    """What the references compute in: on the CPU, half precision in float32, as the kernels do.
+
+    Whether PyTorch adds up half precision in float32 there depends on the machine. On GPUs it always does.
+    """
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half and x.device.type == "cpu" else x.dtype
+
+
 def available(device: str) -> bool:
     """Whether the kernels for a device are loaded; builds and loads them when first asked.
 
@@ -280,7 +298,11 @@ def _load(device: str) -> bool:
 
 
 def fake_output(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """What a kernel gives for `like` when only shapes are asked for: on GPUs, channels-last stays channels-last."""
+    """What a kernel gives for `like` when only shapes are asked for.
+
+    Channels-last stays channels-last on GPUs, and in half precision on the CPU.
+    """
     last = like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    order = torch.channels_last if last and like.device.type == "cuda" else torch.contiguous_format
+    stays = like.device.type == "cuda" or like.dtype in (torch.float16, torch.bfloat16)
+    order = torch.channels_last if last and stays else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)
