@@ -186,9 +186,7 @@ class _GradKernel(Function):
         ctx.save_for_backward(x, dy)
         ctx.p = p
         n, c, group = shape[:3]
-        dkernel = conv2d_weight(
-            _one_sample(x), (n * c, *shape[2:]), _one_sample(dy), padding=p, groups=n * c // group
-        )
+        dkernel = conv2d_weight(_one_sample(x), (n * c, *shape[2:]), _one_sample(dy), padding=p, groups=n * c // group)
         return dkernel.view(shape)
 
     @staticmethod

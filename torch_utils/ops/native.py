@@ -113,8 +113,9 @@ def plan(device: str) -> Build:
     home = find_cuda_home()
     nvcc = _version(str(home / "bin" / "nvcc"), "install the CUDA toolkit and name it with CUDA_HOME=")
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or _architectures()
-    flags = ("-O3", "--expt-relaxed-constexpr")
-    return Build("cuda", tuple(CUDA_SOURCES), flags, f"{nvcc}, {version}", str(home), architectures)
+    return Build(
+        "cuda", tuple(CUDA_SOURCES), ("-O3", "--expt-relaxed-constexpr"), f"{nvcc}, {version}", str(home), architectures
+    )
 
 
 def _version(compiler: str, remedy: str) -> str:
@@ -140,9 +141,9 @@ def _architectures() -> str:
 
 def find_cuda_home() -> Path:
     """The CUDA toolkit: CUDA_HOME, the one that `nvcc` belongs to, the one that pip installed, or /usr/local/cuda."""
-    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), _toolkit_of_nvcc()]
+    candidates: list[str | None] = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), _toolkit_of_nvcc()]
     major = (torch.version.cuda or "").split(".")[0]
-    candidates += [Path(folder) / "nvidia" / f"cu{major}" for folder in sys.path if folder.endswith("site-packages")]
+    candidates += [f"{folder}/nvidia/cu{major}" for folder in sys.path if folder.endswith("site-packages")]
     candidates += ["/usr/local/cuda"]
     for candidate in candidates:
         if candidate and (Path(candidate) / "bin" / "nvcc").exists() and _has_headers(Path(candidate)):
@@ -212,7 +213,7 @@ def build(device: str, again: bool = False) -> Path:
 def _compile(made: Build) -> None:
     log = made.folder / "log.txt"
     environment = dict(os.environ)
-    if made.cuda_home:
+    if made.cuda_home and made.architectures:
         environment |= {"CUDA_HOME": made.cuda_home, "TORCH_CUDA_ARCH_LIST": made.architectures}
     # ninja may be installed beside this Python without being on the PATH
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
