@@ -4,17 +4,19 @@
 
 (x, K) → y is bilinear. Forward, gradient by x and gradient by K are therefore a closed family: the derivatives
 of each are made of the other two, and derivatives of any order need no further formula. The family is here twice:
-as kernels of our own (csrc/adaconv.cpp, adaconv.cu, autograd.cpp), and as the reference that they are tested against.
+as kernels of our own (csrc/adaconv*.cpp, adaconv.cu, autograd.cpp), and as the reference that they are tested against.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn.grad import conv2d_weight
 
 from torch_utils.ops import native
 
@@ -25,25 +27,27 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
     """Convolves every sample with its own grouped kernel; the size stays the same.
 
     Args:
-        x: pictures or features, [N, C, H, W].
+        x: images or features, [N, C, H, W].
         kernel: [N, C, C/G, k, k], k odd: for each sample and output channel one k × k kernel for each of the C/G
             input channels in its group. Applied as a correlation, as `conv2d` does.
         bias: [N, C], or None.
-        padding_mode: what lies beyond the border: zeros, or the picture reflected (needs H, W > k // 2).
+        padding_mode: what lies beyond the border: zeros, or the image reflected (needs H, W > k // 2).
 
     Returns:
-        [N, C, H, W], twice differentiable by all three tensors.
+        [N, C, H, W], twice differentiable by all three tensors. In half precision everything is added up in float32.
 
-    Under autocast, all are taken in its precision.
+    Under autocast, all three tensors are converted to its precision first.
 
     Raises:
         ValueError: for shapes, dtypes or devices that do not fit together, named with what was expected.
     """
-    if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, kernel, bias = x.to(dtype), kernel.to(dtype), None if bias is None else bias.to(dtype)
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return adaconv(x.to(dtype), kernel.to(dtype), None if bias is None else bias.to(dtype), padding_mode)
     _check(x, kernel, bias, padding_mode)
-    if native.available(x.device.type):
+    if native.available(device):
         return torch.ops.adaconv.adaconv(x, kernel, bias, padding_mode == "reflect")
     return adaconv_reference(x, kernel, bias, padding_mode)
 
@@ -52,6 +56,8 @@ def adaconv_reference(
     x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode: PaddingMode = "zeros"
 ) -> Tensor:
     """`adaconv` in plain PyTorch."""
+    half, dtype = x.dtype, native.reference_dtype(x)
+    x, kernel, bias = x.to(dtype), kernel.to(dtype), None if bias is None else bias.to(dtype)
     size = kernel.shape[-1]
     if kernel.shape[2:] == (1, 1, 1) or x.numel() == 0:
         y = x * kernel[:, :, 0, :1, :1]  # one number a channel: AdaIN's scale, StyleGAN2's modulation
@@ -62,7 +68,7 @@ def adaconv_reference(
             y = convolve(F.pad(x, [size // 2] * 4, mode="reflect"), kernel, 0)
         else:
             y = convolve(x, kernel, size // 2)
-    return y if bias is None else y + bias[:, :, None, None]
+    return (y if bias is None else y + bias[:, :, None, None]).to(half)
 
 
 def _check(x: Tensor, kernel: Tensor, bias: Tensor | None, padding_mode: str) -> None:
@@ -92,15 +98,15 @@ def register() -> None:
     """Tells PyTorch the shapes of the kernels' results, once they are loaded."""
 
     @torch.library.register_fake("adaconv::adaconv")
-    def _(x, kernel, bias, reflect):
+    def _(x: Tensor, kernel: Tensor, bias: Tensor | None, reflect: bool) -> Tensor:
         return x.new_empty(x.shape)
 
     @torch.library.register_fake("adaconv::adaconv_grad_x")
-    def _(dy, kernel, reflect):
+    def _(dy: Tensor, kernel: Tensor, reflect: bool) -> Tensor:
         return dy.new_empty(dy.shape)
 
     @torch.library.register_fake("adaconv::adaconv_grad_kernel")
-    def _(x, dy, shape, reflect):
+    def _(x: Tensor, dy: Tensor, shape: Sequence[int], reflect: bool) -> Tensor:
         return x.new_empty(shape)
 
 
@@ -120,10 +126,11 @@ def _groups(kernel: Tensor) -> int:
 
 
 def _one_by_one(x: Tensor, kernel: Tensor, p: int) -> Tensor:
-    """y = x ⋆ K in an exported graph whose N is open. So would be the number of groups, which is part of an operator.
+    """y = x ⋆ K in an exported graph that takes batches of any size N.
 
-    Therefore a loop over the samples with G groups each: ONNX's Scan. It takes less time there than a matrix product
-    for each group, as the groups are small (benchmarks/bench_export.py).
+    There the number of groups is part of an operator, and so cannot be N·G. Instead there is a loop over the samples
+    with G groups each: ONNX's Scan. It takes less time than a matrix product for each group, as the groups are small
+    (benchmarks/bench_export.py).
     """
     from torch._higher_order_ops.scan import scan  # no public name yet, and needed here only
 
@@ -139,14 +146,14 @@ class _Forward(Function):
     """y = x ⋆ K."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, kernel: Tensor, p: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, p: int) -> Tensor:
         ctx.save_for_backward(x, kernel)
         ctx.p = p
         y = F.conv2d(_one_sample(x), kernel.flatten(0, 1), padding=p, groups=_groups(kernel))
         return y.view(x.shape[0], x.shape[1], *y.shape[2:])
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel = ctx.saved_tensors
         dx = _GradX.apply(dy, kernel, ctx.p) if ctx.needs_input_grad[0] else None
         dkernel = _GradKernel.apply(x, dy, kernel.shape, ctx.p) if ctx.needs_input_grad[1] else None
@@ -157,14 +164,14 @@ class _GradX(Function):
     """dx = dy ∗ K, the transposed convolution."""
 
     @staticmethod
-    def forward(ctx, dy: Tensor, kernel: Tensor, p: int) -> Tensor:
+    def forward(ctx: Any, dy: Tensor, kernel: Tensor, p: int) -> Tensor:
         ctx.save_for_backward(dy, kernel)
         ctx.p = p
         dx = F.conv_transpose2d(_one_sample(dy), kernel.flatten(0, 1), padding=p, groups=_groups(kernel))
         return dx.view(dy.shape[0], dy.shape[1], *dx.shape[2:])
 
     @staticmethod
-    def backward(ctx, ddx: Tensor):
+    def backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
         dy, kernel = ctx.saved_tensors
         ddy = _Forward.apply(ddx, kernel, ctx.p) if ctx.needs_input_grad[0] else None
         dkernel = _GradKernel.apply(ddx, dy, kernel.shape, ctx.p) if ctx.needs_input_grad[1] else None
@@ -175,17 +182,15 @@ class _GradKernel(Function):
     """dK = x ⋆ dy, for each sample, and each pair of channels in a group."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, dy: Tensor, shape: torch.Size, p: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, dy: Tensor, shape: torch.Size, p: int) -> Tensor:
         ctx.save_for_backward(x, dy)
         ctx.p = p
         n, c, group = shape[:3]
-        dkernel = torch.nn.grad.conv2d_weight(
-            _one_sample(x), (n * c, *shape[2:]), _one_sample(dy), padding=p, groups=n * c // group
-        )
+        dkernel = conv2d_weight(_one_sample(x), (n * c, *shape[2:]), _one_sample(dy), padding=p, groups=n * c // group)
         return dkernel.view(shape)
 
     @staticmethod
-    def backward(ctx, ddkernel: Tensor):
+    def backward(ctx: Any, ddkernel: Tensor) -> tuple[Tensor | None, ...]:
         x, dy = ctx.saved_tensors
         dx = _GradX.apply(dy, ddkernel, ctx.p) if ctx.needs_input_grad[0] else None
         ddy = _Forward.apply(x, ddkernel, ctx.p) if ctx.needs_input_grad[1] else None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from torch_utils.ops import native
 
-# Name → (function, the gain that about keeps the variance of unit-variance input).
+# Name → (function, the gain that roughly keeps the second moment of unit-variance input).
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
     "linear": (lambda x: x, 1.0),
     "relu": (F.relu, math.sqrt(2)),
@@ -34,7 +34,8 @@ def bias_act(
         clamp: limits the result to [-clamp, clamp]; None for no limit.
 
     Returns:
-        The shape of x; twice differentiable.
+        The shape of x; twice differentiable. In half precision it is computed in float32 and rounded once, and
+        channels-last stays channels-last.
 
     Raises:
         ValueError: for an unknown activation, an x without channels, or a bias of another length than C.
@@ -52,7 +53,7 @@ def bias_act(
     if clamp is not None and clamp < 0:
         raise ValueError(f"clamp: expected 0 or more, got {clamp}")
     gain = ACTIVATIONS[act][1] if gain is None else gain
-    # the kernel's gradient is worked out from y, which tells nothing where the gain is 0
+    # the kernel's gradient is computed from y, which is no help where the gain is 0
     if gain != 0 and x.ndim >= 2 and native.available(x.device.type):
         return torch.ops.adaconv.bias_act(x, bias, list(ACTIVATIONS).index(act), gain, -1.0 if clamp is None else clamp)
     return bias_act_reference(x, bias, act, gain, clamp)
@@ -60,23 +61,25 @@ def bias_act(
 
 def bias_act_reference(x: Tensor, bias: Tensor | None, act: str, gain: float, clamp: float | None) -> Tensor:
     """`bias_act` in plain PyTorch."""
+    half, dtype = x.dtype, native.reference_dtype(x)
+    x = x.to(dtype)
     if bias is not None:
-        x = x + bias.view(-1, *[1] * (x.ndim - 2))
+        x = x + bias.to(dtype).view(-1, *[1] * (x.ndim - 2))
     x = ACTIVATIONS[act][0](x)
     if gain != 1:
         x = x * gain
     if clamp is not None:
         x = x.clamp(-clamp, clamp)
-    return x
+    return x.to(half)
 
 
 def register() -> None:
     """Tells PyTorch the shapes of the kernels' results, once they are loaded."""
 
     @torch.library.register_fake("adaconv::bias_act")
-    def _(x, bias, act, gain, clamp):
+    def _(x: Tensor, bias: Tensor | None, act: int, gain: float, clamp: float) -> Tensor:
         return native.fake_output(x.shape, x)
 
     @torch.library.register_fake("adaconv::bias_act_grad")
-    def _(dy, y, act, gain, clamp):
+    def _(dy: Tensor, y: Tensor, act: int, gain: float, clamp: float) -> tuple[Tensor, Tensor]:
         return native.fake_output(dy.shape, y), dy.new_empty(dy.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -24,34 +25,37 @@ LANES = 16  # of float32 in the widest vectors; narrower ones divide it
 
 
 class PreparedWeight:
-    """The weight of a convolution as `conv3x3` wants it, made anew when the weight has changed.
+    """A cache of the weight of a convolution in the form that `conv3x3` wants, prepared anew when the weight changes.
 
-    One that is trained is never kept: PyTorch's fused optimizers change weights without counting a version. So do edits
-    through `weight.data`, which are not noticed.
+    A weight that is trained is never cached, because PyTorch's fused optimizers change weights without counting a
+    version. An edit through `weight.data` does not count one either, and goes unnoticed.
     """
 
-    def __init__(self):
-        self.kept = (lambda: None, None, None)  # the weight, its key, and what was made of it
+    def __init__(self) -> None:
+        # the weight, its address and version, and what was prepared from it
+        self.kept: tuple[Callable[[], Tensor | None], tuple[int, int] | None, Tensor | None]
+        self.kept = (lambda: None, None, None)
 
     def of(self, weight: Tensor) -> Tensor:
         """[O, I, 3, 3] → U = G g Gᵀ at each of 36 points, [36, I, O rounded up to whole vectors]."""
-        known = not weight.requires_grad and not weight.is_inference()
-        key = (weight.data_ptr(), weight._version) if known else None
+        has_version = not weight.requires_grad and not weight.is_inference()
+        key = (weight.data_ptr(), weight._version) if has_version else None
         of, kept, value = self.kept
-        if key is None or key != kept or of() is not weight:
+        if value is None or key is None or key != kept or of() is not weight:
             value = prepare(weight)
             self.kept = (weakref.ref(weight), key, value)
         return value
 
-    def __deepcopy__(self, memo) -> PreparedWeight:
+    def __deepcopy__(self, memo: dict[int, object]) -> PreparedWeight:
         return PreparedWeight()
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[PreparedWeight], tuple[()]]:
         return PreparedWeight, ()
 
 
 @torch.no_grad()
 def prepare(weight: Tensor) -> Tensor:
+    """[O, I, 3, 3] → U = G g Gᵀ at each of 36 points, [36, I, O rounded up to whole vectors]."""
     g = torch.tensor(G, dtype=torch.float64)
     u = torch.einsum("xk,oikl,yl->xyio", g, weight.double(), g).flatten(0, 1).float()
     return F.pad(u, [0, -weight.shape[0] % LANES]).contiguous()
@@ -70,10 +74,12 @@ def conv3x3(
     Args:
         x: [N, I, H, W].
         weight, bias: [O, I, 3, 3] and [O] or None.
-        padding_mode: what lies beyond the border, zeros or the picture reflected.
-        prepared: keeps what is made of the weight for the next call. Where there is one, no gradient is asked for and
-            shapes allow, the CPU takes Winograd's algorithm: a quarter of the multiplications, results that differ from
-            the direct way by about 1e-6 of their size (the largest by 1e-5).
+        padding_mode: what lies beyond the border, zeros or the image reflected.
+        relu: applies a ReLU to the result.
+        prepared: a cache of the prepared weight, for the next call. With it, Winograd's algorithm is used on the CPU
+            where no gradient is wanted, everything is in float32 and I is a multiple of 16. It takes a quarter of the
+            multiplications; results differ from those of a direct convolution by about 1e-6 of their size (the largest
+            by 1e-5).
 
     Returns:
         [N, O, H, W].

@@ -11,7 +11,7 @@ from torch_utils.ops import native
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [N, C, H, W] → mean and variance (of the population, not of a sample) over H and W, both [N, C].
 
-    Twice differentiable.
+    Twice differentiable. In half precision the sums are in float32.
 
     Raises:
         ValueError: where x has another shape, or no pixels.
@@ -27,13 +27,13 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def moments_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     """`moments` in plain PyTorch."""
-    var, mean = torch.var_mean(x, dim=(2, 3), correction=0)
-    return mean, var
+    var, mean = torch.var_mean(x.to(native.reference_dtype(x)), dim=(2, 3), correction=0)
+    return mean.to(x.dtype), var.to(x.dtype)
 
 
 def register() -> None:
     """Tells PyTorch the shapes of the kernel's results, once it is loaded."""
 
     @torch.library.register_fake("adaconv::moments")
-    def _(x):
+    def _(x: Tensor) -> tuple[Tensor, Tensor]:
         return x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2])

@@ -29,7 +29,16 @@ from torch_utils.errors import UserError
 from torch_utils.files import atomic_write, cache_folder
 
 SOURCES = Path(__file__).parent / "csrc"
-CPU_SOURCES = ["ops.cpp", "autograd.cpp", "adaconv.cpp", "bias_act.cpp", "conv3x3.cpp", "moments.cpp", "upfirdn2d.cpp"]
+CPU_SOURCES = [
+    "ops.cpp",
+    "autograd.cpp",
+    "adaconv.cpp",
+    "adaconv_grad_kernel.cpp",
+    "bias_act.cpp",
+    "conv3x3.cpp",
+    "moments.cpp",
+    "upfirdn2d.cpp",
+]
 CUDA_SOURCES = ["adaconv.cu", "bias_act.cu", "moments.cu", "upfirdn2d.cu"]
 
 # The vector instructions that PyTorch found on this machine. GCC's -march=native would also tune, and so run into a
@@ -104,8 +113,9 @@ def plan(device: str) -> Build:
     home = find_cuda_home()
     nvcc = _version(str(home / "bin" / "nvcc"), "install the CUDA toolkit and name it with CUDA_HOME=")
     architectures = os.environ.get("TORCH_CUDA_ARCH_LIST") or _architectures()
-    flags = ("-O3", "--expt-relaxed-constexpr")
-    return Build("cuda", tuple(CUDA_SOURCES), flags, f"{nvcc}, {version}", str(home), architectures)
+    return Build(
+        "cuda", tuple(CUDA_SOURCES), ("-O3", "--expt-relaxed-constexpr"), f"{nvcc}, {version}", str(home), architectures
+    )
 
 
 def _version(compiler: str, remedy: str) -> str:
@@ -131,9 +141,9 @@ def _architectures() -> str:
 
 def find_cuda_home() -> Path:
     """The CUDA toolkit: CUDA_HOME, the one that `nvcc` belongs to, the one that pip installed, or /usr/local/cuda."""
-    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), _toolkit_of_nvcc()]
+    candidates: list[str | None] = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), _toolkit_of_nvcc()]
     major = (torch.version.cuda or "").split(".")[0]
-    candidates += [Path(folder) / "nvidia" / f"cu{major}" for folder in sys.path if folder.endswith("site-packages")]
+    candidates += [f"{folder}/nvidia/cu{major}" for folder in sys.path if folder.endswith("site-packages")]
     candidates += ["/usr/local/cuda"]
     for candidate in candidates:
         if candidate and (Path(candidate) / "bin" / "nvcc").exists() and _has_headers(Path(candidate)):
@@ -203,7 +213,7 @@ def build(device: str, again: bool = False) -> Path:
 def _compile(made: Build) -> None:
     log = made.folder / "log.txt"
     environment = dict(os.environ)
-    if made.cuda_home:
+    if made.cuda_home and made.architectures:
         environment |= {"CUDA_HOME": made.cuda_home, "TORCH_CUDA_ARCH_LIST": made.architectures}
     # ninja may be installed beside this Python without being on the PATH
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
@@ -238,6 +248,15 @@ def _reason(log: str) -> str:
 
 
 _loaded: dict[str, bool] = {}
+
+
+def reference_dtype(x: torch.Tensor) -> torch.dtype:
+    """What the references compute in: on the CPU, half precision in float32, as the kernels do.
+
+    Whether PyTorch adds up half precision in float32 there depends on the machine. On GPUs it always does.
+    """
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if half and x.device.type == "cpu" else x.dtype
 
 
 def available(device: str) -> bool:
@@ -280,7 +299,11 @@ def _load(device: str) -> bool:
 
 
 def fake_output(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """What a kernel gives for `like` when only shapes are asked for: on GPUs, channels-last stays channels-last."""
+    """What a kernel gives for `like` when only shapes are asked for.
+
+    Channels-last stays channels-last on GPUs, and in half precision on the CPU.
+    """
     last = like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    order = torch.channels_last if last and like.device.type == "cuda" else torch.contiguous_format
+    stays = like.device.type == "cuda" or like.dtype in (torch.float16, torch.bfloat16)
+    order = torch.channels_last if last and stays else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,16 +35,18 @@ def upfirdn2d(
         f: a separable filter [f], applied along both axes, or a 2D one [fh, fw].
         up: each value is followed by up - 1 zeros along both axes.
         down: every `down`-th value along both axes is kept.
-        padding: zeros to add to the upsampled picture, negative to crop: a number or (left, right, top, bottom). No
+        padding: zeros to add to the upsampled image, negative to crop: a number or (left, right, top, bottom). No
             side may be cropped so far that nothing of x is left.
         flip_filter: True for a correlation in place of a convolution.
         gain: factor on the result, not negative; up² keeps the brightness when upsampling.
 
     Returns:
-        [N, C, (H·up + top + bottom - fh) // down + 1, the same with W]; differentiable any number of times.
+        [N, C, (H·up + top + bottom - fh) // down + 1, (W·up + left + right - fw) // down + 1]; differentiable any
+        number of times. In half precision it is computed in float32 and rounded once, and channels-last stays
+        channels-last.
 
     Raises:
-        ValueError: if an argument does not fit, or nothing is left of the picture.
+        ValueError: if an argument does not fit, or nothing is left of the image.
     """
     if x.ndim != 4:
         raise ValueError(f"x: expected [N, C, H, W], got {list(x.shape)}")
@@ -75,14 +78,15 @@ def upfirdn2d(
 
 def upfirdn2d_reference(x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int, ...], gain: float) -> Tensor:
     """`upfirdn2d` in plain PyTorch, as a correlation with f."""
-    return _UpFirDn2d.apply(x, f * gain ** (f.ndim / 2), up, down, pad)
+    dtype = native.reference_dtype(x)
+    return _UpFirDn2d.apply(x.to(dtype), f.to(dtype) * gain ** (f.ndim / 2), up, down, pad).to(x.dtype)
 
 
 def register() -> None:
     """Tells PyTorch the shape of the kernel's result, once it is loaded."""
 
     @torch.library.register_fake("adaconv::upfirdn2d")
-    def _(x, f, up, down, padding, gain):
+    def _(x: Tensor, f: Tensor, up: int, down: int, padding: Sequence[int], gain: float) -> Tensor:
         n, c, h, w = x.shape
         left, right, top, bottom = padding
         taps = f.shape[0]
@@ -94,7 +98,7 @@ class _UpFirDn2d(Function):
     """The correlation with f; its gradient has up and down exchanged and f turned round."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int, ...]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, f: Tensor, up: int, down: int, pad: tuple[int, ...]) -> Tensor:
         y = _filter(x, f, up, down, pad)
         ctx.save_for_backward(f)
         ctx.up, ctx.down = up, down
@@ -109,7 +113,7 @@ class _UpFirDn2d(Function):
         return y
 
     @staticmethod
-    def backward(ctx, dy: Tensor):
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (f,) = ctx.saved_tensors
         dx = _UpFirDn2d.apply(dy, f.flip(list(range(f.ndim))), ctx.down, ctx.up, ctx.pad)
         return dx, None, None, None, None
@@ -132,11 +136,11 @@ def _filter_axes(x: Tensor, f: Tensor, up: tuple[int, int], down: tuple[int, int
         return x.new_empty(x.shape[0], 0, height, width)
     weight = f.expand(channels, 1, *f.shape)
     if up == (1, 1):
-        # zeros before cropping: a crop alone may be larger than the picture
+        # zeros before cropping: a crop alone may be larger than the image
         x = F.pad(F.pad(x, [max(p, 0) for p in pad]), [min(p, 0) for p in pad])
         return F.conv2d(x, weight, stride=down, groups=channels)
-    # A transposed convolution multiplies no inserted zeros. It gives the full convolution of the upsampled picture
-    # less the zeros that follow its last value; cropping (or padding) that leaves what `pad` asks for.
+    # A transposed convolution multiplies no inserted zeros. It gives the full convolution of the upsampled image
+    # without the zeros that follow its last value; cropping or padding that gives what `pad` asks for.
     y = F.conv_transpose2d(x, weight.flip([2, 3]), stride=up, groups=channels)
     (fh, fw), (left, right, top, bottom) = f.shape, pad
     crop = [left - fw + 1, right - fw + up[1], top - fh + 1, bottom - fh + up[0]]

@@ -50,6 +50,20 @@ def test_reference_builds_nothing(empty_cache, monkeypatch):
     assert not empty_cache.exists()
 
 
+def test_the_references_pass_the_tests_of_ops_and_networks():
+    """What somebody without a compiler runs."""
+    tests = [ROOT / "tests" / name for name in ("networks", "torch_utils/ops")]
+    choice = ["-m", "not slow and not gpu", "-k", "not test_native", "-p", "no:cacheprovider", "-x", "--durations=0"]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", *map(str, tests), *choice],
+        cwd=ROOT,
+        env={**os.environ, "ADACONV_OPS": "reference", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
+
+
 def test_an_unknown_mode_is_the_users_mistake(empty_cache, monkeypatch):
     monkeypatch.setenv("ADACONV_OPS", "fast")
     with pytest.raises(UserError, match=r"ADACONV_OPS='fast' .*auto, native and reference"):

@@ -1,21 +1,42 @@
-// AdaConv on the GPU: every sample convolved with its own grouped kernel, "same" size. See adaconv.cpp for the formulas.
+// AdaConv on the GPU: every sample convolved with its own grouped kernel, "same" size. See adaconv.cpp for the
+// formulas.
 //
-// forward, grad_x: a block of threads computes a tile of pixels of one group of one sample, 8 outputs at a time; the
-// inputs of the tile pass through shared memory one by one. grad_kernel: a block sums up over a part of the picture
-// for one input and some outputs, all taps at once.
-
-#include "cuda.cuh"
+// adaconv_convolve (forward, grad_x): a block of threads computes a tile of pixels of one group of one sample, 8
+// outputs at a time; the inputs of the tile pass through shared memory one by one. adaconv_correlate (grad_kernel): a
+// block sums up over a part of the image for one input and some outputs, all taps at once.
 
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/reflection_pad2d_backward.h>
+#include <c10/core/ScalarType.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include "common.h"
+#include "cuda.cuh"
 
 namespace {
 
 constexpr int kTileX = 32, kTileY = 8, kPixels = 2;  // threads of a block, and rows for each thread
 constexpr int kThreads = 256;
 
-struct Shape {
+// The sizes of x and of its kernels [.., C/G, k, k], what lies beyond the border, and whether the kernels are turned
+// round: inputs and outputs exchanged, taps flipped, as the gradient by x has them.
+struct Convolution {
   int channels, height, width, group, size;
+  bool reflect = false, turned = false;
+};
+
+// The outputs of every group that a launch computes: `count` blocks from `first` on.
+struct Outputs {
+  int first, count;
 };
 
 __device__ int reflected(int i, int size) {
@@ -33,11 +54,10 @@ __device__ A pixel(const S* plane, int y, int x, int height, int width, bool ref
   return y >= 0 && y < height && x >= 0 && x < width ? static_cast<A>(plane[int64_t(y) * width + x]) : A(0);
 }
 
-// O outputs of a group from `first_output` on. K is the kernel's size, or 0 if that is not known.
+// O outputs of a group from `first` + blockIdx.z · O on. K is the kernel's size, or 0 if the compiler does not know it.
 template <class S, int O, int K>
 __global__ void __launch_bounds__(kTileX* kTileY)
-    convolve(const S* x, const S* kernel, const S* bias, S* y, Shape shape, int first_output, int block_of_outputs,
-             bool reflect, bool turned) {
+    adaconv_convolve(const S* x, const S* kernel, const S* bias, S* y, Convolution shape, int first) {
   using A = Accumulate<S>;
   extern __shared__ char memory[];
   const int k = K ? K : shape.size, pad = k / 2, taps = k * k, group = shape.group;
@@ -49,7 +69,7 @@ __global__ void __launch_bounds__(kTileX* kTileY)
   const int x0 = blockIdx.x % tiles_x * kTileX, y0 = blockIdx.x / tiles_x * kTileY * kPixels;
   const int64_t plane = int64_t(shape.height) * shape.width;
   const int64_t g = blockIdx.y;  // of all groups of all samples
-  const int o0 = first_output + blockIdx.z * block_of_outputs;
+  const int o0 = first + blockIdx.z * O;
   const S* kernels = kernel + g * group * group * taps;
   const int thread = threadIdx.y * kTileX + threadIdx.x;
 
@@ -62,11 +82,11 @@ __global__ void __launch_bounds__(kTileX* kTileY)
     __syncthreads();  // the tile before has been read
     for (int j = thread; j < tile_width * tile_height; j += kTileX * kTileY)
       tile[j] = pixel<S, A>(input, y0 + j / tile_width - pad, x0 + j % tile_width - pad, shape.height, shape.width,
-                            reflect);
+                            shape.reflect);
     for (int j = thread; j < taps * O; j += kTileX * kTileY) {
       const int t = j / O, o = o0 + j % O;
-      weight[j] = static_cast<A>(turned ? kernels[(int64_t(i) * group + o) * taps + taps - 1 - t]
-                                        : kernels[(int64_t(o) * group + i) * taps + t]);
+      weight[j] = static_cast<A>(shape.turned ? kernels[(int64_t(i) * group + o) * taps + taps - 1 - t]
+                                              : kernels[(int64_t(o) * group + i) * taps + t]);
     }
     __syncthreads();
     for (int ky = 0; ky < k; ky++) {
@@ -91,51 +111,52 @@ __global__ void __launch_bounds__(kTileX* kTileY)
 }
 
 template <class S, int O, int K>
-void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y, Shape shape,
-                     int first_output, int count, bool reflect, bool turned) {
+void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y,
+                     const Convolution& shape, Outputs outputs) {
   const int64_t groups = x.size(0) * shape.channels / shape.group;
   const int64_t tiles = blocks_of(shape.width, kTileX) * blocks_of(shape.height, kTileY * kPixels);
-  const size_t memory = sizeof(Accumulate<S>) * ((kTileX + shape.size - 1) * (kTileY * kPixels + shape.size - 1) +
-                                                 shape.size * shape.size * O);
+  const size_t memory = sizeof(Accumulate<S>) *
+                        ((kTileX + shape.size - 1) * (kTileY * kPixels + shape.size - 1) + shape.size * shape.size * O);
   TORCH_CHECK_VALUE(memory <= 48 << 10, "kernel: ", shape.size, "x", shape.size, " is too large for the GPU kernel");
   // the grid's second dimension ends at 65535
   for (int64_t g = 0; g < groups; g += 65535) {
     const int64_t chunk = std::min<int64_t>(groups - g, 65535);
     const int64_t plane = int64_t(shape.height) * shape.width * shape.group;
     const int64_t values = int64_t(shape.group) * shape.group * shape.size * shape.size;
-    convolve<S, O, K><<<dim3(tiles, chunk, count), dim3(kTileX, kTileY), memory, c10::cuda::getCurrentCUDAStream()>>>(
-        x.const_data_ptr<S>() + g * plane, kernel.const_data_ptr<S>() + g * values,
-        bias.defined() ? bias.const_data_ptr<S>() + g * shape.group : nullptr, y.mutable_data_ptr<S>() + g * plane,
-        shape, first_output, O, reflect, turned);
+    adaconv_convolve<S, O, K>
+        <<<dim3(tiles, chunk, outputs.count), dim3(kTileX, kTileY), memory, c10::cuda::getCurrentCUDAStream()>>>(
+            x.const_data_ptr<S>() + g * plane, kernel.const_data_ptr<S>() + g * values,
+            bias.defined() ? bias.const_data_ptr<S>() + g * shape.group : nullptr, y.mutable_data_ptr<S>() + g * plane,
+            shape, outputs.first);
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   }
 }
 
 template <class S, int O>
-void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y, Shape shape,
-                     int first_output, int count, bool reflect, bool turned) {
+void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y,
+                     const Convolution& shape, Outputs outputs) {
   switch (shape.size) {
-    case 1: return launch_convolve<S, O, 1>(x, kernel, bias, y, shape, first_output, count, reflect, turned);
-    case 3: return launch_convolve<S, O, 3>(x, kernel, bias, y, shape, first_output, count, reflect, turned);
-    default: return launch_convolve<S, O, 0>(x, kernel, bias, y, shape, first_output, count, reflect, turned);
+    case 1: return launch_convolve<S, O, 1>(x, kernel, bias, y, shape, outputs);
+    case 3: return launch_convolve<S, O, 3>(x, kernel, bias, y, shape, outputs);
+    default: return launch_convolve<S, O, 0>(x, kernel, bias, y, shape, outputs);
   }
 }
 
 template <class S>
-void convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y, Shape shape,
-              bool reflect, bool turned) {
+void convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y,
+              const Convolution& shape) {
   const int group = shape.group;
   int o = group / 8 * 8;
-  if (o) launch_convolve<S, 8>(x, kernel, bias, y, shape, 0, o / 8, reflect, turned);
-  if (group - o >= 4) launch_convolve<S, 4>(x, kernel, bias, y, shape, o, 1, reflect, turned), o += 4;
-  if (group - o >= 2) launch_convolve<S, 2>(x, kernel, bias, y, shape, o, 1, reflect, turned), o += 2;
-  if (group - o >= 1) launch_convolve<S, 1>(x, kernel, bias, y, shape, o, 1, reflect, turned);
+  if (o) launch_convolve<S, 8>(x, kernel, bias, y, shape, {0, o / 8});
+  if (group - o >= 4) launch_convolve<S, 4>(x, kernel, bias, y, shape, {o, 1}), o += 4;
+  if (group - o >= 2) launch_convolve<S, 2>(x, kernel, bias, y, shape, {o, 1}), o += 2;
+  if (group - o >= 1) launch_convolve<S, 1>(x, kernel, bias, y, shape, {o, 1});
 }
 
-// Sums of dy[o] · x[i] over part blockIdx.z of the picture, for O outputs and K × T taps (T columns from `tap` on).
+// Sums of dy[o] · x[i] over part blockIdx.z of the image, for O outputs and K × T taps (T columns from `tap` on).
 template <class S, int O, int K, int T>
 __global__ void __launch_bounds__(kThreads)
-    correlate(const S* x, const S* dy, Accumulate<S>* parts, Shape shape, int64_t groups, int tap, bool reflect) {
+    adaconv_correlate(const S* x, const S* dy, Accumulate<S>* parts, Convolution shape, int64_t groups, int tap) {
   using A = Accumulate<S>;
   __shared__ A shared[kThreads / 32];
   const int group = shape.group, k = shape.size, taps = k * k, pad = k / 2;
@@ -158,7 +179,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int kx = 0; kx < T; kx++) {
         const A value = pixel<S, A>(input, row + first_row + ky - pad, column + first_column + kx - pad, shape.height,
-                                    shape.width, reflect);
+                                    shape.width, shape.reflect);
 #pragma unroll
         for (int o = 0; o < O; o++) sum[o][ky][kx] += d[o] * value;
       }
@@ -177,73 +198,69 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class S, int O, int K, int T>
-void launch_correlate(const at::Tensor& x, const at::Tensor& dy, at::Tensor& parts, Shape shape, int tap,
-                      bool reflect) {
+void launch_correlate(const at::Tensor& x, const at::Tensor& dy, at::Tensor& parts, const Convolution& shape, int tap) {
   const int64_t groups = x.size(0) * shape.channels / shape.group;
   const int64_t blocks = groups * blocks_of(shape.group, O) * shape.group;
-  correlate<S, O, K, T><<<dim3(blocks, 1, parts.size(0)), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-      x.const_data_ptr<S>(), dy.const_data_ptr<S>(), parts.mutable_data_ptr<Accumulate<S>>(), shape, groups, tap,
-      reflect);
+  adaconv_correlate<S, O, K, T><<<dim3(blocks, 1, parts.size(0)), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      x.const_data_ptr<S>(), dy.const_data_ptr<S>(), parts.mutable_data_ptr<Accumulate<S>>(), shape, groups, tap);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-Shape check(const at::Tensor& x, at::IntArrayRef kernel, const at::Tensor& other, bool reflect) {
+Convolution check(const at::Tensor& x, at::IntArrayRef kernel, const at::Tensor& other, bool reflect) {
   check_adaconv(x, kernel, other, reflect);
   constexpr int64_t most = std::numeric_limits<int>::max();
   TORCH_CHECK_VALUE(x.size(2) * x.size(3) <= most / 2 && x.size(1) <= most && kernel[3] < 1 << 14 &&
                         x.size(0) * x.size(1) * kernel[2] <= most,
                     "x: ", x.sizes(), " is too large for the GPU kernel");
-  return {int(x.size(1)), int(x.size(2)), int(x.size(3)), int(kernel[2]), int(kernel[3])};
+  return {int(x.size(1)), int(x.size(2)), int(x.size(3)), int(kernel[2]), int(kernel[3]), reflect};
 }
 
-at::Tensor forward_cuda(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias,
+at::Tensor adaconv_cuda(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias,
                         bool reflect) {
-  const Shape shape = check(x, kernel.sizes(), kernel, reflect);
+  const Convolution shape = check(x, kernel.sizes(), kernel, reflect);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor shift = check_shift(x, bias);
   at::Tensor y = empty_output(x.sizes(), x.options());
   if (y.numel() == 0) return y;
-  DISPATCH_FLOATING(x.scalar_type(), "adaconv", [&] {
-    convolve<scalar_t>(x.contiguous(), kernel.contiguous(), shift, y, shape, reflect, false);
-  });
+  DISPATCH_FLOATING(x.scalar_type(), "adaconv",
+                    [&] { convolve<scalar_t>(x.contiguous(), kernel.contiguous(), shift, y, shape); });
   return y;
 }
 
-at::Tensor grad_x_cuda(const at::Tensor& dy_, const at::Tensor& kernel, bool reflect) {
-  Shape shape = check(dy_, kernel.sizes(), kernel, reflect);
+at::Tensor adaconv_grad_x_cuda(const at::Tensor& dy_, const at::Tensor& kernel, bool reflect) {
+  Convolution shape = check(dy_, kernel.sizes(), kernel, reflect);
   const c10::cuda::CUDAGuard guard(dy_.device());
   if (dy_.numel() == 0) return empty_output(dy_.sizes(), dy_.options());
   const int64_t pad = reflect ? shape.size / 2 : 0;
   const at::Tensor dy = pad ? at::constant_pad_nd(dy_, {pad, pad, pad, pad}).contiguous() : dy_.contiguous();
-  shape.height = dy.size(2), shape.width = dy.size(3);
+  shape.height = dy.size(2), shape.width = dy.size(3), shape.reflect = false, shape.turned = true;
   at::Tensor dx = empty_output(dy.sizes(), dy.options());
-  DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x", [&] {
-    convolve<scalar_t>(dy, kernel.contiguous(), at::Tensor(), dx, shape, false, true);
-  });
+  DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x",
+                    [&] { convolve<scalar_t>(dy, kernel.contiguous(), at::Tensor(), dx, shape); });
   // what falls beyond the border comes back to where the border was reflected from
   return pad ? at::reflection_pad2d_backward(dx, dy_, {pad, pad, pad, pad}) : dx;
 }
 
-at::Tensor grad_kernel_cuda(const at::Tensor& x_, const at::Tensor& dy_, at::IntArrayRef sizes, bool reflect) {
-  const Shape shape = check(x_, sizes, dy_, reflect);
+at::Tensor adaconv_grad_kernel_cuda(const at::Tensor& x_, const at::Tensor& dy_, at::IntArrayRef sizes, bool reflect) {
+  const Convolution shape = check(x_, sizes, dy_, reflect);
   check_like(x_, dy_, "dy", "x");
   const c10::cuda::CUDAGuard guard(x_.device());
   at::Tensor dkernel = empty_output(sizes, x_.options());
   if (x_.numel() == 0) return dkernel.zero_();
   const at::Tensor x = x_.contiguous(), dy = dy_.contiguous();
   DISPATCH_FLOATING(x.scalar_type(), "adaconv_grad_kernel", [&] {
-    // parts of the picture, so that few groups keep the GPU busy too; each is summed up in a fixed order
+    // parts of the image, so that few groups keep the GPU busy too; each is summed up in a fixed order
     const int64_t groups = x.size(0) * shape.channels, plane = x.size(2) * x.size(3);
     const int64_t count = std::clamp<int64_t>(std::min(4096 / groups, plane / (8 * kThreads)), 1, 64);
     at::Tensor parts = at::empty({count, x.size(0) * x.size(1), shape.group, shape.size, shape.size},
                                  x.options().dtype(c10::CppTypeToScalarType<Accumulate<scalar_t>>::value));
     if (shape.size == 1) {
-      launch_correlate<scalar_t, 8, 1, 1>(x, dy, parts, shape, 0, reflect);
+      launch_correlate<scalar_t, 8, 1, 1>(x, dy, parts, shape, 0);
     } else if (shape.size == 3) {
-      launch_correlate<scalar_t, 4, 3, 3>(x, dy, parts, shape, 0, reflect);
+      launch_correlate<scalar_t, 4, 3, 3>(x, dy, parts, shape, 0);
     } else {
       for (int tap = 0; tap < shape.size * shape.size; tap++)
-        launch_correlate<scalar_t, 8, 1, 1>(x, dy, parts, shape, tap, reflect);
+        launch_correlate<scalar_t, 8, 1, 1>(x, dy, parts, shape, tap);
     }
     dkernel.copy_(parts.sum(0).view(sizes));
   });
@@ -253,7 +270,7 @@ at::Tensor grad_kernel_cuda(const at::Tensor& x_, const at::Tensor& dy_, at::Int
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adaconv, CUDA, m) {
-  m.impl("adaconv", &forward_cuda);
-  m.impl("adaconv_grad_x", &grad_x_cuda);
-  m.impl("adaconv_grad_kernel", &grad_kernel_cuda);
+  m.impl("adaconv", &adaconv_cuda);
+  m.impl("adaconv_grad_x", &adaconv_grad_x_cuda);
+  m.impl("adaconv_grad_kernel", &adaconv_grad_kernel_cuda);
 }

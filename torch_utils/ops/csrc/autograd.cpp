@@ -39,18 +39,17 @@ std::tuple<Tensor, Tensor> moments(const Tensor& x) {
   return op.call(x);
 }
 Tensor upfirdn2d(const Tensor& x, const Tensor& f, int64_t up, int64_t down, c10::SymIntArrayRef padding, double gain) {
-  static auto op = find<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, c10::SymIntArrayRef, double)>(
-      "adaconv::upfirdn2d");
+  static auto op =
+      find<Tensor(const Tensor&, const Tensor&, int64_t, int64_t, c10::SymIntArrayRef, double)>("adaconv::upfirdn2d");
   return op.call(x, f, up, down, padding, gain);
 }
 Tensor bias_act(const Tensor& x, const OptionalTensor& bias, int64_t act, double gain, double clamp) {
-  static auto op =
-      find<Tensor(const Tensor&, const OptionalTensor&, int64_t, double, double)>("adaconv::bias_act");
+  static auto op = find<Tensor(const Tensor&, const OptionalTensor&, int64_t, double, double)>("adaconv::bias_act");
   return op.call(x, bias, act, gain, clamp);
 }
 std::tuple<Tensor, Tensor> bias_act_grad(const Tensor& dy, const Tensor& y, int64_t act, double gain, double clamp) {
-  static auto op = find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, int64_t, double, double)>(
-      "adaconv::bias_act_grad");
+  static auto op =
+      find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, int64_t, double, double)>("adaconv::bias_act_grad");
   return op.call(dy, y, act, gain, clamp);
 }
 
@@ -222,9 +221,8 @@ TORCH_LIBRARY_IMPL(adaconv, Autograd, m) {
   m.impl("adaconv", [](const Tensor& x, const Tensor& kernel, const OptionalTensor& bias, bool reflect) {
     return Adaconv::apply(x, kernel, bias, reflect);
   });
-  m.impl("adaconv_grad_x", [](const Tensor& dy, const Tensor& kernel, bool reflect) {
-    return AdaconvGradX::apply(dy, kernel, reflect);
-  });
+  m.impl("adaconv_grad_x",
+         [](const Tensor& dy, const Tensor& kernel, bool reflect) { return AdaconvGradX::apply(dy, kernel, reflect); });
   m.impl("adaconv_grad_kernel", [](const Tensor& x, const Tensor& dy, c10::SymIntArrayRef shape, bool reflect) {
     return AdaconvGradKernel::apply(x, dy, shape, reflect);
   });

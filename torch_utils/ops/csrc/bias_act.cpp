@@ -3,149 +3,282 @@
 //   y = clamp(gain · act(x + b))
 //   dx = dy · gain · act'      where y is inside the clamp, else 0;   db = Σ dx
 
-#include "simd.h"
-
+#include <ATen/Parallel.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "common.h"
+#include "memory.h"
+#include "simd.h"
 
 namespace {
 
 constexpr double kSlope = 0.2;
-
-// Planes of one n and c beside each other in memory: `inner` values each.
-struct Planes {
-  int64_t count, channels, inner;
-  explicit Planes(const at::Tensor& x)
-      : count(x.size(0) * x.size(1)), channels(x.size(1)), inner(x.numel() / std::max<int64_t>(count, 1)) {}
-  int64_t grain() const { return 1 + (1 << 15) / inner; }
-};
-
-// The clamp as it comes out in the type of y; infinite for none.
-template <class S>
-Accumulate<S> limit(double clamp) {
-  if (clamp < 0) return std::numeric_limits<Accumulate<S>>::infinity();
-  return static_cast<Accumulate<S>>(static_cast<S>(clamp));
-}
+constexpr int64_t kVectors = 64;           // whose sum is taken before it goes into a float64; a strip of a plane
+constexpr int64_t kMinimalWork = 1 << 15;  // values that are worth a thread
+constexpr int64_t kChunk = 1 << 16;        // about so many values in channels-last memory have sums of their own
 
 template <class A>
 using Vector = typename Simd<A>::Vector;
 
-// leaky ReLU with any slope: 1 is linear, 0 ReLU
-template <class A>
-Vector<A> activate(Vector<A> x, A slope, A gain, A clamp) {
-  // −∞ times the slope 0 of ReLU would be no number
-  Vector<A> y = (x <= 0 ? (slope == 0 ? Vector<A>{} : x * slope) : x) * gain;
-  y = y > clamp ? Vector<A>{} + clamp : y;
-  return y < -clamp ? Vector<A>{} - clamp : y;
-}
-
-template <class A>
-Vector<A> curve(Activation act, Vector<A> x, A gain, A clamp) {
-  for (int64_t k = 0; k < Simd<A>::width; k++) {
-    const A y = act == kSigmoid ? A(1) / (A(1) + std::exp(-x[k])) : std::tanh(x[k]);
-    x[k] = std::clamp(gain * y, -clamp, clamp);
-  }
-  return x;
-}
-
+// The function, for values of the type S.
 template <class S>
-void forward(const at::Tensor& x_, const S* bias, Activation act, double gain_, double clamp_, at::Tensor& y_) {
+struct Function {
   using A = Accumulate<S>;
-  using V = Simd<A>;
-  const Planes planes(x_);
-  const S* x = x_.const_data_ptr<S>();
-  S* y = y_.mutable_data_ptr<S>();
-  const A gain = gain_, clamp = limit<S>(clamp_);
-  const A slope = act == kLinear ? 1 : act == kRelu ? 0 : kSlope;
-  const bool curved = act == kSigmoid || act == kTanh;
-  at::parallel_for(0, planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; plane++) {
-      const A b = bias ? static_cast<A>(bias[plane % planes.channels]) : A(0);
-      const S* from = x + plane * planes.inner;
-      S* to = y + plane * planes.inner;
-      const auto each = [&](int64_t j, int64_t count) {
-        const Vector<A> value = load_as<A>(from + j, count) + b;
-        store_as<A>(to + j, curved ? curve<A>(act, value, gain, clamp) : activate<A>(value, slope, gain, clamp), count);
-      };
-      int64_t j = 0;
-      for (; j + V::width <= planes.inner; j += V::width) each(j, V::width);
-      if (j < planes.inner) each(j, planes.inner - j);
+  Activation act;
+  A slope, gain, clamp;  // the clamp as it comes out in the type of y; infinite for none
+
+  Function(Activation act, double gain, double clamp)
+      : act(act),
+        slope(act == kLinear ? 1
+              : act == kRelu ? 0
+                             : kSlope),
+        gain(gain),
+        clamp(clamp < 0 ? std::numeric_limits<A>::infinity() : static_cast<A>(static_cast<S>(clamp))) {}
+
+  bool curved() const { return act == kSigmoid || act == kTanh; }
+
+  // y from x + b; where `curved`, of the sigmoid and tanh, and else of a leaky ReLU with any slope (1: linear, 0: ReLU)
+  template <bool curved>
+  Vector<A> value(Vector<A> x) const {
+    if constexpr (curved) {
+      for (int64_t k = 0; k < Simd<A>::width; k++) {
+        const A y = act == kSigmoid ? A(1) / (A(1) + std::exp(-x[k])) : std::tanh(x[k]);
+        x[k] = std::clamp(gain * y, -clamp, clamp);
+      }
+      return x;
+    }
+    // −∞ times the slope 0 of ReLU would be no number
+    Vector<A> y = (x <= 0 ? (slope == 0 ? Vector<A>{} : x * slope) : x) * gain;
+    y = y > clamp ? Vector<A>{} + clamp : y;
+    return y < -clamp ? Vector<A>{} - clamp : y;
+  }
+
+  // dy/dx from y
+  template <bool curved>
+  Vector<A> derivative(Vector<A> y) const {
+    Vector<A> d;
+    if constexpr (curved) {
+      d = act == kSigmoid ? y * (A(1) - y / gain) : gain - y * y / gain;
+    } else {
+      d = (gain > 0 ? y > 0 : y < 0) ? Vector<A>{} + gain : Vector<A>{} + gain * slope;
+    }
+    if (clamp == std::numeric_limits<A>::infinity()) return d;
+    return (y >= clamp) | (y <= -clamp) ? Vector<A>{} : d;
+  }
+};
+
+// x [N, C, ...] as N · C planes of `inner` values, or as N · inner pixels of C values.
+struct Shape {
+  int64_t samples, channels, inner;
+  explicit Shape(const at::Tensor& x)
+      : samples(x.size(0)), channels(x.size(1)), inner(x.numel() / std::max<int64_t>(samples * channels, 1)) {}
+};
+
+// Calls f(plane, first value, count, values) for strips of all planes of x. Where x is channels-last, the values of a
+// strip are turned into planes in scratch memory before.
+template <class S, class F>
+void for_strips(const Shape& shape, const S* x, bool channels_last, F f) {
+  using A = Accumulate<S>;
+  constexpr int64_t length = kVectors * Simd<A>::width, stride = length + Simd<A>::width;
+  const int64_t at_once = channels_last ? Simd<A>::width : 1, blocks = (shape.channels + at_once - 1) / at_once;
+  const int64_t grain = 1 + kMinimalWork / (shape.inner * at_once);
+  at::parallel_for(0, shape.samples * blocks, grain, [&](int64_t begin, int64_t end) {
+    Scratch<A> scratch(channels_last ? at_once * stride : 0);
+    for (int64_t job = begin; job < end; job++) {
+      const int64_t n = job / blocks, c = job % blocks * at_once, plane = n * shape.channels + c;
+      const int64_t planes = std::min(at_once, shape.channels - c);
+      for (int64_t first = 0; first < shape.inner; first += length) {
+        const int64_t count = std::min(length, shape.inner - first);
+        if (!channels_last) {
+          f(plane, first, count, x + plane * shape.inner + first);
+          continue;
+        }
+        const S* pixels = x + (n * shape.inner + first) * shape.channels + c;
+        transpose<A>(pixels, shape.channels, count, planes, scratch.get(), stride);
+        for (int64_t k = 0; k < planes; k++) f(plane + k, first, count, scratch.get() + k * stride);
+      }
     }
   });
 }
 
-// The derivative of y by x, from y.
-template <class A>
-Vector<A> derivative(Vector<A> y, Activation act, A slope, A gain, A clamp) {
-  Vector<A> d;
-  if (act == kSigmoid) {
-    d = y * (A(1) - y / gain);
-  } else if (act == kTanh) {
-    d = gain - y * y / gain;
-  } else {
-    d = (gain > 0 ? y > 0 : y < 0) ? Vector<A>{} + gain : Vector<A>{} + gain * slope;
+// How pixels of C values are cut into chunks, and these into periods: whole pixels that are whole vectors as well.
+struct Chunks {
+  int64_t period, pixels, per_sample, count;
+  Chunks(const Shape& shape, int64_t lanes) : period(std::lcm(std::max<int64_t>(shape.channels, 1), lanes)) {
+    const int64_t channels = std::max<int64_t>(shape.channels, 1);
+    pixels = round_up(std::max<int64_t>(kChunk / channels, 1), period / channels);
+    per_sample = (shape.inner + pixels - 1) / pixels, count = shape.samples * per_sample;
   }
-  if (clamp == std::numeric_limits<A>::infinity()) return d;
-  return (y >= clamp) | (y <= -clamp) ? Vector<A>{} : d;
+};
+
+// The same for pixels: calls f(chunk, first value, count, values) for chunks of all of x, in channels-last order; where
+// x is in planes, they are turned into pixels before.
+template <class S, class F>
+void for_chunks(const Shape& shape, const Chunks& chunks, const S* x, bool planes, F f) {
+  using A = Accumulate<S>;
+  const int64_t channels = shape.channels, grain = 1 + kMinimalWork / (chunks.pixels * channels);
+  at::parallel_for(0, chunks.count, grain, [&](int64_t begin, int64_t end) {
+    Scratch<A> scratch(planes ? chunks.pixels * channels : 0);
+    for (int64_t chunk = begin; chunk < end; chunk++) {
+      const int64_t n = chunk / chunks.per_sample, pixel = chunk % chunks.per_sample * chunks.pixels;
+      const int64_t count = std::min(chunks.pixels, shape.inner - pixel);
+      const int64_t first = (n * shape.inner + pixel) * channels;
+      if (!planes) {
+        f(chunk, first, count * channels, x + first);
+        continue;
+      }
+      transpose<A>(x + n * channels * shape.inner + pixel, shape.inner, channels, count, scratch.get(), channels);
+      f(chunk, first, count * channels, scratch.get());
+    }
+  });
 }
 
-template <class S>
-void gradient(const at::Tensor& dy_, const at::Tensor& y_, Activation act, double gain_, double clamp_,
-              at::Tensor& dx_, at::Tensor& sums) {
+// Calls f(value, column, how many) for whole vectors of values in rows of `period`, and for what is left.
+template <class A, class F>
+void for_vectors(int64_t count, int64_t period, F f) {
+  constexpr int64_t width = Simd<A>::width;
+  int64_t at = 0;
+  while (at + width <= count)
+    for (int64_t column = 0; column < period && at + width <= count; column += width, at += width) f(at, column);
+  if (at < count) f(at, at % period, count - at);
+}
+
+// --- forward ---------------------------------------------------------------------------------------------------------
+
+template <bool curved, class S>
+void forward_planes(const Shape& shape, const S* x, bool channels_last, const S* bias, const Function<S>& function,
+                    S* y) {
   using A = Accumulate<S>;
-  using V = Simd<A>;
-  const Planes planes(dy_);
-  const S *dy = dy_.const_data_ptr<S>(), *y = y_.const_data_ptr<S>();
-  S* dx = dx_.mutable_data_ptr<S>();
-  double* db = sums.mutable_data_ptr<double>();
-  const A gain = gain_, clamp = limit<S>(clamp_);
-  const A slope = act == kLinear ? 1 : act == kRelu ? 0 : kSlope;
-  at::parallel_for(0, planes.count, planes.grain(), [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; plane++) {
-      const int64_t offset = plane * planes.inner;
-      const auto each = [&](int64_t j, int64_t count) {
-        const Vector<A> slopes = derivative<A>(load_as<A>(y + offset + j, count), act, slope, gain, clamp);
-        const Vector<A> d = load_as<A>(dy + offset + j, count) * slopes;
-        store_as<A>(dx + offset + j, d, count);
-        return d;
-      };
-      double total = 0;
-      int64_t j = 0;
-      while (j + V::width <= planes.inner) {
-        Vector<A> part = {};  // of 64 vectors, then in float64
-        for (int64_t v = 0; v < 64 && j + V::width <= planes.inner; v++, j += V::width) part += each(j, V::width);
-        total += V::sum(part);
-      }
-      if (j < planes.inner) total += V::sum(each(j, planes.inner - j));
-      db[plane] = total;
-    }
+  for_strips(shape, x, channels_last, [&](int64_t plane, int64_t first, int64_t count, const auto* from) {
+    const A b = bias ? static_cast<A>(bias[plane % shape.channels]) : A(0);
+    S* to = y + plane * shape.inner + first;
+    for_vectors<A>(count, count, [&](int64_t at, int64_t, auto... how_many) {
+      const Vector<A> value = load_as<A>(from + at, how_many...) + b;
+      store_as<A>(to + at, function.template value<curved>(value), how_many...);
+    });
+  });
+}
+
+template <bool curved, class S>
+void forward_pixels(const Shape& shape, const S* x, const S* bias, const Function<S>& function, S* y) {
+  using A = Accumulate<S>;
+  const Chunks chunks(shape, Simd<A>::width);
+  std::vector<A> biases(chunks.period);
+  for (int64_t j = 0; j < chunks.period && bias; j++) biases[j] = static_cast<A>(bias[j % shape.channels]);
+  for_chunks(shape, chunks, x, false, [&](int64_t, int64_t first, int64_t count, const auto* from) {
+    for_vectors<A>(count, chunks.period, [&](int64_t at, int64_t column, auto... how_many) {
+      const Vector<A> value = load_as<A>(from + at, how_many...) + Simd<A>::load(biases.data() + column);
+      store_as<A>(y + first + at, function.template value<curved>(value), how_many...);
+    });
   });
 }
 
 at::Tensor bias_act_cpu(const at::Tensor& x_, const std::optional<at::Tensor>& bias_, int64_t act, double gain,
                         double clamp) {
   check_bias_act(x_, act, gain);
-  const at::Tensor x = x_.contiguous(), bias = check_bias(x_, bias_);
-  at::Tensor y = empty_output(x.sizes(), x.options());
+  const at::Tensor x = x_.contiguous(order_of(x_)), bias = check_bias(x_, bias_);
+  const bool channels_last = order_of(x) == at::MemoryFormat::ChannelsLast;
+  at::Tensor y = empty_output(x.sizes(), x.options(), order_of_result(x));
   if (y.numel() == 0) return y;
   DISPATCH_FLOATING(x.scalar_type(), "bias_act", [&] {
-    forward<scalar_t>(x, bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr, Activation(act), gain, clamp, y);
+    const Function<scalar_t> function(Activation(act), gain, clamp);
+    const Shape shape(x);
+    const scalar_t* b = bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr;
+    const auto run = [&](auto curved) {
+      const scalar_t* from = x.const_data_ptr<scalar_t>();
+      scalar_t* to = y.mutable_data_ptr<scalar_t>();
+      if (order_of(y) == at::MemoryFormat::ChannelsLast) {
+        forward_pixels<curved>(shape, from, b, function, to);
+      } else {
+        forward_planes<curved>(shape, from, channels_last, b, function, to);
+      }
+    };
+    function.curved() ? run(std::true_type()) : run(std::false_type());
   });
   return y;
+}
+
+// --- gradient --------------------------------------------------------------------------------------------------------
+
+// `sums` [N · C] are those of dx over each plane.
+template <bool curved, class S>
+void gradient_planes(const Shape& shape, const S* dy, bool channels_last, const S* y, const Function<S>& function,
+                     S* dx, double* sums) {
+  using A = Accumulate<S>;
+  for_strips(shape, dy, channels_last, [&](int64_t plane, int64_t first, int64_t count, const auto* from) {
+    const int64_t offset = plane * shape.inner + first;
+    Vector<A> whole = {}, rest = {};
+    for_vectors<A>(count, count, [&](int64_t at, int64_t, auto... how_many) {
+      const Vector<A> slopes = function.template derivative<curved>(load_as<A>(y + offset + at, how_many...));
+      const Vector<A> d = load_as<A>(from + at, how_many...) * slopes;
+      store_as<A>(dx + offset + at, d, how_many...);
+      sizeof...(how_many) == 0 ? whole += d : rest += d;
+    });
+    sums[plane] += Simd<A>::sum(whole);
+    sums[plane] += Simd<A>::sum(rest);
+  });
+}
+
+// `sums` [chunks, C] are those of dx over each chunk.
+template <bool curved, class S>
+void gradient_pixels(const Shape& shape, const Chunks& chunks, const S* dy, bool planes, const S* y,
+                     const Function<S>& function, S* dx, double* sums) {
+  using A = Accumulate<S>;
+  for_chunks(shape, chunks, dy, planes, [&](int64_t chunk, int64_t first, int64_t count, const auto* from) {
+    double* total = sums + chunk * shape.channels;
+    std::vector<A> part(chunks.period);
+    const int64_t block = kVectors * chunks.period;
+    for (int64_t begin = 0; begin < count; begin += block) {
+      for_vectors<A>(std::min(block, count - begin), chunks.period, [&](int64_t at, int64_t column, auto... how_many) {
+        const int64_t offset = first + begin + at;
+        const Vector<A> slopes = function.template derivative<curved>(load_as<A>(y + offset, how_many...));
+        const Vector<A> d = load_as<A>(from + begin + at, how_many...) * slopes;
+        store_as<A>(dx + offset, d, how_many...);
+        Simd<A>::store(part.data() + column, Simd<A>::load(part.data() + column) + d);
+      });
+      for (int64_t j = 0; j < chunks.period; j++) total[j % shape.channels] += part[j];
+      std::fill(part.begin(), part.end(), A(0));
+    }
+  });
 }
 
 std::tuple<at::Tensor, at::Tensor> bias_act_grad_cpu(const at::Tensor& dy_, const at::Tensor& y_, int64_t act,
                                                      double gain, double clamp) {
   check_bias_act(dy_, act, gain);
   check_like(dy_, y_, "y", "dy");
-  const at::Tensor dy = dy_.contiguous(), y = y_.contiguous();
-  at::Tensor dx = empty_output(dy.sizes(), dy.options());
-  at::Tensor sums = at::zeros({dy.size(0), dy.size(1)}, dy.options().dtype(at::kDouble));
-  if (dx.numel() > 0)
-    DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad",
-                      [&] { gradient<scalar_t>(dy, y, Activation(act), gain, clamp, dx, sums); });
+  const at::MemoryFormat order = order_of_result(y_);
+  const at::Tensor dy = dy_.contiguous(order_of(dy_)), y = y_.contiguous(order);
+  const bool last = order == at::MemoryFormat::ChannelsLast, dy_last = order_of(dy) == at::MemoryFormat::ChannelsLast;
+  at::Tensor dx = empty_output(dy.sizes(), dy.options(), order), sums;
+  DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad", [&] {
+    const Function<scalar_t> function(Activation(act), gain, clamp);
+    const Shape shape(dy);
+    const Chunks chunks(shape, Simd<Accumulate<scalar_t>>::width);
+    sums = at::zeros({last ? chunks.count : shape.samples, shape.channels}, dy.options().dtype(at::kDouble));
+    if (dx.numel() == 0) return;
+    const auto run = [&](auto curved) {
+      const scalar_t *from = dy.const_data_ptr<scalar_t>(), *out = y.const_data_ptr<scalar_t>();
+      scalar_t* to = dx.mutable_data_ptr<scalar_t>();
+      double* total = sums.mutable_data_ptr<double>();
+      if (last) {
+        gradient_pixels<curved>(shape, chunks, from, !dy_last, out, function, to, total);
+      } else {
+        gradient_planes<curved>(shape, from, dy_last, out, function, to, total);
+      }
+    };
+    function.curved() ? run(std::true_type()) : run(std::false_type());
+  });
   return {dx, sums.sum(0).to(dy.scalar_type())};
 }
 

@@ -1,10 +1,27 @@
 // Bias, activation, gain and clamp on the GPU, in one pass; and its gradient, from what came out. See bias_act.cpp.
 
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "common.h"
 #include "cuda.cuh"
 
 namespace {
 
 constexpr int kThreads = 256;
+
+// clamp(gain · act(…)); a negative clamp is none.
+struct Function {
+  Activation act;
+  double gain, clamp;
+};
 
 template <class A>
 __device__ A activate(Activation act, A x) {
@@ -30,28 +47,28 @@ __device__ A derivative(Activation act, A y, A gain) {
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads)
-    forward(const S* x, const S* bias, S* y, int64_t count, int64_t inner, int64_t channels, Activation act,
-            double gain, double clamp) {
+__global__ void __launch_bounds__(kThreads) bias_act_forward(const S* x, const S* bias, S* y, int64_t count,
+                                                             int64_t inner, int64_t channels, Function function) {
   using A = Accumulate<S>;
   for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += int64_t(gridDim.x) * kThreads) {
     const A b = bias ? static_cast<A>(bias[j / inner % channels]) : A(0);
-    const A limit = static_cast<A>(static_cast<S>(clamp));  // as it comes out in the type of y
-    A value = A(gain) * activate(act, static_cast<A>(x[j]) + b);
-    if (clamp >= 0) value = value > limit ? limit : value < -limit ? -limit : value;
+    const A limit = static_cast<A>(static_cast<S>(function.clamp));  // as it comes out in the type of y
+    A value = A(function.gain) * activate(function.act, static_cast<A>(x[j]) + b);
+    if (function.clamp >= 0) value = value > limit ? limit : value < -limit ? -limit : value;
     y[j] = static_cast<S>(value);
   }
 }
 
 template <class S>
 __global__ void __launch_bounds__(kThreads)
-    gradient(const S* dy, const S* y, S* dx, int64_t count, Activation act, double gain, double clamp) {
+    bias_act_gradient(const S* dy, const S* y, S* dx, int64_t count, Function function) {
   using A = Accumulate<S>;
   for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += int64_t(gridDim.x) * kThreads) {
     const A value = static_cast<A>(y[j]);
-    const A limit = static_cast<A>(static_cast<S>(clamp));
-    const bool outside = clamp >= 0 && (value >= limit || value <= -limit);
-    dx[j] = static_cast<S>(!outside ? static_cast<A>(dy[j]) * derivative(act, value, A(gain)) : A(0));
+    const A limit = static_cast<A>(static_cast<S>(function.clamp));
+    const bool outside = function.clamp >= 0 && (value >= limit || value <= -limit);
+    const A slope = derivative(function.act, value, A(function.gain));
+    dx[j] = static_cast<S>(!outside ? static_cast<A>(dy[j]) * slope : A(0));
   }
 }
 
@@ -68,9 +85,9 @@ at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& 
   // neighbours in memory that share a channel
   const int64_t inner = order == at::MemoryFormat::ChannelsLast ? 1 : x.numel() / (x.size(0) * x.size(1));
   DISPATCH_FLOATING(x.scalar_type(), "bias_act", [&] {
-    forward<scalar_t><<<grid(x.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+    bias_act_forward<scalar_t><<<grid(x.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
         x.const_data_ptr<scalar_t>(), bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr,
-        y.mutable_data_ptr<scalar_t>(), x.numel(), inner, x.size(1), Activation(act), gain, clamp);
+        y.mutable_data_ptr<scalar_t>(), x.numel(), inner, x.size(1), Function{Activation(act), gain, clamp});
     C10_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return y;
@@ -86,9 +103,9 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, con
   at::Tensor dx = empty_output(dy.sizes(), dy.options(), order);
   if (dx.numel() > 0)
     DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad", [&] {
-      gradient<scalar_t><<<grid(dy.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
+      bias_act_gradient<scalar_t><<<grid(dy.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
           dy.const_data_ptr<scalar_t>(), y.const_data_ptr<scalar_t>(), dx.mutable_data_ptr<scalar_t>(), dy.numel(),
-          Activation(act), gain, clamp);
+          Function{Activation(act), gain, clamp});
       C10_CUDA_KERNEL_LAUNCH_CHECK();
     });
   // half precision is summed up in float32 by `sum`

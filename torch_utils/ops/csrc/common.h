@@ -5,10 +5,14 @@
 #include <ATen/Dispatch.h>
 #include <ATen/core/Tensor.h>
 #include <c10/macros/Macros.h>
+#include <c10/util/Exception.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <limits>
 #include <optional>
 #include <type_traits>
+#include <utility>
 
 // float16 and bfloat16 are computed in float32, float64 in itself.
 template <class Storage>
@@ -16,6 +20,12 @@ using Accumulate = std::conditional_t<std::is_same_v<Storage, double>, double, f
 
 #define DISPATCH_FLOATING(TYPE, NAME, ...) \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, NAME, __VA_ARGS__)
+
+// Channels-last for what is dense in that order alone; else contiguous.
+inline at::MemoryFormat order_of(const at::Tensor& x) {
+  const bool last = x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
+  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
 
 // As in bias_act.py.
 enum Activation : int64_t { kLinear, kRelu, kLrelu, kSigmoid, kTanh };
@@ -42,9 +52,9 @@ inline at::Tensor check_shift(const at::Tensor& x, const std::optional<at::Tenso
 
 // Both gradients' second argument.
 inline void check_like(const at::Tensor& like, const at::Tensor& other, const char* name, const char* of) {
-  TORCH_CHECK_VALUE(other.sizes() == like.sizes() && other.scalar_type() == like.scalar_type() &&
-                        other.device() == like.device(),
-                    name, ": expected the shape, dtype and device of ", of);
+  TORCH_CHECK_VALUE(
+      other.sizes() == like.sizes() && other.scalar_type() == like.scalar_type() && other.device() == like.device(),
+      name, ": expected the shape, dtype and device of ", of);
 }
 
 inline void check_bias_act(const at::Tensor& x, int64_t act, double gain) {

@@ -7,11 +7,22 @@
 //
 // What lies beyond the border is looked up where it is reflected from, so no padded copy is made.
 
-#include "simd.h"
-
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+
+#include "common.h"
+#include "memory.h"
+#include "simd.h"
+
 namespace {
+
+using Lanes = Simd<float>;
+using Vector = Lanes::Vector;
 
 constexpr int64_t kOut = 4, kIn = 6, kPoints = kIn * kIn;
 constexpr int64_t kChunkBytes = 3 << 20;  // of V and M together, for one thread
@@ -40,6 +51,7 @@ inline void from_points(const V* m, int64_t stride, V* y) {
   y[3] = b + 8 * d + m[5 * stride];
 }
 
+// Where pixel i is read from; -1: nowhere, it is zero.
 int64_t beyond(int64_t i, int64_t size, bool reflect) {
   if (i >= 0 && i < size) return i;
   if (!reflect || i > size) return -1;  // further than one pixel: only outputs that are dropped read it
@@ -49,16 +61,18 @@ int64_t beyond(int64_t i, int64_t size, bool reflect) {
 // rows × (vectors · width) of C = A · B, A [rows, K], B [K, ·], C [rows, ·] with these distances from row to row.
 template <int rows, int vectors>
 inline void block(const float* a, int64_t a_stride, const float* b, float* c, int64_t stride, int64_t K) {
-  using S = Simd<float>;
-  S::Vector sum[rows][vectors] = {};
+  Vector sum[rows][vectors] = {};
   for (int64_t k = 0; k < K; k++) {
-    S::Vector with[vectors];
-    for (int j = 0; j < vectors; j++) with[j] = S::load(b + k * stride + j * S::width), keep_in_register(with[j]);
+    Vector with[vectors];
+    for (int j = 0; j < vectors; j++) {
+      with[j] = Lanes::load(b + k * stride + j * Lanes::width);
+      keep_in_register(with[j]);
+    }
     for (int i = 0; i < rows; i++)
       for (int j = 0; j < vectors; j++) sum[i][j] += a[i * a_stride + k] * with[j];
   }
   for (int i = 0; i < rows; i++)
-    for (int j = 0; j < vectors; j++) S::store(c + i * stride + j * S::width, sum[i][j]);
+    for (int j = 0; j < vectors; j++) Lanes::store(c + i * stride + j * Lanes::width, sum[i][j]);
 }
 
 // `count` rows of such a product, at most `rows` at a time.
@@ -72,107 +86,141 @@ inline void blocks(const float* a, int64_t a_stride, const float* b, float* c, i
   }
 }
 
-// C = A · B: as many sums in registers as there are, less those for B's row. Libraries do it as fast on the processors
-// that they are tuned for; on others by half.
+// C = A · B, with as many sums in registers as there are, less those for a row of B. Libraries are as fast on the
+// processors that they are tuned for, and half as fast on others.
 void multiply(const float* a, const float* b, float* c, int64_t count, int64_t K, int64_t columns) {
   constexpr int kVectors = 2, kRows = (kVectorRegisters - 2 * kVectors) / kVectors;
-  constexpr int64_t width = Simd<float>::width;
+  constexpr int64_t width = Lanes::width;
   int64_t j = 0;
   for (; j + kVectors * width <= columns; j += kVectors * width)
     blocks<kRows, kVectors>(a, K, b + j, c + j, columns, K, count);
   if (j < columns) blocks<kRows, 1>(a, K, b + j, c + j, columns, K, count);
 }
 
-at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel_, const std::optional<at::Tensor>& bias_,
-                       int64_t outputs, bool reflect, bool relu) {
-  using S = Simd<float>;
-  using V = S::Vector;
-  TORCH_CHECK_VALUE(x_.dim() == 4 && x_.scalar_type() == at::kFloat, "x: expected [N, I, H, W] in float32");
-  const int64_t n = x_.size(0), inputs = x_.size(1), height = x_.size(2), width = x_.size(3);
-  const int64_t padded = kernel_.dim() == 3 ? kernel_.size(2) : 0;  // to the widest vectors that any machine has
-  TORCH_CHECK_VALUE(inputs % S::width == 0, "x: expected a multiple of ", S::width, " channels");
-  TORCH_CHECK_VALUE(kernel_.sizes() == at::IntArrayRef({kPoints, inputs, padded}) && kernel_.is_contiguous() &&
-                        kernel_.scalar_type() == at::kFloat && outputs >= 0 && padded >= outputs &&
-                        padded % S::width == 0,
-                    "kernel: expected [36, I, O rounded up] in float32");
-  TORCH_CHECK_VALUE(!bias_ || (bias_->sizes() == at::IntArrayRef({outputs}) && bias_->scalar_type() == at::kFloat),
-                    "bias: expected [O] in float32");
-  TORCH_CHECK_VALUE(!reflect || std::min(height, width) > 1, "x: too small to be reflected");
-  const at::Tensor x = x_.contiguous(at::MemoryFormat::ChannelsLast);
-  at::Tensor y = at::empty({n, outputs, height, width}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
-  if (y.numel() == 0) return y;
-  const at::Tensor bias = bias_ ? bias_->contiguous() : at::Tensor();
-  const float *const from = x.const_data_ptr<float>(), *const kernel = kernel_.const_data_ptr<float>();
-  float* to = y.mutable_data_ptr<float>();
+// The sizes of a convolution, and its tiles of 4 × 4 outputs: `chunk` of them are transformed and multiplied at a time.
+struct Plan {
+  int64_t inputs, height, width, outputs, padded;  // padded: outputs, rounded up to the widest vectors of any machine
+  int64_t rows, columns, tiles, chunk;
+  int64_t v_stride, m_stride;  // from the matrix of one point to that of the next
+  bool reflect, relu;
 
-  const int64_t rows = (height + kOut - 1) / kOut, columns = (width + kOut - 1) / kOut, tiles = n * rows * columns;
-  int64_t chunk = kChunkBytes / int64_t(sizeof(float)) / (kPoints * (inputs + padded));
-  chunk = std::clamp<int64_t>(chunk, 16, 1024);
-  chunk = std::min(chunk, (tiles + at::get_num_threads() - 1) / at::get_num_threads());
-  const int64_t chunks = (tiles + chunk - 1) / chunk;
-
-  at::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {
+  Plan(const at::Tensor& x, const at::Tensor& kernel, int64_t outputs, bool reflect, bool relu)
+      : inputs(x.size(1)), height(x.size(2)), width(x.size(3)), outputs(outputs), reflect(reflect), relu(relu) {
+    padded = kernel.size(2);
+    rows = (height + kOut - 1) / kOut, columns = (width + kOut - 1) / kOut, tiles = x.size(0) * rows * columns;
+    chunk = kChunkBytes / int64_t(sizeof(float)) / (kPoints * (inputs + padded));
+    chunk = std::clamp<int64_t>(chunk, 16, 1024);
+    chunk = std::min(chunk, (tiles + at::get_num_threads() - 1) / at::get_num_threads());
     // a vector between the points' matrices: they would begin in the same lines of the cache
-    const int64_t v_stride = chunk * inputs + S::width, m_stride = chunk * padded + S::width;
-    at::Tensor v_ = at::empty({kPoints * v_stride}, x.options()), m_ = at::empty({kPoints * m_stride}, x.options());
-    float *const v = v_.mutable_data_ptr<float>(), *const m = m_.mutable_data_ptr<float>();
-    Scratch<float> zeros(inputs), shift(padded);
-    std::fill_n(zeros.get(), inputs, 0.f);
-    std::fill_n(shift.get(), padded, 0.f);
-    if (bias.defined()) std::copy_n(bias.const_data_ptr<float>(), outputs, shift.get());
-    for (int64_t job = begin; job < end; job++) {
-      const int64_t first = job * chunk, count = std::min(chunk, tiles - first);
-      for (int64_t t = 0; t < count; t++) {
-        const int64_t tile = first + t, sample = tile / (rows * columns), row = tile / columns % rows * kOut,
-                      column = tile % columns * kOut;
-        const float* pixels[kPoints];
-        for (int64_t i = 0; i < kIn; i++) {
-          const int64_t r = beyond(row + i - 1, height, reflect);
-          for (int64_t j = 0; j < kIn; j++) {
-            const int64_t c = beyond(column + j - 1, width, reflect);
-            pixels[i * kIn + j] =
-                r < 0 || c < 0 ? zeros.get() : from + ((sample * height + r) * width + c) * inputs;
-          }
-        }
-        for (int64_t c = 0; c < inputs; c += S::width) {
-          V d[kIn], half[kPoints];  // half[j][i]: columns done
-          for (int64_t j = 0; j < kIn; j++) {
-            for (int64_t i = 0; i < kIn; i++) d[i] = S::load(pixels[i * kIn + j] + c);
-            to_points(d, 1, half + j * kIn);
-          }
-          for (int64_t i = 0; i < kIn; i++) {
-            to_points(half + i, kIn, d);
-            for (int64_t j = 0; j < kIn; j++) S::store(v + (i * kIn + j) * v_stride + t * inputs + c, d[j]);
-          }
-        }
-      }
-      for (int64_t point = 0; point < kPoints; point++)
-        multiply(v + point * v_stride, kernel + point * inputs * padded, m + point * m_stride, count, inputs, padded);
-      for (int64_t t = 0; t < count; t++) {
-        const int64_t tile = first + t, sample = tile / (rows * columns), row = tile / columns % rows * kOut,
-                      column = tile % columns * kOut;
-        const int64_t high = std::min(kOut, height - row), wide = std::min(kOut, width - column);
-        float* const out = to + ((sample * height + row) * width + column) * outputs;
-        for (int64_t o = 0; o < outputs; o += S::width) {
-          V p[kIn], half[kIn * kOut], q[kOut];
-          for (int64_t j = 0; j < kIn; j++) {
-            for (int64_t i = 0; i < kIn; i++) p[i] = S::load(m + (i * kIn + j) * m_stride + t * padded + o);
-            from_points(p, 1, half + j * kOut);
-          }
-          const V b = S::load(shift.get() + o);
-          const int64_t channels = std::min(S::width + int64_t(0), outputs - o);
-          for (int64_t i = 0; i < high; i++) {
-            from_points(half + i, kOut, q);
-            for (int64_t j = 0; j < wide; j++) {
-              V value = q[j] + b;
-              if (relu) value = value < 0 ? V{} : value;  // NaN stays
-              store_as<float>(out + (i * width + j) * outputs + o, value, channels);
-            }
-          }
-        }
+    v_stride = chunk * inputs + Lanes::width, m_stride = chunk * padded + Lanes::width;
+  }
+};
+
+// A tile's sample, and the first row and column of its outputs.
+struct Tile {
+  int64_t sample, row, column;
+  Tile(const Plan& plan, int64_t index)
+      : sample(index / (plan.rows * plan.columns)),
+        row(index / plan.columns % plan.rows * kOut),
+        column(index % plan.columns * kOut) {}
+};
+
+// V = Bᵀ d B of a tile. `zeros` stands for a pixel beyond the border.
+void transform_input(const Plan& plan, const Tile& tile, const float* x, const float* zeros, float* v) {
+  const float* pixels[kPoints];
+  for (int64_t i = 0; i < kIn; i++) {
+    const int64_t r = beyond(tile.row + i - 1, plan.height, plan.reflect);
+    for (int64_t j = 0; j < kIn; j++) {
+      const int64_t c = beyond(tile.column + j - 1, plan.width, plan.reflect);
+      const int64_t pixel = (tile.sample * plan.height + r) * plan.width + c;
+      pixels[i * kIn + j] = r < 0 || c < 0 ? zeros : x + pixel * plan.inputs;
+    }
+  }
+  for (int64_t c = 0; c < plan.inputs; c += Lanes::width) {
+    Vector d[kIn], half[kPoints];  // half[j][i]: columns done
+    for (int64_t j = 0; j < kIn; j++) {
+      for (int64_t i = 0; i < kIn; i++) d[i] = Lanes::load(pixels[i * kIn + j] + c);
+      to_points(d, 1, half + j * kIn);
+    }
+    for (int64_t i = 0; i < kIn; i++) {
+      to_points(half + i, kIn, d);
+      for (int64_t j = 0; j < kIn; j++) Lanes::store(v + (i * kIn + j) * plan.v_stride + c, d[j]);
+    }
+  }
+}
+
+// y = Aᵀ M A of a tile, with bias and ReLU.
+void transform_output(const Plan& plan, const Tile& tile, const float* m, const float* bias, float* y) {
+  const int64_t high = std::min(kOut, plan.height - tile.row), wide = std::min(kOut, plan.width - tile.column);
+  float* const out = y + ((tile.sample * plan.height + tile.row) * plan.width + tile.column) * plan.outputs;
+  for (int64_t o = 0; o < plan.outputs; o += Lanes::width) {
+    Vector p[kIn], half[kIn * kOut], q[kOut];
+    for (int64_t j = 0; j < kIn; j++) {
+      for (int64_t i = 0; i < kIn; i++) p[i] = Lanes::load(m + (i * kIn + j) * plan.m_stride + o);
+      from_points(p, 1, half + j * kOut);
+    }
+    const Vector b = Lanes::load(bias + o);
+    const int64_t channels = std::min<int64_t>(Lanes::width, plan.outputs - o);
+    for (int64_t i = 0; i < high; i++) {
+      from_points(half + i, kOut, q);
+      for (int64_t j = 0; j < wide; j++) {
+        Vector value = q[j] + b;
+        if (plan.relu) value = value < 0 ? Vector{} : value;  // NaN stays
+        store_as<float>(out + (i * plan.width + j) * plan.outputs + o, value, channels);
       }
     }
-  });
+  }
+}
+
+// Chunks [begin, end) of the tiles, in one thread.
+void convolve(const Plan& plan, const float* x, const float* kernel, const at::Tensor& bias, float* y, int64_t begin,
+              int64_t end) {
+  const auto options = at::TensorOptions().dtype(at::kFloat);
+  at::Tensor v_ = at::empty({kPoints * plan.v_stride}, options), m_ = at::empty({kPoints * plan.m_stride}, options);
+  float *const v = v_.mutable_data_ptr<float>(), *const m = m_.mutable_data_ptr<float>();
+  Scratch<float> zeros(plan.inputs), shift(plan.padded);
+  std::fill_n(zeros.get(), plan.inputs, 0.f);
+  std::fill_n(shift.get(), plan.padded, 0.f);
+  if (bias.defined()) std::copy_n(bias.const_data_ptr<float>(), plan.outputs, shift.get());
+  for (int64_t job = begin; job < end; job++) {
+    const int64_t first = job * plan.chunk, count = std::min(plan.chunk, plan.tiles - first);
+    for (int64_t t = 0; t < count; t++)
+      transform_input(plan, Tile(plan, first + t), x, zeros.get(), v + t * plan.inputs);
+    for (int64_t point = 0; point < kPoints; point++)
+      multiply(v + point * plan.v_stride, kernel + point * plan.inputs * plan.padded, m + point * plan.m_stride, count,
+               plan.inputs, plan.padded);
+    for (int64_t t = 0; t < count; t++)
+      transform_output(plan, Tile(plan, first + t), m + t * plan.padded, shift.get(), y);
+  }
+}
+
+void check(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias, int64_t outputs,
+           bool reflect) {
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.scalar_type() == at::kFloat, "x: expected [N, I, H, W] in float32");
+  const int64_t inputs = x.size(1), padded = kernel.dim() == 3 ? kernel.size(2) : 0;
+  TORCH_CHECK_VALUE(inputs % Lanes::width == 0, "x: expected a multiple of ", Lanes::width, " channels");
+  TORCH_CHECK_VALUE(kernel.sizes() == at::IntArrayRef({kPoints, inputs, padded}) && kernel.is_contiguous() &&
+                        kernel.scalar_type() == at::kFloat && outputs >= 0 && padded >= outputs &&
+                        padded % Lanes::width == 0,
+                    "kernel: expected [36, I, O rounded up] in float32");
+  TORCH_CHECK_VALUE(!bias || (bias->sizes() == at::IntArrayRef({outputs}) && bias->scalar_type() == at::kFloat),
+                    "bias: expected [O] in float32");
+  TORCH_CHECK_VALUE(!reflect || std::min(x.size(2), x.size(3)) > 1, "x: too small to be reflected");
+}
+
+at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel, const std::optional<at::Tensor>& bias_,
+                       int64_t outputs, bool reflect, bool relu) {
+  check(x_, kernel, bias_, outputs, reflect);
+  const at::Tensor x = x_.contiguous(at::MemoryFormat::ChannelsLast);
+  at::Tensor y =
+      at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
+  if (y.numel() == 0) return y;
+  const at::Tensor bias = bias_ ? bias_->contiguous() : at::Tensor();
+  const Plan plan(x, kernel, outputs, reflect, relu);
+  const float *from = x.const_data_ptr<float>(), *u = kernel.const_data_ptr<float>();
+  float* to = y.mutable_data_ptr<float>();
+  at::parallel_for(0, (plan.tiles + plan.chunk - 1) / plan.chunk, 1,
+                   [&](int64_t begin, int64_t end) { convolve(plan, from, u, bias, to, begin, end); });
   return y;
 }
 

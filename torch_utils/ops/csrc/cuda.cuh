@@ -1,25 +1,16 @@
 // What the CUDA kernels share. Only headers that need nothing but the CUDA runtime.
 #pragma once
 
-#include "common.h"
-
+#include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
+
+#include <cstdint>
 
 inline int64_t blocks_of(int64_t work, int64_t size) { return (work + size - 1) / size; }
 
 inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options,
                                at::MemoryFormat order = at::MemoryFormat::Contiguous) {
   return at::empty(sizes, options.memory_format(order));
-}
-
-// Channels-last for what is dense in that order alone; else contiguous.
-inline at::MemoryFormat order_of(const at::Tensor& x) {
-  const bool last = x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast);
-  return last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
 // The sum of a value over all threads of a block, in thread 0. `shared` holds a value for each warp.

@@ -1,8 +1,16 @@
 // Mean and variance of every plane on the CPU, in one pass: what instance normalization needs.
 
-#include "simd.h"
-
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+
+#include "common.h"
+#include "memory.h"
+#include "simd.h"
 
 namespace {
 

@@ -1,5 +1,16 @@
 // Mean and variance of every plane on the GPU, in one pass: a block of threads for each plane.
 
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <cstdint>
+#include <limits>
+#include <tuple>
+
+#include "common.h"
 #include "cuda.cuh"
 
 namespace {

@@ -1,19 +1,16 @@
-// What the CPU kernels share: vectors of the machine's width and aligned scratch memory.
+// Vectors of the machine's width, for the CPU kernels.
 #pragma once
 
-#include "common.h"
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-
-#include <cstdlib>
+#include <cstdint>
 #include <cstring>
-#include <memory>
 #include <type_traits>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -42,9 +39,13 @@ struct Simd {
   }
   static void store(A* p, Vector v) { std::memcpy(p, &v, sizeof v); }
   // The vector that begins one value before b, and the one that begins one behind the start of a.
-  static Vector last_of_first(Vector a, Vector b) { return pick(a, b, Lanes{}, [](int j) { return width - 1 + j; }); }
-  static Vector first_of_last(Vector a, Vector b) { return pick(a, b, Lanes{}, [](int j) { return 1 + j; }); }
-  // The same at a picture's border, beyond which there are zeros, or the picture reflected.
+  static Vector last_of_first(Vector a, Vector b) {
+    return pick(a, b, Lanes{}, [](int j) { return width - 1 + j; });
+  }
+  static Vector first_of_last(Vector a, Vector b) {
+    return pick(a, b, Lanes{}, [](int j) { return 1 + j; });
+  }
+  // The same at an image's border, beyond which there are zeros, or the image reflected.
   static Vector left_of_border(Vector v, bool reflect) {
     return reflect ? pick(v, v, Lanes{}, [](int j) { return j == 0 ? 1 : j - 1; }) : last_of_first(Vector{}, v);
   }
@@ -60,6 +61,13 @@ struct Simd {
   template <int piece>
   static Vector odd_pieces(Vector a, Vector b) {
     return pick(a, b, Lanes{}, [](int j) { return j & piece ? width + j : j + piece; });
+  }
+  // Value by value, one of a and one of b: what comes first of this, and what comes second.
+  static Vector interleaved_first(Vector a, Vector b) {
+    return pick(a, b, Lanes{}, [](int j) { return j / 2 + j % 2 * width; });
+  }
+  static Vector interleaved_second(Vector a, Vector b) {
+    return pick(a, b, Lanes{}, [](int j) { return width / 2 + j / 2 + j % 2 * width; });
   }
   static A sum(Vector v) {
     A total = 0;
@@ -92,130 +100,84 @@ inline void keep_in_register(Vector& v) {
 #endif
 }
 
+// A vector of float32 from that many values in half precision.
+inline Simd<float>::Vector widen(const c10::BFloat16* p) {
+  typedef uint16_t Values __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+  Values values;
+  std::memcpy(&values, p, sizeof values);
+  return reinterpret_cast<Simd<float>::Vector>(__builtin_convertvector(values, Bits) << 16);
+}
+
+inline Simd<float>::Vector widen(const c10::Half* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<Simd<float>::Vector>(
+      _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__AVX2__) && defined(__F16C__)
+  return reinterpret_cast<Simd<float>::Vector>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  Simd<float>::Vector v;
+  for (int j = 0; j < Simd<float>::width; j++) v[j] = static_cast<float>(p[j]);
+  return v;
+#endif
+}
+
+// And back, rounded to the nearest, ties to even.
+inline void narrow(Simd<float>::Vector v, c10::BFloat16* p) {
+#if defined(__AVX512BF16__)
+  const __m256bh values = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
+#else
+  typedef uint16_t Values __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
+  const Bits bits = reinterpret_cast<Bits>(v), rounded = bits + (0x7fff + (bits >> 16 & 1));
+  const Values values = __builtin_convertvector((v == v ? rounded : bits | 0x400000) >> 16, Values);  // NaN stays NaN
+#endif
+  std::memcpy(p, &values, sizeof values);
+}
+
+inline void narrow(Simd<float>::Vector v, c10::Half* p) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(reinterpret_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__AVX2__) && defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(reinterpret_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int j = 0; j < Simd<float>::width; j++) p[j] = static_cast<c10::Half>(v[j]);
+#endif
+}
+
 // `count` values of any floating type as one vector, zeros behind them; and back.
 template <class A, class S>
-typename Simd<A>::Vector load_as(const S* p, int64_t count = Simd<A>::width) {
-  constexpr int64_t width = Simd<A>::width;
+typename Simd<A>::Vector load_as(const S* p) {
   if constexpr (std::is_same_v<A, S>) {
-    if (count == width) return Simd<A>::load(p);
-  }
-  A values[width] = {};
-  if (count == width) {
-    for (int64_t k = 0; k < width; k++) values[k] = static_cast<A>(p[k]);
+    return Simd<A>::load(p);
   } else {
-    for (int64_t k = 0; k < count; k++) values[k] = static_cast<A>(p[k]);
+    return widen(p);
   }
-  return Simd<A>::load(values);
 }
 
 template <class A, class S>
-void store_as(S* p, typename Simd<A>::Vector v, int64_t count = Simd<A>::width) {
-  constexpr int64_t width = Simd<A>::width;
+typename Simd<A>::Vector load_as(const S* p, int64_t count) {
+  if (count >= Simd<A>::width) return load_as<A>(p);
+  S values[Simd<A>::width] = {};
+  for (int64_t j = 0; j < count; j++) values[j] = p[j];
+  return load_as<A>(values);
+}
+
+template <class A, class S>
+void store_as(S* p, typename Simd<A>::Vector v) {
   if constexpr (std::is_same_v<A, S>) {
-    if (count == width) return Simd<A>::store(p, v);
-  }
-  A values[width];
-  Simd<A>::store(values, v);
-  if (count == width) {
-    for (int64_t k = 0; k < width; k++) p[k] = static_cast<S>(values[k]);
+    Simd<A>::store(p, v);
   } else {
-    for (int64_t k = 0; k < count; k++) p[k] = static_cast<S>(values[k]);
+    narrow(v, p);
   }
 }
 
-inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// Uninitialized memory, aligned to a cache line, for one thread's use.
-template <class A>
-class Scratch {
- public:
-  explicit Scratch(int64_t count) {
-    void* memory = std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(A), 64));
-    TORCH_CHECK(memory != nullptr, "out of memory for ", count, " values of scratch");
-    data_.reset(static_cast<A*>(memory));
-  }
-  A* get() const { return data_.get(); }
-
- private:
-  std::unique_ptr<A[], decltype(&std::free)> data_{nullptr, &std::free};
-};
-
-// An uninitialized contiguous tensor. Large ones ask for huge pages: fresh memory costs a fault for each page, which
-// takes longer than most of the arithmetic here.
-inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  at::Tensor t = at::empty(sizes, options.memory_format(at::MemoryFormat::Contiguous));
-#if defined(__linux__)
-  constexpr uintptr_t page = 2 << 20;
-  const uintptr_t begin = round_up(reinterpret_cast<uintptr_t>(t.data_ptr()), page);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(t.data_ptr()) + t.nbytes()) / page * page;
-  if (end > begin + page) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-  return t;
-}
-
-// Copies `count` values that lie `stride` apart, converted.
-template <class From, class To>
-void copy_row(const From* from, int64_t stride, To* to, int64_t count) {
-  if constexpr (std::is_same_v<From, To> && std::is_same_v<To, Accumulate<To>>) {
-    if (stride == 1) {  // most rows are short: a call of memcpy would take as long as the copy
-      int64_t j = 0;
-      for (; j + Simd<To>::width <= count; j += Simd<To>::width) Simd<To>::store(to + j, Simd<To>::load(from + j));
-      for (; j < count; j++) to[j] = from[j];
-      return;
-    }
-  }
-  if (stride == 1) {
-    for (int64_t j = 0; j < count; j++) to[j] = static_cast<To>(from[j]);
-  } else {
-    for (int64_t j = 0; j < count; j++) to[j] = static_cast<To>(from[j * stride]);
-  }
-}
-
-// Turns a square of vectors: value j of vector i goes to value i of vector j.
-template <class A, int half = Simd<A>::width / 2>
-void turn(typename Simd<A>::Vector* v) {
-  for (int i = 0; i < Simd<A>::width; i++) {
-    if (i & half) continue;
-    const typename Simd<A>::Vector a = v[i], b = v[i + half];
-    v[i] = Simd<A>::template even_pieces<half>(a, b);
-    v[i + half] = Simd<A>::template odd_pieces<half>(a, b);
-  }
-  if constexpr (half > 1) turn<A, half / 2>(v);
-}
-
-// Pixels of a few channels, from channels-last to planes.
-template <class A>
-void part_channels(const A* from, int64_t channels, int64_t count, int64_t pixels, A* to) {
-  constexpr int64_t width = Simd<A>::width;
-  int64_t p = 0;
-  for (; count == width && p + width <= pixels; p += width) {
-    typename Simd<A>::Vector square[width];
-    for (int j = 0; j < width; j++) square[j] = Simd<A>::load(from + (p + j) * channels);
-    turn<A>(square);
-    for (int j = 0; j < width; j++) Simd<A>::store(to + j * pixels + p, square[j]);
-  }
-  for (; p < pixels; p++)
-    for (int64_t c = 0; c < count; c++) to[c * pixels + p] = from[p * channels + c];
-}
-
-// x [N, C, H, W] plane by plane, as these kernels read it. oneDNN leaves transposed convolutions in channels-last, and
-// PyTorch's own conversion takes as long as such a convolution.
-inline at::Tensor planes(const at::Tensor& x) {
-  const bool full = x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble;
-  if (x.is_contiguous() || !x.is_contiguous(at::MemoryFormat::ChannelsLast) || !full) return x.contiguous();
-  at::Tensor out = empty_output(x.sizes(), x.options());
-  const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3);
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "planes", [&] {
-    constexpr int64_t width = Simd<scalar_t>::width;
-    const int64_t blocks = (channels + width - 1) / width;
-    at::parallel_for(0, x.size(0) * blocks, 1 + (1 << 11) / pixels, [&](int64_t begin, int64_t end) {
-      for (int64_t job = begin; job < end; job++) {
-        const int64_t n = job / blocks, c = job % blocks * width;
-        part_channels(x.const_data_ptr<scalar_t>() + n * pixels * channels + c, channels,
-                      std::min(width, channels - c), pixels,
-                      out.mutable_data_ptr<scalar_t>() + (n * channels + c) * pixels);
-      }
-    });
-  });
-  return out;
+template <class A, class S>
+void store_as(S* p, typename Simd<A>::Vector v, int64_t count) {
+  if (count >= Simd<A>::width) return store_as<A>(p, v);
+  S values[Simd<A>::width];
+  store_as<A>(values, v);
+  for (int64_t j = 0; j < count; j++) p[j] = values[j];
 }

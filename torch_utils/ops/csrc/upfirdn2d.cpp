@@ -2,13 +2,22 @@
 //
 //   y[oy, ox] = gain · Σ_ty Σ_tx f[ty] · f[tx] · u[oy·down + ty − top, ox·down + tx − left],   u: x with zeros between
 //
-// Only taps that meet no inserted zero are computed. A job is one plane and a strip of its output rows.
+// Only taps that meet no inserted zero are computed. A job is some channels of a sample and a strip of output rows.
+// What is not in planes of the type of the arithmetic is converted on the way: a strip of it, in scratch memory.
 
-#include "simd.h"
-
+#include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
+
+#include "common.h"
+#include "memory.h"
+#include "simd.h"
 
 namespace {
 
@@ -88,120 +97,251 @@ void part_row(const A* row, int64_t count, int64_t step, A* part, int64_t stride
 // The other way: row[j · step + d] = part[d][j].
 template <class A, class S>
 void join_row(const A* part, int64_t stride, int64_t step, S* row, int64_t count) {
+  using V = Simd<A>;
+  int64_t j = 0;
   if (step == 2) {
-    const A* second = part + stride;
-    for (int64_t j = 0; j < count / 2; j++) {
-      row[2 * j] = static_cast<S>(part[j]);
-      row[2 * j + 1] = static_cast<S>(second[j]);
+    for (; 2 * (j + V::width) <= count; j += V::width) {
+      const typename V::Vector first = V::load(part + j), second = V::load(part + stride + j);
+      store_as<A>(row + 2 * j, V::interleaved_first(first, second));
+      store_as<A>(row + 2 * j + V::width, V::interleaved_second(first, second));
     }
-    if (count % 2) row[count - 1] = static_cast<S>(part[count / 2]);
-    return;
   }
   for (int64_t d = 0; d < step; d++)
-    for (int64_t j = 0; j * step + d < count; j++) row[j * step + d] = static_cast<S>(part[d * stride + j]);
+    for (int64_t k = j; k * step + d < count; k++) row[k * step + d] = static_cast<S>(part[d * stride + k]);
 }
 
-template <class S>
-void upfirdn2d(const at::Tensor& x_, const std::vector<double>& taps_, int64_t up, int64_t down,
-               at::IntArrayRef padding, double gain, at::Tensor& y_) {
-  using A = Accumulate<S>;
-  using V = Simd<A>;
-  const int64_t height = x_.size(2), width = x_.size(3), out_height = y_.size(2), out_width = y_.size(3);
-  const int64_t planes = x_.size(0) * x_.size(1), taps = taps_.size();
-  const S* x = x_.const_data_ptr<S>();
-  S* y = y_.mutable_data_ptr<S>();
-  const auto rows = reads_of(out_height, height, taps, up, down, padding[2]);
+// Along a row, the outputs p + m · up (p < up, m < outputs) of one phase read neighbours: x[first + m · down], … with
+// the taps tap, tap + up, …: `taps` of them.
+struct Phase {
+  int64_t outputs, tap, first, taps;
+};
 
-  std::vector<A> f(taps), f_gain(taps);
-  for (int64_t t = 0; t < taps; t++) f[t] = taps_[t], f_gain[t] = taps_[t] * gain;
-
-  // Along a row, the outputs ox = p + m·up (p < up) of one phase read neighbours: x[base + m·down + …] with taps of
-  // one phase. With down > 1 the row is first parted into `down` rows of every down-th value, so that each tap reads
-  // neighbours too.
-  struct Phase {
-    int64_t outputs, tap, first, taps;
-  };
+// What is read and computed for each output row, and for the outputs in a row.
+template <class A>
+struct Plan {
+  int64_t height, width, out_height, out_width, up, down;
+  std::vector<A> f, f_gain;
+  std::vector<Reads> rows;
   std::vector<Phase> phases;
-  int64_t margin = 0, reach = 0;
-  for (int64_t p = 0; p < std::min(up, out_width); p++) {
-    const int64_t start = p * down - padding[0], tap = ((-start) % up + up) % up, first = (start + tap) / up;
-    const int64_t count = tap < taps ? (taps - 1 - tap) / up + 1 : 0, outputs = (out_width - p + up - 1) / up;
-    phases.push_back({outputs, tap, first, count});
-    margin = std::max(margin, -first);
-    reach = std::max(reach, first + (outputs - 1) * down + count);
-  }
-  margin = round_up(std::max<int64_t>(margin, 0), down);  // zeros before x in a row, so that no index is negative
-  const int64_t part = round_up((margin + std::max(width, reach)) / down + 2, V::width) + 2 * V::width;
-  const int64_t longest = round_up((out_width + up - 1) / up, V::width);
-  const int64_t grain = 1 + (1 << 15) / (out_height * out_width);
-  at::parallel_for(0, planes, grain, [&](int64_t begin, int64_t end) {
-    Scratch<A> row(margin + std::max(width, reach) + V::width), parted(part * down), sums(longest * (phases.size() + 1)),
-        plane(std::is_same_v<S, A> ? 1 : height * width);
-    std::fill_n(row.get(), margin + std::max(width, reach) + V::width, A(0));
-    std::fill_n(parted.get(), part * down, A(0));
-    std::vector<const A*> from(taps);
-    std::vector<A> weight(taps), w(taps);
-    for (int64_t job = begin; job < end; job++) {
-      const A* source;
-      if constexpr (std::is_same_v<S, A>) {
-        source = x + job * height * width;
-      } else {
-        copy_row(x + job * height * width, 1, plane.get(), height * width);
-        source = plane.get();
-      }
-      for (int64_t oy = 0; oy < out_height; oy++) {
-        const Reads& read = rows[oy];
-        for (int64_t t = 0; t < read.count; t++) {
-          from[t] = source + (read.first + t) * width;
-          weight[t] = f_gain[read.tap + t * up];
-        }
-        weighted_rows(from.data(), weight.data(), read.count, row.get() + margin, width);
-        const A* in = row.get();
-        if (down > 1) {
-          part_row(in, margin + width, down, parted.get(), part);
-        }
-        for (int64_t p = 0; p < int64_t(phases.size()); p++) {
-          const Phase& phase = phases[p];
-          A* out = sums.get() + p * longest;
-          if (down == 1) {
-            for (int64_t t = 0; t < phase.taps; t++) w[t] = f[phase.tap + t * up];
-            if (phase.taps == 0)
-              std::fill_n(out, longest, A(0));
-            else
-              along(in + margin + phase.first, w.data(), phase.taps, out, phase.outputs);
-            continue;
-          }
-          std::fill_n(out, longest, A(0));
-          for (int64_t d = 0; d < down && d < phase.taps; d++) {
-            // taps d, d + down, … of this phase read neighbours in the part of index (margin + first + d) mod down
-            const int64_t index = margin + phase.first + d, count = (phase.taps - 1 - d) / down + 1;
-            for (int64_t t = 0; t < count; t++) w[t] = f[phase.tap + (d + t * down) * up];
-            A* sum = sums.get() + longest * phases.size();
-            along(parted.get() + index % down * part + index / down, w.data(), count, sum, phase.outputs);
-            for (int64_t m = 0; m < longest; m += V::width) V::store(out + m, V::load(out + m) + V::load(sum + m));
-          }
-        }
-        S* out = y + (job * out_height + oy) * out_width;
-        if (up == 1)
-          copy_row(sums.get(), 1, out, out_width);
-        else
-          join_row(sums.get(), longest, up, out, out_width);
-      }
+  int64_t margin = 0, row;  // zeros before x in a row, so that no index is negative; and its length
+  int64_t part, longest;    // lengths of a row's parts, and of the outputs of one phase
+
+  Plan(const at::Tensor& x, const at::Tensor& y, const std::vector<double>& filter, int64_t up, int64_t down,
+       at::IntArrayRef padding, double gain)
+      : height(x.size(2)), width(x.size(3)), out_height(y.size(2)), out_width(y.size(3)), up(up), down(down) {
+    const int64_t taps = filter.size();
+    for (double tap : filter) f.push_back(tap), f_gain.push_back(tap * gain);
+    rows = reads_of(out_height, height, taps, up, down, padding[2]);
+    int64_t reach = 0;
+    for (int64_t p = 0; p < std::min(up, out_width); p++) {
+      const int64_t start = p * down - padding[0], tap = ((-start) % up + up) % up, first = (start + tap) / up;
+      const int64_t count = tap < taps ? (taps - 1 - tap) / up + 1 : 0, outputs = (out_width - p + up - 1) / up;
+      phases.push_back({outputs, tap, first, count});
+      margin = std::max(margin, -first);
+      reach = std::max(reach, first + (outputs - 1) * down + count);
     }
+    margin = round_up(margin, down);
+    row = margin + std::max(width, reach) + Simd<A>::width;
+    part = round_up((margin + std::max(width, reach)) / down + 2, Simd<A>::width) + 2 * Simd<A>::width;
+    longest = round_up((out_width + up - 1) / up, Simd<A>::width);
+  }
+};
+
+// Computes one output row at a time.
+template <class A>
+class RowFilter {
+ public:
+  using V = Simd<A>;
+
+  explicit RowFilter(const Plan<A>& plan)
+      : plan_(plan),
+        row_(plan.row),
+        parts_(plan.part * plan.down),
+        sums_(plan.longest * plan.phases.size()),
+        sum_(plan.longest),
+        from_(plan.f.size()),
+        weight_(plan.f.size()) {
+    std::fill_n(row_.get(), plan.row, A(0));
+    std::fill_n(parts_.get(), plan.part * plan.down, A(0));
+  }
+
+  // Output row oy of a plane, of which row `first` is at `rows`.
+  template <class S>
+  void compute(const A* rows, int64_t first, int64_t oy, S* out) {
+    filter_columns(rows, first, plan_.rows[oy]);
+    // with down > 1 a row is parted into `down` rows of every down-th value, in which each tap reads neighbours too
+    if (plan_.down > 1) part_row(row_.get(), plan_.margin + plan_.width, plan_.down, parts_.get(), plan_.part);
+    for (int64_t p = 0; p < int64_t(plan_.phases.size()); p++) {
+      A* sums = sums_.get() + p * plan_.longest;
+      plan_.down == 1 ? filter_row(plan_.phases[p], sums) : filter_parts(plan_.phases[p], sums);
+    }
+    if (plan_.up == 1) {
+      copy_row(sums_.get(), 1, out, plan_.out_width);
+    } else {
+      join_row(sums_.get(), plan_.longest, plan_.up, out, plan_.out_width);
+    }
+  }
+
+ private:
+  void filter_columns(const A* rows, int64_t first, const Reads& read) {
+    for (int64_t t = 0; t < read.count; t++) {
+      from_[t] = rows + (read.first - first + t) * plan_.width;
+      weight_[t] = plan_.f_gain[read.tap + t * plan_.up];
+    }
+    weighted_rows(from_.data(), weight_.data(), read.count, row_.get() + plan_.margin, plan_.width);
+  }
+
+  void filter_row(const Phase& phase, A* sums) {
+    for (int64_t t = 0; t < phase.taps; t++) weight_[t] = plan_.f[phase.tap + t * plan_.up];
+    if (phase.taps == 0) {
+      std::fill_n(sums, plan_.longest, A(0));
+    } else {
+      along(row_.get() + plan_.margin + phase.first, weight_.data(), phase.taps, sums, phase.outputs);
+    }
+  }
+
+  void filter_parts(const Phase& phase, A* sums) {
+    std::fill_n(sums, plan_.longest, A(0));
+    for (int64_t d = 0; d < plan_.down && d < phase.taps; d++) {
+      // the taps d, d + down, … of this phase read neighbours in the part of index (margin + first + d) mod down
+      const int64_t index = plan_.margin + phase.first + d, count = (phase.taps - 1 - d) / plan_.down + 1;
+      for (int64_t t = 0; t < count; t++) weight_[t] = plan_.f[phase.tap + (d + t * plan_.down) * plan_.up];
+      const A* in = parts_.get() + index % plan_.down * plan_.part + index / plan_.down;
+      along(in, weight_.data(), count, sum_.get(), phase.outputs);
+      for (int64_t m = 0; m < plan_.longest; m += V::width)
+        V::store(sums + m, V::load(sums + m) + V::load(sum_.get() + m));
+    }
+  }
+
+  const Plan<A>& plan_;
+  Scratch<A> row_, parts_, sums_, sum_;
+  std::vector<const A*> from_;
+  std::vector<A> weight_;
+};
+
+constexpr int64_t kScratchBytes = 256 << 10;  // a strip of x, of all channels of a job
+
+// How a batch is cut into jobs.
+template <class S>
+struct Jobs {
+  using A = Accumulate<S>;
+  bool from_pixels, to_pixels;  // x and y are channels-last; else in planes
+  bool direct;                  // x is read where it lies
+  int64_t samples, channels, at_once, blocks, strip, strips;
+
+  Jobs(const at::Tensor& x, const at::Tensor& y, const Plan<A>& plan) : samples(x.size(0)), channels(x.size(1)) {
+    from_pixels = order_of(x) == at::MemoryFormat::ChannelsLast;
+    to_pixels = order_of(y) == at::MemoryFormat::ChannelsLast;
+    direct = std::is_same_v<S, A> && !from_pixels;
+    at_once = from_pixels || to_pixels ? std::min<int64_t>(channels, Simd<A>::width) : 1;
+    blocks = (channels + at_once - 1) / at_once;
+    // output rows of a strip, so that the rows that they read fill the scratch memory
+    const int64_t rows = kScratchBytes / int64_t(sizeof(A)) / (at_once * plan.width);
+    strip = (rows - int64_t(plan.f.size()) / plan.up - 1) * plan.up / plan.down;
+    strip = direct ? plan.out_height : std::clamp<int64_t>(strip, 8, std::max<int64_t>(plan.out_height, 8));
+    strips = (plan.out_height + strip - 1) / strip;
+  }
+};
+
+// A thread's jobs, with its scratch memory.
+template <class S>
+class Worker {
+ public:
+  using A = Accumulate<S>;
+
+  Worker(const Plan<A>& plan, const Jobs<S>& jobs, const S* x, S* y)
+      : plan_(plan),
+        jobs_(jobs),
+        x_(x),
+        y_(y),
+        filter_(plan),
+        row_stride_(round_up(plan.out_width, Simd<A>::width)),
+        out_(jobs.to_pixels ? jobs.at_once * row_stride_ : 0) {}
+
+  void run(int64_t job) {
+    const int64_t first = job % jobs_.strips * jobs_.strip, last = std::min(first + jobs_.strip, plan_.out_height);
+    const int64_t block = job / jobs_.strips, n = block / jobs_.blocks, c = block % jobs_.blocks * jobs_.at_once;
+    const int64_t count = std::min(jobs_.at_once, jobs_.channels - c);
+    int64_t begin = 0, stride = plan_.height * plan_.width;
+    const A* rows;
+    if constexpr (std::is_same_v<S, A>) rows = x_ + (n * jobs_.channels + c) * stride;
+    if (!jobs_.direct) {
+      std::tie(begin, stride) = load(n, c, count, first, last);
+      rows = scratch_.data();
+    }
+    for (int64_t oy = first; oy < last; oy++) {
+      for (int64_t k = 0; k < count; k++) {
+        const A* plane = rows + k * stride;
+        if (jobs_.to_pixels) {
+          filter_.compute(plane, begin, oy, out_.get() + k * row_stride_);
+        } else {
+          filter_.compute(plane, begin, oy,
+                          y_ + ((n * jobs_.channels + c + k) * plan_.out_height + oy) * plan_.out_width);
+        }
+      }
+      if (jobs_.to_pixels)
+        transpose<A>(out_.get(), row_stride_, count, plan_.out_width,
+                     y_ + (n * plan_.out_height + oy) * plan_.out_width * jobs_.channels + c, jobs_.channels);
+    }
+  }
+
+ private:
+  // The rows of `count` channels that output rows [first, last) read, as planes; their first one, and the distance from
+  // plane to plane.
+  std::pair<int64_t, int64_t> load(int64_t n, int64_t c, int64_t count, int64_t first, int64_t last) {
+    int64_t begin = plan_.height, end = 0;
+    for (int64_t oy = first; oy < last; oy++)
+      if (plan_.rows[oy].count > 0) {
+        begin = std::min(begin, plan_.rows[oy].first);
+        end = std::max(end, plan_.rows[oy].first + plan_.rows[oy].count);
+      }
+    const int64_t pixels = std::max<int64_t>(end - begin, 0) * plan_.width;
+    const int64_t stride = round_up(pixels, Simd<A>::width) + Simd<A>::width;
+    scratch_.resize(std::max<size_t>(scratch_.size(), count * stride));
+    const int64_t plane = plan_.height * plan_.width, sample = n * jobs_.channels * plane;
+    if (jobs_.from_pixels) {
+      transpose<A>(x_ + sample + begin * plan_.width * jobs_.channels + c, jobs_.channels, pixels, count,
+                   scratch_.data(), stride);
+    } else {
+      for (int64_t k = 0; k < count; k++)
+        copy_row(x_ + sample + (c + k) * plane + begin * plan_.width, 1, scratch_.data() + k * stride, pixels);
+    }
+    return {begin, stride};
+  }
+
+  const Plan<A>& plan_;
+  const Jobs<S>& jobs_;
+  const S* x_;
+  S* y_;
+  RowFilter<A> filter_;
+  const int64_t row_stride_;
+  Scratch<A> out_;
+  std::vector<A> scratch_;
+};
+
+template <class S>
+void upfirdn2d(const at::Tensor& x, const std::vector<double>& filter, int64_t up, int64_t down,
+               at::IntArrayRef padding, double gain, at::Tensor& y) {
+  const Plan<Accumulate<S>> plan(x, y, filter, up, down, padding, gain);
+  const Jobs<S> jobs(x, y, plan);
+  const S* from = x.const_data_ptr<S>();
+  S* to = y.mutable_data_ptr<S>();
+  const int64_t grain = 1 + (1 << 15) / (jobs.at_once * jobs.strip * plan.out_width);
+  at::parallel_for(0, jobs.samples * jobs.blocks * jobs.strips, grain, [&](int64_t begin, int64_t end) {
+    Worker<S> worker(plan, jobs, from, to);
+    for (int64_t job = begin; job < end; job++) worker.run(job);
   });
 }
 
-at::Tensor upfirdn2d_cpu(const at::Tensor& x, const at::Tensor& f, int64_t up, int64_t down, at::IntArrayRef padding,
+at::Tensor upfirdn2d_cpu(const at::Tensor& x_, const at::Tensor& f, int64_t up, int64_t down, at::IntArrayRef padding,
                          double gain) {
-  const auto [height, width] = check_upfirdn2d(x, f, up, down, padding);
-  const int64_t taps = f.numel();
-  at::Tensor y = empty_output({x.size(0), x.size(1), height, width}, x.options());
+  const auto [height, width] = check_upfirdn2d(x_, f, up, down, padding);
+  at::Tensor y = empty_output({x_.size(0), x_.size(1), height, width}, x_.options(), order_of_result(x_));
   if (y.numel() == 0) return y;
-  if (x.numel() == 0) return y.zero_();
-  const at::Tensor values = f.to(at::kDouble).contiguous();
-  const std::vector<double> list(values.const_data_ptr<double>(), values.const_data_ptr<double>() + taps);
-  DISPATCH_FLOATING(x.scalar_type(), "upfirdn2d",
-                    [&] { upfirdn2d<scalar_t>(planes(x), list, up, down, padding, gain, y); });
+  if (x_.numel() == 0) return y.zero_();
+  const at::Tensor x = x_.contiguous(order_of(x_)), taps = f.to(at::kDouble).contiguous();
+  const std::vector<double> filter(taps.const_data_ptr<double>(), taps.const_data_ptr<double>() + taps.numel());
+  DISPATCH_FLOATING(x.scalar_type(), "upfirdn2d", [&] { upfirdn2d<scalar_t>(x, filter, up, down, padding, gain, y); });
   return y;
 }
 

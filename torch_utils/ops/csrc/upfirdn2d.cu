@@ -1,5 +1,14 @@
 // Upsample, filter, downsample on the GPU, for separable filters: a thread for each output. See upfirdn2d.cpp.
 
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common.h"
 #include "cuda.cuh"
 
 namespace {
@@ -49,8 +58,11 @@ at::Tensor upfirdn2d_cuda(const at::Tensor& x_, const at::Tensor& f, int64_t up,
   at::Tensor y = empty_output({x_.size(0), x_.size(1), height, width}, x_.options(), order);
   if (y.numel() == 0) return y;
   const at::Tensor x = x_.contiguous(order), filter = f.to(at::kFloat).contiguous();
-  const Shape shape{int(x.size(2)), int(x.size(3)), int(height),     int(width),      int(taps),
-                    int(up),        int(down),      int(padding[0]), int(padding[2]), order == at::MemoryFormat::ChannelsLast ? x.size(1) : 1};
+  const Shape shape{int(x.size(2)),  int(x.size(3)),
+                    int(height),     int(width),
+                    int(taps),       int(up),
+                    int(down),       int(padding[0]),
+                    int(padding[2]), order == at::MemoryFormat::ChannelsLast ? x.size(1) : 1};
   const int64_t blocks = std::min<int64_t>(blocks_of(y.numel(), kThreads), 1 << 20);
   DISPATCH_FLOATING(x.scalar_type(), "upfirdn2d", [&] {
     upfirdn2d<scalar_t><<<blocks, kThreads, taps * sizeof(float), c10::cuda::getCurrentCUDAStream()>>>(
