@@ -43,8 +43,8 @@ python train.py --resume
     "--cfg",
     type=click.Choice(PRESETS),
     help="Preset, which all other options override. auto: StyleGAN2's size, with batch and learning rates for the "
-    "resolution and the GPUs. demo: a small network that trains in minutes at 32² on two CPU cores. The others: as "
-    "published for StyleGAN2 and StyleGAN2-ADA.  [default: auto]",
+    "resolution and the GPUs. demo: a small network that trains in minutes at 32² on two CPU cores. r3gan: R3GAN's "
+    "recipe. The others: as published for StyleGAN2 and StyleGAN2-ADA.  [default: auto]",
 )
 @cli.option("Training", "--batch", type=click.IntRange(1, 2**16), help="Images of a step, over all GPUs together.")
 @cli.option(
@@ -67,7 +67,8 @@ python train.py --resume
     "Training",
     "--augpipe",
     type=click.Choice(list(AUGPIPES)),
-    help="Augmentations: blit, geom, color, filter, noise, cutout, or the first letters of several.  [default: bgc]",
+    help="Augmentations: blit, geom, color, filter, noise, cutout, the first letters of several, or r3gan for that "
+    "paper's.  [default: bgc]",
 )
 @cli.option(
     "Training",
@@ -125,8 +126,11 @@ def main(**options: Any) -> None:
     """
     from training.gan import GANTrainer  # takes a second, which --help need not wait for
     from training.options import configure_gan
+    from training.r3gan import R3GANTrainer
 
-    training_cli.start(GANTrainer, configure_gan, options)
+    training_cli.start(
+        "train.py", configure_gan, lambda config: R3GANTrainer if config.schedules else GANTrainer, options
+    )
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def main(**options: Any) -> None:
     from training.classifier import ClassifierTrainer  # takes a second, which --help need not wait for
     from training.options import configure_classifier
 
-    training_cli.start(ClassifierTrainer, configure_classifier, options)
+    training_cli.start("train_encoder.py", configure_classifier, lambda config: ClassifierTrainer, options)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def main(**options: Any) -> None:
     from training.options import configure_stylizer  # takes a second, which --help need not wait for
     from training.stylizer import StylizerTrainer
 
-    training_cli.start(StylizerTrainer, configure_stylizer, options)
+    training_cli.start("train_stylizer.py", configure_stylizer, lambda config: StylizerTrainer, options)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ from networks.layers import Conv2d, Linear
 class DiscriminatorConfig(NetworkConfig):
     """All that is needed to build a Discriminator."""
 
-    mbstd_group: int = 4  # samples that share a standard deviation
+    mbstd_group: int = 4  # samples that share a standard deviation; 0 leaves the minibatch standard deviation out
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mbstd_group < 1:
-            raise ValueError(f"mbstd_group: expected 1 or more, got {self.mbstd_group}")
+        if self.mbstd_group < 0:
+            raise ValueError(f"mbstd_group: expected 0 or more, got {self.mbstd_group}")
 
 
 class DiscriminatorBlock(nn.Module):
@@ -32,9 +32,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv0 = Conv2d(i, i, 3, act="lrelu", clamp=config.clamp)
         self.conv1 = Conv2d(i, o, 3, act="lrelu", down=True, clamp=config.clamp)
         self.skip = Conv2d(i, o, 1, bias=False, down=True)
-        self.compute_dtype: torch.dtype | None = (
-            None  # the precision of the layers, where it is not that of the weights
-        )
+        self.compute_dtype: torch.dtype | None = None  # of the layers, where it is not that of the weights
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.compute_dtype or self.skip.weight.dtype)
@@ -68,7 +66,7 @@ class Discriminator(nn.Module):
         self.blocks = nn.Sequential(
             *(DiscriminatorBlock(config, 2**i) for i in range(config.resolution.bit_length() - 1, 2, -1))
         )
-        self.conv = Conv2d(channels + 1, channels, 3, act="lrelu", clamp=config.clamp)
+        self.conv = Conv2d(channels + (config.mbstd_group > 0), channels, 3, act="lrelu", clamp=config.clamp)
         self.fc = Linear(channels * 16, channels, act="lrelu")
         self.out = Linear(channels, channels if config.c_dim else 1)
         self.mapping = MappingNetwork(0, config.c_dim, channels, config.map_depth) if config.c_dim else None
@@ -76,7 +74,7 @@ class Discriminator(nn.Module):
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
         first = self.blocks[0].compute_dtype if len(self.blocks) else None
         x = self.blocks(self.fromrgb(img.to(first or img.dtype))).to(img.dtype)
-        x = self.conv(minibatch_std(x, self.config.mbstd_group))
+        x = self.conv(minibatch_std(x, self.config.mbstd_group) if self.config.mbstd_group else x)
         x = self.out(self.fc(x.flatten(1)))
         if self.mapping is None:
             return x

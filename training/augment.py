@@ -37,6 +37,7 @@ AUGPIPES: dict[str, tuple[str, ...]] = {
     "bgcf": ("blit", "geom", "color", "filter"),
     "bgcfn": ("blit", "geom", "color", "filter", "noise"),
     "bgcfnc": ("blit", "geom", "color", "filter", "noise", "cutout"),
+    "r3gan": ("blit", "geom", "color", "cutout"),
 }
 
 # Orthogonal low-pass filters with sum √2: Daubechies' least asymmetric ones ("Ten Lectures on Wavelets", table 6.3)
@@ -64,6 +65,9 @@ class Strengths:
     cutout: float = 1.0
 
 
+STRENGTHS = {"r3gan": Strengths(color=0.5)}  # of the pipelines that have others than 1
+
+
 class AugmentPipe(nn.Module):
     """Augments images with the groups of transforms of `name`, a key of AUGPIPES.
 
@@ -81,7 +85,7 @@ class AugmentPipe(nn.Module):
             raise ValueError(f"name: expected one of {', '.join(AUGPIPES)}, got {name!r}")
         if not 0 <= p <= 1:
             raise ValueError(f"p: expected 0 to 1, got {p}")
-        self.groups, self.strengths = AUGPIPES[name], strengths or Strengths()
+        self.groups, self.strengths = AUGPIPES[name], strengths or STRENGTHS.get(name, Strengths())
         self.register_buffer("p", torch.tensor(float(p)))
         self.register_buffer("lowpass", setup_filter(SYM6), persistent=False)
         self.register_buffer("bands", filter_bank(), persistent=False)

@@ -132,6 +132,7 @@ def _all(*options: Callable) -> Callable:
 
 
 Configure = Callable[[Mapping[str, Any], bool], RunConfig]  # of the options, and whether a run is resumed
+TrainerFor = Callable[[Any], type[Trainer]]  # of a configuration
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,11 @@ class Start:
     data_hash: str  # the data's fingerprint, equal on all machines
 
 
-def start(trainer_class: type[Trainer], configure: Configure, options: dict[str, Any]) -> None:
-    """What a training script does once its command line is read: finds or makes the run, and trains."""
+def start(script: str, configure: Configure, trainer_for: TrainerFor, options: dict[str, Any]) -> None:
+    """What a training script does once its command line is read: finds or makes the run, and trains.
+
+    `script` is the name of its file, which a run records so that another script does not resume it.
+    """
     context = click.get_current_context()
     outdir, resume, dry_run = options["outdir"], options["resume"], options["dry_run"]
     given = {
@@ -161,10 +165,11 @@ def start(trainer_class: type[Trainer], configure: Configure, options: dict[str,
         given |= torchrun_options(given)
         process_group = distributed.group(gpus=given["gpus"] > 0)
     with process_group:
-        begun = distributed.on_rank_0(prepare, trainer_class, configure, given, outdir, resume, dry_run)
+        begun = distributed.on_rank_0(prepare, script, configure, trainer_for, given, outdir, resume, dry_run)
         if begun is None:
             return
         config, run = begun.config, begun.run
+        trainer_class = trainer_for(config)
         try:
             if distributed.rank() and trainer_class.fingerprint(config) != begun.data_hash:
                 raise UserError(f"{config.data} on {platform.node()} is not the data set that process 0 has; copy it")
@@ -190,8 +195,9 @@ def torchrun_options(given: dict[str, Any]) -> dict[str, int]:
 
 
 def prepare(
-    trainer_class: type[Trainer],
+    script: str,
     configure: Configure,
+    trainer_for: TrainerFor,
     given: dict[str, Any],
     outdir: str,
     resume: str | None,
@@ -204,15 +210,16 @@ def prepare(
     if resume is not None:
         if desc:
             raise UserError("--desc names a new run; leave it out with --resume")
-        return prepare_resumed(trainer_class, configure, given, find_state(Path(resume or outdir)), dry_run)
+        state_path = find_state(Path(resume or outdir))
+        return prepare_resumed(script, configure, trainer_for, given, state_path, dry_run)
 
     config = configure(given, False)
-    data_hash = trainer_class.fingerprint(config)
+    data_hash = trainer_for(config).fingerprint(config)
     if dry_run:
         print_config(config)
         return None
     run = new_run(cli.writable_folder(outdir), "-".join(filter(None, [config.run_name, desc])))
-    about = {"script": trainer_class.script, "command": sys.argv, **machine(config), "data_hash": data_hash}
+    about = {"script": script, "command": sys.argv, **machine(config), "data_hash": data_hash}
     record(run, config, config.recorded_options(given), about)
     print(f"run: {run}", file=sys.stderr)
     print_note(config)
@@ -220,15 +227,21 @@ def prepare(
 
 
 def prepare_resumed(
-    trainer_class: type[Trainer], configure: Configure, given: dict[str, Any], state_path: Path, dry_run: bool
+    script: str,
+    configure: Configure,
+    trainer_for: TrainerFor,
+    given: dict[str, Any],
+    state_path: Path,
+    dry_run: bool,
 ) -> Start | None:
     """`prepare` for a run that is resumed from a state: with its recorded options below the given ones."""
     run = state_path.parent.parent
     options, about = recorded(run)
-    if (other := about.get("script", trainer_class.script)) != trainer_class.script:
+    if (other := about.get("script", script)) != script:
         raise UserError(f"{run} is a run of another script; resume it with: python {other} --resume {run}")
     given = {**options, **given}
     config = configure(given, True)
+    trainer_class = trainer_for(config)
     data_hash = trainer_class.fingerprint(config)
     state = load_state(state_path)
     kimg = check_resumable(state, run, config)
@@ -241,7 +254,7 @@ def prepare_resumed(
         print_config(config)
         return None
     if kimg >= config.kimg and not evaluation_is_due(run, trainer_class.sheet_name, state, kimg):
-        longer = f"; train longer with: python {trainer_class.script} --resume {run} --kimg MORE"
+        longer = f"; train longer with: python {script} --resume {run} --kimg MORE"
         hint = longer if "kimg" in config.changeable else ""
         print(f"{run} is complete: it has reached kimg {kimg:g} of {config.kimg:g}{hint}", file=sys.stderr)
         return None

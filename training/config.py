@@ -60,6 +60,27 @@ class RunConfig:
 SIZES = ("cbase", "cmax", "map_depth", "z_dim", "w_dim", "noise")
 
 
+Ramp = tuple[float, float]  # the first and the last value of a schedule
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Values that follow half a cosine from the first to the last, which they have from decay_kimg on (R3GAN)."""
+
+    decay_kimg: float
+    ema_kimg: Ramp  # half-life of the averaged weights
+    p: Ramp  # probability of each augmentation
+    lr: Ramp = (1.0, 0.25)  # as a factor on the learning rates
+    gamma: Ramp = (1.0, 0.1)  # as a factor on gamma
+    beta2: Ramp = (0.9, 0.99)  # of Adam
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Schedules:
+        """The inverse of `dataclasses.asdict`, also through JSON."""
+        ramps: dict[str, Any] = {name: tuple(value) for name, value in values.items() if name != "decay_kimg"}
+        return cls(decay_kimg=values["decay_kimg"], **ramps)
+
+
 @dataclass(kw_only=True)
 class TrainConfig(RunConfig):
     """What the generator's training depends on as well."""
@@ -90,13 +111,19 @@ class TrainConfig(RunConfig):
     p: float = 0.0  # the probability of each transform, at the start
     init_from: str | None = None  # a snapshot, state or run whose weights the training starts from
     freezed: int = 0  # number of the discriminator's first layers that are not trained
+    schedules: Schedules | None = None  # of R3GAN's recipe; None trains by StyleGAN2's
     metrics: list[str] = field(default_factory=lambda: ["swd"])
     detector_weights: list[str] = field(default_factory=list)  # files that replace downloads
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        networks = {"generator": GeneratorConfig, "discriminator": DiscriminatorConfig}
-        return cls(**{**values, **{name: kind(**values[name]) for name, kind in networks.items()}})
+        schedules = values.get("schedules")
+        nested = {
+            "generator": GeneratorConfig(**values["generator"]),
+            "discriminator": DiscriminatorConfig(**values["discriminator"]),
+            "schedules": schedules and Schedules.from_dict(schedules),
+        }
+        return cls(**{**values, **nested})
 
     @property
     def run_name(self) -> str:

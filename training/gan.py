@@ -133,7 +133,10 @@ class GANTrainer:
             self.G_opt.backward(loss, len(reals))
             self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
         self.G_opt.step()
+        self.update_w_avg(w_means)
 
+    def update_w_avg(self, w_means: list[Tensor]) -> None:
+        """Moves the running mean of w by the means over each microbatch, where they are finite."""
         w_avg, beta = self.G.w_avg, self.config.w_avg_beta
         moved = w_avg.lerp(distributed.mean(torch.stack(w_means).mean(dim=0)), 1 - beta)
         w_avg.copy_(torch.where(moved.isfinite().all(), moved, w_avg))

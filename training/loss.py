@@ -33,7 +33,12 @@ def gradient_penalty(D: Callable[[Tensor, Tensor], Tensor], images: Tensor, c: T
     Mescheder et al. 2018, equation 9. D may augment the images first.
     """
     images = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(D(images, c).sum(), images, create_graph=True)
+    return squared_gradient(D(images, c), images)
+
+
+def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
+    """E ‖∂D(x)/∂x‖² of logits [N, 1] that were computed from images [N, C, H, W] with their graph."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 

@@ -25,9 +25,9 @@ from networks.vgg import STRIDE, Classifier
 from torch_utils import distributed
 from torch_utils.errors import UserError
 from torch_utils.files import missing
-from training.config import ClassifierConfig, StylizerTrainConfig, TrainConfig
+from training.config import ClassifierConfig, Schedules, StylizerTrainConfig, TrainConfig
 from training.finetune import find_initial, pickled_sizes
-from training.presets import preset
+from training.presets import R3GAN_DECAY_KIMG, preset
 
 # --- the generator --------------------------------------------------------------------------------------------------
 
@@ -66,10 +66,10 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     Options whose value is None count as not given. Raises UserError for values that do not go together.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    check_augmentation(given)
     if given.get("freezed") and not given.get("init_from"):
         raise UserError("--freezed without --init-from would keep layers that never learned; name a run to start from")
     values = preset(given.get("cfg", "auto"), resolution, gpus)
+    check_augmentation(given, values)
     processes = gpus or given.get("procs") or values.get("procs", 1)
     batch = given.get("batch", values["batch"])
     batch_gpu = split_batch(batch, given.get("batch_gpu"), processes)
@@ -88,6 +88,8 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
         # Samples that share a standard deviation are in one microbatch.
         mbstd_group=min(batch_gpu, values["mbstd_group"]),
     )
+    if values.get("cfg") == "r3gan":
+        values["schedules"] = r3gan_schedules(values)
     return TrainConfig(**own_fields(TrainConfig, values), generator=generator, discriminator=discriminator)
 
 
@@ -103,13 +105,26 @@ def generator_config(values: Mapping[str, Any], resolution: int, img_channels: i
         raise UserError(f"--modulation {modulation} --norm {norm}: {error}") from None
 
 
-def check_augmentation(given: Mapping[str, Any]) -> None:
-    """Raises UserError where options of the augmentation do not go together."""
-    aug = given.get("aug", "noaug")
+def r3gan_schedules(values: Mapping[str, Any]) -> Schedules:
+    """R3GAN's schedules; those of a training that is shorter than the published one are shortened with it."""
+    decay_kimg = min(values.get("kimg", TrainConfig.kimg), R3GAN_DECAY_KIMG)
+    ema_kimg = values["ema_kimg"] * decay_kimg / R3GAN_DECAY_KIMG
+    return Schedules(decay_kimg=decay_kimg, ema_kimg=(0.0, ema_kimg), p=(0.0, values["p"]))
+
+
+def check_augmentation(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Raises UserError where options of the augmentation do not go together. `values` are those of the preset."""
+    aug = given.get("aug", values.get("aug", "noaug"))
+    loss = given.get("loss", values.get("loss"))
+    if aug == "ada" and loss == "relativistic":
+        raise UserError(
+            "--aug ada measures overfitting by the sign of D(x), which the relativistic loss leaves open; "
+            "take --aug fixed with --p, or --cfg r3gan, which raises p by a schedule"
+        )
     useless = [f"--{name}" for name in ("augpipe", "target", "p") if name in given]
     if aug == "noaug" and useless:
         raise UserError(f"{' and '.join(useless)} without augmentation; add --aug ada or --aug fixed")
-    if aug == "fixed" and "p" not in given:
+    if aug == "fixed" and "p" not in {**values, **given}:
         raise UserError("--aug fixed needs --p, the probability of each transform")
 
 

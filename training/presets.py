@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch_utils.errors import UserError
@@ -22,7 +23,16 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "map_depth": 2, "mbstd_group": 32, "pl_weight": 0.0, "mixing": 0.0, "kimg": 100000.0,
     },
 }  # fmt: skip
-PRESETS = ("auto", "demo", *PUBLISHED)
+
+# R3GAN (Huang et al. 2024, appendix) for CIFAR-10, FFHQ at 64² and 256²: p and ema_kimg are the last values of their
+# schedules. Other resolutions take the values of the nearest one.
+R3GAN: dict[int, dict[str, float]] = {
+    32: {"batch": 512, "gamma": 0.05, "p": 0.55, "ema_kimg": 5000.0},
+    64: {"batch": 256, "gamma": 2.0, "p": 0.3, "ema_kimg": 500.0},
+    256: {"batch": 256, "gamma": 150.0, "p": 0.3, "ema_kimg": 500.0},
+}
+R3GAN_DECAY_KIMG = 20000.0
+PRESETS = ("auto", "demo", "r3gan", *PUBLISHED)
 
 
 def preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
@@ -62,6 +72,11 @@ def preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
             "procs": 2,  # of one thread each: small networks gain nothing from threads
             "workers": 1,
         }
+    if cfg == "r3gan":
+        published = R3GAN[min(R3GAN, key=lambda known: abs(math.log2(known / resolution)))]
+        network = {"cbase": 32768 if resolution >= 512 else 16384, "cmax": 512, "map_depth": 2}
+        recipe = {"loss": "relativistic", "pl_weight": 0.0, "mixing": 0.0, "mbstd_group": 0}
+        return {"glr": 2e-4, "dlr": 2e-4, "aug": "fixed", "augpipe": "r3gan", **network, **recipe, **published}
     if cfg in PUBLISHED:
         return {"ema_rampup": None, "map_depth": 8, "cmax": 512, **PUBLISHED[cfg]}
     raise UserError(f"--cfg {cfg} is unknown; there are {', '.join(PRESETS)}")

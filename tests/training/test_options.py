@@ -19,7 +19,7 @@ def test_presets_have_the_published_values():
         "paper1024": (32, 32768, 0.002, 2, 10, 8, 4),
         "cifar": (64, 32768, 0.0025, 0.01, 500, 2, 32),
     }
-    assert set(PRESETS) == {"auto", "demo", *table}
+    assert set(PRESETS) == {"auto", "demo", "r3gan", *table}
     for cfg, values in table.items():
         c = resolve({"cfg": cfg, "data": "x"}, 32, 3, 0, 0)
         assert (c.batch, c.generator.cbase, c.glr, c.gamma, c.ema_kimg) == values[:5]

@@ -1,0 +1,116 @@
+"""R3GAN's recipe (Huang et al. 2024, "The GAN is dead; long live the GAN! A Modern Baseline GAN"), `--cfg r3gan`.
+
+The relativistic loss, with R1 and R2 in every step of the discriminator and on the same images as the loss. Path length
+regularization, style mixing and the minibatch standard deviation are left out. Learning rate, Adam's β₂, γ, the
+half-life of the averaged weights and the probability of the augmentation follow cosines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import abc
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from training.config import Ramp, TrainConfig
+from training.gan import Batch, GANTrainer
+from training.loss import discriminator_loss, generator_loss, squared_gradient
+from training.optimizer import GuardedOptimizer, update_ema
+
+
+def ramp(values: Ramp, kimg: float, decay_kimg: float) -> float:
+    """From the first value to the second along half a cosine that ends at decay_kimg, and the second from there on."""
+    part = min(kimg / decay_kimg, 1.0)
+    first, last = values
+    return last + (first - last) * (1 + math.cos(math.pi * part)) / 2
+
+
+class R3GANTrainer(GANTrainer):
+    """Generator and discriminator, trained by R3GAN's recipe. A `training.loop.Trainer`."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True):
+        super().__init__(config, device, fresh)
+        assert config.schedules is not None
+        self.schedules = config.schedules
+        self.gamma = config.gamma  # of the current step
+        trained = [p for p in self.D.parameters() if p.requires_grad]
+        for name, parameters in (("G_opt", self.G.parameters()), ("D_opt", trained)):
+            adam = torch.optim.Adam(parameters, eps=1e-8, fused=True)  # learning rate and β₂ follow their schedules
+            self.optimizers[name] = GuardedOptimizer(adam, config.precision == "fp16")
+        self.G_opt, self.D_opt = self.optimizers["G_opt"], self.optimizers["D_opt"]
+
+    def batches(self, step: int) -> abc.Generator[tuple[Batch, Batch]]:  # type: ignore[override]
+        """Images for the discriminator's step, and others for the generator's, from `step` on without end."""
+        with closing(super().batches(2 * step)) as stream:
+            while True:
+                yield next(stream), next(stream)
+
+    def train_step(self, reals: tuple[Batch, Batch], step: int) -> None:  # type: ignore[override]
+        """One step of the discriminator, then one of the generator, with the schedules' values at this step."""
+        ema_kimg = self.follow_schedules(step * self.config.batch / 1000)
+        self.discriminator_step(reals[0])
+        self.generator_step(reals[1])
+        update_ema(self.G_ema, self.G, 0.5 ** (self.config.batch / 1000 / max(ema_kimg, 1e-8)))
+
+    def follow_schedules(self, kimg: float) -> float:
+        """Sets learning rates, β₂, γ and the augmentation's p of this moment; returns the EMA's half-life in kimg."""
+        config, schedules = self.config, self.schedules
+        lr, beta2, gamma, ema_kimg, p = (
+            ramp(values, kimg, schedules.decay_kimg)
+            for values in (schedules.lr, schedules.beta2, schedules.gamma, schedules.ema_kimg, schedules.p)
+        )
+        for optimizer, first_lr in ((self.G_opt, config.glr), (self.D_opt, config.dlr)):
+            for group in optimizer.optimizer.param_groups:
+                group["lr"], group["betas"] = first_lr * lr, (0.0, beta2)
+        self.gamma = config.gamma * gamma
+        self.augment.p.fill_(p)
+        return ema_kimg
+
+    def discriminator_step(self, reals: Batch) -> Tensor:
+        """Lowers softplus(D(G(z)) − D(x)) + γ/2 (R1 + R2); returns D(x). Each fake has the class of its real image."""
+        self._unfreeze_D()
+        self.D_opt.zero_grad()
+        logits = []
+        for real, c in reals:
+            with torch.no_grad():
+                fake = self.synthesize(self.ws(c))
+            real, fake = real.detach().requires_grad_(), fake.detach().requires_grad_()
+            real_logits = self.run_discriminator(real, c, self.D)
+            fake_logits = self.run_discriminator(fake, c, self.D)
+            r1, r2 = squared_gradient(real_logits, real), squared_gradient(fake_logits, fake)
+            loss = discriminator_loss(real_logits, fake_logits, relativistic=True)
+            self.D_opt.backward(loss + self.gamma / 2 * (r1 + r2), len(reals))
+            self.averages.add(**{"loss/D": loss, "loss/r1": r1, "loss/r2": r2})
+            self.averages.add(**{"logits/real": real_logits, "logits/fake": fake_logits})
+            logits.append(real_logits.detach())
+        self.D_opt.step()
+        return torch.cat(logits)
+
+    def generator_step(self, reals: Batch) -> None:
+        """Lowers softplus(D(x) − D(G(z))), each fake with the class of its real image; moves the mean of w."""
+        self.D.requires_grad_(False)
+        self.G_opt.zero_grad()
+        w_means = []
+        for real, c in reals:
+            ws = self.ws(c)
+            w_means.append(ws.detach()[:, 0].mean(dim=0))
+            fake_logits = self.run_discriminator(self.synthesize(ws), c)
+            with torch.no_grad():
+                real_logits = self.run_discriminator(real, c)
+            loss = generator_loss(fake_logits, real_logits)
+            self.G_opt.backward(loss, len(reals))
+            self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
+        self.G_opt.step()
+        self.update_w_avg(w_means)
+
+    def ws(self, c: Tensor) -> Tensor:
+        """Codes [N, num_ws, w_dim] of random z and the classes c [N, c_dim], without style mixing."""
+        z = torch.randn(len(c), self.config.generator.z_dim, dtype=c.dtype, device=self.device)
+        return self.G.ws(z, c)
+
+    def statistics(self) -> dict[str, float]:
+        """Numbers of a tick beside the averages."""
+        lr = self.G_opt.optimizer.param_groups[0]["lr"]
+        return super().statistics() | {"lr": lr, "gamma": self.gamma}
