@@ -103,7 +103,7 @@ def main(
     print(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
     if "source" in info:
         print(f"note: the weights keep the licence of whoever published {info['source']['file']}", file=sys.stderr)
-    if modulation:
+    if modulation and isinstance(module, Generator):
         if module.config.modulation == modulation:
             raise UserError(f"{path} is an AdaConv generator already; leave out --modulation")
         module = to_adaconv(module).eval().requires_grad_(False)

@@ -14,6 +14,7 @@ import math
 import struct
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,18 +28,15 @@ NUMBERS = {"numpy.core.multiarray scalar", "numpy._core.multiarray scalar"}  # b
 NUMBER_TYPE = "numpy dtype"
 CALLS = {MODULE, PARAMETER, TENSOR, STORAGE, NUMBER_TYPE} | NUMBERS
 
-DTYPES = {
-    "torch FloatStorage": torch.float32,
-    "torch DoubleStorage": torch.float64,
-    "torch HalfStorage": torch.float16,
-    "torch BFloat16Storage": torch.bfloat16,
-}
+DTYPES = {"torch FloatStorage": "<f4", "torch DoubleStorage": "<f8", "torch HalfStorage": "<f2"}  # → numpy's names
 STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save
 NUMBER_FORMATS = {"f8": "d", "f4": "f", "i8": "q", "i4": "i"}  # numpy's names → those of struct
 DAMAGED = (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, RuntimeError, struct.error)
 
-MAX_MODULES = 5000
+MAX_MODULES = 1000  # a network of 1024 × 1024 has 100
 MAX_DEPTH = 8  # of modules in modules; a network has 4
+MAX_ENTRIES = 100  # tensors, or submodules, of one module
+MAX_STORAGE_OPERATIONS = 1000  # of one of the pickles around a tensor's numbers
 
 
 def attributes(module: Call) -> dict[str, Any]:
@@ -56,7 +54,7 @@ def flatten(module: Call) -> dict[str, dict[str, Any]]:
         found[name] = attributes(module)
         if len(found) > MAX_MODULES or name.count(".") >= MAX_DEPTH:
             raise ValueError(f"more than {MAX_MODULES} modules, or more than {MAX_DEPTH} in each other")
-        for child, value in _typed(found[name]["_modules"], dict).items():
+        for child, value in _entries(found[name], "_modules").items():
             if len(child) > 100:
                 raise ValueError("a module with a name of more than 100 characters")
             if value is not None:
@@ -66,7 +64,7 @@ def flatten(module: Call) -> dict[str, dict[str, Any]]:
 
 def tensors(state: dict[str, Any]) -> dict[str, Call]:
     """The parameters and buffers among a module's attributes, for `shape` and `read_tensor`."""
-    found = {**_typed(state["_parameters"], dict), **_typed(state["_buffers"], dict)}
+    found = {**_entries(state, "_parameters"), **_entries(state, "_buffers")}
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -81,11 +79,13 @@ def read_tensor(tensor: Call) -> Tensor:
     No memory is taken before its claims are compared with the bytes that are there.
     """
     storage, offset, size, stride = _layout(tensor)
-    stored = _read_storage(storage)
+    stored = _stored_numbers(storage)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > len(stored) or last >= len(stored):
         raise ValueError(f"a tensor of {math.prod(size):,} numbers in a storage of {len(stored):,}")
-    return stored.as_strided(size, stride, offset).float().contiguous()
+    steps = [step * stored.itemsize for step in stride]
+    view = np.lib.stride_tricks.as_strided(stored[offset:], size, steps, writeable=False)
+    return torch.from_numpy(np.array(view, dtype=np.float32, order="C"))
 
 
 def read_number(value: Any) -> float:
@@ -94,7 +94,8 @@ def read_number(value: Any) -> float:
         return float(value)
     dtype, data = _arguments(value, NUMBERS)
     kind, order = _arguments(dtype, {NUMBER_TYPE})[0], _typed(dtype.state, tuple)[1]
-    (number,) = struct.unpack({"<": "<", "|": "<", ">": ">"}[order] + NUMBER_FORMATS[kind], data)
+    order = {"<": "<", "|": "<", ">": ">"}[_typed(order, str)]
+    (number,) = struct.unpack(order + NUMBER_FORMATS[_typed(kind, str)], data)
     return float(number)
 
 
@@ -110,21 +111,23 @@ def _layout(tensor: Call) -> tuple[Call, int, tuple[int, ...], tuple[int, ...]]:
     return storage, offset, size, stride
 
 
-def _read_storage(storage: Call) -> Tensor:
-    """All numbers of a storage, [n]: five pickles (what it is, and a name for the numbers), a count and the bytes."""
+def _stored_numbers(storage: Call) -> np.ndarray:
+    """All numbers of a storage, [n], where they lie.
+
+    A storage is five pickles (what it is, and a name for the numbers), a count, and the bytes.
+    """
     (data,) = _arguments(storage, {STORAGE})
     file = io.BytesIO(_typed(data, bytes))
-    magic, version, system, content, _ = (read_pickle(file, DTYPES) for _ in range(5))
+    magic, version, system, content, _ = (read_pickle(file, DTYPES, MAX_STORAGE_OPERATIONS) for _ in range(5))
     if type(magic) is not int or type(version) is not int or (magic, version) != (STORAGE_MAGIC, STORAGE_VERSION):
         raise ValueError("a tensor that is not stored as torch.save stores it")
     if _typed(system, dict)["little_endian"] is not True:
         raise ValueError("a tensor that a machine of the other byte order has stored")
     _, kind, _, _, count, view = _typed(_typed(content, PersistentId).value, tuple)
-    dtype = DTYPES[_typed(kind, Global).name]
-    numbers = data[file.tell() + 8 :]
-    if view is not None or type(count) is not int or count < 1 or count * dtype.itemsize != len(numbers):
-        raise ValueError(f"a storage that claims to be larger or smaller than its {len(numbers):,} bytes")
-    return torch.frombuffer(bytearray(numbers), dtype=dtype)
+    dtype, start = np.dtype(DTYPES[_typed(kind, Global).name]), file.tell() + 8
+    if view is not None or type(count) is not int or count < 1 or count * dtype.itemsize != len(data) - start:
+        raise ValueError(f"a storage that claims to be larger or smaller than its {len(data) - start:,} bytes")
+    return np.frombuffer(data, dtype, count, start)
 
 
 def _arguments(call: Any, names: set[str]) -> tuple:
@@ -132,6 +135,14 @@ def _arguments(call: Any, names: set[str]) -> tuple:
     if type(call) is not Call or call.name not in names:
         raise ValueError(f"something else where {min(names).split()[-1]} should be")
     return call.args
+
+
+def _entries(state: dict[str, Any], name: str) -> dict[str, Any]:
+    """The tensors or submodules in a module's attributes: not many, for modules may share one dict."""
+    found = _typed(state[name], dict)
+    if len(found) > MAX_ENTRIES:
+        raise ValueError(f"a module with more than {MAX_ENTRIES} entries in {name}")
+    return found
 
 
 def _typed(value: Any, kind: type) -> Any:

@@ -66,24 +66,24 @@ class PersistentId:
     value: Any
 
 
-def read_pickle(file: io.BytesIO, known: Collection[str]) -> Any:
+def read_pickle(file: io.BytesIO, known: Collection[str], limit: int = MAX_OPERATIONS) -> Any:
     """The value of the pickle that begins where `file` stands, which then stands behind it.
 
     Plain values are themselves (sets are lists, every kind of dict is a dict), calls of the names in `known` are
-    `Call`, persistent ids `PersistentId`. All of it takes memory in proportion to the file, and values may be
-    in themselves, or shared so often that a walk through all of them would never end.
+    `Call`, persistent ids `PersistentId`. All of it takes memory in proportion to the file. But a value may be in
+    itself, be shared so often that a walk through all of it would never end, or be too deep to be hashed or compared.
 
     Raises:
         Refused: where the pickle names anything else.
-        ValueError: if it is damaged, or has more than `MAX_OPERATIONS`.
+        ValueError: if it is damaged, or has more operations than `limit`.
     """
     machine = _Machine(known)
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
             if count == 0 and operation.name != "PROTO":
                 raise ValueError("no pickle of protocol 2 to 5")
-            if count > MAX_OPERATIONS:
-                raise ValueError(f"more than {MAX_OPERATIONS:,} operations")
+            if count > limit:
+                raise ValueError(f"more than {limit:,} operations")
             machine.step(operation.name, argument)
         return machine.pop()
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError):

@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ NETWORKS = ("G_ema", "G", "D")
 FILTER = "resample_filter"  # the buffer that is a constant here
 ANOTHER = "name a network pickle of StyleGAN2-ADA-PyTorch, or of StyleGAN3 with --cfg stylegan2"
 
+Network = TypeVar("Network", Generator, Discriminator)
 States = dict[str, dict[str, Any]]  # attributes of modules, by their names
 
 
@@ -51,7 +52,9 @@ def load_stylegan2(
     Raises UserError as `load_networks` does.
     """
     networks, info = load_networks(path, ["G_ema"], cls)
-    return networks["G_ema"].to(device), info
+    G = networks["G_ema"]
+    assert isinstance(G, Generator)
+    return G.to(device), info
 
 
 def load_networks(
@@ -218,7 +221,7 @@ def _other_architecture(states: States, prefix: str, expected: str) -> str | Non
     return None
 
 
-def _build(make: Callable[[], nn.Module], states: States, rename: Callable[[str], str], size: int) -> nn.Module:
+def _build(make: Callable[[], Network], states: States, rename: Callable[[str], str], size: int) -> Network:
     """The network that `make` builds, with the tensors of a pickle under the names that `rename` gives them.
 
     First it is built without memory, and everything compared: the file could ask for any amount.
@@ -261,7 +264,8 @@ def _check_layer(module: str, state: dict[str, Any], network: nn.Module, rename:
         layer = network.get_submodule(name)
     except AttributeError:
         return
-    if "weight_gain" in state and not math.isclose(read_number(state["weight_gain"]), layer.weight_gain, rel_tol=1e-6):
+    gain: Any = getattr(layer, "weight_gain", None)
+    if "weight_gain" in state and not math.isclose(read_number(state["weight_gain"]), gain, rel_tol=1e-6):
         raise ValueError(f"{module[:80]!a} has another learning rate multiplier or scale of its weights than here")
     expected = "lrelu" if isinstance(layer, SynthesisLayer) else getattr(layer, "act", "linear")
     if state.get("activation", expected) != expected:

@@ -113,5 +113,7 @@ def test_depth_does_no_harm(wrap):
     """A tuple in a tuple, 200,000 deep, or of 2^60 parts: both kill Python's own reader once they are hashed."""
     program = b"\x80\x02)" + (wrap * 200_000 if wrap == b"\x85" else b"q\x00h\x00\x86" * 60) + b"."
     assert type(read(program)) is tuple
+    calls = b"\x80\x02cmath\nsqrt\nq\x01)R" + b"q\x02h\x01h\x02\x85R" * 150_000 + b"."
+    assert type(read(calls, {"math sqrt"})) is Call
     with pytest.raises(ValueError, match="key of the type tuple"):
         read(program.replace(b"\x80\x02", b"\x80\x02}")[:-1] + b"K\x01s.")
