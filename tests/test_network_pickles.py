@@ -197,7 +197,8 @@ def test_training_starts_with_the_images_of_the_pickle(networks, network, faces1
     started = trainer(network, faces16, modulation=modulation)
     assert started.config.generator.modulation == modulation
     assert (started.config.generator.cbase, started.config.generator.z_dim) == (G.config.cbase, G.config.z_dim)
-    assert f"starting from {network}" in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert f"starting from {network}" in line and ("became AdaConv layers" in line) == (modulation == "adaconv")
     z = torch.randn(4, 8)
     image = G(z, noise="const")
     for module in (started.G_ema, started.G):

@@ -90,7 +90,8 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
     """
     found = initial_weights(path)
     config = cast(Generator, modules["G"]).config
-    if is_modconv(found["G"]) and (config.modulation, config.norm) == ("adaconv", "demod"):
+    converted = is_modconv(found["G"]) and (config.modulation, config.norm) == ("adaconv", "demod")
+    if converted:
         found |= {part: adaconv_weights(found[part], config) for part in ("G", "G_ema")}
     if freezed and "D" not in found:
         raise UserError(f"{path} has no discriminator for --freezed; name the run, or a state in it, with --init-from")
@@ -114,7 +115,8 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
                 f"--map-depth of that run, at its resolution or twice it"
             )
         taken.append(f"{copied} of {part}'s {total} tensors")
-    return f"starting from {path}: {', '.join(taken)}"
+    note = "; the modulated convolutions became AdaConv layers, whose style maps are new" * converted
+    return f"starting from {path}: {', '.join(taken)}{note}"
 
 
 def first_layers(D: Discriminator, layers: int) -> list[str]:
