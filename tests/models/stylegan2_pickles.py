@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import Generator, GeneratorConfig, SynthesisLayer
 from networks.layers import Conv2d, Linear
+from torch_utils.errors import UserError
 
 HOOKS = ("_backward_hooks", "_forward_hooks", "_state_dict_hooks")  # among others, which depend on PyTorch's release
 
@@ -278,3 +280,30 @@ def network_pickle(
     found["G_ema"] = generator(G, **generator_options)
     found["augment_pipe"] = None
     return dumps(found, protocol, old_numpy)
+
+
+# --- what the tests of refusals share ---------------------------------------------------------------------------------
+
+
+def refusal(load, data, names=("G_ema",)):
+    """The one line that a pickle gets."""
+    with pytest.raises(UserError) as caught:
+        load(data, names)
+    message = caught.value.message
+    assert "\n" not in message and message.isprintable() and len(message) < 600
+    return message
+
+
+def changed(change):
+    """A pickle of a generator whose layers' attributes `change` has changed."""
+    G, _ = small_networks()
+    network = generator(G)
+    (meta,) = network.args
+    change(meta["state"])
+    return dumps({"G_ema": network})
+
+
+def layer_state(state, *names):
+    for name in names:
+        state = state["_modules"][name].args[0]["state"]
+    return state
