@@ -30,7 +30,9 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         i, o = config.channels(resolution), config.channels(resolution // 2)
         self.conv0 = Conv2d(i, i, 3, act="lrelu", clamp=config.clamp)
-        self.conv1 = Conv2d(i, o, 3, act="lrelu", down=True, clamp=config.clamp)
+        # The clamp goes along with the gain of √½ of the two branches, as in StyleGAN2-ADA.
+        clamp = None if config.clamp is None else config.clamp * 0.5**0.5
+        self.conv1 = Conv2d(i, o, 3, act="lrelu", down=True, clamp=clamp)
         self.skip = Conv2d(i, o, 1, bias=False, down=True)
         self.compute_dtype: torch.dtype | None = None  # of the layers, where it is not that of the weights
 

@@ -194,7 +194,9 @@ class SynthesisLayer(nn.Module):
         x = upsample_conv2d(x, applied, self.filter) if self.up else F.conv2d(x, applied, padding=1)
         noisy = noise is not None and self.noise_strength is not None
         if scaled:
-            scale = demodulation(weight, kernels.composed).to(x.dtype)[:, :, None, None]
+            # ε stands beside the weights as they are before their gain, as in StyleGAN2.
+            eps = 1e-8 * self.weight_gain**2
+            scale = demodulation(weight, kernels.composed, eps).to(x.dtype)[:, :, None, None]
         if noisy:
             noise = (noise * self.noise_strength).to(x.dtype)
         if scaled and noisy:

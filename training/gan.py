@@ -70,9 +70,8 @@ class GANTrainer:
         self.synthesize, self.compiled_D = compiled(G.synthesis), compiled(D)
 
         scaling = config.precision == "fp16"
-        pl_interval = config.pl_interval if config.pl_weight else None
         trained = [p for p in D.parameters() if p.requires_grad]
-        self.G_opt = GuardedOptimizer(lazy_adam(G.parameters(), config.glr, pl_interval), scaling)
+        self.G_opt = GuardedOptimizer(lazy_adam(G.parameters(), config.glr, config.pl_interval), scaling)
         self.D_opt = GuardedOptimizer(lazy_adam(trained, config.dlr, config.r1_interval), scaling)
         self.optimizers = {"G_opt": self.G_opt, "D_opt": self.D_opt}
 

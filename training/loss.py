@@ -60,9 +60,13 @@ class PathLength(nn.Module):
         y = torch.randn_like(images) / (images.shape[2] * images.shape[3]) ** 0.5
         (gradient,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
         lengths = gradient.square().sum(dim=2).mean(dim=1).sqrt()
-        moved = self.mean.lerp(distributed.mean(lengths.detach().mean()), self.decay)
+        mean_length = distributed.mean(lengths.detach().mean())
+        moved = self.mean.lerp(mean_length, self.decay)
         self.mean.copy_(torch.where(moved.isfinite(), moved, self.mean))  # it would not become finite again
-        return (lengths - self.mean).square().mean()
+        a = self.mean.clone()
+        # a depends on the lengths too, and the published code differentiates it: ∂a = decay · ∂E‖Jᵀy‖.
+        slope = -2 * (mean_length - a) * self.decay
+        return (lengths - a).square().mean() + slope * (lengths.mean() - lengths.mean().detach())
 
 
 def sample_ws(G: Generator, z: Tensor, c: Tensor, mixing: float) -> Tensor:

@@ -69,9 +69,14 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     if given.get("freezed") and not given.get("init_from"):
         raise UserError("--freezed without --init-from would keep layers that never learned; name a run to start from")
     values = preset(given.get("cfg", "auto"), resolution, gpus)
+    if given.get("loss") == "relativistic" and values.get("aug") == "ada":
+        values["aug"] = "noaug"  # see check_augmentation
     check_augmentation(given, values)
     processes = gpus or given.get("procs") or values.get("procs", 1)
     batch = given.get("batch", values["batch"])
+    published_gpu = values.get("batch_gpu")  # on fewer GPUs than published, gradients are accumulated
+    if published_gpu and batch // processes % published_gpu == 0:
+        given.setdefault("batch_gpu", published_gpu)
     batch_gpu = split_batch(batch, given.get("batch_gpu"), processes)
     # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
     values.setdefault("gamma", 0.0002 * resolution**2 / batch)
@@ -81,10 +86,13 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     values |= given
     values |= {"gpus": gpus, "procs": processes, "batch_gpu": batch_gpu}
     values["precision"] = resolve_precision(values.get("precision"), gpus)
+    if values["precision"] == "fp32":  # nothing can overflow, and the published code clamps only in half precision
+        values["clamp"] = None
     generator = generator_config(values, resolution, img_channels, c_dim)
-    shared = ("resolution", "img_channels", "c_dim", "cbase", "cmax", "map_depth")
+    shared = ("resolution", "img_channels", "c_dim", "cbase", "cmax", "clamp")
     discriminator = DiscriminatorConfig(
         **{name: getattr(generator, name) for name in shared},
+        map_depth=values.get("class_map_depth", generator.map_depth),
         # Samples that share a standard deviation are in one microbatch.
         mbstd_group=min(batch_gpu, values["mbstd_group"]),
     )

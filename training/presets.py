@@ -9,18 +9,24 @@ from torch_utils.errors import UserError
 
 # Of StyleGAN2 (Karras et al. 2020) for 1024² FFHQ, and of StyleGAN2-ADA (Karras et al. 2020, appendix D).
 PUBLISHED: dict[str, dict[str, Any]] = {
-    "stylegan2": {"batch": 32, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 10.0, "ema_kimg": 10.0},
+    "stylegan2": {
+        "batch": 32, "batch_gpu": 4, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 10.0, "ema_kimg": 10.0,
+    },
     "paper256": {
-        "batch": 64, "cbase": 16384, "glr": 0.0025, "dlr": 0.0025, "gamma": 1.0, "ema_kimg": 20.0, "mbstd_group": 8,
+        "batch": 64, "batch_gpu": 8, "cbase": 16384, "glr": 0.0025, "dlr": 0.0025, "gamma": 1.0, "ema_kimg": 20.0,
+        "mbstd_group": 8,
     },
     "paper512": {
-        "batch": 64, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.5, "ema_kimg": 20.0, "mbstd_group": 8,
+        "batch": 64, "batch_gpu": 8, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.5, "ema_kimg": 20.0,
+        "mbstd_group": 8,
     },
-    "paper1024": {"batch": 32, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 2.0, "ema_kimg": 10.0},
+    "paper1024": {
+        "batch": 32, "batch_gpu": 4, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 2.0, "ema_kimg": 10.0,
+    },
     # But with the residual discriminator of all others, whose class embedding is as deep as the mapping network.
     "cifar": {  # without path length regularization and style mixing
-        "batch": 64, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.01, "ema_kimg": 500.0, "ema_rampup": 0.05,
-        "map_depth": 2, "mbstd_group": 32, "pl_weight": 0.0, "mixing": 0.0, "kimg": 100000.0,
+        "batch": 64, "batch_gpu": 32, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.01, "ema_kimg": 500.0,
+        "ema_rampup": 0.05, "map_depth": 2, "mbstd_group": 32, "pl_weight": 0.0, "mixing": 0.0, "kimg": 100000.0,
     },
 }  # fmt: skip
 
@@ -49,6 +55,8 @@ def preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
             "glr": 0.002 if resolution >= 1024 else 0.0025,
             "dlr": 0.002 if resolution >= 1024 else 0.0025,
             "ema_kimg": batch * 10 / 32,
+            "aug": "ada",
+            "class_map_depth": 8,
         }
     if cfg == "demo":
         # Small enough for two CPU cores: minutes at 32².
@@ -78,5 +86,6 @@ def preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
         recipe = {"loss": "relativistic", "pl_weight": 0.0, "mixing": 0.0, "mbstd_group": 0}
         return {"glr": 2e-4, "dlr": 2e-4, "aug": "fixed", "augpipe": "r3gan", **network, **recipe, **published}
     if cfg in PUBLISHED:
-        return {"ema_rampup": None, "map_depth": 8, "cmax": 512, **PUBLISHED[cfg]}
+        shared = {"ema_rampup": None, "map_depth": 8, "cmax": 512, "aug": "ada", "class_map_depth": 8}
+        return {**shared, **PUBLISHED[cfg]}
     raise UserError(f"--cfg {cfg} is unknown; there are {', '.join(PRESETS)}")

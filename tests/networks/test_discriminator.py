@@ -87,17 +87,21 @@ def filtered(x):
     return F.conv2d(x, torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4), groups=x.shape[1])
 
 
-def test_block_formula():
+@pytest.mark.parametrize("clamp", [math.inf, 0.5])
+def test_block_formula(clamp):
+    """The clamp limits what the activations would be without the gain √½ of the block's two branches."""
     torch.manual_seed(0)
-    block = DiscriminatorBlock(DiscriminatorConfig(16, cbase=128, cmax=12, clamp=None), 16).double()
+    config = DiscriminatorConfig(16, cbase=128, cmax=12, clamp=None if clamp == math.inf else clamp)
+    block = DiscriminatorBlock(config, 16).double()
     for layer in (block.conv0, block.conv1):
         nn.init.normal_(layer.bias)
     x = normal(2, 8, 16, 16)
     y = F.conv2d(x, block.conv0.weight / math.sqrt(8 * 9), block.conv0.bias, padding=1)
-    y = math.sqrt(2) * lrelu(y)
+    y = (math.sqrt(2) * lrelu(y)).clamp(-clamp, clamp)
     y = F.conv2d(filtered(F.pad(y, [2] * 4)), block.conv1.weight / math.sqrt(8 * 9), block.conv1.bias, stride=2)
     skip = F.conv2d(filtered(F.pad(x, [1] * 4))[:, :, ::2, ::2], block.skip.weight / math.sqrt(8))
-    torch.testing.assert_close(block(x), lrelu(y) + math.sqrt(0.5) * skip, rtol=1e-12, atol=1e-12)
+    y = math.sqrt(0.5) * (math.sqrt(2) * lrelu(y)).clamp(-clamp, clamp)
+    torch.testing.assert_close(block(x), y + math.sqrt(0.5) * skip, rtol=1e-12, atol=1e-12)
 
 
 def test_block_keeps_the_second_moment_at_the_start():
@@ -134,7 +138,7 @@ def test_groups_are_independent_of_each_other(resolution, channels, c_dim):
     [
         ({"resolution": 48}, "^resolution: .*48"),
         ({"cbase": 8}, "^cbase: .*8"),
-        ({"mbstd_group": 0}, "^mbstd_group: .*0"),
+        ({"mbstd_group": -1}, "^mbstd_group: .*-1"),
     ],
 )
 def test_configurations_that_do_not_fit(options, message):

@@ -87,7 +87,7 @@ def test_modconv_is_stylegan2s_modulated_convolution(up):
     expected = []
     for i in range(3):
         style = affine(layer.adaconv.predictor.scale, w[i])
-        weight = layer.weight / math.sqrt(16 * 9) * style[None, :, None, None]
+        weight = layer.weight * style[None, :, None, None]
         weight = weight / (weight.square().sum(dim=(1, 2, 3), keepdim=True) + 1e-8).sqrt()
         image = x[i : i + 1]
         y = up_convolution(image, weight) if up else F.conv2d(image, weight, padding=1)
@@ -126,7 +126,8 @@ def test_adaconv_layer_with_demodulation(up):
         power = torch.zeros(16, dtype=torch.float64)
         for channel in range(16):
             power += kernels.composed[i, channel].square().sum() * weight[:, channel].square().sum(dim=(1, 2))
-        expected.append(finish(layer, y / (power + 1e-8).sqrt()[:, None, None], noise[i : i + 1]))
+        power += 1e-8 / (16 * 9)  # ε stands beside the weights before their gain
+        expected.append(finish(layer, y / power.sqrt()[:, None, None], noise[i : i + 1]))
     torch.testing.assert_close(layer(x, w, noise), torch.cat(expected), rtol=1e-10, atol=1e-10)
 
 

@@ -12,18 +12,21 @@ from training.presets import PRESETS
 
 def test_presets_have_the_published_values():
     """StyleGAN2-ADA, appendix D, table of hyperparameters; cbase 32768 is 1 ×, 16384 0.5 × the channels."""
-    table = {  # batch, cbase, learning rate, gamma, EMA, mapping, minibatch std
-        "stylegan2": (32, 32768, 0.002, 10, 10, 8, 4),
-        "paper256": (64, 16384, 0.0025, 1, 20, 8, 8),
-        "paper512": (64, 32768, 0.0025, 0.5, 20, 8, 8),
-        "paper1024": (32, 32768, 0.002, 2, 10, 8, 4),
-        "cifar": (64, 32768, 0.0025, 0.01, 500, 2, 32),
+    table = {  # batch, cbase, learning rate, gamma, EMA, mapping, minibatch std, GPUs
+        "stylegan2": (32, 32768, 0.002, 10, 10, 8, 4, 8),
+        "paper256": (64, 16384, 0.0025, 1, 20, 8, 8, 8),
+        "paper512": (64, 32768, 0.0025, 0.5, 20, 8, 8, 8),
+        "paper1024": (32, 32768, 0.002, 2, 10, 8, 4, 8),
+        "cifar": (64, 32768, 0.0025, 0.01, 500, 2, 32, 2),
     }
     assert set(PRESETS) == {"auto", "demo", "r3gan", *table}
     for cfg, values in table.items():
         c = resolve({"cfg": cfg, "data": "x"}, 32, 3, 0, 0)
         assert (c.batch, c.generator.cbase, c.glr, c.gamma, c.ema_kimg) == values[:5]
-        assert (c.generator.map_depth, c.discriminator.mbstd_group) == values[5:]
+        assert (c.generator.map_depth, c.discriminator.mbstd_group) == values[5:7]
+        assert c.batch_gpu == c.batch // values[7]  # as on so many GPUs, though here is none
+        assert resolve({"cfg": cfg, "data": "x"}, 32, 3, 0, values[7]).batch_gpu == c.batch_gpu
+        assert (c.discriminator.map_depth, c.aug, c.augpipe, c.target) == (8, "ada", "bgc", 0.6)
         assert c.dlr == c.glr
     assert resolve({"cfg": "cifar", "data": "x", "gamma": 1.0}, 32, 3, 0, 0).gamma == 1.0
 
@@ -40,3 +43,17 @@ def test_presets_have_the_published_values():
 def test_options_that_do_not_go_together(faces16, options, words):
     with pytest.raises(UserError, match=words):
         tiny(faces16, **options)
+
+
+def test_clamping_belongs_to_half_precision():
+    for precision, clamp in (("fp32", None), ("bf16", 256.0), ("fp16", 256.0)):
+        c = resolve({"cfg": "demo", "data": "x", "precision": precision}, 32, 3, 0, 0)
+        assert (c.generator.clamp, c.discriminator.clamp) == (clamp, clamp)
+
+
+def test_augmentation_is_the_default_of_all_but_the_demo():
+    assert resolve({"data": "x"}, 32, 3, 0, 0).aug == "ada"
+    assert resolve({"cfg": "demo", "data": "x"}, 32, 3, 0, 0).aug == "noaug"
+    assert resolve({"data": "x", "aug": "noaug"}, 32, 3, 0, 0).aug == "noaug"
+    assert resolve({"data": "x", "loss": "relativistic"}, 32, 3, 0, 0).aug == "noaug"
+    assert resolve({"data": "x", "augpipe": "bg"}, 32, 3, 0, 0).augpipe == "bg"
