@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from media.images import grid
+from models.sampling import generate_batches
 from models.snapshot import load_generator
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from tests.training.test_loop import stats, tiny
 from training.gan import GANTrainer, set_precision
+from training.log import Log
 from training.loop import train
 from training.optimizer import GuardedOptimizer
 from training.runs import find_state, load_state
@@ -158,3 +161,59 @@ def test_averaged_weights_follow_by_the_published_rule(faces16):
     beta = 0.5 ** (8 / (0.05 * step * 8))
     for averaged, old, weight in zip(trainer.G_ema.parameters(), before, trainer.G.parameters(), strict=True):
         torch.testing.assert_close(averaged, beta * old + (1 - beta) * weight)
+
+
+def test_the_discriminator_sees_each_image_with_its_class(faces16, monkeypatch):
+    """Real images with the classes of their files, fakes with the classes that they were made for."""
+    trainer = GANTrainer(tiny(faces16, cond=True, batch_gpu=4), torch.device("cpu"))
+    seen, made = [], []
+    run_discriminator, random_ws = GANTrainer.run_discriminator, GANTrainer.random_ws
+
+    def noted_run(self, images, c, D=None):
+        seen.append((images.detach(), c))
+        return run_discriminator(self, images, c, D)
+
+    def noted_ws(self, count):
+        ws, c = random_ws(self, count)
+        made.append((self.G.synthesis(ws).detach(), c))
+        return ws, c
+
+    monkeypatch.setattr(GANTrainer, "run_discriminator", noted_run)
+    monkeypatch.setattr(GANTrainer, "random_ws", noted_ws)
+    reals = next(trainer.batches(0))
+    for step in (trainer.discriminator_step, trainer.generator_step, trainer.penalty_step):
+        seen.clear(), made.clear()
+        step(reals)
+        real_images = [(x, c) for x, c in seen if any(torch.equal(x, real) for real, _ in reals)]
+        fakes = [(x, c) for x, c in seen if not any(torch.equal(x, real) for real, _ in reals)]
+        if step != trainer.generator_step:
+            assert len(real_images) == 2
+            for (x, c), (real, real_c) in zip(real_images, reals, strict=True):
+                assert torch.equal(x, real) and torch.equal(c, real_c)
+        assert len(fakes) == len(made) == (0 if step == trainer.penalty_step else 2)
+        for (x, c), (fake, fake_c) in zip(fakes, made, strict=True):
+            torch.testing.assert_close(x, fake)
+            assert torch.equal(c, fake_c)
+
+
+def test_what_is_evaluated_is_the_averaged_generator(tmp_path, faces16, monkeypatch):
+    """Sheets and metrics show G_ema, which snapshots hold too."""
+    trainer = GANTrainer(tiny(faces16, metrics=["swd50"]), torch.device("cpu"))
+    with torch.no_grad():
+        for p in trainer.G.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    shown, judged = [], []
+    evaluate = trainer.evaluator.evaluate
+
+    def noted(images, paths):
+        judged.append(torch.cat(list(images([range(8)]))))
+        return evaluate(images, paths)
+
+    monkeypatch.setattr(trainer.evaluator, "evaluate", noted)
+    log = Log(tmp_path, 0, 1)
+    monkeypatch.setattr(log, "sheet", lambda name, pixels, kimg: shown.append(pixels))
+    trainer.evaluate(1, log)
+    for G, same in ((trainer.G_ema, True), (trainer.G, False)):
+        fakes = torch.cat(list(generate_batches(G, range(len(trainer.shown)), 8)))
+        assert torch.equal(shown[0], grid(fakes, trainer.columns)) == same
+        assert torch.equal(judged[0], torch.cat(list(generate_batches(G, range(8), 8)))) == same
