@@ -141,18 +141,6 @@ def test_the_image_of_many_classes_is_no_larger():
     assert image.shape == (1, 256, 256) and (image[0] == 0).nonzero().tolist() == [[0, 0], [128, 128], [255, 255]]
 
 
-def test_half_precision_is_taken_where_the_processor_has_it(monkeypatch):
-    for capabilities, precision in [
-        ({"avx512_f": True, "avx512_bf16": False}, "fp32"),
-        ({"avx512_bf16": True}, "bf16"),
-        ({"amx_bf16": True}, "bf16"),
-        ({}, "fp32"),
-    ]:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda value=capabilities: value, raising=False)
-        assert resolve_classifier({"data": "x", "precision": "auto"}, gpus=0).precision == precision
-        assert resolve_classifier({"data": "x", "precision": "fp16"}, gpus=0).precision == "fp16"
-
-
 # --- whole runs -----------------------------------------------------------------------------------------------------
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
-from training.options import resolve
+from training.options import convolution_seconds, resolve, resolve_classifier
 from training.presets import PRESETS
 
 
@@ -57,3 +58,18 @@ def test_augmentation_is_the_default_of_all_but_the_demo():
     assert resolve({"data": "x", "aug": "noaug"}, 32, 3, 0, 0).aug == "noaug"
     assert resolve({"data": "x", "loss": "relativistic"}, 32, 3, 0, 0).aug == "noaug"
     assert resolve({"data": "x", "augpipe": "bg"}, 32, 3, 0, 0).augpipe == "bg"
+
+
+@pytest.mark.parametrize("gain, precision", [(8.0, "bf16"), (1.6, "bf16"), (1.4, "fp32"), (0.5, "fp32")])
+def test_half_precision_is_taken_where_the_processor_is_faster_with_it(monkeypatch, gain, precision):
+    seconds = {torch.float32: 1.0, torch.bfloat16: 1 / gain}
+    monkeypatch.setattr("training.options.convolution_seconds", seconds.get)
+    assert resolve_classifier({"data": "x", "precision": "auto"}, gpus=0).precision == precision
+    assert resolve_classifier({"data": "x"}, gpus=0).precision == precision
+    for asked in ("fp32", "bf16", "fp16"):
+        assert resolve_classifier({"data": "x", "precision": asked}, gpus=0).precision == asked
+
+
+def test_the_time_of_a_convolution_is_that_of_its_arithmetic():
+    """1.2 GFLOP: no processor takes less than 0.05 ms or, in float32, more than a second."""
+    assert 5e-5 < convolution_seconds(torch.float32) < 1 and 5e-6 < convolution_seconds(torch.bfloat16) < 10
