@@ -14,6 +14,7 @@ from tests.training.test_loop import stats, tiny
 from training.gan import GANTrainer, set_precision
 from training.log import Log
 from training.loop import train
+from training.loss import gradient_penalty
 from training.optimizer import GuardedOptimizer
 from training.runs import find_state, load_state
 
@@ -217,3 +218,44 @@ def test_what_is_evaluated_is_the_averaged_generator(tmp_path, faces16, monkeypa
         fakes = torch.cat(list(generate_batches(G, range(len(trainer.shown)), 8)))
         assert torch.equal(shown[0], grid(fakes, trainer.columns)) == same
         assert torch.equal(judged[0], torch.cat(list(generate_batches(G, range(8), 8)))) == same
+
+
+def test_r1_is_taken_at_real_images_and_r2_at_fakes(faces16, monkeypatch):
+    trainer = GANTrainer(tiny(faces16, cond=True, loss="relativistic"), torch.device("cpu"))
+    penalized, made = [], []
+    random_fakes = GANTrainer.random_fakes
+
+    def noted(D, images, c):
+        penalized.append((images, c))
+        return gradient_penalty(D, images, c)
+
+    def noted_fakes(self, count):
+        made.append(random_fakes(self, count))
+        return made[-1]
+
+    monkeypatch.setattr("training.gan.gradient_penalty", noted)
+    monkeypatch.setattr(GANTrainer, "random_fakes", noted_fakes)
+    (reals,) = next(trainer.batches(0))
+    trainer.penalty_step([reals])
+    for (images, c), (expected, expected_c) in zip(penalized, [reals, *made], strict=True):
+        assert torch.equal(images, expected) and torch.equal(c, expected_c)
+
+
+def test_style_mixing_has_the_configured_probability(faces16, monkeypatch):
+    trainer, asked = GANTrainer(tiny(faces16, mixing=0.375), torch.device("cpu")), []
+    monkeypatch.setattr("training.gan.sample_ws", lambda G, z, c, mixing: asked.append(mixing) or G.ws(z, c))
+    trainer.random_ws(2)
+    assert asked == [0.375]
+
+
+@pytest.mark.parametrize("aug", ["noaug", "fixed"])
+def test_the_discriminator_sees_augmented_images_only(faces16, aug):
+    trainer = GANTrainer(tiny(faces16, aug=aug, **({"p": 0.5} if aug == "fixed" else {})), torch.device("cpu"))
+    trainer.augment.forward = lambda images: images * 0 + 0.25
+    seen = []
+    trainer.D.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    reals = next(trainer.batches(0))
+    for step in (trainer.generator_step, trainer.discriminator_step, trainer.penalty_step):
+        step(reals)
+    assert len(seen) == 4
+    assert all(bool((images == 0.25).all()) == (aug == "fixed") for images in seen)

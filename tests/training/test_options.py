@@ -73,3 +73,9 @@ def test_half_precision_is_taken_where_the_processor_is_faster_with_it(monkeypat
 def test_the_time_of_a_convolution_is_that_of_its_arithmetic():
     """1.2 GFLOP: no processor takes less than 0.05 ms or, in float32, more than a second."""
     assert 5e-5 < convolution_seconds(torch.float32) < 1 and 5e-6 < convolution_seconds(torch.bfloat16) < 10
+
+
+def test_gamma_of_auto_is_the_published_heuristic():
+    for resolution, batch in ((32, 32), (256, 16), (1024, 4)):
+        c = resolve({"data": "x", "batch": batch}, resolution, 3, 0, 0)
+        assert c.gamma == pytest.approx(0.0002 * resolution**2 / batch)

@@ -191,3 +191,18 @@ def test_predictors_learn_as_fast_as_layers(tmp_path, material):
     predictors = [change for name, change in changes.items() if ".predictor." in name]
     layers = [change for name, change in changes.items() if ".predictor." not in name]
     assert 0.2 < (sum(predictors) / len(predictors)) / (sum(layers) / len(layers)) < 5
+
+
+def test_microbatches_are_counted_over_all_processes(material, monkeypatch):
+    """The identity loss takes every fourth content of the whole batch, so a process has to know which ones it has."""
+    task, numbers = StylizerTrainer(tiny(material, batch=4, batch_gpu=2), CPU), []
+    pairs = next(task.batches(0))
+    monkeypatch.setattr("torch_utils.distributed.rank", lambda: 3)
+
+    def noted(contents, styles, number):
+        numbers.append(number)
+        return next(task.model.decoder.parameters()).sum() * 0
+
+    task.loss = noted
+    task.train_step(pairs, 0)
+    assert task.microbatches == 2 and numbers == [6, 7]
