@@ -93,7 +93,7 @@ def test_mistakes(snapshot, tmp_path):
         (["--network", snapshot, "--model", snapshot], "name one"),
         (["--network", snapshot, "--format", "safetensors", "--batch", 2], "--batch"),
         (["--network", tmp_path / "absent"], "does not exist"),
-        (["--model", snapshot], "no stylizer of this project but of kind 'generator'"),
+        (["--model", snapshot], "holds a model of kind 'generator'; name the file of a stylizer"),
         (["--network", snapshot, "--format", "pickle"], "--format"),
     ):
         result = export(*arguments)
