@@ -13,14 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from media.images import to_uint8
-from networks.generator import Generator, Noise
+from networks.generator import Generator, Noise, SynthesisBlock
 from torch_utils.errors import UserError
 
 # "latent" in ASCII. It keeps the random numbers of images apart from those of training: a network whose first weights
 # were drawn from seed 0 would have met the latent of seed 0 as one of them.
 STREAM = 0x6C6174656E740000
 STRETCH = 1 << 20  # the number of latents that one seed of a metric can draw
-STATE_WORDS, STATE_START = 624, 24  # of the Mersenne Twister, as 64-bit integers from this byte of the generator's state
+STATE_WORDS, STATE_START = (
+    624,
+    24,
+)  # of the Mersenne Twister, as 64-bit integers from this byte of the generator's state
 
 
 def random_generator(seed: int) -> torch.Generator:
@@ -159,7 +162,7 @@ class Fakes:
 @contextmanager
 def full_precision(G: Generator) -> Iterator[None]:
     """All of the generator computes in the precision of its weights."""
-    blocks = G.synthesis.resolutions()
+    blocks = [module for module in G.synthesis.modules() if isinstance(module, SynthesisBlock)]
     before = [block.compute_dtype for block in blocks]
     for block in blocks:
         block.compute_dtype = None

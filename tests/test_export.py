@@ -12,9 +12,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from models.export import META, onnx_runner, program_runner
-from models.snapshot import load_generator, load_stylizer, save_snapshot, save_stylizer
+from models import graphs
+from models.export import META, description, onnx_runner, program_runner
+from models.snapshot import load_generator, load_stylizer, save_model, save_snapshot, save_stylizer
 from networks.generator import Generator, GeneratorConfig
+from torch_utils.errors import Failure
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +42,7 @@ def export(*arguments: object):
     return CliRunner().invoke(main, [*map(str, arguments)])
 
 
-@pytest.mark.parametrize("kind, name", [("onnx", "generator.onnx"), ("torch.export", "generator.pt2")])
+@pytest.mark.parametrize("kind, name", [("onnx", "generator-fp16.onnx"), ("torch.export", "generator-fp16.pt2")])
 def test_a_graph_as_typed(snapshot, tmp_path, capfd, kind, name):
     """Half the file, and the model of rounded weights; without the kernels of this project, which go on as before."""
     pytest.importorskip("onnxruntime")
@@ -76,21 +78,56 @@ def test_snapshots_in_half_precision(snapshot, tmp_path, stylizer):
     for precision in ("fp32", "fp16"):
         for option, path in (("--network", snapshot), ("--model", tmp_path / "b.safetensors")):
             result = export(
-                option, path, "--format", "safetensors", "--precision", precision, "--outdir", tmp_path / precision
+                option, path, "--format", "safetensors", "--precision", precision, "--outdir", tmp_path / "out"
             )
             assert result.exit_code == 0, result.output
-    G, rounded = (load_generator(path)[0] for path in (snapshot, tmp_path / "fp16" / "generator.safetensors"))
+            differences = re.findall(r"largest difference to PyTorch: (\S+)", result.stderr)
+            assert len(differences) == (1 if option == "--network" else 2) and max(map(float, differences)) < 1e-5
+    G, rounded = (load_generator(path)[0] for path in (snapshot, tmp_path / "out" / "generator-fp16.safetensors"))
     for name, value in rounded.state_dict().items():
         assert torch.equal(value, G.state_dict()[name].half().float())
-    same = load_generator(tmp_path / "fp32" / "generator.safetensors")[0]
+    same = load_generator(tmp_path / "out" / "generator.safetensors")[0]
     assert all(torch.equal(value, G.state_dict()[name]) for name, value in same.state_dict().items())
-    sizes = [(tmp_path / p / "stylizer.safetensors").stat().st_size for p in ("fp16", "fp32")]
-    assert sizes[0] < 0.52 * sizes[1] and load_stylizer(tmp_path / "fp16" / "stylizer.safetensors")[1]["kimg"] == 2
+    half, single = (tmp_path / "out" / f"stylizer{end}.safetensors" for end in ("-fp16", ""))
+    assert half.stat().st_size < 0.52 * single.stat().st_size and load_stylizer(half)[1]["kimg"] == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_snapshot_that_differs_is_a_failure(snapshot, tmp_path, monkeypatch, precision):
+    import export as script
+
+    def save_another(path, kind, module, *rest, **options):
+        for parameter in module.synthesis.blocks[0].parameters():
+            parameter.add_(0.1)
+        save_model(path, kind, module, *rest, **options)
+        for parameter in module.synthesis.blocks[0].parameters():
+            parameter.sub_(0.1)
+
+    monkeypatch.setattr(script, "save_model", save_another)
+    result = export(
+        "--network", snapshot, "--format", "safetensors", "--precision", precision, "--outdir", tmp_path / "out"
+    )
+    assert isinstance(result.exception, Failure) and "more than rounding explains" in result.exception.message
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_the_description_has_the_number_of_samples_that_the_file_takes(snapshot, stylizer, batch):
+    for graph in [*graphs.of_generator(load_generator(snapshot)[0]), *graphs.of_stylizer(stylizer)]:
+        described = description(graph, {}, batch)
+        sizes = [size for size in graph.open_sizes(batch) for size in size.values()]
+        names = {size.__name__ for size in sizes}
+        for ports, made in ((described["inputs"], graph.example(3, 40, 48)),):
+            for (name, port), tensor in zip(ports.items(), made, strict=True):
+                assert len(port["shape"]) == tensor.ndim, name
+                for size, actual in zip(port["shape"], tensor.shape, strict=True):
+                    assert size in names if isinstance(size, str) else size == actual, (name, size)
+        for port in described["outputs"].values():
+            assert port["shape"][0] == (batch or "batch")
 
 
 def test_mistakes(snapshot, tmp_path):
     for arguments, what in (
-        (["--network", snapshot, "--model", snapshot], "name one"),
+        (["--network", snapshot, "--model", snapshot], "name only one"),
         (["--network", snapshot, "--format", "safetensors", "--batch", 2], "--batch"),
         (["--network", tmp_path / "absent"], "does not exist"),
         (["--model", snapshot], "holds a model of kind 'generator'; name the file of a stylizer"),

@@ -179,7 +179,7 @@ def test_mistakes_get_one_line(place, tmp_path):
         ("--target", image, "--lr", 0): "--lr",
         ("--target", image, "--steps", 0): "--steps",
         ("--target", image, "--space", "z"): "--space",
-        ("--target", image, "--encoder-weights", model): "holds a model of kind 'generator'; name the file of an encoder",
+        ("--target", image, "--encoder-weights", model): "holds a model of kind 'generator'; name the",
         ("--target", image, "--encoder-weights", tmp_path / "x.pth"): "cannot be read",
     }.items():
         assert words in mistake(*common, *arguments)

@@ -463,7 +463,7 @@ def test_bad_seeds_and_networks(runs, tmp_path):
     (tmp_path / "text.safetensors").write_text("no tensors")
     assert "text.safetensors" in mistake(*generate, tmp_path / "text.safetensors", "--seeds", "1")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert "other.safetensors is not of this project; name the file of a generator" in mistake(*generate, tmp_path / "other.safetensors", "--seeds", "1")
+    assert "other.safetensors is not of this project" in mistake(*generate, tmp_path / "other.safetensors", "--seeds", "1")
     assert "--seeds" in mistake("generate.py")
 
 

@@ -38,6 +38,6 @@ def one_line(value: object, limit: int = 100) -> str:
     return printable(text if len(text) <= limit else text[: limit - 3] + "...")
 
 
-def plural(count: int, noun: str) -> str:
-    """`1 image`, `2 images`, `1,000 images`."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
+def plural(count: int, noun: str, ending: str = "s") -> str:
+    """`1 image`, `2 images`, `1,000 images`; with another ending `2 classes`."""
+    return f"{count:,} {noun}{ending * (count != 1)}"
