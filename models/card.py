@@ -81,8 +81,7 @@ def model_card(
     `license` is the identifier on the Hub of the weights' licence, if their publisher has stated one. Weights that come
     from a network pickle of someone else have the licence "other".
     """
-    if license is None and ("source" in info or is_network_pickle(str(info.get("init_from")))):
-        license = "other"
+    foreign = license is None and ("source" in info or is_network_pickle(str(info.get("init_from"))))
     data = info.get("data") or info.get("styles")
     if isinstance(model, Generator):
         kind, task, tag, body = "generator", "unconditional-image-generation", "image-generation", GENERATOR
@@ -90,7 +89,7 @@ def model_card(
     else:
         kind, task, tag, body = "stylizer", "image-to-image", "style-transfer", STYLIZER
         values = {}
-    head: dict[str, Any] = {"license": license} if license else {}
+    head: dict[str, Any] = {"license": license or "other"} if license or foreign else {}
     head |= {"library_name": "adaconv", "pipeline_tag": task, "tags": ["adaconv", tag]}
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())  # JSON is YAML
     title = repo.split("/")[-1] if repo else f"AdaConv {kind}" + (f", {_plain(data)}" if data else "")
@@ -98,7 +97,7 @@ def model_card(
     facts |= {name: info[name] for name in ("data", "contents", "styles", "init_from") if name in info}
     facts |= {name: value for group in ("source", "metrics", "training") for name, value in _group(info, group).items()}
     stated = f"The licence of the weights is {_plain(license)}." if license else "No licence of the weights is stated."
-    if license == "other":
+    if foreign:
         stated = "The weights come from a network pickle, and keep the licence of whoever published it."
     return f"---\n{front}\n---\n\n# {_plain(title)}\n\n" + (body + REST).format(
         repo=json.dumps(repo or "path/to/this/folder"),

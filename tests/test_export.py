@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
 from models import graphs
 from models.export import META, description, onnx_runner, program_runner
 from models.snapshot import load_generator, load_stylizer, save_model, save_snapshot, save_stylizer
 from networks.generator import Generator, GeneratorConfig
-from torch_utils.errors import Failure
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.scripts import mistake, script_here
 
 
 @pytest.fixture
@@ -36,10 +32,7 @@ def snapshot(tmp_path) -> Path:
 
 
 def export(*arguments: object):
-    sys.path.insert(0, str(ROOT))
-    from export import main
-
-    return CliRunner().invoke(main, [*map(str, arguments)])
+    return script_here("export.py", *arguments)
 
 
 @pytest.mark.parametrize("kind, name", [("onnx", "generator-fp16.onnx"), ("torch.export", "generator-fp16.pt2")])
@@ -51,7 +44,7 @@ def test_a_graph_as_typed(snapshot, tmp_path, capfd, kind, name):
     z, c = torch.randn(4, 8), torch.rand(4, 3)
     before = G(z, c, noise="const")
     result = export("--network", snapshot, "--outdir", tmp_path / "out", "--format", kind, "--precision", "fp16")
-    assert result.exit_code == 0, result.output
+    assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [str(tmp_path / "out" / name)]
     assert float(re.search(r"largest difference to PyTorch: (\S+)", result.stderr)[1]) < 1e-4
     assert "arning" not in result.stderr and capfd.readouterr().err == ""  # nor of onnxruntime's
@@ -80,7 +73,7 @@ def test_snapshots_in_half_precision(snapshot, tmp_path, stylizer):
             result = export(
                 option, path, "--format", "safetensors", "--precision", precision, "--outdir", tmp_path / "out"
             )
-            assert result.exit_code == 0, result.output
+            assert result.returncode == 0, result.stderr
             differences = re.findall(r"largest difference to PyTorch: (\S+)", result.stderr)
             assert len(differences) == (1 if option == "--network" else 2) and max(map(float, differences)) < 1e-5
     G, rounded = (load_generator(path)[0] for path in (snapshot, tmp_path / "out" / "generator-fp16.safetensors"))
@@ -94,8 +87,6 @@ def test_snapshots_in_half_precision(snapshot, tmp_path, stylizer):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_snapshot_that_differs_is_a_failure(snapshot, tmp_path, monkeypatch, precision):
-    import export as script
-
     def save_another(path, kind, module, *rest, **options):
         for parameter in module.synthesis.blocks[0].parameters():
             parameter.add_(0.1)
@@ -103,11 +94,11 @@ def test_a_snapshot_that_differs_is_a_failure(snapshot, tmp_path, monkeypatch, p
         for parameter in module.synthesis.blocks[0].parameters():
             parameter.sub_(0.1)
 
-    monkeypatch.setattr(script, "save_model", save_another)
+    monkeypatch.setattr("models.snapshot.save_model", save_another)
     result = export(
         "--network", snapshot, "--format", "safetensors", "--precision", precision, "--outdir", tmp_path / "out"
     )
-    assert isinstance(result.exception, Failure) and "more than rounding explains" in result.exception.message
+    assert result.returncode == 1 and "more than rounding explains" in result.stderr
 
 
 @pytest.mark.parametrize("batch", [None, 3])
@@ -133,10 +124,9 @@ def test_mistakes(snapshot, tmp_path):
         (["--model", snapshot], "holds a model of kind 'generator'; name the file of a stylizer"),
         (["--network", snapshot, "--format", "pickle"], "--format"),
     ):
-        result = export(*arguments)
-        assert result.exit_code == 2 and what in result.output
+        assert what in mistake("export.py", *arguments)
     G = load_generator(snapshot)[0]
     G.synthesis.const[0] = 1e6
     save_snapshot(snapshot, G, {})
-    result = export("--network", snapshot, "--format", "safetensors", "--precision", "fp16", "--outdir", tmp_path)
-    assert result.exit_code == 2 and "65504" in result.output
+    half = ("--format", "safetensors", "--precision", "fp16", "--outdir", tmp_path)
+    assert "65504" in mistake("export.py", "--network", snapshot, *half)
