@@ -1,11 +1,11 @@
-"""The library: trained models from files, runs or the Hugging Face Hub, and back.
+"""The library: trained models from files, runs or the Hugging Face Hub.
 
     from adaconv import Generator
 
-    G = Generator.from_pretrained("runs")          # a snapshot, a run, a folder of runs, or owner/name on the Hub
-    images = G(G.latents([0, 1, 2]), psi=0.7)      # [3, C, H, W], −1..1
+    G = Generator.from_pretrained("runs")      # a snapshot, a run, a folder of runs, or owner/name on the Hub
+    images = G(G.latents([0, 1, 2]), psi=0.7)  # [3, C, H, W], −1..1
 
-Without huggingface_hub, everything but the Hub works.
+Everything but the Hub works without huggingface_hub.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import networks.generator
 import networks.stylizer
 from media.images import grid, save_png, to_float, to_uint8
-from models.card import SAMPLES, facts_of_run, model_card
+from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.sampling import generate_batches, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
@@ -31,39 +31,51 @@ from torch_utils.errors import UserError, one_line
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-try:
-    from huggingface_hub import ModelHubMixin
-except ImportError:
-
-    class ModelHubMixin:
-        """What of the mixin needs no Hub."""
-
-        def save_pretrained(self, save_directory: str | Path) -> None:
-            folder = Path(save_directory)
-            folder.mkdir(parents=True, exist_ok=True)
-            self._save_pretrained(folder)
-            if not (folder / "README.md").exists():
-                (folder / "README.md").write_text(self.card(), encoding="utf-8")
-
-        def push_to_hub(self, repo_id: str, **_: Any) -> str:
-            raise UserError(f"to push to {repo_id}, {INSTALL}")
-
+__version__ = "0.2.0"
 
 INSTALL = "install huggingface_hub with: pip install huggingface_hub"
-REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)  # of the Hub: name, or owner/name
-SAMPLE_COUNT = 8  # of images beside a generator's card
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # owner/name on the Hub
+SAMPLE_COUNT = 8  # images on the sheet beside a generator's card
 
 
-class Pretrained(ModelHubMixin):
-    """Loading and saving by huggingface_hub's mixin, in this project's own format: one .safetensors file.
+class WithoutHub:
+    """The methods of huggingface_hub's mixin, for an environment in which it is not installed."""
 
-    The construction is in the file and is checked before anything is built (`models.snapshot.load_model`);
-    config.json is written for the Hub's own use and never read.
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._save_pretrained(folder)
+        if not (folder / "README.md").exists():
+            (folder / "README.md").write_text(self.card(), encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, **_: Any) -> str:
+        raise UserError(f"to push to {repo_id}, {INSTALL}")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        raise NotImplementedError
+
+    def card(self, **kwargs: str) -> str:
+        raise NotImplementedError
+
+
+HubMixin: Any
+try:
+    from huggingface_hub import ModelHubMixin as HubMixin
+except ImportError:
+    HubMixin = WithoutHub
+
+
+class Pretrained(HubMixin):
+    """Loading and saving with huggingface_hub's mixin, in the format of this project: one .safetensors file.
+
+    The file contains the configuration, which is checked before the model is built (`models.snapshot.load_model`).
+    config.json is written for the Hub only, and is never read.
     """
 
     kind: ClassVar[str]
     load: ClassVar[Callable[..., Any]]
-    info: dict[str, Any]  # of the snapshot: kimg, the data's name, and what is known of the run
+    config: Any
+    info: dict[str, Any]  # of the snapshot: kimg, the name of the data set, and what its run has recorded
 
     @classmethod
     def from_pretrained(
@@ -77,23 +89,24 @@ class Pretrained(ModelHubMixin):
         local_files_only: bool = False,
         revision: str | None = None,
     ) -> Self:
-        """The model of a snapshot, of a run or folder of runs (the newest), or of a repository on the Hub.
+        """The model of a snapshot, of a run or a folder of runs (the newest snapshot), or of a repository on the Hub.
 
-        Or, of a generator, StyleGAN2's network pickle (docs/stylegan2.md). In eval mode and not to be trained.
-        All but `device` is the Hub's.
+        A generator can also be a network pickle of StyleGAN2 (docs/stylegan2.md). The model is in eval mode and without
+        gradients. All arguments but `device` are huggingface_hub's.
 
         Raises:
-            UserError: where there is no such model, or none that can be trusted.
+            UserError: if there is no such model, or if the file is damaged or of another kind.
         """
-        model_id = str(pretrained_model_name_or_path)
-        if Path(model_id).exists():
-            return cls._loaded(find_snapshot(model_id, cls.kind), device)
-        if REPOSITORY.fullmatch(model_id) is None or model_id.endswith((".safetensors", ".pkl")):
+        name = str(pretrained_model_name_or_path)
+        if Path(name).exists():
+            hint = "name another folder, or use the class of the other kind of model (Generator or Stylizer)"
+            return cls._load(find_snapshot(name, cls.kind, hint), device)
+        if not may_be_repository(name):
             raise UserError(
-                f"{model_id} does not exist; name a snapshot, a run, or a repository on the Hub: owner/name"
+                f"{name} does not exist; name a snapshot, a run, a folder of runs, or owner/name of the Hub"
             )
         return cls._from_pretrained(
-            model_id=model_id,
+            model_id=name,
             revision=revision,
             cache_dir=cache_dir,
             force_download=force_download,
@@ -108,39 +121,52 @@ class Pretrained(ModelHubMixin):
             import huggingface_hub
             from huggingface_hub.errors import EntryNotFoundError
         except ImportError:
-            raise UserError(f"there is no {model_id} here; to load it from the Hub, {INSTALL}") from None
+            raise UserError(f"{model_id} does not exist here; to load it from the Hub, {INSTALL}") from None
         try:
             path = huggingface_hub.hf_hub_download(repo_id=model_id, filename=WEIGHTS, **hub)
         except (OSError, ValueError, EntryNotFoundError) as error:
             reason = one_line(error, 200)
-            raise UserError(f"there is no {model_id} here, and the Hub gives no {WEIGHTS} of it: {reason}") from None
-        return cls._loaded(Path(path), device)
+            raise UserError(f"{model_id} does not exist here, and the Hub has no {WEIGHTS} of it: {reason}") from None
+        return cls._load(Path(path), device)
 
     @classmethod
-    def _loaded(cls, path: Path, device: torch.device | str) -> Self:
+    def _load(cls, path: Path, device: torch.device | str) -> Self:
         model, info = cls.load(path, device, cls)
         model.info = {**facts_of_run(path), **info}
         return model
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        assert isinstance(self, nn.Module)
         save_model(save_directory / WEIGHTS, self.kind, self, asdict(self.config), self.info)
 
     def push_to_hub(self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **hub: Any) -> str:
-        """Uploads the model with its card; `model_card_kwargs={"license": …}` names the licence of the weights."""
+        """Uploads the model with its card. `model_card_kwargs={"license": …}` states the licence of the weights."""
         return super().push_to_hub(repo_id, model_card_kwargs={"repo": repo_id, **(model_card_kwargs or {})}, **hub)
 
     def card(self, **kwargs: str) -> str:
         """The model card; `repo` and `license` as in `models.card.model_card`."""
+        assert isinstance(self, (networks.generator.Generator, networks.stylizer.Stylizer))
         return model_card(self, self.info, WEIGHTS, **kwargs)
 
     def generate_model_card(self, **kwargs: str) -> Any:
+        """The model card in the type that huggingface_hub's mixin asks for."""
         from huggingface_hub import ModelCard
 
         return ModelCard(self.card(**kwargs))
 
 
+def may_be_repository(name: str) -> bool:
+    """Whether a name can be owner/name on the Hub, rather than the path of a file that does not exist.
+
+    A name is a path if its first part is a folder here, or if it ends like a model's file. Paths are not looked up on
+    the Hub, which takes long to answer without a connection.
+    """
+    is_file = name.endswith((".safetensors", ".pkl", ".pt", ".pth", ".zip"))
+    return REPOSITORY.fullmatch(name) is not None and not is_file and not Path(name).parent.is_dir()
+
+
 class Generator(Pretrained, networks.generator.Generator):
-    """z [N, z_dim] → images [N, C, H, W], about −1..1, as generate.py makes them: with the model's fixed noise."""
+    """z [N, z_dim] → images [N, C, H, W], about −1..1, with the model's constant noise, as generate.py makes them."""
 
     kind = GENERATOR
     load = staticmethod(load_generator)
@@ -150,7 +176,7 @@ class Generator(Pretrained, networks.generator.Generator):
         self.info = {"kimg": 0.0}
 
     def latents(self, seeds: Sequence[int]) -> Tensor:
-        """z [N, z_dim] of seeds: the same as in generate.py."""
+        """z [N, z_dim] of seeds, the same as in generate.py."""
         return latents(seeds, self.config.z_dim).to(self.w_avg.device)
 
     def forward(
@@ -160,12 +186,16 @@ class Generator(Pretrained, networks.generator.Generator):
         psi: float | Tensor = 1.0,
         noise: Noise = "const",
     ) -> Tensor:
-        """c: class numbers [N], one for all, or c [N, c_dim] of floats, also between classes.
+        """Images of z.
 
-        psi: truncation, one for all layers or [num_ws].
+        Args:
+            z: [N, z_dim]
+            c: class numbers [N], one class for all, or floats [N, c_dim], which may mix classes.
+            psi: truncation, one number for all layers or [num_ws].
+            noise: "const", "random", "none", or a tensor for each layer.
 
         Raises:
-            ValueError: where there are classes and c is none of them.
+            ValueError: if the model has classes and c does not name one for each image, or has none and c does.
         """
         return super().forward(z, self._classes(c, z.shape[0]), psi, noise)
 
@@ -185,11 +215,11 @@ class Generator(Pretrained, networks.generator.Generator):
         super()._save_pretrained(save_directory)
         classes = torch.arange(SAMPLE_COUNT) % max(self.config.c_dim, 1)
         images = torch.cat(list(generate_batches(self, range(SAMPLE_COUNT), SAMPLE_COUNT, classes)))
-        save_png(grid(images, SAMPLE_COUNT // 2), save_directory / SAMPLES)
+        save_png(grid(images, SAMPLE_COUNT // 2), save_directory / SAMPLE_SHEET)
 
 
 class Stylizer(Pretrained, networks.stylizer.Stylizer):
-    """`model(content, model.kernels(style))`: images [N, 3, H, W] in −1..1, contents rebuilt in those styles."""
+    """`model(content, model.kernels(style))` → the contents in those styles; all images are [N, 3, H, W] in −1..1."""
 
     kind = STYLIZER
     load = staticmethod(load_stylizer)
@@ -199,4 +229,4 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
         self.info = {"kimg": 0.0}
 
 
-__all__ = ["Generator", "Stylizer", "UserError", "save_png", "to_float", "to_uint8"]
+__all__ = ["Generator", "Stylizer", "UserError", "__version__", "save_png", "to_float", "to_uint8"]

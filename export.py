@@ -1,9 +1,9 @@
-"""A trained model as a file for other programs. `python export.py --network runs/00003-ffhq-adaconv-auto8`"""
+"""Exports a trained model. `python export.py --network runs/00003-ffhq-adaconv-auto8`"""
 
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import click
 from models import graphs
 from models.convert import to_adaconv
 from models.export import (
+    Run,
     check_half,
+    graph_runner,
     in_half,
     largest_difference,
     onnx_runner,
@@ -20,13 +22,14 @@ from models.export import (
     write_onnx,
     write_program,
 )
-from models.snapshot import GENERATOR, STYLIZER, find_snapshot, load_generator, load_stylizer, save_model
+from models.graphs import Graph
+from models.snapshot import GENERATOR, STYLIZER, find_snapshot, kind_name, load_generator, load_stylizer, save_model
 from networks.generator import Generator
 from networks.stylizer import Stylizer
 from torch_utils import cli
 from torch_utils.errors import Failure, UserError
 
-TOLERANCE = 1e-3  # of a file's results and PyTorch's: rounding gives 1e-6 to 1e-4
+TOLERANCE = 1e-3  # between the results of a file and of PyTorch: rounding gives 1e-6 to 1e-4
 
 EXAMPLE = """\
 python export.py --network runs/00003-ffhq-adaconv-auto8 --format onnx
@@ -36,110 +39,147 @@ python export.py --network ffhq.pkl --format safetensors --modulation adaconv
 """
 
 
+@dataclass(frozen=True)
+class Target:
+    """Which files to write: their format, the precision of the weights, and the number of samples if it is fixed."""
+
+    kind: str
+    precision: str
+    batch: int | None
+    outdir: str
+
+    def path(self, name: str) -> Path:
+        """`generator.onnx`, or with weights in float16 `generator-fp16.onnx`."""
+        suffix = {"onnx": "onnx", "torch.export": "pt2", "safetensors": "safetensors"}[self.kind]
+        return Path(self.outdir) / f"{name}{'-fp16' * self.half}.{suffix}"
+
+    @property
+    def half(self) -> bool:
+        return self.precision == "fp16"
+
+
 @click.command(cls=cli.Command, example=EXAMPLE)
+@cli.network_option()
 @cli.option(
     "Model",
-    "--network",
+    "--model",
     metavar="PATH",
-    help="A generator: a snapshot, a run, a folder of runs, or a network pickle of StyleGAN2 (.pkl).  [default: the "
-    "newest under runs, else the shipped one]",
+    help="A stylizer, to export in place of a generator: a snapshot, a run, or a folder of runs.",
 )
-@cli.option("Model", "--model", metavar="PATH", help="A stylizer in place of a generator; likewise.")
 @cli.option(
     "Output",
     "--format",
     "kind",
     type=click.Choice(["onnx", "torch.export", "safetensors"]),
     default="onnx",
-    help="onnx: for ONNX Runtime and others; torch.export: for PyTorch without this code; "
-    "safetensors: a snapshot, for generate.py and stylize.py.",
+    help="onnx: for ONNX Runtime and other programs. torch.export: for PyTorch without this code. safetensors: a "
+    "snapshot, for generate.py and stylize.py.",
 )
 @cli.option(
     "Output",
     "--modulation",
     type=click.Choice(["adaconv"]),
-    help="Make a generator of StyleGAN2's modulated convolution (modconv) or of AdaIN an AdaConv generator of the same "
-    "images.  [default: as it is]",
+    help="Convert a generator with StyleGAN2's modulated convolution (modconv) or AdaIN into an AdaConv generator that "
+    "makes the same images.  [default: no conversion]",
 )
 @cli.option(
     "Output",
     "--precision",
     type=click.Choice(["fp32", "fp16"]),
     default="fp32",
-    help="Of the weights in the file; fp16 is half as large. Computed with is float32.",
+    help="Precision of the weights in the file. fp16 files have half the size and -fp16 in their names; they are "
+    "computed in float32.",
 )
 @cli.option(
     "Output",
     "--batch",
-    type=click.IntRange(1, 2**16),
-    help="Fixes the number of samples, for programs that know no loops.  [default: any number]",
+    type=cli.Integer(1, 2**16),
+    help="Fix the number of samples, for programs that do not support loops.  [default: any number]",
 )
-@cli.option("Output", "--outdir", default="out", help="Where the files go.")
-def main(
-    network: str | None,
-    model: str | None,
-    kind: str,
-    modulation: str | None,
-    precision: str,
-    batch: int | None,
-    outdir: str,
-) -> None:
+@cli.outdir_option()
+@cli.gather(Target, "target")
+def main(network: str | None, model: str | None, modulation: str | None, target: Target) -> None:
     """Export a generator or a stylizer: generator.onnx, or style.onnx and content.onnx.
 
-    What goes in and comes out is said in the file. A generator takes z, with classes c, and the truncation psi, and
-    gives images of -1 to 1 with the fixed noise. A stylizer is two files: style gives the kernels of style images,
-    which content applies to images of any size. Each is run and compared with PyTorch when it is written.
+    Each file describes its inputs and outputs. A generator takes z, the class c if it has classes, and the truncation
+    psi, and makes images from -1 to 1 with the constant noise. A stylizer becomes two files: style.onnx turns style
+    images into kernels, and content.onnx applies kernels to images of any size. Every file is run and compared with
+    PyTorch after it is written.
     """
     if network and model:
-        raise click.UsageError("--network and --model: name one, a generator or a stylizer")
+        raise click.UsageError("--network and --model: name only one, a generator or a stylizer")
     if model and modulation:
-        raise click.UsageError("--modulation is of generators; leave it out with --model")
-    if kind == "safetensors" and batch:
-        raise click.UsageError("--batch: a snapshot takes any number of images; leave it out")
-    what = STYLIZER if model else GENERATOR
-    path = find_snapshot(model or network, what)
-    module, info = (load_stylizer if model else load_generator)(path)
-    folder = cli.writable_folder(outdir)
+        raise click.UsageError("--modulation applies to generators; leave it out with --model")
+    if target.kind == "safetensors" and target.batch:
+        raise click.UsageError("--batch does not apply to snapshots, which take any number of images; leave it out")
+    kind = STYLIZER if model else GENERATOR
+    path = find_snapshot(model or network, kind)
+    module, info = load(path, kind)
+    cli.writable_folder(target.outdir)
     print(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
     if "source" in info:
         print(f"note: the weights keep the licence of whoever published {info['source']['file']}", file=sys.stderr)
     if modulation and isinstance(module, Generator):
-        if module.config.modulation == modulation:
-            raise UserError(f"{path} is an AdaConv generator already; leave out --modulation")
-        module = to_adaconv(module).eval().requires_grad_(False)
-    about = {"format": what, "config": asdict(module.config), "info": info}
-    if kind == "safetensors":
-        if precision == "fp16":
-            check_half(module)
-        target = folder / f"{what.removeprefix('adaconv-')}.safetensors"
-        save_model(target, what, module, about["config"], info, half=precision == "fp16")
-        print(target)
-        return
-    export(module, about, folder, kind, precision, batch)
+        module = convert(module, path)
+    if target.kind == "safetensors":
+        export_snapshot(module, kind, info, target)
+    else:
+        export_graphs(module, {"format": kind, "config": asdict(module.config), "info": info}, target)
 
 
-def export(
-    module: Generator | Stylizer, about: dict[str, Any], folder: Path, kind: str, precision: str, batch: int | None
-) -> None:
-    """Writes each graph of a model, and says how far its results are from PyTorch's."""
-    for graph in graphs.of_generator(module) if isinstance(module, Generator) else graphs.of_stylizer(module):
-        if precision == "fp16":
+def load(path: Path, kind: str) -> tuple[Generator | Stylizer, dict[str, Any]]:
+    """The model of a snapshot and its info."""
+    return load_stylizer(path) if kind == STYLIZER else load_generator(path)
+
+
+def convert(G: Generator, path: Path) -> Generator:
+    """The AdaConv generator that makes the images of another. Raises UserError if it is one already."""
+    if G.config.modulation == "adaconv":
+        raise UserError(f"{path} is an AdaConv generator already; leave out --modulation")
+    return to_adaconv(G).eval().requires_grad_(False)
+
+
+def make_graphs(module: Generator | Stylizer) -> list[Graph]:
+    """The graphs of a model."""
+    return graphs.of_generator(module) if isinstance(module, Generator) else graphs.of_stylizer(module)
+
+
+def export_snapshot(module: Generator | Stylizer, kind: str, info: dict[str, Any], target: Target) -> None:
+    """Writes a model as a snapshot, and compares what is loaded from it with the model."""
+    if target.half:
+        check_half(module)
+    path = target.path(kind_name(kind))
+    save_model(path, kind, module, asdict(module.config), info, half=target.half)
+    print(path)
+    if target.half:
+        for value in module.state_dict().values():
+            value.copy_(value.half())
+    for graph, written in zip(make_graphs(module), make_graphs(load(path, kind)[0]), strict=True):
+        compare(graph_runner(written), graph, path)
+
+
+def export_graphs(module: Generator | Stylizer, about: dict[str, Any], target: Target) -> None:
+    """Writes the graphs of a model, and compares the results of each file with PyTorch's."""
+    for graph in make_graphs(module):
+        if target.half:
             graph = in_half(graph)
-        if kind == "onnx":
-            target, write, runner = folder / f"{graph.name}.onnx", write_onnx, onnx_runner
-        else:
-            target, write, runner = folder / f"{graph.name}.pt2", write_program, program_runner
+        path = target.path(graph.name)
         print(f"tracing {graph.name} ...", file=sys.stderr)
-        write(target, graph, about, batch)
-        print(target)
-        run = runner(target)
+        (write_onnx if target.kind == "onnx" else write_program)(path, graph, about, target.batch)
+        print(path)
+        run = onnx_runner(path) if target.kind == "onnx" else program_runner(path)
         if run is None:
-            print("note: not compared with PyTorch, for which: pip install onnxruntime", file=sys.stderr)
-            continue
-        difference = largest_difference(run, graph, batch)
-        if not difference <= TOLERANCE:
-            raise Failure(f"{target} gives other results than PyTorch: they differ by {difference:.2g}")
-        print(f"largest difference to PyTorch: {difference:.1e}", file=sys.stderr)
+            print("note: not compared with PyTorch, which needs: pip install onnxruntime", file=sys.stderr)
+        else:
+            compare(run, graph, path, target.batch)
+
+
+def compare(run: Run, graph: Graph, path: Path, batch: int | None = None) -> None:
+    """Prints how far the results of a file are from the graph's. Raises Failure if that is more than rounding."""
+    difference = largest_difference(run, graph, batch)
+    if not difference <= TOLERANCE:
+        raise Failure(f"the results of {path} differ from PyTorch's by {difference:.2g}, more than rounding explains")
+    print(f"largest difference to PyTorch: {difference:.1e}", file=sys.stderr)
 
 
 if __name__ == "__main__":

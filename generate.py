@@ -1,40 +1,45 @@
-"""Images from seeds or found codes, and mixes, walks, views. `python generate.py --seeds 0-99`"""
+"""Generates images from seeds, mixes of styles, videos, and views of kernels. `python generate.py --seeds 0-99`"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import click
 from click.core import ParameterSource
 from torch import Tensor
 from tqdm import tqdm
 
-from latents import cli as shared
+from latents import cli as latents_cli
 from latents import kernel_views, sheets, walks
-from latents.cli import GridSize, Model, Numbers, collected, numbers_name, open_model
+from latents.cli import GridSize, Model, ModelOptions, Numbers, collect, open_model, sheet_name
 from latents.codes import Codes, fingerprint, generate_codes, load_codes
 from latents.directions import (
     METHODS,
+    Directions,
+    Method,
     check_numbers,
     edit_sheet,
-    edits,
     find_directions,
+    generate_edits,
     load_directions,
     sample_w,
     save_directions,
 )
-from latents.mixing import check_layers, mixes, mixing_sheet, numbers_text
+from latents.mixing import Part, check_layers, generate_mixes, mixing_sheet, numbers_text
 from media.animation import check_animation, check_side, write_animation
 from media.images import grid, save_png, write_pngs
 from models.sampling import generate_batches, images_of
 from torch_utils import cli
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, plural
 from torch_utils.files import write_file
 
-EXAMPLE = """\
+VIDEO_SIDE = 128  # pixels that small images are enlarged to in videos
+
+IMAGES = """\
 python generate.py --seeds 0-99
 python generate.py --network runs/00003-ffhq-adaconv-auto8 --seeds 0-63 --grid 8x8 --trunc 0.7
 python generate.py --w out/projected_w.npz
@@ -58,193 +63,260 @@ python generate.py directions --edit out/directions-pca.npz --direction 0-2 --se
 """
 
 
-def seeds_option(*names: str, **settings):
-    return cli.option("Images", *names, type=cli.NumberRanges(), **settings)
+@click.group(cls=cli.Group, default="images")
+def main() -> None:
+    """Generate images: a PNG file for each seed, or one sheet with --grid. Other commands are listed at the end."""
 
 
-scale_option = cli.option(
-    "Output", "--scale", type=click.IntRange(1, 64), help="Enlarge images so many times.  [default: to 64 pixels]"
-)
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
-@click.command(cls=cli.Script, example=EXAMPLE)
-@shared.network
-@seeds_option("--seeds", help="Seeds and ranges of seeds, e.g. 0-99,200,3.")
-@cli.option("Images", "--w", "code_file", metavar="FILE", help="In their place, codes that projector.py has found.")
-@shared.trunc
-@shared.classes
+@main.command("images", example=IMAGES)
+@latents_cli.seeds_option("--seeds", help="Seeds and ranges of seeds, such as 0-99,200,3.")
 @cli.option(
-    "Images",
-    "--noise-mode",
-    type=click.Choice(["const", "random", "none"]),
-    default="const",
-    help="const: the model's fixed noise, or that of --w; random: drawn from each seed.",
+    "Images", "--w", "code_file", metavar="FILE", help="A projected_w.npz of projector.py, in place of --seeds."
 )
-@cli.option("Output", "--outdir", default="out", help="Where the PNG files go.")
+@latents_cli.with_model_options(
+    "const: the model's constant noise, or the noise in --w. random: drawn from each seed. none: no noise.",
+    *("const", "random", "none"),
+)
 @cli.option(
     "Output",
     "--grid",
     "grid_size",
     type=GridSize(),
-    help="One sheet of so many columns and rows instead of single files.",
+    help="Write one sheet of so many columns and rows, such as 8x4, in place of single files.",
 )
-@shared.batch
-@shared.device
-def main(network, seeds, code_file, trunc, classes, noise_mode, outdir, grid_size, batch, device) -> None:
-    """Generate images: seed0000.png, … , or one sheet with --grid."""
+@cli.outdir_option()
+def images_command(
+    seeds: list[int] | None,
+    code_file: str | None,
+    options: ModelOptions,
+    grid_size: tuple[int, int] | None,
+    outdir: str,
+) -> None:
+    """Generate images: a PNG file for each seed, or one sheet with --grid."""
     if (seeds is None) == (code_file is None):
         both = "" if seeds is None else ", not with both"
         raise UserError(f"name the images with --seeds, e.g. 0-99, or with --w FILE{both} (see --help)")
-    model = open_model(network, device, trunc, classes, batch)
+    names = [] if seeds is None else latents_cli.image_names(seeds, options.classes)
+    if names and not grid_size:
+        latents_cli.check_names(names)
+    model = open_model(options)
     if code_file is not None:
-        codes = read_codes(code_file, model, noise_mode)
+        codes = read_codes(code_file, model, options.noise_mode)
         names = [f"w{number:04d}" for number in range(len(codes.ws))]
     else:
-        names = [f"seed{seed:04d}" for seed in seeds]
+        assert seeds is not None
         shares = model.shares(seeds)
 
     def images(part: slice = slice(None)) -> Iterator[Tensor]:
-        if code_file is not None:
-            return generate_codes(model.G, codes[part], model.batch, model.psi, noise_mode)
-        return generate_batches(model.G, seeds[part], model.batch, shares[part], model.psi, noise_mode)
+        if seeds is None:
+            return generate_codes(model.G, codes[part], model.batch, model.psi, options.noise_mode)
+        return generate_batches(model.G, seeds[part], model.batch, shares[part], model.psi, options.noise_mode)
 
     if grid_size and len(names) > grid_size[0] * grid_size[1]:
         raise UserError(f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(names)} images; take a larger one")
     folder = cli.writable_folder(outdir)
     model.announce()
-
     if grid_size:
-        numbers = numbers_name(range(len(names)) if seeds is None else seeds, single=False)
-        sheet = folder / f"{'w' if seeds is None else 'seeds'}{numbers}.png"
-        save_png(grid(collected(images(), len(names)), min(grid_size[0], len(names))), sheet)
-        print(sheet)
+        path = folder / f"{images_sheet_name(seeds, len(names), options)}.png"
+        save_png(grid(collect(images(), len(names)), min(grid_size[0], len(names))), path)
+        print(path)
         return
     paths = [folder / f"{name}.png" for name in names]
-    with tqdm(total=len(paths), unit="pic", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(paths), unit="image", disable=not sys.stderr.isatty()) as bar:
         for count in write_pngs(images, paths, model.batch, model.G.w_avg.device):
             bar.update(count)
-    print(f"{len(names)} images in {Path(folder).resolve()}")
+    print(f"{plural(len(names), 'image')} in {folder.resolve()}")
 
 
 def read_codes(file: str, model: Model, noise_mode: str) -> Codes:
-    """The codes of --w. Raises UserError where an option does not go with them."""
+    """The latents of --w. Raises UserError if an option does not apply to them."""
     if model.classes is not None:
-        raise UserError("--class goes with --seeds; codes of --w have theirs in them")
+        raise UserError("--class applies to --seeds; the latents of --w have their classes in them; leave it out")
     if noise_mode == "random":
-        raise UserError("--noise-mode random is drawn from --seeds; take const or none with --w")
+        raise UserError("--noise-mode random draws noise from --seeds; take const or none with --w")
     codes = load_codes(file, model.G)
-    if codes.about.get("fingerprint") not in (None, fingerprint(model.path)):
-        print(f"note: the codes of {file} were found for another model than {model.path}", file=sys.stderr)
+    model.compare_origin(file, codes.about.get("fingerprint"))
     return codes
 
 
-@main.command("mix", example=MIX)
-@seeds_option("--rows", required=True, help="Seeds of the rows, which keep what is not taken from the columns.")
-@seeds_option("--cols", required=True, help="Seeds of the columns.")
-@shared.common
-@shared.layers
-@shared.part
-@shared.outdir
-@scale_option
-def mix_command(rows, cols, network, trunc, classes, noise_mode, batch, device, layers, part, outdir, scale) -> None:
-    """A sheet of style mixes: each row's image with layers, or a part of them, of each column's.
+def images_sheet_name(seeds: list[int] | None, count: int, options: ModelOptions) -> str:
+    """`seeds0000-0007`, or `w0000-0007` for latents of a file."""
+    if seeds is None:
+        return f"w0000-{count - 1:04d}"
+    numbers = latents_cli.seeds_name(seeds)
+    return sheet_name(f"seeds{numbers if len(seeds) > 1 else f'{numbers}-{numbers}'}", classes=options.classes)
 
-    --part structure takes the depthwise kernels only, channels the pointwise kernels, bias the biases.
+
+# --- style mixing ---------------------------------------------------------------------------------------------------
+
+
+@main.command("mix", example=MIX)
+@latents_cli.seeds_option("--rows", required=True, help="Seeds of the rows, whose images are changed.")
+@latents_cli.seeds_option("--cols", required=True, help="Seeds of the columns, from which the change is taken.")
+@latents_cli.model_options
+@latents_cli.layers_option()
+@latents_cli.part_option()
+@cli.outdir_option()
+@latents_cli.scale_option(sheets.MIN_SIDE)
+def mix_command(
+    rows: list[int], cols: list[int], options: ModelOptions, layers: list[int] | None, part: Part, outdir: str,
+    scale: int | None,
+) -> None:  # fmt: skip
+    """Mix styles: a sheet with each row's image, in some layers or parts with the style of each column.
+
+    --part structure replaces only the depthwise kernels, channels the pointwise kernels, bias the biases.
     """
-    model = open_model(network, device, trunc, classes, batch)
-    chosen = check_layers(model.G.config, layers, part)
-    scale = scale or sheets.enlargement(model.G.config.resolution)
-    side = scale * model.G.config.resolution
+    model = open_model(options)
+    config = model.G.config
+    chosen = check_layers(config, layers, part)
+    scale = scale or sheets.enlargement(config.resolution)
+    side = scale * config.resolution
     sheets.check_size(side * (len(cols) + 1), side * (len(rows) + 1))
     folder = cli.writable_folder(outdir)
     model.announce()
 
     seeds = [*rows, *cols]
     ws = model.ws(seeds)
-    own = collected(images_of(model.G, ws, noise_mode, model.batch), len(seeds))
-    pairs = mixes(model.G, ws[: len(rows)], ws[len(rows) :], chosen, part, noise_mode, model.batch)
-    mixed = collected(pairs, len(rows) * len(cols))
-    path = folder / f"mix-{numbers_name(rows)}-{numbers_name(cols)}-{part}.png"
-    title = f"rows, with the columns' {'codes' if part == 'all' else part} in layers {numbers_text(chosen)}"
+    own = collect(images_of(model.G, ws, options.noise_mode, model.batch), len(seeds))
+    pairs = generate_mixes(model.G, ws[: len(rows)], ws[len(rows) :], chosen, part, options.noise_mode, model.batch)
+    mixed = collect(pairs, len(rows) * len(cols))
+    name = f"mix-{latents_cli.seeds_name(rows)}-{latents_cli.seeds_name(cols)}"
+    path = folder / f"{sheet_name(name, part, layers, options.classes)}.png"
+    title = f"rows, with the columns' {'style' if part == 'all' else part} in layers {numbers_text(chosen)}"
     sheets.save_sheet(mixing_sheet(own, mixed, rows, cols, title, scale), path)
     print(path)
 
 
+# --- videos ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WalkOptions:
+    """Where a walk goes, and what follows it."""
+
+    space: walks.Space
+    interpolation: walks.Interpolation
+    layers: list[int] | None
+    part: Part
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """The file of a video."""
+
+    out: str
+    seconds: float | None
+    fps: float
+    cells: tuple[int, int]
+    scale: int | None
+
+
 @main.command("video", example=VIDEO)
-@seeds_option("--seeds", required=True, help="The walk goes through their codes and back to the first.")
-@shared.common
-@cli.option("Walk", "--space", type=click.Choice(["w", "z"]), default="w", help="Where the walk goes.")
+@latents_cli.seeds_option(
+    "--seeds", required=True, help="Seeds, such as 0-7, whose latents the walk passes through before it returns."
+)
+@latents_cli.model_options
+@cli.option("Walk", "--space", type=click.Choice(["w", "z"]), default="w", help="Space in which the walk goes.")
 @cli.option(
     "Walk",
     "--interp",
     "interpolation",
     type=click.Choice(walks.INTERPOLATIONS),
     default="spline",
-    help="spline: smooth also at the seeds; slerp: along arcs, for z; linear: straight from seed to seed.",
+    help="spline: smooth, also at the seeds. slerp: along arcs, which suits z. linear: straight from seed to seed.",
 )
-@shared.layers
-@shared.part
-@cli.option("Output", "--out", default="out/walk.mp4", help=".mp4, .m4v, .mov, .mkv, .gif or .webp.")
-@cli.option("Output", "--seconds", type=cli.Float(0.1, 3600), help="Length.  [default: one second for each seed]")
-@cli.option("Output", "--fps", type=cli.Float(1, 120), default=30.0, help="Frames a second.")
+@latents_cli.layers_option()
+@latents_cli.part_option()
+@cli.option(
+    "Output",
+    "--out",
+    default="out/walk.mp4",
+    help="File of the video: .mp4, .m4v, .mov, .mkv, .gif or .webp.",
+)
+@cli.option(
+    "Output", "--seconds", type=cli.Float(0.1, 3600), help="Length of the video.  [default: one second for each seed]"
+)
+@cli.option("Output", "--fps", type=cli.Float(1, 120), default=30.0, help="Frames per second.")
 @cli.option(
     "Output",
     "--grid",
     "cells",
     type=GridSize(),
     default="1x1",
-    help="So many columns and rows of walks, each starting a seed later than the one before.",
+    help="Columns and rows, such as 3x2, of cells with the same walk; each starts one seed later than the cell before.",
 )
-@cli.option(
-    "Output", "--scale", type=click.IntRange(1, 64), help="Enlarge images so many times.  [default: to 128 pixels]"
-)
-def video_command(
-    seeds, network, trunc, classes, noise_mode, batch, device, space, interpolation, layers, part,
-    out, seconds, fps, cells, scale,
-) -> None:  # fmt: skip
-    """A closed walk through codes, as a video that can be repeated without a jump.
+@latents_cli.scale_option(VIDEO_SIDE)
+@cli.gather(WalkOptions, "walk")
+@cli.gather(VideoOptions, "video")
+def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, video: VideoOptions) -> None:
+    """Make a video of a closed walk through latents, which can be repeated without a jump.
 
-    With --layers or --part only these move, and everything else stays what the first code says.
+    With --layers or --part, only these follow the walk; all else stays as it is for the first seed.
     """
-    check_animation(out, fps)
-    seeds = [seeds[i % len(seeds)] for i in range(max(len(seeds), len(classes or [])))]
-    count = round((seconds or len(seeds)) * fps)
+    check_animation(video.out, video.fps)
+    seeds = [seeds[i % len(seeds)] for i in range(max(len(seeds), len(options.classes or [])))]
+    count = round((video.seconds or len(seeds)) * video.fps)
+    check_walk(seeds, count, video)
+    model = open_model(options)
+    chosen = check_layers(model.G.config, walk.layers, walk.part)
+    scale = video.scale or sheets.enlargement(model.G.config.resolution, VIDEO_SIDE)
+    width, height = (n * scale * model.G.config.resolution for n in video.cells)
+    sheets.check_size(width, height)
+    check_side(video.out, max(width, height))
+    cli.writable_folder(Path(video.out).parent, "--out")
+    model.announce()
+
+    frames = walks.frames(
+        model.G,
+        walks.w_walk(model.G, *model.zc(seeds), walk.space, walk.interpolation),
+        count,
+        len(seeds),
+        cells=video.cells,
+        psi=model.psi,
+        layers=chosen,
+        part=walk.part,
+        noise=options.noise_mode,
+        batch=model.batch,
+        scale=scale,
+    )
+    with tqdm(frames, total=count, unit="frame", disable=not sys.stderr.isatty()) as bar:
+        write_animation(video.out, iter(bar), count, video.fps)
+    length = count / video.fps
+    print(f"{video.out}: {plural(count, 'frame')}, {length:g} second{'s' * (length != 1)}")
+
+
+def check_walk(seeds: list[int], count: int, video: VideoOptions) -> None:
+    """Raises UserError if a walk through the seeds in `count` frames makes no sense."""
+    columns, rows = video.cells
     if len(seeds) < 2:
         raise UserError("a walk needs two seeds, or two classes with --class; write e.g. --seeds 0-7")
-    if cells[0] * cells[1] > len(seeds):
+    if columns * rows > len(seeds):
         raise UserError(
-            f"--grid {cells[0]}x{cells[1]} has more places than there are seeds ({len(seeds)}), which would repeat; "
+            f"--grid {columns}x{rows} has more cells than there are seeds ({len(seeds)}), so that cells would repeat; "
             "take a smaller one"
         )
     if count < 2:
-        raise UserError(f"--seconds {seconds:g} at --fps {fps:g} are {count} frames; take two or more")
-    model = open_model(network, device, trunc, classes, batch)
-    chosen = check_layers(model.G.config, layers, part)
-    scale = scale or sheets.enlargement(model.G.config.resolution, 128)
-    sides = [n * scale * model.G.config.resolution for n in cells]
-    sheets.check_size(*sides)
-    check_side(out, max(sides))
-    cli.writable_folder(Path(out).parent, "--out")
-    model.announce()
+        raise UserError(
+            f"--seconds {video.seconds:g} at --fps {video.fps:g} is {plural(count, 'frame')}; take two or more"
+        )
 
-    walk = walks.w_walk(model.G, *model.zc(seeds), space, interpolation)
-    frames = walks.frames(
-        model.G, walk, count, len(seeds), cells=cells, psi=model.psi, layers=chosen, part=part, noise=noise_mode,
-        batch=model.batch, scale=scale,
-    )  # fmt: skip
-    with tqdm(frames, total=count, unit="frame", disable=not sys.stderr.isatty()) as bar:
-        write_animation(out, iter(bar), count, fps)
-    print(f"{out}: {count} frames, {count / fps:g} seconds")
+
+# --- kernels --------------------------------------------------------------------------------------------------------
 
 
 @main.command("kernels", example=KERNELS)
-@cli.option("Images", "--seed", type=click.IntRange(0), help="Whose kernels.")
-@cli.option("Images", "--compare", type=cli.NumberRanges(), help="Two seeds, e.g. 3,4: what differs between them.")
-@shared.common
-@cli.option("Images", "--layer", "layers", type=cli.NumberRanges(), help="Which, e.g. 0-3,5.  [default: all]")
-@shared.outdir
-def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, device, layers, outdir) -> None:
-    """The kernels that a code predicts, layer by layer, as a PNG sheet and an HTML page.
+@cli.option("Images", "--seed", type=cli.Integer(0), help="Seed of the latent whose kernels are shown.")
+@cli.option("Images", "--compare", type=cli.NumberRanges(), help="Two seeds, such as 3,4, whose kernels are compared.")
+@latents_cli.model_options
+@latents_cli.layers_option("--layer")
+@cli.outdir_option()
+def kernels_command(
+    seed: int | None, compare: list[int] | None, options: ModelOptions, layers: list[int] | None, outdir: str
+) -> None:
+    """Show the kernels that a latent predicts, layer by layer, as a PNG sheet and an HTML page.
 
     Structure is the depthwise kernels, channels the pointwise kernels.
     """
@@ -252,39 +324,59 @@ def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, d
         raise UserError("name one seed with --seed, or two with --compare 3,4")
     if compare is not None and len(compare) != 2:
         raise UserError(f"--compare takes two seeds, not {len(compare)}; write e.g. --compare 3,4")
-    seeds = [seed] if compare is None else compare
-    model = open_model(network, device, trunc, classes, batch)
+    seeds = compare or [seed or 0]
+    model = open_model(options)
     chosen = check_layers(model.G.config, layers, "channels", "--layer")
     folder = cli.writable_folder(outdir)
     model.announce()
 
     names = [f"seed {number}" for number in seeds]
-    shown = kernel_views.kernel_views(model.G, model.ws(seeds), names, chosen, noise_mode)
-    path = folder / f"kernels-{'-'.join(f'{number:04d}' for number in seeds)}.png"
+    shown = kernel_views.kernel_views(model.G, model.ws(seeds), names, chosen, options.noise_mode)
+    name = f"kernels-{'-'.join(f'{number:04d}' for number in seeds)}"
+    path = folder / f"{sheet_name(name, layers=layers, classes=options.classes)}.png"
     sheets.save_sheet(kernel_views.kernel_sheet(shown), path)
     write_file(path.with_suffix(".html"), kernel_views.kernel_page(shown).encode())
     print(path)
     print(path.with_suffix(".html"))
 
 
+# --- directions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DirectionOptions:
+    """Which directions are found or read, and what of them is shown."""
+
+    method: Method | Literal["both"] | None
+    count: int | None
+    edit: str | None
+    numbers: list[int] | None
+    amounts: tuple[float, ...]
+    layers: list[int] | None
+    part: Part
+
+
 @main.command("directions", example=DIRECTIONS)
-@seeds_option("--seeds", default="0", help="Whose images are shown along the directions.")
-@shared.common
+@latents_cli.seeds_option("--seeds", default="0", help="Seeds of the images that are moved along the directions.")
+@latents_cli.model_options
 @cli.option(
     "Directions",
     "--method",
-    "methods",
     type=click.Choice([*METHODS, "both"]),
-    help="pca: where w varies; sefa: what moves the predicted kernels most.  [default: both]",
+    help="pca: along which w varies most. sefa: along which the predicted kernels change most.  [default: both]",
 )
-@cli.option("Directions", "--count", type=click.IntRange(1, 512), help="How many are kept.  [default: 8]")
-@cli.option("Directions", "--edit", metavar="FILE", help="Apply those of an .npz that this command wrote.")
+@cli.option(
+    "Directions", "--count", type=cli.Integer(1, 512), help="Number of directions to find and save.  [default: 8]"
+)
+@cli.option(
+    "Directions", "--edit", metavar="FILE", help="Use the directions of an .npz file that this command has written."
+)
 @cli.option(
     "Directions",
     "--direction",
     "numbers",
     type=cli.NumberRanges(),
-    help="Which of them are shown, e.g. 0-2.  [default: all; of --edit the first]",
+    help="Directions to show, such as 0-2.  [default: all; with --edit the first]",
 )
 @cli.option(
     "Directions",
@@ -292,58 +384,63 @@ def kernels_command(seed, compare, network, trunc, classes, noise_mode, batch, d
     "amounts",
     type=Numbers(-1000, 1000),
     default="-3,-1.5,0,1.5,3",
-    help="How far, in standard deviations of w along the direction.",
+    help="Distances to move by, in standard deviations of w along the direction.",
 )
-@shared.layers
-@shared.part
-@shared.outdir
-@scale_option
+@latents_cli.layers_option()
+@latents_cli.part_option()
+@cli.outdir_option()
+@latents_cli.scale_option(sheets.MIN_SIDE)
+@cli.gather(DirectionOptions, "choice")
 def directions_command(
-    seeds, network, trunc, classes, noise_mode, batch, device, methods, count, edit, numbers, amounts, layers, part,
-    outdir, scale,
-) -> None:  # fmt: skip
-    """The main directions of w, as sheets and .npz files; or images edited along those of a file.
+    seeds: list[int], options: ModelOptions, choice: DirectionOptions, outdir: str, scale: int | None
+) -> None:
+    """Find the main directions of w, as sheets and .npz files, or edit images along those of a file.
 
-    pca is GANSpace's, sefa SeFa's in closed form, of the kernels in --layers and of a --part of them. With --edit,
-    either option goes over what the file says.
+    pca is GANSpace; sefa is SeFa in closed form, for the kernels in --layers and --part. With --edit, these two options
+    replace what the file says.
     """
-    if edit and (methods or count):
-        raise UserError(
-            "--method and --count are for finding directions, --edit applies those of a file; leave them out"
-        )
-    model = open_model(network, device, trunc, classes, batch)
-    if edit:
-        kept = load_directions(edit, model.G)
-        given = click.get_current_context().get_parameter_source("part") is not ParameterSource.DEFAULT
-        part = part if given else kept.part
-        kept = replace(kept, layers=tuple(check_layers(model.G.config, layers or kept.layers, part)), part=part)
-        found, shown = {f"edit-{Path(edit).stem}": kept}, numbers or [0]
-    else:
-        chosen = check_layers(model.G.config, layers, part)
-        w = sample_w(model.G)
-        found = find_directions(
-            model.G, w, METHODS if methods in (None, "both") else [methods], count or 8, chosen, part
-        )
-        shown = numbers
+    if choice.edit and (choice.method or choice.count):
+        raise UserError("--method and --count find new directions, but --edit uses those of a file; leave them out")
+    model = open_model(options)
+    found = read_directions(model, choice) if choice.edit else new_directions(model, choice)
     folder = cli.writable_folder(outdir)
     model.announce()
 
     scale = scale or sheets.enlargement(model.G.config.resolution)
-    ws = model.ws(seeds)
+    ws, side = model.ws(seeds), scale * model.G.config.resolution
     for name, directions in found.items():
-        which = check_numbers(directions, shown)
-        side = scale * model.G.config.resolution
-        sheets.check_size(side * len(amounts), side * len(seeds) * len(which))
-        images = collected(
-            edits(model.G, ws, directions, which, amounts, noise_mode, model.batch),
-            len(seeds) * len(which) * len(amounts),
-        )
-        sheet = edit_sheet(images, directions, which, amounts, seeds, directions.title, scale)
-        sheets.save_sheet(sheet, folder / f"{name}.png")
-        print(folder / f"{name}.png")
-        if not edit:
-            save_directions(folder / f"{name}.npz", directions)
-            print(folder / f"{name}.npz")
+        numbers = check_numbers(directions, choice.numbers or ([0] if choice.edit else None))
+        rows, columns = len(seeds) * len(numbers), len(choice.amounts)
+        sheets.check_size(side * columns, side * rows)
+        edits = generate_edits(model.G, ws, directions, numbers, choice.amounts, options.noise_mode, model.batch)
+        images = collect(edits, rows * columns)
+        sheet = edit_sheet(images, directions, numbers, choice.amounts, seeds, directions.title, scale)
+        path = folder / f"{sheet_name(name, choice.part, choice.layers, options.classes)}.png"
+        sheets.save_sheet(sheet, path)
+        print(path)
+        if not choice.edit:
+            file = folder / f"{sheet_name(name, choice.part, choice.layers)}.npz"
+            save_directions(file, directions)
+            print(file)
+
+
+def new_directions(model: Model, choice: DirectionOptions) -> dict[str, Directions]:
+    """Directions by the chosen methods, under the names of their files."""
+    layers = check_layers(model.G.config, choice.layers, choice.part)
+    methods = METHODS if choice.method is None or choice.method == "both" else [choice.method]
+    found = find_directions(model.G, sample_w(model.G), methods, choice.count or 8, layers, choice.part)
+    return {name: replace(directions, origin=fingerprint(model.path)) for name, directions in found.items()}
+
+
+def read_directions(model: Model, choice: DirectionOptions) -> dict[str, Directions]:
+    """The directions of --edit, under the name of the sheet; --layers and --part replace what the file says."""
+    assert choice.edit is not None
+    read = load_directions(choice.edit, model.G)
+    given = click.get_current_context().get_parameter_source("part") is not ParameterSource.DEFAULT
+    part = choice.part if given else read.part
+    layers = tuple(check_layers(model.G.config, choice.layers or read.layers, part))
+    model.compare_origin(choice.edit, read.origin)
+    return {f"edit-{Path(choice.edit).stem}": replace(read, layers=layers, part=part)}
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import seconds, write_record
 
 import generate
-from latents.cli import Model, open_model
+from latents.cli import Model, ModelOptions, open_model
 from media.images import save_png
 from models.sampling import generate_batches
 from models.snapshot import save_snapshot
@@ -76,7 +76,7 @@ def main(
     # file systems make files slowly just after others were removed: all stay until the end
     with tempfile.TemporaryDirectory() as folder:
         network = untrained(resolution, folder) if resolution else network
-        model = open_model(network, device, (1.0,), None, batch)
+        model = open_model(ModelOptions(network, batch=batch, device=device))
         if count % model.batch:
             raise UserError(f"--count {count} is no multiple of the batch, {model.batch}")
         for i in range(rounds + 1):  # the first is the warm-up

@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import write_record
 
-from latents.cli import open_model
-from latents.mixing import check_layers, mix, numbers_text
+from latents.cli import ModelOptions, open_model
+from latents.mixing import check_layers, generate_mix, numbers_text
 from torch_utils import cli
 
 PARTS = ("structure", "channels", "all")
@@ -54,7 +54,7 @@ def variation(values: Tensor) -> float:
 @torch.no_grad()
 def main(network: str, pairs: int, device: str, json_path: str | None) -> None:
     """How far mixes of one part go, and how much the kernels of each layer vary."""
-    model = open_model(network, device, (1.0,), None)
+    model = open_model(ModelOptions(network, device=device))
     G = model.G
     ws = model.ws(range(2 * pairs))
     a_ws, b_ws = ws[::2], ws[1::2]
@@ -64,7 +64,7 @@ def main(network: str, pairs: int, device: str, json_path: str | None) -> None:
     rows = []
     for layers in (every, *(every[i : i + third] for i in range(0, len(every), third))):
         for part in PARTS:
-            m = mix(G, a_ws, b_ws, layers, part)
+            m = generate_mix(G, a_ws, b_ws, layers, part)
             brightness, colour = (way(*three) for three in zip(*map(brightness_and_colour, (m, a, b)), strict=True))
             rows.append({"layers": numbers_text(layers), "part": part, "brightness": brightness, "colour": colour})
             print(f"layers {rows[-1]['layers']:5}{part:10} brightness {brightness:5.2f}  colour {colour:5.2f}")

@@ -1,52 +1,62 @@
-"""What the commands of generate.py share: their options, and what these mean for the model at hand."""
+"""What the commands of generate.py share: options, the model that they name, and names of files."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from latents.mixing import PARTS
+from latents.codes import fingerprint
+from latents.mixing import PARTS, numbers_text
 from models.sampling import check_class, conditions, latents
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.errors import UserError
+from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
 
 MAX_CLASS = 10**6
+LONGEST_NAME = 120  # characters of a sheet's name; what is longer ends with a digest
+
+Shares = dict[int, float]  # of classes, which sum to 1
+
+
+# --- types of options -----------------------------------------------------------------------------------------------
 
 
 class GridSize(click.ParamType):
-    """Columns and rows as `8x4`."""
+    """Columns and rows such as `8x4`."""
 
     name = "WxH"
 
-    def convert(self, value, param, ctx) -> tuple[int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
         match = re.fullmatch(r"([1-9][0-9]{0,3})x([1-9][0-9]{0,3})", value.lower())
         if match is None:
-            self.fail(f"{value!r} is no size; write columns x rows, each up to 9999, e.g. 8x4", param, ctx)
+            self.fail(f"{value!r} is not a size; write columns x rows, each up to 9999, e.g. 8x4", param, ctx)
         return int(match[1]), int(match[2])
 
 
 class Numbers(click.ParamType):
-    """Numbers within bounds as `-3,0,3`."""
+    """Numbers within bounds such as `-3,0,3`."""
 
     name = "numbers"
 
     def __init__(self, low: float, high: float):
         self.type = cli.Float(low, high)
 
-    def convert(self, value, param, ctx) -> tuple[float, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         parts = value.split(",") if isinstance(value, str) else [value]
@@ -54,105 +64,124 @@ class Numbers(click.ParamType):
 
 
 class Classes(click.ParamType):
-    """Classes as `0-3,5`; between two of them as `1+3`, or with shares as `1:0.2+3:0.8`. A list of {class: share}."""
+    """Classes such as `0-3,5`, and mixtures of classes such as `1+3`, or `1:0.2+3:0.8` with their shares."""
 
     name = "classes"
 
-    def convert(self, value, param, ctx) -> list[dict[int, float]]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Shares]:
         if isinstance(value, list):
             return value
-        found: list[dict[int, float]] = []
+        found: list[Shares] = []
         for part in value.split(","):
             if "+" not in part and ":" not in part:
                 found.extend({number: 1.0} for number in cli.NumberRanges().convert(part, param, ctx))
                 continue
-            shares: dict[int, float] = {}
+            shares: Shares = {}
             for term in part.split("+"):
                 match = re.fullmatch(r"\s*(\d{1,6})\s*(?::\s*(\d+\.?\d*|\.\d+))?\s*", term, re.ASCII)
                 if match is None:
-                    self.fail(f"{term.strip()!r} is no class; write e.g. 3, 0-5, 1+3 or 1:0.2+3:0.8", param, ctx)
+                    self.fail(f"{term.strip()!r} is not a class; write e.g. 3, 0-5, 1+3 or 1:0.2+3:0.8", param, ctx)
                 shares[int(match[1])] = shares.get(int(match[1]), 0) + float(match[2] or 1)
             if not (total := sum(shares.values())) > 0:
                 self.fail(f"the shares of {part.strip()!r} sum to 0", param, ctx)
             found.append({number: share / total for number, share in shares.items()})
         if max(max(shares) for shares in found) > MAX_CLASS:
-            self.fail(f"there are no such classes; numbers to {MAX_CLASS}", param, ctx)
+            self.fail(f"a class is beyond {MAX_CLASS}, the largest number", param, ctx)
         return found
 
 
 # --- options --------------------------------------------------------------------------------------------------------
 
-network = cli.option(
-    "Model",
-    "--network",
-    metavar="PATH",
-    help="A snapshot, a run, a folder of runs, or a network pickle of StyleGAN2 (.pkl).  [default: the newest under "
-    "runs, else the shipped one]",
-)
-trunc = cli.option(
-    "Images",
-    "--trunc",
-    type=Numbers(-9, 9),
-    default="1.0",
-    help="Truncation psi: 1 none, towards 0 the mean image. A list has one for each layer in turn, the last one for "
-    "all others: 0.5,0.5,1.",
-)
-classes = cli.option(
-    "Images",
-    "--class",
-    "classes",
-    type=Classes(),
-    help="Class of all images; of several, e.g. 0-3,5, each image gets one in turn. 1+3 is between two, and so is "
-    "1:0.2+3:0.8.  [default: each seed's own]",
-)
-fixed_noise = cli.option(
-    "Images", "--noise-mode", type=click.Choice(["const", "none"]), default="const", help="const: the model's own."
-)
-outdir = cli.option("Output", "--outdir", default="out", help="Where the files go.")
-batch = cli.option(
-    "Machine",
-    "--batch",
-    type=click.IntRange(1, 2**16),
-    help="Images at a time; changes no image.  [default: 64, above 64² 16]",
-)
-device = cli.option(
-    "Machine", "--device", type=cli.Device(), help="cpu, cuda or cuda:1.  [default: a GPU if there is one]"
-)
-layers = cli.option(
-    "What changes", "--layers", type=cli.NumberRanges(), help="Layers, 0 the coarsest, e.g. 0-3,5.  [default: all]"
-)
-part = cli.option(
-    "What changes",
-    "--part",
-    type=click.Choice(PARTS),
-    default="all",
-    help="Of the code in these layers: its depthwise kernels, its pointwise kernels, its biases, or all.",
-)
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options of every command: which model, and how its latents and images are made."""
+
+    network: str | None = None
+    trunc: tuple[float, ...] = (1.0,)
+    classes: list[Shares] | None = None
+    noise_mode: Literal["const", "random", "none"] = "const"
+    batch: int | None = None
+    device: str | None = None
 
 
-def common(command: Callable) -> Callable:
-    """The options of every command that shows codes."""
-    for add in (device, batch, fixed_noise, classes, trunc, network):
-        command = add(command)
-    return command
+def model_options(command: Callable) -> Callable:
+    """Adds the options of `ModelOptions`, which the command gets as the argument `options`."""
+    return with_model_options("const: the model's constant noise. none: no noise.", "const", "none")(command)
 
 
-# --- what they mean -------------------------------------------------------------------------------------------------
+def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
+    """`model_options` with other values of --noise-mode."""
+    trunc_help = (
+        "Truncation psi: 1 for none; towards 0, images approach the mean image. A list has a value for each layer in "
+        "turn, such as 0.5,0.5,1; its last value is for all further layers."
+    )
+    class_help = (
+        "Class of all images. Of several, such as 0-3,5, each image gets one in turn. 1+3 is halfway between two "
+        "classes, 1:0.2+3:0.8 nearer to class 3.  [default: the seed modulo the number of classes]"
+    )
+    batch_help = "Images at a time, which changes only speed and memory.  [default: 64; 16 above 64²]"
+    modes = click.Choice(noise_modes)
+    added = (
+        cli.network_option(),
+        cli.option("Images", "--trunc", type=Numbers(-9, 9), default="1.0", help=trunc_help),
+        cli.option("Images", "--class", "classes", type=Classes(), help=class_help),
+        cli.option("Images", "--noise-mode", type=modes, default="const", help=noise_help),
+        cli.option("Machine", "--batch", type=cli.Integer(1, 2**16), help=batch_help),
+        cli.device_option(),
+    )
+
+    def decorate(command: Callable) -> Callable:
+        command = cli.gather(ModelOptions, "options")(command)
+        for add in reversed(added):
+            command = add(command)
+        return command
+
+    return decorate
+
+
+def seeds_option(*names: str, **settings: Any) -> Callable:
+    """An option that takes seeds."""
+    return cli.option("Images", *names, type=cli.NumberRanges(), **settings)
+
+
+def layers_option(name: str = "--layers") -> Callable:
+    """An option that takes layers."""
+    help_text = "Layers to change or show, such as 0-3,5, where 0 is the coarsest.  [default: all]"
+    return cli.option("Layers", name, "layers", type=cli.NumberRanges(), help=help_text)
+
+
+def part_option() -> Callable:
+    """`--part`, one of `latents.mixing.PARTS`."""
+    help_text = (
+        "Part of the layers' style to change: structure is the depthwise kernels, channels the pointwise kernels, bias "
+        "the biases."
+    )
+    return cli.option("Layers", "--part", type=click.Choice(PARTS), default="all", help=help_text)
+
+
+def scale_option(least: int) -> Callable:
+    """`--scale`, whose default enlarges images to at least so many pixels a side."""
+    help_text = f"Factor to enlarge images by, without smoothing.  [default: enlarge to at least {least} pixels]"
+    return cli.option("Output", "--scale", type=cli.Integer(1, 64), help=help_text)
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Model:
-    """A generator, and how codes are made with it."""
+    """A generator, and how its latents are made."""
 
     G: Generator
     path: Path
     kimg: float
     psi: float | Tensor
-    classes: list[dict[int, float]] | None
+    classes: list[Shares] | None
     batch: int
 
     def shares(self, seeds: Sequence[int]) -> Tensor:
-        """c [N, c_dim] for seeds: of --class one after the other, or the class that is each seed's own."""
+        """c [N, c_dim] for seeds: the classes of --class in turn, or each seed modulo the number of classes."""
         c_dim = self.G.config.c_dim
         if not c_dim or self.classes is None:
             return conditions(torch.tensor([seed % max(c_dim, 1) for seed in seeds]), len(seeds), c_dim)
@@ -163,37 +192,43 @@ class Model:
         return c
 
     def zc(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """z [N, z_dim] and c [N, c_dim] of seeds, where the model is."""
+        """z [N, z_dim] and c [N, c_dim] of seeds, on the device of the model."""
         device = self.G.w_avg.device
         return latents(seeds, self.G.config.z_dim).to(device), self.shares(seeds).to(device)
 
     @torch.no_grad()
     def ws(self, seeds: Sequence[int]) -> Tensor:
-        """The codes of seeds, [N, num_ws, w_dim]."""
+        """ws [N, num_ws, w_dim] of seeds."""
         return self.G.ws(*self.zc(seeds), self.psi)
 
     def announce(self) -> None:
+        """Prints which model it is."""
         print(f"network: {self.path} ({self.kimg:g} kimg)", file=sys.stderr)
 
+    def compare_origin(self, file: str, origin: object) -> None:
+        """Prints a note if a file was made with another model; `origin` is the fingerprint in it, if there is one."""
+        if origin is not None and origin != fingerprint(self.path):
+            print(f"note: {file} was made with another model than {self.path}", file=sys.stderr)
 
-def open_model(
-    network: str | None,
-    device: str | None,
-    trunc: tuple[float, ...],
-    classes: list[dict[int, float]] | None,
-    batch: int | None = None,
-) -> Model:
-    """The model that the options name. Raises UserError where it does not fit them."""
+
+def open_model(options: ModelOptions) -> Model:
+    """The model that the options name. Raises UserError if they do not fit it."""
     keep_freed_memory()
-    path = find_snapshot(network)
-    G, info = load_generator(path, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    path = find_snapshot(options.network)
+    G, info = load_generator(path, choose_device(options.device))
+    classes = options.classes
     check_class(None if classes is None else max(max(shares) for shares in classes), G.config.c_dim, path)
-    batch = batch or (64 if G.config.resolution <= 64 else 16)  # small layers are fast with many images only
-    return Model(G, path, info["kimg"], layer_psi(trunc, G.config.num_ws), classes, batch)
+    batch = options.batch or (64 if G.config.resolution <= 64 else 16)  # small layers are fast only with many images
+    return Model(G, path, info["kimg"], layer_psi(options.trunc, G.config.num_ws), classes, batch)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device that --device names, or a GPU if there is one."""
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def layer_psi(trunc: tuple[float, ...], num_ws: int) -> float | Tensor:
-    """The truncation of every layer: one number, or [num_ws] where the last of several goes on."""
+    """The truncation of all layers as one number, or [num_ws] from several numbers, the last of which is repeated."""
     if len(trunc) == 1:
         return trunc[0]
     if len(trunc) > num_ws:
@@ -201,16 +236,69 @@ def layer_psi(trunc: tuple[float, ...], num_ws: int) -> float | Tensor:
     return torch.tensor([*trunc, *[trunc[-1]] * (num_ws - len(trunc))])
 
 
-def collected(batches: Iterable[Tensor], total: int) -> Tensor:
-    """All images of the batches, with a bar meanwhile where stderr is a terminal."""
-    collected_batches = []
-    with tqdm(total=total, unit="pic", disable=not sys.stderr.isatty()) as bar:
+def collect(batches: Iterable[Tensor], total: int) -> Tensor:
+    """All images of the batches, with a progress bar if stderr is a terminal."""
+    images = []
+    with tqdm(total=total, unit="image", disable=not sys.stderr.isatty()) as bar:
         for batch in batches:
-            collected_batches.append(batch)
+            images.append(batch)
             bar.update(len(batch))
-    return torch.cat(collected_batches)
+    return torch.cat(images)
 
 
-def numbers_name(numbers: Sequence[int], single: bool = True) -> str:
-    """Short for a file's name: `0000-0007` for the first and the last, and `0003` for a `single` one."""
-    return f"{numbers[0]:04d}" if single and len(numbers) == 1 else f"{numbers[0]:04d}-{numbers[-1]:04d}"
+# --- names of files -------------------------------------------------------------------------------------------------
+
+
+def image_names(seeds: Sequence[int], classes: Sequence[Shares] | None) -> list[str]:
+    """`seed0005` for each image, or `seed0005-class2` if the class varies."""
+    names = [f"seed{seed:04d}" for seed in seeds]
+    if varies(classes):
+        assert classes is not None
+        names = [f"{name}-class{class_name(classes[i % len(classes)])}" for i, name in enumerate(names)]
+    return names
+
+
+def varies(classes: Sequence[Shares] | None) -> bool:
+    """Whether --class gives images different classes."""
+    return classes is not None and any(shares != classes[0] for shares in classes)
+
+
+def class_name(shares: Shares) -> str:
+    """`2` for a class, `1+3` for equal shares of two, and `1_0.2+3_0.8` for others."""
+    if len(set(shares.values())) == 1:
+        return "+".join(map(str, shares))
+    return "+".join(f"{number}_{share:.6g}" for number, share in shares.items())
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError if two images would be written into one file."""
+    name, count = Counter(names).most_common(1)[0]
+    if count > 1:
+        raise UserError(
+            f"{count} images would be written to {name}.png; name each seed once, or make one sheet with --grid"
+        )
+
+
+def seeds_name(seeds: Sequence[int]) -> str:
+    """Seeds in a file's name: `0003`, `0000-0007`, or `0000-0003_0200` if they are not consecutive."""
+    runs: list[list[int]] = []
+    for seed in seeds:
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return "_".join(f"{run[0]:04d}" if len(run) == 1 else f"{run[0]:04d}-{run[-1]:04d}" for run in runs)
+
+
+def sheet_name(
+    name: str, part: str = "all", layers: Sequence[int] | None = None, classes: Sequence[Shares] | None = None
+) -> str:
+    """The name of a sheet's file with the part and the layers that were chosen, and the classes if they vary."""
+    if part != "all":
+        name += f"-{part}"
+    if layers is not None:
+        name += f"-layers{numbers_text(sorted(set(layers))).replace(',', '_')}"
+    if varies(classes):
+        assert classes is not None
+        name += f"-class{'_'.join(map(class_name, classes))}"
+    return short_name(name, LONGEST_NAME)

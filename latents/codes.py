@@ -1,4 +1,4 @@
-"""Files of codes: `projected_w.npz`, what projector.py finds and generate.py makes images of."""
+"""Files of latent codes (`projected_w.npz`), which projector.py writes and generate.py reads."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from latents.arrays import open_arrays, real_tensor
 from media.images import to_uint8
-from networks.generator import Generator
+from networks.generator import Generator, Noise
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import missing, write_file
 
 
 @dataclass(frozen=True)
 class Codes:
-    """Codes of N images, the noise that belongs to them, and what is to be known about them, as JSON."""
+    """Latent codes of N images in w, their noise maps, and any JSON about how they were found."""
 
     ws: Tensor  # [N, num_ws, w_dim]
-    noise: list[Tensor] | None = None  # [N, 1, H, W] for each layer; None: the model's own
+    noise: list[Tensor] | None = None  # [N, 1, H, W] for each layer; None for the model's constant noise
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, part: slice) -> Codes:
@@ -35,13 +35,13 @@ class Codes:
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """16 hex digits that say which model codes belong to: the beginning of the SHA-256 of its file."""
+    """16 hex digits that identify a model: the beginning of the SHA-256 of its file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def save_codes(path: str | os.PathLike, codes: Codes) -> None:
     """Writes codes as `w`, `noise0` …, and `about`, a JSON string. Raises DiskFull."""
-    arrays = {"w": codes.ws.cpu().numpy(), "about": np.array(json.dumps(codes.about))}
+    arrays: dict[str, Any] = {"w": codes.ws.cpu().numpy(), "about": np.array(json.dumps(codes.about))}
     for i, noise in enumerate(codes.noise or []):
         arrays[f"noise{i}"] = noise.cpu().numpy()
     buffer = io.BytesIO()
@@ -50,13 +50,13 @@ def save_codes(path: str | os.PathLike, codes: Codes) -> None:
 
 
 def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
-    """The codes of a file, for the generator that they were made with or one of the same shape, on its device.
+    """The codes of a file, on the device of the generator, which must have the shapes of the codes' own.
 
-    All that is needed is `w` [N, num_ws, w_dim] or [N, w_dim], so that files of other programs can be read. The file is
-    not trusted: nothing is unpickled, and every shape is checked.
+    Only `w`, [N, num_ws, w_dim] or [N, w_dim], is required, so that files of other programs can be read. The file is
+    not trusted: nothing is unpickled, and all shapes are checked.
 
     Raises:
-        UserError: if the file is missing, no .npz of codes, of another model, or damaged.
+        UserError: if the file is missing, not an .npz of codes, for a model of other shapes, or damaged.
     """
     path, device = Path(path), G.w_avg.device
     layers = G.synthesis.layers() if G.config.noise else []
@@ -66,37 +66,37 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
             noise = [real_tensor(file, f"noise{i}") for i in range(len(layers))] if "noise0" in file else None
             about = json.loads(str(file["about"])) if "about" in file else {}
         if not isinstance(about, dict):
-            raise ValueError("about is no object")
+            raise ValueError("about is not a JSON object")
     except FileNotFoundError:
-        raise UserError(missing(path, "name a projected_w.npz of projector.py")) from None
+        raise UserError(missing(path, "name a projected_w.npz that projector.py wrote")) from None
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as codes ({one_line(error)}); name a projected_w.npz of projector.py"
+            f"{path} cannot be read as latents ({one_line(error)}); name a projected_w.npz that projector.py wrote"
         ) from None
     ws = w[:, None].expand(-1, G.config.num_ws, -1) if w.ndim == 2 else w
     if ws.ndim != 3 or not len(ws) or ws.shape[1:] != (G.config.num_ws, G.config.w_dim):
         raise UserError(
-            f"{path} holds codes of the shape {list(w.shape)}, but the model takes "
-            f"[N, {G.config.num_ws}, {G.config.w_dim}]; name the model that they belong to with --network"
+            f"{path} holds w of shape {list(w.shape)}, but the model takes "
+            f"[N, {G.config.num_ws}, {G.config.w_dim}]; name their model with --network"
         )
     for maps, layer in zip(noise or [], layers, strict=bool(noise)):
         if maps.shape != (len(ws), 1, layer.resolution, layer.resolution):
             raise UserError(
-                f"{path} holds noise of the shape {list(maps.shape)}, but the model takes "
-                f"[{len(ws)}, 1, {layer.resolution}, {layer.resolution}]; name its model with --network"
+                f"{path} holds noise of shape {list(maps.shape)}, but the model takes "
+                f"[{len(ws)}, 1, {layer.resolution}, {layer.resolution}]; name their model with --network"
             )
     return Codes(ws.to(device), noise and [maps.to(device) for maps in noise], about)
 
 
 @torch.no_grad()
 def generate_codes(
-    G: Generator, codes: Codes, batch: int, psi: float | Tensor = 1.0, noise: str = "const"
+    G: Generator, codes: Codes, batch: int, psi: float | Tensor = 1.0, noise: Noise = "const"
 ) -> Iterator[Tensor]:
     """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each code.
 
-    With `noise` "const", with the noise that belongs to them; "none", without any.
+    With `noise="const"` they have the codes' noise maps, if there are any, or else the model's; with "none" no noise.
     """
     for start in range(0, len(codes.ws), batch):
         some = codes[start : start + batch]
-        own = some.noise if some.noise and noise == "const" else noise
-        yield to_uint8(G.synthesis(G.truncated(some.ws, psi), own)).cpu()
+        maps: Noise = some.noise if some.noise and noise == "const" else noise
+        yield to_uint8(G.synthesis(G.truncated(some.ws, psi), maps)).cpu()

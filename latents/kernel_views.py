@@ -1,8 +1,8 @@
-"""Images of the kernels that a code predicts, layer by layer, on a sheet and on a page.
+"""Images of the kernels that a latent predicts, layer by layer, as a sheet and as an HTML page.
 
-Kernels are shown less the identity from which they start, blue below and red above zero. A layer of C channels in
-groups of g has C · g depthwise kernels of k × k: each group is a block of g × g small multiples, the row an output
-and the column an input, as in the group's pointwise matrix beside it.
+Kernels are shown as their difference from the identity, from which training starts: blue below zero, red above. A layer
+of C channels in groups of g has C · g depthwise kernels of k × k pixels. Each group is a block of g × g kernels, with a
+row for each output and a column for each input, like the group's pointwise matrix beside it.
 """
 
 from __future__ import annotations
@@ -16,24 +16,28 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from latents.mixing import mix, numbers_text
-from latents.sheets import INK, captioned, enlargement, png, stacked, table, to_image
+from latents.mixing import Part, generate_mix, numbers_text
+from latents.sheets import INK, add_caption, encode_png, enlargement, stack, table, to_image
 from media.images import to_uint8
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise
 
 WIDTH = 192  # pixels of a view
-SPECTRUM = 32  # frequencies a side
-BELOW, ABOVE, ZERO = (33, 102, 172), (178, 24, 43), (247, 247, 247)  # a diverging scale that the colour-blind can read
+SPECTRUM = 32  # frequencies in each dimension
+BELOW, ABOVE, ZERO = (
+    (33, 102, 172),
+    (178, 24, 43),
+    (247, 247, 247),
+)  # a diverging scale that colour-blind people can read
 LINE = (208, 208, 208)
-INKS = (ABOVE, BELOW, INK)  # of the codes' curves
+INKS = (ABOVE, BELOW, INK)  # of the curves, one for each latent
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------
 
 
 def deviations(kernels: AdaConvKernels) -> tuple[Tensor, Tensor]:
-    """Depthwise [C, g, k, k] and pointwise [C, g] of the first sample less the identity."""
+    """Depthwise [C, g, k, k] and pointwise [C, g] kernels of the first sample, minus the identity."""
     depthwise, pointwise = kernels.depthwise[0].clone(), kernels.pointwise[0].clone()
     c, g, k, _ = depthwise.shape
     identity = torch.eye(g).to(depthwise).repeat(c // g, 1)
@@ -42,22 +46,22 @@ def deviations(kernels: AdaConvKernels) -> tuple[Tensor, Tensor]:
 
 
 def response(kernels: AdaConvKernels, size: int = SPECTRUM) -> Tensor:
-    """How strongly the layer's composed kernels pass each spatial frequency [size, size], zero in the middle.
+    """The gain of the layer's composed kernels at each spatial frequency [size, size], with zero in the middle.
 
-    The root of the mean over the outputs of Σ_i |K̂_oi|²: 1 everywhere for the identity.
+    It is the square root of the mean over outputs o of Σᵢ |K̂_oi|², which is 1 everywhere for the identity.
     """
     spectrum = torch.fft.fftshift(torch.fft.fft2(kernels.composed[0].float(), s=(size, size)), dim=(-2, -1))
     return spectrum.abs().square().sum(dim=1).mean(dim=0).sqrt()
 
 
 def singular_values(pointwise: Tensor) -> Tensor:
-    """Of each group's matrix, pointwise [C, g] → [C/g, g], the largest first: how unevenly it weighs the channels."""
+    """The singular values of each group's matrix, pointwise [C, g] → [C/g, g], in descending order."""
     c, g = pointwise.shape
     return torch.linalg.svdvals(pointwise.float().view(c // g, g, g))
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ over the root mean square of ‖a‖ and ‖b‖: 0 for the same, √2 for independent ones."""
+    """‖a − b‖ divided by the root mean square of ‖a‖ and ‖b‖: 0 for equal tensors, √2 for independent ones."""
     scale = ((a.square().sum() + b.square().sum()) / 2).sqrt()
     return float((a - b).norm() / scale) if scale > 0 else 0.0
 
@@ -66,7 +70,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 
 
 def diverging(values: Tensor, limit: float) -> Tensor:
-    """Numbers [H, W] from −limit to limit as colours, uint8 [3, H, W]; white is none: NaN."""
+    """Numbers [H, W] from −limit to limit as colours, uint8 [3, H, W]; NaN is white."""
     ends = torch.tensor([BELOW, ZERO, ABOVE], dtype=torch.float32)
     t = (values.float() / max(limit, 1e-12)).clamp(-1, 1).nan_to_num(0)[..., None]
     colors = torch.where(t < 0, ends[1].lerp(ends[0], -t), ends[1].lerp(ends[2], t))
@@ -75,15 +79,18 @@ def diverging(values: Tensor, limit: float) -> Tensor:
 
 
 def sequential(values: Tensor, limit: float) -> Tensor:
-    """Numbers [H, W] from 0 to limit as greys, uint8 [3, H, W], black for 0."""
+    """Numbers [H, W] from 0 to limit as shades of grey, uint8 [3, H, W]; 0 is black."""
     return (values / max(limit, 1e-12) * 255).clamp(0, 255).round().to(torch.uint8).expand(3, -1, -1)
 
 
 def blocks(values: Tensor) -> Tensor:
-    """Tiles [C, g, h, w] as one matrix: groups of g × g tiles in rows as even as they get, NaN between them."""
+    """Tiles [C, g, h, w] as one matrix of groups, each with g × g tiles, with lines of NaN between them.
+
+    The groups are arranged in a rectangle that is as square as possible.
+    """
     c, g, h, _ = values.shape
-    inner = int(h > 1)  # a line between the kernels of a group
-    if not inner:  # single numbers are as large as kernels of 3 × 3
+    inner = int(h > 1)  # whether there are lines between the kernels of a group
+    if not inner:  # single numbers are enlarged to the size of 3 × 3 kernels
         values = values.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
     tiles = torch.nn.functional.pad(values, (0, inner, 0, inner), value=torch.nan)
     groups = tiles.view(c // g, g, g, *tiles.shape[2:]).transpose(2, 3).flatten(3).flatten(1, 2)
@@ -94,14 +101,14 @@ def blocks(values: Tensor) -> Tensor:
     return matrix[: -1 - inner, : -1 - inner]
 
 
-def fitted(pixels: Tensor) -> Image.Image:
-    """uint8 [3, H, W] enlarged by a whole factor to about the width of a view, in a frame: white is a part of most."""
+def enlarge(pixels: Tensor) -> Image.Image:
+    """uint8 [3, H, W] enlarged by a whole factor to about the width of a view, in a frame."""
     image = to_image(pixels, max(WIDTH // max(pixels.shape[1:]), 1))
     return ImageOps.expand(ImageOps.expand(image, 3, "white"), 1, LINE)
 
 
 def curves(lines: Sequence[Tensor], limit: float) -> Image.Image:
-    """Falling curves from 0 to limit, each with a dotted one at 1, which is the identity's."""
+    """A diagram of descending curves between 0 and limit, with a dotted line at 1, the curve of the identity."""
     high, wide = WIDTH // 2, WIDTH
     image = Image.new("RGB", (wide, high), "white")
     draw = ImageDraw.Draw(image)
@@ -123,67 +130,80 @@ def curves(lines: Sequence[Tensor], limit: float) -> Image.Image:
 
 @dataclass
 class View:
-    """One part of a layer's kernels: an image for each code, and for two codes one of their difference."""
+    """One part of a layer's kernels: an image for each latent, and for two latents a third one of their difference."""
 
     name: str
     images: list[Image.Image]
-    captions: list[str]  # the ends of each one's scale
-    last: str = "difference"  # what two codes' third image shows
+    captions: list[str]  # the range of each image's scale
+    last: str = "difference"  # what the third image for two latents shows
 
 
 @dataclass
 class Layer:
+    """The views of one layer."""
+
     number: int
     about: str
     views: list[View]
-    differences: dict[str, float]  # of each part, where there are two codes
+    differences: dict[str, float]  # of each part, for two latents
 
 
 def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels]) -> Layer:
-    """The views of one layer for one code or two; the same colours mean the same numbers in all images of a view."""
+    """The views of a layer for the kernels of one latent or two. All images of a view have the same scale."""
     c, g = kernels[0].depthwise.shape[1:3]
-    parts = [deviations(each) for each in kernels]
-    spatial = any(bool(depthwise.any()) for depthwise, _ in parts)  # not where only scales are predicted
-    views: list[View] = []
-    differences: dict[str, float] = {}
-
-    def signed(name: str, tensors: list[Tensor]) -> None:
-        if len(tensors) == 2:
-            differences[name] = relative_difference(*tensors)
-            tensors = [*tensors, tensors[0] - tensors[1]]
-        limit = max(float(t.abs().max()) for t in tensors)
-        images = [fitted(diverging(blocks(t.cpu()), limit)) for t in tensors]
-        views.append(View(name, images, [f"± {limit:.2g}"] * len(images)))
-
+    depthwise, pointwise = zip(*map(deviations, kernels), strict=True)
+    spatial = any(bool(tensor.any()) for tensor in depthwise)  # not if only scales are predicted
+    parts: dict[str, list[Tensor]] = {"structure": list(depthwise)} if spatial else {}
+    parts["channels"] = [tensor[..., None, None] for tensor in pointwise]
+    biases = [each.bias[0][:, None, None, None] for each in kernels if each.bias is not None]
+    if biases:
+        parts["bias"] = biases
+    views = [_part_view(name, tensors) for name, tensors in parts.items()]
     if spatial:
-        signed("structure", [depthwise for depthwise, _ in parts])
-    signed("channels", [pointwise[..., None, None] for _, pointwise in parts])
-    if kernels[0].bias is not None:
-        signed("bias", [each.bias[0][:, None, None, None] for each in kernels])
-    if spatial:
-        spectra = [response(each).cpu() for each in kernels]
-        limit = max(float(s.max()) for s in spectra)
-        images, captions = [fitted(sequential(s, limit)) for s in spectra], [f"0 to {limit:.2g}"] * len(spectra)
-        if len(spectra) == 2:
-            change = spectra[0] - spectra[1]
-            limit = float(change.abs().max())
-            images.append(fitted(diverging(change, limit)))
-            captions.append(f"± {limit:.2g}")
-        views.append(View("frequencies", images, captions))
-    falls = [singular_values(each.pointwise[0]).flatten().sort(descending=True).values.cpu() for each in kernels]
-    limit = max(float(f.max()) for f in falls) * 1.05
-    images = [curves([f], limit) for f in falls] + ([curves(falls, limit)] if len(falls) == 2 else [])
-    views.append(View("singular values", images, [f"0 to {limit:.2g}"] * len(images), "both"))
+        views.append(_frequency_view([response(each).cpu() for each in kernels]))
+    views.append(_singular_value_view([singular_values(each.pointwise[0]).flatten().cpu() for each in kernels]))
+    differences = {name: relative_difference(*tensors) for name, tensors in parts.items() if len(tensors) == 2}
     about = f"{resolution} x {resolution}, {c} channels" + f"\nin groups of {g}" * (g > 1)
     return Layer(number, about, views, differences)
 
 
+def _part_view(name: str, tensors: list[Tensor]) -> View:
+    """The kernels of one part."""
+    if len(tensors) == 2:
+        tensors = [*tensors, tensors[0] - tensors[1]]
+    limit = max(float(tensor.abs().max()) for tensor in tensors)
+    images = [enlarge(diverging(blocks(tensor.cpu()), limit)) for tensor in tensors]
+    return View(name, images, [f"± {limit:.2g}"] * len(images))
+
+
+def _frequency_view(gains: list[Tensor]) -> View:
+    """The gains at all frequencies."""
+    limit = max(float(gain.max()) for gain in gains)
+    images, captions = [enlarge(sequential(gain, limit)) for gain in gains], [f"0 to {limit:.2g}"] * len(gains)
+    if len(gains) == 2:
+        change = gains[0] - gains[1]
+        limit = float(change.abs().max())
+        images.append(enlarge(diverging(change, limit)))
+        captions.append(f"± {limit:.2g}")
+    return View("frequencies", images, captions)
+
+
+def _singular_value_view(values: list[Tensor]) -> View:
+    """The singular values as curves."""
+    falling = [each.sort(descending=True).values for each in values]
+    limit = max(float(curve.max()) for curve in falling) * 1.05
+    images = [curves([curve], limit) for curve in falling]
+    if len(falling) == 2:
+        images.append(curves(falling, limit))
+    return View("singular values", images, [f"0 to {limit:.2g}"] * len(images), "both")
+
+
 @dataclass
 class KernelViews:
-    """All that is shown of one code, or of two and what differs between them."""
+    """All that is shown of one latent, or of two and their differences."""
 
-    names: list[str]  # of the codes
-    images: dict[str, Image.Image]  # theirs, and of two the first with parts of the second in these layers
+    names: list[str]  # of the latents
+    images: dict[str, Image.Image]  # of each latent; for two also of the first with parts of the second
     layers: list[Layer]
 
 
@@ -191,7 +211,7 @@ class KernelViews:
 def kernel_views(
     G: Generator, ws: Tensor, names: Sequence[str], layers: Sequence[int], noise: Noise = "const"
 ) -> KernelViews:
-    """The views of the codes ws [1 or 2, num_ws, w_dim] in the layers; of two, what each part does to the image."""
+    """The views of the layers for ws [1 or 2, num_ws, w_dim]; for two also the effect of each part on the image."""
     scale = enlargement(G.config.resolution, 128)
 
     def enlarged(batch: Tensor) -> Image.Image:
@@ -199,27 +219,28 @@ def kernel_views(
 
     images = {name: enlarged(G.synthesis(ws[i : i + 1], noise)) for i, name in enumerate(names)}
     if len(ws) == 2:
-        parts = ["structure", "channels"] if G.config.modulation == "adaconv" else ["channels"]
-        parts += ["bias"] * (G.synthesis.kernels(ws[:1])[0].bias is not None)
+        parts: list[Part] = ["structure", "channels"] if G.config.modulation == "adaconv" else ["channels"]
+        if G.synthesis.kernels(ws[:1])[0].bias is not None:
+            parts.append("bias")
         where = "" if len(layers) == len(G.synthesis.layers()) else f", layers {numbers_text(layers)}"
         for part in parts:
             name = f"{names[0]} with the {part}\nof {names[1]}" + where
-            images[name] = enlarged(mix(G, ws[:1], ws[1:], layers, part, noise))
-    of_codes = [G.synthesis.kernels(w[None]) for w in ws]
+            images[name] = enlarged(generate_mix(G, ws[:1], ws[1:], layers, part, noise))
+    predicted = [G.synthesis.kernels(w[None]) for w in ws]
     modules = G.synthesis.layers()
-    views = [layer_views(i, modules[i].resolution, [kernels[i] for kernels in of_codes]) for i in layers]
+    views = [layer_views(i, modules[i].resolution, [kernels[i] for kernels in predicted]) for i in layers]
     return KernelViews(list(names), images, views)
 
 
 def kernel_sheet(shown: KernelViews) -> Image.Image:
-    """Everything on one image: a row for each layer. Of two codes, how much they differ stands beside it."""
+    """A sheet with a row for each layer; for two latents, their differences are written beside it."""
     head = table([list(shown.images.values())], list(shown.images), [""], gap=12)
     if len(shown.names) == 1:
         top = [view.name for view in shown.layers[0].views]
     else:
         top = [f"{view.name}\n{name}" for view in shown.layers[0].views for name in [*shown.names, view.last]]
     rows = [
-        [image for view in layer.views for image in map(captioned, view.images, view.captions)]
+        [image for view in layer.views for image in map(add_caption, view.images, view.captions)]
         for layer in shown.layers
     ]
     left = [
@@ -227,7 +248,7 @@ def kernel_sheet(shown: KernelViews) -> Image.Image:
         + "\n".join(f"{name} {value:.2f} apart" for name, value in layer.differences.items())
         for layer in shown.layers
     ]
-    return stacked([head, table(rows, top, left, gap=12)])
+    return stack([head, table(rows, top, left, gap=12)])
 
 
 PAGE = """\
@@ -245,18 +266,18 @@ table {{ border-collapse: collapse }} td, th {{ padding: 2px 12px; text-align: r
 h2 {{ font-size: 17px; border-top: 1px solid #ccc; padding-top: 8px }}
 </style>
 <h1>{title}</h1>
-<p>What the code says to each layer, less the identity: blue is below zero, red above, and the numbers are the ends of
-the scale. <b>Structure</b>: the depthwise kernels; <b>channels</b>: the pointwise kernels, each block the matrix of a
-group, its rows outputs and its columns inputs. <b>Frequencies</b>: how strongly both together pass each spatial
-frequency, zero in the middle. <b>Singular values</b> of the groups' matrices, in order; the identity's are all 1, the
-dotted line.</p>
+<p>The kernels that a latent predicts for each layer, minus the identity: blue is below zero, red above, and the
+numbers are the range of the scale. <b>Structure</b>: the depthwise kernels. <b>Channels</b>: the pointwise kernels;
+each block is the matrix of a group, with outputs in rows and inputs in columns. <b>Frequencies</b>: the gain of both
+together at each spatial frequency, with zero in the middle. <b>Singular values</b>: those of the groups' matrices in
+descending order; the identity's are all 1, which is the dotted line.</p>
 {body}
 </html>
 """
 
 
 def kernel_page(shown: KernelViews) -> str:
-    """The same as one HTML page that holds its images."""
+    """An HTML page with the same content, which contains its images."""
     parts = [_figure(image, name) for name, image in shown.images.items()]
     if len(shown.names) == 2:
         parts.append(_differences(shown.layers))
@@ -274,21 +295,21 @@ def kernel_page(shown: KernelViews) -> str:
 
 
 def _figure(image: Image.Image, words: str) -> str:
-    data = base64.b64encode(png(image)).decode()
+    data = base64.b64encode(encode_png(image)).decode()
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt=""><figcaption>{html.escape(words)}</figcaption></figure>'
     )
 
 
 def _differences(layers: Sequence[Layer]) -> str:
-    """A table of how much each part differs in each layer."""
+    """An HTML table of the difference of each part in each layer."""
     names = list(layers[0].differences)
     head = "".join(f"<th>{name}" for name in ["layer", *names])
     rows = [
         f"<tr><td>{layer.number}" + "".join(f"<td>{layer.differences[name]:.2f}" for name in names) for layer in layers
     ]
     return (
-        "<p>Relative differences: 0 where the codes say the same, 1.41 where what they say is unrelated. Of both "
-        "curves of singular values, the first code's is red.</p>"
+        "<p>Relative differences: 0 for equal kernels, 1.41 for unrelated ones. In the diagrams with both curves of "
+        "singular values, the first latent's is red.</p>"
         f"<table><tr>{head}{''.join(rows)}</table>"
     )

@@ -1,7 +1,7 @@
-"""Style mixing (Karras et al. 2019, section 3.1), and what only predicted kernels allow: mixing a part of a code.
+"""Style mixing (Karras et al. 2019, section 3.1), also of a part of the style, as only predicted kernels allow.
 
-A code says three things to a layer: how it filters space (depthwise kernels), how it weighs and mixes channels
-(pointwise kernels), and what it adds (bias). Each can be taken from another code while the rest stays.
+A latent predicts three parts of a layer's style: how the layer filters space (the depthwise kernels), how it weights
+and mixes channels (the pointwise kernels), and what it adds (the bias). Each can be taken from another latent.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from networks.generator import Generator, GeneratorConfig, Noise
 from torch_utils.errors import UserError
 
 Part = Literal["all", "structure", "channels", "bias"]
-PARTS = ("all", "structure", "channels", "bias")
-FIELDS = {"structure": "depthwise", "channels": "pointwise", "bias": "bias"}
+PARTS: tuple[Part, ...] = ("all", "structure", "channels", "bias")
+FIELDS: dict[Part, str] = {"structure": "depthwise", "channels": "pointwise", "bias": "bias"}
 
 
 def check_part(config: GeneratorConfig, part: Part) -> None:
-    """Raises UserError where the model predicts no such part."""
+    """Raises UserError if the model does not predict that part."""
     if part == "structure" and config.modulation != "adaconv":
         raise UserError(
             f"--part structure: this model is {config.modulation}, which predicts no spatial kernels; "
@@ -41,10 +41,10 @@ def check_part(config: GeneratorConfig, part: Part) -> None:
 def check_layers(
     config: GeneratorConfig, layers: Sequence[int] | None, part: Part = "all", option: str = "--layers"
 ) -> list[int]:
-    """The chosen layers, with None all of them. Raises UserError where the model has no such layers or no such part.
+    """The chosen layers, or all of them for None. Raises UserError if the model does not have the layers or the part.
 
-    Numbers are places in ws: one for each convolution, and the last for the last ToRGB, which has no kernels and goes
-    with "all" only.
+    Layers are counted as in ws: one for each convolution, and a last one for the last ToRGB, which has no kernels and
+    is therefore part of "all" only.
     """
     check_part(config, part)
     last = config.num_ws - 1
@@ -58,7 +58,7 @@ def check_layers(
 
 
 def numbers_text(numbers: Sequence[int]) -> str:
-    """Sorted numbers as `0-3,5`."""
+    """Sorted numbers, such as `0-3,5`."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -69,17 +69,17 @@ def numbers_text(numbers: Sequence[int]) -> str:
 
 
 def mix_kernels(kernels: AdaConvKernels, other: AdaConvKernels, part: Part) -> AdaConvKernels:
-    """The kernels with one part of those of another code."""
+    """The kernels, with one part replaced by that of other kernels."""
     return replace(kernels, **{FIELDS[part]: getattr(other, FIELDS[part])})
 
 
-def mix(
+def generate_mix(
     G: Generator, ws: Tensor, other: Tensor, layers: Sequence[int], part: Part = "all", noise: Noise = "const"
 ) -> Tensor:
-    """Images [N, C, H, W] of ws [N, num_ws, w_dim], with a part of other [N, num_ws, w_dim] in the chosen layers.
+    """Images [N, C, H, W] of ws [N, num_ws, w_dim], with a part of `other` [N, num_ws, w_dim] in the chosen layers.
 
-    "all" is StyleGAN's style mixing: the w of those layers, with which ToRGB goes. Of the other parts only kernels
-    change places, and ToRGB stays.
+    "all" is StyleGAN's style mixing: it replaces the w of those layers, and with them the input of ToRGB. The other
+    parts replace kernels only, and leave ToRGB as it is.
     """
     if part == "all":
         mixed = ws.clone()
@@ -91,7 +91,7 @@ def mix(
 
 
 @torch.no_grad()
-def mixes(
+def generate_mixes(
     G: Generator,
     rows: Tensor,
     columns: Tensor,
@@ -100,20 +100,23 @@ def mixes(
     noise: Noise = "const",
     batch: int = 16,
 ) -> Iterator[Tensor]:
-    """Every row's code [R, num_ws, w_dim] with a part of every column's [C, num_ws, w_dim], row after row.
+    """Mixes the latents of all rows [R, num_ws, w_dim] with a part of those of all columns [C, num_ws, w_dim].
 
-    Yields uint8 [≤ batch, channels, H, W] on the CPU, R · C images in all.
+    Yields uint8 images [≤ batch, channels, H, W] on the CPU, R · C in all, row after row.
     """
     pairs = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(len(columns))).view(-1, 2)
-    for part_of_pairs in pairs.split(batch):
-        row, column = (index.to(rows.device) for index in part_of_pairs.unbind(dim=1))
-        yield to_uint8(mix(G, rows[row], columns[column], layers, part, noise)).cpu()
+    for some in pairs.split(batch):
+        row, column = (index.to(rows.device) for index in some.unbind(dim=1))
+        yield to_uint8(generate_mix(G, rows[row], columns[column], layers, part, noise)).cpu()
 
 
 def mixing_sheet(
     own: Tensor, mixed: Tensor, rows: Sequence[int], columns: Sequence[int], title: str, scale: int
 ) -> Image.Image:
-    """The images of the rows' and the columns' seeds, `own`, around their mixes; uint8 [N, channels, H, W] each."""
+    """A sheet with `own`, the images of the rows' and then the columns' seeds, around the mixed images.
+
+    Both are uint8 [N, channels, H, W]; `scale` enlarges them.
+    """
     images = [to_image(image, scale) for image in own]
     cells = [to_image(image, scale) for image in mixed]
     lines: list[list[Image.Image | None]] = [[None, *images[len(rows) :]]]

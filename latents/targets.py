@@ -1,46 +1,85 @@
-"""The images that codes are to be found for, as the generator would make them."""
+"""The images that projection looks for, at the size of the generator's images."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from media.convert import Conversion, convert_image
-from media.decode import ALL_FORMATS, Unusable, open_image
+from media.dataset import ImageFiles
+from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image
 from media.files import list_images
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, one_line, printable
 from torch_utils.files import missing
 
 
-def find_targets(path: str | os.PathLike) -> list[Path]:
-    """The image itself, or those of a folder. Raises UserError where there are none."""
+@dataclass(frozen=True)
+class TargetFile:
+    """An image that has not been read yet; `path` says where it is, for messages."""
+
+    name: str
+    path: Path
+    open: Callable[[], BinaryIO]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The images that could be read, and what is wrong with the others."""
+
+    names: list[str]
+    images: Tensor  # uint8 [N, C, H, W]
+    skipped: list[str]  # what is wrong with the others, beginning with their paths
+
+
+def find_targets(path: str | os.PathLike) -> list[TargetFile]:
+    """The image itself, the images of a folder, or those of a data set, which is a ZIP or a folder of folders.
+
+    Raises UserError if there are none.
+    """
     path = Path(path)
-    if path.is_dir():
-        return list_images(path)
     if not path.exists():
-        raise UserError(missing(path, "name an image or a folder of them with --target"))
-    return [path]
+        raise UserError(missing(path, "name an image, a folder of images or a data set with --target"))
+    if path.is_file() and path.suffix.lower() != ".zip":
+        return [TargetFile(path.name, path, partial(_open, path))]
+    if path.is_dir():
+        with suppress(UserError):  # it may hold images in folders below it, as a data set does
+            return [TargetFile(image.name, image, partial(_open, image)) for image in list_images(path)]
+    files = ImageFiles(path, ALL_SUFFIXES)
+    return [TargetFile(name, path / name, partial(files.open, name)) for name in files.names]
 
 
-def read_targets(paths: Sequence[Path], resolution: int, channels: int) -> Tensor:
-    """uint8 [N, channels, resolution, resolution]: the middle square, resized, as dataset_tool.py converts images.
+def _open(path: Path) -> BinaryIO:
+    return open(path, "rb")
 
-    Raises UserError for the first that cannot be used.
+
+def read_targets(files: list[TargetFile], resolution: int, channels: int) -> Targets:
+    """The middle square of each image, resized to `resolution`, as dataset_tool.py converts images.
+
+    Images that cannot be used are skipped. Raises UserError if there are no others.
     """
     how = Conversion(resolution, channels)
-    images = []
-    for path in paths:
+    names, images, skipped = [], [], []
+    for target in files:
         try:
-            with open(path, "rb") as file:
+            with target.open() as file:
                 pixels = np.array(convert_image(open_image(file, ALL_FORMATS), how))
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; name another image") from None
+            skipped.append(f"{printable(str(target.path))} cannot be read ({error.strerror or one_line(error)})")
         except Unusable as reason:
-            raise UserError(f"{path} {reason}; name another image, or save it as PNG") from None
-        images.append(torch.from_numpy(pixels.reshape(resolution, resolution, channels)).permute(2, 0, 1))
-    return torch.stack(images)
+            skipped.append(f"{printable(str(target.path))} {reason}")
+        else:
+            names.append(target.name)
+            images.append(torch.from_numpy(pixels.reshape(resolution, resolution, channels)).permute(2, 0, 1))
+    if not images:
+        others = f", and the other {len(files) - 1} cannot be used either" * (len(files) > 1)
+        raise UserError(f"{skipped[0]}{others}; name another image, or save it as PNG")
+    return Targets(names, torch.stack(images), skipped)

@@ -1,4 +1,4 @@
-"""Closed walks through codes: they pass through every key and end where they began."""
+"""Closed walks through latents: paths that pass through every key and return to the first one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from latents.mixing import Part, mix
+from latents.mixing import Part, generate_mix
 from media.images import grid, to_uint8
 from networks.generator import Generator, Noise
 
+Space = Literal["w", "z"]
 Interpolation = Literal["linear", "slerp", "spline"]
-INTERPOLATIONS = ("spline", "slerp", "linear")
+INTERPOLATIONS: tuple[Interpolation, ...] = ("spline", "slerp", "linear")
 
-Walk = Callable[[Tensor], Tensor]  # positions [N], in keys, any number of times around → points [N, D]
+# positions [N] → points [N, D]; the position i is at the key i, modulo the number of keys
+Walk = Callable[[Tensor], Tensor]
 
 
 def closed_walk(keys: Tensor, interpolation: Interpolation, origin: Tensor | float = 0.0) -> Walk:
-    """The walk through keys [K, D] and back to the first one; at the position i (modulo K) it is at the key i.
+    """The walk through keys [K, D] and back to the first one.
 
-    "linear" goes straight and turns at the keys. "slerp" keeps the distance to the `origin` as it turns around it
-    (Shoemake 1985), which suits z. "spline" is the periodic cubic spline: without a bend in speed and direction.
+    "linear" is straight between keys. "slerp" follows arcs around the `origin` and keeps the distance to it (Shoemake
+    1985), which suits z. "spline" is the periodic cubic spline, whose velocity is smooth.
     """
     if interpolation == "spline":
         return _spline(keys)
@@ -38,13 +40,13 @@ def closed_walk(keys: Tensor, interpolation: Interpolation, origin: Tensor | flo
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    """From a to b [N, D] along the arc, t [N, 1] of the way; the length goes from the one to the other evenly."""
+    """The point at the part t [N, 1] of the arc from a to b, [N, D] each. The length is interpolated linearly."""
     length_a, length_b = (x.norm(dim=1, keepdim=True).clamp_min(1e-12) for x in (a, b))
     u, v = a / length_a, b / length_b
     angle = torch.atan2((u - v).norm(dim=1, keepdim=True), (u + v).norm(dim=1, keepdim=True)) * 2
     sine = angle.sin()
     arc = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / sine
-    arc = torch.where(sine > 1e-4, arc, torch.lerp(u, v, t))  # one direction, or opposite ones: no arc to tell
+    arc = torch.where(sine > 1e-4, arc, torch.lerp(u, v, t))  # for equal or opposite directions there is no single arc
     return arc * torch.lerp(length_a, length_b, t)
 
 
@@ -52,7 +54,7 @@ def _spline(keys: Tensor) -> Walk:
     """The cubic spline with m_{i−1} + 4 m_i + m_{i+1} = 6 (p_{i−1} − 2 p_i + p_{i+1}), m the second derivatives."""
     points = keys.double()
     right = 6 * (points.roll(1, 0) - 2 * points + points.roll(-1, 0))
-    # the system goes round as the walk does: a convolution, which the Fourier transform undoes for any number of keys
+    # The system is periodic, that is, a circular convolution; the Fourier transform inverts it for any number of keys.
     angles = torch.arange(len(keys), dtype=torch.float64, device=keys.device) * (2 * math.pi / len(keys))
     factors = 4 + 2 * angles.cos()[:, None]
     bends = torch.fft.ifft(torch.fft.fft(right, dim=0) / factors, dim=0).real.to(keys)
@@ -66,21 +68,35 @@ def _spline(keys: Tensor) -> Walk:
     return walk
 
 
+def class_walk(c: Tensor) -> Walk:
+    """The walk through classes c [K, c_dim] that is smooth and stays between the classes of each pair of keys.
+
+    It is the monotone cubic interpolation of one-hot c (Fritsch and Carlson 1980), whose velocity is zero at the keys.
+    A cubic spline would overshoot: it passes through negative shares of a class, for which no model is trained.
+    """
+
+    def walk(positions: Tensor) -> Tensor:
+        start, t = _split(positions, c)
+        return torch.lerp(c[start], c[(start + 1) % len(c)], t**2 * (3 - 2 * t))
+
+    return walk
+
+
 def _split(positions: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The key before each position, and how far [N, 1] it is on the way to the next."""
+    """The key before each position, and the part [N, 1] of the way from there to the next key."""
     whole = positions.floor()
     return whole.long().to(keys.device) % len(keys), (positions - whole)[:, None].to(keys)
 
 
-def w_walk(G: Generator, z: Tensor, c: Tensor, space: Literal["w", "z"], interpolation: Interpolation) -> Walk:
-    """The walk of w [N, w_dim], not truncated, between the codes of z [K, z_dim] and c [K, c_dim], in w or in z.
+def w_walk(G: Generator, z: Tensor, c: Tensor, space: Space, interpolation: Interpolation) -> Walk:
+    """The walk of w [N, w_dim], before truncation, through the latents of z [K, z_dim] and c [K, c_dim], in w or in z.
 
-    In w, slerp turns around the mean w. In z, the class goes along; its shares have no arc, and go straight.
+    In w, slerp turns around the mean w. In z, the class is interpolated as well: smoothly for a spline, else linearly.
     """
     if space == "w":
         return closed_walk(G.mapping(z, c), interpolation, G.w_avg)
     walk_z = closed_walk(z, interpolation)
-    walk_c = closed_walk(c, "linear" if interpolation == "slerp" else interpolation)
+    walk_c = class_walk(c) if interpolation == "spline" else closed_walk(c, "linear")
     return lambda positions: G.mapping(walk_z(positions), walk_c(positions))
 
 
@@ -99,11 +115,11 @@ def frames(
     batch: int = 16,
     scale: int = 1,
 ) -> Iterator[Tensor]:
-    """Yields `count` frames uint8 [3, rows · H · scale, columns · W · scale], once around the walk of so many keys.
+    """Yields `count` frames of one round of a walk with so many keys, uint8 [3, rows · H · scale, columns · W · scale].
 
-    `cells` are columns and rows. Each cell walks the same way and starts a key later than the one before. What does
-    not move, the other layers and the other parts, stays what it is at the cell's start. The frame after the last
-    would be the first.
+    `cells` are the columns and rows of a grid; each cell starts one key later than the cell before. Only the `part` of
+    the `layers` follows the walk; all else stays as it is at the cell's start. The frame after the last would be the
+    first again.
     """
     columns, rows = cells
     starts = torch.arange(columns * rows, dtype=torch.float64)
@@ -115,7 +131,7 @@ def frames(
         for some in torch.arange(len(positions)).split(batch):
             ws = G.truncated(walk(positions[some]), psi)
             own = still[some.to(still.device) % len(starts)]
-            images.append(to_uint8(mix(G, own, ws, layers, part, noise)).cpu())
+            images.append(to_uint8(generate_mix(G, own, ws, layers, part, noise)).cpu())
         for cells_of_frame in torch.cat(images).split(len(starts)):
             frame = grid(cells_of_frame, columns).expand(3, -1, -1)
             yield frame.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)

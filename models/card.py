@@ -1,4 +1,4 @@
-"""Model cards: the README.md of a repository of weights, written from what a model knows of itself and of its run."""
+"""Model cards: the README.md of a repository with a model, from what is known about the model and its run."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import Any
 from models.stylegan2 import is_network_pickle
 from networks.generator import Generator
 from networks.stylizer import Stylizer
+from torch_utils.errors import plural
 
-SAMPLES = "samples.png"
+SAMPLE_SHEET = "samples.png"
 
-# Of a run's config.json; paths are its owner's own.
+# The entries of a run's config.json that a card shows. Paths are left out: they are private.
 TRAINING = (
     "batch", "loss", "gamma", "glr", "dlr", "lr", "ema_kimg", "mixing", "pl_weight", "aug", "mirror", "style_weight",
     "content_weight", "identity_weight", "precision", "seed", "commit", "torch", "device",
 )  # fmt: skip
 
 GENERATOR = """\
-A StyleGAN-style generator whose styles are convolution kernels (AdaConv): {images}.
+A StyleGAN-style generator whose styles are convolution kernels (AdaConv). It makes {images}.
 
 ![images of the seeds 0, 1, …]({samples})
 
@@ -39,7 +40,7 @@ On the command line: `python generate.py --network {weights} --seeds 0-99 --trun
 """
 
 STYLIZER = """\
-Style transfer by predicted convolution kernels (AdaConv): a content image is rebuilt in the style of another.
+Style transfer by predicted convolution kernels (AdaConv): it rebuilds a content image in the style of another image.
 
 ## How to use
 
@@ -64,8 +65,7 @@ REST = """
 
 ## Licence
 
-{license}, as its publisher states; the images that it was trained on may have terms of their own. The code is
-Apache-2.0.
+{license} The images that it was trained on may have terms of their own. The code is Apache-2.0.
 """
 
 
@@ -78,47 +78,51 @@ def model_card(
 ) -> str:
     """The card of a model with the snapshot's `info`, in a repository `repo` with the file `weights`.
 
-    Without a license named it is Apache-2.0, and "other" for weights that come from someone else's network pickle.
+    `license` is the identifier on the Hub of the weights' licence, if their publisher has stated one. Weights that come
+    from a network pickle of someone else have the licence "other".
     """
-    foreign = "source" in info or is_network_pickle(str(info.get("init_from")))
-    license = license or ("other" if foreign else "apache-2.0")
-    config = model.config
+    foreign = license is None and ("source" in info or is_network_pickle(str(info.get("init_from"))))
     data = info.get("data") or info.get("styles")
     if isinstance(model, Generator):
-        size, channels = config.resolution, config.img_channels
-        images = f"{size}x{size} images, {'in colour' if channels == 3 else f'{channels} channels'}"
-        images += f", of {config.c_dim} classes" * (config.c_dim > 0)
-        kind, task = "generator", "unconditional-image-generation"
-        body, values = (
-            GENERATOR,
-            {
-                "images": images,
-                "samples": SAMPLES,
-                "c": "c=0, " if config.c_dim else "",
-                "shape": [3, channels, size, size],
-            },
-        )
+        kind, task, tag, body = "generator", "unconditional-image-generation", "image-generation", GENERATOR
+        values = generator_values(model)
     else:
-        kind, task, body, values = "stylizer", "image-to-image", STYLIZER, {}
-    head = {"license": license, "library_name": "adaconv", "pipeline_tag": task}
-    head["tags"] = ["adaconv", "image-generation" if kind == "generator" else "style-transfer"]
+        kind, task, tag, body = "stylizer", "image-to-image", "style-transfer", STYLIZER
+        values = {}
+    head: dict[str, Any] = {"license": license or "other"} if license or foreign else {}
+    head |= {"library_name": "adaconv", "pipeline_tag": task, "tags": ["adaconv", tag]}
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())  # JSON is YAML
     title = repo.split("/")[-1] if repo else f"AdaConv {kind}" + (f", {_plain(data)}" if data else "")
     facts = {"images shown": f"{1000 * float(info.get('kimg', 0)):,.0f}"}
     facts |= {name: info[name] for name in ("data", "contents", "styles", "init_from") if name in info}
     facts |= {name: value for group in ("source", "metrics", "training") for name, value in _group(info, group).items()}
+    stated = f"The licence of the weights is {_plain(license)}." if license else "No licence of the weights is stated."
+    if foreign:
+        stated = "The weights come from a network pickle, and keep the licence of whoever published it."
     return f"---\n{front}\n---\n\n# {_plain(title)}\n\n" + (body + REST).format(
         repo=json.dumps(repo or "path/to/this/folder"),
         weights=weights,
         training=_table(facts),
-        construction=_table(asdict(config)),
-        license=_plain(license),
+        construction=_table(asdict(model.config)),
+        license=stated,
         **values,
     )
 
 
+def generator_values(G: Generator) -> dict[str, Any]:
+    """What the card of a generator says about its images, and how it is called."""
+    size, channels, classes = G.config.resolution, G.config.img_channels, G.config.c_dim
+    images = f"{size}x{size} images, {'in colour' if channels == 3 else plural(channels, 'channel')}"
+    return {
+        "images": images + f", of {plural(classes, 'class', 'es')}" * (classes > 0),
+        "samples": SAMPLE_SHEET,
+        "c": "c=0, " if classes else "",
+        "shape": [3, channels, size, size],
+    }
+
+
 def facts_of_run(snapshot: Path) -> dict[str, Any]:
-    """What the run that a snapshot lies in says of it: "training", how it was made, and "metrics", if measured."""
+    """What the folder of a snapshot's run records: "training", its configuration, and the snapshot's "metrics"."""
     run, facts = snapshot.parent, {}
     try:
         kimg = float(snapshot.stem.removeprefix("snapshot-"))
@@ -128,7 +132,13 @@ def facts_of_run(snapshot: Path) -> dict[str, Any]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         measured = [line for line in lines if line["kimg"] == kimg][-1]
         facts["metrics"] = {n: v for n, v in measured.items() if n != "kimg" and type(v) in (int, float)}
-    except (OSError, ValueError, TypeError, KeyError, IndexError):  # of no run, or one that measured nothing
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+    ):  # the folder is not a run, or the snapshot was not evaluated
         pass
     return facts
 
@@ -142,6 +152,6 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text for one line of a table, whatever it is."""
+    """Any value as text for one cell of a table."""
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return " ".join(text.split())[:200].replace("|", "\\|").replace("<", "&lt;")

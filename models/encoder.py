@@ -1,4 +1,4 @@
-"""The encoder's weights: torchvision's, downloaded once and checked, or those of a file; and files of one's own."""
+"""The encoder, VGG-19 up to relu4_1: torchvision's weights, downloaded once and checked, or those of a file."""
 
 from __future__ import annotations
 
@@ -17,44 +17,43 @@ from torch_utils.errors import UserError, one_line
 from torch_utils.files import cache_folder
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # trained on ImageNet
-SHA256 = "dcbb9e9d"  # begins with
+SHA256 = "dcbb9e9d"  # the first digits of the file's digest
 
 ENCODER = "adaconv-encoder"
 
 
 def load_encoder(path: str | os.PathLike | None = None, device: torch.device | str = "cpu") -> VGG19:
-    """The encoder of a file, in eval mode and not to be trained; with no path the one of torchvision, from ImageNet.
+    """The encoder of a file, in eval mode and without gradients; without a path torchvision's, trained on ImageNet.
 
-    A file is a .safetensors of `save_encoder`, or a .pth or .pt with the layers of torchvision's vgg19, of which those
-    up to relu4_1 are taken. It is not trusted: nothing of a pickle is executed, and every shape is compared before a
-    model is built.
+    A file is a .safetensors of `save_encoder`, or a .pth or .pt with the state of torchvision's vgg19, whose layers up
+    to relu4_1 are used. The file is not trusted: no code in a pickle is executed, and all shapes are compared before
+    the model is built.
 
     Raises:
-        UserError: if the file is missing, of another kind, of another model, or damaged; or cannot be downloaded.
+        UserError: if the file is missing, of another kind, of another model or damaged, or if the download fails.
     """
     path = Path(path) if path is not None else torchvision_weights()
     if path.suffix == ".safetensors":
-        encoder = load_model(path, ENCODER, lambda config, tensors: VGG19(**config))[0]
-    else:
-        try:
-            width, tensors = _read_torchvision(path)
-            encoder = VGG19(width)
-            encoder.load_state_dict(tensors)
-        except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-            reason = one_line(error, 200)
-            raise UserError(
-                f"{path} is no VGG-19 up to relu4_1 ({reason}); name another with --encoder-weights"
-            ) from None
+        return load_model(path, ENCODER, lambda config, tensors: VGG19(**config))[0].to(device)
+    try:
+        width, tensors = _read_torchvision(path)
+        encoder = VGG19(width)
+        encoder.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        reason = one_line(error, 200)
+        raise UserError(
+            f"{path} is not a VGG-19 up to relu4_1 ({reason}); name another file with --encoder-weights"
+        ) from None
     return encoder.eval().requires_grad_(False).to(device)
 
 
 def save_encoder(path: str | os.PathLike, encoder: VGG19, info: Mapping[str, Any]) -> None:
-    """Writes an encoder, and `info` (anything JSON), as one file. Raises DiskFull."""
+    """Writes an encoder and `info` (any JSON) as one file. Raises DiskFull."""
     save_model(path, ENCODER, encoder, {"width": encoder.width}, info)
 
 
 def cached_weights(url: str = URL) -> Path:
-    """Where torchvision's weights are in the cache folder, once they have been downloaded."""
+    """The path in the cache folder where torchvision's weights are after their download."""
     return cache_folder() / url.rpartition("/")[2]
 
 
@@ -64,22 +63,18 @@ def torchvision_weights(url: str = URL, sha256: str = SHA256) -> Path:
 
 
 def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
-    """The tensors up to relu4_1 of a state of torchvision's vgg19, and the width that the first of them says."""
+    """The width of a vgg19 of torchvision, from the shape of its first layer, and its tensors up to relu4_1."""
     try:
         state = read_tensors(path)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
+        reason = one_line(error, 200)
+        raise UserError(
+            f"{path} cannot be read as an encoder ({reason}); name a .safetensors file of this project or a .pth file "
+            "of torchvision's vgg19 with --encoder-weights"
+        ) from None
     with torch.device("meta"):
         names = VGG19().state_dict().keys()
     tensors = {name: state[name] for name in names}
     if not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors.values()):
-        raise ValueError("something else than tensors")
+        raise ValueError("not all of the state are tensors")
     return len(tensors["features.0.weight"]) / CHANNELS[0], tensors
-
-
-def _unreadable(path: Path, why: Exception) -> UserError:
-    reason = one_line(why, 200)
-    return UserError(
-        f"{path} cannot be read as an encoder ({reason}); name with --encoder-weights a .safetensors "
-        "of this project or a .pth of torchvision's vgg19"
-    )

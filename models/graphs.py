@@ -1,7 +1,7 @@
-"""The graphs that are exported: what goes in and comes out, by name, and the modules that they are traced from.
+"""The graphs that are exported: the modules that they are traced from, with named inputs and outputs.
 
-A generator is one graph, z, c, psi → image. A stylizer is two, as a style is read once and applied to many images:
-style → kernels, and content, kernels → image.
+A generator is one graph: z, c, psi → images. A stylizer is two, because one style can be applied to many images:
+style → kernels, and content, kernels → images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.export import Dim
 from networks.generator import Generator
 from networks.stylizer import MIN_SIZE, STRIDE, Stylizer, from_tensors, to_tensors
 
-# The sizes that stay open: one file takes any of them.
+# Sizes that stay open, so that one file takes any of them.
 OPEN = {
     "batch": Dim("batch", min=1, max=2**16),
     "height": Dim("height", min=MIN_SIZE, max=2**14),
@@ -26,7 +26,7 @@ OPEN = {
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output: its shape, where names are open sizes, and what it means."""
+    """An input or output: its shape, with the names of open sizes, and its meaning."""
 
     shape: tuple[int | str, ...]
     meaning: str
@@ -34,17 +34,20 @@ class Port:
 
 @dataclass(frozen=True)
 class Graph:
-    """A module on tensors alone, its inputs in the order of its arguments, and its outputs in that of its results."""
+    """A module of tensors. Its inputs are in the order of the arguments, its outputs in the order of the results.
+
+    `example(batch, height, width)` makes inputs, with images of that height and width where sizes are open.
+    """
 
     name: str
     title: str
     module: nn.Module
     inputs: dict[str, Port]
     outputs: dict[str, Port]
-    example: Callable[[int, int, int], tuple[Tensor, ...]]  # inputs of so many samples, of that height and width
+    example: Callable[[int, int, int], tuple[Tensor, ...]]
 
     def open_sizes(self, batch: int | None) -> tuple[dict[int, Dim], ...]:
-        """Which sizes of each input are open; that of the batch is not where `batch` names it."""
+        """The open sizes of each input. With `batch`, the number of samples is not one of them."""
         return tuple(
             {i: OPEN[size] for i, size in enumerate(port.shape) if size in OPEN and not (batch and size == "batch")}
             for port in self.inputs.values()
@@ -52,7 +55,7 @@ class Graph:
 
 
 class GeneratorGraph(nn.Module):
-    """G with its fixed noise: z [N, z_dim], c [N, c_dim], both if the model has them, and psi [] → image."""
+    """G with its constant noise: z [N, z_dim] and c [N, c_dim], if the model has them, and psi [] → images."""
 
     def __init__(self, G: Generator):
         super().__init__()
@@ -67,7 +70,7 @@ class GeneratorGraph(nn.Module):
 
 
 class StyleGraph(nn.Module):
-    """Style images → their kernels, tensor by tensor."""
+    """Style images [N, 3, S, S] → the tensors of their kernels."""
 
     def __init__(self, model: Stylizer):
         super().__init__()
@@ -79,7 +82,7 @@ class StyleGraph(nn.Module):
 
 
 class ContentGraph(nn.Module):
-    """Contents and kernels, tensor by tensor → images."""
+    """Content images [N, 3, H, W] and the tensors of kernels → images [N, 3, H, W]."""
 
     def __init__(self, model: Stylizer, names: list[str]):
         super().__init__()
@@ -88,15 +91,18 @@ class ContentGraph(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         content, *kernels = inputs
         height, width = content.shape[2:]
-        features = self.model.encode(reflected(content))
+        features = self.model.encode(reflect_to_stride(content))
         image = self.model.decoder(features, from_tensors(dict(zip(self.names, kernels, strict=True))))
-        for dim, size in ((2, height), (3, width)):  # no slice, of which the tracer cannot prove that it lies within
+        for dim, size in ((2, height), (3, width)):  # not a slice: the tracer cannot prove its bounds
             image = image.index_select(dim, torch.arange(size, device=image.device))
         return image
 
 
-def reflected(images: Tensor) -> Tensor:
-    """`networks.stylizer.padded` for sizes that are open, by which pixel each one is a copy of."""
+def reflect_to_stride(images: Tensor) -> Tensor:
+    """Images padded by reflection to multiples of the stride, as the stylizer does it, for open sizes.
+
+    Padding is written as an index of the pixels to copy.
+    """
     for dim in (2, 3):
         size = images.shape[dim]
         last = size - 1
@@ -113,9 +119,13 @@ def of_generator(G: Generator) -> list[Graph]:
     if config.z_dim:
         inputs["z"] = Port(("batch", config.z_dim), "latent codes, drawn from a standard normal distribution")
     if config.c_dim:
-        inputs["c"] = Port(("batch", config.c_dim), "classes, 1 at the class and else 0; mixtures are possible")
-    inputs["psi"] = Port((), "truncation: 1 none, towards 0 the mean image")
-    images = Port(("batch", config.img_channels, size, size), "images, -1 black to 1 white; cut off what is beyond")
+        inputs["c"] = Port(
+            ("batch", config.c_dim), "class: 1 at the class, 0 elsewhere; values between them mix classes"
+        )
+    inputs["psi"] = Port((), "truncation psi: 1 for none; towards 0, images approach the mean image")
+    images = Port(
+        ("batch", config.img_channels, size, size), "images from -1 (black) to 1 (white); clamp values beyond"
+    )
 
     def example(batch: int, height: int, width: int) -> tuple[Tensor, ...]:
         z = [torch.randn(batch, config.z_dim)] if config.z_dim else []
@@ -150,9 +160,11 @@ def of_stylizer(model: Stylizer) -> list[Graph]:
         name: Port(("batch", *tensor.shape[1:]), f"stage {name[0]} of the decoder: {meanings[name[2:]]}")
         for name, tensor in tensors.items()
     }
-    styles = Port(("batch", 3, size, size), f"style images, -1 to 1: the square in the middle, as {size}x{size}")
-    contents = Port(("batch", 3, "height", "width"), f"content images, -1 to 1, of {MIN_SIZE}x{MIN_SIZE} or more")
-    images = Port(("batch", 3, "height", "width"), "the contents in the styles, -1 to 1; cut off what is beyond")
+    styles = Port(
+        ("batch", 3, size, size), f"style images from -1 to 1: the square in the middle, resized to {size}x{size}"
+    )
+    contents = Port(("batch", 3, "height", "width"), f"content images from -1 to 1, of at least {MIN_SIZE}x{MIN_SIZE}")
+    images = Port(("batch", 3, "height", "width"), "the contents in the styles, from -1 to 1; clamp values beyond")
     return [
         Graph("style", "AdaConv stylizer: the kernels of styles", read, {"style": styles}, kernels, style),
         Graph(

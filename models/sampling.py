@@ -1,4 +1,4 @@
-"""Latents and images from seeds: the same seed gives the same image in any batch."""
+"""Latents and images from seeds. A seed gives the same image in a batch of any size, up to rounding."""
 
 from __future__ import annotations
 
@@ -7,23 +7,38 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from media.images import to_uint8
-from networks.generator import Generator, Noise
+from networks.generator import Generator, Noise, SynthesisBlock
 from torch_utils.errors import UserError
 
-# "latent": keeps the streams of random numbers of images apart from those of training. A network whose first weights
+# "latent" in ASCII. It keeps the random numbers of images apart from those of training: a network whose first weights
 # were drawn from seed 0 would have met the latent of seed 0 as one of them.
 STREAM = 0x6C6174656E740000
-STRETCH = 1 << 20  # latents of one seed of the metrics; of a seed, PyTorch's generator takes the lower 32 bits alone
+STRETCH = 1 << 20  # the number of latents that one seed of a metric can draw
+STATE_WORDS, STATE_START = (
+    624,
+    24,
+)  # of the Mersenne Twister, as 64-bit integers from this byte of the generator's state
 
 
 def random_generator(seed: int) -> torch.Generator:
-    """The random numbers of one image."""
-    return torch.Generator().manual_seed(seed ^ STREAM)
+    """The random numbers of one image, from a seed of up to 64 bits.
+
+    PyTorch's `manual_seed` uses the lower 32 bits on the CPU, which are enough for seeds below 2³². Larger seeds fill
+    the generator's whole state, so that no two seeds share their random numbers.
+    """
+    generator = torch.Generator().manual_seed(seed ^ STREAM)
+    if seed >> 32:
+        state = generator.get_state()
+        words = np.random.SeedSequence([seed, STREAM]).generate_state(STATE_WORDS)
+        state[STATE_START:][: 8 * STATE_WORDS].view(torch.int64).copy_(torch.from_numpy(words.astype(np.int64)))
+        generator.set_state(state)
+    return generator
 
 
 def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
@@ -32,10 +47,10 @@ def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
 
 
 def noise_from_seeds(G: Generator, seeds: Sequence[int]) -> list[Tensor]:
-    """Random noise for every layer, [N, 1, H, W] each, drawn sample by sample from the seeds."""
+    """Random noise [N, 1, H, W] for every layer, each sample's drawn from its seed."""
     generators = [random_generator(seed) for seed in seeds]
     shapes = [(1, layer.resolution, layer.resolution) for layer in G.synthesis.layers()]
-    # apart from z, which is drawn from the same seeds
+    # z is drawn from the same seeds: its numbers are skipped
     for generator in generators:
         torch.randn(G.config.z_dim, generator=generator)
     return [
@@ -45,9 +60,9 @@ def noise_from_seeds(G: Generator, seeds: Sequence[int]) -> list[Tensor]:
 
 
 def check_class(number: int | None, c_dim: int, path: str | os.PathLike) -> None:
-    """Raises UserError where a model, of the file `path`, has no class of the number that --class gives."""
+    """Raises UserError if the model in the file `path` does not have the class that --class names."""
     if number is not None and not c_dim:
-        raise UserError(f"--class {number}: {path} was trained without classes; leave it out")
+        raise UserError(f"--class {number}: {path} was trained without classes; leave out --class")
     if number is not None and number >= c_dim:
         raise UserError(f"--class {number}: the model has the classes 0 to {c_dim - 1}")
 
@@ -58,7 +73,7 @@ def one_hot(classes: Tensor, c_dim: int) -> Tensor:
 
 
 def conditions(classes: Tensor | None, n: int, c_dim: int) -> Tensor:
-    """c [n, c_dim] of class numbers [n], None for the class 0; shares of the classes [n, c_dim] are c already."""
+    """c [n, c_dim] from class numbers [n], from None (class 0), or from c itself [n, c_dim], shares of the classes."""
     if classes is not None and classes.ndim == 2:
         return classes
     return one_hot(torch.zeros(n, dtype=torch.int64) if classes is None else classes, c_dim)
@@ -68,14 +83,14 @@ def conditions(classes: Tensor | None, n: int, c_dim: int) -> Tensor:
 def ws_from_seeds(
     G: Generator, seeds: Sequence[int], classes: Tensor | None = None, psi: float | Tensor = 1.0
 ) -> Tensor:
-    """The codes of the seeds' images, [N, num_ws, w_dim]; classes and psi as in `generate_batches`."""
+    """ws [N, num_ws, w_dim] of the seeds; classes and psi as in `generate_batches`."""
     z = latents(seeds, G.config.z_dim).to(G.w_avg.device)
     return G.ws(z, conditions(classes, len(seeds), G.config.c_dim).to(z.device), psi)
 
 
 @torch.no_grad()
 def images_of(G: Generator, ws: Tensor, noise: Noise = "const", batch: int = 64) -> Iterator[Tensor]:
-    """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each code of ws [N, num_ws, w_dim]."""
+    """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each of ws [N, num_ws, w_dim]."""
     for some in ws.split(batch):
         yield to_uint8(G.synthesis(some, noise)).cpu()
 
@@ -92,7 +107,7 @@ def generate_batches(
     """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each seed.
 
     `classes` are class numbers [len(seeds)], or shares of the classes [len(seeds), c_dim]; psi is one number, or one
-    for each layer [num_ws]. `noise="random"` is drawn from each seed as well.
+    for each layer [num_ws]. With `noise="random"` each sample's noise is drawn from its seed as well.
     """
     classes = conditions(classes, len(seeds), G.config.c_dim)
     for start in range(0, len(seeds), batch):
@@ -103,9 +118,9 @@ def generate_batches(
 
 @dataclass
 class Fakes:
-    """A generator's images by their numbers, as the metrics ask for them. Seeds below 4096 have none in common.
+    """A generator's images by their numbers, as the metrics ask for them. Two seeds have no image in common.
 
-    `labels` are the classes of a data set: with them, `count` images have classes, drawn with their frequencies.
+    `labels` are the classes of a data set. With them, the `count` images have classes of the same frequencies.
     """
 
     G: Generator
@@ -114,7 +129,7 @@ class Fakes:
     labels: Tensor | None = None
     psi: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.classes = torch.zeros(self.count, dtype=torch.int64)
         if self.labels is not None:
             drawn = torch.randint(len(self.labels), [self.count], generator=random_generator(self.seed))
@@ -130,7 +145,7 @@ class Fakes:
     def path_ends(self, batches: Sequence[Sequence[int]], epsilon: float) -> Iterator[Tensor]:
         """Yields images float [2N, C, H, W] at w₁, then at w₁ + ε (w₂ − w₁), for each batch of numbers below `count`.
 
-        With the noise of the model at both ends, and no half precision, which would round ε away.
+        Both ends have the model's constant noise, and float32 throughout: half precision would round ε away.
         """
         G, device = self.G, self.G.w_avg.device
         for numbers in batches:
@@ -146,12 +161,13 @@ class Fakes:
 
 @contextmanager
 def full_precision(G: Generator) -> Iterator[None]:
-    """All of the generator in the precision of its weights."""
-    before = [block.compute_dtype for block in G.synthesis.blocks]
-    for block in G.synthesis.blocks:
+    """All of the generator computes in the precision of its weights."""
+    blocks = [module for module in G.synthesis.modules() if isinstance(module, SynthesisBlock)]
+    before = [block.compute_dtype for block in blocks]
+    for block in blocks:
         block.compute_dtype = None
     try:
         yield
     finally:
-        for block, half in zip(G.synthesis.blocks, before, strict=True):
-            block.compute_dtype = half
+        for block, compute_dtype in zip(blocks, before, strict=True):
+            block.compute_dtype = compute_dtype

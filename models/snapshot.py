@@ -1,4 +1,4 @@
-"""Snapshots (a model, one safetensors file), training states, and the folders of runs that hold them."""
+"""Snapshots: a model in one safetensors file, with all that is needed to build it; and finding the newest in runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from media.dataset import CHANNELS, RESOLUTIONS
 from models.stylegan2 import is_network_pickle, load_stylegan2
@@ -22,20 +21,24 @@ from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import write_file
+from torch_utils.tensors import read_metadata, read_safetensors
+
+Module = TypeVar("Module", bound=nn.Module)
 
 GENERATOR = "adaconv-generator"
 STYLIZER = "adaconv-stylizer"
 TRAINED_BY = {GENERATOR: ("train.py", "--network"), STYLIZER: ("train_stylizer.py", "--model")}
-PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # models that come with the project
+PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # the models that are shipped with the project
 SHIPPED = {GENERATOR: "faces32.safetensors", STYLIZER: "stylizer-small.safetensors"}
-WEIGHTS = "model.safetensors"  # what the file is called in a folder of its own, as on the Hub
+WEIGHTS = "model.safetensors"  # the file's name in a folder that `save_pretrained` writes, and on the Hub
+META = "adaconv"  # the entry of the metadata that describes the model, as JSON
 VERSION = 1
 
 
 def kimg_name(kimg: float) -> str:
-    """`000200`, and between whole kimg `000200.5`: what a file of that moment is called.
+    """The number in a file's name: `000200`, and `000200.5` between whole kimg.
 
-    In the order of `Path.stem` they are in the order of time.
+    The alphabetical order of names, without their extension, is the order of time.
     """
     return f"{kimg:010.3f}".rstrip("0").rstrip(".")
 
@@ -51,67 +54,79 @@ def save_model(
     info: Mapping[str, Any],
     half: bool = False,
 ) -> None:
-    """Writes weights, construction and `info` (anything JSON): the file alone is enough to build and run the module.
+    """Writes weights, configuration and `info` (any JSON) as one file, from which the module can be built again.
 
-    `kind` says what builds it, e.g. "adaconv-generator". With `half`, in float16. Raises DiskFull.
+    `kind` tells `load_model` what the file holds, e.g. "adaconv-generator". With `half`, weights are written in
+    float16. Raises DiskFull.
     """
-    meta = {"format": kind, "version": VERSION, "config": dict(config), "info": dict(info)}
+    description = {"format": kind, "version": VERSION, "config": dict(config), "info": dict(info)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
     if half:
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
-    write_file(path, save(tensors, metadata={"adaconv": json.dumps(meta)}))
+    write_file(path, save(tensors, metadata={META: json.dumps(description)}))
 
 
 def load_model(
-    path: str | os.PathLike, kind: str, build: Callable[[dict[str, Any], dict[str, torch.Tensor]], nn.Module]
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The module of a file that `save_model` wrote, in eval mode and not to be trained; and the file's info.
+    path: str | os.PathLike, kind: str, build: Callable[[dict[str, Any], dict[str, Tensor]], Module]
+) -> tuple[Module, dict[str, Any]]:
+    """The module that `save_model` wrote, in eval mode and without gradients, and the file's info.
 
-    The file is not trusted. `build(config, tensors)` makes the module of the construction that the file claims, and
-    raises ValueError where that is none; first it is built without memory, for the file could ask for any amount, and
-    every shape compared.
+    The file is not trusted. `build(config, tensors)` builds a module from the configuration in the file, and raises
+    ValueError if it is invalid. Because a file could ask for any amount of memory, the module is first built on
+    PyTorch's meta device, and all shapes are compared with those of the tensors.
 
     Raises:
-        UserError: if the file is missing, no safetensors file, of another kind, or damaged.
+        UserError: if the file is missing, not a safetensors file, of another kind, or damaged.
     """
-    name = kind.removeprefix("adaconv-")
+    name = kind_name(kind)
     article = "an" if name[0] in "aeiou" else "a"
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("adaconv")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+        tensors, metadata = read_safetensors(path)
+    except (ValueError, OSError) as error:
         reason = one_line(error, 200)
-        raise UserError(f"{path} cannot be read as {article} {name} ({reason}); name a .safetensors of one") from None
+        raise UserError(
+            f"{path} cannot be read as {article} {name} ({reason}); name the .safetensors file of one"
+        ) from None
     try:
-        meta = json.loads(text or "{}")
-        if not isinstance(meta, dict) or meta.get("format") != kind:
-            what = str(meta.get("format", "")).removeprefix("adaconv-")[:40] if isinstance(meta, dict) else ""
-            raise UserError(
-                f"{path} is a safetensors file, but no {name} of this project{f' but of kind {what!r}' * bool(what)}; "
-                "name another"
-            )
-        if meta["version"] > VERSION:
-            raise UserError(f"{path} was written by a newer version of this project; update it to load the file")
+        description = describe(metadata)
+        if (found := description.get("format")) != kind:
+            other = f"holds a model of kind {kind_name(str(found))[:40]!r}" if found else "is not of this project"
+            raise UserError(f"{path} {other}; name the file of {article} {name}")
+        if description["version"] > VERSION:
+            raise UserError(f"{path} was written by a newer version of this project; update the project to load it")
         with torch.device("meta"):
-            shapes = {key: tensor.shape for key, tensor in build(meta["config"], tensors).state_dict().items()}
+            shapes = {key: value.shape for key, value in build(description["config"], tensors).state_dict().items()}
         for key in {**shapes, **tensors}:
             if key not in tensors or key not in shapes or tensors[key].shape != shapes[key]:
                 raise ValueError(f"{key[:80]} is missing, unexpected or of another shape")
-        module = build(meta["config"], tensors)
+        module = build(description["config"], tensors)
         module.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
-        info = {"kimg": 0.0, **meta.get("info", {})}
+        info = {"kimg": 0.0, **description.get("info", {})}
         info["kimg"] = float(info["kimg"])
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         reason = one_line(error, 200)
-        raise UserError(f"{path} does not fit its own description ({reason}); name another") from None
+        raise UserError(f"{path} contradicts its own description ({reason}); name another file") from None
     return module.eval().requires_grad_(False), info
 
 
-def check_types(config: Any, **others: tuple[type, ...]) -> None:
-    """Raises ValueError where a field of a configuration has a value of another type than its default.
+def describe(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The description of a model in a file's metadata; empty if there is none. Raises ValueError if it is damaged."""
+    try:
+        description = json.loads(metadata.get(META, "{}"))
+    except RecursionError:
+        raise ValueError("the description is nested too deeply") from None
+    return description if isinstance(description, dict) else {}
 
-    `others` are types that a field may have in their place.
+
+def kind_name(kind: str) -> str:
+    """`generator` for "adaconv-generator"."""
+    return kind.removeprefix("adaconv-")
+
+
+def check_types(config: Any, **others: tuple[type, ...]) -> None:
+    """Raises ValueError if a field of a configuration has a value of another type than its default.
+
+    `others` gives the types that a field may have instead.
     """
     for f in fields(config):
         value, kind = getattr(config, f.name), type(f.default)
@@ -128,7 +143,7 @@ def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]
 def load_generator(
     path: str | os.PathLike, device: torch.device | str = "cpu", cls: type[Generator] = Generator
 ) -> tuple[Generator, dict[str, Any]]:
-    """The generator of a snapshot or of StyleGAN2's network pickle (.pkl), in eval mode, with the file's info.
+    """The generator of a snapshot or of a network pickle of StyleGAN2 (.pkl), in eval mode, and the file's info.
 
     Raises UserError as `load_model` does.
     """
@@ -138,43 +153,50 @@ def load_generator(
     return G.to(device), info
 
 
-def _build_generator(cls: type[Generator], values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Generator:
+def _build_generator(cls: type[Generator], values: dict[str, Any], tensors: dict[str, Tensor]) -> Generator:
     config = GeneratorConfig(**values)
     check_types(config, clamp=(float, int, type(None)))
     if config.img_channels not in CHANNELS.values() or config.resolution not in RESOLUTIONS:
         raise ValueError(f"images of {config.resolution}² with {config.img_channels} channels")
-    if config.z_dim + config.c_dim < 1 or config.map_depth > len(tensors):  # every layer has tensors
+    if config.z_dim + config.c_dim < 1 or config.map_depth > len(tensors):  # every layer has tensors of its own
         raise ValueError(f"{config.map_depth} layers for {config.z_dim} numbers and {config.c_dim} classes")
     return cls(config)
 
 
 def save_stylizer(path: str | os.PathLike, model: Stylizer, info: Mapping[str, Any], half: bool = False) -> None:
-    """Writes a stylizer with its encoder, with `half` in float16. Raises DiskFull."""
+    """Writes a stylizer with its encoder; with `half`, in float16. Raises DiskFull."""
     save_model(path, STYLIZER, model, asdict(model.config), info, half)
 
 
 def load_stylizer(
     path: str | os.PathLike, device: torch.device | str = "cpu", cls: type[Stylizer] = Stylizer
 ) -> tuple[Stylizer, dict[str, Any]]:
-    """The stylizer of a snapshot, in eval mode, with the snapshot's info. Raises UserError as `load_model` does."""
+    """The stylizer of a snapshot, in eval mode, and the snapshot's info. Raises UserError as `load_model` does."""
     model, info = load_model(path, STYLIZER, partial(_build_stylizer, cls))
     return model.to(device), info
 
 
-def _build_stylizer(cls: type[Stylizer], values: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Stylizer:
+def _build_stylizer(cls: type[Stylizer], values: dict[str, Any], tensors: dict[str, Tensor]) -> Stylizer:
     config = StylizerConfig(**values)
     check_types(config)
-    if config.style_size > 4096 or config.kernel_size > 31:  # the decoder's work grows with them, not its file
+    if (
+        config.style_size > 4096 or config.kernel_size > 31
+    ):  # they cost time and memory that the size of the file does not bound
         raise ValueError(f"style_size {config.style_size}, kernel_size {config.kernel_size}")
     return cls(config)
 
 
-def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR) -> Path:
-    """The snapshot that `path` means: the file itself, or the last one of that kind in a run or the newest of runs.
+# --- finding them ---------------------------------------------------------------------------------------------------
 
-    Or the one of a folder that `save_pretrained` wrote (adaconv.py).
 
-    With None the newest one under `runs`, or else the one that comes with the project. Raises UserError.
+def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR, hint: str | None = None) -> Path:
+    """The snapshot that `path` names: the file itself, or the newest one of that kind in a run or a folder of runs.
+
+    A folder may also be one that `save_pretrained` wrote (adaconv.py). Without a path, it is the newest snapshot under
+    `runs`, or the model that is shipped with the project.
+
+    Raises UserError, which ends with the `hint`, if there is none. The default hint names the script and the option
+    for that kind of model.
     """
     script, option = TRAINED_BY[kind]
     if path is None:
@@ -183,17 +205,17 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR) -> Path
     if os.path.isfile(path):
         return path
     if not os.path.exists(path):
-        raise UserError(f"{path} does not exist; name a snapshot or a folder of runs with {option}")
+        raise UserError(f"{path} does not exist; {hint or f'name a snapshot or a folder of runs with {option}'}")
     if (newest := _newest(path, kind)) is None:
-        name = kind.removeprefix("adaconv-")
-        raise UserError(f"no snapshot of a {name} under {path}; train one with {script}, or name one with {option}")
+        hint = hint or f"train one with {script}, or name one with {option}"
+        raise UserError(f"no snapshot of a {kind_name(kind)} under {path}; {hint}")
     return newest
 
 
 def _newest(path: Path, kind: str) -> Path | None:
-    """The newest run's snapshot of the most kimg, by their numbers as --resume does: copies have other times.
+    """The newest run's snapshot with the most kimg, by the numbers in their names: copying changes the files' times.
 
-    Folders that are no runs are older than all runs, and among each other the last written is the newest.
+    Folders that are not runs count as older than all runs; of several, the last written one is the newest.
     """
     patterns = ("snapshot-*.safetensors", "*/snapshot-*.safetensors", WEIGHTS)
     found = [p for pattern in patterns for p in path.glob(pattern)]
@@ -201,7 +223,7 @@ def _newest(path: Path, kind: str) -> Path | None:
     for p in found:
         written[p.parent] = max(written.get(p.parent, 0), p.stat().st_mtime_ns)
 
-    def age(snapshot: Path) -> tuple:
+    def age(snapshot: Path) -> tuple[int, int, str, str]:
         folder = snapshot.parent
         return run_number(folder) if folder in runs else -1, written[folder], folder.name, snapshot.stem
 
@@ -213,31 +235,31 @@ def _shipped(kind: str) -> Path:
     path, (script, option) = PRETRAINED / SHIPPED[kind], TRAINED_BY[kind]
     if not path.is_file():
         raise UserError(
-            f"no {kind.removeprefix('adaconv-')} under runs, and {path} is not there; train one with {script}, "
-            f"name one with {option}, or get the file from where this project is from"
+            f"no {kind_name(kind)} under runs, and the shipped {path} is not there; train one with {script}, "
+            f"name one with {option}, or restore that file"
         )
     return path
 
 
 def _may_be(path: Path, kind: str) -> bool:
-    """Whether a file says that it is of that kind; only its header is read.
+    """Whether a file says in its header that it is of that kind.
 
-    A file that cannot be read may be: rather than to pass it over in favour of an older one, loading it says why.
+    A file that cannot be read counts as one, so that loading it reports the damage, in place of an older file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("adaconv", "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError):
+        return describe(read_metadata(path)).get("format") == kind
+    except (OSError, ValueError):
         return True
-    return isinstance(meta, dict) and meta.get("format") == kind
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
 def list_runs(outdir: Path) -> list[Path]:
+    """The folders of runs: those whose names begin with five digits and a dash."""
     return [p for p in outdir.glob("*") if p.is_dir() and re.match(r"\d{5}-", p.name)]
 
 
 def run_number(run: Path) -> int:
+    """The number that the name of a run's folder begins with."""
     return int(run.name[:5])

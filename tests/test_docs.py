@@ -204,6 +204,8 @@ def test_every_command_has_the_options_that_it_is_given(document):
         command = command_of(program)
         if rest and rest[0] in subcommands(command):
             command = subcommands(command)[rest.pop(0)]
+        elif default := getattr(command, "default", None):
+            command = subcommands(command)[default]
         wrong += [f"{program}: {problem}" for problem in wrong_options(rest, options_of(command))]
     assert not wrong
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
 
-from models.export import META, onnx_runner, program_runner
-from models.snapshot import load_generator, load_stylizer, save_snapshot, save_stylizer
+from models import graphs
+from models.export import META, description, onnx_runner, program_runner
+from models.snapshot import load_generator, load_stylizer, save_model, save_snapshot, save_stylizer
 from networks.generator import Generator, GeneratorConfig
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.scripts import mistake, script_here
 
 
 @pytest.fixture
@@ -34,13 +32,10 @@ def snapshot(tmp_path) -> Path:
 
 
 def export(*arguments: object):
-    sys.path.insert(0, str(ROOT))
-    from export import main
-
-    return CliRunner().invoke(main, [*map(str, arguments)])
+    return script_here("export.py", *arguments)
 
 
-@pytest.mark.parametrize("kind, name", [("onnx", "generator.onnx"), ("torch.export", "generator.pt2")])
+@pytest.mark.parametrize("kind, name", [("onnx", "generator-fp16.onnx"), ("torch.export", "generator-fp16.pt2")])
 def test_a_graph_as_typed(snapshot, tmp_path, capfd, kind, name):
     """Half the file, and the model of rounded weights; without the kernels of this project, which go on as before."""
     pytest.importorskip("onnxruntime")
@@ -49,7 +44,7 @@ def test_a_graph_as_typed(snapshot, tmp_path, capfd, kind, name):
     z, c = torch.randn(4, 8), torch.rand(4, 3)
     before = G(z, c, noise="const")
     result = export("--network", snapshot, "--outdir", tmp_path / "out", "--format", kind, "--precision", "fp16")
-    assert result.exit_code == 0, result.output
+    assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [str(tmp_path / "out" / name)]
     assert float(re.search(r"largest difference to PyTorch: (\S+)", result.stderr)[1]) < 1e-4
     assert "arning" not in result.stderr and capfd.readouterr().err == ""  # nor of onnxruntime's
@@ -76,30 +71,62 @@ def test_snapshots_in_half_precision(snapshot, tmp_path, stylizer):
     for precision in ("fp32", "fp16"):
         for option, path in (("--network", snapshot), ("--model", tmp_path / "b.safetensors")):
             result = export(
-                option, path, "--format", "safetensors", "--precision", precision, "--outdir", tmp_path / precision
+                option, path, "--format", "safetensors", "--precision", precision, "--outdir", tmp_path / "out"
             )
-            assert result.exit_code == 0, result.output
-    G, rounded = (load_generator(path)[0] for path in (snapshot, tmp_path / "fp16" / "generator.safetensors"))
+            assert result.returncode == 0, result.stderr
+            differences = re.findall(r"largest difference to PyTorch: (\S+)", result.stderr)
+            assert len(differences) == (1 if option == "--network" else 2) and max(map(float, differences)) < 1e-5
+    G, rounded = (load_generator(path)[0] for path in (snapshot, tmp_path / "out" / "generator-fp16.safetensors"))
     for name, value in rounded.state_dict().items():
         assert torch.equal(value, G.state_dict()[name].half().float())
-    same = load_generator(tmp_path / "fp32" / "generator.safetensors")[0]
+    same = load_generator(tmp_path / "out" / "generator.safetensors")[0]
     assert all(torch.equal(value, G.state_dict()[name]) for name, value in same.state_dict().items())
-    sizes = [(tmp_path / p / "stylizer.safetensors").stat().st_size for p in ("fp16", "fp32")]
-    assert sizes[0] < 0.52 * sizes[1] and load_stylizer(tmp_path / "fp16" / "stylizer.safetensors")[1]["kimg"] == 2
+    half, single = (tmp_path / "out" / f"stylizer{end}.safetensors" for end in ("-fp16", ""))
+    assert half.stat().st_size < 0.52 * single.stat().st_size and load_stylizer(half)[1]["kimg"] == 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_snapshot_that_differs_is_a_failure(snapshot, tmp_path, monkeypatch, precision):
+    def save_another(path, kind, module, *rest, **options):
+        for parameter in module.synthesis.blocks[0].parameters():
+            parameter.add_(0.1)
+        save_model(path, kind, module, *rest, **options)
+        for parameter in module.synthesis.blocks[0].parameters():
+            parameter.sub_(0.1)
+
+    monkeypatch.setattr("models.snapshot.save_model", save_another)
+    result = export(
+        "--network", snapshot, "--format", "safetensors", "--precision", precision, "--outdir", tmp_path / "out"
+    )
+    assert result.returncode == 1 and "more than rounding explains" in result.stderr
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+def test_the_description_has_the_number_of_samples_that_the_file_takes(snapshot, stylizer, batch):
+    for graph in [*graphs.of_generator(load_generator(snapshot)[0]), *graphs.of_stylizer(stylizer)]:
+        described = description(graph, {}, batch)
+        sizes = [size for size in graph.open_sizes(batch) for size in size.values()]
+        names = {size.__name__ for size in sizes}
+        for ports, made in ((described["inputs"], graph.example(3, 40, 48)),):
+            for (name, port), tensor in zip(ports.items(), made, strict=True):
+                assert len(port["shape"]) == tensor.ndim, name
+                for size, actual in zip(port["shape"], tensor.shape, strict=True):
+                    assert size in names if isinstance(size, str) else size == actual, (name, size)
+        for port in described["outputs"].values():
+            assert port["shape"][0] == (batch or "batch")
 
 
 def test_mistakes(snapshot, tmp_path):
     for arguments, what in (
-        (["--network", snapshot, "--model", snapshot], "name one"),
+        (["--network", snapshot, "--model", snapshot], "name only one"),
         (["--network", snapshot, "--format", "safetensors", "--batch", 2], "--batch"),
         (["--network", tmp_path / "absent"], "does not exist"),
-        (["--model", snapshot], "no stylizer of this project but of kind 'generator'"),
+        (["--model", snapshot], "holds a model of kind 'generator'; name the file of a stylizer"),
         (["--network", snapshot, "--format", "pickle"], "--format"),
     ):
-        result = export(*arguments)
-        assert result.exit_code == 2 and what in result.output
+        assert what in mistake("export.py", *arguments)
     G = load_generator(snapshot)[0]
     G.synthesis.const[0] = 1e6
     save_snapshot(snapshot, G, {})
-    result = export("--network", snapshot, "--format", "safetensors", "--precision", "fp16", "--outdir", tmp_path)
-    assert result.exit_code == 2 and "65504" in result.output
+    half = ("--format", "safetensors", "--precision", "fp16", "--outdir", tmp_path)
+    assert "65504" in mistake("export.py", "--network", snapshot, *half)

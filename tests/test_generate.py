@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -16,7 +15,7 @@ from PIL import Image
 import generate
 from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
-from torch_utils import cli
+from tests.scripts import done, mistake, script_here
 
 CLASSES = 3
 
@@ -40,18 +39,7 @@ def network(tmp_path_factory) -> Path:
 
 def run(*arguments) -> list[str]:
     """The lines on stdout of a command that works."""
-    result = CliRunner().invoke(generate.main, [*map(str, arguments)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return result.stdout.splitlines()
-
-
-def mistake(*arguments, capsys) -> str:
-    """The one line that a mistake gets, with exit code 2."""
-    with mock.patch.object(sys, "argv", ["generate.py", *map(str, arguments)]), pytest.raises(SystemExit) as stopped:
-        cli.run(generate.main)
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("network:")]
-    assert stopped.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
+    return done(script_here("generate.py", *arguments)).stdout.splitlines()
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -141,7 +129,7 @@ def test_classes(network, tmp_path):
     assert np.abs(strip("4", "--class", "2") - two).max() <= 1
 
 
-def test_edits_keep_what_the_file_says_but_for_what_is_given(network, tmp_path, capsys):
+def test_edits_keep_what_the_file_says_but_for_what_is_given(network, tmp_path):
     base = ["--network", network, "--outdir", tmp_path]
     run("directions", "--method", "sefa", "--layers", "1-3", "--part", "structure", *base)
     asked = []
@@ -150,18 +138,18 @@ def test_edits_keep_what_the_file_says_but_for_what_is_given(network, tmp_path, 
         asked.append((directions.layers, directions.part))
         return [torch.zeros(5, 3, 16, 16, dtype=torch.uint8)]
 
-    edit = ["directions", "--edit", tmp_path / "directions-sefa.npz", *base]
-    with mock.patch.object(generate, "edits", edits):
+    edit = ["directions", "--edit", tmp_path / "directions-sefa-structure-layers1-3.npz", *base]
+    with mock.patch("latents.directions.generate_edits", edits):
         for given in ([], ["--layers", "2,4,5"], ["--part", "channels"], ["--part", "all"]):
             run(*edit, *given)
     assert asked == [
         ((1, 2, 3), "structure"), ((2, 4), "structure"), ((1, 2, 3), "channels"), ((1, 2, 3), "all")
     ]  # fmt: skip
     modconv = snapshot(tmp_path / "modconv.safetensors", modulation="modconv")
-    assert "predicts no spatial kernels" in mistake(*edit[:3], "--network", modconv, capsys=capsys)
+    assert "predicts no spatial kernels" in mistake("generate.py", *edit[:3], "--network", modconv)
 
 
-def test_mistakes_are_one_line(network, tmp_path, capsys):
+def test_mistakes_are_one_line(network, tmp_path):
     plain = snapshot(tmp_path / "plain.safetensors", c_dim=0)
     modconv = snapshot(tmp_path / "modconv.safetensors", modulation="modconv")
     (tmp_path / "x.npz").write_bytes(b"x")
@@ -175,18 +163,20 @@ def test_mistakes_are_one_line(network, tmp_path, capsys):
         ("has the layers 0 to 5", "mix", "--rows", 1, "--cols", 2, "--layers", "0-9", *at),
         ("is too large", "mix", "--rows", "0-999", "--cols", "0-999", *at),
         ("--trunc has 7 numbers", "--seeds", 1, "--trunc", "1,1,1,1,1,1,1", *at),
-        ("'--trunc'", "--seeds", 1, "--trunc", "1,,1", *at),
+        ("Invalid value for '--trunc': '' is not a valid number.", "--seeds", 1, "--trunc", "1,,1", *at),
+        ("Invalid value for '--trunc': 'a' is not a valid number.", "--seeds", 1, "--trunc", "a", *at),
+        ("Invalid value for '--batch': 'a' is not a valid integer.", "--seeds", 1, "--batch", "a", *at),
         ("--class 3: the model has the classes 0 to 2", "--seeds", 1, "--class", "0+3", *at),
-        ("'1:' is no class", "--seeds", 1, "--class", "1:", *at),
+        ("'1:' is not a class", "--seeds", 1, "--class", "1:", *at),
         ("sum to 0", "--seeds", 1, "--class", "1:0", *at),
         ("without classes", "--seeds", 1, "--class", 0, "--network", plain),
         ("a walk needs two seeds", "video", "--seeds", 1, *at[:2]),
-        ("has more places than there are seeds", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
+        ("has more cells than there are seeds", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
         ("moving images are written as", "video", "--seeds", "0-3", "--out", "a.avi", *at[:2]),
         ("at most 50 frames", "video", "--seeds", "0-3", "--out", "a.gif", "--fps", 60, *at[:2]),
         ("at most 16383 pixels a side, not 16384", "video", "--seeds", "0-3", "--grid", "4x1", "--scale", 64,
          "--network", snapshot(tmp_path / "large.safetensors", resolution=64), "--out", tmp_path / "a.webp"),
-        ("are 1 frames", "video", "--seeds", "0-3", "--seconds", 0.1, "--fps", 10, *at[:2]),
+        ("is 1 frame;", "video", "--seeds", "0-3", "--seconds", 0.1, "--fps", 10, *at[:2]),
         ("name one seed", "kernels", *at),
         ("takes two seeds, not 3", "kernels", "--compare", "1-3", *at),
         ("--layer 5 is the last ToRGB", "kernels", "--seed", 1, "--layer", 5, *at),
@@ -194,10 +184,81 @@ def test_mistakes_are_one_line(network, tmp_path, capsys):
         ("holds no directions", "directions", "--edit", tmp_path / "x.npz", *at),
         ("there is no", "directions", "--edit", tmp_path / "y.npz", *at),
         ("leave them out", "directions", "--edit", tmp_path / "x.npz", "--count", 3, *at),
-        ("there are the directions 0 to 7", "directions", "--direction", 8, *at),
+        ("there are only the directions 0 to 7", "directions", "--direction", 8, *at),
     ):  # fmt: skip
-        assert words in mistake(*arguments, capsys=capsys), words
+        assert words in mistake("generate.py", *arguments), words
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_what_varies_is_in_the_names(network, tmp_path):
+    """A class that varies is part of the name, so that no image takes the place of another."""
+    base = ["--network", network, "--outdir"]
+    for i, (arguments, names) in enumerate(
+        {
+            ("--seeds", "5,5,5", "--class", "0,1,2"): [f"seed0005-class{c}" for c in (0, 1, 2)],
+            ("--seeds", "5-7", "--class", "0,1"): ["seed0005-class0", "seed0006-class1", "seed0007-class0"],
+            ("--seeds", "5,5,5", "--class", "0,0+1,0:1+1:3"): [
+                "seed0005-class0", "seed0005-class0+1", "seed0005-class0_0.25+1_0.75",
+            ],
+            ("--seeds", "5-6", "--class", "2"): ["seed0005", "seed0006"],
+            ("--seeds", "5-6", "--class", "2,2"): ["seed0005", "seed0006"],
+        }.items()
+    ):  # fmt: skip
+        (line,) = run(*arguments, *base, tmp_path / str(i))
+        assert line.startswith(f"{len(names)} images in")
+        assert {path.name for path in (tmp_path / str(i)).iterdir()} == {f"{name}.png" for name in names}
+    (line,) = run("--seeds", 3, *base, tmp_path)
+    assert line.startswith("1 image in")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(["--seeds", "5,6,5"], "seed0005"), (["--seeds", "5,6,5", "--class", "0,1"], "seed0005-class0")],
+)
+def test_a_name_that_would_be_written_twice_is_refused_at_once(tmp_path, arguments, name):
+    """Before the model is looked for."""
+    message = mistake("generate.py", *arguments, "--network", tmp_path / "absent", "--outdir", tmp_path / "out")
+    assert f"2 images would be written to {name}.png" in message
+
+
+def test_every_choice_of_a_sheet_has_a_file_of_its_own(network, tmp_path):
+    base = ["--network", network, "--outdir", tmp_path]
+    mix, kernels = ["mix", "--rows", 1, "--cols", "2-3"], ["kernels", "--seed", 1]
+    directions = ["directions", "--method", "pca", "--count", 1, "--amount", "0"]
+    commands = [
+        ["--seeds", "0-3", "--grid", "4x1"],
+        ["--seeds", "0,1,3", "--grid", "4x1"],
+        ["--seeds", "0,2,3", "--grid", "4x1"],
+        ["--seeds", "0,2,3", "--grid", "4x1", "--class", "0,1"],
+        mix,
+        ["mix", "--rows", 1, "--cols", "2,4,3"],
+        [*mix, "--layers", "0-2"],
+        [*mix, "--layers", "0,2"],
+        [*mix, "--part", "channels"],
+        [*mix, "--part", "channels", "--layers", "0-2"],
+        [*mix, "--class", "0,1"],
+        kernels,
+        [*kernels, "--layer", "1"],
+        directions,
+        [*directions, "--layers", "1-3"],
+        [*directions, "--part", "structure"],
+    ]
+    printed = [path for command in commands for path in run(*command, *base)]
+    assert len(set(printed)) == len(printed) == len(list(tmp_path.iterdir()))
+
+
+def test_directions_of_another_model_are_noted(network, tmp_path):
+    base = ["--amount", 0, "--outdir", tmp_path]
+    run("directions", "--network", network, "--method", "pca", *base)
+    edit = ["generate.py", "directions", "--edit", tmp_path / "directions-pca.npz", *base, "--network"]
+    other = snapshot(tmp_path / "other.safetensors", depthwise_scale=0.4)
+    assert "note:" not in done(script_here(*edit, network)).stderr
+    note = f"note: {tmp_path / 'directions-pca.npz'} was made with another model than {other}"
+    assert note in done(script_here(*edit, other)).stderr
+    old = dict(np.load(tmp_path / "directions-pca.npz"))
+    del old["fingerprint"]  # as files were written before
+    np.savez(tmp_path / "directions-pca.npz", **old)
+    assert "note:" not in done(script_here(*edit, other)).stderr
 
 
 def test_help_names_every_command():

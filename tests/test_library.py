@@ -109,8 +109,9 @@ def test_saved_and_loaded(run, tmp_path, stylizer):
     content, style = torch.rand(2, 1, 3, 64, 64) * 2 - 1
     assert torch.equal(again(content, again.kernels(style)), stylizer(content, stylizer.kernels(style)))
     assert "from adaconv import Stylizer" in (tmp_path / "b" / "README.md").read_text()
-    with pytest.raises(UserError, match="no snapshot of a generator"):
+    with pytest.raises(UserError, match=r"no snapshot of a generator .* use the class of the other kind") as error:
         adaconv.Generator.from_pretrained(tmp_path / "b")
+    assert "--" not in error.value.message  # the library has no options
 
 
 def test_the_card_says_what_the_run_was(run, tmp_path):
@@ -129,6 +130,26 @@ def test_the_card_says_what_the_run_was(run, tmp_path):
         assert f"| {row} |" in card.text
     assert "/home/someone" not in card.text + (tmp_path / "config.json").read_text()
     assert "c=0, psi=0.7" in card.text
+
+
+def test_the_card_states_a_licence_only_if_one_is_given(run, tmp_path):
+    G = adaconv.Generator.from_pretrained(run)
+    front, text = G.card().split("---\n", 2)[1:]
+    assert "license" not in front and "No licence of the weights is stated." in text
+    front, text = G.card(license="cc-by-4.0").split("---\n", 2)[1:]
+    assert 'license: "cc-by-4.0"' in front and "The licence of the weights is cc-by-4.0." in text
+    G.info["source"] = {"file": "ffhq.pkl"}
+    front, text = G.card().split("---\n", 2)[1:]
+    assert 'license: "other"' in front and "keep the licence of whoever published it" in text
+
+
+def test_the_version_stands_once():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert adaconv.__version__ == "0.2.0" and "version" not in config["project"]
+    assert config["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "adaconv.__version__"}
+    assert f"version: {adaconv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## [{adaconv.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
 class FakeHub:
@@ -169,7 +190,7 @@ def test_to_the_hub_and_back(run, tmp_path, monkeypatch):
     again = adaconv.Generator.from_pretrained("someone/faces", revision="v1")
     assert torch.equal(again(G.latents([5]), 1), G(G.latents([5]), 1)) and again.info == G.info
     assert fake.asked == [("someone/faces", "model.safetensors", "v1")]
-    with pytest.raises(UserError, match=r"the Hub gives no model\.safetensors of it: cannot be found"):
+    with pytest.raises(UserError, match=r"the Hub has no model\.safetensors of it: cannot be found"):
         adaconv.Generator.from_pretrained("someone/else")
     (tmp_path / "someone" / "faces" / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="cannot be read as a generator"):
@@ -178,9 +199,28 @@ def test_to_the_hub_and_back(run, tmp_path, monkeypatch):
         adaconv.Stylizer.from_pretrained("someone/faces")
 
 
-@pytest.mark.parametrize("name", ["a/b/c", "/absent", "../absent", "runs/snapshot-000001.safetensors", "a/b?", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "typo",
+        "runs/typo",
+        "typo.pkl",
+        "a/b.pkl",
+        "./typo",
+        "runs",
+        "a/b/c",
+        "/absent",
+        "../absent",
+        "runs/snapshot-000001.safetensors",
+        "a/b?",
+        "",
+    ],
+)
 def test_what_is_neither_a_path_nor_a_repository(name, tmp_path, monkeypatch):
+    """It is answered at once, without asking the Hub, and in words that fit the library."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    monkeypatch.setattr(adaconv.Generator, "_from_pretrained", lambda **_: pytest.fail("the Hub was asked"))
     with pytest.raises(UserError, match=r"does not exist|no snapshot"):
         adaconv.Generator.from_pretrained(name)
 

@@ -142,6 +142,7 @@ def test_export_makes_it_a_snapshot(networks, network, tmp_path, capsys, modulat
 def test_export_of_what_cannot_be_converted(network, tmp_path, capsys):
     arguments = ["--format", "safetensors", "--modulation", "adaconv", "--outdir", tmp_path]
     command(export.main, "--network", network, *arguments)
+    capsys.readouterr()  # what was exported, and how far it is from the original
     line = mistake(capsys, export.main, "--network", tmp_path / "generator.safetensors", *arguments)
     assert "is an AdaConv generator already; leave out --modulation" in line
     assert "--model" in mistake(capsys, export.main, "--model", network, *arguments)

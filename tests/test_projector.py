@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import runpy
-import sys
-from contextlib import redirect_stderr, redirect_stdout
+import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -17,38 +13,19 @@ from PIL import Image
 
 import projector
 from latents.codes import fingerprint, load_codes
-from media.convert import Conversion, convert_image
+from media.convert import Conversion, convert_image, write_dataset
 from media.video import VideoReader
 from models.encoder import save_encoder
 from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from networks.vgg import VGG19
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def script(name: str, *arguments) -> SimpleNamespace:
-    """Runs a script in this process, which has everything imported already: exit code, stdout and stderr."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    argv = [str(ROOT / name), *map(str, arguments)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err), mock.patch.object(sys, "argv", argv):
-            runpy.run_path(argv[0], run_name="__main__")
-    except SystemExit as stopped:
-        code = stopped.code or 0
-    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+from tests.scripts import Result, mistake, script_here
+from tests.scripts import done as finished
 
 
-def done(name: str, *arguments) -> SimpleNamespace:
-    result = script(name, *arguments)
-    assert result.code == 0, result.err
-    return result
-
-
-def mistake(name: str, *arguments) -> str:
-    result = script(name, *arguments)
-    assert result.code == 2 and result.err.count("\n") == 1 and result.err.startswith("error: "), result.err
-    return result.err
+def done(name: str, *arguments: object) -> Result:
+    """A script that works, run in this process."""
+    return finished(script_here(name, *arguments))
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -86,12 +63,13 @@ def test_there_and_back(place, tmp_path):
         "projector.py", "--network", model, "--target", place / "images",
         *("--steps", 60, "--candidates", 64, "--batch", 2, "--video", "--outdir", out),
     )  # fmt: skip
-    lines = result.out.splitlines()
+    lines = result.stdout.splitlines()
     assert [line.split()[-1] for line in lines] == [
         *(f"seed010{i}.png" for i in range(3)),
-        str(out / "projected_w.npz"),
+        *(str(out / name) for name in ("projected_w.npz", "projected.png", "projected.mp4")),
     ]
-    assert "pixels and patches" in result.err
+    assert {path.name for path in out.iterdir()} == {Path(line).name for line in lines[3:]}  # no file is left out
+    assert "pixels and patches" in result.stderr
     sheet = pixels(out / "projected.png")
     assert sheet.shape == (16, 6 * 16, 3)
     found = []
@@ -125,7 +103,11 @@ def test_a_sheet_of_codes_and_the_wrong_model(place, tmp_path):
     result = done(
         "generate.py", "--network", other, "--w", tmp_path / "projected_w.npz", "--grid", "3x1", "--outdir", tmp_path
     )
-    assert "note: the codes" in result.err and pixels(tmp_path / "w0000-0002.png").shape == (16, 48, 3)
+    assert "was made with another model than" in result.stderr and pixels(tmp_path / "w0000-0002.png").shape == (
+        16,
+        48,
+        3,
+    )
 
 
 def test_other_sizes_are_cut_and_resized_as_a_data_set(place, tmp_path):
@@ -147,7 +129,7 @@ def test_grey_images_of_classes_compared_by_an_encoder(tmp_path):
         "projector.py", "--network", model, "--target", tmp_path / "seed0007.png", "--class", 1, "--space", "w+",
         *("--encoder-weights", tmp_path / "vgg.safetensors", "--steps", 2, "--outdir", tmp_path),
     )  # fmt: skip
-    assert "VGG-19 (vgg.safetensors)" in result.err
+    assert "VGG-19 (vgg.safetensors)" in result.stderr
     assert pixels(tmp_path / "projected.png").shape == (16, 32)
 
 
@@ -158,9 +140,9 @@ def test_weights_in_the_cache_are_taken_and_none_are_downloaded(place, tmp_path,
         "--steps", 1, "--candidates", 4, "--outdir", tmp_path / "out",
     )  # fmt: skip
     with mock.patch("urllib.request.urlopen", side_effect=AssertionError("a download")):
-        assert "pixels and patches" in done("projector.py", *arguments).err
+        assert "pixels and patches" in done("projector.py", *arguments).stderr
         torch.save(VGG19(1 / 16).state_dict(), tmp_path / "vgg19-dcbb9e9d.pth")
-        assert "VGG-19 (vgg19-dcbb9e9d.pth)" in done("projector.py", *arguments).err
+        assert "VGG-19 (vgg19-dcbb9e9d.pth)" in done("projector.py", *arguments).stderr
 
 
 def test_mistakes_get_one_line(place, tmp_path):
@@ -179,7 +161,7 @@ def test_mistakes_get_one_line(place, tmp_path):
         ("--target", image, "--lr", 0): "--lr",
         ("--target", image, "--steps", 0): "--steps",
         ("--target", image, "--space", "z"): "--space",
-        ("--target", image, "--encoder-weights", model): "no encoder",
+        ("--target", image, "--encoder-weights", model): "holds a model of kind 'generator'; name the",
         ("--target", image, "--encoder-weights", tmp_path / "x.pth"): "cannot be read",
     }.items():
         assert words in mistake(*common, *arguments)
@@ -189,20 +171,68 @@ def test_mistakes_get_one_line(place, tmp_path):
         (): "--seeds",
         ("--seeds", 1, "--w", "w.npz"): "--seeds",
         ("--w", tmp_path / "w.npz"): "there is no",
-        ("--w", image): "cannot be read as codes",
+        ("--w", image): "cannot be read as latents",
         ("--w", image, "--class", 0): "--class",
         ("--w", image, "--noise-mode", "random"): "--noise-mode",
     }.items():
         assert words in mistake(*common, *arguments)
 
 
+QUICK = ("--steps", 1, "--candidates", 4)
+
+
+def test_one_bad_target_does_not_stop_the_others(place, tmp_path):
+    """It is reported, the others are projected, and the exit code says that something is missing."""
+    folder = tmp_path / "targets"
+    folder.mkdir()
+    for name in ("a.png", "c.png"):
+        Image.new("RGB", (16, 16), "red").save(folder / name)
+    (folder / "b.png").write_text("no image")
+    (folder / "d.png").write_bytes((folder / "a.png").read_bytes()[:45])
+    arguments = ("--network", place / "model.safetensors", "--target", folder, *QUICK, "--outdir", tmp_path / "out")
+    result = script_here("projector.py", *arguments)
+    assert result.returncode == 2
+    skipped = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
+    assert [line.split()[1] for line in skipped] == [str(folder / "b.png"), str(folder / "d.png")]
+    assert result.stderr.splitlines()[-1].startswith("error: 2 of 4 targets could not be used")
+    codes = load_codes(tmp_path / "out/projected_w.npz", load_generator(place / "model.safetensors")[0])
+    assert codes.about["targets"] == ["a.png", "c.png"] and len(codes.ws) == 2
+    for name in ("a.png", "c.png"):
+        (folder / name).unlink()
+    assert "and the other 1 cannot be used either" in mistake("projector.py", *arguments)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_a_data_set_as_target(place, tmp_path, kind):
+    images = [Image.new("RGB", (16, 16), color) for color in ("red", "green", "blue")]
+    data = tmp_path / ("data.zip" if kind == "zip" else "data")
+    write_dataset(data, [(image, 0) for image in images])
+    done("projector.py", "--network", place / "model.safetensors", "--target", data, *QUICK, "--outdir", tmp_path)
+    sheet = pixels(tmp_path / "projected.png")
+    for i, image in enumerate(images):
+        assert np.array_equal(sheet[:, 32 * i : 32 * i + 16], np.asarray(image))
+    about = load_codes(tmp_path / "projected_w.npz", load_generator(place / "model.safetensors")[0]).about
+    assert about["targets"] == [f"00000/img0000000{i}.png" for i in range(3)]
+
+
+def test_an_archive_that_is_damaged_or_empty(place, tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK no archive")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("text.txt", "no image")
+    with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+        archive.writestr("x.png", "no image")
+    for name, words in (("a", "is not a ZIP file"), ("b", "holds no images"), ("c", "x.png is not an image")):
+        arguments = ("--network", place / "model.safetensors", "--target", tmp_path / f"{name}.zip")
+        assert words in mistake("projector.py", *arguments, "--outdir", tmp_path / "out")
+
+
 def test_a_frame_and_a_sheet_have_a_bound(place, tmp_path, monkeypatch):
     """x264 takes 16384 pixels a side; a sheet of a thousand large images would take all memory."""
-    monkeypatch.setattr(projector, "WIDEST", 64)
+    monkeypatch.setattr(projector, "MAX_WIDTH", 64)
     monkeypatch.setattr(projector, "VIDEO_WIDTH", 64)
     white = torch.ones(20, 3, 16, 16)
     for places, shape in ((1, (32, 64)), (3, (32, 64)), (20, (64, 64))):
-        sheet = projector.frame(white[:places], -white[:places], places)
+        sheet = projector.make_frame(white[:places], -white[:places], places)
         assert sheet.shape == (3, *shape) and (sheet[:, :16, :16] == 255).all()
     assert (sheet[:, :, 16:32] == 0).all() and (sheet[:, 48:, 32:48] == 255).all()
 
@@ -212,4 +242,4 @@ def test_a_frame_and_a_sheet_have_a_bound(place, tmp_path, monkeypatch):
         *("--steps", 1, "--candidates", 4, "--outdir", tmp_path),
     )  # fmt: skip
     assert pixels(tmp_path / "projected.png").shape == (16, 4 * 16, 3)
-    assert "the first 2 of 3 images" in result.err and np.load(tmp_path / "projected_w.npz")["w"].shape[0] == 3
+    assert "the first 2 of 3 images" in result.stderr and np.load(tmp_path / "projected_w.npz")["w"].shape[0] == 3

@@ -1,22 +1,16 @@
-"""train.py and generate.py as a user types them: real images, the whole way, and every mistake in one line."""
+"""train.py and generate.py as a user types them: a run from data to images, and mistakes in one line."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,48 +21,7 @@ from PIL import Image
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
-from models.encoder import load_encoder
-from training.runs import load_state
-
-ROOT = Path(__file__).resolve().parent.parent
-TINY = "--cfg demo --cbase 512 --cmax 16 --batch 8 --gpus 0 --workers 0 --procs 1 --metrics none".split()  # noqa: SIM905
-
-
-def script(*arguments, cwd=None) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / arguments[0]), *map(str, arguments[1:])]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=120)
-
-
-def mistake(*arguments, cwd=ROOT) -> str:
-    """The one line that a user's mistake gets. Run in this process, which has everything imported already."""
-    output, argv = io.StringIO(), [str(ROOT / arguments[0]), *map(str, arguments[1:])]
-    with (
-        redirect_stderr(output),
-        mock.patch.object(sys, "argv", argv),
-        chdir(cwd),
-        pytest.raises(SystemExit) as stopped,
-    ):
-        runpy.run_path(argv[0], run_name="__main__")
-    lines = [line for line in output.getvalue().splitlines() if not line.startswith("network:")]
-    assert stopped.value.code == 2 and len(lines) == 1, output.getvalue()
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
-
-@contextmanager
-def chdir(path: Path) -> Iterator[None]:
-    old = os.getcwd()
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(old)
-
-
-def done(result: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
-    assert result.returncode == 0, result.stderr
-    return result
+from tests.scripts import ROOT, TINY, done, image_zip, mistake, script
 
 
 @pytest.fixture(scope="module")
@@ -169,95 +122,6 @@ def test_auto_on_a_cpu_is_warned_of(faces16, tmp_path):
     assert "note: --cfg auto is meant for GPUs" in result.stderr
 
 
-def machines(
-    *options, folders=(None, None), processes: int = 1, logs: Path | None = None
-) -> list[subprocess.CompletedProcess]:
-    """What train.py does on machines of that many processes, one in each of the folders; here they are all the same.
-
-    `logs`: a folder for each machine's stderr of the processes, by its number, in place of torchrun's own.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", len(folders), "--nproc-per-node", processes]
-    torchrun += ["--master-addr", "127.0.0.1", "--master-port", port]
-    kept = [["--redirects", "2", "--log-dir", logs / str(i)] if logs else [] for i in range(len(folders))]
-    started = [
-        subprocess.Popen(
-            [str(word) for word in [*torchrun, *kept[number], "--node-rank", number, ROOT / "train.py", *options]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )
-        for number, folder in enumerate(folders)
-    ]
-    outputs = [process.communicate(timeout=120) for process in started]
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *output)
-        for process, output in zip(started, outputs, strict=True)
-    ]
-
-
-def said(log: Path) -> str:
-    """The stderr of the one process that torchrun kept apart in `log`, without what torchrun itself says at its end:
-    that the first machine's store is gone, where that one ended first."""
-    (file,) = log.glob("*/attempt_0/0/stderr.log")
-    return file.read_text()
-
-
-@pytest.mark.slow
-def test_two_machines_train_as_one_with_two_processes(faces16, tmp_path):
-    tiny = ["--data", faces16, *TINY[:-4], "--metrics", "swd50"]  # and without --procs
-    done(script("train.py", *tiny, "--procs", 2, "--outdir", tmp_path / "one", "--kimg", "0.08", "--tick", "0.04"))
-    for i, options in enumerate((["--kimg", "0.04"], ["--kimg", "0.08", "--resume"])):
-        logs = tmp_path / f"logs{i}"
-        for machine in machines(*tiny, "--outdir", tmp_path / "two", "--tick", "0.04", *options, logs=logs):
-            done(machine)
-        assert "run: " in said(logs / "0") and said(logs / "1") == ""
-
-    (one,), (two,) = (list((tmp_path / name).iterdir()) for name in ("one", "two"))
-    assert one.name == two.name
-    a, b = (load_state(run / "state" / "state-000000.08.pt") for run in (one, two))
-    assert a["step"] == b["step"] == 10
-    for name in ("G", "D", "G_ema", "path_length"):
-        assert all(torch.equal(value, b[name][key]) for key, value in a[name].items()), name
-    figures = [(run / "metrics.jsonl").read_text() for run in (one, two)]
-    assert json.loads(figures[0].splitlines()[-1]) == json.loads(figures[1].splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_mistakes_under_torchrun_are_one_line(faces16, tmp_path):
-    outdir = tmp_path / "runs"
-    tiny = ["--data", faces16, *TINY[:-4], "--kimg", "0.04", "--outdir", outdir]
-    for mistaken, words in (
-        (["--procs", "3"], "--procs 3: torchrun has started 2 processes here"),
-        (["--gpus", "4"], "--gpus 4: torchrun has started 2 processes here"),
-        (["--metrics", "fid"], "no metric is called 'fid'"),
-        (["--batch", "7"], "--batch 7 cannot be split evenly over 2 processes"),
-        (["--data", image_zip(tmp_path / "one.zip", [(16, 16)])], "only one image"),
-    ):
-        (result,) = machines(*tiny, *mistaken, folders=[None], processes=2)
-        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert words in line
-        assert "exitcode  : 2" in result.stderr  # in torchrun's own words
-        assert not outdir.exists() or list(outdir.iterdir()) == []
-
-
-@pytest.mark.slow
-def test_two_machines_need_the_same_data(tmp_path):
-    folders = [tmp_path / "first", tmp_path / "second"]
-    for folder, count in zip(folders, (20, 21), strict=True):
-        folder.mkdir()
-        write_dataset(folder / "data.zip", faces(count, 16, seed=0))
-    tiny = ["--data", "data.zip", *TINY[:-4], "--kimg", "0.04"]
-    first, second = machines(*tiny, folders=folders)
-    assert "error: data.zip on " in second.stderr and "is not the data set that process 0 has" in second.stderr
-    assert "error: " not in first.stderr and "RuntimeError" not in first.stderr
-    assert not any(path.is_dir() for path in folders[0].glob("runs/*"))
-
-
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number, procs):
@@ -329,37 +193,7 @@ def slice_of_archive(source: Path, target: Path, count: int) -> None:
             new.writestr("dataset.json", json.dumps({"labels": labels}))
 
 
-def test_an_encoder_from_images_with_classes(faces16, tmp_path):
-    tiny = ["--width", 1 / 16, "--batch", 16, "--gpus", 0, "--workers", 0, "--tick", 0.016, "--snap", 1]
-    options = ["--data", faces16, "--test", faces16, "--outdir", tmp_path, "--no-mirror", *tiny]
-    done(script("train_encoder.py", *options, "--kimg", 0.032))
-    (run,) = tmp_path.iterdir()
-    assert run.name == "00000-faces16-encoder-cpu"
-    names = {path.name for path in run.iterdir()}
-    assert {"config.json", "stats.jsonl", "confusion000000.png", "confusion000000.032.png"} <= names
-    assert load_encoder(run / "snapshot-000000.032.safetensors").width == 1 / 16
-    assert [set(values) for values in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())] == [
-        {"kimg", "accuracy", "images"}
-    ] * 3
-    config = json.loads((run / "config.json").read_text())
-    assert not config["mirror"] and config["about"]["script"] == "train_encoder.py"
-
-    result = script("train_encoder.py", "--resume", run)
-    assert result.returncode == 0 and result.stderr == f"{run} is done: it has come to kimg 0.032 of 0.032\n"
-    message = mistake("train_encoder.py", "--resume", run, "--kimg", 1)  # the learning rates would have been others
-    assert "kimg: 0.032 in the run, 1.0 asked" in message
-    assert f"go on with: python train_encoder.py --resume {run}" in mistake("train.py", "--resume", run)
-
-
 # --- mistakes -------------------------------------------------------------------------------------------------------
-
-
-def image_zip(path: Path, sizes: list[tuple[int, int]]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for i, size in enumerate(sizes):
-            with archive.open(f"{i}.png", "w") as file:
-                Image.new("RGB", size).save(file, "PNG")
-    return path
 
 
 def test_bad_data(tmp_path):
@@ -390,26 +224,6 @@ def test_bad_options(faces16, tmp_path, runs):
     assert "no training state" in mistake("train.py", "--resume", "--outdir", tmp_path)
     message = mistake("train.py", "--outdir", runs, "--resume", "--gamma", "3", "--cmax", "8")
     assert "gamma" in message and "3.0 asked" in message and "generator.cmax: 16 in the run, 8 asked" in message
-
-
-def test_bad_data_for_an_encoder(faces16, tmp_path):
-    train = ["train_encoder.py", "--outdir", tmp_path / "runs", "--gpus", 0, "--data"]
-    assert "--data is missing" in mistake("train_encoder.py")
-    plain = image_zip(tmp_path / "plain.zip", [(16, 16)] * 3)
-    assert "plain.zip has no labels" in mistake(*train, plain)
-    assert "plain.zip has no labels" in mistake(*train, faces16, "--test", plain)
-    assert "absent.zip" in mistake(*train, faces16, "--test", tmp_path / "absent.zip")
-    for name, side, label in (("one", 16, 1), ("large", 32, 1), ("more", 16, 6)):
-        write_dataset(tmp_path / f"{name}.zip", [(Image.new("RGB", (side, side)), label)] * 3)
-    assert "one.zip has one class only" in mistake(*train, tmp_path / "one.zip")
-    assert "large.zip has images of 32²" in mistake(*train, faces16, "--test", tmp_path / "large.zip")
-    assert "more.zip has classes up to 6, but" in mistake(*train, faces16, "--test", tmp_path / "more.zip")
-    for option, value in (("--width", 0), ("--width", 5), ("--lr", "nan"), ("--shift", 1), ("--smoothing", 1)):
-        assert option in mistake(*train, faces16, option, value)
-    assert "--batch 9 cannot be split" in mistake(*train, faces16, "--batch", 9, "--procs", 2)
-    for options in (["--batch", 1], ["--batch", 4, "--batch-gpu", 1]):
-        assert "1 image of 16² at a time is too little for batch normal" in mistake(*train, faces16, *options)
-    assert not (tmp_path / "runs").exists()
 
 
 def test_crops_that_are_too_small_for_the_kernels():
@@ -463,7 +277,7 @@ def test_bad_seeds_and_networks(runs, tmp_path):
     (tmp_path / "text.safetensors").write_text("no tensors")
     assert "text.safetensors" in mistake(*generate, tmp_path / "text.safetensors", "--seeds", "1")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    assert "no generator of this project" in mistake(*generate, tmp_path / "other.safetensors", "--seeds", "1")
+    assert "other.safetensors is not of this" in mistake(*generate, tmp_path / "other.safetensors", "--seeds", "1")
     assert "--seeds" in mistake("generate.py")
 
 

@@ -1,33 +1,38 @@
-"""What the command lines share: one-line errors, grouped help, types of options."""
+"""What the command lines share: grouped help, types of options, options of several scripts, one-line errors."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
-from torch_utils.errors import CommandError, UserError
+from torch_utils.errors import CommandError, UserError, plural
 
 MAX_NUMBERS = 10_000_000
 MAX_DIGITS = 18
+CONTEXT = {"show_default": True, "max_content_width": 110}
+
+# --- commands and their help ----------------------------------------------------------------------------------------
 
 
 class Option(click.Option):
     """A click option that `--help` lists under the heading `group`."""
 
-    def __init__(self, *args, group: str = "Options", **kwargs):
+    def __init__(self, *args: Any, group: str = "Options", **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.group = group
 
 
-def option(group: str, *args, **kwargs):
+def option(group: str, *args: Any, **kwargs: Any) -> Callable:
     """`click.option` under the heading `group`."""
     return click.option(*args, cls=Option, group=group, **kwargs)
 
@@ -35,13 +40,13 @@ def option(group: str, *args, **kwargs):
 class Command(click.Command):
     """A click command whose `--help` lists its options by group, and ends with an `example`."""
 
-    def __init__(self, *args, example: str = "", **kwargs):
-        kwargs.setdefault("context_settings", {"show_default": True, "max_content_width": 110})
+    def __init__(self, *args: Any, example: str = "", **kwargs: Any):
+        kwargs.setdefault("context_settings", CONTEXT)
         super().__init__(*args, **kwargs)
         self.example = example
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list] = {}
+        groups: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if (record := param.get_help_record(ctx)) is not None:
                 groups.setdefault(getattr(param, "group", "Other"), []).append(record)
@@ -54,44 +59,95 @@ class Command(click.Command):
                     formatter.write_text(line)
 
 
-class Script(Command):
-    """A command that has others beside it: `script.py mix …` runs `mix`, `script.py --seeds …` the script's own.
+class Group(click.Group):
+    """A group of Commands with a default one: `script.py --seeds 1` runs that, and `script.py mix …` runs `mix`.
 
-    `@main.command("mix", …)` adds one, a Command unless `cls` says otherwise.
+    `--help` of the group lists the options of the default command, and then the other commands.
     """
 
-    def __init__(self, *args, **kwargs):
+    command_class = Command
+
+    def __init__(self, *args: Any, default: str, **kwargs: Any):
+        kwargs = {"context_settings": CONTEXT, "subcommand_metavar": "or COMMAND [OPTIONS]", **kwargs}
         super().__init__(*args, **kwargs)
-        self.commands: dict[str, click.Command] = {}
+        self.default = default
 
-    def command(self, name: str, **kwargs):
-        def add(function):
-            self.commands[name] = click.command(name, **{"cls": Command, **kwargs})(function)
-            return self.commands[name]
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which they are defined
 
-        return add
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
 
-    def make_context(self, info_name, args, parent=None, **extra) -> click.Context:
-        if not args or args[0].startswith("-"):
-            return super().make_context(info_name, args, parent, **extra)
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple:
         if args[0] not in self.commands:
-            known = ", ".join(self.commands)
+            known = ", ".join(name for name in self.commands if name != self.default)
             raise click.UsageError(f"there is no command {args[0]!r}; write one of {known}, or only options")
-        return self.commands[args[0]].make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
-
-    def invoke(self, ctx: click.Context):
-        return super().invoke(ctx) if ctx.command is self else ctx.command.invoke(ctx)
+        return super().resolve_command(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        super().format_options(ctx, formatter)
+        self.commands[self.default].format_options(ctx, formatter)
+        others = [(name, command) for name, command in self.commands.items() if name != self.default]
         with formatter.section("Commands, each with its own --help"):
-            formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in self.commands.items()])
+            formatter.write_dl([(name, command.get_short_help_str(80)) for name, command in others])
+
+
+def gather(into: type, argument: str) -> Callable:
+    """Gives a command those of its options that are fields of the dataclass `into` as one argument, an object of it."""
+    names = [field.name for field in fields(into)]
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def command(**options: Any) -> Any:
+            values = {name: options.pop(name) for name in names if name in options}
+            return function(**options, **{argument: into(**values)})
+
+        return command
+
+    return decorate
+
+
+# --- options that several scripts have ------------------------------------------------------------------------------
+
+
+def network_option(group: str = "Model", **settings: Any) -> Callable:
+    """`--network`, which `models.snapshot.find_snapshot` reads."""
+    help_text = (
+        "A generator: a snapshot, a run, a folder of runs, or a network pickle of StyleGAN2 (.pkl).  [default: the "
+        "newest under runs, else the shipped one]"
+    )
+    return option(group, "--network", metavar="PATH", **{"help": help_text, **settings})
+
+
+def device_option(group: str = "Machine", **settings: Any) -> Callable:
+    """`--device`; without it a GPU if there is one."""
+    help_text = "Device to compute on: cpu, cuda or cuda:1.  [default: a GPU if there is one]"
+    return option(group, "--device", type=Device(), **{"help": help_text, **settings})
+
+
+def outdir_option(group: str = "Output", **settings: Any) -> Callable:
+    """`--outdir`, which `writable_folder` makes."""
+    return option(
+        group, "--outdir", **{"default": "out", "help": "Folder that the files are written into.", **settings}
+    )
+
+
+# --- types of options -----------------------------------------------------------------------------------------------
+
+
+class Integer(click.IntRange):
+    """A whole number within bounds."""
+
+    name = "integer"  # in click's "'x' is not a valid integer"
 
 
 class Float(click.FloatRange):
     """A finite number: click's own types take `inf` and `nan`, which no comparison with a bound refuses."""
 
-    def convert(self, value, param, ctx) -> float:
+    name = "number"  # in click's "'x' is not a valid number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         value = super().convert(value, param, ctx)
         if not math.isfinite(value):
             self.fail(f"{value} is not a finite number", param, ctx)
@@ -103,25 +159,26 @@ class Device(click.ParamType):
 
     name = "device"
 
-    def convert(self, value, param, ctx) -> str:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         match = re.fullmatch(r"cpu|cuda(?::(\d{1,3}))?", value, re.ASCII)
         if match is None:
-            self.fail(f"{value!r} is no device; write cpu, cuda or cuda:1", param, ctx)
+            self.fail(f"{value!r} is not a device; write cpu, cuda or cuda:1", param, ctx)
         if value != "cpu":
             import torch  # takes seconds, which --help need not wait for
 
             there = torch.cuda.device_count()
             if int(match[1] or 0) >= there:
-                self.fail(f"{value} is not there: PyTorch finds {there} GPUs; take --device cpu", param, ctx)
+                found = plural(there, "GPU")
+                self.fail(f"{value} does not exist: PyTorch finds {found}; take --device cpu", param, ctx)
         return value
 
 
 class NumberRanges(click.ParamType):
-    """Numbers and ranges as `0-99,200,3`: a list of integers in the order given."""
+    """Numbers and ranges such as `0-99,200,3`: a list of integers in the order given."""
 
     name = "ranges"
 
-    def convert(self, value, param, ctx) -> list[int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if isinstance(value, list):
             return value
         numbers: list[int] = []
@@ -130,7 +187,7 @@ class NumberRanges(click.ParamType):
             if not (first.isascii() and first.isdigit()) or (dash and not (last.isascii() and last.isdigit())):
                 self.fail(f"{part.strip()!r} is neither a number nor a range; write e.g. 0-99,200,3", param, ctx)
             if max(len(first), len(last)) > MAX_DIGITS:
-                self.fail(f"a number of more than {MAX_DIGITS} digits; seeds are 64-bit numbers", param, ctx)
+                self.fail(f"a number has more than {MAX_DIGITS} digits, the most that are supported", param, ctx)
             low, high = int(first), int(last or first)
             if high < low:
                 self.fail(f"the range {part.strip()!r} runs backwards; write {high}-{low}", param, ctx)
@@ -141,7 +198,7 @@ class NumberRanges(click.ParamType):
 
 
 def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
-    """Makes the folder that an option names, if need be. Raises UserError where no file can be written into it."""
+    """The folder that an option names, made if need be. Raises UserError if no file can be written into it."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -153,8 +210,11 @@ def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
     return path
 
 
+# --- running a command ----------------------------------------------------------------------------------------------
+
+
 class _BrokenPipe(Exception):
-    """A BrokenPipeError, its cause, that click does not see."""
+    """Carries a BrokenPipeError, as its cause, past click."""
 
 
 def _past_click(function: Callable) -> Callable:
@@ -167,7 +227,7 @@ def _past_click(function: Callable) -> Callable:
     return call
 
 
-def _joined(message: str) -> str:
+def _on_one_line(message: str) -> str:
     return " ".join(message.split())
 
 
@@ -176,19 +236,20 @@ def run(command: click.Command) -> None:
 
     A Failure gets its line with exit code 1. Everything else is a bug and keeps its traceback (exit code 1).
     """
-    # click would turn a broken pipe into an exit, of which its versions differ in whether the pipe can be told
-    command.make_context, command.invoke = _past_click(command.make_context), _past_click(command.invoke)
+    # click would turn a broken pipe into an exit, and its versions differ in whether the cause can still be found
+    for name in ("make_context", "invoke"):
+        setattr(command, name, _past_click(getattr(command, name)))
     try:
         code = command.main(standalone_mode=False)
         sys.stdout.flush()
     except CommandError as error:
-        print(f"error: {_joined(error.message)}", file=sys.stderr)
+        print(f"error: {_on_one_line(error.message)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        # The processes that torchrun starts share one command line: one of them says what is wrong with it.
+        # The processes that torchrun starts share one command line: one of them reports what is wrong with it.
         if not isinstance(error, click.UsageError) or os.environ.get("LOCAL_RANK", "0") == "0":
             hint = " (see --help)" if isinstance(error, click.UsageError) else ""
-            print(f"error: {_joined(error.format_message())}{hint}", file=sys.stderr)
+            print(f"error: {_on_one_line(error.format_message())}{hint}", file=sys.stderr)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
@@ -196,9 +257,9 @@ def run(command: click.Command) -> None:
     except (BrokenPipeError, _BrokenPipe) as error:
         broken = error.__cause__ or error
         try:
-            print(file=sys.__stdout__, flush=True)  # asks whether it is stdout that is broken
-        except BrokenPipeError:  # the reader of stdout went away, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+            print(file=sys.__stdout__, flush=True)  # fails if it is stdout that is broken
+        except BrokenPipeError:  # the reader of stdout has gone, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(0)
         raise broken from None  # another pipe, to a process of our own
     sys.exit(code if isinstance(code, int) else 0)

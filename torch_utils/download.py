@@ -11,13 +11,12 @@ from http.client import HTTPException
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError
 from torch_utils.files import atomic_write, cache_folder
+from torch_utils.tensors import read_safetensors
 
 TIMEOUT = 30  # seconds without an answer
 
@@ -75,10 +74,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(one_line(error, 200)) from None
+        return read_safetensors(path)[0]
     if zipfile.is_zipfile(path):  # PyTorch's files, in which nothing is compressed: a small one could fill the memory
         with zipfile.ZipFile(path) as file:
             if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):

@@ -36,3 +36,8 @@ def one_line(value: object, limit: int = 100) -> str:
     """Foreign text, such as another library's error, as one printable line of at most `limit` characters."""
     text = " ".join(str(value).split())
     return printable(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def plural(count: int, noun: str, ending: str = "s") -> str:
+    """`1 image`, `2 images`, `1,000 images`; with another ending `2 classes`."""
+    return f"{count:,} {noun}{ending * (count != 1)}"

@@ -12,9 +12,9 @@ import torch
 
 from latents.directions import (
     check_numbers,
-    edits,
     factorized_directions,
     find_directions,
+    generate_edits,
     load_directions,
     principal_directions,
     sample_w,
@@ -98,7 +98,7 @@ def test_edits_add_to_w():
     G = generator()
     ws, w = codes(G, 2), torch.randn(100, 8).double()
     found = replace(find_directions(G, w, ["pca"], 3, [0, 1])["directions-pca"], layers=(1, 2))
-    images = torch.cat(list(edits(G, ws, found, [2, 0], [-2, 0, 3], batch=5)))
+    images = torch.cat(list(generate_edits(G, ws, found, [2, 0], [-2, 0, 3], batch=5)))
     assert images.shape == (12, 3, 16, 16)
     moved = ws.clone()
     moved[:, 1:3] += 3 * found.sigma[0] * found.vectors[0]
@@ -117,7 +117,7 @@ def test_a_file_holds_what_was_written(tmp_path):
     for name in ("vectors", "sigma", "share"):
         assert torch.equal(getattr(again, name), getattr(found, name))
     assert check_numbers(again, None) == [0, 1, 2] and check_numbers(again, [2]) == [2]
-    with pytest.raises(UserError, match="--direction 3: there are the directions 0 to 2"):
+    with pytest.raises(UserError, match="--direction 3: there are only the directions 0 to 2"):
         check_numbers(again, [3])
 
 

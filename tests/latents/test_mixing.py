@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latents.mixing import check_layers, mix, mix_kernels, mixes, mixing_sheet, numbers_text
+from latents.mixing import check_layers, generate_mix, generate_mixes, mix_kernels, mixing_sheet, numbers_text
 from media.images import to_uint8
 from networks.generator import GeneratorConfig
 from tests.latents.small import VARIANTS, codes, generator
@@ -17,10 +17,10 @@ def test_all_of_all_layers_is_the_other_and_none_is_the_own(modulation, norm):
     G = generator(modulation, norm)
     ws, other = codes(G, 2), codes(G, 2)
     everything = check_layers(G.config, None)
-    assert torch.equal(mix(G, ws, other, everything), G.synthesis(other, "const"))
+    assert torch.equal(generate_mix(G, ws, other, everything), G.synthesis(other, "const"))
     for part in ("all", "channels"):
-        assert torch.equal(mix(G, ws, other, [], part), G.synthesis(ws, "const"))
-        assert torch.equal(mix(G, ws, ws, everything, part), G.synthesis(ws, "const"))
+        assert torch.equal(generate_mix(G, ws, other, [], part), G.synthesis(ws, "const"))
+        assert torch.equal(generate_mix(G, ws, ws, everything, part), G.synthesis(ws, "const"))
 
 
 @pytest.mark.parametrize("predict_bias", [False, True])
@@ -46,17 +46,17 @@ def test_a_part_leaves_the_others_and_the_other_layers():
             assert getattr(mixed, name) is getattr(new if name == field else own, name)
     kernels = G.synthesis.kernels(ws)
     kernels[2] = mix_kernels(own, new, "structure")
-    assert torch.equal(mix(G, ws, other, [2], "structure"), G.synthesis(ws, "const", kernels))
+    assert torch.equal(generate_mix(G, ws, other, [2], "structure"), G.synthesis(ws, "const", kernels))
 
 
 def test_mixes_are_row_by_row_and_do_not_depend_on_the_batch():
     G = generator()
     rows, columns = codes(G, 2), codes(G, 3)
-    found = torch.cat(list(mixes(G, rows, columns, [0, 1], batch=4)))
+    found = torch.cat(list(generate_mixes(G, rows, columns, [0, 1], batch=4)))
     assert found.shape == (6, 3, 16, 16) and found.dtype == torch.uint8
     for i in range(2):
         for j in range(3):
-            expected = to_uint8(mix(G, rows[i : i + 1], columns[j : j + 1], [0, 1]))[0]
+            expected = to_uint8(generate_mix(G, rows[i : i + 1], columns[j : j + 1], [0, 1]))[0]
             assert (found[3 * i + j].int() - expected.int()).abs().max() <= 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latents.walks import INTERPOLATIONS, closed_walk, frames, slerp, w_walk
+from latents.walks import INTERPOLATIONS, class_walk, closed_walk, frames, slerp, w_walk
 from media.images import to_uint8
 from tests.latents.small import generator
 
@@ -136,3 +136,20 @@ def test_frames_come_as_they_are_asked_for():
     walk = w_walk(G, torch.randn(2, 8).double(), torch.zeros(2, 0).double(), "w", "linear")
     endless = frames(G, walk, 10**9, 2, layers=range(6))
     assert next(endless).shape == (3, 16, 16)
+
+
+def test_classes_stay_between_those_of_the_keys_and_change_smoothly():
+    """No share of a class is negative, as it would be on a spline, and the velocity has no jump."""
+    classes = torch.tensor([0, 1, 1, 2, 0, 3])
+    c = torch.eye(4, dtype=torch.float64)[classes]
+    positions = torch.linspace(0, 6, 601, dtype=torch.float64)
+    spline, walk = closed_walk(c, "spline")(positions), class_walk(c)(positions)
+    assert spline.min() < -0.05  # the fault
+    assert walk.min() >= 0 and torch.allclose(walk.sum(dim=1), torch.ones(601, dtype=torch.float64))
+    assert torch.equal(walk[:600:100], c) and torch.allclose(walk[600], c[0])
+    assert walk.diff(n=2, dim=0).abs().max() < 1e-3  # of a straight walk with corners it is 1e-2
+    shares = torch.rand(5, 3, dtype=torch.float64)
+    between = class_walk(shares)(positions[:500])
+    low, high = torch.minimum(shares, shares.roll(-1, 0)), torch.maximum(shares, shares.roll(-1, 0))
+    assert (between >= low.repeat_interleave(100, 0) - 1e-12).all()
+    assert (between <= high.repeat_interleave(100, 0) + 1e-12).all()

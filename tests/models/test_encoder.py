@@ -137,7 +137,7 @@ def test_other_tensors_are_refused(tmp_path, suffix):
 )
 def test_a_pth_of_something_else_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"a\.pth (is no VGG-19|cannot be read as an encoder) .*--encoder-weights"):
+    with pytest.raises(UserError, match=r"a\.pth (is not a VGG-19|cannot be read as an encoder) .*--encoder-weights"):
         load_encoder(tmp_path / "a.pth")
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from media.images import to_uint8
-from models.sampling import generate_batches, latents, noise_from_seeds, one_hot
+from models.sampling import STATE_START, STATE_WORDS, generate_batches, latents, noise_from_seeds, one_hot
 from networks.generator import Generator, GeneratorConfig
 
 SEEDS = [3, 14, 15, 92, 65, 35, 89, 79, 3]
@@ -38,6 +38,29 @@ def test_latents_do_not_depend_on_the_batch():
         assert torch.equal(z[i], latents([seed], 20)[0])
     assert torch.equal(z[0], z[-1])
     assert len({tuple(row.tolist()) for row in z}) == len(set(SEEDS))
+
+
+def test_all_64_bits_of_a_seed_count():
+    """PyTorch's CPU generator takes the lower 32 bits of a seed, so that seeds above 2³² repeated."""
+    low = [0, 1, 2**31, 2**32 - 1]
+    seeds = [high * 2**32 + seed for high in (0, 1, 2, 2**20, 2**31 - 1) for seed in low]
+    z = latents(seeds, 64)
+    cosines = torch.nn.functional.cosine_similarity(z[:, None], z[None], dim=2) - torch.eye(len(seeds))
+    assert cosines.abs().max() < 0.6
+    for row, seed in zip(z, low, strict=False):  # those of before
+        assert torch.equal(row, torch.randn(64, generator=torch.Generator().manual_seed(seed ^ 0x6C6174656E740000)))
+    large = latents(range(2**40, 2**40 + 200), 512)
+    assert float(large.mean()) == pytest.approx(0, abs=0.01) and float(large.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_the_state_of_the_generator_is_where_it_is_filled():
+    """The Mersenne Twister's first word is its seed, and the others follow from it."""
+    state = torch.Generator().manual_seed(5489).get_state()
+    words = state[STATE_START:][: 8 * STATE_WORDS].view(torch.int64).tolist()
+    expected = [5489]
+    for i in range(1, STATE_WORDS):
+        expected.append((1812433253 * (expected[-1] ^ (expected[-1] >> 30)) + i) % 2**32)
+    assert words == expected
 
 
 def test_latents_are_normal_and_leave_the_global_generator_alone():

@@ -205,5 +205,5 @@ def test_a_stylizer_comes_back(tmp_path, modulation, half):
     with torch.no_grad():
         expected, got = (m(content, m.kernels(style)) for m in (model, loaded))
     torch.testing.assert_close(got, expected, rtol=0, atol=0.03 if half else 0)
-    with pytest.raises(UserError, match="no generator of this project but of kind 'stylizer'"):
+    with pytest.raises(UserError, match=r"holds a model of kind 'stylizer'; name the file of a generator"):
         load_generator(tmp_path / "a.safetensors")

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -69,6 +70,31 @@ def test_as_many_numbers_as_allowed(monkeypatch):
         cli.NumberRanges().convert("0-2,7-9", None, None)
 
 
+@pytest.mark.parametrize("number", [cli.Float(0), cli.Integer(0)])
+@pytest.mark.parametrize("text", ["a", "", "1,2", "٣a"])
+def test_what_is_not_a_number_is_called_so_in_plain_words(number, text):
+    with pytest.raises(click.BadParameter, match=rf"^{text!r} is not a valid (number|integer)\.$"):
+        number.convert(text, None, None)
+
+
+def test_options_are_gathered_into_a_dataclass():
+    @dataclass
+    class Size:
+        width: int = 1
+        height: int = 2
+
+    @click.command(cls=cli.Command)
+    @cli.option("Size", "--height", type=int, default=3)
+    @cli.option("Other", "--name", default="x")
+    @cli.gather(Size, "size")
+    def command(name, size):
+        """Print."""
+        print(name, size.width, size.height)
+
+    assert CliRunner().invoke(command, ["--height", "5"]).output == "x 1 5\n"
+    assert "--height" in CliRunner().invoke(command, ["--help"]).output
+
+
 @pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999", "-0.5", "x"])
 def test_float_takes_finite_numbers_within_its_bounds(text):
     with pytest.raises(click.BadParameter):
@@ -92,7 +118,7 @@ def test_devices_that_are_there_and_others(monkeypatch, gpus):
     for text in there:
         assert cli.Device().convert(text, None, None) == text
     for text in {"cuda", "cuda:0", "cuda:1", "cuda:99"} - set(there):
-        with pytest.raises(click.BadParameter, match=f"finds {gpus} GPUs"):
+        with pytest.raises(click.BadParameter, match=f"finds {gpus} GPU{'s' * (gpus != 1)};"):
             cli.Device().convert(text, None, None)
 
 
@@ -144,6 +170,7 @@ def script(body, *arguments, **options):
         import sys
         import click
         from torch_utils import cli
+        from torch_utils.errors import Failure, UserError
 
         @click.command(cls=cli.Command)
         @click.option("--number", type=click.IntRange(0, 9), default=0)
@@ -209,6 +236,7 @@ def test_a_reader_that_goes_away_is_no_error(lines, unbuffered):
         import sys
         import click
         from torch_utils import cli
+        from torch_utils.errors import Failure, UserError
 
         @click.command()
         def main():
@@ -244,9 +272,13 @@ def test_an_exit_of_the_commands_own_is_kept():
 
 @pytest.fixture
 def many():
-    @click.command(cls=cli.Script, example="many.py --seeds 1")
+    @click.group(cls=cli.Group, default="own")
+    def main():
+        """The script's own."""
+
+    @main.command("own", example="many.py --seeds 1")
     @cli.option("Images", "--seeds", required=True, help="Which.")
-    def main(seeds):
+    def own(seeds):
         """The script's own."""
         print("own", seeds)
 
@@ -259,7 +291,10 @@ def many():
     return main
 
 
-@pytest.mark.parametrize(("arguments", "printed"), [(["--seeds", "mix"], "own mix"), (["mix", "--rows", "7"], "mix 7")])
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [(["--seeds", "mix"], "own mix"), (["mix", "--rows", "7"], "mix 7"), (["own", "--seeds", "1"], "own 1")],
+)
 def test_a_script_runs_its_own_command_or_another(many, arguments, printed):
     result = CliRunner().invoke(many, arguments)
     assert result.exit_code == 0 and result.output == f"{printed}\n"
