@@ -96,7 +96,7 @@ class ContentGraph(nn.Module):
 
 
 def reflected(images: Tensor) -> Tensor:
-    """`networks.stylizer.padded` for sizes that are open, by which pixel each one is a copy of."""
+    """`networks.stylizer.pad_to_stride` for sizes that are open, by which pixel each one is a copy of."""
     for dim in (2, 3):
         size = images.shape[dim]
         last = size - 1
