@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import DTYPES, Call, graphed, matmul_rate, seconds, set_precision, working, write_record
 
 from networks.adaconv import AdaConvKernels
-from networks.stylizer import SLOPE, Stylizer, StylizerConfig, padded
+from networks.stylizer import SLOPE, Stylizer, StylizerConfig, pad_to_stride
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
@@ -99,7 +99,7 @@ def multiply_adds(model: Stylizer, height: int, width: int, batch: int) -> dict[
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     device = next(model.parameters()).device
-    features = model.encode(padded(torch.zeros(1, 3, height, width, device=device)))
+    features = model.encode(pad_to_stride(torch.zeros(1, 3, height, width, device=device)))
     part[0] = "style"
     side = model.config.style_size
     pixels = torch.zeros(1, 3, side, side, device=device)

@@ -29,7 +29,7 @@ from media.files import list_images, read_image
 from media.images import grid, save_png, to_float, to_uint8
 from metrics.swd import PatchDescriptors, sliced_wasserstein
 from models.snapshot import load_stylizer
-from networks.stylizer import resized
+from networks.stylizer import resize_square
 from networks.vgg import VGG19
 from torch_utils import cli
 from torch_utils.errors import UserError
@@ -44,7 +44,7 @@ def images(paths: tuple[str, ...], count: int, size: int) -> Tensor:
     files = [file for path in paths for file in (list_images(path) if Path(path).is_dir() else [Path(path)])]
     if len(files) < count:
         raise UserError(f"{', '.join(paths)}: {len(files)} images, {count} are needed; name more, or lower --count")
-    return torch.cat([resized(to_float(read_image(file)[None]), size) for file in files[:count]])
+    return torch.cat([resize_square(to_float(read_image(file)[None]), size) for file in files[:count]])
 
 
 def patches(images: Tensor) -> dict[int, Tensor]:

@@ -99,10 +99,7 @@ class ContentGraph(nn.Module):
 
 
 def reflect_to_stride(images: Tensor) -> Tensor:
-    """Images padded by reflection to multiples of the stride, as the stylizer does it, for open sizes.
-
-    Padding is written as an index of the pixels to copy.
-    """
+    """`networks.stylizer.pad_to_stride` for open sizes: padding written as an index of the pixels to copy."""
     for dim in (2, 3):
         size = images.shape[dim]
         last = size - 1

@@ -4,8 +4,7 @@
     y = pointwise ∗ (depthwise ∗ x̂) + bias            both grouped; paper, section 3
 
 Depthwise and pointwise kernels compose into one grouped kernel, and the normalization folds into it, so the op reads
-the image once. Both models use this layer: the generator with styles from `w`, the stylizer with styles from a
-image.
+the image once. Both models use this layer: the generator with styles from `w`, the stylizer with the style of an image.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from torch_utils.ops.adaconv import PaddingMode
 
 @dataclass
 class AdaConvKernels:
-    """What a style says to one layer of C channels in groups of C/G.
+    """The kernels that a style predicts for one layer of C channels in groups of C/G.
 
     depthwise: [N, C, C/G, k, k], spatial structure. pointwise: [N, C, C/G], how the channels of a group mix.
     bias: [N, C], or None.
@@ -64,15 +63,22 @@ def fold_instance_norm(
 ) -> tuple[Tensor, Tensor]:
     """The kernel and bias with which AdaConv of x equals AdaConv of the instance-normalized x.
 
-    K ← K·rstd and bias ← bias − Σ K·μ, exact where the border is reflected (or filled with the channel mean).
-    x [N, C, H, W], kernel [N, C, C/G, k, k], bias [N, C] or None → the same shapes. One kernel may be for all samples.
-    `statistics`: mean and variance [N, C], where they are known or are not those of x alone.
+    K ← K·rstd and bias ← bias − Σ K·μ, exact if the border is reflected (or filled with the channel mean).
+
+    Args:
+        x: [N, C, H, W].
+        kernel, bias: [N, C, C/G, k, k] and [N, C], or None; N may be 1, for one kernel that all samples share.
+        eps: added to the variance.
+        statistics: mean and variance, [N, C] each, to normalize by; None for those of x.
+
+    Returns:
+        Kernel and bias in the same shapes, for N samples.
     """
     c, group = kernel.shape[1:3]
     mean, var = moments(x) if statistics is None else statistics
     n = mean.shape[0]
     # μ and rstd of the inputs i of each output's group: [N, G, 1, C/G], beside the kernel [N, G, C/G, C/G, k·k]
-    mean, var = mean.to(kernel.dtype), var.to(kernel.dtype)  # of half precision images, in the kernel's float32
+    mean, var = mean.to(kernel.dtype), var.to(kernel.dtype)  # x may be half precision, where kernels are float32
     mean, rstd = (t.view(n, c // group, 1, group) for t in (mean, (var + eps).rsqrt()))
     folded = kernel.flatten(3).unflatten(1, (c // group, group)) * rstd[..., None]
     shift = (folded.sum(dim=4) * mean).sum(dim=3).view(n, c)
@@ -83,8 +89,8 @@ def demodulation(weight: Tensor, kernel: Tensor, eps: float = 1e-8) -> Tensor:
     """Scales for the outputs of the convolution that follows AdaConv: d[n, o] = rsqrt(Σ_i ‖K_i‖² Σ_k W²_oik + ε).
 
     StyleGAN2's demodulation (Karras et al. 2020, equation 3) with the squared scale of channel i replaced by the
-    squared norm of its predicted kernel, under the same assumption: inputs independent, of unit variance. In place
-    of statistics of the image. weight [O, C, k, k], kernel [N, C, C/G, k, k] → [N, O].
+    squared norm of its predicted kernel, under the same assumption: inputs are independent and of unit variance. It
+    takes the place of instance normalization. weight [O, C, k, k], kernel [N, C, C/G, k, k] → [N, O].
     """
     power = kernel.square().sum(dim=(2, 3, 4))
     return (power @ weight.square().sum(dim=(2, 3)).t() + eps).rsqrt()
@@ -94,19 +100,26 @@ class KernelPredictor(nn.Module):
     """Predicts a layer's kernels from a style map W: [N, S, k, k] → AdaConvKernels (paper, section 3.2).
 
     A k × k convolution of W gives the depthwise kernels, 1 × 1 convolutions of the pooled W give the pointwise kernels
-    and the bias. A style that has a vector of its own, as `w` in the generator, gives it in place of the pooled W.
+    and the bias. Where the style also is a vector, as `w` in the generator, that vector replaces the pooled W.
     Each kernel is the identity plus a learned deviation, as StyleGAN's scales start at 1.
 
     Args:
         style_channels: S.
         channels, group: C and C/G of the layer.
         kernel_size: k, odd; also the size of the style map.
-        depthwise_scale, pointwise_scale: standard deviation of the deviations at the start, for a style of unit
-            variance.
-        mixing_scale: the same for the pointwise kernel's entries between different channels of a group.
+        depthwise_scale, pointwise_scale: initial standard deviation of the kernels' deviations from the identity, for
+            a style of unit variance.
+        mixing_scale: the same for the entries of the pointwise kernel that connect different channels of a group.
         bias: whether a bias is predicted.
-        pooled_channels: length of the vector, if one is given in place of the pooled W.
+        pooled_channels: length of the vector that replaces the pooled W; None if W itself is pooled.
+        border: what the k × k convolution sees beyond the border of W, "zeros" or "reflect".
+
+    Raises:
+        ValueError: if the groups do not divide the channels, or kernel_size is even.
     """
+
+    identity: Tensor
+    pointwise_scale: Tensor
 
     def __init__(
         self,
@@ -119,13 +132,14 @@ class KernelPredictor(nn.Module):
         mixing_scale: float = 1.0,
         bias: bool = True,
         pooled_channels: int | None = None,
+        border: PaddingMode = "zeros",
     ):
         super().__init__()
         if channels % group:
-            raise ValueError(f"{group} channels a group do not divide {channels} channels")
+            raise ValueError(f"group: {channels} channels cannot be divided into groups of {group}")
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {kernel_size}")
-        self.group, self.depthwise_scale = group, depthwise_scale
+        self.group, self.depthwise_scale, self.border = group, depthwise_scale, border
         out, pooled = channels * group, pooled_channels or style_channels
         self.depthwise_weight = nn.Parameter(torch.randn(out, style_channels, kernel_size, kernel_size))
         self.depthwise_bias = nn.Parameter(torch.zeros(out))
@@ -142,14 +156,18 @@ class KernelPredictor(nn.Module):
         self.register_buffer("pointwise_scale", scale.flatten(0, 1), persistent=False)
 
     def forward(self, style: Tensor, pooled: Tensor | None = None) -> AdaConvKernels:
-        """style [N, S, k, k], pooled [N, pooled_channels] or None for the pooled style."""
+        """style [N, S, k, k]; pooled [N, pooled_channels], or None to pool the style map."""
         n, s, k, _ = style.shape
         if pooled is None:
             pooled = style.sum(dim=(2, 3)) / k  # a mean that keeps the variance of independent entries
         pooled = pooled / pooled.shape[1] ** 0.5  # the equalized learning rate's 1/√fan-in
 
         weight, bias = self.depthwise_weight * (s * k * k) ** -0.5, self.depthwise_bias
-        depthwise = F.conv2d(style, weight, bias, padding=k // 2).view(n, len(self.identity), self.group, k, k)
+        if self.border == "reflect":
+            depthwise = F.conv2d(F.pad(style, [k // 2] * 4, mode="reflect"), weight, bias)
+        else:
+            depthwise = F.conv2d(style, weight, bias, padding=k // 2)
+        depthwise = depthwise.view(n, len(self.identity), self.group, k, k)
         depthwise = F.pad(self.identity[..., None, None], [k // 2] * 4) + depthwise * self.depthwise_scale
 
         pointwise = F.linear(pooled, self.pointwise_weight, self.pointwise_bias).view(n, len(self.identity), self.group)
@@ -167,8 +185,11 @@ class AdaConv2d(nn.Module):
         predictor: a module that maps a style to AdaConvKernels; KernelPredictor is the paper's.
         norm: "instance" normalizes each sample and channel first, as the paper does; "none" takes x as it is, for
             layers whose convolution scales its output by `demodulation`.
-        padding_mode: what lies beyond the border, "zeros" or "reflect". Zeros are not neutral before a normalization,
-            so "instance" takes "reflect" for kernels larger than 1.
+        padding_mode: what lies beyond the border, "zeros" or "reflect". Zeros in place of x would not be zeros after
+            the normalization, so "instance" requires "reflect".
+
+    Raises:
+        ValueError: if norm is unknown, or "instance" is combined with zeros.
     """
 
     def __init__(
@@ -187,9 +208,9 @@ class AdaConv2d(nn.Module):
     def forward(
         self, x: Tensor, style: Tensor | AdaConvKernels, statistics: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """x [N, C, H, W] and a style for the predictor, or kernels that it made before → [N, C, H, W].
+        """x [N, C, H, W] and a style for the predictor, or kernels that it predicted before → [N, C, H, W].
 
-        One style may be for all samples. `statistics`: mean and variance [N, C] for "instance"; None for those of x.
+        All samples may share one style. `statistics`: mean and variance [N, C] for "instance"; None for those of x.
         """
         kernels = style if isinstance(style, AdaConvKernels) else self.predictor(style)
         kernel, bias = kernels.composed, kernels.bias

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from networks.layers import Conv2d, Linear
 
 @dataclass
 class DiscriminatorConfig(NetworkConfig):
-    """All that is needed to build a Discriminator."""
+    """Everything that is needed to build a Discriminator."""
 
     mbstd_group: int = 4  # samples that share a standard deviation; 0 leaves the minibatch standard deviation out
 
@@ -34,7 +35,7 @@ class DiscriminatorBlock(nn.Module):
         clamp = None if config.clamp is None else config.clamp * 0.5**0.5
         self.conv1 = Conv2d(i, o, 3, act="lrelu", down=True, clamp=clamp)
         self.skip = Conv2d(i, o, 1, bias=False, down=True)
-        self.compute_dtype: torch.dtype | None = None  # of the layers, where it is not that of the weights
+        self.compute_dtype: torch.dtype | None = None  # precision of the layers; None for that of the weights
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.compute_dtype or self.skip.weight.dtype)
@@ -45,8 +46,8 @@ class DiscriminatorBlock(nn.Module):
 def minibatch_std(x: Tensor, group: int) -> Tensor:
     """Appends to x [N, C, H, W] a channel with the standard deviation over groups of samples, averaged over C, H and W.
 
-    The samples of a group lie N / group apart (Karras et al. 2018, section 3; groups as in StyleGAN2). A batch that
-    the group size does not divide takes the largest size that does.
+    The samples of a group are N / group apart (Karras et al. 2018, section 3; groups as in StyleGAN2). If `group` does
+    not divide the batch, the largest smaller size that does is used.
     """
     n, _, h, w = x.shape
     group = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
@@ -56,7 +57,7 @@ def minibatch_std(x: Tensor, group: int) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Image [N, img_channels, H, W], c [N, c_dim] → logits [N, 1], positive for what looks real."""
+    """Image [N, img_channels, H, W], c [N, c_dim] → logits [N, 1], positive for images that look real."""
 
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
@@ -74,11 +75,11 @@ class Discriminator(nn.Module):
         self.mapping = MappingNetwork(0, config.c_dim, channels, config.map_depth) if config.c_dim else None
 
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
-        first = self.blocks[0].compute_dtype if len(self.blocks) else None
+        first = cast(DiscriminatorBlock, self.blocks[0]).compute_dtype if len(self.blocks) else None
         x = self.blocks(self.fromrgb(img.to(first or img.dtype))).to(img.dtype)
         x = self.conv(minibatch_std(x, self.config.mbstd_group) if self.config.mbstd_group else x)
         x = self.out(self.fc(x.flatten(1)))
         if self.mapping is None:
             return x
-        # projection (Miyato and Koyama 2018): how well the features point to the class
+        # projection (Miyato and Koyama 2018): how well the features match the embedding of the class
         return (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / x.shape[1] ** 0.5

@@ -3,8 +3,8 @@
     z, c → MappingNetwork → ws → SynthesisNetwork → image
 
 A synthesis layer is  AdaConv(w) → learned 3 × 3 convolution → demodulation → noise → bias, leaky ReLU, clamp.
-`modulation` says what w predicts: AdaConv's kernels, or one number a channel, which is StyleGAN2's modulated
-convolution ("modconv", norm "demod") or StyleGAN's AdaIN ("adain", norm "instance").
+`modulation` says what w predicts: AdaConv's kernels ("adaconv"), or one scale per channel, which makes the layer
+StyleGAN2's modulated convolution ("modconv", norm "demod") or StyleGAN's AdaIN ("adain", norm "instance").
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +27,15 @@ Noise = Literal["random", "const", "none"] | Sequence[Tensor]
 
 @dataclass
 class NetworkConfig:
-    """What generator and discriminator have in common."""
+    """The options that generator and discriminator have in common."""
 
     resolution: int = 256
     img_channels: int = 3
     c_dim: int = 0  # number of classes, 0 for none
     cbase: int = 32768  # channels at a resolution: min(cbase / resolution, cmax)
     cmax: int = 512
-    map_depth: int = 8  # layers of the mapping network; in the discriminator, of the class embedding
-    clamp: float | None = 256.0  # of the layers' outputs, so that half precision does not overflow
+    map_depth: int = 8  # layers of the mapping network, or in the discriminator of the class embedding
+    clamp: float | None = 256.0  # limits the layers' outputs, so that half precision does not overflow
 
     def __post_init__(self):
         if self.resolution < 16 or self.resolution & (self.resolution - 1):
@@ -49,7 +49,7 @@ class NetworkConfig:
 
 @dataclass
 class GeneratorConfig(NetworkConfig):
-    """All that is needed to build a Generator."""
+    """Everything that is needed to build a Generator."""
 
     z_dim: int = 512
     w_dim: int = 512
@@ -57,12 +57,12 @@ class GeneratorConfig(NetworkConfig):
     norm: Literal["instance", "demod"] = "demod"
     kernel_size: int = 3  # of the predicted kernels; also the size of the style map
     style_channels: int = 64  # of the style map
-    depthwise_scale: float = 0.1  # how far from the identity the predicted kernels start
-    pointwise_scale: float = 1.0
-    mixing_scale: float = 0.3  # ... and the pointwise kernels' entries between channels
+    depthwise_scale: float = 0.1  # initial deviation of the depthwise kernels from the identity
+    pointwise_scale: float = 1.0  # the same for the pointwise kernels' entries of each channel with itself
+    mixing_scale: float = 0.3  # the same for their entries between channels
     map_lr: float = 1.0  # learning rate multiplier of the style map
     predict_bias: bool = False
-    noise: bool = True  # whether layers add noise; small models in short trainings do better without
+    noise: bool = True  # whether layers add noise; small models that are trained briefly are better without it
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,7 +76,7 @@ class GeneratorConfig(NetworkConfig):
             raise ValueError("modulation='adain' is defined with norm='instance'")
 
     def group(self, channels: int) -> int:
-        """C/G: groups grow as channels shrink, so that every layer has about as many predicted values."""
+        """C/G: groups grow as channels shrink, so that all layers have about the same number of predicted values."""
         return next(g for g in range(max(1, min(channels, self.cmax // channels)), 0, -1) if channels % g == 0)
 
     @property
@@ -101,6 +101,8 @@ class MappingNetwork(nn.Module):
     def forward(self, z: Tensor | None, c: Tensor | None) -> Tensor:
         parts = []
         if self.z_dim:
+            if z is None:
+                raise ValueError(f"z: expected [N, {self.z_dim}], got None")
             parts.append(normalize_2nd_moment(z))
         if self.embed is not None:
             parts.append(normalize_2nd_moment(self.embed(c)))
@@ -110,7 +112,7 @@ class MappingNetwork(nn.Module):
 class KernelStyle(nn.Module):
     """w [N, w_dim] → AdaConv's kernels: one linear layer makes the style map [N, S, k, k] that a KernelPredictor reads.
 
-    w itself takes the place of the pooled map, so that the pointwise kernels are as free as StyleGAN2's scales.
+    w itself replaces the pooled map, so that the pointwise kernels depend on all of w, as StyleGAN2's scales do.
     """
 
     def __init__(self, config: GeneratorConfig, channels: int):
@@ -135,7 +137,7 @@ class KernelStyle(nn.Module):
 
 
 class ChannelStyle(nn.Module):
-    """w [N, w_dim] → one scale a channel, and with `bias` one bias: AdaConv at its smallest, 1 × 1 with G = C."""
+    """w [N, w_dim] → one scale per channel, and with `bias` one bias: the smallest AdaConv, 1 × 1 with G = C."""
 
     def __init__(self, w_dim: int, channels: int, bias: bool):
         super().__init__()
@@ -150,7 +152,7 @@ class ChannelStyle(nn.Module):
 
 
 def style_predictor(config: GeneratorConfig, channels: int) -> nn.Module:
-    """The module that turns w into the kernels of a layer with so many input channels."""
+    """The module that predicts the kernels of a layer with `channels` input channels from w."""
     if config.modulation != "adaconv":
         return ChannelStyle(config.w_dim, channels, bias=config.modulation == "adain")
     return KernelStyle(config, channels)
@@ -158,6 +160,9 @@ def style_predictor(config: GeneratorConfig, channels: int) -> nn.Module:
 
 class SynthesisLayer(nn.Module):
     """AdaConv(w) → learned 3 × 3 convolution → demodulation → noise → bias, leaky ReLU, clamp."""
+
+    filter: Tensor
+    noise_const: Tensor | None
 
     def __init__(self, config: GeneratorConfig, in_channels: int, resolution: int, up: bool = False):
         super().__init__()
@@ -180,31 +185,27 @@ class SynthesisLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor | AdaConvKernels, noise: Tensor | None) -> Tensor:
         """x [N, I, H, W], w [N, w_dim], noise [N or 1, 1, H', W'] → [N, O, H', W'], H' = 2H with `up`.
 
-        In the precision of x; kernels and demodulation are computed in that of the weights. In place of w may be the
-        kernels that it predicts.
+        Computed in the precision of x; kernels and demodulation in that of the weights. The kernels that w predicts
+        may be given in place of w.
         """
         kernels = w if isinstance(w, AdaConvKernels) else self.adaconv.predictor(w)
         weight = self.weight * self.weight_gain
-        scaled = self.norm == "demod"
-        if scaled and x.dtype == torch.float16:  # it could overflow before the demodulation, which undoes any factor
+        demodulated = self.norm == "demod"
+        if demodulated and x.dtype == torch.float16:
+            # Could overflow before the demodulation, which cancels any constant factor.
             kernels = kernels.scaled(1 / kernels.composed.abs().amax(dim=(1, 2, 3, 4)))
             weight = weight / weight.abs().amax(dim=(1, 2, 3), keepdim=True) * self.weight_gain
         x = self.adaconv(x, kernels)
         applied = weight.to(x.dtype)
         x = upsample_conv2d(x, applied, self.filter) if self.up else F.conv2d(x, applied, padding=1)
-        noisy = noise is not None and self.noise_strength is not None
-        if scaled:
-            # ε stands beside the weights as they are before their gain, as in StyleGAN2.
-            eps = 1e-8 * self.weight_gain**2
-            scale = demodulation(weight, kernels.composed, eps).to(x.dtype)[:, :, None, None]
-        if noisy:
+        # ε stands beside the weights as they are before their gain, as in StyleGAN2.
+        eps = 1e-8 * self.weight_gain**2
+        scale = demodulation(weight, kernels.composed, eps).to(x.dtype)[:, :, None, None] if demodulated else None
+        if noise is not None and self.noise_strength is not None:
             noise = (noise * self.noise_strength).to(x.dtype)
-        if scaled and noisy:
-            x = torch.addcmul(noise, x, scale)  # both in one pass
-        elif scaled:
+            x = x + noise if scale is None else torch.addcmul(noise, x, scale)  # both in one pass
+        elif scale is not None:
             x = x * scale
-        elif noisy:
-            x = x + noise
         return bias_act(x, self.bias.to(x.dtype), "lrelu", clamp=self.clamp)
 
 
@@ -226,14 +227,14 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution: two layers (one at 4 × 4), and ToRGB added to the upsampled image so far (skips)."""
+    """One resolution: two layers (one at 4 × 4), and ToRGB, whose output is added to the upsampled image (skips)."""
+
+    filter: Tensor
 
     def __init__(self, config: GeneratorConfig, resolution: int):
         super().__init__()
         channels = config.channels(resolution)
-        self.compute_dtype: torch.dtype | None = (
-            None  # the precision of the layers, where it is not that of the weights
-        )
+        self.compute_dtype: torch.dtype | None = None  # precision of the layers; None for that of the weights
         self.conv0 = None
         if resolution > 4:
             self.conv0 = SynthesisLayer(config, config.channels(resolution // 2), resolution, up=True)
@@ -261,13 +262,18 @@ class SynthesisNetwork(nn.Module):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.const = nn.Parameter(torch.randn(config.channels(4), 4, 4))
-        self.blocks = nn.ModuleList(SynthesisBlock(config, 2**i) for i in range(2, config.resolution.bit_length()))
+        blocks = nn.ModuleList(SynthesisBlock(config, 2**i) for i in range(2, config.resolution.bit_length()))
+        self.blocks = cast(Sequence[SynthesisBlock], blocks)
 
     def layers(self) -> list[SynthesisLayer]:
         return [layer for block in self.blocks for layer in block.layers()]
 
     def noise(self, mode: Noise, n: int) -> Sequence[Tensor | None]:
-        """The noise of every layer for n samples: [n, 1, H, W], [1, 1, H, W] for "const", None for "none"."""
+        """The noise of every layer for n samples: [n, 1, H, W], [1, 1, H, W] for "const", None for "none".
+
+        Raises:
+            ValueError: if the mode is unknown, or there is not one tensor for each layer.
+        """
         layers = self.layers()
         if not isinstance(mode, str):
             if len(mode) != len(layers):
@@ -286,28 +292,33 @@ class SynthesisNetwork(nn.Module):
         raise ValueError(f"noise: expected 'random', 'const', 'none' or a tensor for each layer, got {mode!r}")
 
     def kernels(self, ws: Tensor) -> list[AdaConvKernels]:
-        """What ws [N, num_ws, w_dim] predict for each layer; ToRGB has none, and the last of ws is its own."""
+        """The kernels that ws [N, num_ws, w_dim] predict for each layer. The last of ws is ToRGB's, which has none."""
         layers = self._checked(ws)
         return [layer.adaconv.predictor(w) for layer, w in zip(layers, ws.unbind(dim=1), strict=False)]
 
     def forward(self, ws: Tensor, noise: Noise = "random", kernels: Sequence[AdaConvKernels] | None = None) -> Tensor:
-        """ws [N, num_ws, w_dim] → image. `kernels` go in place of what ws predict for each layer; ToRGB keeps ws."""
+        """ws [N, num_ws, w_dim] → image. `kernels` replace those that ws predict; ToRGB still reads ws.
+
+        Raises:
+            ValueError: if ws, noise or kernels do not match the layers.
+        """
         n, layers = ws.shape[0], self._checked(ws)
         if kernels is not None and len(kernels) != len(layers):
             raise ValueError(f"kernels: expected those of each of {len(layers)} layers, got {len(kernels)}")
         x, img = self.const.expand(n, -1, -1, -1), None
-        noises, ws = list(self.noise(noise, n)), ws.unbind(dim=1)
-        styles = ws if kernels is None else kernels
+        noises, each_w = list(self.noise(noise, n)), ws.unbind(dim=1)
+        styles = each_w if kernels is None else kernels
         i = 0
         for block in self.blocks:
             count = len(block.layers())
             # ToRGB shares its w with the next block's first layer (StyleGAN2's layout of ws)
-            x, img = block(x, img, [*styles[i : i + count], ws[i + count]], noises[i : i + count])
+            x, img = block(x, img, [*styles[i : i + count], each_w[i + count]], noises[i : i + count])
             i += count
+        assert img is not None  # there is a block of 4 × 4 at least
         return img
 
     def _checked(self, ws: Tensor) -> list[SynthesisLayer]:
-        """The layers. Raises ValueError where ws are not for them."""
+        """The layers. Raises ValueError if ws do not match them."""
         layers = self.layers()
         if ws.ndim != 3 or ws.shape[1] != len(layers) + 1:
             raise ValueError(f"ws: expected [N, {len(layers) + 1}, w_dim], got {list(ws.shape)}")
@@ -327,14 +338,14 @@ class Generator(nn.Module):
         self.register_buffer("w_avg", torch.zeros(config.w_dim))  # running mean of w, for truncation
 
     def ws(self, z: Tensor, c: Tensor | None = None, psi: float | Tensor = 1.0) -> Tensor:
-        """w for every layer, [N, num_ws, w_dim], pulled towards the mean w by the truncation psi (1: not at all).
+        """w for every layer, [N, num_ws, w_dim], with truncation: w_avg + psi · (w − w_avg) (Karras et al. 2019).
 
-        psi may be a tensor [num_ws], one for each layer.
+        psi 1 does not truncate; a tensor [num_ws] truncates each layer by its own psi.
         """
         return self.truncated(self.mapping(z, c), psi)
 
     def truncated(self, w: Tensor, psi: float | Tensor = 1.0) -> Tensor:
-        """w [N, w_dim] for every layer, or ws [N, num_ws, w_dim] as they are, pulled towards the mean as `ws` says."""
+        """Repeats w [N, w_dim] for every layer, or takes ws [N, num_ws, w_dim], and truncates them as `ws` does."""
         if isinstance(psi, Tensor):
             ws = w if w.ndim == 3 else w[:, None].expand(-1, self.config.num_ws, -1)
             return self.w_avg.to(w.dtype).lerp(ws, psi.to(w).reshape(-1, 1))

@@ -1,8 +1,8 @@
-"""The layers of StyleGAN2 that are not specific to a style, equalized learning rates and resampling convolutions, and
-the plain 3 × 3 convolution of VGG-19 and the stylizer.
+"""Layers that no style modulates: StyleGAN2's equalized and resampling layers, and the plain 3 × 3 convolution of
+VGG-19 and the stylizer.
 
 An equalized layer keeps its weights at unit variance and scales them when it is applied, by 1/√fan-in (He) times its
-learning rate multiplier, so that Adam's steps are equally large for all (Karras et al. 2018, section 4.1).
+learning rate multiplier, so that Adam's steps are equally large for all weights (Karras et al. 2018, section 4.1).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
 class Linear(nn.Module):
     """A fully connected layer with equalized learning rate and activation: [N, in] → [N, out].
 
-    `bias_init` is the bias at the start; `lr_multiplier` slows the learning of weights and bias.
+    `bias_init` is the initial value of the bias. An `lr_multiplier` below 1 slows the learning of weights and bias.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class Conv2d(nn.Module):
     [N, in, H, W] → [N, out, H, W], or [N, out, H/2, W/2] with `down`, in the precision of the input.
     """
 
+    filter: Tensor
+
     def __init__(
         self,
         in_channels: int,
@@ -87,14 +89,15 @@ class Conv2d(nn.Module):
 class Conv3x3(nn.Conv2d):
     """A plain 3 × 3 convolution with one pixel of padding ("zeros" or "reflect"), channels-last, fast in inference."""
 
-    def __init__(self, in_channels: int, out_channels: int, padding_mode: PaddingMode = "zeros"):
-        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode=padding_mode)
+    def __init__(self, in_channels: int, out_channels: int, border: PaddingMode = "zeros"):
+        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode=border)
+        self.border = border
         self.prepared = PreparedWeight()
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """[N, in, H, W] → [N, out, H, W], with a ReLU behind it if asked for."""
-        return conv3x3(x, self.weight, self.bias, self.padding_mode, relu, self.prepared)
+        """[N, in, H, W] → [N, out, H, W], followed by a ReLU if `relu` is set."""
+        return conv3x3(x, self.weight, self.bias, self.border, relu, self.prepared)
 
 
 def upsample2d(x: Tensor, f: Tensor) -> Tensor:
@@ -108,17 +111,17 @@ def upsample_conv2d(x: Tensor, weight: Tensor, f: Tensor) -> Tensor:
     x [N, I, H, W], weight [O, I, 3, 3], f 4 taps → [N, O, 2H, 2W].
     """
     weight = weight.transpose(0, 1)
-    if x.device.type == "cpu":  # as oneDNN computes it; asked for another order, it takes as long again to get there
+    if x.device.type == "cpu":  # oneDNN's own layout: converting from another one takes as long as the convolution
         weight = weight.contiguous(memory_format=torch.channels_last)
     y = F.conv_transpose2d(x, weight, stride=2)
     return upfirdn2d(y, f, padding=1, gain=4)
 
 
 def downsample_conv2d(x: Tensor, weight: Tensor, f: Tensor) -> Tensor:
-    """A convolution that halves height and width, behind the low-pass filter.
+    """A convolution that halves height and width, after the low-pass filter.
 
     x [N, I, H, W], weight [O, I, k, k] with k 1 or 3, f 4 taps → [N, O, H/2, W/2].
     """
-    if weight.shape[-1] == 1:  # nothing that the filter's stride skips would be used
+    if weight.shape[-1] == 1:  # reads only every second pixel, so the filter need not compute the others
         return F.conv2d(upfirdn2d(x, f, down=2, padding=1), weight)
     return F.conv2d(upfirdn2d(x, f, padding=2), weight, stride=2)

@@ -4,19 +4,19 @@
     content → VGG-19 → StyleDecoder(kernels) → image
 
 A stage of the decoder is  ×2 → AdaConv(kernels) → learned 3 × 3 convolutions with ReLU. With `modulation="adain"` the
-content's features take the style's mean and standard deviation once, before the first stage's convolution, and that is
-all: AdaIN (Huang and Belongie 2017), in the same code.
+content's features take the style's mean and standard deviation once, before the first stage's convolution, and no other
+stage is modulated: AdaIN (Huang and Belongie 2017), in the same code.
 
-A style is a list of AdaConvKernels, one for each stage that it speaks to. It is made once (`Stylizer.kernels`), applied
-to as many images as one likes, and can be mixed with others (`mix`), taken apart (`structure_and_statistics`) and
-kept in a file (`to_tensors`).
+A style is a list of AdaConvKernels, one for each modulated stage. `Stylizer.kernels` reads it once from an image; it
+then applies to any number of images, and can be mixed with others (`mix_styles`), taken apart
+(`structure_and_statistics`) and stored in a file (`to_tensors`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,34 +24,38 @@ from torch import Tensor, nn
 
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor
 from networks.layers import Conv3x3, normalize_2nd_moment
-from networks.vgg import STRIDE, VGG19, scaled
+from networks.vgg import STRIDE, VGG19, scale_channels
 from torch_utils.ops import moments
+from torch_utils.ops.adaconv import PaddingMode
 
 Kernels = list[AdaConvKernels]
 Statistics = tuple[Tensor, Tensor]  # mean and variance, both [N, C]
 
 CHANNELS = (512, 256, 128, 64)  # of the stages' inputs, at full width
 GROUP = (1, 2, 4, 8)  # C/G: the same number of predicted values in each stage
-CONVOLUTIONS = ((256,), (256, 256, 256, 128), (128, 64), (64, 3))  # outputs: the mirror of VGG-19's
-HALO = (2, 3, 2, 2)  # how many pixels of a stage's input an output depends on beyond its own, for 3 × 3 kernels
+CONVOLUTIONS = ((256,), (256, 256, 256, 128), (128, 64), (64, 3))  # output channels: VGG-19's in reverse order
+HALO = (2, 3, 2, 2)  # pixels of a stage's input around its own that an output depends on, for 3 × 3 kernels
 ENCODER_HALO = 30  # the same for relu4_1, in pixels of the image: 2 + 2·2 + 4·4 + 8
-MIN_SIZE = STRIDE + 1  # relu4_1 needs two pixels a side, which can be reflected
+MIN_SIZE = STRIDE + 1  # two pixels per side of relu4_1, so that it can be reflected
 EPS = 1e-5  # of instance normalization
 SLOPE = 0.2  # of the style encoder's leaky ReLU
 
 
 @dataclass
 class StylizerConfig:
-    """All that is needed to build a Stylizer."""
+    """Everything that is needed to build a Stylizer."""
 
     width: float = 1.0  # factor on all channels
     modulation: Literal["adaconv", "adain"] = "adaconv"
-    style_size: int = 256  # side of the style image
+    style_size: int = 256  # side of the style image in pixels
     style_channels: int = 512  # of the style map W, at full width
     kernel_size: int = 3  # of the predicted kernels; also the size of W
-    depthwise_scale: float = 0.1  # how far from the identity the predicted kernels start
-    pointwise_scale: float = 1.0
-    mixing_scale: float = 0.3  # ... and the pointwise kernels' entries between channels
+    depthwise_scale: float = 0.1  # initial deviation of the depthwise kernels from the identity
+    pointwise_scale: float = 1.0  # the same for the pointwise kernels' entries of each channel with itself
+    mixing_scale: float = 0.3  # the same for their entries between channels
+    # What VGG-19, the style encoder and the predictors see beyond a border; the decoder always reflects. Zeros draw a
+    # frame. They are the default because models from before this option were trained so; new trainings reflect.
+    border: PaddingMode = "zeros"
 
     def __post_init__(self):
         if not 0 < self.width <= 4:
@@ -64,39 +68,43 @@ class StylizerConfig:
             raise ValueError(f"style_channels: expected at least 1, got {self.style_channels}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd number, got {self.kernel_size}")
+        if self.border not in ("zeros", "reflect"):
+            raise ValueError(f"border: expected 'zeros' or 'reflect', got {self.border!r}")
 
     def channels(self, stage: int) -> int:
-        return scaled(CHANNELS[stage], self.width)
+        return scale_channels(CHANNELS[stage], self.width)
 
     def group(self, stage: int) -> int:
-        """C/G of a stage; where narrow models have not the channels for it, what divides them."""
+        """C/G of a stage; in narrow models the largest size that divides the channels."""
         return next(g for g in range(GROUP[stage], 0, -1) if self.channels(stage) % g == 0)
 
     @property
     def min_size(self) -> int:
-        """Pixels that a side of a content needs: relu4_1 is reflected by what the predicted kernels reach beyond it."""
+        """The smallest side of a content in pixels: relu4_1 is reflected by half a predicted kernel."""
         reach = self.kernel_size // 2 if self.modulation == "adaconv" else 0
         return max(STRIDE * reach + 1, MIN_SIZE)
 
     @property
     def map_channels(self) -> int:
-        return scaled(self.style_channels, self.width)
+        return scale_channels(self.style_channels, self.width)
 
 
 class StyleEncoder(nn.Module):
     """relu4_1 of the style [N, 512, s, s], s = style_size / 8 → style map W [N, S, k, k] of unit mean square.
 
-    Three times 3 × 3 convolution, leaky ReLU, average pooling; then one fully connected layer (paper, section 4). What
-    the predictors read has unit variance, as they expect, whatever the scale of VGG's features.
+    Three times 3 × 3 convolution, leaky ReLU, average pooling; then one fully connected layer (paper, section 4). The
+    normalization gives the predictors an input of unit variance, whatever the scale of VGG's features.
     """
 
     def __init__(self, config: StylizerConfig):
         super().__init__()
         channels, side = config.channels(0), config.style_size // STRIDE // 8
         self.shape = (config.map_channels, config.kernel_size, config.kernel_size)
-        self.convs = nn.ModuleList(Conv3x3(channels, channels) for _ in range(3))
+        convs = nn.ModuleList(Conv3x3(channels, channels, config.border) for _ in range(3))
+        self.convs = cast(Sequence[Conv3x3], convs)
         self.linear = nn.Linear(channels * side**2, config.map_channels * config.kernel_size**2)
-        for layer in (*self.convs, self.linear):
+        layers: list[nn.Conv2d | nn.Linear] = [*self.convs, self.linear]
+        for layer in layers:
             initialize(layer, nn.init.calculate_gain("leaky_relu", SLOPE))
         self.to(memory_format=torch.channels_last)
 
@@ -104,7 +112,7 @@ class StyleEncoder(nn.Module):
         x = features
         for conv in self.convs:
             x = F.avg_pool2d(F.leaky_relu(conv(x), SLOPE, inplace=True), 2)
-        return normalize_2nd_moment(precise(self.linear(x.flatten(1)))).view(-1, *self.shape)
+        return normalize_2nd_moment(at_least_float32(self.linear(x.flatten(1)))).view(-1, *self.shape)
 
 
 class DecoderStage(nn.Module):
@@ -114,7 +122,7 @@ class DecoderStage(nn.Module):
         super().__init__()
         self.up, self.last = index > 0, index == len(CHANNELS) - 1
         channels = config.channels(index)
-        self.adaconv = None
+        self.adaconv: AdaConv2d | None = None
         if config.modulation == "adain":
             if index == 0:
                 self.adaconv = AdaConv2d(nn.Identity())
@@ -127,22 +135,24 @@ class DecoderStage(nn.Module):
                 config.depthwise_scale,
                 config.pointwise_scale,
                 config.mixing_scale,
+                border=config.border,
             )
             self.adaconv = AdaConv2d(predictor)
         self.convs = nn.ModuleList()
         for out in CONVOLUTIONS[index]:
-            out = out if out == 3 else scaled(out, config.width)
-            self.convs.append(Conv3x3(channels, out, "reflect"))
-            initialize(self.convs[-1], 2**0.5 if out != 3 else 0.5)  # the image starts within −1..1
+            out = out if out == 3 else scale_channels(out, config.width)
+            conv = Conv3x3(channels, out, "reflect")
+            initialize(conv, 2**0.5 if out != 3 else 0.5)  # keeps the first images within −1..1
+            self.convs.append(conv)
             channels = out
         self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, kernels: AdaConvKernels | None, statistics: Statistics | None = None) -> Tensor:
-        """x [N, C, h, w] → [N, C', h, w], or twice as large with `up`. See StyleDecoder.stage."""
+        """x [N, C, h, w] → [N, C', h, w], or twice the size with `up`. See StyleDecoder.stage."""
         if self.adaconv is not None:
             x = x.contiguous()
-            # of the image before it is enlarged: repeating pixels changes neither mean nor variance
-            statistics = moments(precise(x)) if statistics is None else statistics
+            # computed before the enlargement: repeating every pixel changes neither mean nor variance
+            statistics = moments(at_least_float32(x)) if statistics is None else statistics
         if self.up:
             x = F.interpolate(x, scale_factor=2, mode="nearest")
         if self.adaconv is not None:
@@ -158,10 +168,11 @@ class StyleDecoder(nn.Module):
 
     def __init__(self, config: StylizerConfig):
         super().__init__()
-        self.stages = nn.ModuleList(DecoderStage(config, i) for i in range(len(CHANNELS)))
+        stages = nn.ModuleList(DecoderStage(config, i) for i in range(len(CHANNELS)))
+        self.stages = cast(Sequence[DecoderStage], stages)
 
     def modulated(self) -> list[DecoderStage]:
-        """The stages that a style speaks to: all, or with AdaIN the first."""
+        """The stages that a style modulates: all of them, or with AdaIN only the first."""
         return [stage for stage in self.stages if stage.adaconv is not None]
 
     def stage(
@@ -169,14 +180,15 @@ class StyleDecoder(nn.Module):
     ) -> Tensor:
         """One stage, [N, C_i, h, w] → [N, C_{i+1}, h', w']: h' = h in the first, 2h in the others.
 
-        `statistics` are the mean and variance of each channel, [N, C_i], that x is normalized by; None for those of x
-        itself. With those of a whole image, x may be a part of it: outputs whose own pixel of the input is at least
-        `HALO[index]` pixels from where it was cut are those of the whole image (with kernels of k × k, k // 2 − 1
-        more). That is 16, 24, 8 and 4 pixels of the content for the four stages; the encoder's is `ENCODER_HALO`.
+        `statistics` are the mean and variance of each channel, [N, C_i], that x is normalized by; None for those of x.
+        With the statistics of a whole image, x may be a tile of it: outputs at least `HALO[index]` pixels of the input
+        from the tile's edges equal those of the whole image (with k × k kernels, k // 2 − 1 pixels more). That is 16,
+        24, 8 and 4 pixels of the content for the four stages; the encoder's halo is `ENCODER_HALO`.
         """
         return self.stages[index](x, kernels, statistics)
 
     def forward(self, features: Tensor, kernels: Sequence[AdaConvKernels]) -> Tensor:
+        """The image of features and kernels, of one style for all samples or of one for each. Raises ValueError."""
         x = features
         n = x.shape[0]
         if any(k.depthwise.shape[0] not in (1, n) for k in kernels):
@@ -186,7 +198,7 @@ class StyleDecoder(nn.Module):
         return x
 
     def each(self, kernels: Sequence[AdaConvKernels]) -> list[AdaConvKernels | None]:
-        """The kernels stage by stage, None for those that have none."""
+        """The kernels of each stage, None for stages without; ValueError if there are too many or too few."""
         expected = len(self.modulated())
         if len(kernels) != expected:
             raise ValueError(f"kernels: expected those of {expected} stages, got {len(kernels)}")
@@ -197,13 +209,13 @@ class Stylizer(nn.Module):
     """content [N, 3, H, W] in −1..1 and kernels → the content in that style, [N, 3, H, W].
 
     kernels = model.kernels(style) reads styles, one for each content or one for all of them. The encoder, VGG-19, is
-    not trained; its weights are ImageNet's, to be loaded by whoever builds a new model.
+    not trained: whoever builds a new model loads its weights, which are usually ImageNet's.
     """
 
     def __init__(self, config: StylizerConfig):
         super().__init__()
         self.config = config
-        self.encoder = VGG19(config.width).requires_grad_(False)
+        self.encoder = VGG19(config.width, config.border).requires_grad_(False)
         self.style_encoder = StyleEncoder(config) if config.modulation == "adaconv" else None
         self.decoder = StyleDecoder(config)
 
@@ -212,43 +224,44 @@ class Stylizer(nn.Module):
         return self.encoder(images)[-1]
 
     def kernels(self, style: Tensor) -> Kernels:
-        """Style images [N, 3, H, W] of any size → what they say to each stage, kernels of N samples.
+        """Style images [N, 3, H, W] of any size → the kernels for each stage, of N samples.
 
-        Cut to the square in the middle, which is resized to `style_size`.
+        Reads the square in the middle of each image, resized to `style_size`.
         """
-        return self.kernels_of(self.encode(resized(style, self.config.style_size)))
+        return self.kernels_of(self.encode(resize_square(style, self.config.style_size)))
 
     def kernels_of(self, features: Tensor) -> Kernels:
-        """The same from relu4_1 of the style, [N, 512, s, s] with s = style_size / 8; any size with AdaIN."""
+        """The kernels from relu4_1 of the style, [N, 512, s, s] with s = style_size / 8, or of any size with AdaIN."""
         if self.style_encoder is None:
-            mean, var = moments(precise(features))
+            mean, var = moments(at_least_float32(features))
             std = (var + EPS).sqrt()[..., None]
             return [AdaConvKernels(torch.ones_like(std)[..., None, None], std, mean)]
         style = self.style_encoder(features)
-        return [stage.adaconv.predictor(style) for stage in self.decoder.modulated()]
+        return [stage.adaconv.predictor(style) for stage in self.decoder.stages if stage.adaconv is not None]
 
     def forward(self, content: Tensor, kernels: Sequence[AdaConvKernels]) -> Tensor:
         height, width = content.shape[2:]
-        image = self.decoder(self.encode(padded(content, self.config.min_size)), kernels)
+        image = self.decoder(self.encode(pad_to_stride(content, self.config.min_size)), kernels)
         return image[:, :, :height, :width]
 
 
 def initialize(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
-    """He's initialization: output of unit mean square from such input, before an activation with that gain."""
+    """He's initialization: an input of unit mean square gives such an output after an activation with that gain."""
     nn.init.normal_(layer.weight, std=gain / layer.weight[0].numel() ** 0.5)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
-def precise(x: Tensor) -> Tensor:
-    """In float32 or more: variances and squares of half precision would overflow."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64. Squares and variances of half precision could overflow."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def padded(images: Tensor, least: int = MIN_SIZE) -> Tensor:
-    """Reflected at the right and the bottom to sizes that VGG's poolings divide: [N, 3, H, W] → multiples of 8.
+def pad_to_stride(images: Tensor, least: int = MIN_SIZE) -> Tensor:
+    """Pads images [N, 3, H, W] by reflection at the right and the bottom to multiples of VGG's stride, 8.
 
     Raises:
-        ValueError: for images with a side under `least`.
+        ValueError: if a side is smaller than `least`.
     """
     height, width = images.shape[2:]
     if min(height, width) < least:
@@ -257,10 +270,10 @@ def padded(images: Tensor, least: int = MIN_SIZE) -> Tensor:
     return F.pad(images, [0, right, 0, bottom], mode="reflect") if right or bottom else images
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """The square in the middle of [N, 3, H, W], as [N, 3, size, size].
+def resize_square(images: Tensor, size: int) -> Tensor:
+    """The square in the middle of images [N, 3, H, W], resized to [N, 3, size, size].
 
-    All of it, resized unevenly, would have strokes of another shape.
+    Resizing a whole oblong image to a square instead would change the shape of the strokes.
     """
     height, width = images.shape[2:]
     side = min(height, width)
@@ -271,17 +284,17 @@ def resized(images: Tensor, size: int) -> Tensor:
     return F.interpolate(square, [size, size], mode="bilinear", antialias=True, align_corners=False)
 
 
-# Styles are kernels, and kernels can be computed with.
+# Arithmetic of styles. A style is its kernels, so all of it works on these.
 
 
-def mix(styles: Sequence[Sequence[AdaConvKernels]], weights: Sequence[float]) -> Kernels:
-    """Several styles as one: Σ weight · kernels, the weights made to sum to 1.
+def mix_styles(styles: Sequence[Sequence[AdaConvKernels]], weights: Sequence[float]) -> Kernels:
+    """Mixes several styles into one: Σ weight · kernels, with the weights scaled to sum to 1.
 
-    With AdaIN this is Huang and Belongie's interpolation of styles (section 6.4), as features are linear in the
-    kernels there.
+    With AdaIN this is Huang and Belongie's interpolation of styles (section 6.4), where features are linear in the
+    kernels.
 
     Raises:
-        ValueError: for weights that do not belong to the styles, are not numbers or sum to nothing.
+        ValueError: if there is not one weight for each style, or the weights sum to 0 or are not finite.
     """
     if not styles or len(styles) != len(weights):
         raise ValueError(f"weights: expected one for each of {len(styles)} styles, got {len(weights)}")
@@ -290,42 +303,53 @@ def mix(styles: Sequence[Sequence[AdaConvKernels]], weights: Sequence[float]) ->
         raise ValueError(f"weights: expected numbers that do not sum to 0, got {list(weights)}")
     shares = [weight / total for weight in weights]
 
-    def sum_of(tensors: Sequence[Tensor]) -> Tensor:
-        return sum(share * t for share, t in zip(shares, tensors, strict=True))
+    def weighted_sum(tensors: Sequence[Tensor]) -> Tensor:
+        total = torch.zeros_like(tensors[0])
+        for share, t in zip(shares, tensors, strict=True):
+            total = total + share * t
+        return total
 
     return [
         AdaConvKernels(
-            sum_of([k.depthwise for k in stage]), sum_of([k.pointwise for k in stage]), sum_of([k.bias for k in stage])
+            weighted_sum([k.depthwise for k in stage]),
+            weighted_sum([k.pointwise for k in stage]),
+            weighted_sum([k.bias for k in stage]),
         )
         for stage in zip(*styles, strict=True)
     ]
 
 
 def structure_and_statistics(structure: Sequence[AdaConvKernels], statistics: Sequence[AdaConvKernels]) -> Kernels:
-    """Spatial kernels from one style; from the other how channels are weighed, mixed and shifted."""
+    """The depthwise kernels of one style with the pointwise kernels and biases of another."""
     return [AdaConvKernels(a.depthwise, b.pointwise, b.bias) for a, b in zip(structure, statistics, strict=True)]
 
 
-def weakened(model: Stylizer, content: Tensor, kernels: Sequence[AdaConvKernels], strength: float) -> Kernels:
-    """Kernels between the content's own (strength 0) and those of a style (1): the content–style trade-off.
+def own_kernels(model: Stylizer, content: Tensor) -> Kernels:
+    """The kernels of a content [N, 3, H, W] as its own style.
 
-    AdaIN's trade-off blends the stylized features with the content's (Huang and Belongie, section 6.4), which is the
-    blend of the style's statistics with the content's own: kernels are what AdaConv has in their place. Blending its
-    features instead would need the content's at all four stages, which exist only for a decoder that was run with
-    the content's kernels; and the decoder would see two images laid over each other.
+    AdaIN reads the whole content and not its square, so that its own style changes nothing.
     """
     if model.style_encoder is None:
-        own = model.kernels_of(model.encode(padded(content)))  # all of it, so that strength 0 changes nothing
-    else:
-        own = model.kernels(content)
-    return mix([own, kernels], [1 - strength, strength])
+        return model.kernels_of(model.encode(pad_to_stride(content)))
+    return model.kernels(content)
 
 
-def narrowed(model: Stylizer, maps: Tensor, style_channels: int) -> Stylizer:
-    """The stylizer with fewer style channels than its S: the main directions P of style maps [N, S, k, k].
+def apply_strength(own: Sequence[AdaConvKernels], style: Sequence[AdaConvKernels], strength: float) -> Kernels:
+    """Kernels between a content's own (strength 0) and those of a style (strength 1): the content–style trade-off.
 
-    W' = PᵀW, and every predictor reads W' through its weights times P, so that W ≈ P W' gives the same kernels. Both
-    sides' scales, W's unit mean square and the predictors' 1/√fan-in, cancel. Exact where maps are in the span of P.
+    AdaIN's trade-off blends the stylized features with the content's (Huang and Belongie, section 6.4), which is the
+    same as blending the style's statistics with the content's; AdaConv has kernels in place of the statistics. To blend
+    AdaConv's features instead, one would need the content's at all four stages, which exist only in a decoder that runs
+    with the content's kernels; and the next convolutions would see two images, one on top of the other.
+    """
+    return mix_styles([own, style], [1 - strength, strength])
+
+
+def reduce_style_channels(model: Stylizer, maps: Tensor, style_channels: int) -> Stylizer:
+    """A stylizer with fewer style channels than `model`: the principal directions P of the style maps [N, S, k, k].
+
+    W' = PᵀW, and the weights of every predictor are multiplied by P, so that W ≈ P W' gives the same kernels. Both
+    scales, W's unit mean square and the predictors' 1/√fan-in, cancel. Exact if the maps lie in the span of P.
     """
     new = Stylizer(replace(model.config, style_channels=style_channels)).to(maps)
     directions = maps.movedim(1, 0).flatten(1).double()  # every position of every map
@@ -342,7 +366,7 @@ def narrowed(model: Stylizer, maps: Tensor, style_channels: int) -> Stylizer:
 
 
 def to_tensors(kernels: Sequence[AdaConvKernels]) -> dict[str, Tensor]:
-    """Kernels by name ("0.depthwise", …), as safetensors keeps them."""
+    """The tensors of kernels by name ("0.depthwise", …), as a safetensors file stores them."""
     return {
         f"{i}.{name}": getattr(k, name).detach().contiguous()
         for i, k in enumerate(kernels)
@@ -351,7 +375,7 @@ def to_tensors(kernels: Sequence[AdaConvKernels]) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: dict[str, Tensor]) -> Kernels:
-    """What `to_tensors` made. Raises ValueError for anything else."""
+    """The kernels that `to_tensors` turned into tensors. Raises ValueError if names or shapes are others."""
     stages = len(tensors) // 3
     names = [f"{i}.{name}" for i in range(stages) for name in ("depthwise", "pointwise", "bias")]
     if not stages or set(names) != set(tensors):
@@ -359,6 +383,6 @@ def from_tensors(tensors: dict[str, Tensor]) -> Kernels:
     kernels = [AdaConvKernels(*(tensors[name] for name in names[3 * i : 3 * i + 3])) for i in range(stages)]
     for k in kernels:
         n, c, group = k.depthwise.shape[:3] if k.depthwise.ndim == 5 else (0, 0, 0)
-        if k.depthwise.ndim != 5 or k.pointwise.shape != (n, c, group) or k.bias.shape != (n, c):
-            raise ValueError("kernels: the shapes do not belong together")
+        if k.depthwise.ndim != 5 or k.pointwise.shape != (n, c, group) or k.bias is None or k.bias.shape != (n, c):
+            raise ValueError("kernels: the shapes of depthwise, pointwise and bias do not match")
     return kernels

@@ -1,5 +1,5 @@
 """Keeping the content's colours (Gatys, Bethge, Hertzmann and Shechtman 2016, "Preserving Color in Neural Artistic
-Style Transfer"): by luminance, after stylizing; or by matching the style's colours to the content's, before it.
+Style Transfer"): by transferring only the luminance, or by matching the style's colours to the content's beforehand.
 """
 
 from __future__ import annotations
@@ -8,21 +8,24 @@ import torch
 from torch import Tensor
 
 LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601, the Y of both YIQ and YCbCr
-RANK = 1e-6  # of the largest variance: what lies below it is rounding, of 8-bit images at least
+RANK = 1e-6  # variances below this part of the largest one count as 0: in 8-bit images they are rounding
 
 
 def luma(images: Tensor) -> Tensor:
-    """[..., 3, H, W] → [..., 1, H, W], the Y of BT.601, in the same range."""
+    """The Y of BT.601, in the range of the images: [..., 3, H, W] → [..., 1, H, W]."""
     weights = images.new_tensor(LUMA).view(3, 1, 1)
     return (images * weights).sum(-3, keepdim=True)
 
 
 def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
-    """The luminance of `stylized` with the chroma of `content`; floats [..., 3, H, W] in −1..1 of one size (section 3).
+    """The luminance of `stylized` with the chroma of `content` (section 3): floats [..., 3, H, W] in −1..1.
 
-    I and Q of YIQ (or Cb and Cr) are weighted sums of R − Y and B − Y: to take them from the content is to take
-    its differences to its own luma. Where that leads out of −1..1, clipping would change the luminance;
-    instead the chroma shrinks, towards the grey of that luminance, until the colour is one that there is.
+    I and Q of YIQ (or Cb and Cr) are weighted sums of R − Y and B − Y, so taking them from the content is taking the
+    differences to its own luma. Where the sum leaves −1..1, clipping would change the luminance. Instead the chroma is
+    scaled down, towards the grey of that luminance, until the colour is in range.
+
+    Raises:
+        ValueError: if the images differ in shape.
     """
     if stylized.shape != content.shape:
         raise ValueError(f"images of different shapes: {tuple(stylized.shape)} and {tuple(content.shape)}")
@@ -33,22 +36,22 @@ def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
 
 
 def match_colors(style: Tensor, content: Tensor) -> Tensor:
-    """The style image with the mean and covariance of the content's colours, to be given to the model in its place.
+    """The style image with the mean and covariance of the content's colours, which replaces the style (section 4).
 
-    x → A (x − μ_style) + μ_content with A = Σ_content^½ Σ_style^−½ and symmetric square roots (section 4). float
-    [..., 3, H, W] each, sizes may differ. Directions in which the style has no variance get none: a grey
-    style becomes one coloured line. The result may leave −1..1, by which its statistics are exact.
+    x → A (x − μ_style) + μ_content with A = Σ_content^½ Σ_style^−½ and symmetric square roots. Both are floats
+    [..., 3, H, W], of sizes that may differ. Directions of colour in which the style has no variance get none: a grey
+    style gets shades of one colour. The result is not clipped to −1..1, so that its statistics are exact.
     """
-    x, mean, root = _statistics(style)
-    _, goal, goal_root = _statistics(content)
+    x, mean, root = _color_moments(style)
+    _, goal, goal_root = _color_moments(content)
     values, vectors = torch.linalg.eigh(root)
-    there = values > RANK**0.5 * values.amax(-1, keepdim=True).clamp_min(1e-6)
-    inverse = torch.where(there, 1 / values.clamp_min(1e-12), 0)
+    nonzero = values > RANK**0.5 * values.amax(-1, keepdim=True).clamp_min(1e-6)
+    inverse = torch.where(nonzero, 1 / values.clamp_min(1e-12), 0)
     matrix = goal_root @ (vectors * inverse.unsqueeze(-2)) @ vectors.mT
     return (matrix @ (x - mean) + goal).to(style.dtype).view(style.shape)
 
 
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _color_moments(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels [..., 3, H·W], their mean [..., 3, 1], and the symmetric root of their covariance [..., 3, 3]; float64."""
     x = images.double().flatten(-2)
     mean = x.mean(-1, keepdim=True)

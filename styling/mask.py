@@ -1,4 +1,4 @@
-"""Where a style applies: masks from images, and blending by them."""
+"""Masks, which say where a style applies: read from images, softened, and used to blend images."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from torch_utils.errors import UserError
 
 
 def read_mask(path: str | os.PathLike, size: tuple[int, int], *, feather: float = 0) -> Tensor:
-    """float [1, H, W] in 0..1 from an image: 1 where it is white. `size` is the content's (height, width).
+    """Reads a mask from an image: float [1, H, W], 1 where the image is white and 0 where it is black.
 
-    Coloured images count by their luma; what is transparent counts as black. `feather` softens the edges: the
-    standard deviation of a Gaussian, in pixels. Raises UserError as `read_image` does, and where the size is another.
+    Colours are converted to their luma, and transparent pixels are black.
+
+    Args:
+        size: (height, width) of the content, which the mask must have as well.
+        feather: standard deviation in pixels of the Gaussian that softens the edges.
+
+    Raises:
+        UserError: if the image cannot be read or has another size.
     """
     image = read_image(path, min_side=1, background=(0, 0, 0))
     if image.shape[1:] != size:
-        (height, width), (there, across) = image.shape[1:], size
+        height, width = image.shape[1:]
         raise UserError(
-            f"the mask {Path(path)} has {width}x{height} pixels, but the content {across}x{there}; "
+            f"the mask {Path(path)} has {width}x{height} pixels, but the content {size[1]}x{size[0]}; "
             "resize the mask to the content's size"
         )
     return soften(luma(image.float()) / 255, feather).clamp(0, 1)
 
 
 def soften(masks: Tensor, sigma: float) -> Tensor:
-    """A Gaussian blur of [..., 1, H, W] with the standard deviation `sigma` in pixels; borders go on as they are."""
+    """A Gaussian blur of [..., 1, H, W], `sigma` in pixels; the border pixels are repeated outwards."""
     if sigma <= 0:
         return masks
     radius = math.ceil(3 * sigma)
@@ -46,8 +52,5 @@ def soften(masks: Tensor, sigma: float) -> Tensor:
 
 
 def blend(inside: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
-    """mask · inside + (1 − mask) · outside: floats [..., C, H, W], of one size with the mask [..., 1, H, W].
-
-    `outside` is the content, or another style's image; several masks are several calls.
-    """
+    """mask · inside + (1 − mask) · outside, for floats [..., C, H, W] and a mask [..., 1, H, W] of the same size."""
     return torch.lerp(outside, inside, mask.to(inside.dtype))

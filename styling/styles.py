@@ -1,4 +1,4 @@
-"""Styles: read once, from an image or from a file of kernels, and what is made of several of them."""
+"""Styles: reading them from an image or a file of kernels, saving them, and combining several into one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ from math import isqrt
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from media.files import read_image
 from media.images import to_float
-from networks.stylizer import Kernels, Stylizer, from_tensors, mix, resized, structure_and_statistics, to_tensors
+from networks.stylizer import (
+    Kernels,
+    Stylizer,
+    from_tensors,
+    mix_styles,
+    resize_square,
+    structure_and_statistics,
+    to_tensors,
+)
 from styling.color import match_colors
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import make_folder, write_file
@@ -25,63 +34,86 @@ from torch_utils.files import make_folder, write_file
 STYLE = "adaconv-style"
 SUFFIX = ".safetensors"
 VERSION = 1
-SAMPLES = 1 << 20  # pixels: the mean and covariance of colours need no more
+COLOR_SAMPLES = 1 << 20  # pixels of a content that the mean and covariance of its colours are estimated from
 
 
 @dataclass(frozen=True)
 class Style:
-    """What a model reads from a style: kernels of one sample, and the square image that they are of, if there is."""
+    """The style of one file: its kernels, of one sample, and the square image that they were predicted from."""
 
     path: Path
     kernels: Kernels
-    image: Tensor | None = None  # float [1, 3, s, s] in −1..1; None where kernels are all there is
+    image: Tensor | None = None  # float [1, 3, s, s] in −1..1; None if the file holds only kernels
 
-    def matched(self, model: Stylizer, content: Tensor) -> Kernels:
-        """The kernels of the style in the colours of a content, uint8 [3, H, W]."""
+    def kernels_in_colors_of(self, model: Stylizer, content: Tensor) -> Kernels:
+        """The kernels of the style image in the colours of a content, uint8 [3, H, W]; ValueError if it has none."""
         if self.image is None:
-            raise ValueError(f"{self.path} holds kernels, whose colours cannot be changed any more")
-        step = max(isqrt(content[0].numel() // SAMPLES), 1)
+            raise ValueError(f"{self.path} holds kernels, whose colours cannot be changed")
+        step = max(isqrt(content[0].numel() // COLOR_SAMPLES), 1)
         sample = to_float(content[None, :, ::step, ::step].to(self.image.device))
         return model.kernels(match_colors(self.image, sample))
 
 
 @dataclass(frozen=True)
-class Look:
-    """One style; or several as one: mixed by weights, or the structure of the first with the second's statistics."""
+class CombinedStyle:
+    """One style, or several in one: mixed by weights, or without weights the structure of the first of two with the
+    statistics of the second.
+    """
 
     styles: tuple[Style, ...]
     weights: tuple[float, ...] | None = None
 
-    @property
-    def paths(self) -> list[Path]:
-        return [style.path for style in self.styles]
-
     def kernels(self) -> Kernels:
-        return self._combined([style.kernels for style in self.styles])
+        """The kernels of the combination."""
+        return self._combine([style.kernels for style in self.styles])
 
-    def matched(self, model: Stylizer, content: Tensor) -> Kernels:
-        """The same with each style in the colours of a content, uint8 [3, H, W]."""
-        return self._combined([style.matched(model, content) for style in self.styles])
+    def kernels_in_colors_of(self, model: Stylizer, content: Tensor) -> Kernels:
+        """The kernels of the combination, with each style in the colours of a content, uint8 [3, H, W]."""
+        return self._combine([style.kernels_in_colors_of(model, content) for style in self.styles])
 
-    def _combined(self, kernels: Sequence[Kernels]) -> Kernels:
+    def _combine(self, kernels: Sequence[Kernels]) -> Kernels:
         if len(kernels) == 1:
             return kernels[0]
-        return mix(kernels, self.weights) if self.weights else structure_and_statistics(*kernels)
+        return mix_styles(kernels, self.weights) if self.weights else structure_and_statistics(*kernels)
 
 
 @torch.no_grad()
-def read_style(model: Stylizer, path: str | os.PathLike) -> Style:
-    """The style of an image, or of a file that `save_style` wrote. Raises UserError."""
+def read_style(model: Stylizer, path: str | os.PathLike, scale: float = 1.0) -> Style:
+    """Reads a style from an image, or from a file that `save_style` wrote. Raises UserError if it is neither.
+
+    `scale` changes the size of an image's strokes, from 0.5 (half the size) to 4.
+    """
     path = Path(path)
     device = next(model.parameters()).device
     if path.suffix.lower() == SUFFIX:
         return Style(path, load_kernels(model, path))
-    image = resized(to_float(read_image(path)[None].to(device)), model.config.style_size)
+    image = resize_style(to_float(read_image(path)[None].to(device)), model.config.style_size, scale)
     return Style(path, model.kernels(image), image)
 
 
+def resize_style(images: Tensor, size: int, scale: float = 1.0) -> Tensor:
+    """The square in the middle of style images [N, 3, H, W], resized to [N, 3, size, size], with its strokes scaled.
+
+    With a `scale` above 1 the square is smaller by that factor, so that its strokes are larger in the result. With one
+    below 1, down to 0.5, the whole square is reduced by that factor and extended by reflection to the size.
+
+    Raises:
+        ValueError: if the scale is below 0.5.
+    """
+    if scale < 0.5:
+        raise ValueError(f"scale: expected 0.5 or more, got {scale}")
+    if scale >= 1:
+        height, width = images.shape[2:]
+        side = max(round(min(height, width) / scale), 1)
+        top, left = (height - side) // 2, (width - side) // 2
+        return resize_square(images[:, :, top : top + side, left : left + side], size)
+    reduced = resize_square(images, round(size * scale))
+    before, missing = (size - reduced.shape[2]) // 2, size - reduced.shape[2]
+    return F.pad(reduced, [before, missing - before] * 2, mode="reflect")
+
+
 def save_style(path: str | os.PathLike, model: Stylizer, kernels: Kernels) -> None:
-    """Writes kernels of one sample, and of which model they are. Raises UserError, and DiskFull."""
+    """Writes the kernels of one sample and the identity of their model. Raises UserError and DiskFull."""
     meta = {"format": STYLE, "version": VERSION, "model": identity(model)}
     data = save({name: t.cpu() for name, t in to_tensors(kernels).items()}, metadata={"adaconv": json.dumps(meta)})
     make_folder(Path(path).parent)
@@ -92,10 +124,10 @@ def save_style(path: str | os.PathLike, model: Stylizer, kernels: Kernels) -> No
 
 
 def load_kernels(model: Stylizer, path: str | os.PathLike) -> Kernels:
-    """The kernels that `save_style` wrote, where the model is. The file is not trusted.
+    """Reads the kernels that `save_style` wrote, onto the device of the model. The file is not trusted.
 
     Raises:
-        UserError: if the file is missing, of another kind, of another model, or damaged.
+        UserError: if the file is missing, damaged, of another kind, or of another model.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -107,9 +139,9 @@ def load_kernels(model: Stylizer, path: str | os.PathLike) -> Kernels:
     kind = meta.get("format") if isinstance(meta, dict) else None
     if kind != STYLE:
         what = f", but of kind {kind.removeprefix('adaconv-')[:40]!r}" if isinstance(kind, str) else ""
-        raise UserError(f"{path} holds no style{what}; name an image or what --save-style wrote")
+        raise UserError(f"{path} holds no style{what}; name an image or a file that --save-style wrote")
     if meta.get("model") != identity(model):
-        raise UserError(f"{path} is a style of another model; name that one with --model, or the style's image")
+        raise UserError(f"{path} is a style of another model; name that model with --model, or the style's image")
     try:
         kernels = from_tensors(tensors)
         check_kernels(model, kernels)
@@ -120,7 +152,7 @@ def load_kernels(model: Stylizer, path: str | os.PathLike) -> Kernels:
 
 
 def check_kernels(model: Stylizer, kernels: Kernels) -> None:
-    """Raises ValueError where kernels are not those of one style for this model."""
+    """Raises ValueError if kernels are not those of one style for this model."""
     config, stages = model.config, len(model.decoder.modulated())
     if len(kernels) != stages:
         raise ValueError(f"kernels of {len(kernels)} stages, expected {stages}")
@@ -129,13 +161,16 @@ def check_kernels(model: Stylizer, kernels: Kernels) -> None:
         if k.depthwise.shape != (1, config.channels(i), group, size, size):
             raise ValueError(f"kernels of shape {list(k.depthwise.shape)} in stage {i}")
         for tensor in (k.depthwise, k.pointwise, k.bias):
-            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            if tensor is None or tensor.dtype != torch.float32 or not tensor.isfinite().all():
                 raise ValueError(f"kernels that are not finite numbers of 32 bits in stage {i}")
 
 
 def identity(model: Stylizer) -> str:
-    """The same for the same construction and weights, whatever the file is called: SHA-256 in hexadecimal."""
-    digest = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
+    """The SHA-256 of a model's configuration and weights in hexadecimal, which does not depend on its file's name."""
+    config = asdict(model.config)
+    if config["border"] == "zeros":  # so that styles saved before this option existed still belong to their models
+        del config["border"]
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy())

@@ -14,7 +14,7 @@ from metrics import swd
 from metrics.__main__ import main as judge
 from models.sampling import generate_batches
 from models.snapshot import PRETRAINED, find_snapshot, load_generator, load_stylizer
-from networks.stylizer import resized
+from networks.stylizer import resize_square
 from training.stylizer import channel_statistics, content_loss, style_loss
 
 FACES = PRETRAINED / "faces32.safetensors"
@@ -77,7 +77,7 @@ def test_the_generator_is_near_to_faces_it_has_not_seen(tmp_path, monkeypatch, c
 
 
 def images(folder, count):
-    return torch.cat([resized(to_float(read_image(file)[None]), 256) for file in list_images(folder)[:count]])
+    return torch.cat([resize_square(to_float(read_image(file)[None]), 256) for file in list_images(folder)[:count]])
 
 
 def test_the_stylizer_is_small():

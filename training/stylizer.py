@@ -17,7 +17,7 @@ from media.images import grid, to_float, to_uint8
 from media.loader import endless_batches
 from models.encoder import load_encoder
 from models.snapshot import load_stylizer, save_stylizer
-from networks.stylizer import Stylizer, narrowed, resized
+from networks.stylizer import Stylizer, reduce_style_channels, resize_square
 from torch_utils import distributed
 from torch_utils.errors import UserError
 from torch_utils.ops import moments
@@ -180,7 +180,7 @@ class StylizerTrainer:
             for name in sums:
                 sums[name] += float(losses[name]) / SHOWN
         corner = torch.full_like(contents[:1], 255)
-        above = to_uint8(resized(style_images, self.config.size)).cpu()
+        above = to_uint8(resize_square(style_images, self.config.size)).cpu()
         log.metrics({"kimg": kimg, **{f"{name}_loss": value for name, value in sums.items()}})
         log.sheet(self.sheet_name, grid(torch.cat([corner, above, *rows]), 1 + SHOWN), kimg)
 
@@ -200,7 +200,7 @@ def stylize_and_measure(
     """Contents and styles [N, 3, H, W] → the contents in those styles, and their content and style losses."""
     with torch.no_grad():
         content = model.encode(contents)
-        style_taps = model.encoder(resized(styles, model.config.style_size))
+        style_taps = model.encoder(resize_square(styles, model.config.style_size))
         targets = [channel_statistics(tap) for tap in style_taps]
     y = model.decoder(content, model.kernels_of(style_taps[-1]))
     taps = model.encoder(y)
@@ -218,7 +218,7 @@ def initialize_stylizer(model: Stylizer, config: StylizerTrainConfig) -> None:
         ):
             raise UserError(f"{config.init_from} has other layers ({other.config}); start from one of the same options")
         if fewer and other.style_encoder is not None:
-            other = narrowed(other, style_maps(other, config), model.config.style_channels)
+            other = reduce_style_channels(other, style_maps(other, config), model.config.style_channels)
         model.load_state_dict(other.state_dict())
     else:
         encoder = load_encoder(config.encoder_weights)

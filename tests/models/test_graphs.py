@@ -13,7 +13,7 @@ import torch
 from models import graphs
 from models.export import META, OPSET, in_half, largest_difference, onnx_runner, write_onnx
 from networks.generator import Generator, GeneratorConfig
-from networks.stylizer import padded, to_tensors
+from networks.stylizer import pad_to_stride, to_tensors
 from torch_utils.errors import UserError
 from torch_utils.ops.adaconv import adaconv, adaconv_reference
 
@@ -139,7 +139,7 @@ def test_a_stylizer_in_onnx_is_the_stylizer(tmp_path, stylizer, stylizer_adain, 
 @pytest.mark.parametrize("size", [(16, 24), (9, 9), (33, 63)])
 def test_borders_are_reflected_as_in_the_stylizer(size):
     images = torch.rand(2, 3, *size)
-    assert torch.equal(graphs.reflect_to_stride(images), padded(images))
+    assert torch.equal(graphs.reflect_to_stride(images), pad_to_stride(images))
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])

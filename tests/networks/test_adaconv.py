@@ -155,7 +155,7 @@ def test_the_layer_refuses_what_does_not_fit():
         AdaConv2d(nn.Identity(), norm="batch")
     with pytest.raises(ValueError, match="reflect"):
         AdaConv2d(nn.Identity(), norm="instance", padding_mode="zeros")
-    with pytest.raises(ValueError, match="3 channels a group do not divide 8"):
+    with pytest.raises(ValueError, match="8 channels cannot be divided into groups of 3"):
         KernelPredictor(4, 8, 3)
     with pytest.raises(ValueError, match=r"kernel_size: .*odd"):
         KernelPredictor(4, 8, 2, kernel_size=2)

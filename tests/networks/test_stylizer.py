@@ -16,14 +16,15 @@ from networks.stylizer import (
     HALO,
     Stylizer,
     StylizerConfig,
+    apply_strength,
     from_tensors,
-    mix,
-    narrowed,
-    padded,
-    resized,
+    mix_styles,
+    own_kernels,
+    pad_to_stride,
+    reduce_style_channels,
+    resize_square,
     structure_and_statistics,
     to_tensors,
-    weakened,
 )
 from torch_utils.ops import moments
 
@@ -75,7 +76,7 @@ def test_too_small(model):
 def test_padding_reflects_at_the_right_and_the_bottom():
     x = torch.arange(3 * 9 * 16.0).view(1, 3, 9, 16)
     expected = torch.from_numpy(np.pad(x.numpy(), [(0, 0), (0, 0), (0, 7), (0, 0)], mode="reflect"))
-    assert torch.equal(padded(x), expected)
+    assert torch.equal(pad_to_stride(x), expected)
 
 
 def test_a_multiple_of_8_needs_no_padding(model):
@@ -116,10 +117,10 @@ def test_kernels_have_the_shapes_of_the_paper():
 
 def test_the_style_is_the_square_in_the_middle():
     x = images(1, 100, 64)
-    close(resized(x, 64), x[:, :, 18:82])
-    assert resized(x, 128).shape == (1, 3, 128, 128)
+    close(resize_square(x, 64), x[:, :, 18:82])
+    assert resize_square(x, 128).shape == (1, 3, 128, 128)
     # pixel by pixel means, where one size divides the other
-    y = resized(x.float().expand(1, 3, 100, 64), 32)
+    y = resize_square(x.float().expand(1, 3, 100, 64), 32)
     assert abs(float(y.mean() - x[:, :, 18:82].mean())) < 0.01
 
 
@@ -195,17 +196,17 @@ def same(a, b):
 
 def test_mixing(model):
     a, b = (model.kernels(images(1, 64, 64, seed=i)) for i in (2, 3))
-    same(mix([a, b], [1, 0]), a)
-    same(mix([a, b], [0, 5]), b)
-    same(mix([a, a, a], [0.2, 0.3, 7]), a)
-    half = mix([a, b], [3, 1])
+    same(mix_styles([a, b], [1, 0]), a)
+    same(mix_styles([a, b], [0, 5]), b)
+    same(mix_styles([a, a, a], [0.2, 0.3, 7]), a)
+    half = mix_styles([a, b], [3, 1])
     for k, x, y in zip(half, a, b, strict=True):
         close(k.depthwise, 0.75 * x.depthwise + 0.25 * y.depthwise)
         close(k.pointwise, 0.75 * x.pointwise + 0.25 * y.pointwise)
         close(k.bias, 0.75 * x.bias + 0.25 * y.bias)
     for weights in ([1], [1, -1], [float("nan"), 1], [float("inf"), 1]):
         with pytest.raises(ValueError, match="weights"):
-            mix([a, b], weights)
+            mix_styles([a, b], weights)
 
 
 def test_adain_mixes_features(adain):
@@ -214,7 +215,7 @@ def test_adain_mixes_features(adain):
     features = adain.encode(content)
     styles = [adain.encode(images(1, 64, 64, seed=i)) for i in (2, 3)]
     mixed = 0.3 * plain_adain(features, styles[0]) + 0.7 * plain_adain(features, styles[1])
-    kernels = mix([adain.kernels_of(s) for s in styles], [0.3, 0.7])
+    kernels = mix_styles([adain.kernels_of(s) for s in styles], [0.3, 0.7])
     close(adain(content, kernels), plain_decoder(adain, mixed))
 
 
@@ -232,12 +233,12 @@ def test_structure_of_one_and_statistics_of_another(model):
 def test_strength(model, adain):
     content, style = images(1, 40, 25), images(1, 64, 64, seed=2)
     for m in (model, adain):
-        same(weakened(m, content, m.kernels(style), 1), m.kernels(style))
-    same(weakened(model, content, model.kernels(style), 0), model.kernels(content))
+        same(apply_strength(own_kernels(m, content), m.kernels(style), 1), m.kernels(style))
+    same(apply_strength(own_kernels(model, content), model.kernels(style), 0), model.kernels(content))
     # AdaIN's own definition, equation 14: features between the content's and the stylized ones
-    features = adain.encode(padded(content))
+    features = adain.encode(pad_to_stride(content))
     between = 0.6 * features + 0.4 * plain_adain(features, adain.encode(style))
-    y = adain(content, weakened(adain, content, adain.kernels(style), 0.4))
+    y = adain(content, apply_strength(own_kernels(adain, content), adain.kernels(style), 0.4))
     close(y, plain_decoder(adain, between)[:, :, :40, :25])
 
 
@@ -367,7 +368,7 @@ def test_real_images(real_images):
     style = read(sorted((real_images / "paintings").glob("*.jpg"))[0])
     with torch.no_grad():
         kernels = model.kernels(style)
-        features = model.decoder.stages[0].adaconv(model.encode(padded(content)), kernels[0])
+        features = model.decoder.stages[0].adaconv(model.encode(pad_to_stride(content)), kernels[0])
         mean, var = moments(features)
         torch.testing.assert_close(mean, kernels[0].bias, rtol=1e-3, atol=1e-4)
         assert model(content, kernels).shape == content.shape
@@ -397,7 +398,7 @@ def test_bad_configurations(options, message):
 def test_fewer_style_channels_give_the_same_kernels_where_the_maps_need_no_more(model, channels):
     """Two maps of 3 × 3 positions span at most 18 of 32 directions; a third style is out of their span."""
     features = model.encode(images(2, 64, 64))
-    new = narrowed(model, model.style_encoder(features), channels * 16)
+    new = reduce_style_channels(model, model.style_encoder(features), channels * 16)
     assert new.config.map_channels == channels and new.style_encoder.linear.weight.shape[0] == channels * 9
     for before, after in zip(model.kernels_of(features), new.kernels_of(features), strict=True):
         for name in ("depthwise", "pointwise", "bias"):

@@ -1,4 +1,4 @@
-"""styling.apply, styling.styles, styling.jobs: what the library's parts give, put together."""
+"""styling.apply, styling.styles and styling.tasks: the result is that of the library's parts put together."""
 
 from __future__ import annotations
 
@@ -14,14 +14,21 @@ import torch.nn.functional as F
 from media.files import write_image
 from media.images import to_float, to_uint8
 from models.snapshot import load_stylizer, save_stylizer
-from networks.stylizer import mix, resized, structure_and_statistics, to_tensors, weakened
+from networks.stylizer import (
+    apply_strength,
+    mix_styles,
+    own_kernels,
+    resize_square,
+    structure_and_statistics,
+    to_tensors,
+)
 from styling import apply
-from styling.apply import FrameStylizer, Settings, own_kernels, stylize_image, stylize_masked, tile_side
+from styling.apply import FrameStylizer, Settings, own_kernels_tiled, stylize_image, stylize_masked, tile_side
 from styling.color import keep_colors, luma, match_colors
-from styling.jobs import means_folder, plan_folder
 from styling.mask import soften
-from styling.smooth import StatisticsSmoother
-from styling.styles import Look, Style, identity, load_kernels, read_style, save_style
+from styling.smooth import MovingAverage
+from styling.styles import CombinedStyle, Style, identity, load_kernels, read_style, resize_style, save_style
+from styling.tasks import names_folder, plan_folder
 from torch_utils.errors import UserError
 from torch_utils.ops import moments
 
@@ -35,7 +42,7 @@ def scene(seed: int = 0, height: int = 56, width: int = 72) -> torch.Tensor:
 
 
 def style(model, seed: int) -> Style:
-    image = resized(to_float(scene(seed, 80, 100)[None]), model.config.style_size)
+    image = resize_square(to_float(scene(seed, 80, 100)[None]), model.config.style_size)
     return Style(Path(f"style{seed}.png"), model.kernels(image), image)
 
 
@@ -57,48 +64,48 @@ def most(a: torch.Tensor, b: torch.Tensor) -> int:
 # --- images -------------------------------------------------------------------------------------------------------
 
 
-def test_a_image_is_what_the_model_gives(model):
-    look, content = Look((style(model, 1),)), scene()
-    expected = plainly(model, content, look.styles[0].kernels)
-    assert torch.equal(stylize_image(model, content, look, PLAIN), expected)
+def test_an_image_is_what_the_model_gives(model):
+    combined, content = CombinedStyle((style(model, 1),)), scene()
+    expected = plainly(model, content, combined.styles[0].kernels)
+    assert torch.equal(stylize_image(model, content, combined, PLAIN), expected)
     assert expected.float().std() > 20 and most(expected, plainly(model, content, style(model, 2).kernels)) > 5
 
 
 def test_mixed_and_taken_apart(stylizer):
     a, b, content = style(stylizer, 1), style(stylizer, 2), scene()
 
-    def made(look):
-        return stylize_image(stylizer, content, look, PLAIN)
+    def made(combined):
+        return stylize_image(stylizer, content, combined, PLAIN)
 
-    assert torch.equal(made(Look((a, b), (1.0, 0.0))), made(Look((a,))))
-    assert torch.equal(made(Look((a, b), (0.0, 1.0))), made(Look((b,))))
-    half = plainly(stylizer, content, mix([a.kernels, b.kernels], [0.5, 0.5]))
-    assert torch.equal(made(Look((a, b), (0.5, 0.5))), half)
-    assert torch.equal(made(Look((a, a))), made(Look((a,))))
-    both = made(Look((a, b)))
+    assert torch.equal(made(CombinedStyle((a, b), (1.0, 0.0))), made(CombinedStyle((a,))))
+    assert torch.equal(made(CombinedStyle((a, b), (0.0, 1.0))), made(CombinedStyle((b,))))
+    half = plainly(stylizer, content, mix_styles([a.kernels, b.kernels], [0.5, 0.5]))
+    assert torch.equal(made(CombinedStyle((a, b), (0.5, 0.5))), half)
+    assert torch.equal(made(CombinedStyle((a, a))), made(CombinedStyle((a,))))
+    both = made(CombinedStyle((a, b)))
     assert torch.equal(both, plainly(stylizer, content, structure_and_statistics(a.kernels, b.kernels)))
-    assert all(most(both, made(Look((one,)))) > 5 for one in (a, b))
+    assert all(most(both, made(CombinedStyle((one,)))) > 5 for one in (a, b))
 
 
 def test_strength(model):
-    look, content = Look((style(model, 1),)), scene()
-    x, kernels = to_float(content[None]), look.kernels()
+    combined, content = CombinedStyle((style(model, 1),)), scene()
+    x, kernels = to_float(content[None]), combined.kernels()
     for strength in (0, 0.4):
-        expected = plainly(model, content, weakened(model, x, kernels, strength))
-        assert torch.equal(stylize_image(model, content, look, Settings(strength, tile="none")), expected)
-    own = Look((Style(Path("own"), own_kernels(model, content, 32)),))
-    assert most(stylize_image(model, content, look, Settings(0)), stylize_image(model, content, own, PLAIN)) <= 1
+        expected = plainly(model, content, apply_strength(own_kernels(model, x), kernels, strength))
+        assert torch.equal(stylize_image(model, content, combined, Settings(strength, tile="none")), expected)
+    own = CombinedStyle((Style(Path("own"), own_kernels_tiled(model, content, 32)),))
+    assert most(stylize_image(model, content, combined, Settings(0)), stylize_image(model, content, own, PLAIN)) <= 1
 
 
 def test_colors_are_kept(stylizer):
-    look, content = Look((style(stylizer, 1),)), scene()
-    plain = stylize_image(stylizer, content, look, PLAIN)
-    kept = stylize_image(stylizer, content, look, Settings(color="luminance"))
+    combined, content = CombinedStyle((style(stylizer, 1),)), scene()
+    plain = stylize_image(stylizer, content, combined, PLAIN)
+    kept = stylize_image(stylizer, content, combined, Settings(color="luminance"))
     assert torch.equal(kept, to_uint8(keep_colors(to_float(plain), to_float(content))))
     assert (luma(kept.float()) - luma(plain.float())).abs().max() <= 1.5  # rounded twice
-    matched = stylizer.kernels(match_colors(look.styles[0].image, to_float(content[None])))
+    matched = stylizer.kernels(match_colors(combined.styles[0].image, to_float(content[None])))
     assert torch.equal(
-        stylize_image(stylizer, content, look, Settings(color="histogram")), plainly(stylizer, content, matched)
+        stylize_image(stylizer, content, combined, Settings(color="histogram")), plainly(stylizer, content, matched)
     )
 
 
@@ -106,7 +113,7 @@ def test_colors_of_a_large_content_are_sampled(stylizer):
     one = style(stylizer, 1)
     content = scene(0, 1500, 1400)
     whole = stylizer.kernels(match_colors(one.image, to_float(content[None])))
-    for a, b in zip(one.matched(stylizer, content), whole, strict=True):
+    for a, b in zip(one.kernels_in_colors_of(stylizer, content), whole, strict=True):
         assert (a.composed - b.composed).abs().max() < 0.02 * b.composed.abs().max()
 
 
@@ -114,10 +121,10 @@ def test_colors_of_a_large_content_are_sampled(stylizer):
     "settings", [{}, {"strength": 0.3}, {"color": "luminance"}, {"color": "histogram"}], ids=lambda s: str(s)
 )
 def test_tiled_is_untiled(model, settings):
-    look, content = Look((style(model, 1),)), scene(0, 203, 181)
+    combined, content = CombinedStyle((style(model, 1),)), scene(0, 203, 181)
     calls = []
-    tiled = stylize_image(model, content, look, Settings(tile=64, **settings), lambda *done: calls.append(done))
-    whole = stylize_image(model, content, look, Settings(tile="none", **settings))
+    tiled = stylize_image(model, content, combined, Settings(tile=64, **settings), lambda *done: calls.append(done))
+    whole = stylize_image(model, content, combined, Settings(tile="none", **settings))
     assert most(tiled, whole) <= 1 and (tiled != whole).float().mean() < 0.02
     assert calls[-1] == (60, 60)
 
@@ -135,14 +142,14 @@ def test_what_is_small_is_not_tiled(stylizer, monkeypatch):
 
 
 def test_a_mask_divides(stylizer):
-    looks, content = [Look((style(stylizer, i),)) for i in (1, 2)], scene(0, 64, 300)
+    styles, content = [CombinedStyle((style(stylizer, i),)) for i in (1, 2)], scene(0, 64, 300)
     mask = torch.zeros(1, 64, 300)
     mask[..., 150:] = 1
-    a, b = (stylize_image(stylizer, content, look, PLAIN) for look in looks)
+    a, b = (stylize_image(stylizer, content, combined, PLAIN) for combined in styles)
     assert torch.equal(
-        stylize_masked(stylizer, content, *looks, mask, PLAIN), torch.cat([b[..., :150], a[..., 150:]], 2)
+        stylize_masked(stylizer, content, *styles, mask, PLAIN), torch.cat([b[..., :150], a[..., 150:]], 2)
     )
-    soft = stylize_masked(stylizer, content, *looks, soften(mask, 4), PLAIN)
+    soft = stylize_masked(stylizer, content, *styles, soften(mask, 4), PLAIN)
     assert torch.equal(soft[..., :138], b[..., :138]) and torch.equal(soft[..., 162:], a[..., 162:])
     middle = soft[..., 148:152].float() - (a[..., 148:152].float() + b[..., 148:152].float()) / 2
     assert middle.abs().max() < 0.2 * (a[..., 148:152].float() - b[..., 148:152].float()).abs().max() + 1
@@ -160,7 +167,25 @@ def test_a_saved_style_is_the_style(model, tmp_path):
         assert torch.equal(a.depthwise, b.depthwise)
         assert torch.equal(a.pointwise, b.pointwise) and torch.equal(a.bias, b.bias)
     with pytest.raises(ValueError, match="colours cannot be changed"):
-        again.matched(model, scene())
+        again.kernels_in_colors_of(model, scene())
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.8, 1, 1.25, 2, 4])
+def test_strokes_are_scaled(scale):
+    """Stripes, of which the square has 12, are 12 / scale in the result."""
+    x = torch.arange(192 + 64) - 127.5
+    stripes = torch.cos(x * 2 * torch.pi / 16).expand(1, 3, 192, -1)
+    resized = resize_style(stripes, 128, scale)
+    assert resized.shape == (1, 3, 128, 128)
+    spectrum = torch.fft.rfft(resized[0, 0, 64] * torch.hann_window(128)).abs()
+    assert spectrum[1:].argmax() + 1 == pytest.approx(12 / scale, abs=0.6)
+
+
+def test_strokes_that_are_not_scaled():
+    image = to_float(scene()[None])
+    assert torch.equal(resize_style(image, 64), resize_square(image, 64))
+    with pytest.raises(ValueError, match=r"scale: expected 0\.5 or more"):
+        resize_style(image, 64, 0.4)
 
 
 def test_identity_is_of_weights_and_construction(stylizer, stylizer_adain, other_stylizer, tmp_path):
@@ -189,7 +214,7 @@ def test_styles_that_are_none(stylizer, other_stylizer, tmp_path):
     assert "cannot be read as a style" in refused()
     kernels = style(stylizer, 1).kernels
     save_style(path, other_stylizer, kernels)
-    assert "is a style of another model; name that one with --model" in refused()
+    assert "is a style of another model; name that model with --model" in refused()
     write({"a": torch.zeros(1)})
     assert "holds no style" in refused()
     write({"a": torch.zeros(1)}, format="adaconv-generator")
@@ -204,7 +229,7 @@ def test_styles_that_are_none(stylizer, other_stylizer, tmp_path):
         ({k: torch.cat([v, v]) for k, v in good.items()}, "kernels of shape [2, "),
         ({**good, "1.bias": good["1.bias"] * float("nan")}, "not finite numbers"),
         ({**good, "1.bias": good["1.bias"].long()}, "not finite numbers of 32 bits in stage 1"),
-        ({**good, "0.bias": torch.zeros(1, 7)}, "shapes do not belong together"),
+        ({**good, "0.bias": torch.zeros(1, 7)}, "do not match"),
     ):
         write(wrong, **meta)
         assert words in refused()
@@ -226,93 +251,97 @@ def change(frames: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("settings", [{}, {"strength": 0.3}, {"color": "luminance"}, {"color": "histogram"}], ids=str)
 def test_frames_without_smoothing_are_images(model, settings):
-    look, frames = Look((style(model, 1),)), film(3)
-    made = FrameStylizer(model, look, Settings(smooth=0, **settings))(frames)
+    combined, frames = CombinedStyle((style(model, 1),)), film(3)
+    made = FrameStylizer(model, combined, Settings(smooth=0, **settings))(frames)
     for i, (frame, y) in enumerate(zip(frames, made, strict=True)):
         if i and settings.get("color") == "histogram":
             break  # those of the first frame
-        assert most(y, stylize_image(model, frame, look, Settings(**settings))) <= 1
+        assert most(y, stylize_image(model, frame, combined, Settings(**settings))) <= 1
 
 
 @pytest.mark.parametrize("settings", [{}, {"strength": 0.3}, {"color": "luminance"}, {"color": "histogram"}], ids=str)
 def test_noise_does_not_flicker(model, settings):
-    look, frames = Look((style(model, 1),)), film(30)
+    combined, frames = CombinedStyle((style(model, 1),)), film(30)
     rough, calm = (
-        change(FrameStylizer(model, look, Settings(smooth=smooth, **settings))(frames)[8:]) for smooth in (0, 0.8)
+        change(FrameStylizer(model, combined, Settings(smooth=smooth, **settings))(frames)[8:]) for smooth in (0, 0.8)
     )
     assert rough > 0.8 and calm < 0.5 * rough, (calm, rough)
 
 
 def test_statistics_are_averages_over_frames(model):
     """Stage by stage, by hand."""
-    look, content = Look((style(model, 1),)), to_float(film(5))
+    combined, content = CombinedStyle((style(model, 1),)), to_float(film(5))
     cuts = [True, False, False, False, False]
     x = model.encode(content)
-    for i, k in enumerate(model.decoder.each(look.kernels())):
-        statistics = StatisticsSmoother(0.95 * 0.6)([moments(x.contiguous())], cuts)[0]
+    for i, k in enumerate(model.decoder.each(combined.kernels())):
+        statistics = MovingAverage(0.95 * 0.6)(moments(x.contiguous()), cuts)
         x = model.decoder.stage(i, x, k, statistics)
-    made = FrameStylizer(model, look, Settings(smooth=0.6)).scene(content, cuts)
+    made = FrameStylizer(model, combined, Settings(smooth=0.6)).stylize_scene(content, cuts)
     assert most(made, to_uint8(x)) <= 1
-    assert not torch.equal(made, FrameStylizer(model, look, Settings(smooth=0)).scene(content, cuts))
+    assert not torch.equal(made, FrameStylizer(model, combined, Settings(smooth=0)).stylize_scene(content, cuts))
 
 
 def test_the_contents_own_kernels_are_averages_over_frames(model):
-    look, content, cuts = Look((style(model, 1),)), to_float(film(4)), [True, False, False, False]
-    stylizer = FrameStylizer(model, look, Settings(0.3, smooth=0.6))
-    weak = stylizer.weakened(content, cuts, None)
-    for i, own in enumerate(weakened(model, content, look.kernels(), 0)):
-        bias, _ = StatisticsSmoother(0.95 * 0.6)([(own.bias, own.bias)], cuts)[0]
-        torch.testing.assert_close(weak[i].bias, 0.7 * bias + 0.3 * look.kernels()[i].bias)
-    assert not torch.equal(weak[0].bias, stylizer.weakened(content, [True] * 4, None)[0].bias)
+    combined, content, cuts = CombinedStyle((style(model, 1),)), to_float(film(4)), [True, False, False, False]
+    stylizer = FrameStylizer(model, combined, Settings(0.3, smooth=0.6))
+    weak = stylizer.scene_kernels(content, cuts, None)
+    for i, own in enumerate(own_kernels(model, content)):
+        average = MovingAverage(0.95 * 0.6)([own.depthwise, own.pointwise, own.bias], cuts)
+        style_kernels = combined.kernels()[i]
+        for name, expected in zip(("depthwise", "pointwise", "bias"), average, strict=True):
+            found, of_style = getattr(weak[i], name), getattr(style_kernels, name)
+            torch.testing.assert_close(found, 0.7 * expected + 0.3 * of_style)
+    assert not torch.equal(weak[0].bias, stylizer.scene_kernels(content, [True] * 4, None)[0].bias)
 
 
 def test_colors_are_those_of_the_scenes_first_frame(stylizer):
-    look = Look((style(stylizer, 1),))
+    combined = CombinedStyle((style(stylizer, 1),))
     frames = torch.stack([scene(), (scene().float() * 0.8).to(torch.uint8)])  # darker, but no cut
-    made = FrameStylizer(stylizer, look, Settings(color="histogram", smooth=0))
+    made = FrameStylizer(stylizer, combined, Settings(color="histogram", smooth=0))
     results = [made(frame[None])[0] for frame in frames]
-    first, second = (look.matched(stylizer, frame) for frame in frames)
+    first, second = (combined.kernels_in_colors_of(stylizer, frame) for frame in frames)
     assert most(results[1], plainly(stylizer, frames[1], first)) <= 1
     assert most(results[1], plainly(stylizer, frames[1], second)) > 1
 
 
 def test_frames_do_not_depend_on_batches(model):
-    look = Look((style(model, 1),))
+    combined = CombinedStyle((style(model, 1),))
     frames = torch.cat([film(5), film(4, seed=7), film(3, seed=3)])
     for settings in (Settings(), Settings(0.5, "histogram"), Settings(0.5, "luminance", smooth=0)):
-        whole = FrameStylizer(model, look, settings)(frames)
+        whole = FrameStylizer(model, combined, settings)(frames)
         for size in (1, 4):
-            stylizer = FrameStylizer(model, look, settings)
+            stylizer = FrameStylizer(model, combined, settings)
             parts = torch.cat([stylizer(part) for part in frames.split(size)])
             assert most(parts, whole) <= 1
 
 
 def test_a_cut_begins_anew(model):
-    look, settings = Look((style(model, 1),)), Settings(0.6, "histogram")
+    combined, settings = CombinedStyle((style(model, 1),)), Settings(0.6, "histogram")
     first, second = film(5), film(4, seed=7)
-    assert FrameStylizer(model, look, settings).find_cuts(to_float(torch.cat([first, second])))[5]
-    both = FrameStylizer(model, look, settings)(torch.cat([first, second]))
-    alone = FrameStylizer(model, look, settings)(second)
+    assert FrameStylizer(model, combined, settings).find_cuts(to_float(torch.cat([first, second])))[5]
+    both = FrameStylizer(model, combined, settings)(torch.cat([first, second]))
+    alone = FrameStylizer(model, combined, settings)(second)
     assert most(both[5], alone[0]) <= 1
     assert (both[5:].float() - alone.float()).abs().mean() < 1  # what stays is how much noise there is
 
 
 @pytest.mark.parametrize("settings", [{}, {"strength": 0.3}, {"color": "luminance"}], ids=str)
 def test_tiled_frames_are_whole_frames(model, settings):
-    look, frames = Look((style(model, 1),)), film(6)
+    combined, frames = CombinedStyle((style(model, 1),)), film(6)
     whole, tiled = (
-        FrameStylizer(model, look, Settings(tile=tile, smooth=0.0, **settings))(frames) for tile in ("none", 32)
+        FrameStylizer(model, combined, Settings(tile=tile, smooth=0.0, **settings))(frames) for tile in ("none", 32)
     )
     assert most(whole, tiled) <= 1
     content, cuts = to_float(frames), [i == 0 for i in range(6)]  # not filtered, which does not end in 8 bits
     with torch.no_grad():
         whole, tiled = (
-            FrameStylizer(model, look, Settings(tile=tile, **settings)).scene(content, cuts) for tile in ("none", 32)
+            FrameStylizer(model, combined, Settings(tile=tile, **settings)).stylize_scene(content, cuts)
+            for tile in ("none", 32)
         )
     assert most(whole, tiled) <= 1
 
 
-# --- jobs -----------------------------------------------------------------------------------------------------------
+# --- tasks ----------------------------------------------------------------------------------------------------------
 
 
 def test_what_names_a_folder(tmp_path):
@@ -324,16 +353,18 @@ def test_what_names_a_folder(tmp_path):
         "a.b/": True,
         str(tmp_path / "a.png"): True,
     }.items():
-        assert means_folder(name) == expected
+        assert names_folder(name) == expected
 
 
 def test_names_of_results(tmp_path):
     contents = [tmp_path / name for name in ("a.jpg", "b.png", "b.jpg", "film.avi", "film.mp4", "clip.mkv")]
-    looks = [[Path("x/s.jpg")], [Path("t.png"), Path("u.png")]]
-    jobs = plan_folder(contents, looks, Path("out"), ".webp")
-    names = [job.out.name for job in jobs]
+    styles = [[Path("x/s.jpg")], [Path("t.png"), Path("u.png")]]
+    tasks = plan_folder(contents, styles, Path("out"), ".webp")
+    names = [task.out.name for task in tasks]
     assert names[:4] == ["a-s.webp", "a-t-u.webp", "b.png-s.webp", "b.png-t-u.webp"]
     assert names[6::2] == ["film.avi-s.mp4", "film.mp4-s.mp4", "clip-s.mkv"]
-    assert [job.look for job in jobs] == [0, 1] * 6 and [job.video for job in jobs[::2]] == [False] * 3 + [True] * 3
+    assert [task.style for task in tasks] == [0, 1] * 6 and [task.video for task in tasks[::2]] == [False] * 3 + [
+        True
+    ] * 3
     with pytest.raises(UserError, match=r"two results would be written to out/a-s.png"):
         plan_folder([Path("a.jpg")], [[Path("x/s.jpg")], [Path("y/s.jpg")]], Path("out"), ".png")

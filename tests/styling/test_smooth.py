@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from media.files import list_images, read_image
-from styling.smooth import CutDetector, MotionFilter, StatisticsSmoother
+from styling.smooth import CutDetector, MotionFilter, MovingAverage
 
 SIGMA = 0.06  # of the noise, in −1..1: 8 steps of 255
 
@@ -64,58 +64,53 @@ def test_cuts_between_real_photos(real_images):
     assert CutDetector()(frames) == [i % 5 == 0 for i in range(len(frames))]
 
 
-# Statistics
+# Averages
 
 
-def statistics(frames: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [
-        (normal(frames, c, 1, 1, seed=seed + c), normal(frames, c, 1, 1, seed=seed + c + 50).square()) for c in (8, 4)
-    ]
+def tensors(frames: int, seed: int = 0) -> list[torch.Tensor]:
+    """Tensors of several shapes [frames, …]."""
+    return [normal(frames, *shape, seed=seed + i) for i, shape in enumerate([(8, 1, 1), (8,), (4, 2, 3, 3), ()])]
 
 
-def test_constant_statistics_are_unchanged():
-    constant = [(mean[:1].expand(20, -1, -1, -1), var[:1].expand(20, -1, -1, -1)) for mean, var in statistics(1)]
-    out = StatisticsSmoother(0.8)(constant, no_cuts(range(20)))
-    for found, expected in zip(out, constant, strict=True):
-        for a, b in zip(found, expected, strict=True):
-            assert a.shape == b.shape and torch.allclose(a, b, atol=1e-6)
+def test_constant_tensors_are_unchanged():
+    constant = [x[:1].expand(20, *x.shape[1:]) for x in tensors(1)]
+    for found, expected in zip(MovingAverage(0.8)(constant, no_cuts(range(20))), constant, strict=True):
+        assert found.shape == expected.shape and torch.allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("a", [0.0, 0.5, 0.8, 0.95])
 def test_the_variance_of_noise_falls_by_the_stated_factor(a):
-    noise = [(normal(2500, 400), normal(2500, 400, seed=1))]
-    ((mean, variance),) = StatisticsSmoother(a)(noise, no_cuts(range(2500)))
-    for found in (mean, variance):
-        assert found[500:].var().item() == pytest.approx((1 - a) / (1 + a), rel=0.05)
+    (average,) = MovingAverage(a)([normal(2500, 400)], no_cuts(range(2500)))
+    assert average[500:].var().item() == pytest.approx((1 - a) / (1 + a), rel=0.05)
 
 
 def test_it_is_an_exponential_average_that_begins_as_a_plain_mean():
     values = normal(30, 5)
-    ((mean, _),) = StatisticsSmoother(0.8)([(values, values)], no_cuts(values))
+    other, average = MovingAverage(0.8)([-values, values], no_cuts(values))
+    assert torch.equal(other, -average)
     for i in range(5):  # 1 / 5 is 1 − 0.8
-        assert torch.allclose(mean[i], values[: i + 1].mean(0), atol=1e-6)
-    expected = mean[4]
+        assert torch.allclose(average[i], values[: i + 1].mean(0), atol=1e-6)
+    expected = average[4]
     for i in range(5, 30):
         expected = 0.8 * expected + 0.2 * values[i]
-        assert torch.allclose(mean[i], expected, atol=1e-6)
+        assert torch.allclose(average[i], expected, atol=1e-6)
 
 
-def test_statistics_do_not_pass_a_cut_and_batches_do_not_matter():
-    data = statistics(24)
+def test_averages_do_not_pass_a_cut_and_batches_do_not_matter():
+    data = tensors(24)
     cuts = [i in (0, 10, 11) for i in range(24)]
-    whole = StatisticsSmoother()(data, cuts)
+    whole = MovingAverage()(data, cuts)
     for begin, end in ((0, 10), (10, 11), (11, 24)):
-        alone = StatisticsSmoother()([(m[begin:end], v[begin:end]) for m, v in data], no_cuts(range(end - begin)))
+        alone = MovingAverage()([x[begin:end] for x in data], no_cuts(range(end - begin)))
         for a, b in zip(whole, alone, strict=True):
-            assert torch.equal(a[0][begin:end], b[0]) and torch.equal(a[1][begin:end], b[1])
-    smoother, parts = StatisticsSmoother(), []
+            assert torch.equal(a[begin:end], b)
+    smoother, parts = MovingAverage(), []
     for i in range(0, 24, 7):
-        parts.append(smoother([(m[i : i + 7], v[i : i + 7]) for m, v in data], cuts[i : i + 7]))
-    for stage, (mean, variance) in enumerate(whole):
-        assert torch.equal(torch.cat([part[stage][0] for part in parts]), mean)
-        assert torch.equal(torch.cat([part[stage][1] for part in parts]), variance)
-    with pytest.raises(ValueError, match="a = 1"):
-        StatisticsSmoother(1)
+        parts.append(smoother([x[i : i + 7] for x in data], cuts[i : i + 7]))
+    for i, expected in enumerate(whole):
+        assert torch.equal(torch.cat([part[i] for part in parts]), expected)
+    with pytest.raises(ValueError, match=r"a: .* got 1"):
+        MovingAverage(1)
 
 
 # Still parts
