@@ -235,6 +235,7 @@ def prepare_resumed(
     dry_run: bool,
 ) -> Start | None:
     """`prepare` for a run that is resumed from a state: with its recorded options below the given ones."""
+    state = load_state(state_path)  # first, as it reports files that are not states
     run = state_path.parent.parent
     options, about = recorded(run)
     if (other := about.get("script", script)) != script:
@@ -243,7 +244,6 @@ def prepare_resumed(
     config = configure(given, True)
     trainer_class = trainer_for(config)
     data_hash = trainer_class.fingerprint(config)
-    state = load_state(state_path)
     kimg = check_resumable(state, run, config)
     if about.get("data_hash", data_hash) != data_hash:
         raise UserError(
