@@ -165,7 +165,7 @@ def mix_command(
     rows: list[int], cols: list[int], options: ModelOptions, layers: list[int] | None, part: Part, outdir: str,
     scale: int | None,
 ) -> None:  # fmt: skip
-    """Mix styles: a sheet with each row's image, in some layers or parts with the style of each column.
+    """Mix styles: a sheet of the rows' images with the styles of the columns.
 
     --part structure replaces only the depthwise kernels, channels the pointwise kernels, bias the biases.
     """
@@ -252,9 +252,10 @@ class VideoOptions:
 @cli.gather(WalkOptions, "walk")
 @cli.gather(VideoOptions, "video")
 def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, video: VideoOptions) -> None:
-    """Make a video of a closed walk through latents, which can be repeated without a jump.
+    """Make a video of a closed walk through latents.
 
-    With --layers or --part, only these follow the walk; all else stays as it is for the first seed.
+    It can be repeated without a jump. With --layers or --part, only these follow the walk; all else stays as it is for
+    the first seed.
     """
     check_animation(video.out, video.fps)
     seeds = [seeds[i % len(seeds)] for i in range(max(len(seeds), len(options.classes or [])))]
@@ -316,9 +317,9 @@ def check_walk(seeds: list[int], count: int, video: VideoOptions) -> None:
 def kernels_command(
     seed: int | None, compare: list[int] | None, options: ModelOptions, layers: list[int] | None, outdir: str
 ) -> None:
-    """Show the kernels that a latent predicts, layer by layer, as a PNG sheet and an HTML page.
+    """Show the kernels that a latent predicts, as a PNG sheet and an HTML page.
 
-    Structure is the depthwise kernels, channels the pointwise kernels.
+    There is a row for each layer. Structure is the depthwise kernels, channels the pointwise kernels.
     """
     if (seed is None) == (compare is None):
         raise UserError("name one seed with --seed, or two with --compare 3,4")
@@ -394,10 +395,10 @@ class DirectionOptions:
 def directions_command(
     seeds: list[int], options: ModelOptions, choice: DirectionOptions, outdir: str, scale: int | None
 ) -> None:
-    """Find the main directions of w, as sheets and .npz files, or edit images along those of a file.
+    """Find the main directions of w, or edit images along those of a file.
 
-    pca is GANSpace; sefa is SeFa in closed form, for the kernels in --layers and --part. With --edit, these two options
-    replace what the file says.
+    The directions are shown on sheets and saved as .npz files. pca is GANSpace; sefa is SeFa in closed form, for the
+    kernels in --layers and --part. With --edit, these two options replace what the file says.
     """
     if choice.edit and (choice.method or choice.count):
         raise UserError("--method and --count find new directions, but --edit uses those of a file; leave them out")

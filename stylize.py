@@ -222,15 +222,10 @@ class Plan:
 @cli.option(
     "Machine",
     "--batch",
-    type=click.IntRange(1, 1024),
+    type=cli.Integer(1, 1024),
     help="Frames of a video that are stylized together.  [default: 1, or on a GPU by their size]",
 )
-@cli.option(
-    "Machine",
-    "--device",
-    type=cli.Device(),
-    help="Device to use: cpu, cuda or cuda:1, for example.  [default: a GPU if there is one]",
-)
+@cli.device_option()
 def main(**given: Any) -> None:
     """Stylize an image, a video, or a folder of them."""
     keep_freed_memory()

@@ -46,7 +46,7 @@ python train.py --resume
     "resolution and the GPUs. demo: a small network that trains in minutes at 32² on two CPU cores. r3gan: R3GAN's "
     "recipe. The others: as published for StyleGAN2 and StyleGAN2-ADA.  [default: auto]",
 )
-@cli.option("Training", "--batch", type=click.IntRange(1, 2**16), help="Images of a step, over all GPUs together.")
+@cli.option("Training", "--batch", type=cli.Integer(1, 2**16), help="Images of a step, over all GPUs together.")
 @cli.option(
     "Training",
     "--loss",
@@ -93,7 +93,7 @@ python train.py --resume
 @cli.option(
     "Training",
     "--freezed",
-    type=click.IntRange(0, 64),
+    type=cli.Integer(0, 64),
     help="Keep the weights of this many of the discriminator's first layers (FreezeD).  [default: 0]",
 )
 @cli.option(
@@ -113,11 +113,11 @@ python train.py --resume
 @cli.option(
     "Model",
     "--cbase",
-    type=click.IntRange(16, 2**20),
+    type=cli.Integer(16, 2**20),
     help="Channel base: layers at a resolution have min(cbase / resolution, cmax) channels.",
 )
-@cli.option("Model", "--cmax", type=click.IntRange(1, 2**13), help="Most channels of any layer.")
-@cli.option("Model", "--map-depth", type=click.IntRange(1, 64), help="Number of layers of the mapping network.")
+@cli.option("Model", "--cmax", type=cli.Integer(1, 2**13), help="Most channels of any layer.")
+@cli.option("Model", "--map-depth", type=cli.Integer(1, 64), help="Number of layers of the mapping network.")
 def main(**options: Any) -> None:
     """Train a StyleGAN-style generator with AdaConv modulation.
 

@@ -37,7 +37,7 @@ python train_encoder.py --resume
 @cli.option(
     "Training",
     "--batch",
-    type=click.IntRange(1, 2**16),
+    type=cli.Integer(1, 2**16),
     help="Images of a step, over all GPUs together.  [default: 128]",
 )
 @cli.option("Training", "--lr", type=cli.Float(0, min_open=True), help="Highest learning rate.  [default: 0.2]")

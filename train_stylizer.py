@@ -23,7 +23,7 @@ POSITIVE = cli.Float(0, min_open=True)
 @cli.option(
     "Data",
     "--size",
-    type=click.IntRange(16, 2048),
+    type=cli.Integer(16, 2048),
     help="Side of the content crops in pixels; they are cut from images whose shorter side is scaled to twice that."
     "  [default: 256]",
 )
@@ -32,7 +32,7 @@ POSITIVE = cli.Float(0, min_open=True)
 @cli.option(
     "Training",
     "--batch",
-    type=click.IntRange(1, 2**16),
+    type=cli.Integer(1, 2**16),
     help="Pairs of content and style of a step, over all GPUs together.  [default: 8]",
 )
 @cli.option("Training", "--lr", type=POSITIVE, help="Learning rate of Adam.  [default: 0.0001]")
@@ -92,16 +92,16 @@ POSITIVE = cli.Float(0, min_open=True)
 @cli.option(
     "Model",
     "--style-size",
-    type=click.IntRange(64, 1024),
+    type=cli.Integer(64, 1024),
     help="Side of a style image in pixels, a multiple of 64.  [default: 256]",
 )
 @cli.option(
     "Model",
     "--style-channels",
-    type=click.IntRange(1, 2**13),
+    type=cli.Integer(1, 2**13),
     help="Channels of the style map, before --width.  [default: 512]",
 )
-@cli.option("Model", "--kernel-size", type=click.IntRange(1, 31), help="Side of the predicted kernels.  [default: 3]")
+@cli.option("Model", "--kernel-size", type=cli.Integer(1, 31), help="Side of the predicted kernels.  [default: 3]")
 def main(**options: Any) -> None:
     """Train a stylizer, which rebuilds contents in the style of other images with AdaConv.
 

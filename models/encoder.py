@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from models.snapshot import load_model, save_model
-from networks.vgg import CHANNELS, VGG19
+from networks.vgg import VGG19
 from torch_utils.download import downloaded, read_tensors
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import cache_folder
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # trained on ImageNet
 SHA256 = "dcbb9e9d"  # the first digits of the file's digest
+FIRST_CHANNELS = 64  # of vgg19's first layer, at width 1
 
 ENCODER = "adaconv-encoder"
 
@@ -88,4 +89,4 @@ def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     tensors = {name: state[name] for name in names}
     if not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors.values()):
         raise ValueError("not all of the state are tensors")
-    return len(tensors["features.0.weight"]) / CHANNELS[0], tensors
+    return len(tensors["features.0.weight"]) / FIRST_CHANNELS, tensors

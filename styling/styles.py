@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from media.files import read_image
 from media.images import to_float
+from models.snapshot import META, describe, kind_name
 from networks.stylizer import (
     Kernels,
     Stylizer,
@@ -30,6 +30,7 @@ from networks.stylizer import (
 from styling.color import match_colors
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import make_folder, write_file
+from torch_utils.tensors import read_safetensors
 
 STYLE = "adaconv-style"
 SUFFIX = ".safetensors"
@@ -115,7 +116,7 @@ def resize_style(images: Tensor, size: int, scale: float = 1.0) -> Tensor:
 def save_style(path: str | os.PathLike, model: Stylizer, kernels: Kernels) -> None:
     """Writes the kernels of one sample and the identity of their model. Raises UserError and DiskFull."""
     meta = {"format": STYLE, "version": VERSION, "model": identity(model)}
-    data = save({name: t.cpu() for name, t in to_tensors(kernels).items()}, metadata={"adaconv": json.dumps(meta)})
+    data = save({name: t.cpu() for name, t in to_tensors(kernels).items()}, metadata={META: json.dumps(meta)})
     make_folder(Path(path).parent)
     try:
         write_file(path, data)
@@ -130,17 +131,16 @@ def load_kernels(model: Stylizer, path: str | os.PathLike) -> Kernels:
         UserError: if the file is missing, damaged, of another kind, or of another model.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get("adaconv", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        tensors, metadata = read_safetensors(path)
+        description = describe(metadata)
+    except (OSError, ValueError) as error:
         reason = one_line(error, 200)
         raise UserError(f"{path} cannot be read as a style ({reason}); name an image or a saved style") from None
-    kind = meta.get("format") if isinstance(meta, dict) else None
+    kind = description.get("format")
     if kind != STYLE:
-        what = f", but of kind {kind.removeprefix('adaconv-')[:40]!r}" if isinstance(kind, str) else ""
+        what = f", but of kind {kind_name(kind)[:40]!r}" if isinstance(kind, str) else ""
         raise UserError(f"{path} holds no style{what}; name an image or a file that --save-style wrote")
-    if meta.get("model") != identity(model):
+    if description.get("model") != identity(model):
         raise UserError(f"{path} is a style of another model; name that model with --model, or the style's image")
     try:
         kernels = from_tensors(tensors)

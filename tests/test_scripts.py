@@ -259,7 +259,7 @@ def test_bad_runs(runs, tmp_path):
     (state,) = run.glob("state/state-000000.04*")
     shutil.copy(state, tmp_path / "state.pt")
     assert "cannot be read as a training state" in mistake("train.py", "--resume", run / "config.json")
-    assert "is no run to go on with" in mistake("train.py", "--resume", tmp_path / "state.pt")
+    assert "is not a run that can be resumed" in mistake("train.py", "--resume", tmp_path / "state.pt")
 
 
 def test_bad_seeds_and_networks(runs, tmp_path):
@@ -291,10 +291,10 @@ def test_a_run_from_another_with_all_that_training_has(faces16, tmp_path):
     done(script("train.py", "--outdir", first, "--kimg", "0.016", "--data", faces16, *TINY))
     options = [
         "--aug",
-        "ada",
+        "fixed",
         "--augpipe",
         "bgcfnc",
-        "--target",
+        "--p",
         "0.5",
         "--precision",
         "bf16",

@@ -57,16 +57,16 @@ def run_options(kimg: float, tick: float, snap: int) -> Callable:
         cli.option(
             "Run",
             "--snap",
-            type=click.IntRange(1),
+            type=cli.Integer(1),
             help=f"Interval between two snapshots, in ticks.  [default: {snap}]",
         ),
         cli.option(
             "Run",
             "--keep",
-            type=click.IntRange(1),
+            type=cli.Integer(1),
             help="Number of training states to keep; older ones are deleted.  [default: 2]",
         ),
-        cli.option("Run", "--seed", type=click.IntRange(0, 2**31), help="Seed of all random numbers.  [default: 0]"),
+        cli.option("Run", "--seed", type=cli.Integer(0, 2**31), help="Seed of all random numbers.  [default: 0]"),
         cli.option("Run", "--dry-run", is_flag=True, help="Print the complete configuration and stop."),
     )
 
@@ -78,25 +78,25 @@ def machine_options(half: str, compiled: str, cpu: str = "fp32") -> Callable:
         cli.option(
             "Machine",
             "--gpus",
-            type=click.IntRange(0),
+            type=cli.Integer(0),
             help="Number of GPUs; 0 trains on the CPU.  [default: all of this machine]",
         ),
         cli.option(
             "Machine",
             "--procs",
-            type=click.IntRange(1),
+            type=cli.Integer(1),
             help="Number of training processes on the CPU; several have one thread each.",
         ),
         cli.option(
             "Machine",
             "--workers",
-            type=click.IntRange(0, 64),
+            type=cli.Integer(0, 64),
             help="Number of processes that read images, for each training process.  [default: 2]",
         ),
         cli.option(
             "Machine",
             "--batch-gpu",
-            type=click.IntRange(1, 2**16),
+            type=cli.Integer(1, 2**16),
             help="Images of a microbatch on each GPU: smaller ones take less memory, and their gradients are "
             "accumulated.  [default: the GPU's whole share of --batch]",
         ),
@@ -235,6 +235,7 @@ def prepare_resumed(
     dry_run: bool,
 ) -> Start | None:
     """`prepare` for a run that is resumed from a state: with its recorded options below the given ones."""
+    state = load_state(state_path)  # first, as it reports files that are not states
     run = state_path.parent.parent
     options, about = recorded(run)
     if (other := about.get("script", script)) != script:
@@ -243,7 +244,6 @@ def prepare_resumed(
     config = configure(given, True)
     trainer_class = trainer_for(config)
     data_hash = trainer_class.fingerprint(config)
-    state = load_state(state_path)
     kimg = check_resumable(state, run, config)
     if about.get("data_hash", data_hash) != data_hash:
         raise UserError(
