@@ -1,10 +1,10 @@
-"""What the metrics cost beside the detector: features, and the arithmetic on 50 000 of them.
+"""Time and memory of the metrics beside the detector: features, and the arithmetic on 50 000 of them.
 
     python benchmarks/bench_metrics.py --json benchmarks/results/metrics-cpu.json
 
-Weights are random: they change no time. Features: the detector alone on images that are in memory, against all that
-`metrics` does from the data set's file to features that are gathered, in turns. The arithmetic runs in a process of its
-own, whose memory at its peak is measured.
+Weights are random, which does not change the time. Features: the detector alone on images in memory, against
+everything that `metrics` does from the data set's file to gathered features, alternately. The arithmetic runs in a
+process of its own, whose peak memory is measured.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
-from metrics.detectors import INCEPTION, Weights, load_detector
-from metrics.features import Features, dataset_source, described
+from metrics.detectors import INCEPTION, PublishedWeights, load_detector
+from metrics.features import Features, dataset_source, describe_images
 from metrics.frechet import Moments, frechet_distance
 from metrics.scores import kernel_distance, precision_recall
 from torch_utils import cli
 from torch_utils.files import write_file
 
+COUNT = click.IntRange(0)
+
 
 def random_inception(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """As it is here and as torch-fidelity has it, with the same weights."""
+    """Ours and torch-fidelity's, with the same random weights."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unloaded(FeatureExtractorInceptionV3):
@@ -49,12 +51,12 @@ def random_inception(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     with tempfile.TemporaryDirectory() as folder:
         torch.save({}, Path(folder) / "none.pth")
         bare = Unloaded("bare", ["2048"], feature_extractor_weights_path=Path(folder) / "none.pth")
-    return load_detector(INCEPTION, Weights(bare.state_dict(), ""), ["2048"], device), bare.to(device)
+    return load_detector(INCEPTION, PublishedWeights(bare.state_dict(), ""), ["2048"], device), bare.to(device)
 
 
 @torch.no_grad()
 def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str, float]:
-    """Images a second of the detector alone, as torch-fidelity has it and as it is here, and of the whole way."""
+    """Images per second of the detector alone, torch-fidelity's and ours, and from file to gathered features."""
     network, theirs = random_inception(device)
 
     def finish() -> None:
@@ -71,10 +73,10 @@ def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str
             finish()
 
         def whole() -> None:
-            dataset = ImageDataset(Path(folder) / "faces.zip")  # with nothing decoded yet
+            dataset = ImageDataset(Path(folder) / "faces.zip")  # whose images are not decoded yet
             collector = Features(count)
             source = dataset_source(dataset, range(count), workers=1)
-            for part in described(source, count, batch, lambda x: {"2048": network(x.to(device))[0]}):
+            for part in describe_images(source, count, batch, lambda x: {"2048": network(x.to(device))[0]}):
                 collector.add(part["2048"])
             collector.finish()
 
@@ -112,15 +114,15 @@ def pr(count: int) -> None:
 
 
 def measured(work: Callable[[int], None], count: int, answer: Connection) -> None:
-    """Sends the seconds that it takes, and those of all threads together."""
+    """Sends the wall-clock seconds, and the processor seconds of all threads."""
     start, cpu = time.perf_counter(), time.process_time()
     work(count)
     answer.send({"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu})
-    answer.recv()  # until its memory has been looked at
+    answer.recv()  # until the parent has read its peak memory
 
 
 def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> dict[str, float | None]:
-    """Time and most memory of a process of its own; of one that takes longer than `limit`, the memory until then."""
+    """Time and peak memory in a process of its own, which is stopped after `limit` seconds."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=measured, args=(work, count, theirs))
@@ -134,17 +136,19 @@ def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> d
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_metrics.py --pr 10000")
-@click.option("--features", default=384, type=click.IntRange(0), help="Images, 32², for the features; 0: leave out.")
-@click.option("--batch", default=16, type=click.IntRange(1))
-@click.option("--rounds", default=2, type=click.IntRange(1))
-@click.option("--fid", "fid_count", default=50_000, type=click.IntRange(0), help="Features for FID; 0: leave out.")
-@click.option("--kid", "kid_count", default=50_000, type=click.IntRange(0), help="... for KID.")
-@click.option("--pr", "pr_count", default=50_000, type=click.IntRange(0), help="... for precision and recall.")
-@click.option("--limit", default=3600, type=cli.Float(1), help="Seconds for each of these.")
-@click.option("--device", default="cpu", type=cli.Device())
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Measure", "--features", default=384, type=COUNT, help="Number of 32² images for features; 0: none.")
+@cli.option("Measure", "--fid", "fid_count", default=50_000, type=COUNT, help="Number of features for FID; 0: none.")
+@cli.option("Measure", "--kid", "kid_count", default=50_000, type=COUNT, help="Number of features for KID; 0: none.")
+@cli.option(
+    "Measure", "--pr", "pr_count", default=50_000, type=COUNT, help="Number of features for precision; 0: none."
+)
+@cli.option("How", "--batch", default=16, type=click.IntRange(1), help="Batch size of the detector.")
+@cli.option("How", "--rounds", default=2, type=click.IntRange(1), help="Repetitions, of which the median counts.")
+@cli.option("How", "--limit", default=3600, type=cli.Float(1), help="Time limit for each metric, in seconds.")
+@cli.option("How", "--device", default="cpu", type=cli.Device(), help="Device of the detector: cpu or cuda.")
+@cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the measurements to.")
 def main(features, batch, rounds, fid_count, kid_count, pr_count, limit, device, json_path) -> None:
-    """Time and memory of features, and of FID, KID, precision and recall on them."""
+    """Measure time and memory of features, and of FID, KID, precision and recall on them."""
     record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     if features:

@@ -1,10 +1,12 @@
-"""How good the images are: named figures that compare a set of fake images with the real ones.
+"""How good images are: named metrics that compare a set of fake images with the real ones.
 
-names.py       what the names mean: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, swd
-evaluator.py   how a name becomes a figure
-features.py    images → statistics, over all processes; kept by content
-detectors.py   Inception-v3, VGG-16 and LPIPS, of checked weights
-frechet.py     FID;  scores.py  KID, IS, precision and recall, PPL;  swd.py  SWD
+names.py       what the names mean: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, swd, fd5k_full@…
+evaluator.py   how a name becomes a value
+features.py    images → features, by all processes together;  cache.py  what is kept of the real images
+detectors.py   the feature extractors: Inception-v3 and VGG-16 with checked weights;  encoders.py  our own encoders
+frechet.py     FID;  scores.py  KID, IS, precision and recall, density and coverage, PPL;  lpips.py  PPL's distance
+swd.py         sliced Wasserstein distance, which needs no detector
+request.py     python -m metrics: a snapshot or a folder of images against a data set
 """
 
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose

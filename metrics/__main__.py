@@ -1,4 +1,4 @@
-"""`python -m metrics`: judges a snapshot, or a folder of images, against the real ones of a data set."""
+"""`python -m metrics`: evaluates a snapshot, or a folder of images, against the real images of a data set."""
 
 from __future__ import annotations
 
@@ -10,43 +10,65 @@ from typing import Any
 import click
 
 from metrics.detectors import INCEPTION, OPTION, VGG16
-from metrics.judge import Job, judge
+from metrics.encoders import SHIPPED, find_encoder
 from metrics.names import LISTED, parse_metric
+from metrics.request import Request, evaluate, left_out_line
 from torch_utils import distributed
 from torch_utils.cli import Command, Float, option, run
 from torch_utils.errors import UserError
-from torch_utils.files import cache_folder
+from torch_utils.files import cache_folder, missing
 
 EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
 python -m metrics --metrics fid5k_full,swd --fakes my_images/ --data faces32.zip --json
+python -m metrics --metrics fd5k_full@tiny-imagenet --network runs --data faces64.zip
 """
 
 
-def describe(name: str, figures: dict[str, Any]) -> str:
-    """A metric and its parts in one line: `swd 97.32 (32: 101.2, 16: 93.4)`."""
-    own = {key: value for key, value in figures.items() if key.startswith(name + "_")}
-    parts = {key.removeprefix(name + "_"): value for key, value in own.items() if not key.startswith(name + "_full")}
-    text = ", ".join(f"{key}: {value:.4g}" for key, value in parts.items() if isinstance(value, float))
-    if name not in figures:
+def describe(name: str, values: dict[str, Any]) -> str:
+    """A metric and its further values in one line: `swd 97.32 (32: 101.2, 16: 93.4)`."""
+    base, at, detector = name.partition("@")
+    further = {}
+    for key, value in values.items():
+        start, *end = key.partition("@")
+        suffix = start.removeprefix(base + "_")
+        if end == [at, detector] and suffix != start and not suffix.startswith("full"):
+            further[suffix] = value
+    text = ", ".join(f"{suffix}: {value:.4g}" for suffix, value in further.items() if isinstance(value, float))
+    if name not in values:
         return f"{name} {text}"
-    return f"{name} {figures[name]:.4g}" + (f" ({text})" if text else "")
+    return f"{name} {values[name]:.4g}" + (f" ({text})" if text else "")
 
 
 def list_metrics() -> None:
-    """What there is, and where the detectors are or will be."""
+    """Prints which metrics there are, and where the detectors are or will be."""
     width = max(map(len, LISTED))
-    for name, what in LISTED.items():
-        print(f"{name:{width}}  {what}")
+    for name, meaning in LISTED.items():
+        print(f"{name:{width}}  {meaning}")
     print(
         "\nAny number of images can stand in a name: fid5k_full, kid2k, pr10k3, swd500, ppl2_wend5k.\n"
-        "_full: against all real images; without, against as many real ones as fakes."
+        "With _full, fakes are compared with all real images; without, with as many real images as fakes.\n"
+        "fd, kd, pr and dc take an encoder after an @: @tiny-imagenet, or @ and a file that train_encoder.py made."
     )
-    print(f"\nDetectors (or {OPTION}), in {cache_folder()} (ADACONV_CACHE names another):")
-    for detector, used in ((INCEPTION, "fid, kid, is"), (VGG16, "pr, ppl")):
+    print(f"\nDetectors, downloaded into {cache_folder()} (ADACONV_CACHE names another folder) or given by {OPTION}:")
+    for detector, used in ((INCEPTION, "fid, kid, is"), (VGG16, "pr, dc, ppl")):
         file = detector.url.rpartition("/")[2]
-        there = "there" if (cache_folder() / file).exists() else f"to be downloaded from {detector.url}"
-        print(f"{detector.name:{24}}{used:14}{file}: {there}")
+        found = "found" if (cache_folder() / file).exists() else f"will be downloaded from {detector.url}"
+        print(f"{detector.name:{24}}{used:16}{file}: {found}")
+    for name, path in SHIPPED.items():
+        print(f"{name:{24}}{'fd, kd, pr, dc':16}{path}: {'found' if path.exists() else 'missing'}")
+
+
+def parse_names(text: str, generator: bool) -> list[str]:
+    """The names in `fid50k_full,swd2k`. Raises UserError for one that does not exist, or is not of images."""
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        metric = parse_metric(name)
+        if metric.detector:
+            find_encoder(metric.detector)
+        if metric.kind == "ppl" and not generator:
+            raise UserError(f"{name} is of a generator, not of images; name one with --network, or leave {name} out")
+    return names
 
 
 @click.command(cls=Command, example=EXAMPLE)
@@ -55,84 +77,103 @@ def list_metrics() -> None:
     "--metrics",
     metavar="NAME,…",
     default="swd",
-    help="Figures to work out, e.g. fid50k_full,kid50k_full,pr50k3_full,is50k,ppl2_wend,swd, with any numbers.",
+    help="Metrics to compute, e.g. fid50k_full,kid50k_full,pr50k3_full,is50k,ppl2_wend,swd. --list explains all.",
 )
 @option(
     "What",
     "--network",
     metavar="PATH",
-    help="Snapshot to judge, a run or a folder of runs: its newest one; or a network pickle of StyleGAN2 (.pkl).",
+    help="Snapshot to evaluate, or a network pickle of StyleGAN2 (.pkl). For a run or a folder of runs, its newest "
+    "snapshot is evaluated.",
 )
-@option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to judge in place of --network.")
-@option("What", "--data", metavar="PATH", help="Real images: a folder or ZIP.")
-@option("What", "--list", "listed", is_flag=True, help="Say which metrics there are, and where the detectors are.")
-@option("How", "--mirror", is_flag=True, help="Count every real image flipped left-right as well.")
-@option("How", "--trunc", type=Float(-10, 10), default=1.0, help="Truncation psi of the fakes; 1 is none.")
+@option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to evaluate, instead of --network.")
+@option("What", "--data", metavar="PATH", help="Folder or ZIP of the real images.")
+@option("What", "--list", "listed", is_flag=True, help="List the metrics, and where their detectors are, and stop.")
+@option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image.")
+@option("How", "--trunc", type=Float(-10, 10), help="Truncation psi of the snapshot's images.  [default: 1, none]")
 @option(
     "How",
     "--seed",
     type=click.IntRange(0, 2**30),
     default=0,
-    help="Of the choice of images, the latents, and the random patches and directions.",
+    help="Seed for the choice of images, the latents, and SWD's patches and directions.",
 )
 @option(
     "How",
     OPTION,
     metavar="FILE",
     multiple=True,
-    help="Weights of a detector, in place of downloading them: .pth or .safetensors. Can be given for each.",
+    help="File with the weights of Inception-v3 or VGG-16 (.pth or .safetensors), instead of downloading them. Can be "
+    "given for each.",
 )
 @option(
     "How",
     "--batch",
     type=click.IntRange(1, 2**16),
     default=64,
-    help="Images at a time in each process; changes the memory, not the figures.",
+    help="Batch size of each process. It changes the memory that is needed, not the metrics.",
 )
 @option(
     "How",
     "--workers",
     type=click.IntRange(0, 64),
     default=2,
-    help="Processes that read images; 0 reads in this one.",
+    help="Number of processes that read images; 0 reads them in the process that computes.",
 )
-@option("How", "--gpus", type=click.IntRange(0), help="0 for the CPU.  [default: all that are there]")
-@option("How", "--procs", type=click.IntRange(1), default=1, help="Processes on the CPU, one thread each if several.")
-@option("How", "--json", "as_json", is_flag=True, help="Print one JSON object, with all that the figures depend on.")
+@option("How", "--gpus", type=click.IntRange(0), help="Number of GPUs; 0 computes on the CPU.  [default: all]")
+@option("How", "--procs", type=click.IntRange(1), default=1, help="Number of processes on the CPU, with --gpus 0.")
+@option("How", "--json", "as_json", is_flag=True, help="Print one JSON object, with all that the metrics depend on.")
 def main(
     metrics: str,
     listed: bool,
     data: str | None,
+    trunc: float | None,
     gpus: int | None,
     procs: int,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compares generated images, or a folder of images, with real ones."""
+    """Compare generated images, or a folder of images, with real ones.
+
+    Some metrics need a detector, whose weights are downloaded once. Metrics whose detector cannot be had are left out:
+    the others are printed, and the exit code is 2.
+    """
     if listed:
         return list_metrics()
+    network, fakes = options["network"], options["fakes"]
+    names = parse_names(metrics, generator=network is not None or fakes is None)
     if data is None:
         raise click.UsageError("--data is missing: name a folder or ZIP of real images")
-    if (options["network"] is None) == (options["fakes"] is None):
-        both = "" if options["network"] is None else ", not both"
-        raise UserError(f"name --network or --fakes{both}: what is to be judged")
-    names = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
-    for name in names:
-        if parse_metric(name).kind == "ppl" and options["network"] is None:
-            raise UserError(f"{name} is of a generator, not of images; name one with --network, or leave it out")
+    if (network is None) == (fakes is None):
+        both = "" if network is None else ", not both"
+        raise UserError(f"name --network or --fakes{both}: what is to be evaluated")
+    if fakes is not None and trunc is not None:
+        raise UserError("--trunc changes the images of --network, not those of --fakes; leave it out")
+    for path in options["detector_weights"]:
+        if not Path(path).is_file():
+            raise UserError(missing(Path(path), f"name the file with {OPTION}"))
     gpus = distributed.count_gpus(gpus)
-    job = Job(names=names, data=data, gpus=gpus, **options)
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        distributed.launch(judge, job, result, processes=gpus or procs, gpus=gpus > 0)
-        if not result.exists():
-            raise KeyboardInterrupt  # which, like SIGTERM, ends several processes without a word
-        figures = json.loads(result.read_text())
+    request = Request(names=names, data=data, gpus=gpus, trunc=1.0 if trunc is None else trunc, **options)
+    record = evaluate_together(request, gpus or procs)
+    left_out = record.get("left_out", {})
     if as_json:
-        print(json.dumps(figures))
+        print(json.dumps(record))
     else:
         for name in names:
-            print(describe(name, figures))
+            if name not in left_out:
+                print(describe(name, record))
+    if left_out:
+        raise UserError(left_out_line(left_out))
+
+
+def evaluate_together(request: Request, processes: int) -> dict[str, Any]:
+    """The record of a request, evaluated by that many processes. Raises UserError."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        distributed.launch(evaluate, request, result, processes=processes, gpus=request.gpus > 0)
+        if not result.exists():
+            raise KeyboardInterrupt  # which, like SIGTERM, ends several processes without a word
+        return json.loads(result.read_text())
 
 
 if __name__ == "__main__":

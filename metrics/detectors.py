@@ -1,68 +1,117 @@
-"""The networks that judge: torch-fidelity's Inception-v3 and VGG-16, and LPIPS on the latter, of checked weights.
+"""Detectors: the networks whose features metrics compare, with weights that are checked and never executed.
 
-torch-fidelity would execute what a file of weights says. Here such a file is read as nothing but tensors and its
-SHA-256 compared, and torch-fidelity is given the tensors.
+Others' are torch-fidelity's Inception-v3 and VGG-16. It would unpickle a file of weights: here such a file is read as
+nothing but tensors, its SHA-256 is compared, and torch-fidelity is given the tensors. Our own are the encoders that
+train_encoder.py makes, see encoders.py.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metrics import encoders
+from metrics.encoders import EncoderWeights
+from metrics.lpips import LPIPS
 from torch_utils.download import downloaded, file_sha256, read_tensors
 from torch_utils.errors import UserError, one_line
 
 OPTION = "--detector-weights"
-LPIPS_WEIGHTS = Path(__file__).with_name("lpips-vgg16.safetensors")  # how LPIPS weighs VGG-16's channels
-LPIPS_SIDE = 256  # larger images are reduced to it
 
 
 @dataclass(frozen=True)
 class Detector:
-    """A network that others have trained, and where its weights are."""
+    """A network that turns images into features. One of the encoders is known by its name alone."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class PublishedDetector(Detector):
+    """A network that others have trained and published."""
+
     url: str
-    sha256: str  # of the published file: begins with
-    tensor: str  # that its weights have, and those of no other
+    sha256: str  # the beginning of the published file's
+    tensor: str  # that its weights have, and those of no other detector
 
 
-INCEPTION = Detector(
+INCEPTION = PublishedDetector(
     "inception-v3-2015-12-05",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     "6726825d",
     "Mixed_7c.branch_pool.conv.weight",
 )
-VGG16 = Detector("vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af", "classifier.3.weight")
-LAYERS = {"2048": INCEPTION, "logits_unbiased": INCEPTION, "fc2_relu": VGG16}  # torch-fidelity's names of outputs
+VGG16 = PublishedDetector(
+    "vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af", "classifier.3.weight"
+)
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A detector's checked tensors and the SHA-256 of the file that they come from."""
+class Layer:
+    """One output of a detector: a feature vector for each image."""
+
+    detector: Detector
+    name: str  # as torch-fidelity calls it; of an encoder, encoders.LAYER
+
+    def __str__(self) -> str:
+        return f"{self.detector.name}/{self.name}"
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """The tensors of a published detector, and the SHA-256 of the file that they come from."""
 
     tensors: dict[str, Tensor]
     sha256: str
 
 
+DetectorWeights = PublishedWeights | EncoderWeights
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+
+def find_weights(wanted: Sequence[Detector], files: Sequence[str | Path]) -> dict[Detector, DetectorWeights | str]:
+    """The weights of those detectors, or one line that says why they cannot be had.
+
+    `files` are those of --detector-weights, which replace downloads.
+    """
+    found: dict[Detector, DetectorWeights | str] = {}
+    given: dict[PublishedDetector, PublishedWeights] = {}
+    problem = ""
+    if any(isinstance(detector, PublishedDetector) for detector in wanted):
+        try:
+            check_installed()
+            given = given_weights(files)
+        except UserError as error:
+            problem = error.message
+    for detector in wanted:
+        try:
+            if not isinstance(detector, PublishedDetector):
+                found[detector] = encoders.read_encoder(detector.name)
+            else:
+                found[detector] = problem or given.get(detector) or published_weights(detector)
+        except UserError as error:
+            found[detector] = error.message
+    return found
+
+
 def check_installed() -> None:
-    """Raises UserError where torch-fidelity is not there."""
+    """Raises UserError where torch-fidelity is not installed."""
     try:
         import torch_fidelity  # noqa: F401
     except ImportError as error:
         raise UserError(f"torch-fidelity is missing ({error}); pip install 'torch-fidelity>=0.4'") from None
 
 
-def given_weights(paths: Iterable[str | Path]) -> dict[Detector, Weights]:
-    """What is in the files of --detector-weights. Raises UserError for one that holds none of the detectors."""
+def given_weights(paths: Iterable[str | Path]) -> dict[PublishedDetector, PublishedWeights]:
+    """The weights in the files of --detector-weights. Raises UserError for a file that holds no detector's."""
     found = {}
     for path in paths:
         weights = _read(Path(path))
@@ -71,14 +120,14 @@ def given_weights(paths: Iterable[str | Path]) -> dict[Detector, Weights]:
                 found[detector] = weights
             case _:
                 raise UserError(
-                    f"{path} holds the weights of none of the detectors; {OPTION} takes {_name(INCEPTION)} or "
-                    f"{_name(VGG16)}, or their tensors as .safetensors"
+                    f"{path} holds the weights of none of the detectors; {OPTION} takes {_file_name(INCEPTION)} or "
+                    f"{_file_name(VGG16)}, or their tensors as .safetensors"
                 )
     return found
 
 
-def published_weights(detector: Detector) -> Weights:
-    """The published ones, downloaded into the cache folder if need be. Raises UserError."""
+def published_weights(detector: PublishedDetector) -> PublishedWeights:
+    """The published weights, downloaded into the cache folder if they are not there yet. Raises UserError."""
     path = downloaded(detector.url, detector.sha256, OPTION)
     weights = _read(path)
     if not is_published(detector, weights):
@@ -89,71 +138,62 @@ def published_weights(detector: Detector) -> Weights:
     return weights
 
 
-def is_published(detector: Detector, weights: Weights) -> bool:
-    return weights.sha256.startswith(detector.sha256)
+def is_published(detector: Detector, weights: DetectorWeights) -> bool:
+    """Whether the weights are those that were published; encoders of our own have no others."""
+    return not isinstance(detector, PublishedDetector) or weights.sha256.startswith(detector.sha256)
 
 
-def _read(path: Path) -> Weights:
+def _read(path: Path) -> PublishedWeights:
     try:
-        return Weights(read_tensors(path), file_sha256(path))
+        return PublishedWeights(read_tensors(path), file_sha256(path))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a detector's weights ({error}); name another with {OPTION}"
         ) from None
 
 
-def _name(detector: Detector) -> str:
+def _file_name(detector: PublishedDetector) -> str:
     return detector.url.rpartition("/")[2]
 
 
-# --- the networks ---------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------------------------
 
 
-def load_detector(detector: Detector, weights: Weights, layers: Sequence[str], device: torch.device | str) -> nn.Module:
-    """Images uint8 [N, 3, H, W] → a tuple of the layers' features [N, D]. Raises UserError for other tensors."""
+def load_detector(
+    detector: Detector, weights: DetectorWeights, layers: Sequence[str], device: torch.device | str
+) -> nn.Module:
+    """A module from images uint8 [N, 3, H, W] to a tuple of the layers' features [N, D], in the order of `layers`.
+
+    Raises UserError for weights that do not fit.
+    """
+    if isinstance(weights, EncoderWeights):
+        return encoders.EncoderFeatures(weights).to(device)
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-    kind = FeatureExtractorInceptionV3 if detector is INCEPTION else FeatureExtractorVGG16
-    file = io.BytesIO()  # which torch-fidelity reads where it expects the path of a file
+    kind = FeatureExtractorInceptionV3 if detector == INCEPTION else FeatureExtractorVGG16
+    file = io.BytesIO()  # torch-fidelity reads it where it expects the path of a file
     torch.save(weights.tensors, file)
     file.seek(0)
-    with _fitting(detector):
+    with _weights_fit(detector):
         network = kind(detector.name, list(layers), feature_extractor_weights_path=file)
     # the order in memory that convolutions read fastest
     return network.to(device, memory_format=torch.channels_last)
 
 
-def load_lpips(weights: Weights, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
-    """LPIPS (Zhang et al., CVPR 2018) with VGG-16: images float [N, 3, H, W] in −1..1, twice → distances [N].
-
-    Images of more than 256² are reduced to it, as StyleGAN does. Raises UserError for other tensors.
-    """
+def load_lpips(weights: PublishedWeights, device: torch.device | str) -> LPIPS:
+    """LPIPS with VGG-16's weights. Raises UserError for weights that do not fit."""
     import torchvision
-    from torch_fidelity import sample_similarity_lpips as lpips
 
     with torch.device("meta"):
         vgg = torchvision.models.vgg16()
-    with _fitting(VGG16):
+    with _weights_fit(VGG16):
         vgg.load_state_dict(weights.tensors, assign=True)
-    # torch-fidelity downloads both parts and takes no others
-    with (
-        mock.patch.object(lpips, "load_state_dict_from_url", lambda *args, **options: read_tensors(LPIPS_WEIGHTS)),
-        mock.patch.object(lpips, "torchvision_load_pretrained_vgg16", lambda: vgg),
-    ):
-        network = lpips.SampleSimilarityLPIPS("lpips-vgg16").to(device, memory_format=torch.channels_last)
-
-    def distance(a: Tensor, b: Tensor) -> Tensor:
-        both = [rgb(x) * 127.5 + 127.5 for x in (a, b)]
-        if a.shape[2] > LPIPS_SIDE:
-            both = [F.avg_pool2d(x, a.shape[2] // LPIPS_SIDE) for x in both]
-        return network(*both).flatten()
-
-    return distance
+    return LPIPS(vgg.features).to(device).to(memory_format=torch.channels_last)
 
 
 @contextmanager
-def _fitting(detector: Detector) -> Iterator[None]:
+def _weights_fit(detector: Detector) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -169,14 +209,12 @@ def rgb(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def exact_products() -> Iterator[None]:
-    """GPUs do not round the factors of float32 products to 10 bits, whatever the training lets them."""
-    switches = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
+def no_tf32() -> Iterator[None]:
+    """GPUs multiply in full float32, also where the training allows TF32, whose factors have 10 bits."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32  # type: ignore[union-attr]
+    matmul.allow_tf32 = cudnn.allow_tf32 = False  # type: ignore[union-attr]
     try:
         yield
     finally:
-        for switch, value in zip(switches, before, strict=True):
-            switch.allow_tf32 = value
+        matmul.allow_tf32, cudnn.allow_tf32 = before  # type: ignore[union-attr]

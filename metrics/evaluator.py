@@ -1,79 +1,103 @@
-"""Works out metrics of a generator's images, or of others, against the real ones of a data set."""
+"""Computes metrics of a generator's images, or of other images, against the real ones of a data set."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
 
-from metrics import detectors, scores, swd
-from metrics.detectors import INCEPTION, LAYERS, VGG16, Detector, Weights
-from metrics.features import COLLECTORS, CacheKey, Source, dataset_source, described, read_cached, write_cached
-from metrics.frechet import frechet_distance
+from metrics import detectors, encoders, scores, swd
+from metrics.cache import CacheKey, read_cached, write_cached
+from metrics.detectors import INCEPTION, VGG16, Detector, DetectorWeights, Layer, PublishedDetector, PublishedWeights
+from metrics.features import Features, ImageSet, Source, dataset_source, describe_images
+from metrics.frechet import Moments, frechet_distance
+from metrics.lpips import LPIPS
 from metrics.names import Metric, parse_metric
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
 from torch_utils.errors import Failure, UserError
 
 PPL_EPSILON = 1e-4  # between the two ends of a path (StyleGAN, CVPR 2019, section 4.1)
-DIMENSIONS = 2048  # of the features that FID takes the covariance of
-LEAST_KEPT = 1000  # images: the patches of fewer are sooner cut again than read
+MIN_CACHED_IMAGES = 1000  # the patches of fewer images are faster cut again than read
+IMAGES = "images"  # the input of patches, beside the layers of detectors
+
+Tensors = dict[Any, Tensor]  # the content of a summary
 
 
 class NotFinite(Failure):
-    """A metric came out as no number. `figures` are those that did not."""
+    """Some metrics came out as NaN or infinite. `values` are those of the others."""
 
-    def __init__(self, message: str, figures: dict[str, float] | None = None):
+    def __init__(self, message: str, values: dict[str, float] | None = None):
         super().__init__(message)
-        self.figures = figures or {}
+        self.values = values or {}
 
 
 @dataclass(frozen=True)
-class Statistic:
-    """What a metric compares: of the first `count` images, moments or features of a detector's layer, or patches."""
+class Summary:
+    """What a metric has to know of the first `count` images of a set."""
 
-    kind: str
-    layer: str
+    kind: str  # moments or features of a detector's layer, or patches of the images
+    layer: Layer | None  # None for patches
     count: int
 
+    @property
+    def input(self) -> str:
+        """What it is made of: the name of the layer, or IMAGES."""
+        return IMAGES if self.layer is None else str(self.layer)
 
-def statistic(metric: Metric, count: int) -> Statistic:
-    kind, layer = {
-        "fid": ("moments", "2048"),
-        "kid": ("features", "2048"),
-        "pr": ("features", "fc2_relu"),
-        "is": ("features", "logits_unbiased"),
-        "swd": ("patches", ""),
-    }[metric.kind]
-    return Statistic(kind, layer, count)
+
+def layer_of(metric: Metric) -> Layer | None:
+    """The layer whose features a metric compares; None for SWD, which needs no detector, and for PPL."""
+    if metric.kind in ("swd", "ppl"):
+        return None
+    if metric.kind in ("fid", "kid"):
+        return Layer(INCEPTION, "2048")
+    if metric.kind == "is":
+        return Layer(INCEPTION, "logits_unbiased")
+    if metric.detector:
+        return Layer(Detector(metric.detector), encoders.LAYER)
+    return Layer(VGG16, "fc2_relu")
+
+
+def detector_of(metric: Metric) -> Detector | None:
+    """The detector that a metric needs."""
+    if metric.kind == "ppl":
+        return VGG16
+    layer = layer_of(metric)
+    return layer.detector if layer else None
+
+
+def summary_of(metric: Metric, count: int) -> Summary:
+    """What a metric other than PPL has to know of a set of `count` images."""
+    kind = {"fid": "moments", "fd": "moments", "swd": "patches"}.get(metric.kind, "features")
+    return Summary(kind, layer_of(metric), count)
 
 
 class Evaluator:
     """The metrics `names` of fake images against the real ones of `dataset`, the same for any number of processes.
 
-    Make one in every process, and call `evaluate` as often as there are fakes to judge: the real side is worked out at
-    the first call and kept, also for the next time (in the cache folder, where the data set has a `content_hash`).
-    `notes` holds what a user should know before.
+    Make one in every process, and call `evaluate` as often as there are sets of fakes to evaluate: what is to be known
+    of the real images is computed at the first call, and kept in the cache folder for the next time where the data set
+    has a `content_hash`. `notes` are lines that a user should read before.
 
-    With `optional`, metrics whose detector is not to be had are left out, and a note says so; else that raises.
+    With `optional`, metrics whose published detector cannot be had are left out: `left_out` says why, by name.
 
     Raises:
-        UserError: for an unknown name, too few images, or a detector that is not to be had.
+        UserError: for an unknown name, too few images, or a detector that cannot be had.
     """
 
     def __init__(
         self,
         names: Sequence[str],
-        dataset: Dataset,
+        dataset: ImageSet,
         *,
         fakes: int | None = None,  # how many there are; None: any number can be made
         batch: int = 64,
@@ -90,6 +114,7 @@ class Evaluator:
         self.dataset, self.batch, self.workers = dataset, batch, workers
         self.seed, self.device, self.progress = seed, device, progress
         self.notes: list[str] = []
+        self.left_out: dict[str, str] = {}
         self._load_detectors(weights, optional)
         self.counts = {
             metric.name: {"real": metric.reals(len(dataset)), "fake": metric.fakes(len(dataset), fakes)}
@@ -98,255 +123,266 @@ class Evaluator:
         self.count = max((counts["fake"] for counts in self.counts.values()), default=0)
         for metric in self.metrics:
             self._check_counts(metric)
-        self._real: dict[Statistic, Any] | None = None
+        self._real: dict[Summary, Tensors] | None = None
 
     def _check_counts(self, metric: Metric) -> None:
         real, fake = self.counts[metric.name].values()
+        dimensions = self._dimensions(metric)
         for side, count in (("real", real), ("fake", fake)):
             if count < metric.least and not (side == "real" and count == 0):
                 raise UserError(f"{metric.name}: there are only {count} {side} images, {metric.least} are needed")
-            if metric.kind == "fid" and count <= DIMENSIONS:
+            if count <= dimensions:
                 self.notes.append(
-                    f"warning: {metric.name} has {count} {side} images for {DIMENSIONS} dimensions: the covariance "
-                    "of so few is singular, and the figure too high; compare at equal numbers only"
+                    f"warning: {metric.name} has {count} {side} images for {dimensions} dimensions: the covariance "
+                    "of so few is singular, and the distance too large; compare at equal numbers of images only"
                 )
         short = [f"{real} real"] if not metric.full and 0 < real < metric.count else []
         short += [f"{fake} fake"] if fake < metric.count else []
         if short:
             self.notes.append(
                 f"note: there are only {' and '.join(short)} images for {metric.name} ({metric.count}); "
-                "figures change with the number of images: compare at equal numbers only"
+                "metrics change with the number of images: compare at equal numbers only"
             )
+
+    def _dimensions(self, metric: Metric) -> int:
+        """The size of the covariance that a metric is computed of, or 0."""
+        if metric.kind == "fid":
+            return 2048
+        if metric.kind == "fd":
+            network = cast(encoders.EncoderFeatures, self.networks[Detector(metric.detector)])
+            return network.dimensions
+        return 0
 
     # --- detectors ----------------------------------------------------------------------------------------------
 
     def _load_detectors(self, files: Sequence[str | Path], optional: bool) -> None:
-        """Loads what the metrics need, read by rank 0. `self.records` says which files they are of."""
-        self.networks: dict[Detector, torch.nn.Module] = {}
-        self.lpips: Callable[[Tensor, Tensor], Tensor] | None = None
-        self.records: dict[str, str] = {}  # name → SHA-256
-        needed = {metric.name: detector_of(metric) for metric in self.metrics}
-        given: dict[Detector, Weights] = {}
-        wanted = [detector for detector in (INCEPTION, VGG16) if detector in needed.values()]
-        found = distributed.on_rank_0(find_weights, wanted, files)
+        """Loads the networks that the metrics need, from files that rank 0 reads."""
+        self.networks: dict[Detector, nn.Module] = {}
+        self.layers: dict[Detector, list[Layer]] = {}  # of each network, in the order of its outputs
+        self.lpips: LPIPS | None = None
+        self.records: dict[str, str] = {}  # SHA-256 of each detector's file, by its name
+        needed = {metric.name: detector for metric in self.metrics if (detector := detector_of(metric))}
+        wanted = list(dict.fromkeys(needed.values()))
+        found = distributed.on_rank_0(detectors.find_weights, wanted, list(files))
         for detector in wanted:
-            weights, asked = found[detector], [name for name, other in needed.items() if other is detector]
-            if isinstance(weights, str):
-                problem = f"{', '.join(asked)}: {weights}"
-                if not optional:
-                    raise UserError(problem)
-                self.notes.append(f"warning: going on without {problem}")
-                self.metrics = [metric for metric in self.metrics if metric.name not in asked]
+            weights, names = found[detector], [name for name, other in needed.items() if other == detector]
+            if not isinstance(weights, str):
+                self._load_detector(detector, weights)
                 continue
-            given[detector] = weights
-            self.records[detector.name] = weights.sha256
-            if not detectors.is_published(detector, weights):
-                self.notes.append(
-                    f"note: the weights of {detector.name} are not the published ones; figures by them compare with "
-                    "each other only"
-                )
-        with torch.random.fork_rng(devices=[]):  # weights are drawn for nothing, and training's numbers stay
-            for detector, weights in given.items():
-                layers = {statistic(m, 0).layer for m in self.metrics if m.kind != "ppl"}
-                layers = [layer for layer in LAYERS if layer in layers and LAYERS[layer] is detector]
-                if layers:
-                    self.networks[detector] = detectors.load_detector(detector, weights, layers, self.device)
-                if any(m.kind == "ppl" and detector is VGG16 for m in self.metrics):
-                    self.lpips = detectors.load_lpips(weights, self.device)
+            problem = f"{', '.join(names)}: {weights}"
+            if not (optional and isinstance(detector, PublishedDetector)):  # a wrong name of an encoder is a mistake
+                raise UserError(problem)
+            self.notes.append(f"warning: going on without {problem}")
+            self.left_out |= dict.fromkeys(names, weights)
+            self.metrics = [metric for metric in self.metrics if metric.name not in names]
+
+    def _load_detector(self, detector: Detector, weights: DetectorWeights) -> None:
+        self.records[detector.name] = weights.sha256
+        if not detectors.is_published(detector, weights):
+            self.notes.append(
+                f"note: the weights of {detector.name} are not the published ones; metrics computed with them "
+                "compare with each other only"
+            )
+        layers = {layer for m in self.metrics if (layer := layer_of(m)) and layer.detector == detector}
+        with torch.random.fork_rng(devices=[]):  # weights are drawn and replaced, and training's random numbers stay
+            if layers:
+                self.layers[detector] = sorted(layers, key=str)
+                names = [layer.name for layer in self.layers[detector]]
+                self.networks[detector] = detectors.load_detector(detector, weights, names, self.device)
+            if any(m.kind == "ppl" for m in self.metrics) and isinstance(weights, PublishedWeights):
+                self.lpips = detectors.load_lpips(weights, self.device) if detector == VGG16 else self.lpips
 
     @torch.no_grad()
-    def _describe(self, images: Tensor, patches: bool, layers: set[str]) -> dict[str, Tensor]:
-        """What the layers, and with "" the patches, are taken from: features [N, D], or the images themselves."""
-        found = {"": images} if patches else {}
+    def _describe(self, images: Tensor, inputs: set[str]) -> dict[str, Tensor]:
+        """What summaries are made of, by name: the features [N, D] of layers, and the images themselves."""
+        found = {IMAGES: images} if IMAGES in inputs else {}
         images = detectors.rgb(images.to(self.device, non_blocking=True))
-        with detectors.exact_products():
-            for network in self.networks.values():
-                if layers & set(network.features_list):
-                    found |= zip(network.features_list, network(images), strict=True)
+        with detectors.no_tf32():
+            for detector, network in self.networks.items():
+                layers = [str(layer) for layer in self.layers[detector]]
+                if inputs & set(layers):
+                    found |= zip(layers, network(images), strict=True)
         return found
 
-    # --- figures ------------------------------------------------------------------------------------------------
+    # --- metrics ------------------------------------------------------------------------------------------------
 
     def evaluate(self, fakes: Source, paths: Source | None = None) -> dict[str, float]:
-        """The figures for `fakes`, whose images are uint8 [N, C, H, W] of the data set's shape; {} except in rank 0.
+        """The metrics of `fakes`, images uint8 [N, C, H, W] of the data set's shape; {} except in rank 0.
 
         `paths` makes images of both ends of paths in W for PPL: float [2N, C, H, W] in −1..1, first N at t = 0, then
-        N at t = PPL_EPSILON. A metric has its figure under its name, and parts after an underscore: `swd2k_32`,
+        N at t = PPL_EPSILON. A metric has its value under its name, and further ones with an underscore: `swd2k_32`,
         `is50k_mean`, `pr50k3_full_recall`.
 
         Raises:
-            NotFinite: where a figure is no number.
+            NotFinite: where a metric is NaN or infinite.
             UserError: for PPL without `paths`.
         """
         if not self.metrics:
             return {}
-        if paths is None and any(metric.kind == "ppl" for metric in self.metrics):
+        path_metrics = [metric for metric in self.metrics if metric.kind == "ppl"]
+        if path_metrics and paths is None:
             raise UserError("PPL is of a generator, not of images; name one with --network, or leave ppl2_wend out")
         if self._real is None:
-            self._real = self._real_statistics()
-        wanted = {statistic(m, self.counts[m.name]["fake"]) for m in self.metrics if m.kind != "ppl"}
-        fake = self._collect(wanted, fakes, "fake images")
-        lengths = {m.name: self._distances(m, paths) for m in self.metrics if m.kind == "ppl"}
+            self._real = self._summarize_real()
+        wanted = {summary_of(m, self.counts[m.name]["fake"]) for m in self.metrics if m.kind != "ppl"}
+        fake = self._summarize(wanted, fakes, "fake images")
+        distances = {m.name: self._path_distances(m, paths) for m in path_metrics if paths is not None}
         if distributed.rank():
             return {}
-        figures, broken = {}, []  # from here on one process works, and may raise
+        values: dict[str, float] = {}
+        problems = []  # from here on one process works, and may raise
         for metric in self.metrics:
             try:
-                if metric.kind == "ppl":
-                    found = scores.path_length(lengths[metric.name], PPL_EPSILON)
-                else:
-                    found = self._compare(metric, fake)
+                values |= self._compute(metric, self._real, fake, distances)
             except NotFinite as error:
-                broken.append(error.message)
-                continue
-            named = {metric.name + part: value for part, value in found.items()}
-            if wrong := [name for name, value in named.items() if not math.isfinite(value)]:
-                broken.append(f"{', '.join(wrong)} came out as no number")
-            else:
-                figures |= named
-        if broken:
-            raise NotFinite("; ".join(broken), figures)
-        return figures
+                problems.append(error.message)
+        if problems:
+            raise NotFinite("; ".join(problems), values)
+        return values
 
     def settings(self) -> dict[str, Any]:
-        """What, beside the fakes and the counts, the figures depend on."""
+        """What the metrics depend on beside the images and their numbers."""
         return {"seed": self.seed, "detectors": self.records}
 
-    def _compare(self, metric: Metric, fake: dict[Statistic, Any]) -> dict[str, float]:
-        """The figures of a metric by the part of their names that follows the metric's."""
-        counts = self.counts[metric.name]
-        b = fake[statistic(metric, counts["fake"])]
-        a = self._real[statistic(metric, counts["real"])] if counts["real"] else {}
-        for side, tensors in (("real", a), ("fake", b)):
-            if not finite(tensors):
-                raise NotFinite(f"{metric.name} is no number: what is known of the {side} images is not finite")
-        if metric.kind == "is":
-            return scores.inception_score(b["features"])
+    def _compute(
+        self,
+        metric: Metric,
+        real: dict[Summary, Tensors],
+        fake: dict[Summary, Tensors],
+        distances: dict[str, Tensor],
+    ) -> dict[str, float]:
+        """The values of one metric by their names. Raises NotFinite."""
+        if metric.kind == "ppl":
+            found = scores.path_length(distances[metric.name], PPL_EPSILON)
+        else:
+            counts = self.counts[metric.name]
+            a = real[summary_of(metric, counts["real"])] if counts["real"] else {}
+            b = fake[summary_of(metric, counts["fake"])]
+            for side, tensors in (("real", a), ("fake", b)):
+                if not finite(tensors):
+                    raise NotFinite(f"{metric.name} is no number: the features of the {side} images are not finite")
+            found = self._compare(metric, a, b)
+        values = {metric.value_name(suffix): value for suffix, value in found.items()}
+        if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+            raise NotFinite(f"{', '.join(wrong)} came out as no number")
+        return values
+
+    def _compare(self, metric: Metric, real: Tensors, fake: Tensors) -> dict[str, float]:
+        """The values of a metric of two summaries, by what follows the metric's name in theirs."""
+        title = "distances" if self.progress else ""
+        if metric.kind in ("pr", "dc"):
+            self._say(f"{metric.name}: distances of {len(real['features'])} and {len(fake['features'])} images ...")
         match metric.kind:
-            case "fid":
-                return {"": frechet_distance(a, b)}
-            case "kid":
-                return scores.kernel_distance(a["features"], b["features"])
+            case "fid" | "fd":
+                return {"": frechet_distance(real, fake)}
+            case "kid" | "kd":
+                return scores.kernel_distance(real["features"], fake["features"])
             case "pr":
-                self._say(f"{metric.name}: distances of {counts['real']} and {counts['fake']} images ...")
-                return scores.precision_recall(a["features"], b["features"], "distances" if self.progress else "")
+                return scores.precision_recall(real["features"], fake["features"], title)
+            case "dc":
+                return scores.density_coverage(real["features"], fake["features"], title)
+            case "is":
+                return scores.inception_score(fake["features"])
             case "swd":
-                return {key.removeprefix("swd"): value for key, value in sliced_wasserstein(a, b).items()}
+                return {name.removeprefix("swd"): value for name, value in sliced_wasserstein(real, fake).items()}
         raise AssertionError(metric.kind)
 
-    def _distances(self, metric: Metric, paths: Source) -> Tensor:
-        """LPIPS of both ends of the paths, in rank 0."""
+    def _path_distances(self, metric: Metric, paths: Source) -> Tensor:
+        """LPIPS of the two ends of each path [count], in rank 0; [0] in the others."""
+        lpips = self.lpips
+        assert lpips is not None
 
         @torch.no_grad()
         def distance(images: Tensor) -> dict[str, Tensor]:
-            with detectors.exact_products():
-                return {"distance": self.lpips(*images.to(self.device).chunk(2))}
+            first, second = images.to(self.device).chunk(2)
+            with detectors.no_tf32():
+                return {"distance": lpips(first, second)}
 
-        title = "paths" if self.progress else ""
-        found = described(paths, self.counts[metric.name]["fake"], max(self.batch // 2, 1), distance, title)
+        title, count = "paths" if self.progress else "", self.counts[metric.name]["fake"]
+        found = describe_images(paths, count, max(self.batch // 2, 1), distance, title=title)
         return torch.cat([torch.empty(0), *(part["distance"] for part in found)])
 
-    def _real_statistics(self) -> dict[Statistic, Any]:
-        """Of the data set, kept from another time or worked out now."""
-        wanted = {statistic(m, self.counts[m.name]["real"]) for m in self.metrics if self.counts[m.name]["real"]}
-        found: dict[Statistic, Any] = {}
+    # --- summaries ----------------------------------------------------------------------------------------------
+
+    def _summarize_real(self) -> dict[Summary, Tensors]:
+        """The summaries of the data set, from the cache or computed now; in rank 0, {} in the others."""
+        wanted = {summary_of(m, self.counts[m.name]["real"]) for m in self.metrics if self.counts[m.name]["real"]}
+        found: dict[Summary, Tensors] = {}
         for count in sorted({s.count for s in wanted}):
             chosen = choose(len(self.dataset), count, self.seed)
-            keys = distributed.on_rank_0(self._keys, [s for s in wanted if s.count == count], chosen)
+            keys = distributed.on_rank_0(self._cache_keys, [s for s in wanted if s.count == count], chosen)
             if distributed.rank() == 0:
-                kept = {s: tensors for s, key in keys.items() if (tensors := read_cached(key)) is not None}
-                found |= {s: tensors if s.layer else unpacked(tensors) for s, tensors in kept.items()}
+                cached = {s: tensors for s, key in keys.items() if (tensors := read_cached(key)) is not None}
+                found |= {s: unpacked(tensors) if s.layer is None else tensors for s, tensors in cached.items()}
             missing = {s for s in wanted if s.count == count} - distributed.on_rank_0(set, found)
             source = dataset_source(self.dataset, chosen, self.workers)
-            new = self._collect(missing, source, "real images")
+            new = self._summarize(missing, source, "real images")
             for s in new.keys() & keys.keys():
                 if not finite(new[s]):
-                    continue  # it will be said; and it may have been by chance
-                if problem := write_cached(keys[s], new[s] if s.layer else packed(new[s])):
-                    self._say(f"warning: {problem}; it will have to be worked out again the next time")
+                    continue  # an error follows, and the next time it may be right
+                if problem := write_cached(keys[s], packed(new[s]) if s.layer is None else new[s]):
+                    self._say(f"warning: {problem}; it will have to be computed again the next time")
             found |= new
         return found
 
-    def _keys(self, statistics: Sequence[Statistic], chosen: Sequence[int]) -> dict[Statistic, CacheKey]:
-        """Under what the statistics of the chosen images are kept, of those that are."""
-        statistics = [s for s in statistics if s.layer or s.count >= LEAST_KEPT]
-        if not statistics or not hasattr(self.dataset, "content_hash"):
+    def _cache_keys(self, summaries: Iterable[Summary], chosen: Sequence[int]) -> dict[Summary, CacheKey]:
+        """The keys of those summaries of the chosen images that are worth keeping."""
+        summaries = [s for s in summaries if s.layer or s.count >= MIN_CACHED_IMAGES]
+        content_hash = getattr(self.dataset, "content_hash", None)
+        if not summaries or content_hash is None:
             return {}
-        content = self.dataset.content_hash(chosen, progress=self.progress)
+        content = content_hash(chosen, progress=self.progress)
         shape = tuple(self.dataset[0][0].shape)
         patches = f"seed {self.seed}, {swd.PATCHES} patches, {swd.DIRECTIONS} directions"
-        by = {s: self.records[LAYERS[s.layer].name] if s.layer else patches for s in statistics}
-        return {s: CacheKey(content, shape, s.count, s.kind, s.layer, by[s]) for s in statistics}
+        keys = {}
+        for s in summaries:
+            layer, detector = (s.layer.name, self.records[s.layer.detector.name]) if s.layer else ("", patches)
+            keys[s] = CacheKey(content, shape, s.count, s.kind, layer, detector)
+        return keys
 
-    def _collect(self, wanted: set[Statistic], source: Source, title: str) -> dict[Statistic, Any]:
-        """The statistics of a set of images, each described by what needs it; in rank 0, {} in the others."""
-        collectors = {
-            s: COLLECTORS[s.kind](s.count) if s.layer else PatchDescriptors(s.count, seed=self.seed, device=self.device)
-            for s in sorted(wanted, key=str)
-            if distributed.rank() == 0
-        }
-        options = {"title": title} if self.progress else {}
+    def _summarize(self, wanted: set[Summary], source: Source, title: str) -> dict[Summary, Tensors]:
+        """The summaries of a set of images, which no detector sees more of than it needs; {} except in rank 0."""
+        collectors = {s: self._collector(s) for s in sorted(wanted, key=str) if distributed.rank() == 0}
         first = 0
         for count in sorted({s.count for s in wanted}):
-            layers = {s.layer for s in wanted if s.count >= count}
-            describe = partial(self._describe, patches="" in layers, layers=layers)
-            turn = {"turn": 1} if "" in layers else {}  # the images themselves travel
-            for part in described(source, count, self.batch, describe, first=first, **turn, **options):
+            inputs = {s.input for s in wanted if s.count >= count}
+            described = describe_images(
+                source,
+                count,
+                self.batch,
+                partial(self._describe, inputs=inputs),
+                first=first,
+                title=title if self.progress else "",
+                # images themselves take much more memory than features
+                **({"batches_per_turn": 1} if IMAGES in inputs else {}),
+            )
+            for part in described:
                 for s, collector in collectors.items():
                     if s.count >= count:
-                        collector.add(part[s.layer])
+                        collector.add(part[s.input])
             first = count
         return {s: collector.finish() for s, collector in collectors.items()}
+
+    def _collector(self, s: Summary) -> Moments | Features | PatchDescriptors:
+        if s.layer is None:
+            return PatchDescriptors(s.count, seed=self.seed, device=self.device)
+        return Moments(s.count) if s.kind == "moments" else Features(s.count)
 
     def _say(self, line: str) -> None:
         if self.progress:
             print(line, file=sys.stderr, flush=True)
 
 
-def finite(tensors: dict[Any, Tensor]) -> bool:
-    return all(tensor.isfinite().all() for tensor in tensors.values())
+def finite(tensors: Tensors) -> bool:
+    """Whether no number is NaN or infinite."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
-def detector_of(metric: Metric) -> Detector | None:
-    """The network that a metric is by."""
-    if metric.kind == "ppl":
-        return VGG16
-    return LAYERS.get(statistic(metric, 0).layer)
-
-
-def find_weights(wanted: Sequence[Detector], files: Sequence[str | Path]) -> dict[Detector, Weights | str]:
-    """The weights of those detectors, or the line that says why they are not to be had."""
-    if not wanted:
-        return {}
-    try:
-        detectors.check_installed()
-        given = detectors.given_weights(files)
-    except UserError as error:
-        return dict.fromkeys(wanted, error.message)
-    return {detector: given.get(detector) or published_or_why(detector) for detector in wanted}
-
-
-def published_or_why(detector: Detector) -> Weights | str:
-    try:
-        return detectors.published_weights(detector)
-    except UserError as error:
-        return error.message
-
-
-def choose(there: int, count: int, seed: int) -> list[int]:
-    """The numbers of `count` of the images `there`, drawn by `seed`; all of them in their order where it takes all.
+def choose(available: int, count: int, seed: int) -> list[int]:
+    """The numbers of `count` of the `available` images, drawn by `seed`; all of them in their order where it takes all.
 
     A smaller `count` gives the beginning of the same choice.
     """
-    if count >= there:
-        return list(range(there))
-    return np.random.default_rng(seed).permutation(there)[:count].tolist()
-
-
-def tensor_source(images: Tensor) -> Source:
-    """The images [N, C, H, W] of a tensor."""
-
-    def read(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        return (images[list(numbers)] for numbers in batches)
-
-    return read
+    if count >= available:
+        return list(range(available))
+    return np.random.default_rng(seed).permutation(available)[:count].tolist()

@@ -1,12 +1,12 @@
-"""Fréchet distance of two sets of features (FID, with those of Inception).
+"""Fréchet distance of two sets of features; of Inception-v3's, it is FID.
 
 Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter: "GANs Trained by a Two Time-Scale Update Rule Converge to a Local
 Nash Equilibrium", NeurIPS 2017, equation 6:
 
     d² = ‖μ₁ − μ₂‖² + Tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½)
 
-With Σ = R Rᵀ, Tr (Σ₁ Σ₂)^½ is the sum of the singular values of R₁ᵀ R₂. So taken, nothing can become complex or
-negative, and what rounding leaves of the eigenvalues of a singular covariance does not count by its square root.
+With Σ = R Rᵀ, Tr (Σ₁ Σ₂)^½ is the sum of the singular values of R₁ᵀ R₂. Computed this way, nothing becomes complex or
+negative, and the square roots of a singular covariance's eigenvalues, which are nothing but rounding, do not count.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 4096  # rows that are multiplied at a time
+BLOCK = 4096  # feature vectors that are multiplied at a time
 
 
 class Moments:
     """Mean and covariance of up to `count` feature vectors, batch by batch, in float64."""
 
     def __init__(self, count: int):
-        self.count, self.seen, self._waiting, self._rows = count, 0, [], 0
+        self.count, self.seen = count, 0
+        self._waiting: list[Tensor] = []
+        self._rows = 0
         self._shift = self._sum = self._products = torch.zeros(())
 
     def add(self, features: Tensor) -> None:
@@ -38,7 +40,7 @@ class Moments:
             return
         block = torch.cat(self._waiting).double()
         self._waiting, self._rows = [], 0
-        if self._shift.ndim == 0:  # about the mean, so that the sums of squares do not cancel
+        if self._shift.ndim == 0:  # sums about a mean do not cancel as those about 0 do
             self._shift = block.mean(dim=0)
             self._sum = torch.zeros_like(self._shift)
             self._products = self._sum.new_zeros(2 * self._sum.shape)
@@ -47,7 +49,7 @@ class Moments:
         self._products += torch.from_numpy(block.numpy().T @ block.numpy())  # NumPy computes one half of it
 
     def finish(self) -> dict[str, Tensor]:
-        """`mean` [D] and `covariance` [D, D] (of samples: divided by n − 1), and lets go of the rest."""
+        """`mean` [D] and the unbiased `covariance` [D, D] (divided by n − 1), in float64."""
         self._multiply()
         mean = self._sum / self.seen
         covariance = (self._products - self.seen * torch.outer(mean, mean)) / (self.seen - 1)
@@ -55,14 +57,14 @@ class Moments:
 
 
 def root(covariance: Tensor) -> Tensor:
-    """R [D, r] with R Rᵀ = Σ, for a symmetric Σ [D, D] of rank r; other eigenvalues are rounding and go."""
+    """R [D, r] with R Rᵀ = Σ, for a symmetric Σ [D, D] of rank r. Eigenvalues that are mere rounding are dropped."""
     values, vectors = torch.linalg.eigh(covariance)
-    there = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
-    return vectors[:, there] * values[there].sqrt()
+    positive = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, positive] * values[positive].sqrt()
 
 
 def frechet_distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """d² of two sets, of each the `mean` [D] and `covariance` [D, D] in float64."""
+    """d² of two sets, each given by its `mean` [D] and `covariance` [D, D] in float64."""
     difference = a["mean"] - b["mean"]
     trace_of_root = torch.linalg.svdvals(root(a["covariance"]).T @ root(b["covariance"])).sum()
     traces = a["covariance"].trace() + b["covariance"].trace()

@@ -1,7 +1,10 @@
-"""The metrics' names, as StyleGAN2-ADA's users know them: a kind, a number of images, and what with.
+"""Names of metrics as StyleGAN2-ADA's users know them: what is computed, of how many images, by which detector.
 
-`fid50k_full`: 50 000 fakes against all real images; without `_full`, against as many real ones as fakes. Any number
-can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
+    fid50k_full              50 000 fakes against all real images
+    fid50k                   50 000 fakes against 50 000 real images
+    fd5k_full@tiny-imagenet  the Fréchet distance of 5000 fakes by the features of another detector
+
+Any number can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
 """
 
 from __future__ import annotations
@@ -15,59 +18,76 @@ COUNT = "([1-9][0-9]{0,8}k?)"
 PATTERNS = {
     "fid": f"fid{COUNT}(_full)?",
     "kid": f"kid{COUNT}(_full)?",
+    "fd": f"fd{COUNT}(_full)?",
+    "kd": f"kd{COUNT}(_full)?",
     "pr": f"pr{COUNT}3(_full)?",  # with the 3rd nearest neighbour
+    "dc": f"dc{COUNT}5(_full)?",  # with the 5th nearest neighbour
     "is": f"is{COUNT}",
     "ppl": f"ppl2_wend{COUNT}?",
     "swd": f"swd{COUNT}?",
 }
 DEFAULT_COUNTS = {"ppl": "50k", "swd": "8192"}  # where the name has none
-LEAST = {"pr": 4, "is": 10}  # images; of the others 2
+NEEDS_DETECTOR = {"fd", "kd"}  # FID and KID are those of Inception-v3, and no others are called so
+TAKES_DETECTOR = {*NEEDS_DETECTOR, "pr", "dc"}
+LEAST = {"pr": 4, "dc": 6, "is": 10}  # images; 2 for the others
 MOST, MOST_PATHS = 1_000_000, 500_000  # for which a seed has latents: models.sampling.STRETCH
-MOST_REAL = {"kid": 1_000_000, "pr": 200_000}  # that `_full` takes, as StyleGAN2-ADA does
+MOST_REAL = {"kid": 1_000_000, "kd": 1_000_000, "pr": 200_000, "dc": 200_000}  # of `_full`, as in StyleGAN2-ADA
 
 LISTED = {
     "fid50k_full": "Fréchet inception distance; lower is better",
     "kid50k_full": "kernel inception distance; lower is better",
-    "pr50k3_full": "precision and recall by the 3rd neighbour in VGG-16's features; higher is better",
+    "pr50k3_full": "precision and recall with the 3rd nearest neighbour in VGG-16's features; higher is better",
+    "dc10k5_full": "density and coverage with the 5th nearest neighbour in VGG-16's features; higher is better",
     "is50k": "inception score of the fakes alone; higher is better",
-    "ppl2_wend": "perceptual path length in W at the paths' ends, 50k paths; lower is smoother",
-    "swd": "sliced Wasserstein distance, 8192 images; lower is better; needs no download",
+    "ppl2_wend": "perceptual path length in W at the paths' ends, of 50,000 paths; lower is smoother",
+    "swd": "sliced Wasserstein distance of 8192 images; lower is better; needs no download",
+    "fd5k_full@tiny-imagenet": "Fréchet distance of the features of the shipped encoder; lower is better",
+    "kd5k_full@tiny-imagenet": "kernel distance of the same features; lower is better",
 }
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure to work out. Raises UserError, from `parse_metric`, where there is none of that name."""
+    """What the name of a metric says. `parse_metric` makes it."""
 
     name: str
     kind: str  # of PATTERNS
     count: int  # of fakes, and of real images
-    full: bool = False  # all real ones in place of `count`
+    full: bool = False  # all real images in place of `count`
+    detector: str = ""  # what follows the @: the name or the file of an encoder
 
-    def reals(self, there: int) -> int:
-        """How many of the real images `there` it takes."""
+    def reals(self, available: int) -> int:
+        """How many of the `available` real images it takes."""
         if self.kind in ("is", "ppl"):
             return 0
-        return min(MOST_REAL.get(self.kind, there) if self.full else self.count, there)
+        return min(MOST_REAL.get(self.kind, available) if self.full else self.count, available)
 
-    def fakes(self, reals_there: int, there: int | None = None) -> int:
-        """How many fakes it takes, of as many as are `there` (None: any number can be made)."""
-        count = self.reals(reals_there) if self.kind == "swd" else self.count
-        return count if there is None else min(count, there)
+    def fakes(self, available_reals: int, available: int | None = None) -> int:
+        """How many of the `available` fakes it takes; None where any number can be made."""
+        count = self.reals(available_reals) if self.kind == "swd" else self.count
+        return count if available is None else min(count, available)
 
     @property
     def least(self) -> int:
-        """The images of a side that it cannot do without."""
+        """The smallest number of images of a side that it can be computed of."""
         return LEAST.get(self.kind, 2)
+
+    def value_name(self, suffix: str) -> str:
+        """What one of its values is called: `_precision` of `pr5k3@x` is `pr5k3_precision@x`."""
+        base, at, detector = self.name.partition("@")
+        return base + suffix + at + detector
 
 
 def parse_metric(name: str) -> Metric:
-    """The metric of that name. Raises UserError for one that is not known, or of too few or too many."""
+    """The metric of that name. Raises UserError for an unknown one, and for one of too few or too many images."""
+    base, at, detector = name.partition("@")
     for kind, pattern in PATTERNS.items():
-        if match := re.fullmatch(pattern, name):
+        if match := re.fullmatch(pattern, base):
+            _check_detector(name, kind, bool(at), detector)
             count, full = (*match.groups(), None)[:2]
             count = count or DEFAULT_COUNTS[kind]
-            metric = Metric(name, kind, int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1), bool(full))
+            number = int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1)
+            metric = Metric(name, kind, number, bool(full), detector)
             if metric.count < metric.least:
                 raise UserError(f"{name}: a set of at least {metric.least} images is needed")
             if metric.count > (most := MOST_PATHS if kind == "ppl" else MOST):
@@ -77,3 +97,16 @@ def parse_metric(name: str) -> Metric:
         f"no metric is called {name!r}; there are {', '.join(LISTED)}, with any number of images in the name "
         "(fid5k_full, swd2k); python -m metrics --list says what they are"
     )
+
+
+def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
+    """Raises UserError where the name has a detector that it cannot have, or has none that it needs."""
+    if kind in NEEDS_DETECTOR and not detector:
+        raise UserError(f"{name} needs a detector: write {name.rstrip('@')}@tiny-imagenet, or @ and an encoder's file")
+    if at and kind in ("fid", "kid"):
+        other = name.replace("id", "d", 1)
+        raise UserError(f"{name}: FID and KID are computed with Inception-v3 alone; write {other} for another detector")
+    if at and kind not in TAKES_DETECTOR:
+        raise UserError(f"{name}: this metric takes no detector; write {name.partition('@')[0]}")
+    if at and not detector:
+        raise UserError(f"{name}: after the @ the name or the file of an encoder is missing; write @tiny-imagenet")

@@ -6,7 +6,7 @@ normalized per channel and set, and the two clouds of patches are compared along
 
 The normalization makes it blind to a change of the brightness or contrast of a whole set; it sees edges,
 textures and the relations between colours. For two samples of one source it is not 0, and falls as they grow:
-compare figures at equal counts only.
+compare distances at equal numbers of images only.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ PATCHES = 128  # patches per image and level
 DIRECTIONS = 4 * 128  # the paper's 4 repeats of 128 directions: their mean is the mean over all 512
 SMALLEST = 16  # resolution of the last level
 
-# How much is worked on at a time. It bounds the memory in between, and small blocks are faster: up to 32 MiB
-# the allocator can reuse memory that the system would else clear first, which costs more than the arithmetic.
+# How much is computed at a time. It bounds the memory for intermediate results, and small blocks are faster: up to
+# 32 MiB the allocator can reuse memory that the system would otherwise clear first, which takes longer than the
+# arithmetic.
 BLOCK_VALUES = 1 << 22
 BLOCK_PATCHES = 1 << 16
 BLOCK_DIRECTIONS = 64
 
-# The bits of a float16, read as an integer, ascend with its magnitude; turned round where the sign is set,
-# they ascend with its value. Every finite float16 has such a code; VALUES lists them in ascending order.
+# The bits of a float16, read as an integer, ascend with its magnitude; inverted where the sign is set, they ascend with
+# its value. Every finite float16 has such a code; VALUES lists the float16 in ascending order.
 LARGEST = 0x7C00  # the finite values have the codes −LARGEST … LARGEST − 1
 CODES = torch.arange(-LARGEST, LARGEST, dtype=torch.int16)
 VALUES = (CODES ^ (CODES >> 15 & 0x7FFF)).view(torch.float16)
@@ -53,7 +54,7 @@ def downsample(x: torch.Tensor) -> torch.Tensor:
 
 
 def upsample(x: torch.Tensor) -> torch.Tensor:
-    """Doubles `x [N, C, H, W]`: puts zeros in between, smooths, and makes up for the zeros (×4)."""
+    """Doubles `x [N, C, H, W]`: puts zeros in between, smooths, and compensates for the zeros (×4)."""
     n, c, height, width = x.shape
     spread = x.new_zeros(n, c, 2 * height, 2 * width)
     spread[:, :, ::2, ::2] = x
@@ -65,7 +66,7 @@ def laplacian_pyramid(x: torch.Tensor) -> list[torch.Tensor]:
 
     Level l is gₗ − upsample(gₗ₊₁) with g₀ = x and gₗ₊₁ = downsample(gₗ); the last one, at 16×16, is g itself.
     So `level + upsample(coarser)`, from the last level up, gives `x` back. It ends earlier at an odd size;
-    an image smaller than 32×32 is its own only level.
+    an image smaller than 32×32 is the only level.
     """
     levels = []
     while min(x.shape[2:]) >= 2 * SMALLEST and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
@@ -95,7 +96,8 @@ def random_directions(size: int, rng: np.random.Generator) -> torch.Tensor:
 
 def channel_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of `patches [P, C, 7, 7]` per channel: float64 [C] each."""
-    count, total, squares = patches[:, 0].numel(), 0.0, 0.0
+    count = patches[:, 0].numel()
+    total = squares = torch.zeros((), dtype=torch.float64)
     for block in patches.split(BLOCK_PATCHES // 4):
         block = block.double()
         total = total + block.sum(dim=(0, 2, 3))
@@ -107,8 +109,8 @@ def channel_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 def count_values(x: torch.Tensor, counts: np.ndarray) -> None:
     """Rounds `x [rows, n]` to float16 and adds to `counts [rows, len(VALUES)]` how often each value occurs.
 
-    This sorts a row in one pass over it: many times faster than comparing values, and the result does not grow
-    with n. The rounding (relative error ≤ 2⁻¹¹) goes up as often as down.
+    This sorts a row in one pass: many times faster than comparing values, and the result does not grow with n. The
+    rounding (relative error ≤ 2⁻¹¹) goes up as often as down.
     """
     bits = x.half().view(torch.int16)
     codes = (bits ^ (bits >> 15 & 0x7FFF)).cpu().numpy().view(np.uint16) ^ 0x8000  # from 0: −32768 … 32767
@@ -117,10 +119,10 @@ def count_values(x: torch.Tensor, counts: np.ndarray) -> None:
 
 
 def project_patches(patches: torch.Tensor, rng: np.random.Generator, device: torch.device | str) -> torch.Tensor:
-    """Normalizes `patches [P, C, 7, 7]`, projects them on 512 random directions and sorts what comes out.
+    """Normalizes `patches [P, C, 7, 7]`, projects them on 512 random directions and sorts the projections.
 
-    Returns int32 [512, len(VALUES)] on the CPU: per direction, how many patches fall on each of `VALUES`. The
-    directions take the normalization over: d·((p − μ)/σ) = (d/σ)·p − (d/σ)·μ, with μ and σ of the channel. A
+    Returns int32 [512, len(VALUES)] on the CPU: for each direction, how many patches fall on each of `VALUES`. The
+    directions include the normalization: d·((p − μ)/σ) = (d/σ)·p − (d/σ)·μ, with μ and σ of the channel. A
     channel that never changes has σ = 0 and counts as 0.
     """
     mean, std = channel_statistics(patches)
@@ -140,18 +142,18 @@ def project_patches(patches: torch.Tensor, rng: np.random.Generator, device: tor
 
 
 class PatchDescriptors:
-    """Collects the patches of up to `count` images, batch by batch, and turns them into what is compared.
+    """Collects the patches of up to `count` images, batch by batch, and projects them.
 
     Patches are kept as float16 on the CPU: `count`·128·C·49·2 bytes per level; for 8192 colour images that
-    is 0.3 GB, at 1024² (7 levels) 2.2 GB. `finish` gives it back; its result takes 0.13 GB per level, whatever
-    the count. The arithmetic runs on `device`. Two sets to be compared need the same `seed`.
+    is 0.3 GB, at 1024² (7 levels) 2.2 GB. `finish` frees it; its result takes 0.13 GB per level for any
+    count. The arithmetic runs on `device`. Two sets to be compared need the same `seed`.
     """
 
     def __init__(self, count: int, *, seed: int = 0, device: torch.device | str = "cpu"):
         self.count = count
         self.seed = seed
         self.device = device
-        self.images = 0  # taken so far
+        self.images = 0  # seen so far
         self.shape: tuple[int, ...] = ()  # [C, H, H]
         self.patches: dict[int, torch.Tensor] = {}  # by resolution: [count·128, C, 7, 7]
         self.positions: dict[int, np.random.Generator] = {}
@@ -187,7 +189,7 @@ class PatchDescriptors:
 
     @torch.no_grad()
     def finish(self) -> dict[int, torch.Tensor]:
-        """Returns what `project_patches` makes of every level, by resolution, and lets go of the patches."""
+        """Returns the result of `project_patches` for every level, by resolution, and frees the patches."""
         projected = {}
         for size in list(self.patches):
             patches = self.patches.pop(size)[: self.images * PATCHES]
@@ -197,7 +199,7 @@ class PatchDescriptors:
 
 
 def packed(projected: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What `PatchDescriptors.finish` returns, for a file: most of it are zeros, and a tenth of the room is enough."""
+    """The result of `PatchDescriptors.finish`, compressed for a file to about a tenth: most of it are zeros."""
     return {
         str(size): torch.frombuffer(bytearray(zlib.compress(counts.numpy().tobytes(), 1)), dtype=torch.uint8)
         for size, counts in projected.items()
@@ -205,9 +207,9 @@ def packed(projected: dict[int, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def unpacked(tensors: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """What was `packed`, the finest level first."""
+    """The inverse of `packed`, the finest level first."""
     return {
-        size: torch.frombuffer(bytearray(zlib.decompress(tensors[str(size)].numpy())), dtype=torch.int32).view(
+        size: torch.frombuffer(bytearray(zlib.decompress(tensors[str(size)].numpy().data)), dtype=torch.int32).view(
             -1, len(VALUES)
         )
         for size in sorted(map(int, tensors), reverse=True)

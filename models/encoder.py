@@ -34,7 +34,7 @@ def load_encoder(path: str | os.PathLike | None = None, device: torch.device | s
     """
     path = Path(path) if path is not None else torchvision_weights()
     if path.suffix == ".safetensors":
-        return load_model(path, ENCODER, lambda config, tensors: VGG19(**config))[0].to(device)
+        return read_encoder(path)[0].to(device)
     try:
         width, tensors = _read_torchvision(path)
         encoder = VGG19(width)
@@ -45,6 +45,17 @@ def load_encoder(path: str | os.PathLike | None = None, device: torch.device | s
             f"{path} is not a VGG-19 up to relu4_1 ({reason}); name another file with --encoder-weights"
         ) from None
     return encoder.eval().requires_grad_(False).to(device)
+
+
+def read_encoder(path: str | os.PathLike) -> tuple[VGG19, dict[str, Any]]:
+    """The encoder of a file of `save_encoder`, in eval mode and not to be trained, and the file's info.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    encoder, info = load_model(path, ENCODER, lambda config, tensors: VGG19(**config))
+    assert isinstance(encoder, VGG19)
+    return encoder, info
 
 
 def save_encoder(path: str | os.PathLike, encoder: VGG19, info: Mapping[str, Any]) -> None:

@@ -85,6 +85,7 @@ class ClassifierTrainer:
     def save(self, path: Path, kimg: float) -> None:
         """Writes the folded encoder, with its accuracy where that is known already. Raises DiskFull."""
         info = {"kimg": kimg, "data": self.dataset.name, "classes": self.dataset.c_dim}
+        info["resolution"] = self.dataset.resolution  # which metrics resize images to
         if kimg in self.accuracy:
             info["accuracy"] = self.accuracy[kimg]
         save_encoder(path, self.classifier.fold(), info)

@@ -244,7 +244,7 @@ class GANTrainer:
             values = self.evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
         except NotFinite as error:
             print(f"warning: {error.message}", file=sys.stderr)
-            values = error.figures
+            values = error.values
         settings = {**self.evaluator.settings(), "truncation": 1.0, "mirror": False}
         settings["data_hash"] = self.unmirrored.fingerprint
         return {**values, "images": self.evaluator.counts, "settings": settings} if values else {}

@@ -1,9 +1,11 @@
-"""Random detectors, and what they see of real images."""
+"""Detectors with random weights, and metrics of real images by them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,11 @@ import torchvision
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
+from metrics.__main__ import main
 from metrics.frechet import frechet_distance
-from tests.metrics import judging, weights
+from tests.metrics import evaluating, weights
 from tests.metrics.archives import photographs, write_images
+from torch_utils.cli import run
 from torch_utils.ops import native
 
 
@@ -48,7 +52,7 @@ def slices(tmp_path_factory, real_images) -> tuple[Path, Path]:
 
 @contextmanager
 def small_detectors(cache: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Detectors take smaller images, and what they find is kept in the folder `cache`."""
+    """Detectors resize to smaller images, and the cache is in the folder `cache`."""
     native.available("cpu")  # compiled into the cache folder that there is
     with pytest.MonkeyPatch.context() as patch:
         for kind in (FeatureExtractorInceptionV3, FeatureExtractorVGG16):
@@ -67,13 +71,13 @@ def small(tmp_path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def judged(slices, inception, vgg16, tmp_path_factory) -> tuple[dict[str, float], Path]:
-    """Figures of all kinds of the slices, KID's by subsets of 20, and the cache folder that this has left."""
-    cache = tmp_path_factory.mktemp("judged") / "cache"
+def evaluated(slices, inception, vgg16, tmp_path_factory) -> tuple[dict[str, float], Path]:
+    """Metrics of all kinds of the slices, KID's by subsets of 20, and the cache folder that this has left."""
+    cache = tmp_path_factory.mktemp("evaluated") / "cache"
     with small_detectors(cache) as patch:
-        patch.setattr("metrics.scores.SUBSET_SIZE", 20)
-        patch.setattr("metrics.evaluator.LEAST_KEPT", 20)
-        return judging.judge(judging.ALL, *slices, [inception, vgg16]), cache
+        patch.setattr("metrics.scores.KID_SUBSET_SIZE", 20)
+        patch.setattr("metrics.evaluator.MIN_CACHED_IMAGES", 20)
+        return evaluating.evaluate(evaluating.ALL, *slices, [inception, vgg16]), cache
 
 
 @pytest.fixture
@@ -84,3 +88,17 @@ def few_dimensions(monkeypatch):
         return frechet_distance(*({"mean": s["mean"][:256], "covariance": s["covariance"][:256, :256]} for s in sides))
 
     monkeypatch.setattr("metrics.evaluator.frechet_distance", distance)
+
+
+def run_command(*arguments, capsys, monkeypatch) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["metrics", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        run(main)
+    captured = capsys.readouterr()
+    return stopped.value.code or 0, captured.out, captured.err
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    return partial(run_command, capsys=capsys, monkeypatch=monkeypatch)

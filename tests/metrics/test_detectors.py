@@ -11,13 +11,19 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
 from metrics import detectors
-from metrics.detectors import INCEPTION, VGG16, Weights, given_weights, load_detector, load_lpips, published_weights
-from metrics.evaluator import find_weights
+from metrics.detectors import (
+    INCEPTION,
+    VGG16,
+    PublishedWeights,
+    find_weights,
+    given_weights,
+    load_detector,
+    published_weights,
+)
 from torch_utils.download import read_tensors
 from torch_utils.errors import UserError
 
@@ -49,51 +55,6 @@ def test_vgg16_is_torch_fidelitys(small, vgg16):
     theirs = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=vgg16)
     (a,), (b,) = ours(images(5)), theirs(images(5))
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-
-
-def plain_lpips(a: torch.Tensor, b: torch.Tensor, vgg: torch.nn.Module) -> torch.Tensor:
-    """Zhang et al., equation 1, with the weights that are shipped; images in −1..1."""
-    linear = list(read_tensors(detectors.LPIPS_WEIGHTS).values())
-    mean, std = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
-    a, b = ((x - mean.view(3, 1, 1)) / std.view(3, 1, 1) for x in (a, b))
-    total, taps = 0.0, [3, 8, 15, 22, 29]  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
-    for i, layer in enumerate(vgg.features):
-        a, b = layer(a), layer(b)
-        if i in taps:
-            difference = F.normalize(a, dim=1, eps=1e-10) - F.normalize(b, dim=1, eps=1e-10)
-            weighted = difference.square() * linear[taps.index(i)].view(-1, 1, 1)
-            total = total + weighted.sum(dim=1).mean(dim=(1, 2))
-    return total
-
-
-@torch.no_grad()
-def test_lpips_is_the_papers(small, vgg16):
-    from torchvision.models import vgg16 as model  # the small one
-
-    vgg = model()
-    vgg.load_state_dict(torch.load(vgg16, weights_only=True))
-    distance = load_lpips(given_weights([vgg16])[VGG16], "cpu")
-    a, b = (images(4, seed=seed).float() / 127.5 - 1 for seed in (0, 1))
-    b[1], b[2] = a[1], a[2] + 0.01
-    found = distance(a, b)
-    torch.testing.assert_close(found, plain_lpips(a, b, vgg), rtol=1e-4, atol=1e-7)
-    assert found[1] == 0 and 0 < found[2] < found[0]
-    large = F.interpolate(a, scale_factor=16, mode="nearest")  # of 512²: judged at 256²
-    expected = distance(*(F.interpolate(x, scale_factor=8, mode="nearest") for x in (a[:1], b[:1])))
-    found = distance(large[:1], F.interpolate(b, scale_factor=16, mode="nearest")[:1])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
-    grey = a[:, :1]
-    torch.testing.assert_close(
-        distance(grey, grey.flip(2)), distance(*(x.repeat(1, 3, 1, 1) for x in (grey, grey.flip(2))))
-    )
-
-
-def test_shipped_weights_are_lpips_0_1():
-    tensors = read_tensors(detectors.LPIPS_WEIGHTS)
-    assert [tensor.numel() for tensor in tensors.values()] == [64, 128, 256, 512, 512]
-    assert all(tensor.min() >= 0 for tensor in tensors.values())
-    sums = [6.92599, 8.85833, 17.51501, 51.52132, 47.03485]  # of lpips/weights/v0.1/vgg.pth
-    assert [float(tensor.sum()) for tensor in tensors.values()] == pytest.approx(sums, rel=1e-5)
 
 
 def test_grey_images_are_three_times_the_same():
@@ -147,7 +108,7 @@ def test_other_files_are_refused(small, tmp_path, inception):
     tensors = read_tensors(inception)
     for name, other in {"fc.weight": torch.zeros(10, 2048), "fc.bias": "text", "extra": torch.zeros(1)}.items():
         with pytest.raises(UserError, match=r"do not fit inception-v3") as error:
-            load_detector(INCEPTION, Weights({**tensors, name: other}, ""), ["2048"], "cpu")
+            load_detector(INCEPTION, PublishedWeights({**tensors, name: other}, ""), ["2048"], "cpu")
         assert "\n" not in error.value.message and len(error.value.message) < 400
 
 

@@ -14,21 +14,21 @@ import torch_fidelity
 from media.dataset import ImageDataset
 from metrics import PPL_EPSILON, Evaluator, NotFinite
 from metrics.detectors import INCEPTION, given_weights
-from metrics.evaluator import tensor_source
+from metrics.features import tensor_source
 from models.sampling import Fakes
 from networks.generator import Generator, GeneratorConfig
 from tests.metrics import weights as random_weights
 from tests.metrics.archives import photographs, write_images
-from tests.metrics.judging import ALL, judge, judge_and_write
+from tests.metrics.evaluating import ALL, evaluate, evaluate_and_write
 from tests.metrics.test_swd import blur
 from torch_utils import distributed
 from torch_utils.errors import UserError
 
 
 @pytest.mark.slow  # torch-fidelity's FID takes the eigenvalues of a matrix that is not symmetric, 2048 × 2048
-def test_it_agrees_with_torch_fidelitys_command(judged, slices, small, inception, vgg16):
+def test_it_agrees_with_torch_fidelitys_command(evaluated, slices, small, inception, vgg16):
     real, fake = slices
-    found = {name: figure for name, figure in judged[0].items() if not name.startswith("swd")}
+    found = {name: value for name, value in evaluated[0].items() if not name.startswith(("swd", "dc"))}
     common = {"input1": str(fake), "input2": str(real), "cuda": False, "cache": False, "verbose": False}
     common |= {"save_cpu_ram": True, "batch_size": 16}
     reference = torch_fidelity.calculate_metrics(
@@ -52,17 +52,17 @@ def test_it_agrees_with_torch_fidelitys_command(judged, slices, small, inception
     assert found["fid60_full"] > 1e-3 and 0 < found["pr603_full_precision"] < 1
 
 
-def test_a_set_against_itself(judged, slices, small, inception, vgg16):
+def test_a_set_against_itself(evaluated, slices, small, inception, vgg16):
     real, _ = slices
-    shutil.copytree(judged[1], small)
-    found = judge(["fid66_full", "kid66_full", "pr663_full", "swd66"], real, real, [inception, vgg16])
+    shutil.copytree(evaluated[1], small)
+    found = evaluate(["fid66_full", "kid66_full", "pr663_full", "swd66"], real, real, [inception, vgg16])
     assert abs(found["fid66_full"]) < 1e-3 and found["swd66"] == 0
     assert found["pr663_full_precision"] == found["pr663_full_recall"] == 1
     assert found["kid66_full"] < 1e-6
 
 
 @pytest.mark.slow
-def test_figures_grow_with_the_change(small, few_dimensions, smooth_inception, real_images):
+def test_metrics_grow_with_the_change(small, few_dimensions, smooth_inception, real_images):
     """Blur, noise, and the mixing in of images of another kind."""
     images = photographs(real_images / "cifar10-train.zip", 120)
     real, fake, other = images[:60], images[60:], torch.randint(0, 255, (60, 3, 1, 1), dtype=torch.uint8)
@@ -77,19 +77,19 @@ def test_figures_grow_with_the_change(small, few_dimensions, smooth_inception, r
     for what, sets in changed.items():
         found = [unchanged, *(evaluator.evaluate(tensor_source(images)) for images in sets)]
         for name in ("fid60", "kid60", "swd60"):
-            figures = [figure[name] for figure in found]
-            assert all(b > a for a, b in itertools.pairwise(figures)), (what, name, figures)
+            values = [values[name] for values in found]
+            assert all(b > a for a, b in itertools.pairwise(values)), (what, name, values)
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_the_same(judged, slices, small, inception, vgg16, tmp_path):
+def test_two_processes_come_to_the_same(evaluated, slices, small, inception, vgg16, tmp_path):
     """Of 66 and 60 images in batches of 16, with nothing kept."""
-    distributed.launch(judge_and_write, ALL, *slices, [inception, vgg16], tmp_path / "result", processes=2)
-    one, (two, other) = judged[0], (json.loads((tmp_path / f"result.{rank}").read_text()) for rank in (0, 1))
+    distributed.launch(evaluate_and_write, ALL, *slices, [inception, vgg16], tmp_path / "result", processes=2)
+    one, (two, other) = evaluated[0], (json.loads((tmp_path / f"result.{rank}").read_text()) for rank in (0, 1))
     assert other == {}
-    assert one.keys() == two.keys() and len(one) == 10
-    for name, figure in one.items():
-        assert two[name] == pytest.approx(figure, rel=1e-6, abs=1e-9), name
+    assert one.keys() == two.keys() and len(one) == 12
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
 
 
 def test_a_detector_sees_no_more_than_it_needs(small, inception):
@@ -100,52 +100,52 @@ def test_a_detector_sees_no_more_than_it_needs(small, inception):
     assert sum(seen) == 20 + 20  # of the 40 fakes, the others are for SWD alone
 
 
-# --- what is kept ---------------------------------------------------------------------------------------------------
+# --- the cache ------------------------------------------------------------------------------------------------------
 
 
-def test_real_statistics_are_worked_out_once(judged, slices, small, inception, vgg16, tmp_path, monkeypatch):
-    monkeypatch.setattr("metrics.scores.SUBSET_SIZE", 20)
-    monkeypatch.setattr("metrics.evaluator.LEAST_KEPT", 20)
-    first, files = judged[0], [inception, vgg16]
+def test_summaries_of_real_images_are_computed_once(evaluated, slices, small, inception, vgg16, tmp_path, monkeypatch):
+    monkeypatch.setattr("metrics.scores.KID_SUBSET_SIZE", 20)
+    monkeypatch.setattr("metrics.evaluator.MIN_CACHED_IMAGES", 20)
+    first, files = evaluated[0], [inception, vgg16]
     real, fake = tmp_path / "elsewhere", slices[1]
     shutil.copytree(slices[0], real)
-    shutil.copytree(judged[1], small)
+    shutil.copytree(evaluated[1], small)
     kept = sorted((small / "statistics").iterdir())
     assert [path.name.partition("-")[0] for path in kept] == ["features", "features", "moments", "patches"]
     times = [path.stat().st_mtime_ns for path in kept]
 
-    def refuse(self, wanted, source, title, collect=Evaluator._collect):
+    def refuse(self, wanted, source, title, summarize=Evaluator._summarize):
         assert title == "fake images" or not wanted
-        return collect(self, wanted, source, title)
+        return summarize(self, wanted, source, title)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Evaluator, "_collect", refuse)
-        assert judge(ALL, real, fake, files) == first
+        patch.setattr(Evaluator, "_summarize", refuse)
+        assert evaluate(ALL, real, fake, files) == first
     assert [path.stat().st_mtime_ns for path in kept] == times
 
     names = ["kid60_full", "pr603_full"]
     kept[0].write_bytes(kept[0].read_bytes()[:-1])  # damaged features: made again
-    assert judge(names, real, fake, files).items() <= first.items()
+    assert evaluate(names, real, fake, files).items() <= first.items()
     assert kept[0].stat().st_mtime_ns != times[0] and sorted((small / "statistics").iterdir()) == kept
 
     (real / "0000.png").write_bytes((real / "0001.png").read_bytes())  # other content
-    assert judge(["kid60_full"], real, fake, files)["kid60_full"] != first["kid60_full"]
+    assert evaluate(["kid60_full"], real, fake, files)["kid60_full"] != first["kid60_full"]
     assert len(list((small / "statistics").iterdir())) == 5
 
 
-def test_patches_are_kept_by_what_they_are_drawn_by(small, slices, monkeypatch):
+def test_patches_are_kept_by_all_that_they_depend_on(small, slices, monkeypatch):
     monkeypatch.setattr("metrics.swd.DIRECTIONS", 64)
 
     def kept() -> int:
         return len(list((small / "statistics").glob("patches-*")))
 
-    few = judge(["swd60"], *slices, [])
-    assert kept() == 0  # they are sooner cut again
-    monkeypatch.setattr("metrics.evaluator.LEAST_KEPT", 20)
+    few = evaluate(["swd60"], *slices, [])
+    assert kept() == 0  # cutting them again is faster
+    monkeypatch.setattr("metrics.evaluator.MIN_CACHED_IMAGES", 20)
     for options, expected in (({}, 1), ({}, 1), ({"seed": 1}, 2)):
-        assert (judge(["swd60"], *slices, [], **options) == few) == (not options) and kept() == expected
+        assert (evaluate(["swd60"], *slices, [], **options) == few) == (not options) and kept() == expected
     monkeypatch.setattr("metrics.swd.DIRECTIONS", 32)
-    assert judge(["swd60"], *slices, []) != few and kept() == 3
+    assert evaluate(["swd60"], *slices, []) != few and kept() == 3
 
 
 def test_mirrored_images_count_twice(small, slices, inception, tmp_path):
@@ -162,7 +162,7 @@ def test_mirrored_images_count_twice(small, slices, inception, tmp_path):
     assert found != plain["kid20_full"]
 
 
-# --- what a user is told --------------------------------------------------------------------------------------------
+# --- notes and errors -------------------------------------------------------------------------------------------------
 
 
 class Images(torch.utils.data.Dataset):
@@ -185,14 +185,14 @@ def test_fewer_images_than_dimensions_are_warned_of(small, inception):
     assert any("not the published ones" in note for note in notes)
 
 
-def test_too_few_images_are_said(small, inception):
+def test_a_note_says_that_there_are_fewer_images(small, inception):
     assert "only 100 real and 100 fake images for swd2k" in Evaluator(["swd2k"], Images(100)).notes[0]
     notes = Evaluator(["kid2k"], Images(100), fakes=50, weights=[inception]).notes
     assert "only 100 real and 50 fake images for kid2k (2000)" in notes[-1]
     assert Evaluator(["swd50"], Images(100)).notes == []
 
 
-def test_no_number_is_an_error(small, inception, tmp_path):
+def test_nan_is_an_error(small, inception, tmp_path):
     state = torch.load(inception, weights_only=True)
     state["Mixed_7c.branch1x1.bn.bias"][0] = float("nan")
     torch.save(state, tmp_path / "broken.pth")
@@ -212,8 +212,8 @@ def test_without_a_detector_the_others_go_on(small, monkeypatch):
     first, second = [note for note in evaluator.notes if note.startswith("warning")]
     assert first.startswith("warning: going on without fid10, kid10: cannot download https")
     assert second.startswith("warning: going on without pr103: cannot download https")
-    figures = evaluator.evaluate(tensor_source(torch.zeros(10, 3, 32, 32).byte()))
-    assert set(figures) == {"swd10", "swd10_32", "swd10_16"}
+    values = evaluator.evaluate(tensor_source(torch.zeros(10, 3, 32, 32).byte()))
+    assert set(values) == {"swd10", "swd10_32", "swd10_16"}
 
 
 def offline():
@@ -234,7 +234,7 @@ def generator(c_dim: int = 0) -> Generator:
 @pytest.mark.parametrize("epsilon, tolerance", [(PPL_EPSILON, 0.02), (0.05, 1e-3)])
 def test_path_length_is_the_papers(small, vgg16, monkeypatch, epsilon, tolerance):
     """Karras et al. 2019, equation 3 in W, at t = 0, with plain LPIPS in float64."""
-    from tests.metrics.test_detectors import plain_lpips
+    from tests.metrics.test_lpips import plain_lpips
 
     G = generator()
     monkeypatch.setattr("metrics.evaluator.PPL_EPSILON", epsilon)
@@ -247,7 +247,7 @@ def test_path_length_is_the_papers(small, vgg16, monkeypatch, epsilon, tolerance
     vgg.requires_grad_(False)
     a, b = torch.cat([x.view(2, -1, 3, 32, 32) for x in fakes.path_ends([range(23)], epsilon)]).double()
     lengths = (plain_lpips(a, b, vgg) / epsilon**2).numpy()
-    assert found == pytest.approx(lengths.mean(), rel=tolerance)  # of 23, no per cent is left out
+    assert found == pytest.approx(lengths.mean(), rel=tolerance)  # of 23 paths, no per cent is left out
 
 
 def test_ends_of_a_path_lie_epsilon_apart():

@@ -1,4 +1,4 @@
-"""`python -m metrics`: what a user types and what comes back."""
+"""`python -m metrics` as a user types it, and what comes back."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
+from media.convert import write_dataset
 from media.dataset import ImageDataset
-from metrics import Evaluator, choose, dataset_source
-from metrics.__main__ import main
+from media.faces import faces
+from metrics import Evaluator, choose, dataset_source, detectors
+from metrics.__main__ import describe, main
 from models.sampling import Fakes
 from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
+from tests.metrics import archives
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -49,52 +52,60 @@ def write_snapshot(path: Path, **config) -> Generator:
     return G.eval()
 
 
-def judge(*arguments) -> None:
+@pytest.fixture
+def snapshot(tmp_path) -> Path:
+    torch.manual_seed(0)
+    config = GeneratorConfig(resolution=16, cbase=256, cmax=8, map_depth=1, z_dim=16, w_dim=16, style_channels=8)
+    save_snapshot(tmp_path / "snapshot-000001.safetensors", Generator(config), {"kimg": 1.0})
+    return tmp_path / "snapshot-000001.safetensors"
+
+
+def evaluate(*arguments) -> None:
     main.main(["--workers", "0", *map(str, arguments)], standalone_mode=False)
 
 
 def mistake(*arguments) -> str:
     with pytest.raises(UserError) as error:
-        judge(*arguments)
+        evaluate(*arguments)
     return error.value.message
 
 
 def test_images_against_images(tmp_path, capsys):
     real = write_images(tmp_path / "real", 24)
     fakes = write_images(tmp_path / "fakes", 25, smooth=2)
-    judge("--data", real, "--fakes", fakes, "--metrics", "swd20, swd", "--json")
+    evaluate("--data", real, "--fakes", fakes, "--metrics", "swd20, swd", "--json")
     captured = capsys.readouterr()
     assert (
         captured.err.count("\n") == 1
         and "note: there are only 24 real and 24 fake images for swd (8192);" in captured.err
     )
-    figures = json.loads(captured.out)
+    values = json.loads(captured.out)
     both = {name: {"real": count, "fake": count} for name, count in (("swd20", 20), ("swd", 24))}
-    assert figures.pop("images") == both
-    assert figures.pop("settings")["fakes"] == str(fakes)
+    assert values.pop("images") == both
+    assert values.pop("settings")["fakes"] == str(fakes)
     evaluator = Evaluator(["swd20", "swd"], ImageDataset(real))
-    assert figures == evaluator.evaluate(dataset_source(ImageDataset(fakes), choose(25, 24, 0)))
-    assert list(figures) == ["swd20", "swd20_16", "swd", "swd_16"]
+    assert values == evaluator.evaluate(dataset_source(ImageDataset(fakes), choose(25, 24, 0)))
+    assert list(values) == ["swd20", "swd20_16", "swd", "swd_16"]
 
-    judge("--data", real, "--fakes", fakes, "--metrics", "swd20,swd", "--batch", 7)
+    evaluate("--data", real, "--fakes", fakes, "--metrics", "swd20,swd", "--batch", 7)
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{name} {figures[name]:.4g} (16: {figures[name + '_16']:.4g})" for name in ("swd20", "swd")]
+    assert lines == [f"{name} {values[name]:.4g} (16: {values[name + '_16']:.4g})" for name in ("swd20", "swd")]
 
-    judge("--data", real, "--fakes", fakes, "--metrics", "swd20", "--seed", 1, "--json")
+    evaluate("--data", real, "--fakes", fakes, "--metrics", "swd20", "--seed", 1, "--json")
     other = json.loads(capsys.readouterr().out)["swd20"]
-    assert other != figures["swd20"]
-    assert other == pytest.approx(figures["swd20"], rel=0.5)
+    assert other != values["swd20"]
+    assert other == pytest.approx(values["swd20"], rel=0.5)
 
 
 def test_images_against_themselves(tmp_path, capsys):
     real = write_images(tmp_path / "real", 12, channels=1)
-    judge("--data", real, "--fakes", real)
+    evaluate("--data", real, "--fakes", real)
     assert capsys.readouterr().out == "swd 0 (16: 0)\n"
 
 
 def test_fewer_fakes_than_asked_for_are_mentioned(tmp_path, capsys):
     real, fakes = write_images(tmp_path / "real", 12), write_images(tmp_path / "fakes", 10)
-    judge("--data", real, "--fakes", fakes, "--metrics", "swd12,swd8", "--json")
+    evaluate("--data", real, "--fakes", fakes, "--metrics", "swd12,swd8", "--json")
     captured = capsys.readouterr()
     counts = json.loads(captured.out)["images"]
     assert counts == {"swd12": {"real": 12, "fake": 10}, "swd8": {"real": 8, "fake": 8}}
@@ -106,12 +117,12 @@ def test_fewer_fakes_than_asked_for_are_mentioned(tmp_path, capsys):
 def test_network(tmp_path, capsys, c_dim):
     real = write_images(tmp_path / "real", 12)
     G = write_snapshot(tmp_path / "snapshot-000001.safetensors", c_dim=c_dim)
-    judge("--data", real, "--network", tmp_path, "--metrics", "swd10", "--seed", 2, "--json")
-    figures = json.loads(capsys.readouterr().out)
-    assert figures.pop("images") == {"swd10": {"real": 10, "fake": 10}} and figures.pop("settings")["seed"] == 2
+    evaluate("--data", real, "--network", tmp_path, "--metrics", "swd10", "--seed", 2, "--json")
+    values = json.loads(capsys.readouterr().out)
+    assert values.pop("images") == {"swd10": {"real": 10, "fake": 10}} and values.pop("settings")["seed"] == 2
     dataset = ImageDataset(real, use_labels=c_dim > 0)
     fakes = Fakes(G, 10, 2, dataset.labels)
-    assert figures == pytest.approx(Evaluator(["swd10"], dataset, seed=2).evaluate(fakes.images), rel=1e-3)
+    assert values == pytest.approx(Evaluator(["swd10"], dataset, seed=2).evaluate(fakes.images), rel=1e-3)
     assert set(fakes.classes.tolist()) == set(range(max(c_dim, 1)))
 
 
@@ -119,7 +130,7 @@ def test_stopped_processes_are_no_bug(tmp_path, monkeypatch):
     """After ^C the launcher returns, and there is no result."""
     monkeypatch.setattr("torch_utils.distributed.launch", lambda *args, **options: None)
     with pytest.raises(click.Abort):
-        judge("--data", "real", "--fakes", "fakes", "--procs", 2)
+        evaluate("--data", "real", "--fakes", "fakes", "--procs", 2)
 
 
 def test_mistakes(tmp_path):
@@ -154,3 +165,120 @@ def test_as_a_command(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+# --- detectors --------------------------------------------------------------------------------------------------------
+
+
+def test_all_metrics_of_a_snapshot(small, few_dimensions, command, snapshot, inception, vgg16, tmp_path):
+    write_dataset(tmp_path / "faces.zip", faces(40, 16, seed=0))
+    names = ["fid20_full", "kid20", "pr203", "is20", "ppl2_wend20", "swd20"]
+    files = ["--detector-weights", inception, "--detector-weights", vgg16]
+    arguments = ["--metrics", ",".join(names), "--network", snapshot, "--data", tmp_path / "faces.zip", *files]
+    arguments += ["--workers", 0, "--batch", 8, "--gpus", 0, "--mirror", "--trunc", 0.7]
+    code, out, err = command(*arguments, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    values = {key for key in found if key not in ("images", "settings")}
+    assert values == {
+        *("fid20_full", "kid20", "kid20_std", "pr203_precision", "pr203_recall"),
+        *("is20_mean", "is20_std", "ppl2_wend20", "swd20", "swd20_16"),
+    }
+    assert found["images"]["fid20_full"] == {"real": 80, "fake": 20}
+    assert found["images"]["pr203"] == {"real": 20, "fake": 20}
+    assert found["images"]["is20"] == {"real": 0, "fake": 20}
+    settings = found["settings"]
+    assert {name: settings[name] for name in ("seed", "truncation", "mirror", "kimg")} == {
+        "seed": 0,
+        "truncation": 0.7,
+        "mirror": True,
+        "kimg": 1.0,
+    }
+    assert settings["detectors"].keys() == {"inception-v3-2015-12-05", "vgg16"}
+    assert all(len(value) == 64 for value in settings["detectors"].values())
+    assert settings["network"] == str(snapshot) and len(settings["data_hash"]) == 16
+    assert "warning: fid20_full has 20 fake images for 2048 dimensions" in err
+
+
+def test_a_line_has_a_metric_and_its_own_values():
+    values = {"fid20": 1.5, "fid20_full": 2.0, "kid20": 0.1, "kid20_std": 0.01, "pr203_precision": 0.5}
+    values |= {"pr203_recall": 0.25, "pr203_full_precision": 0.75, "pr203_full_recall": 1.0, "images": {}}
+    assert describe("fid20", values) == "fid20 1.5"
+    assert describe("fid20_full", values) == "fid20_full 2"
+    assert describe("kid20", values) == "kid20 0.1 (std: 0.01)"
+    assert describe("pr203", values) == "pr203 precision: 0.5, recall: 0.25"
+    assert describe("pr203_full", values) == "pr203_full precision: 0.75, recall: 1"
+
+
+def test_images_against_fewer_images(small, few_dimensions, command, inception, tmp_path, real_images):
+    images = archives.photographs(real_images / "cifar10-test.zip", 50)
+    real, fake = (
+        archives.write_images(tmp_path / name, part) for name, part in (("real", images[:30]), ("fake", images[30:]))
+    )
+    arguments = ["--data", real, "--fakes", fake, "--gpus", 0, "--workers", 0, "--detector-weights", inception]
+    code, out, err = command("--metrics", "fid2k_full,swd", *arguments, "--json")
+    assert code == 0 and json.loads(out)["images"]["fid2k_full"] == {"real": 30, "fake": 20}
+    assert "there are only 20 fake images for fid2k_full (2000)" in err
+    code, out, err = command("--metrics", "ppl2_wend", *arguments)
+    assert code == 2 and "name one with --network" in err
+
+
+def test_list(small, command):
+    code, out, _ = command("--list")
+    assert code == 0
+    for words in ("fid50k_full", "ppl2_wend", str(small), detectors.INCEPTION.url, detectors.VGG16.url):
+        assert words in out
+    small.mkdir()
+    (small / detectors.VGG16.url.rpartition("/")[2]).touch()
+    assert detectors.VGG16.url not in command("--list")[1]
+
+
+def test_mistakes_are_one_line(small, command, snapshot, faces16, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", lambda *args, **options: offline())
+    both = ["--network", snapshot, "--data", faces16, "--gpus", 0]
+    cases = [
+        (["--metrics", "fid50k_full", *both], "cannot download https"),
+        (["--metrics", "fid", *both], "no metric is called 'fid'"),
+        (
+            ["--metrics", "fid20", "--detector-weights", tmp_path / "absent.pth", *both],
+            "absent.pth; name the file with --detector-weights",
+        ),
+        (["--metrics", "swd", "--data", faces16], "--network or --fakes"),
+        (["--metrics", "swd", "--network", snapshot], "--data is missing"),
+        (["--metrics", "swd", "--trunc", "nan", *both], "not a finite number"),
+        (["--metrics", "swd", "--trunc", 0.7, "--fakes", faces16, "--data", faces16], "--trunc changes"),
+        (["--metrics", "swd", "--fakes", tmp_path / "nope", "--data", faces16], "name a folder or ZIP of generated"),
+        (["--metrics", "fid"], "no metric is called 'fid'"),
+        (["--metrics", "swd,fd20", *both], "fd20 needs a detector"),
+        (["--metrics", "fd20@nowhere/encoder.safetensors", *both], "write @ and a file of train_encoder.py"),
+        (["--metrics", "swd", "--network", snapshot, "--data", faces16, "--gpus", 99], "--gpus 99"),
+    ]
+    for arguments, words in cases:
+        code, _, err = command(*arguments)
+        assert code == 2 and words in err.splitlines()[-1] and len(err.splitlines()) == 1, err
+
+
+def offline():
+    raise OSError("no network")
+
+
+def test_without_a_detector_the_other_metrics_are_printed(small, command, snapshot, faces16, monkeypatch):
+    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", lambda *args, **options: offline())
+    arguments = ["--metrics", "fid20,swd20,kid20", "--network", snapshot, "--data", faces16, "--gpus", 0]
+    code, out, err = command(*arguments)
+    assert code == 2 and out.startswith("swd20 ") and len(out.splitlines()) == 1
+    assert err.splitlines()[-1].startswith("error: fid20, kid20: cannot download https")
+    code, out, _ = command(*arguments, "--json")
+    record = json.loads(out)
+    assert code == 2 and "swd20" in record and "fid20" not in record and record["left_out"].keys() == {"fid20", "kid20"}
+
+
+@pytest.mark.parametrize("tensor", ["synthesis.const", "w_avg"])
+def test_a_broken_network_is_refused(command, faces16, tmp_path, tensor):
+    config = GeneratorConfig(resolution=16, cbase=256, cmax=8, map_depth=1, z_dim=16, w_dim=16, style_channels=8)
+    G = Generator(config)
+    G.state_dict()[tensor].view(-1)[0] = float("nan")
+    save_snapshot(tmp_path / "snapshot-000001.safetensors", G, {"kimg": 1.0})
+    arguments = ["--metrics", "swd", "--network", tmp_path, "--data", faces16, "--gpus", 0]
+    code, _, err = command(*arguments)
+    assert code == 2 and "weights that are not finite" in err

@@ -17,6 +17,8 @@ from torch_utils.errors import UserError
         ("fid5k_full", "fid", 5000, True),
         ("fid777", "fid", 777, False),
         ("kid50k_full", "kid", 50_000, True),
+        ("dc10k5_full", "dc", 10_000, True),
+        ("dc605", "dc", 60, False),
         ("pr50k3_full", "pr", 50_000, True),
         ("pr10k3", "pr", 10_000, False),
         ("pr5003", "pr", 500, False),
@@ -53,7 +55,6 @@ def test_names(name, kind, count, full):
         "ppl2",
         "swdk",
         "swd2k_full",
-        "fid50k@other",
         "fid９",
         "",
         "fid 50k",
@@ -64,7 +65,42 @@ def test_what_is_no_name(name):
         parse_metric(name)
 
 
-@pytest.mark.parametrize("name, least", [("swd1", 2), ("fid1_full", 2), ("pr33", 4), ("is9", 10)])
+@pytest.mark.parametrize(
+    "name, kind, count, detector",
+    [
+        ("fd5k_full@tiny-imagenet", "fd", 5000, "tiny-imagenet"),
+        ("kd2k@runs/00000-a/snapshot-000400.safetensors", "kd", 2000, "runs/00000-a/snapshot-000400.safetensors"),
+        ("pr5k3_full@a@b", "pr", 5000, "a@b"),
+        ("dc1005@x", "dc", 100, "x"),
+    ],
+)
+def test_detector_of_a_name(name, kind, count, detector):
+    assert parse_metric(name) == Metric(name, kind, count, "_full" in name, detector)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("fid50k@other", "write fd50k@other for another detector"),
+        ("kid50k_full@other", "write kd50k_full@other"),
+        ("swd2k@tiny-imagenet", "takes no detector; write swd2k"),
+        ("is50k@", "takes no detector; write is50k"),
+        ("fd5k", "fd5k@tiny-imagenet, or @ and an encoder's file"),
+        ("kd5k_full@", "kd5k_full@tiny-imagenet"),
+        ("pr5k3@", "name or the file of an encoder is missing"),
+    ],
+)
+def test_wrong_detectors(name, message):
+    with pytest.raises(UserError, match=message):
+        parse_metric(name)
+
+
+def test_values_are_called_as_their_metric():
+    assert parse_metric("pr5k3_full@a_b").value_name("_recall") == "pr5k3_full_recall@a_b"
+    assert parse_metric("swd").value_name("_32") == "swd_32"
+
+
+@pytest.mark.parametrize("name, least", [("swd1", 2), ("fid1_full", 2), ("pr33", 4), ("dc55", 6), ("is9", 10)])
 def test_too_few_images(name, least):
     with pytest.raises(UserError, match=f"{name}: a set of at least {least} images"):
         parse_metric(name)

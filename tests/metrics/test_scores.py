@@ -34,7 +34,7 @@ def test_kid_of_all_is_the_unbiased_estimate():
 
 
 def test_kid_of_subsets_is_about_that_of_all(monkeypatch):
-    monkeypatch.setattr("metrics.scores.SUBSET_SIZE", 100)
+    monkeypatch.setattr("metrics.scores.KID_SUBSET_SIZE", 100)
     x, y = cloud(1000), cloud(900, seed=1, offset=0.3)
     found = kernel_distance(x, y)
     whole = plain_mmd(x.double().numpy(), y.double().numpy())
@@ -55,7 +55,7 @@ def plain_precision(fake: np.ndarray, real: np.ndarray) -> float:
 
 @pytest.mark.parametrize("rows", [7, 1000])
 def test_precision_and_recall_are_the_papers(monkeypatch, rows):
-    monkeypatch.setattr("metrics.scores.ROWS", rows)
+    monkeypatch.setattr("metrics.scores.BLOCK_ROWS", rows)
     real, fake = cloud(80, 4), cloud(70, 4, seed=1, offset=0.8)
     found = precision_recall(real, fake)
     real, fake = real.double().numpy(), fake.double().numpy()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from metrics import Evaluator, choose
-from metrics.evaluator import tensor_source
+from metrics.features import tensor_source
 from metrics.swd import (
     VALUES,
     PatchDescriptors,
@@ -208,10 +208,10 @@ def test_projection_is_normalize_project_sort(channels):
     a, b = (means[:, None, None] + scales[:, None, None] * rng.laplace(size=(3000, channels, 7, 7)) for _ in range(2))
     b[:, :, 2:4] *= 1.2
     a, b = torch.from_numpy(a), torch.from_numpy(b)
-    figure = 1000 * wasserstein(*(project_patches(x, np.random.default_rng(5), "cpu") for x in (a, b)))
+    distance = 1000 * wasserstein(*(project_patches(x, np.random.default_rng(5), "cpu") for x in (a, b)))
     directions = random_directions(49 * channels, np.random.default_rng(5)).numpy()
     plain = plain_distance(plain_normalize(a.numpy()), plain_normalize(b.numpy()), directions)
-    assert figure == pytest.approx(plain, rel=1e-3)
+    assert distance == pytest.approx(plain, rel=1e-3)
 
 
 # --- the whole ------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_projection_is_normalize_project_sort(channels):
 def test_half_precision_costs_less_than_a_ten_thousandth():
     """The same patches and directions in float64, sorted."""
     real, fake = blobs(25, seed=1), blur(blobs(25, seed=2), 1)
-    figures = sliced_wasserstein(describe(real), describe(fake))
+    distances = sliced_wasserstein(describe(real), describe(fake))
     for index, size in enumerate((32, 16)):
         a, b = (
             plain_normalize(
@@ -231,23 +231,23 @@ def test_half_precision_costs_less_than_a_ten_thousandth():
             for images in (real, fake)
         )
         directions = random_directions(147, np.random.default_rng([0, size, 1])).numpy()
-        assert figures[f"swd_{size}"] == pytest.approx(plain_distance(a, b, directions), rel=1e-4)
+        assert distances[f"swd_{size}"] == pytest.approx(plain_distance(a, b, directions), rel=1e-4)
 
 
 def test_whole_agrees_with_the_plain_version_drawn_anew():
-    """Other patches and directions, so equal only up to chance: from seed to seed a figure varies by 5 %."""
+    """Other patches and directions, so equal only up to chance: from seed to seed a distance varies by 5 %."""
     real, fake = blobs(50, seed=1), blobs(50, seed=2, radius=8)
-    figures = sliced_wasserstein(describe(real), describe(fake))
+    distances = sliced_wasserstein(describe(real), describe(fake))
     rng = np.random.default_rng(99)
     plain = []
     for a, b in zip(*(plain_pyramid(images.double().numpy()) for images in (real, fake)), strict=True):
         directions = rng.standard_normal((512, 147))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         plain.append(plain_distance(plain_patches(a, rng), plain_patches(b, rng), directions))
-    assert list(figures) == ["swd", "swd_32", "swd_16"]
-    assert figures["swd_32"] == pytest.approx(plain[0], rel=0.15)
-    assert figures["swd_16"] == pytest.approx(plain[1], rel=0.15)
-    assert figures["swd"] == pytest.approx(np.mean([figures["swd_32"], figures["swd_16"]]))
+    assert list(distances) == ["swd", "swd_32", "swd_16"]
+    assert distances["swd_32"] == pytest.approx(plain[0], rel=0.15)
+    assert distances["swd_16"] == pytest.approx(plain[1], rel=0.15)
+    assert distances["swd"] == pytest.approx(np.mean([distances["swd_32"], distances["swd_16"]]))
 
 
 def test_a_set_against_itself_is_zero(few_directions):
@@ -292,14 +292,14 @@ def test_two_samples_of_one_source_come_closer_as_they_grow(few_directions):
     assert large < 0.2 * swd(blobs(800, seed=3), blobs(800, seed=4, radius=3))
 
 
-def test_figures_grow_with_the_change(few_directions):
+def test_distances_grow_with_the_change(few_directions):
     real, fake = blobs(150, seed=1), blobs(150, seed=2)
     noise = torch.randn(fake.shape, generator=torch.Generator().manual_seed(0))
     blurred = [swd(real, blur(fake, times)) for times in (0, 1, 2, 4)]
     noisy = [swd(real, (fake + level * noise).clamp(0, 255).byte()) for level in (0, 5, 15, 45)]
     mixed = [swd(real, torch.cat([fake[n:], blobs(n, seed=3, radius=2)])) for n in (0, 50, 100, 150)]
-    for figures in (blurred, noisy, mixed):
-        assert all(b > 1.1 * a for a, b in itertools.pairwise(figures)), figures
+    for distances in (blurred, noisy, mixed):
+        assert all(b > 1.1 * a for a, b in itertools.pairwise(distances)), distances
 
 
 def test_blind_to_brightness_and_contrast_of_the_set(few_directions):
@@ -315,18 +315,18 @@ def test_sees_the_relation_between_channels(few_directions):
     assert swd(real, shuffled) > 1.5 * swd(real, fake)
 
 
-def test_collapsed_set_gives_a_large_finite_figure(few_directions):
+def test_collapsed_set_gives_a_large_finite_distance(few_directions):
     real = blobs(20)
     grey = torch.full_like(real, 128)
-    figure = swd(real, grey)
-    assert np.isfinite(figure) and figure > 100
+    distance = swd(real, grey)
+    assert np.isfinite(distance) and distance > 100
     assert swd(grey, grey) == 0
 
 
 def test_large_and_grey_images(few_directions):
     images = blobs(2, 1024, channels=1)
-    figures = sliced_wasserstein(describe(images), describe(images.flip(2)))
-    assert list(figures)[1:] == [f"swd_{size}" for size in (1024, 512, 256, 128, 64, 32, 16)]
+    distances = sliced_wasserstein(describe(images), describe(images.flip(2)))
+    assert list(distances)[1:] == [f"swd_{size}" for size in (1024, 512, 256, 128, 64, 32, 16)]
 
 
 def test_wrong_images_are_refused(few_directions):
@@ -372,11 +372,11 @@ def test_evaluator_reads_the_real_images_once(few_directions):
 def test_evaluator_is_the_plain_call_on_a_choice_of_the_real_images(few_directions):
     real, fakes = blobs(60), blobs(40, seed=1)
     chosen = real[choose(60, 40, seed=3)]
-    figures = Evaluator(["swd40", "swd20"], Counted(real), seed=3, batch=7).evaluate(tensor_source(fakes))
-    assert list(figures) == ["swd40", "swd40_32", "swd40_16", "swd20", "swd20_32", "swd20_16"]
+    distances = Evaluator(["swd40", "swd20"], Counted(real), seed=3, batch=7).evaluate(tensor_source(fakes))
+    assert list(distances) == ["swd40", "swd40_32", "swd40_16", "swd20", "swd20_32", "swd20_16"]
     for count in (40, 20):
         expected = sliced_wasserstein(describe(chosen[:count], seed=3), describe(fakes[:count], seed=3))
-        assert [figures[f"swd{count}{part}"] for part in ("", "_32", "_16")] == list(expected.values())
+        assert [distances[f"swd{count}{part}"] for part in ("", "_32", "_16")] == list(expected.values())
 
 
 def test_evaluator_takes_no_more_fakes_than_it_needs(few_directions):
@@ -422,11 +422,11 @@ def test_photographs(few_directions):
         photographs = [Image.open(io.BytesIO(archive.read(names[i]))).convert("RGB") for i in chosen]
     images = torch.from_numpy(np.stack([np.array(photograph) for photograph in photographs])).permute(0, 3, 1, 2)
     real = describe(images[:500])
-    figures = [
+    distances = [
         sliced_wasserstein(real, describe(fake))["swd"]
         for fake in (images[500:], blur(images[500:], 1), blur(images[500:], 4), blobs(500))
     ]
-    assert figures[0] < 30
-    assert figures[1] > 2 * figures[0]
-    assert figures[2] > 1.5 * figures[1]
-    assert figures[3] > 5 * figures[0]
+    assert distances[0] < 30
+    assert distances[1] > 2 * distances[0]
+    assert distances[2] > 1.5 * distances[1]
+    assert distances[3] > 5 * distances[0]

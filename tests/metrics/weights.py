@@ -1,4 +1,4 @@
-"""Detectors of random weights, and small ones: what tests judge with, for the published weights need a download."""
+"""Detectors with random weights, and small ones: the published weights would need a download."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def small_vgg16(**options) -> VGG:
 
 
 def make_small() -> None:
-    """Both detectors look at smaller images, and VGG-16 has narrow linear layers: in here and in torch-fidelity."""
+    """Both detectors resize to smaller images, and VGG-16 has narrow linear layers: in here and in torch-fidelity."""
     FeatureExtractorInceptionV3.INPUT_IMAGE_SIZE = 75
     FeatureExtractorVGG16.INPUT_IMAGE_SIZE = 32
     torchvision.models.vgg16 = small_vgg16

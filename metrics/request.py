@@ -1,0 +1,153 @@
+"""One request of `python -m metrics`: a snapshot, or a folder of images, against the real images of a data set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from media.dataset import ImageDataset
+from metrics.evaluator import PPL_EPSILON, Evaluator, choose
+from metrics.features import dataset_source
+from models.sampling import Fakes
+from models.snapshot import find_snapshot, load_generator
+from networks.generator import Generator
+from torch_utils import distributed
+from torch_utils.errors import UserError
+from torch_utils.files import atomic_write, missing
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be evaluated, by which metrics, and how: the options of `python -m metrics`."""
+
+    names: list[str]
+    network: str | None  # either a snapshot
+    fakes: str | None  # or images
+    data: str
+    mirror: bool
+    trunc: float
+    seed: int
+    batch: int
+    workers: int
+    gpus: int
+    detector_weights: tuple[str, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return torch.device("cuda", torch.cuda.current_device()) if self.gpus else torch.device("cpu")
+
+
+def evaluate(request: Request, result: Path) -> None:
+    """Writes the metrics and all that they depend on to the file `result`, as JSON; all processes call it together.
+
+    Metrics whose detector cannot be had are left out, and `left_out` says why. Raises UserError.
+    """
+    record = evaluate_images(request) if request.network is None else evaluate_network(request)
+    if distributed.rank() == 0:
+        with atomic_write(result) as file:
+            file.write(json.dumps(record).encode())
+
+
+def evaluate_network(request: Request) -> dict[str, Any]:
+    """Of the images of a snapshot; one with classes gets those of the data set, with their frequencies."""
+    snapshot = distributed.on_rank_0(find_snapshot, request.network)
+    G, info = load_finite_generator(snapshot, request.device)
+    dataset = ImageDataset(request.data, use_labels=G.config.c_dim > 0, mirror=request.mirror)
+    check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
+    check_classes(snapshot, G, dataset, request.data)
+    evaluator = make_evaluator(request, dataset)
+    fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, request.trunc)
+    values = evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
+    about = {"network": str(snapshot), "kimg": info["kimg"], "truncation": request.trunc}
+    return make_record(values, evaluator, dataset, request, about)
+
+
+def evaluate_images(request: Request) -> dict[str, Any]:
+    """Of the images in a folder or ZIP."""
+    assert request.fakes is not None
+    dataset, fakes = ImageDataset(request.data, mirror=request.mirror), open_fakes(request.fakes)
+    check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data)
+    evaluator = make_evaluator(request, dataset, len(fakes))
+    source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
+    values = evaluator.evaluate(source)
+    about = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
+    return make_record(values, evaluator, dataset, request, about)
+
+
+def make_evaluator(request: Request, dataset: ImageDataset, fakes: int | None = None) -> Evaluator:
+    """The request's evaluator, whose notes are printed. Raises UserError where no metric is left."""
+    evaluator = Evaluator(
+        request.names,
+        dataset,
+        fakes=fakes,
+        batch=request.batch,
+        workers=request.workers,
+        seed=request.seed,
+        device=request.device,
+        weights=request.detector_weights,
+        optional=True,
+        progress=True,
+    )
+    if not evaluator.metrics:
+        raise UserError(left_out_line(evaluator.left_out))
+    if distributed.rank() == 0:
+        for note in evaluator.notes:
+            print(note, file=sys.stderr)
+    return evaluator
+
+
+def make_record(
+    values: dict[str, float], evaluator: Evaluator, dataset: ImageDataset, request: Request, about: dict[str, Any]
+) -> dict[str, Any]:
+    """The values with what they depend on."""
+    data = {"data": request.data, "data_hash": dataset.fingerprint, "mirror": request.mirror}
+    record = {**values, "images": evaluator.counts, "settings": {**evaluator.settings(), **about, **data}}
+    return {**record, "left_out": evaluator.left_out} if evaluator.left_out else record
+
+
+def left_out_line(left_out: dict[str, str]) -> str:
+    """Which metrics are missing, and why, in one line."""
+    names_by_reason: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        names_by_reason.setdefault(reason, []).append(name)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in names_by_reason.items())
+
+
+# --- what is evaluated ----------------------------------------------------------------------------------------------
+
+
+def load_finite_generator(snapshot: Path, device: torch.device) -> tuple[Generator, dict[str, Any]]:
+    """A snapshot's generator and the file's info. Raises UserError for one of a training that diverged."""
+    G, info = load_generator(snapshot, device)
+    if not all(tensor.isfinite().all() for tensor in G.state_dict().values()):
+        raise UserError(f"{snapshot} has weights that are not finite: its training diverged; name an earlier snapshot")
+    return G, info
+
+
+def open_fakes(path: str) -> ImageDataset:
+    """The images of --fakes. Raises UserError."""
+    if not Path(path).exists():
+        raise UserError(missing(Path(path), "name a folder or ZIP of generated images with --fakes"))
+    return ImageDataset(path)
+
+
+def check_shape(what: str, channels: int, resolution: int, dataset: ImageDataset, data: str) -> None:
+    """Raises UserError where images of `what` cannot be compared with those of the data set."""
+    if (channels, resolution) != (dataset.channels, dataset.resolution):
+        raise UserError(
+            f"{what} gives images of {resolution}×{resolution} with {channels} channels, {data} of "
+            f"{dataset.resolution}×{dataset.resolution} with {dataset.channels}: they cannot be compared"
+        )
+
+
+def check_classes(snapshot: Path, G: Generator, dataset: ImageDataset, data: str) -> None:
+    """Raises UserError where a generator and a data set have different numbers of classes."""
+    if dataset.c_dim != G.config.c_dim:
+        raise UserError(f"{snapshot} knows {G.config.c_dim} classes, {data} has {dataset.c_dim}")

@@ -1,0 +1,74 @@
+"""`train.py --metrics`: what a run records, and how it goes on without a metric."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from media.convert import write_dataset
+from media.faces import faces
+from tests.metrics.test_main import offline
+from torch_utils.errors import UserError
+from training.config import TrainConfig
+from training.gan import GANTrainer
+from training.loop import train
+from training.options import configure_gan, resolve
+
+TINY = {"cfg": "demo", "cbase": 256, "cmax": 8, "map_depth": 1, "z_dim": 16, "w_dim": 16, "style_channels": 8}
+TINY |= {"batch": 8, "workers": 0, "procs": 1, "tick": 0.008, "snap": 1}
+
+
+def tiny(data: Path, **options) -> TrainConfig:
+    return resolve({**TINY, "data": str(data), **options}, 16, 3, 0, 0)
+
+
+def test_training_writes_what_the_command_finds(small, few_dimensions, command, inception, tmp_path):
+    write_dataset(tmp_path / "faces.zip", faces(40, 16, seed=0))
+    names = ["fid20_full", "swd20"]
+    config = tiny(tmp_path / "faces.zip", metrics=names, detector_weights=[str(inception)], kimg=0.008)
+    (tmp_path / "run").mkdir()
+    train(GANTrainer, config, tmp_path / "run")
+    first, last = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert first["kimg"] == 0 and last["kimg"] == 0.008
+    assert last["images"]["fid20_full"] == {"real": 40, "fake": 20}
+    assert last["settings"].keys() == {"seed", "detectors", "truncation", "mirror", "data_hash"}
+    arguments = ["--metrics", ",".join(names), "--network", tmp_path / "run", "--data", tmp_path / "faces.zip"]
+    code, out, _ = command(*arguments, "--detector-weights", inception, "--gpus", 0, "--batch", 8, "--json")
+    found = json.loads(out)
+    assert code == 0
+    for name in names:
+        assert found[name] == pytest.approx(last[name], rel=1e-6)
+    assert found["settings"]["detectors"] == last["settings"]["detectors"]
+    assert found["settings"]["data_hash"] == last["settings"]["data_hash"]
+
+
+def test_training_goes_on_without_a_detector_and_says_so_once(small, faces16, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", lambda *args, **options: offline())
+    config = tiny(faces16, metrics=["fid20_full", "swd20"], kimg=0.024)
+    train(GANTrainer, config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 4 and all("swd20" in line and "fid20_full" not in line for line in lines)
+    said = [line for line in capsys.readouterr().err.splitlines() if "going on without" in line]
+    assert len(said) == 1 and "fid20_full: cannot download https" in said[0]
+
+
+def test_training_goes_on_where_a_metric_is_no_number(small, faces16, tmp_path, capsys, inception):
+    state = torch.load(inception, weights_only=True)
+    state["Mixed_7c.branch1x1.bn.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "broken.pth")
+    (tmp_path / "run").mkdir()
+    config = tiny(faces16, metrics=["fid20_full", "swd20"], detector_weights=[str(tmp_path / "broken.pth")], kimg=0.008)
+    train(GANTrainer, config, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all("swd20" in line and "fid20_full" not in line for line in lines)
+    assert "warning: fid20_full is no number" in capsys.readouterr().err
+    assert not list(small.glob("statistics/*"))  # nothing broken is kept
+
+
+def test_a_file_of_weights_that_is_not_there_is_a_mistake(faces16, tmp_path):
+    options = {"data": str(faces16), "gpus": 0, "detector_weights": (str(tmp_path / "absent.pth"),)}
+    with pytest.raises(UserError, match=r"there is no .*absent\.pth"):
+        configure_gan(options, True)
