@@ -1,4 +1,4 @@
-"""KID, IS, precision and recall, and PPL from features: known answers, and plain versions of the papers' formulas."""
+"""Metrics of features: known answers, and plain versions of the papers' formulas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metrics.scores import inception_score, kernel_distance, path_length, precision_recall
+from metrics.scores import density_coverage, inception_score, kernel_distance, path_length, precision_recall
 
 
 def cloud(count: int, size: int = 16, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
@@ -76,6 +76,45 @@ def test_some_of_the_real_ones_are_precise_and_recall_little():
 
 def test_sets_far_apart_have_nothing_of_each_other():
     assert precision_recall(cloud(50), cloud(50, seed=1, offset=100)) == {"_precision": 0, "_recall": 0}
+
+
+def plain_density_coverage(fake: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """Naeem et al., equations 3 and 4 with k = 5, image by image."""
+    radii = np.array([np.sort(np.linalg.norm(real - r, axis=1))[5] for r in real])
+    inside = np.array([np.linalg.norm(real - f, axis=1) < radii for f in fake])
+    return inside.sum() / (5 * len(fake)), inside.any(axis=0).mean()
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+def test_density_and_coverage_are_the_papers(monkeypatch, rows):
+    monkeypatch.setattr("metrics.scores.BLOCK_ROWS", rows)
+    real, fake = cloud(80, 4), cloud(70, 4, seed=1, offset=0.8)
+    found = density_coverage(real, fake)
+    density, coverage = plain_density_coverage(fake.double().numpy(), real.double().numpy())
+    assert found == {"_density": pytest.approx(density, rel=1e-12), "_coverage": pytest.approx(coverage, rel=1e-12)}
+    assert 0.1 < density < 1 and 0.1 < coverage < 0.9
+
+
+def test_density_and_coverage_are_those_of_prdc():
+    prdc = pytest.importorskip("prdc")
+    real, fake = cloud(200, 8), cloud(150, 8, seed=1, offset=0.3)
+    expected = prdc.compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=5)
+    found = density_coverage(real, fake)
+    assert found == {"_density": pytest.approx(expected["density"]), "_coverage": expected["coverage"]}
+
+
+def test_density_and_coverage_of_equal_sets_and_of_sets_far_apart():
+    x = cloud(100)
+    found = density_coverage(x, x)
+    # each is in its own ball and its neighbours' in it; rounding decides about those at the very edge
+    assert found["_coverage"] == 1 and found["_density"] == pytest.approx(1, abs=0.01)
+    assert density_coverage(x, cloud(50, seed=1, offset=100)) == {"_density": 0, "_coverage": 0}
+
+
+def test_fakes_of_one_mode_are_dense_and_cover_little():
+    real = torch.cat([cloud(100, 2), cloud(100, 2, seed=1, offset=100)])
+    found = density_coverage(real, real[:1].repeat(50, 1))
+    assert found["_density"] >= 0.8 and found["_coverage"] < 0.1
 
 
 def test_inception_score_of_known_predictions():

@@ -1,0 +1,156 @@
+"""How metrics rise with known damages of images: blur, noise, JPEG, images of another kind, fewer modes.
+
+    python benchmarks/compare_damages.py --data faces64.zip --other tiny-imagenet.zip --metrics swd2k,fd2k@tiny-imagenet
+
+Half of the images drawn are the real side, the other half is damaged, and undamaged for comparison. A metric is of use
+where it is worse for each level of a damage than for the level before.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from media.dataset import ImageDataset  # noqa: E402
+from media.decode import load_image  # noqa: E402
+from metrics import Evaluator, choose, parse_metric  # noqa: E402
+from metrics.features import tensor_source  # noqa: E402
+from torch_utils import cli  # noqa: E402
+from torch_utils.errors import UserError  # noqa: E402
+from torch_utils.files import write_file  # noqa: E402
+
+LEVELS: dict[str, tuple[float, ...]] = {
+    "blur, σ in pixels": (0.5, 1, 2),
+    "noise, σ of 255": (4, 8, 16, 32),
+    "JPEG, quality": (90, 60, 30, 10),
+    "images of another kind": (0.05, 0.2, 0.5),
+    "modes left": (0.5, 0.1, 0.02),
+}
+HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Images uint8 [N, C, H, W] after a Gaussian filter, with mirrored borders."""
+    radius = int(np.ceil(3 * sigma))
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, -1)
+    x = F.pad(images.float(), [radius] * 4, mode="reflect")
+    x = F.conv2d(x, kernel.unsqueeze(2), groups=x.shape[1])
+    return F.conv2d(x, kernel.unsqueeze(3), groups=x.shape[1]).round().byte()
+
+
+def noisy(images: Tensor, sigma: float) -> Tensor:
+    """Images with Gaussian noise."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + sigma * noise).round().clamp(0, 255).byte()
+
+
+def compressed(images: Tensor, quality: float) -> Tensor:
+    """Images that have been JPEG files of that quality."""
+
+    def compress(image: Tensor) -> Tensor:
+        file = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=int(quality))
+        return torch.from_numpy(np.array(load_image(Image.open(file)))).permute(2, 0, 1)
+
+    return torch.stack([compress(image) for image in images])
+
+
+def damages(images: Tensor, labels: Tensor | None, other: Tensor) -> dict[str, Callable[[float], Tensor]]:
+    """Functions from a level to damaged images, by the names in LEVELS."""
+
+    def mixed(share: float) -> Tensor:
+        count = round(share * len(images))
+        return torch.cat([other[:count], images[count:]])
+
+    def collapsed(share: float) -> Tensor:
+        """Images of that share of the classes, or that share of the images, repeated as often as needed."""
+        if labels is None:
+            left = images[: max(round(share * len(images)), 1)]
+        else:
+            classes = labels.unique()
+            left = images[torch.isin(labels, classes[: max(round(share * len(classes)), 1)])]
+        return left.repeat(-(-len(images) // len(left)), 1, 1, 1)[: len(images)]
+
+    functions: list[Callable[[float], Tensor]] = [
+        lambda sigma: blurred(images, sigma),
+        lambda sigma: noisy(images, sigma),
+        lambda quality: compressed(images, quality),
+        mixed,
+        collapsed,
+    ]
+    return dict(zip(LEVELS, functions, strict=True))
+
+
+def read(path: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Images uint8 [count, C, H, W] drawn from a data set, and their classes [count] if it has classes."""
+    dataset = ImageDataset(path)
+    if len(dataset) < count:
+        raise UserError(f"{path} has {len(dataset):,} images, {count:,} are needed; take fewer with --count")
+    chosen = choose(len(dataset), count, seed)
+    labels = ImageDataset(path, use_labels=True).labels if "dataset.json" in dataset.files.stamps else None
+    return torch.stack([dataset[i][0] for i in chosen]), None if labels is None else labels[chosen]
+
+
+def monotone(name: str, values: list[float]) -> bool:
+    """Whether a metric is worse at each level than at the one before."""
+    sign = -1 if name.partition("@")[0].endswith(HIGHER_IS_BETTER) else 1
+    return all(sign * b > sign * a for a, b in pairwise(values))
+
+
+def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
+    """A Markdown table for each damage: a row for each metric, from the undamaged images on."""
+    lines = []
+    for damage, rows in found.items():
+        lines += [f"| {damage} | none | " + " | ".join(f"{level:g}" for level in LEVELS[damage]) + " | monotone |"]
+        lines += ["|---" * (len(rows) + 2) + "|"]
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            text = " | ".join(f"{value:.4g}" for value in values)
+            lines.append(f"| {name} | {text} | {'yes' if monotone(name, values) else '**no**'} |")
+        lines.append("")
+    return lines
+
+
+@click.command(cls=cli.Command, example="python benchmarks/compare_damages.py --data faces64.zip --other other.zip")
+@cli.option("What", "--data", metavar="PATH", required=True, help="Folder or ZIP of images, twice as many as --count.")
+@cli.option("What", "--other", metavar="PATH", required=True, help="Images of another kind, which are mixed in.")
+@cli.option("What", "--count", default=2000, type=click.IntRange(20), help="Number of images of each side.")
+@cli.option("What", "--metrics", metavar="NAMES", default="swd2k,fd2k@tiny-imagenet", help="Metrics to compute.")
+@cli.option("How", "--seed", default=0, type=click.IntRange(0, 2**30), help="Seed for the choice of images.")
+@cli.option("How", "--device", default="cpu", type=cli.Device(), help="Device of the detectors: cpu or cuda.")
+@cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the values to.")
+def main(data: str, other: str, count: int, metrics: str, seed: int, device: str, json_path: str | None) -> None:
+    """Show how metrics rise with known damages of images, as tables."""
+    names = [parse_metric(name).name for name in metrics.split(",")]
+    images, labels = read(data, 2 * count, seed)
+    real, fake = images[:count], images[count:]
+    evaluator = Evaluator(names, torch.utils.data.TensorDataset(real), seed=seed, device=device)
+    damage = damages(fake, None if labels is None else labels[count:], read(other, count, seed)[0])
+    undamaged = evaluator.evaluate(tensor_source(fake))
+    found = {}
+    for name, levels in LEVELS.items():
+        rows = [evaluator.evaluate(tensor_source(damage[name](level))) for level in levels]
+        found[name] = [undamaged, *rows]
+        print("\n".join(table({name: found[name]})), flush=True)
+    if json_path:
+        record = {"data": data, "other": other, "count": count, "seed": seed, "levels": LEVELS, "values": found}
+        write_file(json_path, json.dumps({**record, "settings": evaluator.settings()}, indent=1).encode())
+
+
+if __name__ == "__main__":
+    cli.run(main)
