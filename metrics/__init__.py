@@ -9,8 +9,19 @@ swd.py         sliced Wasserstein distance, which needs no detector
 request.py     python -m metrics: a snapshot or a folder of images against a data set
 """
 
+from metrics.encoders import find_encoder
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import Source, dataset_source
-from metrics.names import parse_metric
+from metrics.names import higher_is_better, parse_metric
 
-__all__ = ["PPL_EPSILON", "Evaluator", "NotFinite", "Source", "choose", "dataset_source", "parse_metric"]
+__all__ = [
+    "PPL_EPSILON",
+    "Evaluator",
+    "NotFinite",
+    "Source",
+    "choose",
+    "dataset_source",
+    "find_encoder",
+    "higher_is_better",
+    "parse_metric",
+]
