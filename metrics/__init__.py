@@ -6,6 +6,7 @@ features.py    images → features, by all processes together;  cache.py  what i
 detectors.py   the feature extractors: Inception-v3 and VGG-16 with checked weights;  encoders.py  our own encoders
 frechet.py     FID;  scores.py  KID, IS, precision and recall, density and coverage, PPL;  lpips.py  PPL's distance
 swd.py         sliced Wasserstein distance, which needs no detector
+nearest.py     python -m metrics nearest: the real images nearest to fakes
 request.py     python -m metrics: a snapshot or a folder of images against a data set
 """
 
