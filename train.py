@@ -32,6 +32,13 @@ python train.py --resume
 )
 @cli.option(
     "Run",
+    "--keep-best",
+    metavar="METRIC",
+    help="Keep the model with the best value of one of --metrics as best.safetensors in the run, such as swd2k or "
+    "pr10k3_recall.  [default: none]",
+)
+@cli.option(
+    "Run",
     "--detector-weights",
     metavar="FILE",
     multiple=True,

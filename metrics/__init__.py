@@ -6,11 +6,23 @@ features.py    images → features, by all processes together;  cache.py  what i
 detectors.py   the feature extractors: Inception-v3 and VGG-16 with checked weights;  encoders.py  our own encoders
 frechet.py     FID;  scores.py  KID, IS, precision and recall, density and coverage, PPL;  lpips.py  PPL's distance
 swd.py         sliced Wasserstein distance, which needs no detector
+nearest.py     python -m metrics nearest: the real images nearest to fakes
 request.py     python -m metrics: a snapshot or a folder of images against a data set
 """
 
+from metrics.encoders import find_encoder
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import Source, dataset_source
-from metrics.names import parse_metric
+from metrics.names import higher_is_better, parse_metric
 
-__all__ = ["PPL_EPSILON", "Evaluator", "NotFinite", "Source", "choose", "dataset_source", "parse_metric"]
+__all__ = [
+    "PPL_EPSILON",
+    "Evaluator",
+    "NotFinite",
+    "Source",
+    "choose",
+    "dataset_source",
+    "find_encoder",
+    "higher_is_better",
+    "parse_metric",
+]

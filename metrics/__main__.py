@@ -1,4 +1,7 @@
-"""`python -m metrics`: evaluates a snapshot, or a folder of images, against the real images of a data set."""
+"""`python -m metrics`: evaluates a snapshot, or a folder of images, against the real images of a data set.
+
+`python -m metrics nearest` shows the real images that are nearest to a generator's.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,14 @@ from typing import Any
 
 import click
 
+from media.images import save_png
 from metrics.detectors import INCEPTION, OPTION, VGG16
 from metrics.encoders import SHIPPED, find_encoder
 from metrics.names import LISTED, parse_metric
+from metrics.nearest import NearestRequest, nearest_images
 from metrics.request import Request, evaluate, left_out_line
 from torch_utils import distributed
-from torch_utils.cli import Command, Float, option, run
+from torch_utils.cli import Device, Float, Group, NumberRanges, option, run
 from torch_utils.errors import UserError
 from torch_utils.files import cache_folder, missing
 
@@ -22,6 +27,9 @@ EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
 python -m metrics --metrics fid5k_full,swd --fakes my_images/ --data faces32.zip --json
 python -m metrics --metrics fd5k_full@tiny-imagenet --network runs --data faces64.zip
+"""
+NEAREST = """\
+python -m metrics nearest --network runs --data faces64.zip --seeds 0-15 --out nearest.png
 """
 
 
@@ -71,7 +79,12 @@ def parse_names(text: str, generator: bool) -> list[str]:
     return names
 
 
-@click.command(cls=Command, example=EXAMPLE)
+@click.group(cls=Group, default="evaluate")
+def main() -> None:
+    """Compare generated images, or a folder of images, with real ones."""
+
+
+@main.command("evaluate", example=EXAMPLE)
 @option(
     "What",
     "--metrics",
@@ -123,7 +136,7 @@ def parse_names(text: str, generator: bool) -> list[str]:
 @option("How", "--gpus", type=click.IntRange(0), help="Number of GPUs; 0 computes on the CPU.  [default: all]")
 @option("How", "--procs", type=click.IntRange(1), default=1, help="Number of processes on the CPU, with --gpus 0.")
 @option("How", "--json", "as_json", is_flag=True, help="Print one JSON object, with all that the metrics depend on.")
-def main(
+def evaluate_command(
     metrics: str,
     listed: bool,
     data: str | None,
@@ -174,6 +187,50 @@ def evaluate_together(request: Request, processes: int) -> dict[str, Any]:
         if not result.exists():
             raise KeyboardInterrupt  # which, like SIGTERM, ends several processes without a word
         return json.loads(result.read_text())
+
+
+@main.command("nearest", example=NEAREST)
+@option("What", "--network", metavar="PATH", help="Snapshot whose images are compared, or a run: its newest snapshot.")
+@option("What", "--data", metavar="PATH", required=True, help="Folder or ZIP of the images that it was trained on.")
+@option("What", "--seeds", type=NumberRanges(), default="0-15", help="Seeds and ranges of seeds, such as 0-99,200,3.")
+@option("What", "--class", "number", type=click.IntRange(0), help="Class of all images, for a model with classes.")
+@option("What", "--trunc", type=Float(-10, 10), default=1.0, help="Truncation psi of the images; 1 is none.")
+@option(
+    "How",
+    "--detector",
+    metavar="NAME",
+    default="tiny-imagenet",
+    help="Detector in whose features images are near: tiny-imagenet, vgg16, inception, or an encoder's file.",
+)
+@option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of vgg16 or inception.")
+@option("How", "--neighbours", type=click.IntRange(1, 100), default=5, help="Number of nearest images to show.")
+@option("How", "--batch", type=click.IntRange(1, 2**16), default=64, help="Batch size. It changes the memory only.")
+@option("How", "--workers", type=click.IntRange(0, 64), default=2, help="Number of processes that read images.")
+@option("How", "--device", type=Device(), default="cpu", help="Device to compute on: cpu, cuda or cuda:1.")
+@option("Output", "--out", metavar="PNG", default="nearest.png", help="Sheet: a row for each seed, its image first.")
+@option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
+def nearest_command(
+    network: str | None, data: str, seeds: list[int], number: int | None, out: str, as_json: bool, **options: Any
+) -> None:
+    """Show the real images that are nearest to a generator's, to find out about copies.
+
+    Flipped copies count. A fake is authentic if its nearest real image is nearer to another real image than to it.
+    """
+    request = NearestRequest(network, data, seeds, number, **options)
+    sheet, rows = nearest_images(request)
+    save_png(sheet, out)
+    authentic = sum(row["authentic"] for row in rows)
+    if as_json:
+        print(json.dumps({"images": rows, "authentic": authentic / len(rows), "detector": request.detector}))
+        return
+    for row in rows:
+        flipped = ", flipped" if row["flipped"] else ""
+        verdict = "" if row["authentic"] else "  nearer than real images are to each other"
+        print(
+            f"seed {row['seed']}: {row['nearest']}{flipped}, distance {row['distance']:.4g} "
+            f"({row['nearest_to_another']:.4g} from there to another real image){verdict}"
+        )
+    print(f"{authentic} of {len(rows)} authentic; the sheet is {out}")
 
 
 if __name__ == "__main__":

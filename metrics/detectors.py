@@ -212,9 +212,9 @@ def rgb(images: Tensor) -> Tensor:
 def no_tf32() -> Iterator[None]:
     """GPUs multiply in full float32, also where the training allows TF32, whose factors have 10 bits."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32  # type: ignore[union-attr]
-    matmul.allow_tf32 = cudnn.allow_tf32 = False  # type: ignore[union-attr]
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before  # type: ignore[union-attr]
+        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -10,6 +10,7 @@ Any number can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch_utils.errors import UserError
@@ -30,6 +31,7 @@ DEFAULT_COUNTS = {"ppl": "50k", "swd": "8192"}  # where the name has none
 NEEDS_DETECTOR = {"fd", "kd"}  # FID and KID are those of Inception-v3, and no others are called so
 TAKES_DETECTOR = {*NEEDS_DETECTOR, "pr", "dc"}
 LEAST = {"pr": 4, "dc": 6, "is": 10}  # images; 2 for the others
+HIGHER_IS_BETTER = {"pr": ("_precision", "_recall"), "dc": ("_density", "_coverage"), "is": ("_mean",)}
 MOST, MOST_PATHS = 1_000_000, 500_000  # for which a seed has latents: models.sampling.STRETCH
 MOST_REAL = {"kid": 1_000_000, "kd": 1_000_000, "pr": 200_000, "dc": 200_000}  # of `_full`, as in StyleGAN2-ADA
 
@@ -72,6 +74,12 @@ class Metric:
         """The smallest number of images of a side that it can be computed of."""
         return LEAST.get(self.kind, 2)
 
+    def rankings(self) -> dict[str, bool]:
+        """The names of its values that models can be ranked by, and whether the higher one is better."""
+        if suffixes := HIGHER_IS_BETTER.get(self.kind):
+            return {self.value_name(suffix): True for suffix in suffixes}
+        return {self.name: False}
+
     def value_name(self, suffix: str) -> str:
         """What one of its values is called: `_precision` of `pr5k3@x` is `pr5k3_precision@x`."""
         base, at, detector = self.name.partition("@")
@@ -97,6 +105,20 @@ def parse_metric(name: str) -> Metric:
         f"no metric is called {name!r}; there are {', '.join(LISTED)}, with any number of images in the name "
         "(fid5k_full, swd2k); python -m metrics --list says what they are"
     )
+
+
+def higher_is_better(value: str, names: Iterable[str]) -> bool:
+    """Whether the higher value of that name is better, of a value that the metrics `names` compute.
+
+    Raises UserError for one that they do not compute, or that models cannot be ranked by.
+    """
+    rankings = {key: higher for name in names for key, higher in parse_metric(name).rankings().items()}
+    if value not in rankings:
+        known = f"; --metrics gives {', '.join(rankings)}" if rankings else ""
+        raise UserError(
+            f"models cannot be ranked by {value!r} in this run: add it to --metrics, or take another{known}"
+        )
+    return rankings[value]
 
 
 def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:

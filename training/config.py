@@ -85,7 +85,7 @@ class Schedules:
 class TrainConfig(RunConfig):
     """What the generator's training depends on as well."""
 
-    changeable: ClassVar[set[str]] = RunConfig.changeable | {"metrics", "detector_weights"}
+    changeable: ClassVar[set[str]] = RunConfig.changeable | {"metrics", "detector_weights", "keep_best"}
 
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
@@ -114,6 +114,7 @@ class TrainConfig(RunConfig):
     schedules: Schedules | None = None  # of R3GAN's recipe; None trains by StyleGAN2's
     metrics: list[str] = field(default_factory=lambda: ["swd"])
     detector_weights: list[str] = field(default_factory=list)  # files that replace downloads
+    keep_best: str = ""  # the metric by which the best model is kept as best.safetensors
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

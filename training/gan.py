@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections import abc
 from functools import cached_property, partial
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from media.dataset import ImageDataset
 from media.images import grid, save_png, to_float
 from media.loader import endless_batches
-from metrics import PPL_EPSILON, Evaluator, NotFinite
+from metrics import PPL_EPSILON, Evaluator, NotFinite, higher_is_better
 from models.sampling import Fakes, generate_batches, one_hot
 from models.snapshot import save_snapshot
 from networks.discriminator import Discriminator
@@ -234,8 +235,18 @@ class GANTrainer:
         classes = None if labels is None else labels[self.shown]
         fakes = torch.cat(list(generate_batches(self.G_ema, range(len(self.shown)), self.eval_batch, classes)))
         if metrics:
+            if self.config.keep_best and self.is_best(metrics, log):
+                self.save(log.run / "best.safetensors", kimg)
             log.metrics({"kimg": kimg, **metrics})
         log.sheet(self.sheet_name, grid(fakes, self.columns), kimg)
+
+    def is_best(self, metrics: dict[str, Any], log: Log) -> bool:
+        """Whether the averaged generator is better than at every evaluation before, by the metric of --keep-best."""
+        name = self.config.keep_best
+        if name not in metrics:  # it came out as NaN
+            return False
+        sign = 1 if higher_is_better(name, self.config.metrics) else -1
+        return sign * metrics[name] > max((sign * value for value in log.recorded(name)), default=-math.inf)
 
     def compute_metrics(self) -> dict[str, Any]:
         """Metrics of the averaged generator with their settings, by all processes; {} except in rank 0."""

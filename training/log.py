@@ -156,6 +156,10 @@ class Log:
             self.say(_metrics_text(values))
             self._last_metrics = values
 
+    def recorded(self, name: str) -> list[float]:
+        """The values of a metric that have been recorded so far, where this process writes."""
+        return [values[name] for values in _records(self.run / "metrics.jsonl") if name in values]
+
     def sheet(self, name: str, pixels: Tensor, kimg: float) -> None:
         """Writes the sheet [C, H, W], uint8, of an evaluation as PNG and for TensorBoard. Raises DiskFull."""
         if self.writes:

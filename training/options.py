@@ -16,7 +16,7 @@ import click
 import torch
 
 from media.dataset import ImageDataset
-from metrics import parse_metric
+from metrics import find_encoder, higher_is_better, parse_metric
 from models.encoder import load_encoder
 from models.snapshot import load_stylizer
 from networks.discriminator import DiscriminatorConfig
@@ -50,7 +50,10 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         values = {**pickled_sizes(path), **values, "init_from": str(path)}
     gpus = distributed.count_gpus(options.get("gpus"))
     dataset = ImageDataset(options["data"], use_labels=options.get("cond", False))
-    return resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
+    config = resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
+    if config.keep_best:
+        higher_is_better(config.keep_best, config.metrics)  # or raises
+    return config
 
 
 def parse_metrics(text: str | list[str]) -> list[str]:
@@ -59,7 +62,8 @@ def parse_metrics(text: str | list[str]) -> list[str]:
         return text
     names = [] if text == "none" else [name.strip() for name in text.split(",")]
     for name in names:
-        parse_metric(name)
+        if detector := parse_metric(name).detector:
+            find_encoder(detector)
     return names
 
 

@@ -250,7 +250,7 @@ def test_mistakes_are_one_line(small, command, snapshot, faces16, tmp_path, monk
         (["--metrics", "swd", "--fakes", tmp_path / "nope", "--data", faces16], "name a folder or ZIP of generated"),
         (["--metrics", "fid"], "no metric is called 'fid'"),
         (["--metrics", "swd,fd20", *both], "fd20 needs a detector"),
-        (["--metrics", "fd20@nowhere/encoder.safetensors", *both], "write @ and a file of train_encoder.py"),
+        (["--metrics", "fd20@nowhere/encoder.safetensors", *both], "name a file of train_encoder.py"),
         (["--metrics", "swd", "--network", snapshot, "--data", faces16, "--gpus", 99], "--gpus 99"),
     ]
     for arguments, words in cases:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metrics import parse_metric
+from metrics import higher_is_better, parse_metric
 from metrics.names import LISTED, Metric
 from torch_utils.errors import UserError
 
@@ -139,3 +139,13 @@ def test_published_limits_of_the_real_side():
     assert parse_metric("kid50k_full").reals(10**7) == 10**6
     assert parse_metric("pr50k3_full").reals(10**7) == 200_000
     assert parse_metric("fid50k_full").reals(10**7) == 10**7
+
+
+def test_what_models_are_ranked_by():
+    names = ["swd2k", "pr5k3@a", "is50k", "kid2k"]
+    assert not higher_is_better("swd2k", names) and not higher_is_better("kid2k", names)
+    for value in ("pr5k3_precision@a", "pr5k3_recall@a", "is50k_mean"):
+        assert higher_is_better(value, names)
+    for value in ("kid2k_std", "swd2k_32", "pr5k3@a", "fid50k"):
+        with pytest.raises(UserError, match=f"{value}.* --metrics gives swd2k, pr5k3_precision@a"):
+            higher_is_better(value, names)

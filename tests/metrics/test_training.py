@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,16 @@ import torch
 
 from media.convert import write_dataset
 from media.faces import faces
+from metrics import Evaluator, NotFinite
+from models.snapshot import find_snapshot, load_generator
+from tests.metrics.test_encoders import write_encoder
 from tests.metrics.test_main import offline
 from torch_utils.errors import UserError
 from training.config import TrainConfig
 from training.gan import GANTrainer
 from training.loop import train
 from training.options import configure_gan, resolve
+from training.runs import find_state
 
 TINY = {"cfg": "demo", "cbase": 256, "cmax": 8, "map_depth": 1, "z_dim": 16, "w_dim": 16, "style_channels": 8}
 TINY |= {"batch": 8, "workers": 0, "procs": 1, "tick": 0.008, "snap": 1}
@@ -72,3 +78,47 @@ def test_a_file_of_weights_that_is_not_there_is_a_mistake(faces16, tmp_path):
     options = {"data": str(faces16), "gpus": 0, "detector_weights": (str(tmp_path / "absent.pth"),)}
     with pytest.raises(UserError, match=r"there is no .*absent\.pth"):
         configure_gan(options, True)
+
+
+def test_keep_best(faces16, tmp_path, monkeypatch, capsys):
+    """The model of the lowest value is kept, also when a run is resumed; a NaN is not the best."""
+    values = iter([5.0, 7.0, 4.0, 4.0, math.nan, 6.0])
+
+    def evaluate(self, fakes, paths=None):
+        value = next(values)
+        if math.isnan(value):
+            raise NotFinite("swd20 is no number", {"is20_mean": 1.0})
+        return {"swd20": value, "swd20_16": 1.0}
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    best, kept = tmp_path / "best.safetensors", []
+    config = tiny(faces16, metrics=["swd20"], keep_best="swd20", kimg=0.016, keep=10)
+    train(GANTrainer, config, tmp_path)
+    kept.append(load_generator(best)[1]["kimg"])
+    train(GANTrainer, dataclasses.replace(config, kimg=0.04), tmp_path, find_state(tmp_path))
+    kept.append(load_generator(best)[1]["kimg"])
+    assert kept == [0.016, 0.016]
+    expected = load_generator(tmp_path / "snapshot-000000.016.safetensors")[0].state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in load_generator(best)[0].state_dict().items())
+    assert find_snapshot(tmp_path).name == "snapshot-000000.04.safetensors"  # the newest, as always
+
+
+@pytest.mark.parametrize("keep_best", ["fid50k_full", "swd20_16", "swd", "nonsense"])
+def test_keep_best_is_one_of_the_metrics(faces16, keep_best):
+    options = {"data": str(faces16), "gpus": 0, "metrics": "swd20,pr203", "keep_best": keep_best}
+    with pytest.raises(UserError, match=f"{keep_best}.* --metrics gives swd20, pr203_precision, pr203_recall"):
+        configure_gan(options)
+
+
+def test_an_encoder_that_is_not_there_is_a_mistake(faces16):
+    with pytest.raises(UserError, match=r"nowhere/encoder\.safetensors"):
+        configure_gan({"data": str(faces16), "gpus": 0, "metrics": "fd20@nowhere/encoder.safetensors"})
+
+
+def test_training_with_an_encoder(small, tmp_path):
+    write_dataset(tmp_path / "faces.zip", faces(40, 16, seed=0))
+    name = f"kd20@{write_encoder(tmp_path / 'encoder.safetensors')}"
+    (tmp_path / "run").mkdir()
+    train(GANTrainer, tiny(tmp_path / "faces.zip", metrics=[name, "swd20"], kimg=0.008), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2 and all(math.isfinite(line[name]) for line in lines)

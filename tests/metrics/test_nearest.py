@@ -1,0 +1,99 @@
+"""Nearest real images: known neighbours, flipped copies, and copies that the command catches."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from media.dataset import ImageDataset
+from media.files import read_image
+from metrics.nearest import find_nearest
+from models.sampling import generate_batches
+from models.snapshot import load_generator, save_snapshot
+from networks.generator import Generator, GeneratorConfig
+from tests.metrics.archives import write_images
+from tests.metrics.test_encoders import encoder_file  # noqa: F401 (a fixture)
+
+
+def cloud(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_nearest_are_those_of_a_plain_search(monkeypatch):
+    monkeypatch.setattr("metrics.nearest.BLOCK_ROWS", 7)
+    fake, real = cloud(5), cloud(20, seed=1)
+    found = find_nearest(fake, real, k=3)
+    for n, point in enumerate(fake.double()):
+        distances = (real.double() - point).norm(dim=1)
+        assert found.indices[n].tolist() == distances.argsort()[:3].tolist()
+        torch.testing.assert_close(found.distances[n], distances.sort().values[:3])
+        others = (real.double() - real[found.indices[n, 0]].double()).norm(dim=1).sort().values
+        assert found.own_distances[n] == pytest.approx(float(others[1]))
+        assert bool(found.authentic[n]) == bool(distances.min() > others[1])
+
+
+def test_an_image_and_its_flipped_copy_count_once():
+    images, flipped = cloud(10, seed=1), cloud(10, seed=2)
+    real = torch.cat([images, flipped])
+    found = find_nearest(flipped[[3, 4]], real, k=2, mirrored=True)
+    assert found.indices[:, 0].tolist() == [13, 14] and found.distances[:, 0].tolist() == [0, 0]
+    assert all(len({index % 10 for index in row}) == 2 for row in found.indices.tolist())
+    # the flipped copy of the same image is no other image
+    others = torch.cat([images[:3], images[4:], flipped[:3], flipped[4:]])
+    assert found.own_distances[0] == pytest.approx(float((others - images[3]).double().norm(dim=1).min()))
+    assert not found.authentic.any()
+
+
+def test_more_neighbours_than_images():
+    assert find_nearest(cloud(2), cloud(3, seed=1), k=5).indices.shape == (2, 3)
+
+
+@pytest.fixture
+def copies(tmp_path):
+    """A snapshot, and a data set with the image of seed 1 and the flipped image of seed 3 among others."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(resolution=32, cbase=256, cmax=8, map_depth=1, z_dim=16, w_dim=16, style_channels=8)
+    snapshot = tmp_path / "snapshot-000001.safetensors"
+    save_snapshot(snapshot, Generator(config), {"kimg": 1.0})
+    fakes = torch.cat(list(generate_batches(load_generator(snapshot)[0], range(5))))
+    others = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = torch.cat([others[:10], fakes[1:2], others[10:], fakes[3:4].flip(3)])
+    return snapshot, write_images(tmp_path / "data", images)
+
+
+def test_copies_are_found(command, copies, encoder_file, tmp_path):  # noqa: F811
+    snapshot, data = copies
+    arguments = ["nearest", "--network", snapshot, "--data", data, "--seeds", "1-3", "--neighbours", 2]
+    arguments += ["--detector", encoder_file, "--workers", 0, "--out", tmp_path / "sheet.png"]
+    code, out, err = command(*arguments, "--json")
+    assert code == 0, err
+    rows = {row["seed"]: row for row in json.loads(out)["images"]}
+    assert rows.keys() == {1, 2, 3}
+    assert (rows[1]["nearest"], rows[1]["flipped"]) == ("0010.png", False)
+    assert (rows[3]["nearest"], rows[3]["flipped"]) == ("0021.png", True)
+    assert rows[1]["distance"] < 1e-3 and rows[3]["distance"] < 1e-3 < rows[2]["distance"]
+    assert not rows[1]["authentic"] and not rows[3]["authentic"]
+    sheet = read_image(tmp_path / "sheet.png")
+    assert sheet.shape == (3, 3 * 32, 4 * 32)
+    copy = ImageDataset(data)[10][0]
+    assert torch.equal(sheet[:, :32, :32], copy) and torch.equal(sheet[:, :32, 64:96], copy)
+    assert torch.equal(sheet[:, 64:, :32], sheet[:, 64:, 64:96])  # the flipped copy is shown as it is near
+
+    code, out, _ = command(*arguments)
+    assert code == 0 and out.startswith("seed 1: 0010.png, distance ")
+    assert "seed 3: 0021.png, flipped, " in out and "nearer than real images are to each other" in out
+
+
+def test_mistakes_are_one_line(command, copies, encoder_file, tmp_path, faces16):  # noqa: F811
+    snapshot, data = copies
+    out = ["--out", tmp_path / "sheet.png"]
+    for arguments, words in [
+        (["--data", data, "--detector", "nowhere/encoder"], "name a file of train_encoder.py"),
+        (["--data", faces16, "--detector", encoder_file], "16×16"),
+        (["--data", data, "--detector", encoder_file, "--class", 1], "trained without classes"),
+        (["--detector", encoder_file], "--data"),
+    ]:
+        code, _, err = command("nearest", "--network", snapshot, *arguments, *out)
+        assert code == 2 and words in err and len(err.splitlines()) == 1, err
