@@ -7,8 +7,8 @@ The shapes are those of the layers of a generator. The floor of an op is the lar
 same run: its bytes at the rate of a plain copy of its input that allocates its result, and its multiply-adds at the
 rate of a large matrix product of that type. Bytes are those that have to be read and written once; with gradients
 those of forward, gradient by x and gradient by the kernel. In half precision a further table has each kernel by itself
-beside float32, in both memory orders, with its floor in bytes and multiply-adds. On the CPU freed memory is kept for all alike
-(`torch_utils/memory.py`); --fresh-memory leaves it to the system.
+beside float32, in both memory orders, with its floor in bytes and multiply-adds. On the CPU freed memory is kept for
+all alike (`torch_utils/memory.py`); --fresh-memory leaves it to the system.
 """
 
 from __future__ import annotations
@@ -198,9 +198,9 @@ def bench_half(batch: int, resolution: int, precision: str, rounds: int, device:
                 times = medians({column: ops[column][name] for column in columns}, rounds, device)
             values, multiply_adds = work(name, 512 // channels)
             count = batch * channels * side**2
+            moved, products = values * count * dtype.itemsize, multiply_adds * count
             row = {"op": f"{name} {channels}ch {side}²", "batch": batch, "precision": precision, "times": times}
-            row |= {"bytes": values * count * dtype.itemsize, "multiply_adds": multiply_adds * count}
-            row["floor"] = max(row["bytes"] / bytes_a_second, row["multiply_adds"] / rate)
+            row |= {"bytes": moved, "multiply_adds": products, "floor": max(moved / bytes_a_second, products / rate)}
             rows.append(row)
     return rows
 
