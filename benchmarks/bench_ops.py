@@ -6,8 +6,9 @@
 The shapes are those of the layers of a generator. The floor of an op is the larger of two times, both measured in the
 same run: its bytes at the rate of a plain copy of its input that allocates its result, and its multiply-adds at the
 rate of a large matrix product of that type. Bytes are those that have to be read and written once; with gradients
-those of forward, gradient by x and gradient by the kernel. On the CPU freed memory is kept for all alike
-(`torch_utils/memory.py`); --fresh-memory leaves it to the system.
+those of forward, gradient by x and gradient by the kernel. In half precision a further table has each kernel by itself
+beside float32, in both memory orders, with its floor in bytes and multiply-adds. On the CPU freed memory is kept for
+all alike (`torch_utils/memory.py`); --fresh-memory leaves it to the system.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import about, copy_rate, matmul_rate, medians, peak_gib, set_precision, working, write_record
+from measure import Call, about, copy_rate, matmul_rate, medians, peak_gib, set_precision, working, write_record
 
 from networks.adaconv import fold_instance_norm
 from torch_utils import cli
@@ -139,6 +140,71 @@ def bench_others(batch: int, precision: str, rounds: int, device: str) -> list[d
     return rows
 
 
+def single_ops(batch: int, channels: int, side: int, device: str, dtype: torch.dtype, last: bool) -> dict[str, Call]:
+    """Each kernel by itself, forward and gradients, at [batch, channels, side, side]."""
+    ops = torch.ops.adaconv
+
+    def draw(size: int) -> Tensor:
+        x = torch.randn(batch, channels, size, size, device=device).to(dtype)
+        return x.contiguous(memory_format=torch.channels_last) if last else x
+
+    x, dy, small = draw(side), draw(side), draw(side // 2)
+    kernel = torch.randn(batch, channels, 512 // channels, 3, 3, device=device).to(dtype)
+    bias, f = torch.randn(channels, device=device).to(dtype), setup_filter([1, 3, 3, 1]).to(device, dtype)
+    return {
+        "bias_act": lambda: ops.bias_act(x, bias, 2, 2**0.5, 256.0),
+        "bias_act_grad": lambda: ops.bias_act_grad(dy, x, 2, 2**0.5, 256.0),
+        "upfirdn2d up 2": lambda: ops.upfirdn2d(small, f, 2, 1, (2, 1, 2, 1), 4.0),
+        "upfirdn2d down 2": lambda: ops.upfirdn2d(x, f, 1, 2, (1, 1, 1, 1), 1.0),
+        "upfirdn2d": lambda: ops.upfirdn2d(x, f, 1, 1, (2, 1, 2, 1), 1.0),
+        "moments": lambda: ops.moments(x),
+        "adaconv": lambda: ops.adaconv(x, kernel, None, False),
+        "adaconv_grad_x": lambda: ops.adaconv_grad_x(dy, kernel, False),
+        "adaconv_grad_kernel": lambda: ops.adaconv_grad_kernel(x, dy, kernel.shape, False),
+    }
+
+
+def work(name: str, group: int) -> tuple[float, float]:
+    """What an op has to read and write, and multiply and add, for each value of the larger of x and y."""
+    if name.startswith("adaconv"):
+        return 2, 9 * group
+    return {
+        "bias_act": (2, 0),
+        "bias_act_grad": (3, 0),
+        "upfirdn2d up 2": (1.25, 3),
+        "upfirdn2d down 2": (1.25, 3),
+        "upfirdn2d": (2, 8),
+        "moments": (1, 0),
+    }[name]
+
+
+def bench_half(batch: int, resolution: int, precision: str, rounds: int, device: str) -> list[dict]:
+    """Each kernel in half precision, in both memory orders, beside float32; all take turns.
+
+    The floor is that of half precision: its bytes at the rate of a copy, or its multiply-adds in float32 at the rate of
+    a matrix product, whichever takes longer.
+    """
+    dtype, rows = set_precision(precision), []
+    rate, bytes_a_second = matmul_rate(device), copy_rate(device)
+    for channels, side in SHAPES[resolution]:
+        columns = {
+            "fp32": (torch.float32, False),
+            precision: (dtype, False),
+            f"{precision} channels-last": (dtype, True),
+        }
+        ops = {name: single_ops(batch, channels, side, device, *how) for name, how in columns.items()}
+        for name in ops[precision]:
+            with torch.no_grad():
+                times = medians({column: ops[column][name] for column in columns}, rounds, device)
+            values, multiply_adds = work(name, 512 // channels)
+            count = batch * channels * side**2
+            moved, products = values * count * dtype.itemsize, multiply_adds * count
+            row = {"op": f"{name} {channels}ch {side}²", "batch": batch, "precision": precision, "times": times}
+            row |= {"bytes": moved, "multiply_adds": products, "floor": max(moved / bytes_a_second, products / rate)}
+            rows.append(row)
+    return rows
+
+
 def ms(value: float) -> str:
     return f"{value * 1e3:.2f}" if value < 0.01 else f"{value * 1e3:.1f}"
 
@@ -173,6 +239,20 @@ def print_others(rows: list[dict]) -> None:
         print(f"{f['reference'] / f['own']:6.1f}{ms(f['copy']):>8}{ms(b['own']):>14}", end="")
         print(f"{b['own'] / row['floor_with_gradients']:9.2f}{ms(b['reference']):>11}", end="")
         print(f"{b['reference'] / b['own']:6.1f}")
+
+
+def print_half(rows: list[dict]) -> None:
+    precision = rows[0]["precision"]
+    print(f"\n{precision} beside float32, batch {rows[0]['batch']}: MB and 10⁹ multiply-adds that it takes, ms")
+    print(f"{'':30}{'MB':>7}{'G':>7}{'floor':>8}{'fp32':>8}{precision:>8}{'÷ floor':>9}{'÷ fp32':>8}", end="")
+    print(f"{'channels-last':>15}{'÷ floor':>9}{'÷ fp32':>8}")
+    for row in rows:
+        plain, *others = row["times"].values()
+        print(f"{row['op']:30}{row['bytes'] / 1e6:7.1f}{row['multiply_adds'] / 1e9:7.2f}", end="")
+        print(f"{ms(row['floor']):>8}{ms(plain):>8}", end="")
+        for time, width in zip(others, (8, 15), strict=True):
+            print(f"{ms(time):>{width}}{time / row['floor']:9.2f}{time / plain:8.2f}", end="")
+        print()
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_ops.py --device cpu --json ops.json")
@@ -220,7 +300,7 @@ def main(
     batch = batch or ((32,) if device == "cuda" else (8, 1))
     rates = {name: 2 * matmul_rate(device, set_precision(name)) / 1e9 for name in precision}
     record = {"gflops_of": rates, "gflops": rates.get("fp32"), "copy_gb_per_s": copy_rate(device) / 1e9}
-    record |= {"fresh_memory": fresh_memory, "adaconv": [], "others": []}
+    record |= {"fresh_memory": fresh_memory, "adaconv": [], "others": [], "half": []}
     print(f"{about(device)['machine']}, PyTorch {torch.__version__}; copy {record['copy_gb_per_s']:.0f} GB/s", end="")
     print("; matrix product " + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items()))
     for name in precision:
@@ -234,6 +314,12 @@ def main(
         print_others(rows)
         record["others"] += rows
         write_record(json_path, device, record)
+        if name != "fp32" and native.available(device):
+            for size in resolution:
+                rows = bench_half(max(batch), int(size), name, rounds, device)
+                print_half(rows)
+                record["half"] += rows
+                write_record(json_path, device, record)
 
 
 if __name__ == "__main__":

@@ -276,12 +276,12 @@ class GANTrainer:
 def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
     """Lets the highest 4 resolutions, of 8² and more, compute in half precision (StyleGAN2-ADA, appendix).
 
-    On GPUs the discriminator's half-precision blocks work in channels-last memory: their weights get that order, and
-    convolutions follow the order of their weights.
+    There the discriminator works in channels-last memory, in which convolutions in half precision are faster: its
+    weights get that order, and convolutions follow the order of their weights.
     """
     compute_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     for block in [*G.synthesis.blocks[1:][-HALF_RESOLUTIONS:], *D.blocks[:HALF_RESOLUTIONS]]:
         block.compute_dtype = compute_dtype
-    if compute_dtype and D.out.weight.is_cuda:
+    if compute_dtype:
         for block in D.blocks[:HALF_RESOLUTIONS]:
             block.to(memory_format=torch.channels_last)

@@ -34,7 +34,8 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
         padding_mode: what lies beyond the border: zeros, or the image reflected (needs H, W > k // 2).
 
     Returns:
-        [N, C, H, W], twice differentiable by all three tensors. In half precision everything is added up in float32.
+        [N, C, H, W], twice differentiable by all three tensors. In half precision everything is added up in float32,
+        and on the CPU channels-last stays channels-last.
 
     Under autocast, all three tensors are converted to its precision first.
 
@@ -99,15 +100,20 @@ def register() -> None:
 
     @torch.library.register_fake("adaconv::adaconv")
     def _(x: Tensor, kernel: Tensor, bias: Tensor | None, reflect: bool) -> Tensor:
-        return x.new_empty(x.shape)
+        return _same_order(x)
 
     @torch.library.register_fake("adaconv::adaconv_grad_x")
     def _(dy: Tensor, kernel: Tensor, reflect: bool) -> Tensor:
-        return dy.new_empty(dy.shape)
+        return _same_order(dy)
 
     @torch.library.register_fake("adaconv::adaconv_grad_kernel")
     def _(x: Tensor, dy: Tensor, shape: Sequence[int], reflect: bool) -> Tensor:
         return x.new_empty(shape)
+
+
+def _same_order(x: Tensor) -> Tensor:
+    """An empty result of the shape of x, in the order in which the kernels write it."""
+    return native.fake_output(x.shape, x) if x.device.type == "cpu" else x.new_empty(x.shape)
 
 
 # The closed family in plain PyTorch. `conv2d` takes one kernel for a whole batch: here the N samples in G groups become

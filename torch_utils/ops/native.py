@@ -104,7 +104,10 @@ def plan(device: str) -> Build:
     compiler = os.environ.get("CXX") or "c++"
     version = _version(compiler, "install one (Debian, Ubuntu: apt install g++) or name it with CXX=")
     if device == "cpu":
-        flags = ["-O3", "-fno-math-errno", "-Wno-psabi", *CPU_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])]
+        capability = torch.backends.cpu.get_cpu_capability()
+        flags = ["-O3", "-fno-math-errno", "-Wno-psabi", *CPU_FLAGS.get(capability, [])]
+        if capability == "AVX512" and _converts_to_bfloat16():
+            flags.append("-mavx512bf16")
         if sys.platform == "linux":
             flags.append("-fopenmp")
         return Build("cpu", tuple(CPU_SOURCES), tuple(flags), version)
@@ -116,6 +119,14 @@ def plan(device: str) -> Build:
     return Build(
         "cuda", tuple(CUDA_SOURCES), ("-O3", "--expt-relaxed-constexpr"), f"{nvcc}, {version}", str(home), architectures
     )
+
+
+def _converts_to_bfloat16() -> bool:
+    """Whether the CPU has AVX-512's instructions for bfloat16."""
+    try:
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
 
 
 def _version(compiler: str, remedy: str) -> str:

@@ -278,6 +278,25 @@ def test_opcheck(device):
     check(ops.moments.default, (x,))
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_opcheck_of_channels_last(dtype, device):
+    """Which order results have, in each type."""
+    ops, check = torch.ops.adaconv, torch.library.opcheck
+    tests = ("test_schema", "test_faketensor")
+    x = torch.randn(2, 4, 8, 9, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    kernel, f = torch.randn(2, 4, 2, 3, 3, device=device).to(dtype), setup_filter([1, 3, 3, 1]).to(device, dtype)
+    for other in (x, x.contiguous()):
+        check(ops.adaconv.default, (x, kernel, None, True), test_utils=tests)
+        check(ops.adaconv_grad_x.default, (x, kernel, True), test_utils=tests)
+        check(ops.adaconv_grad_kernel.default, (x, other, list(kernel.shape), True), test_utils=tests)
+        check(ops.adaconv_grad_kernel.default, (other, x, list(kernel.shape), True), test_utils=tests)
+        check(ops.upfirdn2d.default, (x, f, 2, 1, [2, 1, 2, 1], 4.0), test_utils=tests)
+        check(ops.bias_act.default, (x, None, 2, 1.4, 256.0), test_utils=tests)
+        check(ops.bias_act_grad.default, (x, other, 2, 1.4, 256.0), test_utils=tests)
+        check(ops.bias_act_grad.default, (other, x, 2, 1.4, 256.0), test_utils=tests)
+        check(ops.moments.default, (x,), test_utils=tests)
+
+
 def test_compiled_equals_eager(device):
     """A function of all ops in one graph, without a break, forward and backward."""
     torch.manual_seed(0)

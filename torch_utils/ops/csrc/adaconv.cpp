@@ -4,10 +4,11 @@
 //   grad_x        dx[n,i]   = Σ_o dy[n,o] ⋆ K[n,o,i] turned round, folded back at a reflected border
 //   grad_kernel   dK[n,o,i] = x[n,i] ⋆ dy[n,o]                      (adaconv_grad_kernel.cpp)
 //
-// A job is one group of one sample and a strip of rows. A tile of O output channels by Q rows by P vectors of pixels
-// stays in registers while all inputs and taps are added up. The input of a strip is copied to scratch memory with the
-// border around it, converted to the type of the arithmetic; where there is nothing to convert and rows are whole
-// vectors, 3 × 3 kernels are computed in place, and what lies beyond the border is made up as it is loaded.
+// A job is one group of one sample, or several in channels-last memory, and a strip of rows. A tile of O output
+// channels by Q rows by P vectors of pixels stays in registers while all inputs and taps are added up. The input of a
+// strip is copied to scratch memory with the border around it, converted to the type of the arithmetic; where there is
+// nothing to convert and rows are whole vectors, 3 × 3 kernels are computed in place, and what lies beyond the border
+// is made up as it is loaded.
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -34,19 +35,18 @@ struct Convolution {
   bool fold = false;     // outputs beyond the border are added to where they were reflected from: adjoint of `reflect`
 };
 
-// Some rows of all outputs of a group.
-template <class A>
+// Some rows of all outputs of a group, computed in A and written as `Out`.
+template <class A, class Out = A>
 struct Rows {
   const A* in;  // of input 0: in scratch memory at the first tap, in place at the pixel
   int64_t in_plane, in_row;
   const A* kernel;  // [block of O outputs][inputs][k][k][O]
   int64_t group, size;
   const A* bias;
-  A* out;
+  Out* out;
   int64_t out_plane, out_row;
-  int64_t rows, vectors;
-  const A* next = nullptr;  // the strip that will be computed next, to be fetched meanwhile
-  int64_t next_plane = 0, next_row = 0;
+  int64_t rows, vectors, width;
+  adaconv::Next next;  // the strip that will be computed after this one
   // in place alone:
   int64_t first = 0, height = 0;  // the number of the first row, and how many the image has
   bool reflect = false;
@@ -60,8 +60,8 @@ struct Place {
 };
 
 // A tile of O outputs by Q rows by P vectors. K = k, or 0 if the compiler does not know it.
-template <class A, int O, int Q, int P, int K, bool in_place>
-void compute_tile(const Rows<A>& w, const A* in, const A* kernel, const A* bias, A* out, const Place& place) {
+template <int O, int Q, int P, int K, bool in_place, class A, class Out>
+void compute_tile(const Rows<A, Out>& w, const A* in, const A* kernel, const A* bias, Out* out, const Place& place) {
   using V = Simd<A>;
   const int64_t k = K ? K : w.size;
   typename V::Vector sum[O][Q][P];
@@ -95,20 +95,24 @@ void compute_tile(const Rows<A>& w, const A* in, const A* kernel, const A* bias,
       }
     }
   }
+  const int64_t last = place.right ? w.width - (w.vectors - 1) * V::width : V::width;  // values of the last vector
   for (int o = 0; o < O; o++)
-    for (int q = 0; q < Q; q++)
-      for (int p = 0; p < P; p++) V::store(out + o * w.out_plane + q * w.out_row + p * V::width, sum[o][q][p]);
+    for (int q = 0; q < Q; q++) {
+      Out* row = out + o * w.out_plane + q * w.out_row;
+      for (int p = 0; p + 1 < P; p++) store_as<A>(row + p * V::width, sum[o][q][p]);
+      store_as<A>(row + (P - 1) * V::width, sum[o][q][P - 1], last);
+    }
 }
 
 // Fetches what will be read and written soon: of the next strip's inputs, and of the outputs of the next Q rows.
-template <class A, int O, int Q>
-void prefetch(const Rows<A>& w, int64_t r, int64_t o, int64_t v, const A* out) {
+template <int O, int Q, class A, class Out>
+void prefetch(const Rows<A, Out>& w, int64_t r, int64_t o, int64_t v, const Out* out) {
   constexpr int64_t width = Simd<A>::width;
-  if (w.next && o == 0)
+  if (w.next.data && o == 0)
     for (int64_t i = 0; i < w.group; i++)
       for (int q = 0; q < Q; q++)
         for (int p = 0; p < 2; p++)
-          __builtin_prefetch(w.next + i * w.next_plane + (r + q) * w.next_row + (v + p) * width, 0, 2);
+          __builtin_prefetch(w.next.data + i * w.next.plane + (r + q) * w.next.row + (v + p) * w.next.vector, 0, 2);
   for (int b = 0; b < O; b++)
     for (int q = 0; q < Q; q++)
       for (int p = 0; p < 2; p++)
@@ -116,45 +120,44 @@ void prefetch(const Rows<A>& w, int64_t r, int64_t o, int64_t v, const A* out) {
 }
 
 // Q rows from r on, of O outputs from o on.
-template <class A, int O, int Q, int K, bool in_place>
-void compute_tiles(const Rows<A>& w, int64_t r, int64_t o) {
+template <int O, int Q, int K, bool in_place, class A, class Out>
+void compute_tiles(const Rows<A, Out>& w, int64_t r, int64_t o) {
   constexpr int64_t width = Simd<A>::width;
   const A *in = w.in + r * w.in_row, *kernel = w.kernel + o * w.group * w.size * w.size;
-  A* out = w.out + o * w.out_plane + r * w.out_row;
+  Out* out = w.out + o * w.out_plane + r * w.out_row;
   Place place{{-w.in_row, 0, w.in_row}, true, false};
   if (in_place && w.first + r == 0) place.rows[0] = w.reflect ? w.in_row : Place::none;
   if (in_place && w.first + r + Q == w.height) place.rows[2] = w.reflect ? -w.in_row : Place::none;
   int64_t v = 0;
   for (; v + 2 <= w.vectors; v += 2) {
-    prefetch<A, O, Q>(w, r, o, v, out);
+    prefetch<O, Q>(w, r, o, v, out);
     place.right = v + 2 == w.vectors;
-    compute_tile<A, O, Q, 2, K, in_place>(w, in + v * width, kernel, w.bias + o, out + v * width, place);
+    compute_tile<O, Q, 2, K, in_place>(w, in + v * width, kernel, w.bias + o, out + v * width, place);
     place.left = false;
   }
   place.right = true;
-  if (v < w.vectors)
-    compute_tile<A, O, Q, 1, K, in_place>(w, in + v * width, kernel, w.bias + o, out + v * width, place);
+  if (v < w.vectors) compute_tile<O, Q, 1, K, in_place>(w, in + v * width, kernel, w.bias + o, out + v * width, place);
 }
 
 // All rows and outputs, so many rows at a time that 8 to 16 sums are in registers; one alone at a border in place.
-template <class A, int K, bool in_place = false>
-void compute_rows(const Rows<A>& w) {
+template <int K, bool in_place = false, class A, class Out>
+void compute_rows(const Rows<A, Out>& w) {
   for_blocks<8>(w.group, [&](int64_t o, auto block) {
     constexpr int O = block, Q = O >= 4 ? 8 / O : 4;
     int64_t r = 0;
-    if (in_place && w.first == 0) compute_tiles<A, O, 1, K, in_place>(w, r++, o);
+    if (in_place && w.first == 0) compute_tiles<O, 1, K, in_place>(w, r++, o);
     for (; r + Q <= (in_place ? std::min(w.rows, w.height - 1 - w.first) : w.rows); r += Q)
-      compute_tiles<A, O, Q, K, in_place>(w, r, o);
-    for (; r < w.rows; r++) compute_tiles<A, O, 1, K, in_place>(w, r, o);
+      compute_tiles<O, Q, K, in_place>(w, r, o);
+    for (; r < w.rows; r++) compute_tiles<O, 1, K, in_place>(w, r, o);
   });
 }
 
-template <class A>
-void compute_rows(const Rows<A>& w) {
+template <class A, class Out>
+void compute_any(const Rows<A, Out>& w) {
   switch (w.size) {
-    case 1: return compute_rows<A, 1>(w);
-    case 3: return compute_rows<A, 3>(w);
-    default: return compute_rows<A, 0>(w);
+    case 1: return compute_rows<1>(w);
+    case 3: return compute_rows<3>(w);
+    default: return compute_rows<0>(w);
   }
 }
 
@@ -176,36 +179,43 @@ void pack_kernel(const S* kernel, int64_t group, int64_t size, bool turned, A* o
 template <class S>
 struct Plan {
   using A = Accumulate<S>;
-  int64_t channels, height, width, group, size, groups;
+  int64_t channels, height, width, group, size;
   int64_t pad, halo, halo_rows;  // What is folded lies pad beyond the image, and reads pad further; a strip may be that
                                  // far from its own mirror.
-  int64_t vectors, padded;       // of a row that is computed
+  int64_t computed, vectors;     // columns of a row, and the vectors that they take
   int64_t lead, in_row;          // rows in scratch memory begin so that the image in them is aligned, without its halo
   int64_t in_plane, rows, strips;
-  bool direct;    // the result is written where it belongs, without a detour
-  bool in_place;  // the input is read where it lies
+  int64_t out_row, folded_plane, result_plane;  // of results in scratch memory, before and after folding
+  int64_t at_once, blocks, jobs;                // groups in a job, blocks of them in a sample
+  bool to_pixels;                               // the result is channels-last
+  bool in_place;                                // the input is read where it lies
 
-  Plan(const at::Tensor& x, const at::Tensor& kernel, bool fold)
+  Plan(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& y, bool fold)
       : channels(x.size(1)), height(x.size(2)), width(x.size(3)), group(kernel.size(2)), size(kernel.size(3)) {
     constexpr int64_t lanes = Simd<A>::width;
-    groups = x.size(0) * channels / group;
+    const bool from_pixels = order_of(x) == at::MemoryFormat::ChannelsLast;
+    to_pixels = order_of(y) == at::MemoryFormat::ChannelsLast;
     pad = size / 2, halo = fold ? 2 * pad : pad, halo_rows = fold ? 3 * pad : pad;
-    vectors = ((fold ? width + 2 * pad : width) + lanes - 1) / lanes, padded = vectors * lanes;
+    computed = fold ? width + 2 * pad : width, vectors = (computed + lanes - 1) / lanes;
     lead = round_up(halo, lanes) - halo;
-    in_row = round_up(lead + std::max(padded + size - 1, width + 2 * halo), lanes);
-    rows = adaconv::kScratchBytes / int64_t(sizeof(A)) / (group * in_row) - 2 * halo_rows;
+    in_row = round_up(lead + std::max(vectors * lanes + size - 1, width + 2 * halo), lanes);
+    at_once = adaconv::groups_at_once(channels / group, group, kVectorBytes / sizeof(S), from_pixels || to_pixels);
+    blocks = (channels / group + at_once - 1) / at_once;
+    rows = adaconv::kScratchBytes / int64_t(sizeof(A)) / (group * at_once * in_row) - 2 * halo_rows;
     rows = std::clamp<int64_t>(rows, std::min<int64_t>(height, 8), height);
-    strips = (height + rows - 1) / rows;
-    in_plane = (rows + 2 * halo_rows) * in_row;
-    direct = std::is_same_v<S, A> && padded == width && !fold;
-    in_place = direct && size == 3 && x.stride(3) == 1;
+    strips = (height + rows - 1) / rows, jobs = x.size(0) * blocks * strips;
+    // planes a power of two apart would all want the same few lines of the cache
+    in_plane = (rows + 2 * halo_rows) * in_row + (at_once > 1 ? lanes : 0);
+    out_row = vectors * lanes, folded_plane = (rows + 4 * pad) * out_row, result_plane = rows * out_row + lanes;
+    in_place = std::is_same_v<S, A> && vectors * lanes == width && size == 3 && x.stride(3) == 1 && !from_pixels &&
+               !to_pixels && !fold;
   }
-  int64_t grain() const { return 1 + adaconv::kMinimalWork / (group * group * size * size * rows * width); }
+  int64_t grain() const { return 1 + adaconv::kMinimalWork / (at_once * group * group * size * size * rows * width); }
 };
 
-// One group of one sample, and rows [first, last) of it.
+// Some groups of one sample, and rows [first, last) of them.
 struct Job {
-  int64_t g, n, channel, first, last;
+  int64_t n, channel, groups, first, last;
 };
 
 // A thread's part of a convolution, with its scratch memory.
@@ -221,116 +231,132 @@ class Worker {
         kernels_(kernels),
         bias_(bias),
         y_(y),
-        scratch_(plan.in_place ? 0 : plan.group * plan.in_plane),
+        scratch_(plan.in_place ? 0 : plan.at_once * plan.group * plan.in_plane),
         packed_(plan.group * plan.group * plan.size * plan.size),
         shift_(plan.group),
-        row_(plan.group * plan.padded),
-        sums_(plan.group * plan.width),
+        folded_(how.fold ? plan.group * plan.folded_plane : 0),
+        result_(plan.to_pixels ? plan.at_once * plan.group * plan.result_plane : 0),
+        sums_(plan.width),
         in_(scratch_.get() + plan.lead) {
-    if (!plan.in_place) std::fill_n(scratch_.get(), plan.group * plan.in_plane, A(0));
+    if (!plan.in_place) std::fill_n(scratch_.get(), plan.at_once * plan.group * plan.in_plane, A(0));
   }
 
   // Jobs [begin, end), strip by strip of one group after another.
   void run(int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; index++) {
-      const int64_t g = index / plan_.strips, channel = g * plan_.group, first = index % plan_.strips * plan_.rows;
-      const Job job{g, channel / plan_.channels, channel % plan_.channels, first,
-                    std::min(first + plan_.rows, plan_.height)};
-      if (index == begin || first == 0) load_kernel(g);
+      const Job job = this->job(index);
       if (!plan_.in_place) load_strip(job);
-      if constexpr (std::is_same_v<S, A>) {
-        if (plan_.direct) {
-          compute_direct(job, index + 1 < end);
-          continue;
-        }
+      for (int64_t k = 0; k < job.groups; k++) {
+        if (plan_.at_once > 1 || index == begin || job.first == 0) load_kernel(job, k);
+        how_.fold ? compute_folded(job, k) : compute(job, k, index + 1 < end);
       }
-      for (int64_t r = job.first; r < job.last; r++) how_.fold ? compute_folded(job, r) : compute_copied(job, r);
+      if (plan_.to_pixels) store_pixels(job);
     }
   }
 
  private:
-  void load_kernel(int64_t g) {
-    const int64_t group = plan_.group;
-    pack_kernel(kernels_ + g * group * group * plan_.size * plan_.size, group, plan_.size, how_.turned, packed_.get());
-    for (int64_t o = 0; o < group; o++) shift_.get()[o] = bias_ ? static_cast<A>(bias_[g * group + o]) : A(0);
+  Job job(int64_t index) const {
+    const int64_t first = index % plan_.strips * plan_.rows, block = index / plan_.strips;
+    const int64_t g = block % plan_.blocks * plan_.at_once;
+    return {block / plan_.blocks, g * plan_.group, std::min(plan_.at_once, plan_.channels / plan_.group - g), first,
+            std::min(first + plan_.rows, plan_.height)};
+  }
+
+  void load_kernel(const Job& job, int64_t k) {
+    const int64_t group = plan_.group, output = job.n * plan_.channels + job.channel + k * group;
+    pack_kernel(kernels_ + output * group * plan_.size * plan_.size, group, plan_.size, how_.turned, packed_.get());
+    for (int64_t o = 0; o < group; o++) shift_.get()[o] = bias_ ? static_cast<A>(bias_[output + o]) : A(0);
   }
 
   void load_strip(const Job& job) {
-    const adaconv::Strip strip{job.first - plan_.halo_rows, job.last + plan_.halo_rows, plan_.halo, how_.reflect,
+    const adaconv::Strip strip{job.first - plan_.halo_rows,
+                               job.last + plan_.halo_rows,
+                               plan_.halo,
+                               how_.reflect,
+                               plan_.in_plane,
                                plan_.in_row};
-    for (int64_t i = 0; i < plan_.group; i++)
-      copy_strip(x_, x_.plane(job.n, job.channel + i), strip, in_ + i * plan_.in_plane);
+    copy_strip(x_, job.n, job.channel, job.groups * plan_.group, strip, in_);
   }
 
-  Rows<A> rows(const A* in, A* out, int64_t out_plane, int64_t out_row, int64_t count) const {
-    return {in,  plan_.in_plane, plan_.in_row, packed_.get(), plan_.group,  plan_.size, shift_.get(),
-            out, out_plane,      out_row,      count,         plan_.vectors};
+  // Rows [first, last) of group k, which may lie beyond the border.
+  template <class Out>
+  Rows<A, Out> rows(const Job& job, int64_t k, int64_t first, int64_t last, Out* out, int64_t plane,
+                    int64_t row) const {
+    const A* in = in_ + k * plan_.group * plan_.in_plane;
+    in += (first - job.first + plan_.halo_rows - plan_.pad) * plan_.in_row;
+    return {in,  plan_.in_plane, plan_.in_row, packed_.get(), plan_.group,   plan_.size,    shift_.get(),
+            out, plane,          row,          last - first,  plan_.vectors, plan_.computed};
   }
 
-  // All rows of a strip, written where they belong.
-  void compute_direct(const Job& job, bool another_follows) {
-    const int64_t group = plan_.group, height = plan_.height, width = plan_.width;
-    A* out = y_ + (job.g * group * height + job.first) * width;
-    Rows<A> work =
-        rows(in_ + (plan_.halo_rows - plan_.pad) * plan_.in_row, out, height * width, width, job.last - job.first);
-    if (x_.stride_x == 1 && job.last + plan_.rows <= height) {
-      work.next = x_.plane(job.n, job.channel) + job.last * x_.stride_y;
-    } else if (x_.stride_x == 1 && job.last == height && another_follows) {
-      const int64_t channel = (job.g + 1) * group;
-      work.next = x_.plane(channel / plan_.channels, channel % plan_.channels);
+  // All rows of a strip, to where they belong, or for channels-last results to scratch memory.
+  void compute(const Job& job, int64_t k, bool another_follows) {
+    const int64_t channel = job.channel + k * plan_.group;
+    if (plan_.to_pixels) {
+      A* out = result_.get() + k * plan_.group * plan_.result_plane;
+      return compute_any(rows(job, k, job.first, job.last, out, plan_.result_plane, plan_.out_row));
     }
-    work.next_plane = x_.stride_c, work.next_row = x_.stride_y;
-    if (!plan_.in_place) return compute_rows(work);
-    work.in = x_.plane(job.n, job.channel) + job.first * x_.stride_y;
-    work.in_plane = x_.stride_c, work.in_row = x_.stride_y;
-    work.first = job.first, work.height = height, work.reflect = how_.reflect;
-    compute_rows<A, 3, true>(work);
-  }
-
-  // Row r of all outputs, to `row_`; r may lie beyond the border.
-  void compute_row(const Job& job, int64_t r) {
-    const A* in = in_ + (r - plan_.pad - job.first + plan_.halo_rows) * plan_.in_row;
-    compute_rows(rows(in, row_.get(), plan_.padded, 0, 1));
-  }
-
-  void compute_copied(const Job& job, int64_t r) {
-    compute_row(job, r);
-    store_row(job, r, row_.get(), plan_.padded);
-  }
-
-  void store_row(const Job& job, int64_t r, const A* from, int64_t stride) {
-    S* out = y_ + (job.g * plan_.group * plan_.height + r) * plan_.width;
-    for (int64_t o = 0; o < plan_.group; o++)
-      copy_row(from + o * stride, 1, out + o * plan_.height * plan_.width, plan_.width);
-  }
-
-  // Row r, and the rows beyond the border that are reflections of it.
-  void compute_folded(const Job& job, int64_t r) {
-    std::fill_n(sums_.get(), plan_.group * plan_.width, A(0));
-    compute_row(job, r);
-    add_folded_row();
-    if (r >= 1 && r <= plan_.pad) {
-      compute_row(job, -r);
-      add_folded_row();
-    }
-    const int64_t beyond = 2 * (plan_.height - 1) - r;
-    if (beyond >= plan_.height && beyond < plan_.height + plan_.pad) {
-      compute_row(job, beyond);
-      add_folded_row();
-    }
-    store_row(job, r, sums_.get(), plan_.width);
-  }
-
-  void add_folded_row() {
-    const int64_t pad = plan_.pad, width = plan_.width;
-    for (int64_t o = 0; o < plan_.group; o++) {
-      const A* from = row_.get() + o * plan_.padded + pad;
-      A* to = sums_.get() + o * width;
-      for (int64_t j = 0; j < width; j++) to[j] += from[j];
-      for (int64_t j = 1; j <= pad; j++) {
-        to[j] += from[-j];
-        to[width - 1 - j] += from[width - 1 + j];
+    S* out = y_ + ((job.n * plan_.channels + channel) * plan_.height + job.first) * plan_.width;
+    Rows<A, S> work = rows(job, k, job.first, job.last, out, plan_.height * plan_.width, plan_.width);
+    work.next = next(job, another_follows);
+    if constexpr (std::is_same_v<S, A>) {
+      if (plan_.in_place) {
+        work.in = x_.plane(job.n, channel) + job.first * x_.stride_y;
+        work.in_plane = x_.stride_c, work.in_row = x_.stride_y;
+        work.first = job.first, work.height = plan_.height, work.reflect = how_.reflect;
+        return compute_rows<3, true>(work);
       }
+    }
+    compute_any(work);
+  }
+
+  // The strip that is computed after this one.
+  adaconv::Next next(const Job& job, bool another_follows) const {
+    constexpr int64_t lanes = Simd<A>::width;
+    const int64_t channel = job.channel + plan_.group;
+    if (job.last + plan_.rows <= plan_.height) return {x_, job.n, job.channel, job.last, lanes};
+    if (job.last < plan_.height || !another_follows) return {};
+    if (channel < plan_.channels) return {x_, job.n, channel, 0, lanes};
+    return {x_, job.n + 1, 0, 0, lanes};
+  }
+
+  // All rows of a strip, with the rows and columns beyond the border that are reflections of theirs added.
+  void compute_folded(const Job& job, int64_t k) {
+    const int64_t pad = plan_.pad, bottom = plan_.height - 1;
+    int64_t begin = job.first, end = job.last;
+    if (begin <= pad) begin = -std::min(end - 1, pad);
+    if (end > bottom - pad) end = 2 * bottom - std::max(job.first, bottom - pad) + 1;
+    begin = std::min(begin, job.first), end = std::max(end, job.last);
+    compute_any(rows(job, k, begin, end, folded_.get(), plan_.folded_plane, plan_.out_row));
+    for (int64_t o = k * plan_.group; o < (k + 1) * plan_.group; o++) {
+      const A* plane = folded_.get() + (o - k * plan_.group) * plan_.folded_plane - begin * plan_.out_row;
+      A* result = result_.get() + o * plan_.result_plane;
+      S* y = y_ + ((job.n * plan_.channels + job.channel + o) * plan_.height + job.first) * plan_.width;
+      for (int64_t r = job.first; r < job.last; r++, result += plan_.out_row, y += plan_.width) {
+        std::fill_n(sums_.get(), plan_.width, A(0));
+        add_folded_row(plane + r * plan_.out_row);
+        if (r >= 1 && r <= pad) add_folded_row(plane - r * plan_.out_row);
+        if (r >= bottom - pad && r < bottom) add_folded_row(plane + (2 * bottom - r) * plan_.out_row);
+        plan_.to_pixels ? copy_row(sums_.get(), 1, result, plan_.width) : copy_row(sums_.get(), 1, y, plan_.width);
+      }
+    }
+  }
+
+  void add_folded_row(const A* row) {
+    const int64_t pad = plan_.pad, width = plan_.width;
+    const A* from = row + pad;
+    A* to = sums_.get();
+    for (int64_t j = 0; j < width; j++) to[j] += from[j];
+    for (int64_t j = 1; j <= pad; j++) {
+      to[j] += from[-j];
+      to[width - 1 - j] += from[width - 1 + j];
+    }
+  }
+
+  void store_pixels(const Job& job) {
+    for (int64_t r = job.first; r < job.last; r++) {
+      S* pixels = y_ + (job.n * plan_.height + r) * plan_.width * plan_.channels + job.channel;
+      transpose<A>(result_.get() + (r - job.first) * plan_.out_row, plan_.result_plane, job.groups * plan_.group,
+                   plan_.width, pixels, plan_.channels);
     }
   }
 
@@ -339,18 +365,18 @@ class Worker {
   const Image<S>& x_;
   const S *kernels_, *bias_;
   S* y_;
-  Scratch<A> scratch_, packed_, shift_, row_, sums_;
+  Scratch<A> scratch_, packed_, shift_, folded_, result_, sums_;
   A* const in_;
 };
 
 // The convolution of x [N, C, H, W] with contiguous kernels [N, C, C/G, k, k].
 template <class S>
 void convolve(const at::Tensor& x, const at::Tensor& kernel, const S* bias, const Convolution& how, at::Tensor& y) {
-  const Plan<S> plan(x, kernel, how.fold);
+  const Plan<S> plan(x, kernel, y, how.fold);
   const Image<S> image(x);
   const S* kernels = kernel.const_data_ptr<S>();
   S* out = y.mutable_data_ptr<S>();
-  at::parallel_for(0, plan.groups * plan.strips, plan.grain(), [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, plan.jobs, plan.grain(), [&](int64_t begin, int64_t end) {
     Worker<S>(plan, how, image, kernels, bias, out).run(begin, end);
   });
 }
@@ -359,7 +385,7 @@ at::Tensor adaconv_cpu(const at::Tensor& x, const at::Tensor& kernel, const std:
                        bool reflect) {
   check_adaconv(x, kernel.sizes(), kernel, reflect);
   const at::Tensor shift = check_shift(x, bias);
-  at::Tensor y = empty_output(x.sizes(), x.options());
+  at::Tensor y = empty_output(x.sizes(), x.options(), order_of_result(x));
   if (y.numel() == 0) return y;
   DISPATCH_FLOATING(x.scalar_type(), "adaconv", [&] {
     const scalar_t* bias_data = shift.defined() ? shift.const_data_ptr<scalar_t>() : nullptr;
@@ -370,7 +396,7 @@ at::Tensor adaconv_cpu(const at::Tensor& x, const at::Tensor& kernel, const std:
 
 at::Tensor adaconv_grad_x_cpu(const at::Tensor& dy, const at::Tensor& kernel, bool reflect) {
   check_adaconv(dy, kernel.sizes(), kernel, reflect);
-  at::Tensor dx = empty_output(dy.sizes(), dy.options());
+  at::Tensor dx = empty_output(dy.sizes(), dy.options(), order_of_result(dy));
   if (dx.numel() == 0) return dx;
   const bool fold = reflect && kernel.size(3) > 1;
   DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x",

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "common.h"
 #include "memory.h"
 
 namespace adaconv {
@@ -14,11 +15,12 @@ namespace adaconv {
 constexpr int64_t kScratchBytes = 128 << 10;  // a strip of all planes of a group: half of a small L2 cache
 constexpr int64_t kMinimalWork = 1 << 17;     // multiply-adds that are worth a thread
 
-// Plane (n, c) of a tensor [N, C, H, W] with any strides.
+// A tensor [N, C, H, W] with any strides.
 template <class S>
 struct Image {
   const S* data;
   int64_t channels, height, width, stride_n, stride_c, stride_y, stride_x;
+  bool channels_last;
 
   explicit Image(const at::Tensor& t)
       : data(t.const_data_ptr<S>()),
@@ -28,7 +30,8 @@ struct Image {
         stride_n(t.stride(0)),
         stride_c(t.stride(1)),
         stride_y(t.stride(2)),
-        stride_x(t.stride(3)) {}
+        stride_x(t.stride(3)),
+        channels_last(order_of(t) == at::MemoryFormat::ChannelsLast) {}
   const S* plane(int64_t n, int64_t c) const { return data + n * stride_n + c * stride_c; }
 };
 
@@ -41,29 +44,58 @@ inline int64_t reflected(int64_t i, int64_t size) {
 // Rows [first, last) of an image, which may lie beyond its border, with `halo` columns on both sides.
 struct Strip {
   int64_t first, last, halo;
-  bool reflect;        // what is beyond the border is the image reflected; else it is zero
-  int64_t row_stride;  // of the copy
+  bool reflect;                      // what is beyond the border is the image reflected; else it is zero
+  int64_t plane_stride, row_stride;  // of the copy
 };
 
-// Copies a strip of a plane to `out`, which held zeros at first: columns beyond the border are left as they are unless
-// the image is reflected.
+// Copies a strip of `count` channels of sample n from channel c on to `out`, planes which held zeros at first: columns
+// beyond the border are left as they are unless the image is reflected.
 template <class S, class A>
-void copy_strip(const Image<S>& x, const S* plane, const Strip& strip, A* out) {
-  const int64_t halo = strip.halo;
-  for (int64_t y = strip.first; y < strip.last; y++, out += strip.row_stride) {
-    const bool inside = y >= 0 && y < x.height;
-    if (!inside && !strip.reflect) {
-      std::fill_n(out + halo, x.width, A(0));
-      continue;
+void copy_strip(const Image<S>& x, int64_t n, int64_t c, int64_t count, const Strip& strip, A* out) {
+  const S* from = x.plane(n, c);
+  const int64_t halo = strip.halo, at_once = x.channels_last ? count : 1;
+  for (int64_t i = 0; i < count; i += at_once)
+    for (int64_t y = strip.first; y < strip.last; y++) {
+      A* row = out + i * strip.plane_stride + (y - strip.first) * strip.row_stride;
+      const bool inside = y >= 0 && y < x.height;
+      // a strip's halo may reach further than one reflection; such rows are never read
+      const int64_t source = inside ? y : std::clamp<int64_t>(reflected(y, x.height), 0, x.height - 1);
+      const S* pixels = from + i * x.stride_c + source * x.stride_y;
+      if (!inside && !strip.reflect) {
+        for (int64_t k = 0; k < at_once; k++) std::fill_n(row + k * strip.plane_stride + halo, x.width, A(0));
+        continue;
+      }
+      if (x.channels_last) {
+        transpose<A>(pixels, x.stride_x, x.width, count, row + halo, strip.plane_stride);
+      } else {
+        copy_row(pixels, x.stride_x, row + halo, x.width);
+      }
+      for (int64_t k = 0; strip.reflect && k < at_once; k++, row += strip.plane_stride)
+        for (int64_t j = 1; j <= halo; j++) {
+          row[halo - j] = row[halo + j];
+          row[halo + x.width - 1 + j] = row[halo + x.width - 1 - j];
+        }
     }
-    // a strip's halo may reach further than one reflection; such rows are never read
-    const int64_t source = inside ? y : std::clamp<int64_t>(reflected(y, x.height), 0, x.height - 1);
-    copy_row(plane + source * x.stride_y, x.stride_x, out + halo, x.width);
-    for (int64_t j = 1; strip.reflect && j <= halo; j++) {
-      out[halo - j] = out[halo + j];
-      out[halo + x.width - 1 + j] = out[halo + x.width - 1 - j];
-    }
+}
+
+// Rows of planes that will be wanted soon, to be fetched meanwhile. Distances are in bytes.
+struct Next {
+  const char* data = nullptr;
+  int64_t plane = 0, row = 0, vector = 0;
+
+  Next() = default;
+  template <class S>
+  Next(const Image<S>& x, int64_t n, int64_t c, int64_t y, int64_t lanes) {
+    constexpr int64_t value = sizeof(S);
+    if (x.stride_x != 1 || x.channels_last) return;
+    data = reinterpret_cast<const char*>(x.plane(n, c) + y * x.stride_y);
+    plane = x.stride_c * value, row = x.stride_y * value, vector = lanes * value;
   }
+};
+
+// How many groups are computed at once: one, or where the order of pixels and channels changes, those of a vector.
+inline int64_t groups_at_once(int64_t groups, int64_t group, int64_t lanes, bool change) {
+  return change ? std::clamp<int64_t>(lanes / group, 1, groups) : 1;
 }
 
 template <int N>

@@ -71,6 +71,7 @@ void copy_row(const From* from, int64_t stride, To* to, int64_t count) {
 // Transposes a square of vectors: value j of vector i goes to value i of vector j.
 template <class A, int half = Simd<A>::width / 2>
 void transpose(typename Simd<A>::Vector* v) {
+#pragma GCC unroll 16
   for (int i = 0; i < Simd<A>::width; i++) {
     if (i & half) continue;
     const typename Simd<A>::Vector a = v[i], b = v[i + half];
@@ -92,8 +93,10 @@ void transpose(const From* from, int64_t from_stride, int64_t rows, int64_t colu
       To* out = to + c * to_stride + r;
       const int64_t high = std::min(width, rows - r), wide = std::min(width, columns - c);
       if (high == width && wide == width) {
+#pragma GCC unroll 16
         for (int j = 0; j < width; j++) square[j] = load_as<A>(in + j * from_stride);
         transpose<A>(square);
+#pragma GCC unroll 16
         for (int j = 0; j < width; j++) store_as<A>(out + j * to_stride, square[j]);
       } else {
         for (int64_t j = 0; j < high; j++)

@@ -69,6 +69,13 @@ struct Simd {
   static Vector interleaved_second(Vector a, Vector b) {
     return pick(a, b, Lanes{}, [](int j) { return width / 2 + j / 2 + j % 2 * width; });
   }
+  // Of two vectors, every second value: from the first on, and from the second on.
+  static Vector even_values(Vector a, Vector b) {
+    return pick(a, b, Lanes{}, [](int j) { return 2 * j; });
+  }
+  static Vector odd_values(Vector a, Vector b) {
+    return pick(a, b, Lanes{}, [](int j) { return 2 * j + 1; });
+  }
   static A sum(Vector v) {
     A total = 0;
     for (int64_t j = 0; j < width; j++) total += v[j];
@@ -122,15 +129,20 @@ inline Simd<float>::Vector widen(const c10::Half* p) {
 #endif
 }
 
-// And back, rounded to the nearest, ties to even.
+// And back, rounded to the nearest, ties to even. (AVX-512's own instruction takes subnormal numbers as 0.)
 inline void narrow(Simd<float>::Vector v, c10::BFloat16* p) {
 #if defined(__AVX512BF16__)
   const __m256bh values = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(v));
 #else
-  typedef uint16_t Values __attribute__((vector_size(kVectorBytes / 2)));
   typedef uint32_t Bits __attribute__((vector_size(kVectorBytes)));
   const Bits bits = reinterpret_cast<Bits>(v), rounded = bits + (0x7fff + (bits >> 16 & 1));
-  const Values values = __builtin_convertvector((v == v ? rounded : bits | 0x400000) >> 16, Values);  // NaN stays NaN
+  const Bits upper = (v == v ? rounded : bits | 0x400000) >> 16;  // NaN stays NaN
+#if defined(__AVX512F__)
+  const __m256i values = _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(upper));
+#else
+  typedef uint16_t Values __attribute__((vector_size(kVectorBytes / 2)));
+  const Values values = __builtin_convertvector(upper, Values);
+#endif
 #endif
   std::memcpy(p, &values, sizeof values);
 }

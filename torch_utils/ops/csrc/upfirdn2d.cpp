@@ -18,206 +18,15 @@
 #include "common.h"
 #include "memory.h"
 #include "simd.h"
+#include "upfirdn2d.h"
 
 namespace {
 
-// Output o reads inputs first, first + 1, … with the taps tap, tap + up, …: `count` of them.
-struct Reads {
-  int64_t first, tap, count;
-};
-
-std::vector<Reads> reads_of(int64_t outputs, int64_t inputs, int64_t taps, int64_t up, int64_t down, int64_t pad) {
-  std::vector<Reads> reads(outputs);
-  for (int64_t o = 0; o < outputs; o++) {
-    // tap t falls on value (o·down + t − pad) / up of x where that divides
-    const int64_t start = o * down - pad;
-    int64_t tap = ((-start) % up + up) % up;
-    int64_t first = (start + tap) / up;
-    if (first < 0) tap += -first * up, first = 0;
-    int64_t count = tap < taps ? (taps - 1 - tap) / up + 1 : 0;
-    reads[o] = {first, tap, std::clamp<int64_t>(inputs - first, 0, count)};
-  }
-  return reads;
-}
-
-// sum[j] = Σ_t weight[t] · from[t][j], `count` of them.
-template <class A>
-void weighted_rows(const A* const* from, const A* weight, int64_t taps, A* sum, int64_t count) {
-  using V = Simd<A>;
-  int64_t j = 0;
-  for (; j + V::width <= count; j += V::width) {
-    typename V::Vector total = {};
-    for (int64_t t = 0; t < taps; t++) total += weight[t] * V::load(from[t] + j);
-    V::store(sum + j, total);
-  }
-  for (; j < count; j++) {
-    A total = 0;
-    for (int64_t t = 0; t < taps; t++) total += weight[t] * from[t][j];
-    sum[j] = total;
-  }
-}
-
-// The row filter for one phase: out[m] = Σ_t weight[t] · in[m + t], m < count, for `taps` neighbours known to the
-// compiler (0: not known).
-template <class A, int T>
-void along(const A* in, const A* weight, int64_t taps, A* out, int64_t count) {
-  using V = Simd<A>;
-  const int64_t n = T ? T : taps;
-  for (int64_t m = 0; m < count; m += V::width) {  // in and out are padded
-    typename V::Vector total = weight[0] * V::load(in + m);
-    for (int64_t t = 1; t < n; t++) total += weight[t] * V::load(in + m + t);
-    V::store(out + m, total);
-  }
-}
-
-template <class A>
-void along(const A* in, const A* weight, int64_t taps, A* out, int64_t count) {
-  switch (taps) {
-    case 2: return along<A, 2>(in, weight, taps, out, count);
-    case 4: return along<A, 4>(in, weight, taps, out, count);
-    default: return along<A, 0>(in, weight, taps, out, count);
-  }
-}
-
-// Parts a row into every step-th value: part[d][j] = row[j · step + d]. Two are what vectors can be shuffled into.
-template <class A>
-void part_row(const A* row, int64_t count, int64_t step, A* part, int64_t stride) {
-  if (step == 2) {
-    for (int64_t j = 0; j < count / 2; j++) {
-      part[j] = row[2 * j];
-      part[stride + j] = row[2 * j + 1];
-    }
-    if (count % 2) part[count / 2] = row[count - 1];
-    return;
-  }
-  for (int64_t d = 0; d < step; d++)
-    for (int64_t j = 0; j * step + d < count; j++) part[d * stride + j] = row[j * step + d];
-}
-
-// The other way: row[j · step + d] = part[d][j].
-template <class A, class S>
-void join_row(const A* part, int64_t stride, int64_t step, S* row, int64_t count) {
-  using V = Simd<A>;
-  int64_t j = 0;
-  if (step == 2) {
-    for (; 2 * (j + V::width) <= count; j += V::width) {
-      const typename V::Vector first = V::load(part + j), second = V::load(part + stride + j);
-      store_as<A>(row + 2 * j, V::interleaved_first(first, second));
-      store_as<A>(row + 2 * j + V::width, V::interleaved_second(first, second));
-    }
-  }
-  for (int64_t d = 0; d < step; d++)
-    for (int64_t k = j; k * step + d < count; k++) row[k * step + d] = static_cast<S>(part[d * stride + k]);
-}
-
-// Along a row, the outputs p + m · up (p < up, m < outputs) of one phase read neighbours: x[first + m · down], … with
-// the taps tap, tap + up, …: `taps` of them.
-struct Phase {
-  int64_t outputs, tap, first, taps;
-};
-
-// What is read and computed for each output row, and for the outputs in a row.
-template <class A>
-struct Plan {
-  int64_t height, width, out_height, out_width, up, down;
-  std::vector<A> f, f_gain;
-  std::vector<Reads> rows;
-  std::vector<Phase> phases;
-  int64_t margin = 0, row;  // zeros before x in a row, so that no index is negative; and its length
-  int64_t part, longest;    // lengths of a row's parts, and of the outputs of one phase
-
-  Plan(const at::Tensor& x, const at::Tensor& y, const std::vector<double>& filter, int64_t up, int64_t down,
-       at::IntArrayRef padding, double gain)
-      : height(x.size(2)), width(x.size(3)), out_height(y.size(2)), out_width(y.size(3)), up(up), down(down) {
-    const int64_t taps = filter.size();
-    for (double tap : filter) f.push_back(tap), f_gain.push_back(tap * gain);
-    rows = reads_of(out_height, height, taps, up, down, padding[2]);
-    int64_t reach = 0;
-    for (int64_t p = 0; p < std::min(up, out_width); p++) {
-      const int64_t start = p * down - padding[0], tap = ((-start) % up + up) % up, first = (start + tap) / up;
-      const int64_t count = tap < taps ? (taps - 1 - tap) / up + 1 : 0, outputs = (out_width - p + up - 1) / up;
-      phases.push_back({outputs, tap, first, count});
-      margin = std::max(margin, -first);
-      reach = std::max(reach, first + (outputs - 1) * down + count);
-    }
-    margin = round_up(margin, down);
-    row = margin + std::max(width, reach) + Simd<A>::width;
-    part = round_up((margin + std::max(width, reach)) / down + 2, Simd<A>::width) + 2 * Simd<A>::width;
-    longest = round_up((out_width + up - 1) / up, Simd<A>::width);
-  }
-};
-
-// Computes one output row at a time.
-template <class A>
-class RowFilter {
- public:
-  using V = Simd<A>;
-
-  explicit RowFilter(const Plan<A>& plan)
-      : plan_(plan),
-        row_(plan.row),
-        parts_(plan.part * plan.down),
-        sums_(plan.longest * plan.phases.size()),
-        sum_(plan.longest),
-        from_(plan.f.size()),
-        weight_(plan.f.size()) {
-    std::fill_n(row_.get(), plan.row, A(0));
-    std::fill_n(parts_.get(), plan.part * plan.down, A(0));
-  }
-
-  // Output row oy of a plane, of which row `first` is at `rows`.
-  template <class S>
-  void compute(const A* rows, int64_t first, int64_t oy, S* out) {
-    filter_columns(rows, first, plan_.rows[oy]);
-    // with down > 1 a row is parted into `down` rows of every down-th value, in which each tap reads neighbours too
-    if (plan_.down > 1) part_row(row_.get(), plan_.margin + plan_.width, plan_.down, parts_.get(), plan_.part);
-    for (int64_t p = 0; p < int64_t(plan_.phases.size()); p++) {
-      A* sums = sums_.get() + p * plan_.longest;
-      plan_.down == 1 ? filter_row(plan_.phases[p], sums) : filter_parts(plan_.phases[p], sums);
-    }
-    if (plan_.up == 1) {
-      copy_row(sums_.get(), 1, out, plan_.out_width);
-    } else {
-      join_row(sums_.get(), plan_.longest, plan_.up, out, plan_.out_width);
-    }
-  }
-
- private:
-  void filter_columns(const A* rows, int64_t first, const Reads& read) {
-    for (int64_t t = 0; t < read.count; t++) {
-      from_[t] = rows + (read.first - first + t) * plan_.width;
-      weight_[t] = plan_.f_gain[read.tap + t * plan_.up];
-    }
-    weighted_rows(from_.data(), weight_.data(), read.count, row_.get() + plan_.margin, plan_.width);
-  }
-
-  void filter_row(const Phase& phase, A* sums) {
-    for (int64_t t = 0; t < phase.taps; t++) weight_[t] = plan_.f[phase.tap + t * plan_.up];
-    if (phase.taps == 0) {
-      std::fill_n(sums, plan_.longest, A(0));
-    } else {
-      along(row_.get() + plan_.margin + phase.first, weight_.data(), phase.taps, sums, phase.outputs);
-    }
-  }
-
-  void filter_parts(const Phase& phase, A* sums) {
-    std::fill_n(sums, plan_.longest, A(0));
-    for (int64_t d = 0; d < plan_.down && d < phase.taps; d++) {
-      // the taps d, d + down, … of this phase read neighbours in the part of index (margin + first + d) mod down
-      const int64_t index = plan_.margin + phase.first + d, count = (phase.taps - 1 - d) / plan_.down + 1;
-      for (int64_t t = 0; t < count; t++) weight_[t] = plan_.f[phase.tap + (d + t * plan_.down) * plan_.up];
-      const A* in = parts_.get() + index % plan_.down * plan_.part + index / plan_.down;
-      along(in, weight_.data(), count, sum_.get(), phase.outputs);
-      for (int64_t m = 0; m < plan_.longest; m += V::width)
-        V::store(sums + m, V::load(sums + m) + V::load(sum_.get() + m));
-    }
-  }
-
-  const Plan<A>& plan_;
-  Scratch<A> row_, parts_, sums_, sum_;
-  std::vector<const A*> from_;
-  std::vector<A> weight_;
-};
+using upfirdn2d::Phase;
+using upfirdn2d::Plan;
+using upfirdn2d::Reads;
+using upfirdn2d::RowFilter;
+using upfirdn2d::with_taps;
 
 constexpr int64_t kScratchBytes = 256 << 10;  // a strip of x, of all channels of a job
 
@@ -232,79 +41,78 @@ struct Jobs {
   Jobs(const at::Tensor& x, const at::Tensor& y, const Plan<A>& plan) : samples(x.size(0)), channels(x.size(1)) {
     from_pixels = order_of(x) == at::MemoryFormat::ChannelsLast;
     to_pixels = order_of(y) == at::MemoryFormat::ChannelsLast;
-    direct = std::is_same_v<S, A> && !from_pixels;
-    at_once = from_pixels || to_pixels ? std::min<int64_t>(channels, Simd<A>::width) : 1;
+    direct = (std::is_same_v<S, A> && !from_pixels) || to_pixels;
+    at_once = from_pixels ? std::min<int64_t>(channels, kVectorBytes / sizeof(S)) : 1;
     blocks = (channels + at_once - 1) / at_once;
     // output rows of a strip, so that the rows that they read fill the scratch memory
     const int64_t rows = kScratchBytes / int64_t(sizeof(A)) / (at_once * plan.width);
     strip = (rows - int64_t(plan.f.size()) / plan.up - 1) * plan.up / plan.down;
-    strip = direct ? plan.out_height : std::clamp<int64_t>(strip, 8, std::max<int64_t>(plan.out_height, 8));
+    if (to_pixels) strip = 16;
+    strip =
+        direct && !to_pixels ? plan.out_height : std::clamp<int64_t>(strip, 8, std::max<int64_t>(plan.out_height, 8));
     strips = (plan.out_height + strip - 1) / strip;
   }
+  int64_t count() const { return samples * blocks * strips; }
 };
 
-// A thread's jobs, with its scratch memory.
+// Some channels of one sample, and output rows [first, last).
+struct Job {
+  int64_t n, channel, channels, first, last;
+};
+
 template <class S>
-class Worker {
+Job job_of(const Jobs<S>& jobs, int64_t out_height, int64_t index) {
+  const int64_t first = index % jobs.strips * jobs.strip, block = index / jobs.strips;
+  const int64_t channel = block % jobs.blocks * jobs.at_once;
+  return {block / jobs.blocks, channel, std::min(jobs.at_once, jobs.channels - channel), first,
+          std::min(first + jobs.strip, out_height)};
+}
+
+// A thread's jobs with results in planes.
+template <class S>
+class PlaneWorker {
  public:
   using A = Accumulate<S>;
 
-  Worker(const Plan<A>& plan, const Jobs<S>& jobs, const S* x, S* y)
-      : plan_(plan),
-        jobs_(jobs),
-        x_(x),
-        y_(y),
-        filter_(plan),
-        row_stride_(round_up(plan.out_width, Simd<A>::width)),
-        out_(jobs.to_pixels ? jobs.at_once * row_stride_ : 0) {}
+  PlaneWorker(const Plan<A>& plan, const Jobs<S>& jobs, const S* x, S* y)
+      : plan_(plan), jobs_(jobs), x_(x), y_(y), filter_(plan) {}
 
-  void run(int64_t job) {
-    const int64_t first = job % jobs_.strips * jobs_.strip, last = std::min(first + jobs_.strip, plan_.out_height);
-    const int64_t block = job / jobs_.strips, n = block / jobs_.blocks, c = block % jobs_.blocks * jobs_.at_once;
-    const int64_t count = std::min(jobs_.at_once, jobs_.channels - c);
+  void run(int64_t index) {
+    const Job job = job_of(jobs_, plan_.out_height, index);
+    const int64_t plane = job.n * jobs_.channels + job.channel;
     int64_t begin = 0, stride = plan_.height * plan_.width;
-    const A* rows;
-    if constexpr (std::is_same_v<S, A>) rows = x_ + (n * jobs_.channels + c) * stride;
+    const A* rows = nullptr;
+    if constexpr (std::is_same_v<S, A>) rows = x_ + plane * stride;
     if (!jobs_.direct) {
-      std::tie(begin, stride) = load(n, c, count, first, last);
+      std::tie(begin, stride) = load(job);
       rows = scratch_.data();
     }
-    for (int64_t oy = first; oy < last; oy++) {
-      for (int64_t k = 0; k < count; k++) {
-        const A* plane = rows + k * stride;
-        if (jobs_.to_pixels) {
-          filter_.compute(plane, begin, oy, out_.get() + k * row_stride_);
-        } else {
-          filter_.compute(plane, begin, oy,
-                          y_ + ((n * jobs_.channels + c + k) * plan_.out_height + oy) * plan_.out_width);
-        }
-      }
-      if (jobs_.to_pixels)
-        transpose<A>(out_.get(), row_stride_, count, plan_.out_width,
-                     y_ + (n * plan_.out_height + oy) * plan_.out_width * jobs_.channels + c, jobs_.channels);
-    }
+    for (int64_t k = 0; k < job.channels; k++)
+      for (int64_t oy = job.first; oy < job.last; oy++)
+        filter_.compute(rows + k * stride, begin, oy, y_ + ((plane + k) * plan_.out_height + oy) * plan_.out_width);
   }
 
  private:
-  // The rows of `count` channels that output rows [first, last) read, as planes; their first one, and the distance from
-  // plane to plane.
-  std::pair<int64_t, int64_t> load(int64_t n, int64_t c, int64_t count, int64_t first, int64_t last) {
+  // Copies the rows that a job reads, as planes, to scratch memory: their first one, and the distance of planes there.
+  std::pair<int64_t, int64_t> load(const Job& job) {
     int64_t begin = plan_.height, end = 0;
-    for (int64_t oy = first; oy < last; oy++)
-      if (plan_.rows[oy].count > 0) {
-        begin = std::min(begin, plan_.rows[oy].first);
-        end = std::max(end, plan_.rows[oy].first + plan_.rows[oy].count);
-      }
+    for (int64_t oy = job.first; oy < job.last; oy++) {
+      const Reads& read = plan_.rows[oy];
+      if (read.count == 0) continue;
+      begin = std::min(begin, read.first), end = std::max(end, read.first + read.count);
+    }
     const int64_t pixels = std::max<int64_t>(end - begin, 0) * plan_.width;
+    // planes a power of two apart would all want the same few lines of the cache
     const int64_t stride = round_up(pixels, Simd<A>::width) + Simd<A>::width;
-    scratch_.resize(std::max<size_t>(scratch_.size(), count * stride));
-    const int64_t plane = plan_.height * plan_.width, sample = n * jobs_.channels * plane;
+    if (int64_t(scratch_.size()) < job.channels * stride) scratch_.resize(job.channels * stride);
+    const int64_t plane = plan_.height * plan_.width, first = begin * plan_.width;
+    const S* sample = x_ + job.n * jobs_.channels * plane;
     if (jobs_.from_pixels) {
-      transpose<A>(x_ + sample + begin * plan_.width * jobs_.channels + c, jobs_.channels, pixels, count,
-                   scratch_.data(), stride);
+      transpose<A>(sample + first * jobs_.channels + job.channel, jobs_.channels, pixels, job.channels, scratch_.data(),
+                   stride);
     } else {
-      for (int64_t k = 0; k < count; k++)
-        copy_row(x_ + sample + (c + k) * plane + begin * plan_.width, 1, scratch_.data() + k * stride, pixels);
+      for (int64_t k = 0; k < job.channels; k++)
+        copy_row(sample + (job.channel + k) * plane + first, 1, scratch_.data() + k * stride, pixels);
     }
     return {begin, stride};
   }
@@ -314,22 +122,111 @@ class Worker {
   const S* x_;
   S* y_;
   RowFilter<A> filter_;
-  const int64_t row_stride_;
-  Scratch<A> out_;
   std::vector<A> scratch_;
 };
 
+// A thread's jobs with x and results in channels-last memory: vectors are of channels, and pixels need no rearranging.
 template <class S>
-void upfirdn2d(const at::Tensor& x, const std::vector<double>& filter, int64_t up, int64_t down,
-               at::IntArrayRef padding, double gain, at::Tensor& y) {
+class PixelWorker {
+ public:
+  using A = Accumulate<S>;
+  using V = Simd<A>;
+
+  PixelWorker(const Plan<A>& plan, const Jobs<S>& jobs, const S* x, S* y)
+      : plan_(plan),
+        jobs_(jobs),
+        x_(x),
+        y_(y),
+        row_(plan.row * kMost * V::width),
+        from_(plan.f.size()),
+        weight_(plan.f.size()) {}
+
+  void run(int64_t index) {
+    const Job job = job_of(jobs_, plan_.out_height, index);
+    if (job.channels == kMost * V::width) return run_vectors<kMost>(job);  // of a whole line of the cache
+    Job part = job;
+    for (; part.channel < job.channel + job.channels; part.channel += V::width) {
+      part.channels = std::min<int64_t>(V::width, job.channel + job.channels - part.channel);
+      part.channels == V::width ? run_vectors<1>(part) : run_vectors<1>(part, part.channels);
+    }
+  }
+
+ private:
+  static constexpr int kMost = sizeof(A) / sizeof(S);
+
+  // N vectors of channels of each pixel, or less than one.
+  template <int N, class... Count>
+  void run_vectors(const Job& job, Count... count) {
+    std::fill_n(row_.get(), plan_.row * N * V::width, A(0));  // beside x, which may have been elsewhere in the last job
+    for (int64_t oy = job.first; oy < job.last; oy++) {
+      filter_columns<N>(job, plan_.rows[oy], count...);
+      S* out = y_ + (job.n * plan_.out_height + oy) * plan_.out_width * jobs_.channels + job.channel;
+      for (const Phase& phase : plan_.phases) {
+        filter_row<N>(phase, out, count...);
+        out += jobs_.channels;
+      }
+    }
+  }
+
+  template <int N, class... Count>
+  void filter_columns(const Job& job, const Reads& read, Count... count) {
+    for (int64_t t = 0; t < read.count; t++) {
+      const int64_t row = job.n * plan_.height + read.first + t;
+      from_[t] = x_ + row * plan_.width * jobs_.channels + job.channel;
+      weight_[t] = plan_.f_gain[read.tap + t * plan_.up];
+    }
+    with_taps(read.count, [&](auto taps) {
+      const int64_t number = taps ? taps : read.count;
+      A* out = row_.get() + plan_.margin * N * V::width;
+      for (int64_t j = 0; j < plan_.width; j++)
+        for (int v = 0; v < N; v++, out += V::width) {
+          typename V::Vector total = {};
+          for (int64_t t = 0; t < number; t++)
+            total += weight_[t] * load_as<A>(from_[t] + j * jobs_.channels + v * V::width, count...);
+          V::store(out, total);
+        }
+    });
+  }
+
+  // Every up-th pixel of an output row.
+  template <int N, class... Count>
+  void filter_row(const Phase& phase, S* out, Count... count) {
+    for (int64_t t = 0; t < phase.taps; t++) weight_[t] = plan_.f[phase.tap + t * plan_.up];
+    const A* in = row_.get() + (plan_.margin + phase.first) * N * V::width;
+    with_taps(phase.taps, [&](auto taps) {
+      const int64_t number = taps ? taps : phase.taps;
+      for (int64_t m = 0; m < phase.outputs; m++)
+        for (int v = 0; v < N; v++) {
+          typename V::Vector total = {};
+          for (int64_t t = 0; t < number; t++)
+            total += weight_[t] * V::load(in + ((m * plan_.down + t) * N + v) * V::width);
+          store_as<A>(out + m * plan_.up * jobs_.channels + v * V::width, total, count...);
+        }
+    });
+  }
+
+  const Plan<A>& plan_;
+  const Jobs<S>& jobs_;
+  const S* x_;
+  S* y_;
+  Scratch<A> row_;
+  std::vector<const S*> from_;
+  std::vector<A> weight_;
+};
+
+template <class S>
+void resample(const at::Tensor& x, const std::vector<double>& filter, int64_t up, int64_t down, at::IntArrayRef padding,
+              double gain, at::Tensor& y) {
   const Plan<Accumulate<S>> plan(x, y, filter, up, down, padding, gain);
   const Jobs<S> jobs(x, y, plan);
   const S* from = x.const_data_ptr<S>();
   S* to = y.mutable_data_ptr<S>();
   const int64_t grain = 1 + (1 << 15) / (jobs.at_once * jobs.strip * plan.out_width);
-  at::parallel_for(0, jobs.samples * jobs.blocks * jobs.strips, grain, [&](int64_t begin, int64_t end) {
-    Worker<S> worker(plan, jobs, from, to);
-    for (int64_t job = begin; job < end; job++) worker.run(job);
+  at::parallel_for(0, jobs.count(), grain, [&](int64_t begin, int64_t end) {
+    const auto run = [&](auto worker) {
+      for (int64_t job = begin; job < end; job++) worker.run(job);
+    };
+    jobs.to_pixels ? run(PixelWorker<S>(plan, jobs, from, to)) : run(PlaneWorker<S>(plan, jobs, from, to));
   });
 }
 
@@ -341,7 +238,7 @@ at::Tensor upfirdn2d_cpu(const at::Tensor& x_, const at::Tensor& f, int64_t up, 
   if (x_.numel() == 0) return y.zero_();
   const at::Tensor x = x_.contiguous(order_of(x_)), taps = f.to(at::kDouble).contiguous();
   const std::vector<double> filter(taps.const_data_ptr<double>(), taps.const_data_ptr<double>() + taps.numel());
-  DISPATCH_FLOATING(x.scalar_type(), "upfirdn2d", [&] { upfirdn2d<scalar_t>(x, filter, up, down, padding, gain, y); });
+  DISPATCH_FLOATING(x.scalar_type(), "upfirdn2d", [&] { resample<scalar_t>(x, filter, up, down, padding, gain, y); });
   return y;
 }
 
