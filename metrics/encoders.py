@@ -44,7 +44,7 @@ class EncoderFeatures(nn.Module):
     def __init__(self, weights: EncoderWeights):
         super().__init__()
         self.encoder, self.resolution = weights.encoder, weights.resolution
-        self.dimensions = scale_channels(CHANNELS[-1], weights.encoder.width)  # D
+        self.dimensions = scale_channels(int(CHANNELS[-1]), weights.encoder.width)  # D
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         x = to_float(images)
