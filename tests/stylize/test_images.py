@@ -126,7 +126,7 @@ def test_which_model(place, stylizer, tmp_path, monkeypatch):
     (tmp_path / "pretrained").mkdir()
     shipped = tmp_path / "pretrained" / "stylizer-small.safetensors"
     line = mistake(*style, cwd=tmp_path)
-    assert f"no stylizer under runs, and {shipped} is not there; train one with train_stylizer.py" in line
+    assert f"no stylizer under runs, and the shipped {shipped} is not there; train one with train_stylizer.py" in line
     save_stylizer(shipped, stylizer, {}, half=True)
     result = stylize(*style, cwd=tmp_path)
     assert result.code == 0 and result.err == f"model: {shipped} (adaconv, width 0.125)\n"
