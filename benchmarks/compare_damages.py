@@ -40,7 +40,6 @@ LEVELS: dict[str, tuple[float, ...]] = {
     "images of another kind": (0.05, 0.2, 0.5),
     "modes left": (0.5, 0.1, 0.02),
 }
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage")
 
 
 def blurred(images: Tensor, sigma: float) -> Tensor:
@@ -106,24 +105,20 @@ def read(path: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     return torch.stack([dataset[i][0] for i in chosen]), None if labels is None else labels[chosen]
 
 
-def monotone(name: str, values: list[float]) -> bool:
+def monotone(values: list[float], higher_is_better: bool) -> bool:
     """Whether a metric is worse at each level than at the one before."""
-    sign = -1 if name.partition("@")[0].endswith(HIGHER_IS_BETTER) else 1
-    return all(sign * b > sign * a for a, b in pairwise(values))
+    return all(b < a if higher_is_better else b > a for a, b in pairwise(values))
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
-    """A Markdown table for each damage: a row for each metric, from the undamaged images on."""
-    lines = []
-    for damage, rows in found.items():
-        lines += [f"| {damage} | none | " + " | ".join(f"{level:g}" for level in LEVELS[damage]) + " | monotone |"]
-        lines += ["|---" * (len(rows) + 2) + "|"]
-        for name in rows[0]:
-            values = [row[name] for row in rows]
-            text = " | ".join(f"{value:.4g}" for value in values)
-            lines.append(f"| {name} | {text} | {'yes' if monotone(name, values) else '**no**'} |")
-        lines.append("")
-    return lines
+def table(damage: str, rows: list[dict[str, float]], rankings: dict[str, bool]) -> str:
+    """A Markdown table with a row for each value that models can be ranked by, from the undamaged images on."""
+    lines = [f"| {damage} | none | " + " | ".join(f"{level:g}" for level in LEVELS[damage]) + " | monotone |"]
+    lines += ["|---" * (len(rows) + 2) + "|"]
+    for name, higher_is_better in rankings.items():
+        values = [row[name] for row in rows]
+        text = " | ".join(f"{value:.4g}" for value in values)
+        lines.append(f"| {name} | {text} | {'yes' if monotone(values, higher_is_better) else '**no**'} |")
+    return "\n".join([*lines, ""])
 
 
 @click.command(cls=cli.Command, example="python benchmarks/compare_damages.py --data faces64.zip --other other.zip")
@@ -136,17 +131,21 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[str]:
 @cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the values to.")
 def main(data: str, other: str, count: int, metrics: str, seed: int, device: str, json_path: str | None) -> None:
     """Show how metrics rise with known damages of images, as tables."""
-    names = [parse_metric(name).name for name in metrics.split(",")]
+    names = metrics.split(",")
+    rankings = {value: higher for name in names for value, higher in parse_metric(name).rankings().items()}
     images, labels = read(data, 2 * count, seed)
+    others, _ = read(other, count, seed)
+    if others.shape[1:] != images.shape[1:]:
+        raise UserError(f"the images of {other} have another size than those of {data}; convert them to it")
     real, fake = images[:count], images[count:]
     evaluator = Evaluator(names, torch.utils.data.TensorDataset(real), seed=seed, device=device)
-    damage = damages(fake, None if labels is None else labels[count:], read(other, count, seed)[0])
+    damage = damages(fake, None if labels is None else labels[count:], others)
     undamaged = evaluator.evaluate(tensor_source(fake))
     found = {}
     for name, levels in LEVELS.items():
         rows = [evaluator.evaluate(tensor_source(damage[name](level))) for level in levels]
         found[name] = [undamaged, *rows]
-        print("\n".join(table({name: found[name]})), flush=True)
+        print(table(name, found[name], rankings), flush=True)
     if json_path:
         record = {"data": data, "other": other, "count": count, "seed": seed, "levels": LEVELS, "values": found}
         write_file(json_path, json.dumps({**record, "settings": evaluator.settings()}, indent=1).encode())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from media.images import save_png
 from metrics.detectors import INCEPTION, OPTION, VGG16
@@ -19,7 +20,7 @@ from metrics.names import LISTED, parse_metric
 from metrics.nearest import NearestRequest, nearest_images
 from metrics.request import Request, evaluate, left_out_line
 from torch_utils import distributed
-from torch_utils.cli import Device, Float, Group, NumberRanges, option, run
+from torch_utils.cli import Float, Group, NumberRanges, device_option, option, run
 from torch_utils.errors import UserError
 from torch_utils.files import cache_folder, missing
 
@@ -81,7 +82,11 @@ def parse_names(text: str, generator: bool) -> list[str]:
 
 @click.group(cls=Group, default="evaluate")
 def main() -> None:
-    """Compare generated images, or a folder of images, with real ones."""
+    """Compare generated images, or a folder of images, with real ones.
+
+    Some metrics need a detector, whose weights are downloaded once. Metrics whose detector cannot be had are left out:
+    the others are printed, and the exit code is 2.
+    """
 
 
 @main.command("evaluate", example=EXAMPLE)
@@ -146,11 +151,7 @@ def evaluate_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Compare generated images, or a folder of images, with real ones.
-
-    Some metrics need a detector, whose weights are downloaded once. Metrics whose detector cannot be had are left out:
-    the others are printed, and the exit code is 2.
-    """
+    """Compare generated images, or a folder of images, with real ones."""
     if listed:
         return list_metrics()
     network, fakes = options["network"], options["fakes"]
@@ -206,17 +207,25 @@ def evaluate_together(request: Request, processes: int) -> dict[str, Any]:
 @option("How", "--neighbours", type=click.IntRange(1, 100), default=5, help="Number of nearest images to show.")
 @option("How", "--batch", type=click.IntRange(1, 2**16), default=64, help="Batch size. It changes the memory only.")
 @option("How", "--workers", type=click.IntRange(0, 64), default=2, help="Number of processes that read images.")
-@option("How", "--device", type=Device(), default="cpu", help="Device to compute on: cpu, cuda or cuda:1.")
+@device_option("How")
 @option("Output", "--out", metavar="PNG", default="nearest.png", help="Sheet: a row for each seed, its image first.")
 @option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def nearest_command(
-    network: str | None, data: str, seeds: list[int], number: int | None, out: str, as_json: bool, **options: Any
+    network: str | None,
+    data: str,
+    seeds: list[int],
+    number: int | None,
+    device: str | None,
+    out: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
-    """Show the real images that are nearest to a generator's, to find out about copies.
+    """Show the real images nearest to a generator's, to find copies.
 
-    Flipped copies count. A fake is authentic if its nearest real image is nearer to another real image than to it.
+    Flipped images count. A fake is authentic if its nearest real image is nearer to another real image than to it.
     """
-    request = NearestRequest(network, data, seeds, number, **options)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    request = NearestRequest(network, data, seeds, number, device=device, **options)
     sheet, rows = nearest_images(request)
     save_png(sheet, out)
     authentic = sum(row["authentic"] for row in rows)
