@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_utils.download import downloaded, file_sha256, read_tensors
+from torch_utils.download import download, file_sha256, read_tensors
 from torch_utils.errors import UserError, one_line
 
 OPTION = "--detector-weights"
@@ -79,7 +79,7 @@ def given_weights(paths: Iterable[str | Path]) -> dict[Detector, Weights]:
 
 def published_weights(detector: Detector) -> Weights:
     """The published ones, downloaded into the cache folder if need be. Raises UserError."""
-    path = downloaded(detector.url, detector.sha256, OPTION)
+    path = download(detector.url, detector.sha256, OPTION)
     weights = _read(path)
     if not is_published(detector, weights):
         raise UserError(
