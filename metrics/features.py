@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from media.loader import read_batches
 from metrics.frechet import Moments
 from torch_utils import distributed
 from torch_utils.errors import DiskFull
@@ -34,7 +35,7 @@ def dataset_source(dataset: Dataset, chosen: Sequence[int], workers: int = 0) ->
         numbers = [[chosen[number] for number in batch] for batch in batches]
         # a generator of its own: else the loader draws from the global random state that the training depends on
         loader = DataLoader(dataset, batch_sampler=numbers, num_workers=workers, generator=torch.Generator())
-        for item in loader:
+        for item in read_batches(loader):
             yield item if isinstance(item, Tensor) else item[0]
 
     return read
