@@ -1,8 +1,9 @@
-"""Makes, converts and checks data sets."""
+"""Makes, converts and checks data sets. `python dataset_tool.py check --data data.zip`"""
 
 from __future__ import annotations
 
 import sys
+from typing import Any, cast
 
 import click
 from PIL import ImageColor
@@ -12,10 +13,10 @@ from media.check import check_dataset
 from media.convert import FILTERS, LABELS, Conversion, convert, write_dataset
 from media.dataset import LABEL_FILE, RESOLUTIONS
 from media.faces import HAIR_COLORS, faces
-from torch_utils.cli import Command, Option, run
+from torch_utils.cli import Command, option, run
 from torch_utils.errors import UserError, printable
 
-LISTED = 10  # files that cannot be used; of thousands, the others are of the same kinds
+MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
 
 
 class Color(click.ParamType):
@@ -23,9 +24,9 @@ class Color(click.ParamType):
 
     name = "color"
 
-    def convert(self, value, param, ctx) -> tuple[int, int, int]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
         try:
-            return ImageColor.getcolor(value, "RGB")
+            return cast(tuple[int, int, int], ImageColor.getcolor(value, "RGB"))
         except (ValueError, AttributeError):
             self.fail(f"{value!r} is not a colour; write e.g. white or #a0b0c0", param, ctx)
 
@@ -33,10 +34,10 @@ class Color(click.ParamType):
 class Resolution(click.Choice):
     """One of the resolutions of a data set, as a number."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__([str(resolution) for resolution in RESOLUTIONS])
 
-    def convert(self, value, param, ctx) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return int(super().convert(str(value), param, ctx))
 
 
@@ -51,11 +52,17 @@ def main(ctx: click.Context) -> None:
 @main.command(
     "faces", cls=Command, example="dataset_tool.py faces --out faces32.zip --count 4000 --resolution 32 --seed 0"
 )
-@click.option("--out", required=True, cls=Option, metavar="PATH", help="The new ZIP (with .zip) or folder.")
-@click.option("--overwrite", is_flag=True, cls=Option, help="Replace a ZIP that is there.")
-@click.option("--count", default=4000, type=click.IntRange(min=1), cls=Option, help="Number of faces.")
-@click.option("--resolution", default="32", type=Resolution(), cls=Option, help="Side in pixels.")
-@click.option("--seed", default=0, type=click.IntRange(min=0), cls=Option, help="Other seeds give other faces.")
+@option(
+    "Options",
+    "--out",
+    required=True,
+    metavar="PATH",
+    help="The data set to write: a ZIP if the name ends with .zip, or else a folder.",
+)
+@option("Options", "--overwrite", is_flag=True, help="Replace an existing ZIP.")
+@option("Options", "--count", default=4000, type=click.IntRange(min=1), help="Number of faces to draw.")
+@option("Options", "--resolution", default="32", type=Resolution(), help="Width and height in pixels.")
+@option("Options", "--seed", default=0, type=click.IntRange(min=0), help="Seed of the random faces.")
 def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: int) -> None:
     """Draw cartoon faces, labelled by the colour of the hair."""
     images = tqdm(
@@ -71,55 +78,65 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     cls=Command,
     example="dataset_tool.py convert --source images --out data.zip --resolution 64 --background white",
 )
-@click.option(
+@option(
+    "Data",
     "--source",
     required=True,
-    cls=Option,
-    group="Data",
     metavar="PATH",
-    help="A folder (with all below it) or a ZIP of images.",
+    help="A ZIP of images, or a folder of images and subfolders.",
 )
-@click.option(
-    "--out", required=True, cls=Option, group="Data", metavar="PATH", help="The new ZIP (with .zip) or folder."
+@option(
+    "Data",
+    "--out",
+    required=True,
+    metavar="PATH",
+    help="The data set to write: a ZIP if the name ends with .zip, or else a folder.",
 )
-@click.option("--overwrite", is_flag=True, cls=Option, group="Data", help="Replace a ZIP that is there.")
-@click.option(
+@option("Data", "--overwrite", is_flag=True, help="Replace an existing ZIP.")
+@option(
+    "Data",
     "--labels",
     default="auto",
     type=click.Choice(LABELS),
-    cls=Option,
-    group="Data",
-    help="From dataset.json; one class per folder in the source; auto: json where there is one.",
+    help="Where class labels come from. json: dataset.json. folders: one class for each folder in the source. "
+    "auto: dataset.json if it exists. none: no labels.",
 )
-@click.option("--max", "limit", type=click.IntRange(min=1), cls=Option, group="Data", help="Stop after so many images.")
-@click.option("--resolution", required=True, type=Resolution(), cls=Option, group="Images", help="Side in pixels.")
-@click.option(
+@option("Data", "--max", "limit", type=click.IntRange(min=1), help="Stop after this many images.")
+@option(
+    "Images",
+    "--resolution",
+    required=True,
+    type=Resolution(),
+    help="Width and height of the new images in pixels.",
+)
+@option(
+    "Images",
     "--crop",
     default="center",
     type=click.Choice(["center", "none"]),
-    cls=Option,
-    group="Images",
-    help="Cut out the middle square, or take square images only.",
+    help="center: crop the largest square in the middle. none: skip images that are not square.",
 )
-@click.option(
+@option(
+    "Images",
     "--filter",
     "filter_name",
     default="lanczos",
     type=click.Choice(list(FILTERS)),
-    cls=Option,
-    group="Images",
-    help="For the change of size.",
+    help="Resampling filter for resizing.",
 )
-@click.option(
-    "--channels", default="3", type=click.Choice(["1", "3"]), cls=Option, group="Images", help="1 for greyscale."
+@option(
+    "Images",
+    "--channels",
+    default="3",
+    type=click.Choice(["1", "3"]),
+    help="3 for RGB, 1 for greyscale.",
 )
-@click.option(
+@option(
+    "Images",
     "--background",
     default="white",
     type=Color(),
-    cls=Option,
-    group="Images",
-    help="Colour behind what is transparent: a name or #rrggbb.",
+    help="Background colour of transparent images: a name or #rrggbb.",
 )
 def convert_command(
     source: str,
@@ -133,7 +150,7 @@ def convert_command(
     channels: str,
     background: tuple[int, int, int],
 ) -> None:
-    """Crop, resize and flatten images of any kind into a data set."""
+    """Convert images of any format and size to a data set: upright, in sRGB, cropped and resized."""
     how = Conversion(resolution, int(channels), crop, filter_name, background)
     done = convert(source, out, how, labels=labels, limit=limit, overwrite=overwrite)
     print(
@@ -143,25 +160,25 @@ def convert_command(
     if done.class_names:
         print("classes: " + ", ".join(f"{label} {printable(name)}" for label, name in enumerate(done.class_names)))
     if done.enlarged:
-        print(f"note: {done.enlarged:,} were smaller than {resolution} pixels and were enlarged", file=sys.stderr)
-    for line in listed(done.skipped):
+        print(f"note: enlarged images, smaller than {resolution} pixels: {done.enlarged:,}", file=sys.stderr)
+    for line in list_problems(done.skipped):
         print(f"skipped: {line}", file=sys.stderr)
     if done.skipped:
-        print(f"skipped {len(done.skipped):,} files that cannot be used", file=sys.stderr)
+        print(f"skipped files that cannot be used: {len(done.skipped):,}", file=sys.stderr)
 
 
-def listed(problems: list[tuple[str, str]]) -> list[str]:
-    """A line for each of the first ten files and what is wrong with them, and one for the rest."""
-    lines = [f"{printable(name)} {reason}" for name, reason in problems[:LISTED]]
-    return lines + [f"... and {len(problems) - LISTED:,} more"] * (len(problems) > LISTED)
+def list_problems(problems: list[tuple[str, str]]) -> list[str]:
+    """A line for each of the first ten files, with what is wrong with it, and a line with the number of the others."""
+    lines = [f"{printable(name)} {reason}" for name, reason in problems[:MAX_LISTED]]
+    return lines + [f"... and {len(problems) - MAX_LISTED:,} more"] * (len(problems) > MAX_LISTED)
 
 
 @main.command("check", cls=Command, example="dataset_tool.py check --data data.zip")
-@click.option("--data", required=True, cls=Option, metavar="PATH", help="A data set: a folder or a ZIP.")
+@option("Options", "--data", required=True, metavar="PATH", help="The data set: a folder or a ZIP.")
 def check_command(data: str) -> None:
-    """Decode every image of a data set and look at the labels."""
+    """Decode every image of a data set, read the labels, and list all problems."""
     found = check_dataset(data)
-    for line in listed(found.problems):
+    for line in list_problems(found.problems):
         print(line)
     print(f"{data}: {found.count:,} images, {found.kind}")
     if found.classes is None:
@@ -174,11 +191,11 @@ def check_command(data: str) -> None:
     if found.problems:
         labels = " --labels none" if found.label_problem else ""
         raise UserError(
-            f"{data}: {len(found.problems):,} files cannot be used as they are; make a set that "
-            f"can with: dataset_tool.py convert --source {data} --out NEW.zip --resolution N{labels}"
+            f"{data}: {len(found.problems):,} files cannot be used as they are; convert them "
+            f"with: dataset_tool.py convert --source {data} --out NEW.zip --resolution N{labels}"
         )
     if found.label_problem:
-        raise UserError(f"{data}: only its labels are of no use; mend {LABEL_FILE}, or train without --cond")
+        raise UserError(f"{data}: only its labels cannot be used; correct {LABEL_FILE}, or train without --cond")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from latents.projection import Progress, Projection, ProjectionConfig, project, 
 from latents.targets import Targets, find_targets, read_targets
 from media.decode import MAX_PIXELS
 from media.images import grid, save_png, to_float, to_uint8
-from media.video import VideoWriter
+from media.video_writer import VideoWriter
 from models.encoder import cached_weights, load_encoder
 from models.sampling import check_class
 from models.snapshot import find_snapshot, load_generator

@@ -59,7 +59,7 @@ def write_sources(folder: Path, images: list[Image.Image], name: str) -> dict[st
 
 def rate(source: Path, workers: int, keep: bool, seconds: float) -> float:
     """Images a second from the loader that training has: the median of three measurements."""
-    dataset.MAX_KEPT = 1 << 30 if keep else 0
+    dataset.MAX_CACHE_BYTES = 1 << 30 if keep else 0
     data = ImageDataset(source)
     if keep:
         for i in range(len(data)):

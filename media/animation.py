@@ -1,4 +1,4 @@
-"""Moving images from frames that come one at a time: videos through PyAV, GIF and WebP through Pillow."""
+"""Writes animations one frame at a time: videos with PyAV, GIF and WebP with Pillow."""
 
 from __future__ import annotations
 
@@ -11,42 +11,46 @@ from typing import BinaryIO
 from PIL import GifImagePlugin, Image
 from torch import Tensor
 
-from media import video
+from media import video_writer
 from torch_utils.errors import DiskFull, UserError
-from torch_utils.files import FULL, atomic_write, make_folder
+from torch_utils.files import DISK_FULL_ERRORS, atomic_write, make_folder
 
-GIF_RATE = 50  # frames a second: browsers slow down what is faster
-SIDES = {".gif": 65535, ".webp": 16383}  # pixels that a frame may have a side
-SIDE_H264 = 16384  # ... with x264
+MAX_GIF_RATE = 50  # frames per second; browsers slow down faster ones
+MAX_SIDE = {".gif": 65535, ".webp": 16383}  # pixels of a frame's longer side
+MAX_SIDE_H264 = 16384  # the limit of x264
 
 
 def check_animation(path: str | os.PathLike, rate: float) -> None:
-    """Raises UserError where the extension is none that can be written, or the format cannot have that rate."""
+    """Raises UserError if the extension is of no known format, or if the format does not support the frame rate."""
     suffix = Path(path).suffix.lower()
-    if suffix == ".gif" and rate > GIF_RATE:
-        raise UserError(f"{path}: GIF has at most {GIF_RATE} frames a second; take --fps {GIF_RATE} or less, or .webp")
-    if suffix not in (".gif", ".webp", *video.WRITTEN):
-        known = ", ".join([*video.WRITTEN, ".gif", ".webp"])
-        raise UserError(f"cannot write {path}: moving images are written as {known}; name such a file with --out")
+    if suffix == ".gif" and rate > MAX_GIF_RATE:
+        raise UserError(
+            f"{path}: a GIF plays up to {MAX_GIF_RATE} frames per second; use --fps {MAX_GIF_RATE}, or write .webp"
+        )
+    if suffix not in (".gif", ".webp", *video_writer.FORMATS):
+        known = ", ".join([*video_writer.FORMATS, ".gif", ".webp"])
+        raise UserError(f"cannot write {path}: animations are written as {known}; name such a file with --out")
 
 
 def check_side(path: str | os.PathLike, pixels: int) -> None:
-    """Raises UserError where the format cannot have frames of so many pixels a side."""
-    most = SIDES.get(Path(path).suffix.lower(), SIDE_H264)
-    if pixels > most:
-        raise UserError(f"{path}: a frame has at most {most} pixels a side, not {pixels}; take a smaller --grid")
+    """Raises UserError if the format does not support frames whose longer side has this many pixels."""
+    limit = MAX_SIDE.get(Path(path).suffix.lower(), MAX_SIDE_H264)
+    if pixels > limit:
+        raise UserError(
+            f"{path}: each side of a frame is limited to {limit:,} pixels, not {pixels:,}; use a smaller --grid"
+        )
 
 
 def write_animation(path: str | os.PathLike, frames: Iterator[Tensor], count: int, rate: float) -> None:
-    """Writes `count` frames uint8 [3, H, W] at `rate` a second, as the extension says; GIF and WebP repeat for ever.
+    """Writes `count` frames uint8 [3, H, W] at `rate` per second, in the format of the extension, atomically.
 
-    One frame is in memory at a time, and of WebP what is compressed so far. The file is whole or not there. Raises
-    UserError where it cannot be written, DiskFull where there is no room.
+    GIF and WebP repeat forever. Memory holds one frame at a time, and the compressed part of a WebP.
+    Raises UserError if the file cannot be written, and DiskFull if there is no room for it.
     """
     path = Path(path)
     check_animation(path, rate)
-    if path.suffix.lower() in video.WRITTEN:
-        with video.VideoWriter(path, rate) as writer:
+    if path.suffix.lower() in video_writer.FORMATS:
+        with video_writer.VideoWriter(path, rate) as writer:
             for frame in frames:
                 writer.write(frame)
         return
@@ -57,19 +61,19 @@ def write_animation(path: str | os.PathLike, frames: Iterator[Tensor], count: in
             (_write_gif if path.suffix.lower() == ".gif" else _write_webp)(file, images, count, rate)
     except OSError as error:
         reason = error.strerror or error
-        if error.errno in FULL:
+        if error.errno in DISK_FULL_ERRORS:
             raise DiskFull(f"no room for {path} ({reason})") from None
         raise UserError(f"cannot write {path}: {reason}; name another place with --out") from None
 
 
 def _durations(count: int, rate: float, unit: int) -> list[int]:
-    """How long each frame is shown, in whole units of a second, so that the sum is right."""
+    """How long each frame is shown, in whole fractions 1/`unit` of a second, without a rounding error of the sum."""
     times = [round(i * unit / rate) for i in range(count + 1)]
     return [after - before for before, after in pairwise(times)]
 
 
 def _write_gif(file: BinaryIO, images: Iterator[Image.Image], count: int, rate: float) -> None:
-    """Frame by frame, each with its own 256 colours; Pillow's `save` would keep all frames until the end."""
+    """Writes each frame with 256 colours of its own. Pillow's `save` would keep all frames in memory."""
     for i, (image, hundredths) in enumerate(zip(images, _durations(count, rate, 100), strict=True)):
         frame = image.quantize(256)
         if i == 0:
@@ -79,17 +83,17 @@ def _write_gif(file: BinaryIO, images: Iterator[Image.Image], count: int, rate: 
 
 
 class _Frames(Image.Image):
-    """An image of several frames that are made as Pillow asks for them."""
+    """An animated image for Pillow's `save`, which takes each frame from an iterator when it seeks to it."""
 
     def __init__(self, images: Iterator[Image.Image], count: int):
         super().__init__()
         first = next(images)
-        self._images, self._at, self.n_frames = chain([first], images), -1, count
+        self._images, self._position, self.n_frames = chain([first], images), -1, count
         self._mode, self._size, self.im = first.mode, first.size, first.im
 
     def seek(self, frame: int) -> None:
-        if frame == self._at + 1:
-            self.im, self._at = next(self._images).im, frame
+        if frame == self._position + 1:
+            self.im, self._position = next(self._images).im, frame
 
     def tell(self) -> int:
         return 0

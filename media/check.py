@@ -1,4 +1,4 @@
-"""Checking a data set: every image is decoded, and all labels are read."""
+"""Checks a data set: decodes every image, and reads all labels."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from media.dataset import SUFFIXES, ImageFiles, describe, read_labels, unlike_the_format
-from media.decode import Unusable, load_image, open_image
+from media.dataset import CHANNELS, SUFFIXES, ImageFiles, describe, describe_mismatch, read_labels
+from media.decode import Unusable, decode_image, open_image
 from torch_utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Check:
-    """What `check_dataset` found. Kind and classes are those of the usable images."""
+    """The result of `check_dataset`."""
 
-    count: int
-    kind: str
-    classes: dict[int, int] | None  # how many images each has
-    problems: list[tuple[str, str]]  # a file and why it cannot be used
-    label_problem: str | None = None  # why the labels cannot
+    count: int  # number of usable images
+    kind: str  # size and mode of the usable images
+    classes: dict[int, int] | None  # number of usable images of each class
+    problems: list[tuple[str, str]]  # files that cannot be used, with the reason
+    label_problem: str | None = None  # why the labels cannot be used
 
 
 def check_dataset(path: str | os.PathLike) -> Check:
-    """Decodes every image and looks at the labels. Raises UserError as ImageFiles does."""
+    """Decodes every image and reads the labels. Raises UserError as ImageFiles does."""
     files = ImageFiles(path, SUFFIXES)
     problems: list[tuple[str, str]] = []
-    names_of = defaultdict(list)
+    names_of: dict[tuple[tuple[int, int], str], list[str]] = defaultdict(list)
     for name in tqdm(files.names, desc="checking", unit=" images", file=sys.stderr, disable=None):
         try:
-            image = load_image(open_image(io.BytesIO(files.read(name))))
-            names_of[image.size, image.mode].append(name)
+            image = open_image(io.BytesIO(files.read(name)))
+            mode = image.mode
+            decoded = decode_image(image, mode if mode in CHANNELS else "RGB")
+            names_of[decoded.size, mode].append(name)
         except Unusable as reason:
             problems.append((name, str(reason)))
     if not names_of:
@@ -43,15 +45,14 @@ def check_dataset(path: str | os.PathLike) -> Check:
     for kind, others in names_of.items():
         if kind != (size, mode):
             problems += [(name, f"is {describe(*kind)}, but most are {describe(size, mode)}") for name in others]
-    if problem := unlike_the_format(size, mode):
+    if problem := describe_mismatch(size, mode):
         problems += [(name, problem) for name in names]
-    labels, label_problem = None, None
+    classes, label_problem = None, None
     try:
         labels = read_labels(files)
     except UserError as error:
-        label_problem = error.message
+        labels, label_problem = None, error.message
     if labels is not None:
         problems += [(name, "has no label") for name in names if name not in labels]
-        labels = Counter(labels[name] for name in names if name in labels)
-    classes = labels and dict(sorted(labels.items()))
+        classes = dict(sorted(Counter(labels[name] for name in names if name in labels).items()))
     return Check(len(names), describe(size, mode), classes, sorted(problems), label_problem)

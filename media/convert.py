@@ -1,4 +1,4 @@
-"""From images as people have them to a data set: cropped, resized, in one colour format, with labels."""
+"""Converts images of any kind to a data set: cropped, resized, in one colour format, with labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from media.dataset import LABEL_FILE, ImageFiles, read_labels
-from media.decode import ALL_FORMATS, WHITE, Unusable, load_image, open_image, plain_image
+from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
 from torch_utils.errors import UserError, printable
 from torch_utils.files import atomic_write
 
@@ -33,23 +33,23 @@ LABELS = ("auto", "json", "folders", "none")
 
 @dataclass(frozen=True)
 class Conversion:
-    """How images are made alike."""
+    """How images are converted."""
 
     resolution: int
     channels: int = 3
-    crop: str = "center"  # the largest square in the middle; "none" takes square images only
+    crop: str = "center"  # "center": the largest square in the middle; "none": square images only
     filter: str = "lanczos"
-    background: tuple[int, int, int] = WHITE  # behind what is transparent
+    background: tuple[int, int, int] = WHITE  # of transparent images
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` did."""
+    """The result of `convert`."""
 
     count: int
-    enlarged: int  # how many were smaller than the resolution
-    class_names: tuple[str, ...]  # of labels from folders, in the order of the classes
-    skipped: list[tuple[str, str]]  # a file and why it cannot be used
+    enlarged: int  # number of images that were smaller than the resolution
+    class_names: tuple[str, ...]  # the folders that the labels come from, in the order of the classes
+    skipped: list[tuple[str, str]]  # files that cannot be used, with the reason
 
 
 def convert(
@@ -61,11 +61,11 @@ def convert(
     limit: int | None = None,
     overwrite: bool = False,
 ) -> Converted:
-    """Makes a data set of at most `limit` images at `out` from all images of a folder or ZIP.
+    """Converts the images of a folder or ZIP to a data set at `out`, with up to `limit` images.
 
-    `labels`: "folders" numbers the folders that lie directly in `source`, "json" reads `dataset.json`, "auto"
-    does so where there is one, "none" leaves them out. Raises UserError where nothing can be used, the labels
-    are not there, or `out` cannot be written; single files that cannot be used are skipped.
+    `labels`: "folders" numbers the folders directly in `source`, "json" reads `dataset.json`, "auto" reads it if it
+    exists, "none" leaves labels out. Single files that cannot be used are skipped. Raises UserError if no file can be
+    used, the labels are missing, or `out` cannot be written.
     """
     files = ImageFiles(source)
     class_names = _class_folders(files) if labels == "folders" else ()
@@ -83,7 +83,7 @@ def convert(
             try:
                 label = None
                 if class_names:
-                    label = _position(class_names, name)
+                    label = _class_of(class_names, name)
                 elif by_name is not None:
                     label = by_name.get(name)
                     if label is None:
@@ -107,23 +107,23 @@ def convert(
 
 
 def convert_image(image: Image.Image, how: Conversion) -> Image.Image:
-    """The image upright, cropped, flattened and resized, of mode L or RGB. Raises Unusable."""
-    load_image(image)
+    """Decodes an image as `decode_image` does, crops and resizes it; of mode L or RGB. Raises Unusable."""
+    image = decode_image(image, "L" if how.channels == 1 else "RGB", how.background)
     width, height = image.size
     if how.crop == "none" and width != height:
-        raise Unusable(f"is {width}x{height}, not square (--crop center would cut it)")
-    image = _center(plain_image(image, "L" if how.channels == 1 else "RGB", how.background))
+        raise Unusable(f"is {width}x{height}, not square (--crop center would crop it)")
+    image = _crop_center(image)
     image = image.resize((how.resolution, how.resolution), FILTERS[how.filter])
-    image.info = {}  # a colour profile or a transparent colour would go into the new file
+    image.info = {}  # it may hold a colour profile or a transparent colour, which `save` would write
     return image
 
 
 def write_dataset(out: str | os.PathLike, images: Iterable[LabelledImage], *, overwrite: bool = False) -> int:
-    """Writes images with labels (all of them, or none) as a data set, and returns their number.
+    """Writes images as a data set, and returns their number. Either all images have a label, or none has.
 
-    With the suffix `.zip` it is an archive, which replaces one that is there only with `overwrite`; else a folder,
-    which must be new or empty. It is written whole or not at all; the same images make the same bytes. Raises
-    UserError where `out` cannot be written.
+    With the extension `.zip`, `out` is an archive, and replaces an existing one only with `overwrite`. Otherwise it is
+    a folder, which must be new or empty. It is written atomically, and the same images give the same bytes.
+    Raises UserError if `out` cannot be written.
     """
     out = Path(out)
     try:
@@ -138,7 +138,7 @@ def write_dataset(out: str | os.PathLike, images: Iterable[LabelledImage], *, ov
             return _write_all(images, lambda name, data: archive.writestr(_member(name), data))
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"cannot write {out}: {reason}; name another place with --out") from None
+        raise UserError(f"cannot write {out}: {reason}; name another path with --out") from None
 
 
 def _write_folder(out: Path, images: Iterable[LabelledImage]) -> int:
@@ -162,7 +162,8 @@ def _write_folder(out: Path, images: Iterable[LabelledImage]) -> int:
 
 
 def _write_all(images: Iterable[LabelledImage], write: Callable[[str, bytes], None]) -> int:
-    names, labels = [], []
+    names: list[str] = []
+    labels: list[int | None] = []
     for index, (image, label) in enumerate(images):
         names.append(f"{index // 1000:05d}/img{index:08d}.png")
         labels.append(label)
@@ -177,13 +178,14 @@ def _write_all(images: Iterable[LabelledImage], write: Callable[[str, bytes], No
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    """An archive's member with nothing of the machine and the hour in it."""
+    """An archive member whose metadata does not depend on the machine and the time."""
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     member.create_system, member.external_attr = 3, 0o644 << 16
     return member
 
 
 def _class_folders(files: ImageFiles) -> tuple[str, ...]:
+    """The folders directly in the source, in the order of the classes. Raises UserError if there are not two."""
     folders = tuple(sorted({name.split("/")[0] for name in files.names if "/" in name}))
     if len(folders) < 2:
         found = f"only {printable(folders[0])}" if folders else "none"
@@ -194,14 +196,15 @@ def _class_folders(files: ImageFiles) -> tuple[str, ...]:
     return folders
 
 
-def _position(class_names: tuple[str, ...], name: str) -> int:
+def _class_of(class_names: tuple[str, ...], name: str) -> int:
+    """The number of the class in whose folder a file lies. Raises Unusable."""
     if "/" not in name:
-        raise Unusable("lies in no class's folder")
+        raise Unusable("is in no folder of a class")
     return class_names.index(name.split("/")[0])
 
 
-def _center(image: Image.Image) -> Image.Image:
-    """The largest square in the middle."""
+def _crop_center(image: Image.Image) -> Image.Image:
+    """The largest square in the middle of an image."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))

@@ -1,4 +1,4 @@
-"""Random crops of images of any kind and size: contents and styles to train the stylizer with."""
+"""Random crops of images of any format and size: the content and style images that train the stylizer."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import torch
 from PIL import Image
 
 from media.dataset import ImageError, ImageFiles
-from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image, plain_image
+from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, decode_image, open_image
 from media.loader import EndlessSampler
 from torch_utils.errors import printable
 
-MAX_ENLARGED = 8  # more is mostly blur
-ATTEMPTS = 1000  # unusable images in a row, after which something else is wrong
-USABLE, UNUSABLE = 1, 2  # what is known of an image; 0 is not yet read
+MAX_ENLARGEMENT = 8  # an image that is enlarged more is too blurred to use
+MAX_ATTEMPTS = 1000  # unusable images in a row, after which reading gives up
+USABLE, UNUSABLE = 1, 2  # the status of an image; 0: not read yet
 
 
 class ImageCrops(torch.utils.data.Dataset):
-    """`crops[position, number]`: a crop of image `number`, uint8 [3, size, size], cut out where `position` says.
+    """`crops[position, number]` is a random crop of image `number`, uint8 [3, size, size].
 
-    The image's shorter side counts as `reduced` pixels, by default 2 · size. What a place in the stream gives
-    depends on (seed, position, number) alone, not on the process or on what was read before, so that a resumed run
-    goes on as if it had not stopped; `NumberedSampler` gives the pairs. In place of an image that cannot be used
-    comes another one, which the same three choose. Raises UserError where `path` holds no images, and at reading,
-    where none can be used.
+    The crop is taken from the image scaled so that its shorter side has `reduced` pixels, by default 2 · size. The
+    position in the stream of images seeds its place: the result depends only on (seed, position, number), not on the
+    process or on earlier reads, so that a resumed run continues exactly. `NumberedSampler` yields these pairs. An image
+    that cannot be used is replaced by another one, which depends on the same three numbers.
+
+    Raises UserError if `path` holds no images, or, on reading, if none of them can be used.
     """
 
     def __init__(self, path: str | os.PathLike, size: int = 256, *, seed: int = 0, reduced: int | None = None):
@@ -36,8 +37,8 @@ class ImageCrops(torch.utils.data.Dataset):
         self.size, self.seed, self.reduced = size, seed, reduced or 2 * size
         if self.reduced < size:
             raise ValueError(f"crops of {size} from images of {self.reduced} pixels")
-        # Shared, so that the main process can say what those that read have found.
-        self._known = torch.zeros(len(self.names), dtype=torch.uint8).share_memory_()
+        # Shared with the worker processes, so that the main process can report the unusable images they found.
+        self._status = torch.zeros(len(self.names), dtype=torch.uint8).share_memory_()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -46,15 +47,15 @@ class ImageCrops(torch.utils.data.Dataset):
         position, number = place
         draw = np.random.default_rng((self.seed, position, number))
         reason = None
-        for _ in range(ATTEMPTS):
+        for _ in range(MAX_ATTEMPTS):
             where = draw.random(2)
-            if self._known[number] != UNUSABLE:
+            if self._status[number] != UNUSABLE:
                 try:
                     pixels = self._crop(self.names[number], where)
-                    self._known[number] = USABLE
+                    self._status[number] = USABLE
                     return pixels
                 except Unusable as unusable:
-                    self._known[number] = UNUSABLE
+                    self._status[number] = UNUSABLE
                     reason = f"{printable(self.names[number])} {unusable}"
             number = int(draw.integers(len(self.names)))
         raise ImageError(
@@ -65,26 +66,30 @@ class ImageCrops(torch.utils.data.Dataset):
 
     @property
     def unusable(self) -> list[str]:
-        """The names of the images that could not be used so far, in all processes."""
-        return [self.names[i] for i in (self._known == UNUSABLE).nonzero().flatten().tolist()]
+        """The names of the images found unusable so far, in all worker processes."""
+        return [self.names[i] for i in (self._status == UNUSABLE).nonzero().flatten().tolist()]
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that say whether these are the same images, as a resumed run needs."""
+        """A hash of the files, 16 hex digits, with which a resumed run recognizes its data."""
         return self.files.fingerprint
 
     def _crop(self, name: str, where: np.ndarray) -> torch.Tensor:
-        """The crop whose corner is the part `where` (x and y in 0..1) of the way that it can move. Raises Unusable."""
+        """The crop at the relative position `where`, x and y in 0..1: (0, 0) is the top left. Raises Unusable."""
         image = open_image(io.BytesIO(self.files.read(name)), ALL_FORMATS)
-        if min(image.size) * MAX_ENLARGED < self.reduced:
+        if min(image.size) * MAX_ENLARGEMENT < self.reduced:
             width, height = image.size
-            raise Unusable(f"has {width}x{height} pixels; each side needs {-(-self.reduced // MAX_ENLARGED)} or more")
-        image.draft("RGB", (2 * self.reduced, 2 * self.reduced))  # a large JPEG is not decoded in full
-        image = plain_image(image)
+            raise Unusable(
+                f"has {width}x{height} pixels; each side needs {-(-self.reduced // MAX_ENLARGEMENT)} or more"
+            )
+        image.draft(
+            "RGB", (2 * self.reduced, 2 * self.reduced)
+        )  # JPEGs are decoded at a reduced size, where that is large enough
+        image = decode_image(image)
         scale = min(image.size) / self.reduced
         box = []
         for side, part in zip(image.size, where, strict=True):
-            scaled = round(side / scale)  # what it would have when reduced: only the crop is
+            scaled = round(side / scale)  # the side of the scaled image, of which only the crop is computed
             corner = min(int(part * (scaled - self.size + 1)), scaled - self.size)
             box.append((corner * side / scaled, min((corner + self.size) * side / scaled, side)))
         (left, right), (top, bottom) = box
@@ -93,9 +98,9 @@ class ImageCrops(torch.utils.data.Dataset):
 
 
 class NumberedSampler(EndlessSampler):
-    """An endless shuffled stream as EndlessSampler's, of pairs: the position in the stream, and the index there."""
+    """The stream of EndlessSampler as pairs (position in the stream, index)."""
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
         position = self.start + self.rank
         for index in super().__iter__():
             yield position, index

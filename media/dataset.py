@@ -1,7 +1,7 @@
-"""Data sets: a folder or a ZIP of square images of one size, with classes in `dataset.json`.
+"""Data sets: a folder or a ZIP of square images of one size, with class labels in `dataset.json`.
 
-The format is that of the StyleGAN2-ADA and StyleGAN3 tools. Archives and images are not trusted: sizes are
-checked before anything is unpacked or decoded, and no path of an archive is ever written to.
+The format is that of the StyleGAN2-ADA and StyleGAN3 tools. Archives and images are not trusted: sizes are checked
+before anything is unpacked or decoded, and no file is ever unpacked to the disk.
 """
 
 from __future__ import annotations
@@ -9,50 +9,47 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import mmap
 import os
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-from media.decode import Unusable, load_image, open_image
+from media.cache import SharedImageCache
+from media.decode import Unusable, decode_image, open_image
 from torch_utils.errors import UserError, one_line, printable
 from torch_utils.files import missing
-
-if TYPE_CHECKING:
-    pass
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHANNELS = {"L": 1, "RGB": 3}
 LABEL_FILE = "dataset.json"
 RESOLUTIONS = (16, 32, 64, 128, 256, 512, 1024)
-HEADERS_CHECKED = 100  # at construction, spread over the whole set
+HEADERS_CHECKED = 100  # images whose headers are read on opening a data set, spread over all of it
 
-# What an archive may ask of the machine.
+# Limits on what an archive may demand.
 MAX_FILES = 5_000_000
 MAX_FILE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 64 << 20
-MAX_RATIO = 200  # of the unpacked bytes to the bytes of the archive
+MAX_RATIO = 200  # unpacked bytes per byte of the archive
 MAX_CLASSES = 100_000
 
-MAX_KEPT = 1 << 30  # bytes of decoded images that a data set may keep in memory
+MAX_CACHE_BYTES = 1 << 30  # decoded images of a data set that are kept in memory
 
 
 class ImageError(UserError):
-    """An image in the data set that cannot be used.
+    """An image of the data set that cannot be used.
 
-    A DataLoader raises an error of its workers again with the whole traceback as its message: only the last
-    line counts.
+    A DataLoader reraises an error of a worker with the whole traceback as its message, of which only the last line is
+    kept.
     """
 
     def __init__(self, message: str):
@@ -60,18 +57,18 @@ class ImageError(UserError):
 
 
 class ImageFiles:
-    """The files of a folder (recursive) or a ZIP, by name: sorted, with `/` between folders.
+    """The files in a folder and its subfolders, or in a ZIP, by name: sorted, with `/` between folders.
 
-    Hidden files are left out, and with `suffixes` all others. It can be pickled, and every process opens the
-    ZIP for itself. Raises UserError where `path` cannot be read, holds none, or asks for too much.
+    Hidden files are left out, and so are files with an extension not in `suffixes`. The object can be pickled; each
+    process opens the ZIP for itself. Raises UserError if `path` cannot be read, has no such files, or exceeds a limit.
     """
 
     def __init__(self, path: str | os.PathLike, suffixes: tuple[str, ...] = ("",)):
         self.path = Path(path)
-        self._zip: tuple[int, zipfile.ZipFile] | None = None  # the process that opened it, and it
+        self._zip: tuple[int, zipfile.ZipFile] | None = None  # process id, and the archive as that process opened it
         try:
             self.is_zip = not self.path.is_dir()
-            stamps = self._list_zip() if self.is_zip else self._list_folder()
+            checks = self._list_zip() if self.is_zip else self._list_folder()
         except FileNotFoundError:
             raise UserError(missing(self.path, "make a data set with dataset_tool.py faces or convert")) from None
         except zipfile.BadZipFile as error:
@@ -80,28 +77,28 @@ class ImageFiles:
             ) from None
         except OSError as error:
             raise UserError(f"cannot read {error.filename or self.path}: {error.strerror or error}") from None
-        if len(stamps) > MAX_FILES:
-            raise UserError(f"{self.path} holds {len(stamps):,} files; the limit is {MAX_FILES:,}")
-        self.stamps = stamps  # name -> CRC32 in a ZIP, bytes in a folder
+        if len(checks) > MAX_FILES:
+            raise UserError(f"{self.path} holds {len(checks):,} files; the limit is {MAX_FILES:,}")
+        self.checks = checks  # by name: CRC32 in a ZIP, size in bytes in a folder
         self.names = sorted(
-            name for name in stamps if name.lower().endswith(suffixes) and name != LABEL_FILE and not _hidden(name)
+            name for name in checks if name.lower().endswith(suffixes) and name != LABEL_FILE and not _hidden(name)
         )
         if not self.names:
             what = f"images ({', '.join(suffixes)})" if suffixes != ("",) else "files"
             raise UserError(f"{self.path} holds no {what}; name the folder or ZIP that holds the images")
 
     def _list_folder(self) -> dict[str, int]:
-        def stop(error: OSError):
+        def stop(error: OSError) -> None:
             raise error
 
-        stamps = {}
+        checks: dict[str, int] = {}
         for folder, _, names in os.walk(self.path, onerror=stop):
             for name in names:
                 file = Path(folder, name)
-                status = file.stat() if file.exists() else None  # a dangling link is no file
+                status = file.stat() if file.exists() else None  # a broken link is left out
                 if status and stat.S_ISREG(status.st_mode):
-                    stamps[file.relative_to(self.path).as_posix()] = status.st_size
-        return stamps
+                    checks[file.relative_to(self.path).as_posix()] = status.st_size
+        return checks
 
     def _list_zip(self) -> dict[str, int]:
         members = [member for member in self._archive().infolist() if not member.is_dir()]
@@ -118,7 +115,7 @@ class ImageFiles:
             self._zip = os.getpid(), zipfile.ZipFile(self.path)
         return self._zip[1]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_zip": None}
 
     def open(self, name: str) -> BinaryIO:
@@ -128,15 +125,15 @@ class ImageFiles:
                 return open(self.path / name, "rb")
             member = self._archive().getinfo(name)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Unusable("is packed by a method other than store and deflate")
+                raise Unusable("is compressed by a method other than store and deflate")
             if member.file_size > MAX_FILE_BYTES:
                 raise Unusable(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
-            return self._archive().open(member)
+            return cast(BinaryIO, self._archive().open(member))
         except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted
             raise Unusable(f"cannot be read ({error})") from None
 
     def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:
-        """The bytes of a file, at most `limit`. Raises Unusable."""
+        """The content of a file of up to `limit` bytes. Raises Unusable."""
         with self.open(name) as file:
             try:
                 data = file.read(limit + 1)
@@ -148,18 +145,18 @@ class ImageFiles:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits of the names, the CRC32s (of a ZIP) or sizes (in a folder), and `dataset.json`."""
+        """A hash, 16 hex digits, of the names, the CRC32s (in a ZIP) or sizes (in a folder), and of `dataset.json`."""
         digest = hashlib.sha256()
         for name in self.names:
-            digest.update(f"{name}\0{self.stamps[name]}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{name}\0{self.checks[name]}\n".encode("utf-8", "surrogateescape"))
         digest.update(_label_bytes(self) or b"")
         return digest.hexdigest()[:16]
 
 
 def read_labels(files: ImageFiles) -> dict[str, int] | None:
-    """The class of each file from `dataset.json`; None where there is none, or its labels are null.
+    """The class of each file in `dataset.json`. None if there is no such file, or if its labels are null.
 
-    Raises UserError where the file is not as it should be.
+    Raises UserError if the file is malformed.
     """
     data = _label_bytes(files)
     if data is None:
@@ -168,7 +165,7 @@ def read_labels(files: ImageFiles) -> dict[str, int] | None:
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({one_line(error)}); write it again or remove it") from None
+        raise UserError(f"{where} is not JSON ({one_line(error)}); correct it, or remove it") from None
     entries = content.get("labels") if isinstance(content, dict) else content
     if entries is None:
         return None
@@ -191,10 +188,9 @@ def read_labels(files: ImageFiles) -> dict[str, int] | None:
 class ImageDataset(torch.utils.data.Dataset):
     """Images with labels: `dataset[i]` is (uint8 [C, H, W], one-hot float32 [c_dim]).
 
-    `mirror` doubles the length: image i + n is image i of n flipped left-right. With `use_labels`,
-    `labels` holds the classes (int64 [len]); without, it is None and c_dim is 0. Raises UserError for what is
-    not as the format says; of most images that is found out, and raised, only when they are read. Where all of
-    them fit into MAX_KEPT, each is decoded once.
+    `mirror` doubles the length: image n + i is image i of n, flipped left-right. With `use_labels`, `labels` holds the
+    classes, int64 [len]; otherwise it is None, and c_dim is 0. If all images fit into MAX_CACHE_BYTES, each is decoded
+    only once. Raises UserError if the data set is malformed; most images are checked only when they are read.
     """
 
     def __init__(self, path: str | os.PathLike, *, use_labels: bool = False, mirror: bool = False):
@@ -205,10 +201,11 @@ class ImageDataset(torch.utils.data.Dataset):
         self.mirror = mirror
         self.resolution = self.channels = 0
         for index in np.unique(np.linspace(0, len(self.names) - 1, HEADERS_CHECKED).astype(int)):
-            with self._unusable(self.names[index]), self.files.open(self.names[index]) as file:
+            with self._name_unusable(self.names[index]), self.files.open(self.names[index]) as file:
                 self._check(self.names[index], open_image(file))
-        self._kept = Kept.of(len(self.names), (self.channels, self.resolution, self.resolution))
-        self.labels = self._labels() if use_labels else None
+        shape = (self.channels, self.resolution, self.resolution)
+        self._cache = SharedImageCache.create(len(self.names), shape, MAX_CACHE_BYTES)
+        self.labels = self._read_labels() if use_labels else None
         self.c_dim = 0 if self.labels is None else int(self.labels.max()) + 1
 
     @property
@@ -225,11 +222,11 @@ class ImageDataset(torch.utils.data.Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
         number = index % len(self.names)
-        pixels = self._kept.get(number) if self._kept else None
+        pixels = self._cache.get(number) if self._cache else None
         if pixels is None:
             pixels = self._decode(self.names[number])
-            if self._kept:
-                self._kept.put(number, pixels)
+            if self._cache:
+                self._cache.put(number, pixels)
         if index >= len(self.names):
             pixels = pixels[:, :, ::-1]
         label = torch.zeros(self.c_dim)
@@ -238,32 +235,33 @@ class ImageDataset(torch.utils.data.Dataset):
         return torch.from_numpy(pixels.copy()), label
 
     def _decode(self, name: str) -> np.ndarray:
-        """uint8 [C, H, W]."""
-        with self._unusable(name):
+        """An image as uint8 [C, H, W]. Raises ImageError."""
+        with self._name_unusable(name):
             image = open_image(io.BytesIO(self.files.read(name)))
             self._check(name, image)
-            pixels = np.asarray(load_image(image)).reshape(self.resolution, self.resolution, self.channels)
-        return pixels.transpose(2, 0, 1)
+            pixels = np.asarray(decode_image(image, image.mode))
+        return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_kept": None}  # memory is shared with forks only
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_cache": None}  # only forked processes share its memory
 
     @property
     def fingerprint(self) -> str:
+        """A hash of the files, 16 hex digits."""
         return self.files.fingerprint
 
     def content_hash(self, indices: Sequence[int], progress: bool = False) -> str:
-        """SHA-256 of the CRC32s of those images' files in that order, and of which are flipped.
+        """The SHA-256 of the CRC32s of these images' files, in this order, and of whether each is flipped.
 
-        A folder's files are read for it. The same images have it in a ZIP and in a folder, under any names.
+        The same images have the same hash in a ZIP and in a folder, whose files are read for it, under any names.
         Raises ImageError.
         """
-        checksums = self.files.stamps
+        checksums = self.files.checks
         if not self.files.is_zip:
             checksums = {}
             names = sorted({self.names[index % len(self.names)] for index in indices})
-            for name in tqdm(names, desc="checksums", unit="pic", disable=None if progress else True):
-                with self._unusable(name):
+            for name in tqdm(names, desc="checksums", unit=" images", disable=None if progress else True):
+                with self._name_unusable(name):
                     checksums[name] = zlib.crc32(self.files.read(name))
         digest = hashlib.sha256()
         for index in indices:
@@ -272,28 +270,30 @@ class ImageDataset(torch.utils.data.Dataset):
         return digest.hexdigest()
 
     def _check(self, name: str, image: Image.Image) -> None:
-        """Compares the header of an image with the first one's, which it notes."""
+        """Checks that an image has the size and the channels of the first one. Raises ImageError."""
         if not self.resolution:
-            if problem := unlike_the_format(image.size, image.mode):
-                raise ImageError(f"{self.path}: {printable(name)} {problem}; {self._mend(min(image.size))}")
+            if problem := describe_mismatch(image.size, image.mode):
+                raise ImageError(f"{self.path}: {printable(name)} {problem}; {self._convert_command(min(image.size))}")
             self.resolution, self.channels = image.width, CHANNELS[image.mode]
         size, channels = (self.resolution, self.resolution), CHANNELS.get(image.mode)
         if (image.size, channels) != (size, self.channels):
             first = describe(size, "L" if self.channels == 1 else "RGB")
             raise ImageError(
                 f"{self.path}: {printable(name)} is {describe(image.size, image.mode)}, but "
-                f"{printable(self.names[0])} is {first}; {self._mend(self.resolution)}"
+                f"{printable(self.names[0])} is {first}; {self._convert_command(self.resolution)}"
             )
 
-    def _mend(self, side: int) -> str:
+    def _convert_command(self, side: int) -> str:
+        """The end of a message: how to convert images whose shorter side has `side` pixels."""
         resolution = max((r for r in RESOLUTIONS if r <= side), default=RESOLUTIONS[0])
         return (
-            f"make them alike with: dataset_tool.py convert --source {self.path} "
+            f"convert them with: dataset_tool.py convert --source {self.path} "
             f"--out {self.name}-{resolution}.zip --resolution {resolution}"
         )
 
     @contextmanager
-    def _unusable(self, name: str) -> Iterator[None]:
+    def _name_unusable(self, name: str) -> Iterator[None]:
+        """Raises ImageError with the name of the file in place of Unusable."""
         try:
             yield
         except Unusable as reason:
@@ -302,10 +302,10 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"dataset_tool.py check --data {self.path}"
             ) from None
 
-    def _labels(self) -> torch.Tensor:
+    def _read_labels(self) -> torch.Tensor:
         by_name = read_labels(self.files)
         if by_name is None:
-            why = "its labels are null" if LABEL_FILE in self.files.stamps else f"it has no {LABEL_FILE}"
+            why = "its labels are null" if LABEL_FILE in self.files.checks else f"it has no {LABEL_FILE}"
             raise UserError(
                 f"{self.path} has no labels ({why}); make them with: dataset_tool.py convert --labels folders"
             )
@@ -319,38 +319,13 @@ class ImageDataset(torch.utils.data.Dataset):
         return torch.cat([labels, labels]) if self.mirror else labels
 
 
-class Kept:
-    """Decoded images, uint8 [n, C, H, W], in memory that forked processes share: what one reads, all have.
-
-    Pages come with the first image in them. Two processes that keep the same image write the same.
-    """
-
-    def __init__(self, count: int, shape: tuple[int, int, int]):
-        memory = np.frombuffer(mmap.mmap(-1, count * (int(np.prod(shape)) + 1)), np.uint8)
-        self._there, self._pixels = memory[:count], memory[count:].reshape(count, *shape)
-
-    @staticmethod
-    def of(count: int, shape: tuple[int, int, int]) -> Kept | None:
-        """None where they would take more than MAX_KEPT, or than the system gives."""
-        if count * int(np.prod(shape)) > MAX_KEPT:
-            return None
-        with suppress(OSError):
-            return Kept(count, shape)
-
-    def get(self, number: int) -> np.ndarray | None:
-        return self._pixels[number] if self._there[number] else None
-
-    def put(self, number: int, pixels: np.ndarray) -> None:
-        self._pixels[number] = pixels
-        self._there[number] = 1
-
-
 def describe(size: tuple[int, int], mode: str) -> str:
+    """For example `32x32 RGB`."""
     return f"{size[0]}x{size[1]} {'greyscale' if mode == 'L' else mode}"
 
 
-def unlike_the_format(size: tuple[int, int], mode: str) -> str | None:
-    """Why no data set consists of such images, or None."""
+def describe_mismatch(size: tuple[int, int], mode: str) -> str | None:
+    """Why a data set cannot consist of such images, or None if it can."""
     if mode not in CHANNELS:
         return f"is of the kind {mode}, not RGB or greyscale of 8 bits"
     if size[0] != size[1] or size[0] not in RESOLUTIONS:
@@ -363,7 +338,8 @@ def _hidden(name: str) -> bool:
 
 
 def _label_bytes(files: ImageFiles) -> bytes | None:
+    """The content of `dataset.json`, or None if there is none. Raises UserError."""
     try:
-        return files.read(LABEL_FILE, MAX_LABEL_BYTES) if LABEL_FILE in files.stamps else None
+        return files.read(LABEL_FILE, MAX_LABEL_BYTES) if LABEL_FILE in files.checks else None
     except Unusable as reason:
         raise UserError(f"{LABEL_FILE} of {files.path} {reason}") from None

@@ -1,81 +1,143 @@
-"""Images as people have them, decoded with care: sizes are checked before anything is unpacked."""
+"""Decodes image files: the one reader of training, metrics, conversion, projection and stylization.
+
+Files are not trusted: sizes are checked before anything is decoded.
+"""
 
 from __future__ import annotations
 
+import io
+import sys
 import warnings
-from typing import BinaryIO
+from functools import lru_cache
+from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from torch_utils.errors import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of data sets
-ALL_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM")
-ALL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_AVIF = bool(features.check("avif"))  # from Pillow 11.3 on
+ALL_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM", *["AVIF"] * _AVIF)
+ALL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", *[".avif"] * _AVIF)
 MAX_PIXELS = 1 << 27
+BITS_PER_SAMPLE = 258  # a TIFF tag
 WHITE = (255, 255, 255)
 
 
 class Unusable(Exception):
-    """Why one file cannot be used, as the end of a sentence that begins with its name."""
+    """Says why a file cannot be used, as the end of a sentence that begins with its name."""
 
 
 def open_image(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """Reads the header of an image; nothing is decoded. Raises Unusable."""
+    """Reads the header of an image, and decodes nothing. Raises Unusable."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about size, which is checked below, and about odd metadata
+            warnings.simplefilter("ignore")  # about large sizes, which are checked below, and unusual metadata
             image = Image.open(file, formats=formats)
     except UnidentifiedImageError:
         raise Unusable("is not an image, or in an unknown format") from None
-    except Exception as error:  # on broken files Pillow raises nearly anything
+    except Exception as error:  # on broken files, Pillow raises nearly any exception
         raise Unusable(f"is not a readable image ({one_line(error)})") from None
     if image.width * image.height > MAX_PIXELS:
         raise Unusable(f"has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,}")
     return image
 
 
-def load_image(image: Image.Image) -> Image.Image:
-    """Decodes an opened image. Raises Unusable."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, int, int] | None = WHITE) -> Image.Image:
+    """Decodes an opened image: upright, in sRGB, with 8 bits per channel. Of an animation, it is the first frame.
+
+    The orientation and the colour profile in the file are applied. `mode` is L or RGB. Transparent pixels are
+    laid on `background`; with None, transparency is kept, as an alpha channel. Raises Unusable.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about unusual metadata and palettes
+        try:
             image.load()
-    except Exception as error:  # as in open_image
-        raise Unusable(f"is a broken image ({one_line(error)})") from None
-    return image
-
-
-def plain_image(image: Image.Image, mode: str = "RGB", background: tuple[int, int, int] = WHITE) -> Image.Image:
-    """The opened image decoded, upright, opaque and of 8 bits, in the mode L or RGB. Raises Unusable."""
-    load_image(image)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about odd metadata and palettes
+        except Exception as error:  # as in open_image
+            raise Unusable(f"is a broken image ({one_line(error)})") from None
+        try:
             ImageOps.exif_transpose(image, in_place=True)
-            return _flat(_eight_bits(image), background).convert(mode)
-    except Unusable:
-        raise
-    except Exception as error:  # broken metadata, and conversions that Pillow lacks
-        raise Unusable(f"of the kind {image.mode} cannot be converted ({one_line(error)})") from None
+            profile = image.info.get("icc_profile")
+            image, alpha = _split_alpha(_to_8_bits(image))
+            if profile:
+                image = _to_srgb(image, profile)
+            if alpha is not None and background is not None:
+                ground = Image.new("RGB", image.size, background)
+                ground.paste(image.convert("RGB"), mask=alpha)
+                image, alpha = ground, None
+            image = image.convert(mode)
+            if alpha is not None:
+                image.putalpha(alpha)
+            return image
+        except Unusable:
+            raise
+        except Exception as error:  # broken metadata, and conversions that Pillow does not support
+            raise Unusable(f"of the kind {image.mode} cannot be converted ({one_line(error)})") from None
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits scaled to 8 (Pillow would clip it); other kinds as they are. Raises Unusable."""
+def is_animated(image: Image.Image) -> bool:
+    """Whether an opened GIF, WebP or PNG has several frames. Raises OSError, EOFError or ValueError if it is broken."""
+    return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "n_frames", 1) > 1
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scales greyscale of 16 bits to 8, which Pillow would clip, and keeps its transparent colour. Raises Unusable."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        limit = _largest_value(image, values)
+        scaled = Image.fromarray(((values * 255 + limit // 2) // limit).clip(max=255).astype(np.uint8))
+        if isinstance(key := image.info.get("transparency"), int):
+            scaled.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+        return scaled
     if image.mode in ("I", "F"):
         raise Unusable(f"holds numbers of 32 bits (kind {image.mode}), whose range is not known")
     return image
 
 
-def _flat(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Lays what is transparent, in any of Pillow's ways, on the background."""
+def _largest_value(image: Image.Image, values: np.ndarray) -> int:
+    """The value of white in greyscale of 16 bits, of which cameras and microscopes often use 12 and do not say so."""
+    bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
+    if bits != 12 and values.max() > 4095:
+        return 65535
+    if bits != 12 and values.any():
+        _note_12_bits()
+    return 4095
+
+
+@lru_cache(maxsize=1)  # one note per process
+def _note_12_bits() -> None:
+    print("note: an image of 16 bits has no value over 4095; such images are read as 12 bits", file=sys.stderr)
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The image without transparency, and its alpha channel, from any of the ways in which files store it."""
     if not image.has_transparency_data:
+        return image, None
+    if image.mode == "La" or image.mode == "RGBa":  # premultiplied
+        image = image.convert(image.mode.upper())
+    if image.mode != "LA":
+        image = image.convert("RGBA")
+    return image.convert(image.mode.removesuffix("A")), image.getchannel("A")
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Converts the colours from an ICC profile. Returns the image itself if the profile is broken or does not fit."""
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGB")  # from a palette or from YCbCr
+    try:
+        if (transform := _srgb_transform(profile, image.mode)) is None:
+            return image
+        return cast(Image.Image, ImageCms.applyTransform(image, transform))
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
-    image = image.convert("RGBA")
-    ground = Image.new("RGB", image.size, background)
-    ground.paste(image, mask=image)
-    return ground
+
+
+@lru_cache(maxsize=16)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """The transform from a profile to sRGB; None for sRGB itself, which a transform would only round."""
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    description = ImageCms.getProfileDescription(source).casefold()
+    if "srgb" in description and "linear" not in description:
+        return None
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")

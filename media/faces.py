@@ -1,9 +1,10 @@
 """Cartoon faces: a labelled data set of any size and resolution that needs no download.
 
-Face `index` of `seed` is one set of parameters (`random_face`), whatever the count and the resolution. It is
-drawn large (`draw_face`) and reduced, for clean edges. The label is the colour of the hair.
+`random_face` draws the parameters of face `index` of a seed, which do not depend on the number of faces or on the
+resolution. `draw_face` draws it at a higher resolution and reduces it, which gives smooth edges. The label is the
+colour of the hair.
 
-Lengths are fractions of the image's side; x runs right, y down, from the middle of the head.
+Lengths are fractions of the image's side. x points right and y down, from the middle of the head.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 RGB = tuple[int, int, int]
@@ -30,7 +32,7 @@ FRAME_RGB: tuple[RGB, ...] = ((30, 30, 36), (122, 30, 40), (32, 58, 116), (104, 
 EYE_Y = 0.012
 WHITE, DARK, WARM = (255, 255, 255), (34, 26, 30), (84, 30, 22)
 
-# What is drawn how often, by shares.
+# The styles of each feature, with their relative frequencies.
 HAIR_STYLES = {
     "buzz": 1, "short": 2.5, "spiky": 1.5, "curly": 2, "bun": 1.5, "bob": 2, "long": 2.5, "pigtails": 1,
 }  # fmt: skip
@@ -52,7 +54,7 @@ CAPS = {
 
 @dataclass(frozen=True)
 class Face:
-    """All that a drawing depends on: lengths in fractions of the side, angles in degrees."""
+    """The parameters of a drawing: lengths in fractions of the side, angles in degrees."""
 
     label: int
     hair: RGB
@@ -67,7 +69,7 @@ class Face:
     shift: tuple[float, float]
     scale: float
     tilt: float
-    turn: float  # how far the features move sideways on the head
+    turn: float  # how far the features are shifted sideways on the head
     width: float  # of half the head
     height: float  # of half the head
     jaw: float  # 0: an ellipse; larger: narrower towards the chin
@@ -104,14 +106,15 @@ def random_face(seed: int, index: int) -> Face:
 
     def around(color: RGB, spread: float) -> RGB:
         light = between(-spread, spread)
-        return tuple(min(max(int(value + light + between(-spread, spread) / 3), 0), 255) for value in color)
+        red, green, blue = (min(max(int(v + light + between(-spread, spread) / 3), 0), 255) for v in color)
+        return red, green, blue
 
     label = _draw(rng, HAIR_SHARES)
     hair = around(HAIR_RGB[label], 14)
     tone = between(0, len(SKIN_RGB) - 1)
-    skin = around(mix(SKIN_RGB[int(tone)], SKIN_RGB[int(tone) + 1], tone % 1), 5)
+    skin = around(blend(SKIN_RGB[int(tone)], SKIN_RGB[int(tone) + 1], tone % 1), 5)
     if HAIR_COLORS[label] == "brown" and np.abs(np.subtract(hair, skin)).sum() < 120:
-        hair = mix(hair, WARM, 0.45)  # brown hair on brown skin would not be seen
+        hair = blend(hair, WARM, 0.45)  # brown hair on brown skin would not be seen
     style = one_of(HAIR_STYLES)
     long_hair = style in ("bun", "bob", "long", "pigtails")
     return Face(
@@ -165,31 +168,34 @@ def faces(count: int, resolution: int, seed: int = 0) -> Iterator[tuple[Image.Im
 
 
 def _draw(rng: np.random.Generator, shares: tuple[float, ...]) -> int:
-    """A position drawn in proportion to `shares`."""
+    """A random position, with probabilities in proportion to `shares`."""
     return int(np.searchsorted(np.cumsum(shares) / np.sum(shares), rng.random(), side="right"))
 
 
-def mix(a: RGB, b: RGB, share: float) -> RGB:
-    """The colour `share` of the way from `a` to `b`; beyond 0..1 it goes on, and stops at black and white."""
-    return tuple(min(max(round(x + (y - x) * share), 0), 255) for x, y in zip(a, b, strict=True))
+def blend(a: RGB, b: RGB, share: float) -> RGB:
+    """Interpolates from `a` (share 0) to `b` (share 1), or extrapolates, and clamps to black and white."""
+    red, green, blue = (min(max(round(x + (y - x) * share), 0), 255) for x, y in zip(a, b, strict=True))
+    return red, green, blue
 
 
 def _vivid(rng: np.random.Generator, saturation: float, value: float) -> RGB:
-    return tuple(int(255 * part) for part in colorsys.hsv_to_rgb(rng.random(), saturation, value))
+    """A colour of random hue."""
+    red, green, blue = (int(255 * part) for part in colorsys.hsv_to_rgb(rng.random(), saturation, value))
+    return red, green, blue
 
 
 def _background_colors(rng: np.random.Generator, hair: RGB, skin: RGB) -> tuple[RGB, RGB]:
-    """Two tones of one colour, the one of several that stands out best from hair and skin."""
+    """Two tones of a colour: of four random ones, the one that differs most from hair and skin."""
     candidates = [_vivid(rng, 0.12 + 0.42 * rng.random(), 0.5 + 0.45 * rng.random()) for _ in range(4)]
     first = max(candidates, key=lambda color: np.abs(np.subtract(color, (hair, skin))).sum(1).min())
-    return first, mix(first, WHITE if rng.random() < 0.6 else DARK, 0.15 + 0.25 * rng.random())
+    return first, blend(first, WHITE if rng.random() < 0.6 else DARK, 0.15 + 0.25 * rng.random())
 
 
 # ---- Drawing
 
 
 class Pen:
-    """Draws on a canvas in the lengths of a face; `upright` leaves out the tilt of the head."""
+    """Draws on a canvas in the coordinates of a face, with the tilt of the head unless `upright`."""
 
     def __init__(self, canvas: Image.Image, face: Face, upright: bool = False):
         self.draw = ImageDraw.Draw(canvas)
@@ -198,15 +204,15 @@ class Pen:
         self.matrix = self.unit * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
         self.middle = canvas.width * (np.array([0.5, 0.5]) + face.shift)
 
-    def fill(self, points, color: RGB) -> None:
-        """A filled polygon; points [P, 2]."""
+    def fill(self, points: ArrayLike, color: RGB) -> None:
+        """Fills a polygon with corners [P, 2]."""
         self.draw.polygon((np.asarray(points) @ self.matrix + self.middle).ravel().tolist(), fill=color)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, color: RGB) -> None:
         self.fill(_ellipse(x, y, rx, ry), color)
 
-    def stroke(self, points, width: float, color: RGB) -> None:
-        """A line with round ends; points [P, 2]."""
+    def stroke(self, points: ArrayLike, width: float, color: RGB) -> None:
+        """Draws a line with round ends through points [P, 2]."""
         path = np.asarray(points) @ self.matrix + self.middle
         radius = self.unit * width / 2
         self.draw.line(path.ravel().tolist(), fill=color, width=max(1, round(2 * radius)), joint="curve")
@@ -226,8 +232,8 @@ def _bow(x: float, y: float, half: float, depth: float) -> np.ndarray:
     return np.stack([x + half * steps, y + depth * (1 - steps**2)], axis=1)
 
 
-def _placed(points, x: float, y: float = 0, side: int = 1) -> np.ndarray:
-    """Points [P, 2] moved by (x, y); with side = -1 mirrored before."""
+def _move(points: ArrayLike, x: float, y: float = 0, side: int = 1) -> np.ndarray:
+    """Moves points [P, 2] by (x, y). With side = -1, they are mirrored first."""
     return np.add(np.multiply(points, (side, 1)), (x, y))
 
 
@@ -252,16 +258,16 @@ def _background(face: Face, side: int) -> Image.Image:
 
 
 def _back_hair(pen: Pen, face: Face) -> None:
-    """What lies behind the head and the shoulders."""
+    """The hair behind the head and the shoulders."""
     w, h = face.width, face.height
-    shade = mix(face.hair, WARM, 0.28)
+    shade = blend(face.hair, WARM, 0.28)
     if face.hair_style == "long":
         pen.ellipse(0, -0.02, w * 1.22, h * 1.16, shade)
         pen.fill([(-w * 1.22, 0), (w * 1.22, 0), (w * 1.32, 0.6), (-w * 1.32, 0.6)], shade)
     elif face.hair_style == "bob":
         pen.ellipse(0, -0.02, w * 1.2, h * 1.14, shade)
         left = [(-w, 0.29), (-w * 1.24, 0.24), (-w * 1.2, -0.02)]
-        pen.fill([*left, *_placed(left[::-1], 0, side=-1)], shade)
+        pen.fill([*left, *_move(left[::-1], 0, side=-1)], shade)
     elif face.hair_style == "curly":
         for x, y in _ellipse(0, -0.03, w * 1.08, h * 0.98, -125, 125)[::2]:
             pen.ellipse(x, y, 0.085, 0.085, shade)
@@ -277,62 +283,62 @@ def _back_hair(pen: Pen, face: Face) -> None:
 
 def _body(pen: Pen, face: Face) -> None:
     """Shoulders, collar, and the neck in the shadow of the chin."""
-    shadow = mix(face.skin, WARM, 0.3)
-    pen.ellipse(0, 0.66, 0.42, 0.3, mix(face.shirt, DARK, 0.25))
+    shadow = blend(face.skin, WARM, 0.3)
+    pen.ellipse(0, 0.66, 0.42, 0.3, blend(face.shirt, DARK, 0.25))
     pen.ellipse(0, 0.67, 0.4, 0.3, face.shirt)
     if face.collar == "round":
-        pen.ellipse(0, 0.37, 0.14, 0.075, mix(face.shirt, WHITE, 0.35))
+        pen.ellipse(0, 0.37, 0.14, 0.075, blend(face.shirt, WHITE, 0.35))
         pen.ellipse(0, 0.36, 0.115, 0.065, shadow)
     elif face.collar == "v":
         pen.fill([(-0.13, 0.36), (0.13, 0.36), (0, 0.5)], shadow)
     pen.fill([(-0.1, 0.15), (0.1, 0.15), (0.1, 0.39), (-0.1, 0.39)], shadow)
     if face.collar == "shirt":
         for side in (-1, 1):
-            flap = _placed([(0.1, 0.33), (0, 0.43), (0.09, 0.5), (0.19, 0.4)], 0, side=side)
-            pen.fill(flap, mix(face.shirt, WHITE, 0.75))
+            flap = _move([(0.1, 0.33), (0, 0.43), (0.09, 0.5), (0.19, 0.4)], 0, side=side)
+            pen.fill(flap, blend(face.shirt, WHITE, 0.75))
 
 
 def _head(pen: Pen, face: Face) -> None:
-    shade = mix(face.skin, WARM, 0.2)
+    shade = blend(face.skin, WARM, 0.2)
     for side in (-1, 1):
         x = side * face.width * 1.02 - face.turn * 0.5
         pen.ellipse(x, 0.03, 0.042, 0.065, shade)
-        pen.ellipse(x, 0.03, 0.024, 0.042, mix(face.skin, (200, 80, 70), 0.3))
+        pen.ellipse(x, 0.03, 0.024, 0.042, blend(face.skin, (200, 80, 70), 0.3))
         if face.earrings:
             pen.ellipse(x, 0.105, 0.018, 0.018, (250, 214, 80))
     pen.fill(_outline(face), shade)
     pen.fill(_outline(face) * (0.975, 0.975) - (0, 0.006), face.skin)
     if face.blush > 0.12:
         for side in (-1, 1):
-            pen.ellipse(face.turn + side * 0.15, 0.12, 0.045, 0.032, mix(face.skin, (232, 84, 84), face.blush))
+            pen.ellipse(face.turn + side * 0.15, 0.12, 0.045, 0.032, blend(face.skin, (232, 84, 84), face.blush))
     if face.freckles:
         for side in (-1, 1):
             for x, y in ((0.105, 0.095), (0.14, 0.085), (0.165, 0.1), (0.12, 0.125), (0.15, 0.13)):
-                pen.ellipse(face.turn + side * x, y, 0.008, 0.008, mix(face.skin, (130, 60, 20), 0.5))
+                pen.ellipse(face.turn + side * x, y, 0.008, 0.008, blend(face.skin, (130, 60, 20), 0.5))
 
 
 def _beard(pen: Pen, face: Face) -> None:
-    color = mix(face.hair, WARM, 0.2)
+    color = blend(face.hair, WARM, 0.2)
     if face.beard in ("stubble", "full"):
         full = face.beard == "full"
         outline = _outline(face, 1.03 if full else 0.975)
         jaw = outline[outline[:, 1] > 0.02]
         cheek = face.width * 0.8
         top = [(-cheek, 0.1), (-0.13, 0.16), (-0.06, 0.14), (0.06, 0.14), (0.13, 0.16), (cheek, 0.1)]
-        pen.fill([*jaw, *_placed(top, face.turn)], color if full else mix(face.skin, face.hair, 0.3))
+        pen.fill([*jaw, *_move(top, face.turn)], color if full else blend(face.skin, face.hair, 0.3))
     elif face.beard == "goatee":
         pen.ellipse(face.turn, face.height - 0.045, 0.075, 0.07, color)
     if face.beard in ("moustache", "full", "goatee"):
         for side in (-1, 1):
             half = [(0, 0.128), (0.06, 0.132), (0.115, 0.172), (0.06, 0.166), (0, 0.16)]
-            pen.fill(_placed(half, face.turn, side=side), color)
+            pen.fill(_move(half, face.turn, side=side), color)
 
 
 def _nose(pen: Pen, face: Face) -> None:
-    x, color = face.turn * 1.6, mix(face.skin, (150, 50, 40), 0.38)
+    x, color = face.turn * 1.6, blend(face.skin, (150, 50, 40), 0.38)
     if face.nose == "button":
         pen.ellipse(x, 0.098, 0.034, 0.026, color)
-        pen.ellipse(x - 0.006, 0.09, 0.02, 0.013, mix(face.skin, WHITE, 0.15))
+        pen.ellipse(x - 0.006, 0.09, 0.02, 0.013, blend(face.skin, WHITE, 0.15))
     elif face.nose == "long":
         ridge = [(x - 0.008, 0.025), (x - face.side * 0.026, 0.104), (x + face.side * 0.014, 0.112)]
         pen.stroke(ridge, 0.018, color)
@@ -344,7 +350,7 @@ def _mouth(pen: Pen, face: Face) -> None:
     x, y, half = face.turn * 1.2, 0.195, face.mouth_width
     dark = (112, 26, 36)
     on_light = sum(face.skin) > 420 and face.beard != "full"
-    line = mix(face.lips, dark, 0.5) if on_light else mix(face.lips, WHITE, 0.1)
+    line = blend(face.lips, dark, 0.5) if on_light else blend(face.lips, WHITE, 0.1)
     if face.mouth == "smile":
         pen.stroke(_bow(x, y - 0.018, half, 0.045), 0.024, line)
     elif face.mouth == "neutral":
@@ -356,7 +362,7 @@ def _mouth(pen: Pen, face: Face) -> None:
         pen.ellipse(x, y + 0.01, half * 0.34, half * 0.42, dark)
     elif face.mouth == "lips":
         upper = [(-0.025, -0.026), (0, -0.018), (0.025, -0.026)]
-        pen.fill([*_placed(upper, x, y), *_bow(x, y, half * 0.8, 0.038)[::-1]], face.lips)
+        pen.fill([*_move(upper, x, y), *_bow(x, y, half * 0.8, 0.038)[::-1]], face.lips)
         pen.stroke(_bow(x, y, half * 0.62, 0.006), 0.01, dark)
     else:
         tongue, teeth = y + 0.014, y - 0.025
@@ -377,17 +383,17 @@ def _eyes(pen: Pen, face: Face) -> None:
         pen.ellipse(iris_x - 0.014, iris_y - 0.014, 0.011, 0.011, WHITE)
         pen.stroke(_ellipse(x, y, rx, ry, -85, 85), 0.02 if face.lashes else 0.013, DARK)
         if face.lashes:
-            pen.stroke(_placed([(rx * 0.9, -ry * 0.4), (rx + 0.02, -ry * 0.75)], x, y, side), 0.016, DARK)
+            pen.stroke(_move([(rx * 0.9, -ry * 0.4), (rx + 0.02, -ry * 0.75)], x, y, side), 0.016, DARK)
 
 
 def _brows(pen: Pen, face: Face) -> None:
     y = EYE_Y - face.eye_height - face.brow_raise
     rise = np.tan(np.deg2rad(face.brow_angle)) * 0.05
-    color = mix(face.hair, WARM if max(face.hair) > 120 else DARK, 0.5)
+    color = blend(face.hair, WARM if max(face.hair) > 120 else DARK, 0.5)
     for side in (-1, 1):
         x = side * face.eye_gap + face.turn
         inner, top, outer = (-0.055, rise), (0.01, -0.012), (0.06, 0.006 - rise)
-        pen.stroke(_placed([inner, top, outer], x, y, side), face.brow_width, color)
+        pen.stroke(_move([inner, top, outer], x, y, side), face.brow_width, color)
 
 
 def _hairline(face: Face, along: np.ndarray) -> np.ndarray:
@@ -410,7 +416,7 @@ def _front_hair(pen: Pen, face: Face) -> None:
     grow_x, grow_y, end = CAPS[style]
     along = np.linspace(-0.88, 0.88, 19)
     edge = np.stack([along * w, _hairline(face, along)], axis=1)
-    pen.fill([*edge, *np.add(edge[::-1], (0, 0.03))], mix(face.skin, WARM, 0.28))
+    pen.fill([*edge, *np.add(edge[::-1], (0, 0.03))], blend(face.skin, WARM, 0.28))
     reach = 90 + np.rad2deg(np.arcsin(min(end / (h * grow_y), 0.6)))
     arc = _ellipse(0, 0, w * grow_x, h * grow_y, -reach, reach)
     pen.fill([*arc, (0.88 * w, end), *edge[::-1], (-0.88 * w, end)], face.hair)
@@ -419,7 +425,7 @@ def _front_hair(pen: Pen, face: Face) -> None:
             turns = np.deg2rad([angle - 13, angle + 6, angle + 13])
             lengths = np.array([1.02, 1.3, 1.02])
             pen.fill(np.stack([w * lengths * np.sin(turns), -h * lengths * np.cos(turns)], axis=1), face.hair)
-    light = mix(face.hair, WHITE, 0.28)
+    light = blend(face.hair, WHITE, 0.28)
     if style == "curly":
         for x, y in _ellipse(0, -0.01, w * 0.98, h * 0.98, -80, 80)[::2]:
             pen.ellipse(x, y, 0.06, 0.06, face.hair)
@@ -435,7 +441,7 @@ def _glasses(pen: Pen, face: Face) -> None:
         if face.glasses == "round":
             ring = _ellipse(x, y, r, r)
         else:
-            ring = _placed([(-r, -0.07), (r, -0.07), (r * 0.9, 0.075), (-r * 0.9, 0.075), (-r, -0.07)], x, y)
+            ring = _move([(-r, -0.07), (r, -0.07), (r * 0.9, 0.075), (-r * 0.9, 0.075), (-r, -0.07)], x, y)
         pen.stroke(ring, 0.02, face.frame)
         pen.stroke([(x + side * r, y - 0.02), (side * face.width, y - 0.02)], 0.018, face.frame)
     gap = face.eye_gap - r

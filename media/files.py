@@ -1,25 +1,24 @@
-"""Images in and out: reading them as people have them, writing them by extension, naming the results."""
+"""Image files: reads them in all common formats, writes them by extension, lists folders, and names results."""
 
 from __future__ import annotations
 
 import io
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, load_image, open_image, plain_image
+from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, decode_image, is_animated, open_image
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import MAX_NAME, make_folder, missing, short_name, write_file
 
-MIN_SIDE = 16  # pixels: what three halvings need, so that two are left to reflect at the border
+MIN_SIDE = 16  # pixels; after three halvings, two are left, as reflection padding needs
 VIDEO_SUFFIXES = (
     ".mp4",
     ".mov",
@@ -35,18 +34,18 @@ VIDEO_SUFFIXES = (
     ".flv",
     ".3gp",
 )
-WRITTEN = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # of the formats and their libraries
-OTHER_IMAGE = "name another image, or save it as PNG"
+IMAGE_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+MAX_SIDE = {"PNG": 2**31 - 1, "JPEG": 65500, "WEBP": 16383}  # pixels, as the formats and their libraries allow
+ANOTHER_IMAGE = "name another image, or save it as PNG"
 
 
 def read_image(
     path: str | os.PathLike, *, min_side: int = MIN_SIDE, background: tuple[int, int, int] = WHITE
 ) -> Tensor:
-    """uint8 [3, H, W] from an image of any usual kind: upright, in sRGB, what is transparent laid on `background`.
+    """Reads an image in any common format as uint8 [3, H, W]: upright, in sRGB, on `background` where transparent.
 
-    Raises UserError where it is not there, not an image, broken, larger than media.decode.MAX_PIXELS, or
-    has a side of less than `min_side` pixels.
+    Raises UserError if the file is missing, not an image, broken, larger than media.decode.MAX_PIXELS, or has a side of
+    fewer than `min_side` pixels.
     """
     path = Path(path)
     try:
@@ -55,34 +54,36 @@ def read_image(
             if min(image.size) < min_side:
                 width, height = image.size
                 raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more")
-            pixels = np.array(_in_srgb(image, background))
+            pixels = np.array(decode_image(image, "RGB", background))
     except FileNotFoundError:
-        raise UserError(missing(path, "name an image that is there")) from None
+        raise UserError(missing(path, "name an existing image")) from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; {OTHER_IMAGE}") from None
+        raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; {ANOTHER_IMAGE}") from None
     except Unusable as reason:
-        raise UserError(f"{path} {reason}; {OTHER_IMAGE}") from None
+        raise UserError(f"{path} {reason}; {ANOTHER_IMAGE}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def write_image(pixels: Tensor, path: str | os.PathLike, *, quality: int = 95) -> None:
-    """Writes uint8 [3, H, W] as PNG, JPEG or WebP, as the extension says: whole or not at all.
+    """Writes uint8 [3, H, W] as PNG, JPEG or WebP, by the extension, atomically, and creates its folder if needed.
 
-    The folder is made if need be. `quality` (1..100) is for JPEG and WebP. Raises UserError for another extension,
-    an image too large for the format, and where nothing can be written; DiskFull where there is no room.
+    `quality` (1..100) applies to JPEG and WebP. Raises UserError if the extension is another one, if the image is too
+    large for the format, or if the file cannot be written, and DiskFull if there is no room for it.
     """
     path = Path(path)
-    kind = check_written(path)
+    kind = image_format(path)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
     if max(image.size) > MAX_SIDE[kind]:
         raise UserError(
-            f"{path}: {kind} holds at most {MAX_SIDE[kind]:,} pixels a side, not {image.width}x{image.height}; "
-            "write it as .png"
+            f"{path}: {kind} is limited to {MAX_SIDE[kind]:,} pixels per side, and the image has "
+            f"{image.width}x{image.height}; write it as .png"
         )
-    # Chroma at full resolution where quality is asked for: halved, it bleeds over the hard edges of brush strokes.
-    options = {"PNG": {}, "JPEG": {"quality": quality, "subsampling": 0 if quality >= 90 else 2}}
+    # At high quality, chroma keeps its full resolution: subsampled, colours bleed over the edges of brush strokes.
+    options: dict[str, int] = {} if kind == "PNG" else {"quality": quality}
+    if kind == "JPEG":
+        options["subsampling"] = 0 if quality >= 90 else 2
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options.get(kind, {"quality": quality}))
+    image.save(buffer, kind, **options)
     make_folder(path.parent)
     try:
         write_file(path, buffer.getbuffer())
@@ -90,20 +91,20 @@ def write_image(pixels: Tensor, path: str | os.PathLike, *, quality: int = 95) -
         raise UserError(f"cannot write {path}: {error.strerror or error}; name another place with --out") from None
 
 
-def check_written(path: str | os.PathLike) -> str:
-    """The format of an image to be written: "PNG", "JPEG" or "WEBP". Raises UserError where it is none of them."""
-    kind = WRITTEN.get(Path(path).suffix.lower())
+def image_format(path: str | os.PathLike) -> str:
+    """The format that an extension stands for: "PNG", "JPEG" or "WEBP". Raises UserError if it is another one."""
+    kind = IMAGE_FORMATS.get(Path(path).suffix.lower())
     if kind is None:
-        raise UserError(f"cannot write {path}: images are written as {', '.join(WRITTEN)}; name such a file with --out")
+        raise UserError(
+            f"cannot write {path}: images are written as {', '.join(IMAGE_FORMATS)}; name such a file with --out"
+        )
     return kind
 
 
 def list_images(folder: str | os.PathLike, *, videos: bool = False) -> list[Path]:
-    """The images that lie directly in a folder, by extension, in natural order: 2.jpg before 10.jpg.
+    """The images directly in a folder, recognized by their extensions, in natural order: 2.jpg before 10.jpg.
 
-    With `videos`, these as well.
-
-    Hidden files are left out. Raises UserError where there are none.
+    With `videos`, the videos as well. Hidden files are left out. Raises UserError if there are no such files.
     """
     folder = Path(folder)
     try:
@@ -120,26 +121,23 @@ def list_images(folder: str | os.PathLike, *, videos: bool = False) -> list[Path
     return images
 
 
-def natural(path: Path) -> tuple:
-    """A key that sorts numbers in names by their value, and all else without regard to case."""
+def natural(path: Path) -> tuple[list[str | tuple[int, str]], str]:
+    """A sort key for names that compares numbers in them by value, and ignores case."""
     parts = re.split(r"(\d+)", path.name.casefold(), flags=re.ASCII)
     return [(len(part.lstrip("0")), part.lstrip("0")) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
 def is_video(path: str | os.PathLike) -> bool:
-    """Whether a file is a video: by its extension, or else by what is in it. A GIF that moves is one."""
+    """Whether a file is a video, by its extension or else its content. An animated GIF, WebP or PNG file is one."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix in VIDEO_SUFFIXES:
         return True
-    if suffix in ALL_SUFFIXES and suffix != ".gif":
-        return False
     try:
         with open(path, "rb") as file:
-            image = open_image(file, ALL_FORMATS)
-            return image.format == "GIF" and image.n_frames > 1
+            return is_animated(open_image(file, ALL_FORMATS))
     except (OSError, EOFError, ValueError):
-        return False  # whoever reads it will say why it cannot be read
+        return False  # reading it will report the error
     except Unusable:
         return suffix not in ALL_SUFFIXES and _holds_video(path)
 
@@ -149,12 +147,12 @@ def output_paths(
 ) -> list[Path]:
     """`folder/photo-style.png` for each content; with several styles `photo-style1-style2.png`.
 
-    Contents that differ in their extension only keep it: `photo.jpg-style.png`. What is too long for a file's name is
-    cut, and ends with a digest. Raises UserError where two results would have one name even so.
+    Contents that differ only in their extension keep it: `photo.jpg-style.png`. A name that is too long is cut, and
+    ends with a digest. Raises UserError if two results would still have the same name.
     """
     stems = Counter(path.stem for path in contents)
-    look = "-".join(path.stem for path in styles)
-    names = [f"{c.stem if stems[c.stem] == 1 else c.name}-{look}" for c in contents]
+    style_names = "-".join(path.stem for path in styles)
+    names = [f"{c.stem if stems[c.stem] == 1 else c.name}-{style_names}" for c in contents]
     paths = [Path(folder, short_name(name, MAX_NAME - len(suffix)) + suffix) for name in names]
     name, count = Counter(paths).most_common(1)[0] if paths else (None, 0)
     if count > 1:
@@ -162,31 +160,8 @@ def output_paths(
     return paths
 
 
-def _in_srgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """A plain RGB image; a colour profile, be it Display P3 or a printer's CMYK, is applied. Raises Unusable."""
-    load_image(image)
-    profile = image.info.get("icc_profile")
-    if profile and image.mode == "CMYK":  # before it is made RGB without the profile
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ImageOps.exif_transpose(image, in_place=True)
-        image, profile = _managed(image, profile), None
-    image = plain_image(image, "RGB", background)
-    return _managed(image, profile) if profile else image
-
-
-def _managed(image: Image.Image, profile: bytes) -> Image.Image:
-    """The image from its profile's colours to sRGB; as it is where the profile is broken or of another kind."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(source).casefold():
-            return image  # not through the rounding of a transform that changes nothing
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image
-
-
 def _holds_video(path: Path) -> bool:
+    """Whether FFmpeg finds a video in a file."""
     try:
         from media.video import VideoReader
 

@@ -1,4 +1,4 @@
-"""Images as tensors, bytes and PNG files."""
+"""Images as float and uint8 tensors, in grids, and as PNG files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from torch_utils.files import write_file
 
-MAX_THREADS = 8  # that make images
+MAX_THREADS = 8  # threads that generate and write images
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -25,12 +25,12 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """float [N, C, H, W] in −1..1 → uint8; what lies outside is cut off."""
+    """float [N, C, H, W] in −1..1 → uint8; values outside are clamped."""
     return (images * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def grid(images: Tensor, columns: int) -> Tensor:
-    """uint8 [N, C, H, W] → one image [C, rows·H, columns·W]; places without an image are white."""
+    """uint8 [N, C, H, W] → one image [C, rows·H, columns·W]. Cells of the grid without an image are white."""
     n, c, h, w = images.shape
     rows = -(-n // columns)
     filled = images.new_full([rows * columns, c, h, w], 255)
@@ -39,10 +39,7 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
-    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG that is whole or not there; `sync` as in `write_file`.
-
-    Raises DiskFull.
-    """
+    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG, atomically; `sync` as in `write_file`. Raises DiskFull."""
     array = image.permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
@@ -52,12 +49,12 @@ def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
 def write_pngs(
     make_images: Callable[[slice], Iterable[Tensor]], paths: Sequence[Path], batch: int, device: torch.device
 ) -> Iterator[int]:
-    """Makes images and writes them as PNG files, without `sync`, and yields after each part how many it had.
+    """Generates images and writes them as PNG files, without `sync`. Yields the number of images of each finished part.
 
-    `make_images(part)` yields batches of uint8 [N, C, H, W], together one image for each of `paths[part]`. Parts are
-    made by several threads, each from the latents to the files, so that encoding and writing overlap with computing.
-    On a CPU the threads share the `batch` and the cores: small layers gain little from several cores, images beside
-    each other do. On a GPU one part of `batch` images is made at a time. An error ends it all; what is there stays.
+    `make_images(part)` yields batches of uint8 [N, C, H, W], with one image for each path in `paths[part]`. Each part
+    is generated and written by one of several threads, so that encoding and writing overlap with computing. On a CPU,
+    the threads divide the `batch` and the cores among them, because small layers gain little from several cores. On a GPU,
+    only one thread at a time generates its part, of `batch` images. After an error, files already written remain.
 
     Raises DiskFull.
     """
@@ -65,18 +62,20 @@ def write_pngs(
     on_cpu = device.type == "cpu"
     threads = min(min(cores, batch) if on_cpu else os.cpu_count() or 1, MAX_THREADS)
     size = -(-batch // threads) if on_cpu else batch
-    turn = nullcontext() if on_cpu else threading.Lock()
+    gpu_lock: AbstractContextManager = nullcontext() if on_cpu else threading.Lock()
 
-    def make(part: slice) -> int:
-        with turn:
+    def generate_and_write(part: slice) -> int:
+        with gpu_lock:
             images = torch.cat(list(make_images(part)))
         for image, path in zip(images, paths[part], strict=True):
             save_png(image, path, sync=False)
         return len(images)
 
-    torch.set_num_threads(max(cores // threads, 1))  # of each thread
+    torch.set_num_threads(max(cores // threads, 1))  # used by each thread
     try:
         with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(make, [slice(start, start + size) for start in range(0, len(paths), size)])
+            yield from pool.map(
+                generate_and_write, [slice(start, start + size) for start in range(0, len(paths), size)]
+            )
     finally:
         torch.set_num_threads(cores)

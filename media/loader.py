@@ -1,9 +1,10 @@
-"""Endless shuffled batches whose whole position is one number, so that training resumes exactly where it stopped."""
+"""Endless shuffled batches. The position in the stream is one number, so that training resumes exactly."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,30 +13,30 @@ from torch_utils import distributed
 
 
 class EndlessSampler(torch.utils.data.Sampler):
-    """An endless shuffled stream of indices below `size`; its whole state is one integer.
+    """An endless shuffled stream of indices below `size`.
 
-    Position p of the stream depends on nothing but (size, seed, p): it is entry p % size of the permutation
-    that (seed, p // size) gives. Process `rank` takes the positions start + rank, start + rank + world_size,
-    ...; to go on after `n` images of all processes together, make a sampler with start = n.
+    The index at position p depends only on (size, seed, p): it is entry p % size of a permutation that is seeded by
+    (seed, p // size). Process `rank` takes the positions start + rank, start + rank + world_size, and so on. To
+    continue after n images of all processes together, create a sampler with start = n.
     """
 
     def __init__(self, size: int, *, seed: int = 0, start: int = 0, rank: int = 0, world_size: int = 1):
         if size < 1 or seed < 0 or start < 0 or not 0 <= rank < world_size:
-            raise ValueError(f"no stream with {size=}, {seed=}, {start=}, {rank=}, {world_size=}")
+            raise ValueError(f"invalid stream: {size=}, {seed=}, {start=}, {rank=}, {world_size=}")
         self.size, self.seed, self.start, self.rank, self.world_size = size, seed, start, rank, world_size
 
     def __iter__(self) -> Iterator[int]:
-        position, drawn = self.start + self.rank, -1
+        position, shuffled_epoch = self.start + self.rank, -1
         while True:
             epoch, entry = divmod(position, self.size)
-            if epoch != drawn:
-                order, drawn = self._permutation(epoch), epoch
+            if epoch != shuffled_epoch:
+                order, shuffled_epoch = self._permutation(epoch), epoch
             yield order[entry]
             position += self.world_size
 
     def _permutation(self, epoch: int) -> list[int]:
-        mixed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
-        return torch.randperm(self.size, generator=torch.Generator().manual_seed(mixed)).tolist()
+        epoch_seed = int(np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64)[0])
+        return torch.randperm(self.size, generator=torch.Generator().manual_seed(epoch_seed)).tolist()
 
 
 def endless_batches(
@@ -48,12 +49,13 @@ def endless_batches(
     device: torch.device,
     sampler: type[EndlessSampler] = EndlessSampler,
 ) -> Iterator[list[torch.Tensor]]:
-    """The batches of training from `step` on, without end: this process's share of each, on `device`.
+    """Yields the batches from `step` on, without end: the share of this process of each, on `device`.
 
-    `batch` counts the images of all processes together; `workers` is the number of processes that read for this one.
+    `batch` is the number of images over all processes together, `workers` the number of processes that read for this
+    one. The sampler's indices may be of any kind that the data set takes.
     """
     stream = sampler(
-        len(dataset),
+        len(dataset),  # type: ignore[arg-type]
         seed=seed,
         start=step * batch,
         rank=distributed.rank(),
@@ -66,15 +68,33 @@ def endless_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_stop_signals,
-        # The loader seeds its workers from this generator and not from the global one, which training depends on.
+        # Without a generator, the loader would seed its workers from the global one, on which training depends.
         generator=torch.Generator().manual_seed(0),
     )
-    for loaded in loader:
+    for loaded in read_batches(loader):
         tensors = [loaded] if isinstance(loaded, torch.Tensor) else loaded
         yield [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
+def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
+    """Yields the batches of a loader, and ends its workers with the iteration, also after an error.
+
+    The loader itself ends them only when it is collected as garbage. An error's traceback holds on to it until the
+    process exits, which then waits for workers that ignore SIGTERM.
+    """
+    iterator = iter(loader)
+    workers = getattr(iterator, "_workers", [])
+    try:
+        yield from iterator
+    finally:
+        if workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in workers:
+            if worker.is_alive():  # it hangs, for example on a network file system
+                worker.kill()
+
+
 def ignore_stop_signals(worker: int) -> None:
-    """^C and SIGTERM reach the whole process group; the loader's workers leave it to the training to end them."""
+    """Makes a worker ignore ^C and SIGTERM, which reach the whole process group: training saves, and then ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

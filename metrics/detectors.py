@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from metrics import encoders
 from metrics.encoders import EncoderWeights
 from metrics.lpips import LPIPS
-from torch_utils.download import downloaded, file_sha256, read_tensors
+from torch_utils.download import download, file_sha256, read_tensors
 from torch_utils.errors import UserError, one_line
 
 OPTION = "--detector-weights"
@@ -128,7 +128,7 @@ def given_weights(paths: Iterable[str | Path]) -> dict[PublishedDetector, Publis
 
 def published_weights(detector: PublishedDetector) -> PublishedWeights:
     """The published weights, downloaded into the cache folder if they are not there yet. Raises UserError."""
-    path = downloaded(detector.url, detector.sha256, OPTION)
+    path = download(detector.url, detector.sha256, OPTION)
     weights = _read(path)
     if not is_published(detector, weights):
         raise UserError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from media.loader import read_batches
 from torch_utils import distributed
 
 # The images of a set by their numbers, a tensor [N, C, H, W] for each batch of numbers.
@@ -36,7 +37,7 @@ def dataset_source(dataset: ImageSet, chosen: Sequence[int], workers: int = 0) -
         loader = DataLoader(
             cast(Dataset, dataset), batch_sampler=numbers, num_workers=workers, generator=torch.Generator()
         )
-        for item in loader:
+        for item in read_batches(loader):
             yield item if isinstance(item, Tensor) else item[0]
 
     return read

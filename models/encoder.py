@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.snapshot import load_model, save_model
 from networks.vgg import VGG19
-from torch_utils.download import downloaded, read_tensors
+from torch_utils.download import download, read_tensors
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import cache_folder
 
@@ -71,7 +71,7 @@ def cached_weights(url: str = URL) -> Path:
 
 def torchvision_weights(url: str = URL, sha256: str = SHA256) -> Path:
     """The file with torchvision's weights in the cache folder, downloaded if it is not there yet. Raises UserError."""
-    return downloaded(url, sha256, "--encoder-weights")
+    return download(url, sha256, "--encoder-weights")
 
 
 def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:

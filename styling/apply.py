@@ -12,7 +12,8 @@ from torch import Tensor
 
 from media.files import MIN_SIDE
 from media.images import to_float, to_uint8
-from media.video import Transcoded, VideoReader, transcode
+from media.transcode import Transcoded, transcode
+from media.video import VideoReader
 from networks.adaconv import AdaConvKernels
 from networks.stylizer import Kernels, Statistics, Stylizer, apply_strength, own_kernels, pad_to_stride
 from styling.color import keep_colors

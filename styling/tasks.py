@@ -12,8 +12,9 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from media import files, video
-from media.files import is_video, list_images, output_paths, read_image, write_image
+from media import video_writer
+from media.files import image_format, is_video, list_images, output_paths, read_image, write_image
+from media.video_writer import video_format
 from networks.stylizer import Stylizer
 from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
 from styling.styles import CombinedStyle
@@ -50,7 +51,7 @@ def names_folder(out: str) -> bool:
 def plan_file(content: Path, out: Path) -> Task:
     """The task of one content in one style. Raises UserError if files with the extension of `out` cannot be written."""
     moves = is_video(content)
-    (video if moves else files).check_written(out)
+    (video_format if moves else image_format)(out)
     return Task(content, moves, 0, out)
 
 
@@ -68,7 +69,7 @@ def plan_folder(contents: Sequence[Path], styles: Sequence[Sequence[Path]], fold
     suffixes = dict.fromkeys(contents, suffix)
     for path in contents:
         if moves[path]:
-            suffixes[path] = path.suffix.lower() if path.suffix.lower() in video.WRITTEN else ".mp4"
+            suffixes[path] = path.suffix.lower() if path.suffix.lower() in video_writer.FORMATS else ".mp4"
     tasks: dict[Path, Task] = {}
     for i, style in enumerate(styles):
         outs: dict[Path, Path] = {}

@@ -70,7 +70,7 @@ def test_convert_and_check(tool, tmp_path):
     )
     assert done.returncode == 0
     assert "3 images of 32x32 pixels, 3 channels" in done.stdout and "0 cats, 1 dogs" in done.stdout
-    assert "skipped: cats/broken.jpg is not an image" in done.stderr and "1 were smaller" in done.stderr
+    assert "skipped: cats/broken.jpg is not an image" in done.stderr and "smaller than 32 pixels: 1\n" in done.stderr
     data = ImageDataset(tmp_path / "out.zip", use_labels=True)
     assert data.labels.tolist() == [0, 1, 1] and data[2][0][:, 0, 0].tolist() == [16, 32, 48]
 
@@ -105,7 +105,7 @@ def test_of_many_bad_files_ten_are_named(tool, tmp_path, count):
     skipped = tool(
         "convert", "--source", tmp_path, "--out", tmp_path / "out.zip", "--resolution", 16
     ).stderr.splitlines()
-    assert len(skipped) == 11 + len(rest) and skipped[-1] == f"skipped {count} files that cannot be used"
+    assert len(skipped) == 11 + len(rest) and skipped[-1] == f"skipped files that cannot be used: {count}"
 
 
 def test_bad_labels_get_the_advice_that_helps(tool, tmp_path):
@@ -113,7 +113,7 @@ def test_bad_labels_get_the_advice_that_helps(tool, tmp_path):
     (tmp_path / "dataset.json").write_text('{"labels": [["a.png", "cat"]]}')
     only = tool("check", "--data", tmp_path)
     assert only.returncode == 2 and "it should read" in only.stdout
-    assert "mend dataset.json" in only.stderr and "convert" not in only.stderr
+    assert "correct dataset.json" in only.stderr and "convert" not in only.stderr
     Image.new("RGB", (50, 40)).save(tmp_path / "b.png")
     advice = tool("check", "--data", tmp_path).stderr
     assert "--resolution N --labels none\n" in advice

@@ -1,4 +1,4 @@
-"""Process groups: the same calls for 1, 8 or 8 × N processes. With one process each of them costs nothing."""
+"""Process groups: the same calls for 1, 8 or 8 × N processes. With a single process, each call returns immediately."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -22,59 +22,65 @@ from torch import Tensor, nn
 from torch_utils.errors import Failure, UserError
 from torch_utils.files import atomic_write
 
-TIMEOUT = timedelta(minutes=10)  # one process waits that long for the others in a step
-PATIENCE = timedelta(days=1)  # ... and for what rank 0 does alone: metrics take long
-SAVING = 600  # seconds that the processes have to save and stop
+TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others within a training step
+RANK_0_TIMEOUT = timedelta(days=1)  # how long it waits while only rank 0 works, as on metrics
+REPORT_TIMEOUT = timedelta(seconds=10)  # how long a process that lost the others waits to learn why
+SHUTDOWN_SECONDS = 600  # how long interrupted processes may take to save their state and stop
 
-_patient: dist.ProcessGroup | None = None
+_rank_0_group: dist.ProcessGroup | None = None  # all processes, with RANK_0_TIMEOUT
 T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number, 0 for the one that writes."""
+    """The number of this process. Rank 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes that work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def count_gpus(asked: int | None = None) -> int:
-    """How many GPUs to use: as many as asked for, or all of this machine. Raises UserError where they are missing."""
-    there = torch.cuda.device_count()
-    gpus = there if asked is None else asked
-    if gpus > there and not under_torchrun():
-        raise UserError(f"--gpus {gpus}: this machine has {there}; take --gpus {there}" + " (the CPU)" * (there == 0))
+def count_gpus(requested: int | None = None) -> int:
+    """The number of GPUs to use: the requested number, or all GPUs of this machine.
+
+    Raises UserError if the machine has fewer than requested.
+    """
+    available = torch.cuda.device_count()
+    gpus = available if requested is None else requested
+    if gpus > available and not under_torchrun():
+        cpu = " (the CPU)" if available == 0 else ""
+        raise UserError(f"--gpus {gpus}: this machine has {available}; take --gpus {available}{cpu}")
     return gpus
 
 
 def under_torchrun() -> bool:
-    """Whether this process was started as one of several, which are to find each other."""
+    """Whether torchrun, or a launcher like it, started this process as one of a group."""
     return {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 # --- starting and ending --------------------------------------------------------------------------------------------
 
 
-def launch(function: Callable, *args, processes: int = 1, gpus: bool = False) -> None:
-    """Calls `function(*args)` in that many processes of this machine, which then form a group.
+def launch(function: Callable[..., Any], *args: Any, processes: int = 1, gpus: bool = False) -> None:
+    """Calls `function(*args)` in several processes of this machine, which form a process group.
 
-    One process is this one, and so it is for a process that is in a group already. More are started and watched by
-    PyTorch's elastic launcher: when one dies, the others are ended. The function and its arguments have to be
-    picklable; it returns False when a signal made it stop early. The first process that fails shows its traceback.
+    With `processes` = 1, and in a process that already belongs to a group, the function runs in this process.
+    Otherwise PyTorch's elastic launcher starts the processes and watches them: when one of them dies, it ends the
+    others. The function and its arguments must be picklable. The function returns False if a signal interrupted it.
 
     Raises:
-        UserError: what one of the processes raised as such.
-        Failure: says which process failed, or was killed.
+        UserError: the UserError that one of the processes raised.
+        Failure: says which process failed or was killed. The traceback of the first one to fail is printed.
     """
     if processes == 1 or dist.is_initialized():
-        return function(*args)
+        function(*args)
+        return
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SHUTDOWN_SECONDS))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -85,30 +91,34 @@ def launch(function: Callable, *args, processes: int = 1, gpus: bool = False) ->
         run_id="train",
         max_restarts=0,
     )
-    # What is wrong is said below, once. The loggers under these have levels of their own.
+    # The launcher would log each failure several times; `launch` reports it once. Loggers below these two have levels
+    # of their own, so that setting a level here would not silence them.
     for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         log = logging.getLogger(name)
         log.addHandler(logging.NullHandler())
         log.propagate = False
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")  # it clears up after processes that were ended
+    # The resource tracker warns about what it cleans up after a process that was killed.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     with tempfile.TemporaryDirectory() as folder:
-        failure = None
+        failed = None
         try:
-            with suppress(SignalException):  # ^C or SIGTERM: the launcher has passed it on, and waited for them to save
-                elastic_launch(config, _launched)(Path(folder), gpus, function, *args)
+            # On ^C and SIGTERM, the launcher passes the signal on and waits until the processes have saved.
+            with suppress(SignalException):
+                elastic_launch(config, _run_process)(Path(folder), gpus, function, *args)
         except ChildFailedError as error:
-            number, failure = error.get_first_failure()
+            failed = error.get_first_failure()
         for kind in (UserError, Failure):
             if (message := Path(folder) / kind.__name__).exists():
                 raise kind(message.read_text())
-        if failure is not None:
+        if failed is not None:
+            number, failure = failed
             how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
             why = ", as when memory runs out" if failure.exitcode == -signal.SIGKILL else ""
             raise Failure(f"process {number} was ended by {how}{why}; the others were stopped")
 
 
-def _launched(folder: Path, gpus: bool, function: Callable, *args) -> None:
-    """One process of `launch`. In `folder` it leaves what the launching process is to raise."""
+def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: Any) -> None:
+    """The body of one process of `launch`. It leaves in `folder` the error that the launching process will raise."""
     try:
         with group(gpus):
             interrupted = function(*args) is False
@@ -120,104 +130,149 @@ def _launched(folder: Path, gpus: bool, function: Callable, *args) -> None:
         with atomic_write(folder / kind.__name__) as file:
             file.write(error.message.encode())
         sys.exit(error.exit_code)
-    if interrupted:  # the launcher is ending its processes and would not take the result that they wait to give
-        raise KeyboardInterrupt  # which it takes as an end without a result, after all exit handlers
+    if interrupted:
+        # The launcher is ending its processes and does not take their results, which they would wait to deliver.
+        # It treats KeyboardInterrupt as an end without a result, after all exit handlers.
+        raise KeyboardInterrupt
 
 
 @contextmanager
 def group(gpus: bool) -> Iterator[None]:
-    """Makes this process one of the group that torchrun's environment variables describe, for the time of the block.
+    """Joins the process group that torchrun's environment variables describe, for the duration of the block.
 
-    Of several processes that raise, one does so to the caller; the others exit, for theirs is about that one.
+    If several processes fail, only the one that failed first raises its error; the others exit.
 
     Raises:
-        Failure: names the processes that have not answered for TIMEOUT.
+        Failure: names the processes that stopped answering.
     """
-    global _patient
+    global _rank_0_group
     if gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     elif int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
-        torch.set_num_threads(1)  # as many processes as cores
+        torch.set_num_threads(1)  # there are as many processes as cores
     store, number, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    # numbers that the processes have to know go over the network, so that no GPU has to stop for them
+    # With gloo beside NCCL, numbers on the CPU are exchanged without synchronizing the GPU.
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=TIMEOUT)
-    _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _rank_0_group = cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=RANK_0_TIMEOUT))
     try:
         yield
     except Exception as error:
-        hanging = "Timed out waiting" in str(error)  # gloo's words
-        with suppress(RuntimeError):  # of the store, when the machine that has it is gone
-            store.set(f"failed {number}", "")
-            first = store.add("failed", 1) == 1
-            if not (first and isinstance(error, UserError)):
-                # Where another process was killed, this is a complaint about that: the launcher says so, and ends this
-                # one now. The first to fail goes first, for process 0 may have the store.
-                signal.signal(signal.SIGTERM, signal.SIG_DFL)
-                time.sleep(10 if not first else 5 if hanging else 1)
-            if not first:
-                sys.stdout.flush()
-                os._exit(1)
-            if hanging:
-                silent = ", ".join(str(i) for i in range(size) if not store.check([f"failed {i}"]))
-                raise Failure(f"no answer from process {silent} for {TIMEOUT}") from error
-        raise
+        if is_lost_connection(error):
+            error = _error_of_lost_connection(store, number, size, error)
+        if not _is_first_report(store):
+            _wait_to_be_ended()
+        raise error
     dist.destroy_process_group()
 
 
-def on_rank_0(function: Callable[..., T], *args) -> T:
-    """What `function(*args)` returns in rank 0, in all processes; the others wait for it. It has to be picklable."""
+# When one process fails, the others lose their connection to it. Thus a failure is either a cause, an error of the
+# process itself, or a consequence, a lost connection. A cause is reported at once, by the first process that has one.
+# A consequence is reported only if no cause becomes known: neither a process that reports one, nor the launcher, which
+# sees when a process is killed and then ends all others.
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error says that another process did not answer. Gloo raises plain RuntimeErrors, which name it."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _is_first_report(store: dist.Store) -> bool:
+    """Notes that this process has an error to report. Whether it is the first process to have one."""
+    try:
+        return store.add("reports", 1) == 1
+    except RuntimeError:  # the process that holds the store is gone
+        return True
+
+
+def _error_of_lost_connection(store: dist.Store, number: int, size: int, error: Exception) -> Exception:
+    """What process `number` of `size` reports that lost its connection, after all processes had time to report.
+
+    Does not return if another process reports a cause, or if the launcher ends this process.
+    """
+    # The handler of training would only note the signal and go on.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        store.set(f"lost connection {number}", "")
+        with suppress(dist.DistStoreError):  # raised when the time is over
+            store.wait(["reports"], REPORT_TIMEOUT)
+            _wait_to_be_ended()
+        silent = [str(i) for i in range(size) if not store.check([f"lost connection {i}"])]
+    except RuntimeError:  # the process that holds the store is gone
+        return error
+    if not silent:
+        return error
+    how_long = f" for {TIMEOUT}" if "Timed out" in str(error) else ""
+    failure = Failure(f"no answer from process {', '.join(silent)}{how_long}")
+    failure.__cause__ = error
+    return failure
+
+
+def _wait_to_be_ended() -> NoReturn:
+    """Leaves the report to another process: waits until the launcher ends this one, or exits if there is none.
+
+    An exit at once would be taken for a failure of its own, for which the launcher would end the one that reports.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(REPORT_TIMEOUT.total_seconds())
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def on_rank_0(function: Callable[..., T], *args: Any) -> T:
+    """Calls `function(*args)` in rank 0 only, and returns its result in all processes. The result must be picklable."""
     if world_size() == 1:
         return function(*args)
     result = [function(*args) if rank() == 0 else None]
-    dist.broadcast_object_list(result, src=0, group=_patient)
-    return result[0]
+    dist.broadcast_object_list(result, src=0, group=_rank_0_group)
+    return cast(T, result[0])
 
 
 def gather_on_rank_0(value: T) -> list[T]:
-    """`value` of every process in rank 0, in order of rank, and [] in the others. It has to be picklable.
+    """Returns the `value` of every process, in order of rank, in rank 0, and [] in the others.
 
-    The values may differ in size, and the processes may be far apart in time.
+    Values must be picklable, and may differ in size. Processes may reach this call at very different times.
     """
     if world_size() == 1:
         return [value]
-    values = [None] * world_size() if rank() == 0 else None
-    dist.gather_object(value, values, dst=0, group=_patient)
-    return values or []
+    values: list[Any] = [None] * world_size() if rank() == 0 else []
+    dist.gather_object(value, values or None, dst=0, group=_rank_0_group)
+    return values
 
 
 def wait_for_rank_0() -> None:
-    """The other processes wait here until rank 0 comes, for as long as its metrics may take."""
+    """Waits until rank 0 gets here, for up to RANK_0_TIMEOUT."""
     if world_size() > 1:
-        dist.barrier(group=_patient)
+        dist.barrier(group=_rank_0_group)
 
 
-# --- numbers of all processes ---------------------------------------------------------------------------------------
+# --- exchanging tensors ---------------------------------------------------------------------------------------------
 
 
 def broadcast(module: nn.Module) -> None:
-    """Gives every process the parameters and buffers of rank 0."""
+    """Copies the parameters and buffers of rank 0 to all processes."""
     if world_size() > 1:
         for tensor in [*module.parameters(), *module.buffers()]:
             dist.broadcast(tensor.detach(), src=0)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces each gradient by its mean over the processes, in one message of at least float32.
+    """Replaces each gradient by its mean over the processes, exchanged as one tensor of at least float32.
 
-    A gradient that only some processes have counts as zero in the others; what no process has stays None, so that the
-    optimizer leaves it alone as it does with one process.
+    A gradient that only some processes have counts as zero in the others. A gradient that no process has stays None,
+    so that the optimizer skips that parameter, as it does with a single process.
     """
     if world_size() == 1:
         return
     parameters = list(parameters)
-    there = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
-    dist.all_reduce(there, op=dist.ReduceOp.MAX)
-    parameters = [p for p, some in zip(parameters, there.tolist(), strict=True) if some]
+    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    dist.all_reduce(present, op=dist.ReduceOp.MAX)
+    parameters = [p for p, some in zip(parameters, present.tolist(), strict=True) if some]
+    grads = []
     for p in parameters:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    grads = [p.grad for p in parameters]
+        grads.append(p.grad)
     flat = torch.cat([g.flatten().to(torch.promote_types(g.dtype, torch.float32)) for g in grads])
     dist.all_reduce(flat)
     flat /= world_size()
@@ -226,7 +281,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean of `value` over the processes."""
+    """Returns the mean of `value` over the processes."""
     if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -235,7 +290,7 @@ def mean(value: Tensor) -> Tensor:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether `flag` is set in at least one process, so that all of them take the same way."""
+    """Whether `flag` is set in at least one process; the same answer in all of them."""
     if world_size() == 1:
         return flag
     value = torch.tensor(flag, dtype=torch.uint8)
@@ -244,7 +299,7 @@ def any_process(flag: bool) -> bool:
 
 
 def gather(value: Tensor) -> list[Tensor]:
-    """`value` of every process, in order of rank; the same shape everywhere."""
+    """Returns the `value` of every process, in order of rank. All must have the same shape."""
     if world_size() == 1:
         return [value]
     values = [torch.empty_like(value) for _ in range(world_size())]

@@ -1,4 +1,4 @@
-"""Weights of other people's networks: downloaded once and checked, and read without executing anything."""
+"""Published weights: downloaded once, verified by their SHA-256, and read without executing anything."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from torch_utils.errors import UserError
 from torch_utils.files import atomic_write, cache_folder
 from torch_utils.tensors import read_safetensors
 
-TIMEOUT = 30  # seconds without an answer
+TIMEOUT = 30  # seconds that a server may stay silent
 
 
-def downloaded(url: str, sha256: str, option: str) -> Path:
-    """The file at `url`, in the cache folder; downloaded if it is not there yet, and if its SHA-256 begins so.
+def download(url: str, sha256: str, option: str) -> Path:
+    """The path of the file at `url` in the cache folder. Downloads the file if it is not there yet.
 
-    Raises UserError, which names the option that takes a copy of the file.
+    The SHA-256 of a download must begin with `sha256`. Raises UserError with the name of the command line option that
+    takes a copy of the file.
     """
     path = cache_folder() / url.rpartition("/")[2]
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _download(url, path, sha256)
+            _fetch(url, path, sha256)
         except (OSError, HTTPException) as error:
             raise UserError(
                 f"cannot download {url} to {path} ({error}); "
@@ -39,8 +40,8 @@ def downloaded(url: str, sha256: str, option: str) -> Path:
     return path
 
 
-def _download(url: str, path: Path, sha256: str) -> None:
-    """Writes what is at `url` to `path`, if its SHA-256 begins as it should. Raises OSError or HTTPException."""
+def _fetch(url: str, path: Path, sha256: str) -> None:
+    """Writes the file at `url` to `path` if its SHA-256 begins with `sha256`. Raises OSError or HTTPException."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_write(path) as file:
         size = int(answer.headers.get("Content-Length") or 0) or None
@@ -51,7 +52,7 @@ def _download(url: str, path: Path, sha256: str) -> None:
                 digest.update(chunk)
                 bar.update(len(chunk))
         if not digest.hexdigest().startswith(sha256):
-            raise OSError(f"{bar.n:,} bytes came whose SHA-256 does not begin with {sha256}")
+            raise OSError(f"the SHA-256 of the {bar.n:,} bytes received does not begin with {sha256}")
 
 
 def file_sha256(path: str | os.PathLike) -> str:
@@ -64,18 +65,18 @@ def file_sha256(path: str | os.PathLike) -> str:
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The named tensors of a .safetensors, or of a .pth or .pt that holds nothing else.
+    """Reads named tensors from a .safetensors file, or from a .pth or .pt file that holds nothing but tensors.
 
-    The file is not trusted: nothing of a pickle is executed, and nothing is unpacked.
+    The file is not trusted: no code in a pickle is executed, and compressed archives are refused.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: says in a few words why it is no such file.
+        OSError: the file cannot be read.
+        ValueError: says in a few words why the content is not as expected.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
-    if zipfile.is_zipfile(path):  # PyTorch's files, in which nothing is compressed: a small one could fill the memory
+    if zipfile.is_zipfile(path):  # PyTorch writes no compressed ZIPs, which could be small and yet fill the memory
         with zipfile.ZipFile(path) as file:
             if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
                 raise ValueError("compressed")
@@ -83,7 +84,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # of many kinds; some of the messages advise to execute what is in the file
+    except Exception:  # of many types; some of their messages recommend to execute the file's code
         raise ValueError("not a PyTorch file of nothing but tensors and plain values") from None
     if not isinstance(state, dict):
         raise ValueError(f"a {type(state).__name__} instead of named tensors")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Atomic writes: a file is complete, or it does not exist. Also names and folders of files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import BinaryIO
 
 from torch_utils.errors import DiskFull, UserError
 
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-MAX_NAME = 255  # bytes of a file's name on the usual file systems
+DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MAX_NAME = 255  # bytes in a file's name, on common file systems
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, which takes the name `path` when everything in it is on the disk.
+    """Yields a temporary path in the folder of `path`; at the end of the block, the file there is renamed to `path`.
 
-    A reader, or the next start after a crash, finds the old file or the new one and never half of one. On an
-    exception the old file stays. Without `sync` the disk is not waited for, which takes milliseconds: for files that
-    can be made again, since a power cut may cost them.
+    Readers find the old file or the new one, never a part of it, even after a crash. After an exception, the old file
+    remains. With `sync`, the data is on the disk before the file is renamed, which takes milliseconds. Without it, a
+    power failure may lose the file: for files that can be made again.
     """
     path = Path(path)
     end = f".{os.getpid()}-{threading.get_native_id()}.tmp"
@@ -46,15 +46,15 @@ def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, sync: bool = True) -> Iterator[BinaryIO]:
-    """Opens a binary file for writing that is whole or not there at all, as `atomic_path` says."""
+    """Opens a binary file for writing, which replaces `path` at the end of the block, as in `atomic_path`."""
     with atomic_path(path, sync) as beside, open(beside, "wb") as file:
         yield file
 
 
 def write_file(path: str | os.PathLike, data: bytes | memoryview, sync: bool = True) -> None:
-    """Writes a file, and its folder if need be, as `atomic_write` does. Raises DiskFull."""
+    """Writes a file as `atomic_write` does. Creates its folder, but not the parents of that. Raises DiskFull."""
     path = Path(path)
-    with _told_when_full(path, len(data)):
+    with _report_full_disk(path, len(data)):
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
         with atomic_write(path, sync) as file:
@@ -62,8 +62,8 @@ def write_file(path: str | os.PathLike, data: bytes | memoryview, sync: bool = T
 
 
 def append_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes all of `data` at the end of a file, or nothing of it. Raises DiskFull."""
-    with _told_when_full(Path(path), len(data)), open(path, "ab", buffering=0) as file:
+    """Appends `data` to a file: all of it, or nothing after an error. Raises DiskFull."""
+    with _report_full_disk(Path(path), len(data)), open(path, "ab", buffering=0) as file:
         end = file.tell()
         try:
             while data:
@@ -75,7 +75,7 @@ def append_file(path: str | os.PathLike, data: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder that a result goes into, if need be. Raises UserError."""
+    """Creates the folder of a result if it does not exist. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -84,14 +84,14 @@ def make_folder(folder: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what was compiled or downloaded is kept: $ADACONV_CACHE, $XDG_CACHE_HOME/adaconv or ~/.cache/adaconv."""
-    if own := os.environ.get("ADACONV_CACHE"):
-        return Path(own)
+    """The folder of compiled and downloaded files: $ADACONV_CACHE, $XDG_CACHE_HOME/adaconv or ~/.cache/adaconv."""
+    if folder := os.environ.get("ADACONV_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adaconv"
 
 
 def short_name(name: str, limit: int = MAX_NAME) -> str:
-    """The name, or where it has more bytes than that its beginning with a digest of all of it, which differs."""
+    """The name itself, or, where it has more than `limit` bytes, its beginning and a digest of the whole name."""
     data = os.fsencode(name)
     if len(data) <= limit:
         return name
@@ -100,34 +100,35 @@ def short_name(name: str, limit: int = MAX_NAME) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what `atomic_write` left half written under `folder` when its process was killed."""
+    """Removes the temporary files that `atomic_write` left under `folder` when a process was killed."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _told_when_full(path: Path, size: int) -> Iterator[None]:
+def _report_full_disk(path: Path, size: int) -> Iterator[None]:
+    """Raises DiskFull in place of an OSError that says that there is no room for the `size` bytes of `path`."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL_ERRORS:
             raise
         free = shutil.disk_usage(path.parent if path.parent.exists() else path.parent.parent).free
         raise DiskFull(f"no room for {path}: {size:,} bytes needed, {free:,} free ({error.strerror})") from None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Brings a change of names to the disk, so that it outlives a power cut."""
-    number = os.open(folder, os.O_RDONLY)
+    """Writes a renaming in a folder to the disk, so that it survives a power failure."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems have no such thing
-            os.fsync(number)
+        with suppress(OSError):  # some network file systems do not support this
+            os.fsync(descriptor)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
 def missing(path: Path, otherwise: str) -> str:
-    """That there is no `path`, and what there is instead, or what to do `otherwise`."""
+    """A message that `path` does not exist, with a file of a similar name, or with what to do `otherwise`."""
     nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     close = [name for name in nearby if Path(name).stem == path.name]
     if close := close or difflib.get_close_matches(path.name, nearby, n=1):

@@ -1,4 +1,4 @@
-"""How much memory is free, how freed memory is kept for the next tensor or given back, and how its end is told."""
+"""Memory: how much is free, whether the allocator keeps freed blocks, and how to recognize that it ran out."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import torch
 
 # malloc.h of glibc
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
-LIMIT, NEVER = 2**31 - 1, -1
+LARGEST, NEVER = 2**31 - 1, -1  # values for mallopt
 
-UNKNOWN = 4 << 30  # bytes: taken as free where the system does not tell
+DEFAULT_FREE = 4 << 30  # bytes that are assumed to be free where the system does not say
 
 
 def free_memory(root: Path = Path("/")) -> int:
-    """Bytes that can be had without swapping and within the limits of a container, a quarter of them left to others.
+    """Three quarters of the bytes that can be allocated without swapping, within the limits of a container.
 
-    `root` is where Linux has its /proc and /sys.
+    The last quarter is left to other processes. `root` is the folder that holds Linux's /proc and /sys.
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         free = int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # another system than Linux
-        return UNKNOWN
-    return max(min([free, *_left_in_groups(root)]), 0) * 3 // 4
+    except (OSError, KeyError, ValueError):  # not Linux
+        return DEFAULT_FREE
+    return max(min([free, *_left_in_control_groups(root)]), 0) * 3 // 4
 
 
-def _left_in_groups(root: Path) -> Iterator[int]:
-    """Bytes that each control group of this process has left, of its own and of all above, of version 1 and 2.
+def _left_in_control_groups(root: Path) -> Iterator[int]:
+    """Yields the bytes left in each control group of this process and in their parents, of versions 1 and 2.
 
-    Files that were read count as used, but those not in use make room when it is needed. In a container the path of
-    the own group may be that of the machine outside, where only the topmost is to be seen.
+    Linux counts cached files as used memory, but frees those that are not in use when memory is needed: they count as
+    left. Within a container, /proc may give a group's path on the host, of which only the topmost group is visible.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -50,35 +50,35 @@ def _left_in_groups(root: Path) -> Iterator[int]:
             continue
         own = root / top / path.lstrip("/")
         for group in [own, *own.parents][: len(own.relative_to(root / top).parts) + 1]:
-            with suppress(OSError, KeyError, ValueError):  # not there, or "max": no limit
+            with suppress(OSError, KeyError, ValueError):  # no such file, or "max": there is no limit
                 left = int((group / limit).read_text()) - int((group / used).read_text())
                 stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
                 yield left + int(stat[unused])
 
 
 def keep_freed_memory() -> bool:
-    """Has the C library keep large blocks when tensors are freed, in place of handing each back to the system.
+    """Makes the C library keep the large blocks of freed tensors, instead of returning each to the system.
 
-    A block that comes fresh from the system costs a page fault for every 4 KiB when it is first written, which on the
-    CPU takes longer than most operations on it. Training allocates the same sizes again and again, so that keeping
-    them costs no memory beyond the peak. All threads share what is kept, if they begin after this: arenas of their own
-    have 64 MiB at most, and larger blocks would always come fresh. Returns whether it could be asked for (glibc can).
+    A new block costs a page fault for every 4 KiB that is first written, which on the CPU takes longer than most
+    operations on it. Training allocates the same sizes again and again, so that keeping blocks does not raise the peak.
+    Threads that start later share the kept blocks: arenas of their own would hold no block over 64 MiB.
+    Returns whether the C library supports this, as glibc does.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    kept = mallopt(M_MMAP_THRESHOLD, LIMIT) or mallopt(M_MMAP_MAX, 0)
-    return bool(kept and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_ARENA_MAX, 1))
+    no_mmap = mallopt(M_MMAP_THRESHOLD, LARGEST) or mallopt(M_MMAP_MAX, 0)
+    return bool(no_mmap and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_ARENA_MAX, 1))
 
 
 def release_freed_memory() -> None:
-    """Hands back what was kept, so that the system counts it as free."""
-    with suppress(AttributeError, OSError, TypeError):  # of other C libraries
+    """Returns the freed blocks that the C library kept to the system."""
+    with suppress(AttributeError, OSError, TypeError):  # C libraries other than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether that is how PyTorch says so: with a class of its own on GPUs, in words on the CPU."""
+    """Whether an error says that memory ran out. PyTorch has an exception for GPUs, but for the CPU only a message."""
     words = ("DefaultCPUAllocator", "bad_alloc")
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(word in str(error) for word in words)

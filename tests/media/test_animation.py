@@ -82,9 +82,9 @@ def test_a_failure_leaves_the_old_file(tmp_path, name):
 
 def test_what_cannot_be_written_is_refused(tmp_path):
     for path, rate, words in (
-        ("a.avi", 25, "cannot write a.avi: moving images are written as .mp4"),
+        ("a.avi", 25, "cannot write a.avi: animations are written as .mp4"),
         ("a", 25, "cannot write a:"),
-        ("a.gif", 60, "at most 50 frames a second"),
+        ("a.gif", 60, "up to 50 frames per second"),
     ):
         with pytest.raises(UserError) as error:
             check_animation(path, rate)

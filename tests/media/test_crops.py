@@ -122,13 +122,16 @@ def test_what_cannot_be_used_is_left_out_and_named(tmp_path, context):
 
 
 def test_where_nothing_can_be_used_one_line_says_why(tmp_path, monkeypatch):
-    monkeypatch.setattr("media.crops.ATTEMPTS", 50)
+    monkeypatch.setattr("media.crops.MAX_ATTEMPTS", 50)
     data = ImageCrops(folder(tmp_path / "in", {"a.png": b"none", "b.png": b""}), 8)
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"^of the 2 images in .* none can be used.*; name another") as error:
             stream(data, 1, num_workers=workers)
         assert "\n" not in error.value.message
-    for path, message in [(tmp_path / "on", "there is no"), (folder(tmp_path / "e", {"a.txt": b""}), "holds no pict")]:
+    for path, message in [
+        (tmp_path / "on", "there is no"),
+        (folder(tmp_path / "e", {"a.txt": b""}), "holds no images"),
+    ]:
         with pytest.raises(UserError, match=message):
             ImageCrops(path)
 

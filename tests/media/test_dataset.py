@@ -248,7 +248,7 @@ def test_archives_that_ask_for_too_much(tmp_path, monkeypatch):
     bomb = make_zip(tmp_path / "bomb.zip", {"a.png": bytes(20 << 20)}, zipfile.ZIP_DEFLATED)
     fails(bomb, "would unpack to 20,971,520 bytes")
     bzip = make_zip(tmp_path / "bzip.zip", {"a.png": encoded(image())}, zipfile.ZIP_BZIP2)
-    fails(bzip, "a.png is packed by a method other than")
+    fails(bzip, "a.png is compressed by a method other than")
 
     one = make_zip(tmp_path / "one.zip", {"a.png": encoded(image()), "dataset.json": b" " * 3000})
     monkeypatch.setattr(dataset, "MAX_LABEL_BYTES", 2999)
@@ -363,9 +363,9 @@ def test_a_kept_image_is_the_decoded_one(tmp_path, monkeypatch, make, workers):
     """In the first round and in the next, in this process and in others, and after someone has drawn on a result."""
     labels = [[f"{i // 2:05d}/img{i:08d}.png", i % 3] for i in range(12)]
     path = make(tmp_path / "set.zip", numbered(12, labels))
-    monkeypatch.setattr(dataset, "MAX_KEPT", 0)
+    monkeypatch.setattr(dataset, "MAX_CACHE_BYTES", 0)
     decoded = ImageDataset(path, use_labels=True, mirror=True)
-    assert decoded._kept is None
+    assert decoded._cache is None
     monkeypatch.undo()
     kept = ImageDataset(path, use_labels=True, mirror=True)
     for _ in range(2):
@@ -384,4 +384,4 @@ def test_what_a_fork_has_read_is_read_no_more(tmp_path, monkeypatch):
         pass
     monkeypatch.setattr(data, "_decode", None)
     assert np.array_equal(data[5][0], np.array(image(5)).transpose(2, 0, 1))
-    assert copy.copy(data)._kept is None  # made by what pickling takes
+    assert copy.copy(data)._cache is None  # made by what pickling takes

@@ -140,7 +140,7 @@ def test_what_cannot_be_written_gets_its_line(tmp_path, monkeypatch):
     values = torch.zeros(3, 16, 16, dtype=torch.uint8)
     with pytest.raises(UserError, match=r"written as \.png, \.jpg, \.jpeg, \.webp; name such a file with --out"):
         write_image(values, tmp_path / "a.gif")
-    with pytest.raises(UserError, match=r"WEBP holds at most 16,383 pixels a side, not 16384x1"):
+    with pytest.raises(UserError, match=r"WEBP is limited to 16,383 pixels per side, and the image has 16384x1"):
         write_image(torch.zeros(3, 1, 16384, dtype=torch.uint8), tmp_path / "a.webp")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match=r"cannot write into .*file: it is not a folder; name another place with --out"):

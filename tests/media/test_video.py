@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 
 from media.files import is_video
-from media.video import VideoReader, VideoWriter, frames, transcode
+from media.transcode import transcode
+from media.video import VideoReader, frames
+from media.video_writer import VideoWriter
 from torch_utils.errors import DiskFull, UserError
 
 av = pytest.importorskip("av")
@@ -235,14 +237,14 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path):
     out = tmp_path / "out.mp4"
     for name in ("cut", "text", "empty", "noise"):
         fails(tmp_path / f"{name}.mp4", out, f"{name}.mp4", "name another file")
-    fails(tmp_path / "music.mp4", out, "music.mp4 holds no video")
+    fails(tmp_path / "music.mp4", out, "music.mp4 contains no video")
     fails(tmp_path / "god.mp4", out, "there is no", "did you mean", "good.mp4")
     (tmp_path / "list.mp4").write_text(
         f"ffconcat version 1.0\nfile {good.name}\n"
     )  # it would hold another file's frames
     fails(tmp_path / "list.mp4", out, "list.mp4", "name another file")
     fails(good, tmp_path / "out.avi", "written as .mp4, .m4v, .mov, .mkv")
-    fails(good, good, "is the video itself")
+    fails(good, good, "is the source itself")
     fails(good, good / "x.mp4", "cannot write into", "it is not a folder; name another place with --out")
 
 

@@ -134,6 +134,7 @@ from pathlib import Path
 from torch_utils import distributed
 
 distributed.TIMEOUT = timedelta(seconds=4)
+distributed.REPORT_TIMEOUT = timedelta(seconds=3)
 Path(sys.argv[1], sys.argv[2]).touch()
 while not all(Path(sys.argv[1], i).exists() for i in "012"):  # Python takes its time to start
     time.sleep(0.01)
@@ -194,7 +195,7 @@ def test_with_one_process_nothing_changes():
 
 
 def mistaken(folder):
-    """One process finds a mistake, the other waits for it."""
+    """One process finds a mistake of the user; the other waits for it in a collective operation."""
     if distributed.rank() == 1:
         raise UserError("the image 7.png is cut off; copy it again")
     distributed.any_process(True)
@@ -206,3 +207,18 @@ def test_a_users_mistake_in_one_process_is_one_line(tmp_path, capfd):
         distributed.launch(mistaken, str(tmp_path), processes=2)
     assert time.monotonic() - start < 60
     assert "Traceback" not in capfd.readouterr().err
+
+
+def lose_the_connection(folder):
+    """Process 0 loses its connection to process 1 long before process 1 says what went wrong in it."""
+    if distributed.rank() == 1:
+        time.sleep(4)
+        raise UserError("the image 7.png is cut off; copy it again")
+    raise RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:4242")
+
+
+@pytest.mark.slow
+def test_a_lost_connection_never_hides_its_cause(tmp_path, capfd):
+    with pytest.raises(UserError, match=r"^the image 7.png is cut off; copy it again$"):
+        distributed.launch(lose_the_connection, str(tmp_path), processes=2)
+    assert capfd.readouterr().err == ""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_utils.memory import UNKNOWN, free_memory
+from torch_utils.memory import DEFAULT_FREE, free_memory
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,4 +79,4 @@ def test_free_memory_knows_the_limits_of_containers(tmp_path, cgroup, groups, le
 
 
 def test_where_nothing_tells(tmp_path):
-    assert free_memory(tmp_path) == UNKNOWN
+    assert free_memory(tmp_path) == DEFAULT_FREE

@@ -1,0 +1,97 @@
+"""Applies a function to the frames of a video, and keeps their times and the sound."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from media.video import VideoReader, no_frames_message, pixel_shape
+from media.video_writer import VideoWriter, video_format
+from torch_utils.errors import UserError
+
+FrameFunction = Callable[[Tensor], Tensor]  # uint8 [N, 3, H, W] → uint8 [N, 3, H', W']
+
+
+@dataclass(frozen=True)
+class Transcoded:
+    """The result of `transcode`, in numbers."""
+
+    frames: int  # frames written
+    damaged: int  # packets of the source that could not be decoded
+    sound_copied: int  # sound tracks copied without encoding
+    sound_encoded: int  # sound tracks encoded as AAC, because the container does not support their codec
+
+
+def transcode(
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    function: FrameFunction,
+    *,
+    batch: int = 1,
+    crf: int = 18,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Transcoded:
+    """Applies `function` to the frames of the video `source`, `batch` at a time in order, and writes them to `out`.
+
+    Frames keep their times, even or uneven. Sound tracks are copied, or encoded as AAC if the container does not
+    support their codec. Subtitles and data streams are left out. Memory holds one batch and the frames that x264 looks
+    ahead. After each batch, `progress(frames done, number of frames or None)` is called.
+
+    Raises UserError if the source is not a video or `out` cannot be written, and DiskFull if there is no room for it.
+    In both cases, an earlier file `out` remains.
+    """
+    out = Path(out)
+    video_format(out)
+    with VideoReader(source) as reader:
+        if out.exists() and os.path.samefile(source, out):
+            raise UserError(f"{out} is the source itself; name another file with --out")
+        tracks = [s for s in reader.container.streams.audio if s.codec_context]
+        with VideoWriter(out, reader.rate, crf=crf) as writer:
+            writer.follow(reader, tracks)
+            count = _transcode_frames(reader, writer, tracks, function, batch, progress)
+            if not count:
+                raise UserError(no_frames_message(reader))
+        return Transcoded(count, reader.damaged, writer.sound_copied, len(tracks) - writer.sound_copied)
+
+
+def _transcode_frames(
+    reader: VideoReader,
+    writer: VideoWriter,
+    tracks: list[Any],
+    function: FrameFunction,
+    batch: int,
+    progress: Callable[[int, int | None], None] | None,
+) -> int:
+    """Reads, applies the function and writes, packet by packet. Returns the number of frames."""
+    shift = round(reader.start / reader.stream.time_base)
+    pending: list[tuple[Tensor, int | None]] = []
+    done = 0
+
+    def flush() -> None:
+        nonlocal done
+        results = function(torch.stack([image for image, _ in pending]))
+        for image, (_, time) in zip(results, pending, strict=True):
+            writer.write(image, time)
+        done += len(pending)
+        pending.clear()
+        if progress:
+            progress(done, reader.count)
+
+    for packet in reader.packets(*tracks):
+        if packet.stream.index != reader.stream.index:
+            writer.write_sound(packet)
+            continue
+        for frame in reader.decode(packet):
+            writer.pixel_shape = pixel_shape(reader.stream, frame.rotation)
+            pending.append((reader.pixels(frame), None if frame.pts is None else frame.pts - shift))
+            if len(pending) == batch:
+                flush()
+    if pending:
+        flush()
+    return done
