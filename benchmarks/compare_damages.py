@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from media.dataset import ImageDataset  # noqa: E402
-from media.decode import load_image  # noqa: E402
+from media.decode import decode_image  # noqa: E402
 from metrics import Evaluator, choose, parse_metric  # noqa: E402
 from metrics.features import tensor_source  # noqa: E402
 from torch_utils import cli  # noqa: E402
@@ -64,7 +64,7 @@ def compressed(images: Tensor, quality: float) -> Tensor:
     def compress(image: Tensor) -> Tensor:
         file = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=int(quality))
-        return torch.from_numpy(np.array(load_image(Image.open(file)))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(decode_image(Image.open(file)))).permute(2, 0, 1)
 
     return torch.stack([compress(image) for image in images])
 
