@@ -96,6 +96,12 @@ void compute_tile(const Rows<A, Out>& w, const A* in, const A* kernel, const A* 
     }
   }
   const int64_t last = place.right ? w.width - (w.vectors - 1) * V::width : V::width;  // values of the last vector
+  if (in_place || last == V::width) {
+    for (int o = 0; o < O; o++)
+      for (int q = 0; q < Q; q++)
+        for (int p = 0; p < P; p++) store_as<A>(out + o * w.out_plane + q * w.out_row + p * V::width, sum[o][q][p]);
+    return;
+  }
   for (int o = 0; o < O; o++)
     for (int q = 0; q < Q; q++) {
       Out* row = out + o * w.out_plane + q * w.out_row;
@@ -199,10 +205,12 @@ struct Plan {
     computed = fold ? width + 2 * pad : width, vectors = (computed + lanes - 1) / lanes;
     lead = round_up(halo, lanes) - halo;
     in_row = round_up(lead + std::max(vectors * lanes + size - 1, width + 2 * halo), lanes);
-    at_once = adaconv::groups_at_once(channels / group, group, kVectorBytes / sizeof(S), from_pixels || to_pixels);
+    at_once = adaconv::groups_at_once(channels / group, group, lanes, from_pixels || to_pixels);
     blocks = (channels / group + at_once - 1) / at_once;
-    rows = adaconv::kScratchBytes / int64_t(sizeof(A)) / (group * at_once * in_row) - 2 * halo_rows;
-    rows = std::clamp<int64_t>(rows, std::min<int64_t>(height, 8), height);
+    // several groups are written to scratch memory as well, and should stay in a smaller cache
+    const int64_t bytes = at_once > 1 ? adaconv::kScratchBytes / 4 : adaconv::kScratchBytes;
+    rows = bytes / int64_t(sizeof(A)) / (group * at_once * in_row) - 2 * halo_rows;
+    rows = std::clamp<int64_t>(rows, std::min<int64_t>(height, at_once > 1 ? 4 : 8), height);
     strips = (height + rows - 1) / rows, jobs = x.size(0) * blocks * strips;
     // planes a power of two apart would all want the same few lines of the cache
     in_plane = (rows + 2 * halo_rows) * in_row + (at_once > 1 ? lanes : 0);
@@ -256,9 +264,12 @@ class Worker {
 
  private:
   Job job(int64_t index) const {
-    const int64_t first = index % plan_.strips * plan_.rows, block = index / plan_.strips;
-    const int64_t g = block % plan_.blocks * plan_.at_once;
-    return {block / plan_.blocks, g * plan_.group, std::min(plan_.at_once, plan_.channels / plan_.group - g), first,
+    const int64_t n = index / (plan_.strips * plan_.blocks), in_sample = index % (plan_.strips * plan_.blocks);
+    // blocks of channels of one strip share lines of the cache; strips of one plane follow each other in memory
+    const int64_t block = plan_.at_once > 1 ? in_sample % plan_.blocks : in_sample / plan_.strips;
+    const int64_t strip = plan_.at_once > 1 ? in_sample / plan_.blocks : in_sample % plan_.strips;
+    const int64_t g = block * plan_.at_once, first = strip * plan_.rows;
+    return {n, g * plan_.group, std::min(plan_.at_once, plan_.channels / plan_.group - g), first,
             std::min(first + plan_.rows, plan_.height)};
   }
 

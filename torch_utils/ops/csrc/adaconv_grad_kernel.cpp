@@ -99,7 +99,7 @@ struct Plan {
     groups = samples * channels / group, taps = size * size, per_group = group * group * taps, pad = size / 2;
     vectors = (width + lanes - 1) / lanes, dy_row = vectors * lanes;
     const bool change = x.channels_last || dy.channels_last;
-    at_once = adaconv::groups_at_once(channels / group, group, kVectorBytes / sizeof(S), change);
+    at_once = adaconv::groups_at_once(channels / group, group, lanes, change);
     blocks = (channels / group + at_once - 1) / at_once;
     dy_in_place = same_type && !change && dy_row == width && dy.stride_y == width && dy.stride_x == 1;
     x_in_place = same_type && !change && size == 3 && !reflect && dy_row == width && x.stride_x == 1;

@@ -226,7 +226,7 @@ void gradient_planes(const Shape& shape, const S* dy, bool channels_last, const 
       sizeof...(how_many) == 0 ? whole += d : rest += d;
     });
     sums[plane] += Simd<A>::sum(whole);
-    sums[plane] += Simd<A>::sum(rest);
+    if (count % Simd<A>::width) sums[plane] += Simd<A>::sum(rest);
   });
 }
 

@@ -169,12 +169,17 @@ typename Simd<A>::Vector load_as(const S* p) {
   }
 }
 
+// Not inlined: within larger functions the rare case would cost the common one its registers.
 template <class A, class S>
-typename Simd<A>::Vector load_as(const S* p, int64_t count) {
-  if (count >= Simd<A>::width) return load_as<A>(p);
+[[gnu::noinline]] typename Simd<A>::Vector load_some(const S* p, int64_t count) {
   S values[Simd<A>::width] = {};
   for (int64_t j = 0; j < count; j++) values[j] = p[j];
   return load_as<A>(values);
+}
+
+template <class A, class S>
+typename Simd<A>::Vector load_as(const S* p, int64_t count) {
+  return count >= Simd<A>::width ? load_as<A>(p) : load_some<A>(p, count);
 }
 
 template <class A, class S>
@@ -187,9 +192,13 @@ void store_as(S* p, typename Simd<A>::Vector v) {
 }
 
 template <class A, class S>
-void store_as(S* p, typename Simd<A>::Vector v, int64_t count) {
-  if (count >= Simd<A>::width) return store_as<A>(p, v);
+[[gnu::noinline]] void store_some(S* p, typename Simd<A>::Vector v, int64_t count) {
   S values[Simd<A>::width];
   store_as<A>(values, v);
   for (int64_t j = 0; j < count; j++) p[j] = values[j];
+}
+
+template <class A, class S>
+void store_as(S* p, typename Simd<A>::Vector v, int64_t count) {
+  count >= Simd<A>::width ? store_as<A>(p, v) : store_some<A>(p, v, count);
 }

@@ -108,13 +108,19 @@ template <class A, class S>
 void join_row(const A* part, int64_t stride, int64_t step, S* row, int64_t count) {
   using V = Simd<A>;
   int64_t j = 0;
-  if (step == 2) {
+  if (step == 2 && std::is_same_v<A, S>) {  // which the compiler does better
+    for (; 2 * j + 1 < count; j++) {
+      row[2 * j] = static_cast<S>(part[j]);
+      row[2 * j + 1] = static_cast<S>(part[stride + j]);
+    }
+  } else if (step == 2) {
     for (; 2 * (j + V::width) <= count; j += V::width) {
       const typename V::Vector first = V::load(part + j), second = V::load(part + stride + j);
       store_as<A>(row + 2 * j, V::interleaved_first(first, second));
       store_as<A>(row + 2 * j + V::width, V::interleaved_second(first, second));
     }
   }
+  if (j * step == count) return;
   for (int64_t d = 0; d < step; d++)
     for (int64_t k = j; k * step + d < count; k++) row[k * step + d] = static_cast<S>(part[d * stride + k]);
 }
