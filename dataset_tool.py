@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any, cast
 
 import click
@@ -161,10 +162,19 @@ def convert_command(
         print("classes: " + ", ".join(f"{label} {printable(name)}" for label, name in enumerate(done.class_names)))
     if done.enlarged:
         print(f"note: enlarged images, smaller than {resolution} pixels: {done.enlarged:,}", file=sys.stderr)
+    note_cycles(done.cycles)
     for line in list_problems(done.skipped):
         print(f"skipped: {line}", file=sys.stderr)
     if done.skipped:
         print(f"skipped files that cannot be used: {len(done.skipped):,}", file=sys.stderr)
+
+
+def note_cycles(links: Sequence[str]) -> None:
+    """Prints one note if links to folders were left out, because they lead back to a folder that they lie in."""
+    if links:
+        first = printable(sorted(links)[0])
+        note = f"{len(links):,} links lead back to a folder above them and were left out, first {first}"
+        print(f"note: {note}", file=sys.stderr)
 
 
 def list_problems(problems: list[tuple[str, str]]) -> list[str]:
@@ -178,6 +188,7 @@ def list_problems(problems: list[tuple[str, str]]) -> list[str]:
 def check_command(data: str) -> None:
     """Decode every image of a data set, read the labels, and list all problems."""
     found = check_dataset(data)
+    note_cycles(found.cycles)
     for line in list_problems(found.problems):
         print(line)
     print(f"{data}: {found.count:,} images, {found.kind}")

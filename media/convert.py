@@ -50,6 +50,7 @@ class Converted:
     enlarged: int  # number of images that were smaller than the resolution
     class_names: tuple[str, ...]  # the folders that the labels come from, in the order of the classes
     skipped: list[tuple[str, str]]  # files that cannot be used, with the reason
+    cycles: list[str]  # links that are not followed, because they lead back to a folder above them
 
 
 def convert(
@@ -103,7 +104,7 @@ def convert(
         name, reason = skipped[0]
         raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {printable(name)} {reason}")
     count = write_dataset(out, itertools.chain([first], images), overwrite=overwrite)
-    return Converted(count, sum(smaller), class_names, skipped)
+    return Converted(count, sum(smaller), class_names, skipped, files.cycles)
 
 
 def convert_image(image: Image.Image, how: Conversion) -> Image.Image:

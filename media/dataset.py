@@ -11,6 +11,7 @@ import io
 import json
 import os
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -65,6 +66,8 @@ class ImageFiles:
 
     def __init__(self, path: str | os.PathLike, suffixes: tuple[str, ...] = ("",)):
         self.path = Path(path)
+        self.cycles: list[str] = []  # links to a folder that they lie in: these are not followed, others are
+        self._members: dict[str, str] = {}  # what an archive or a folder calls a file whose normal name is another
         self._zip: tuple[int, zipfile.ZipFile] | None = None  # process id, and the archive as that process opened it
         try:
             self.is_zip = not self.path.is_dir()
@@ -79,25 +82,55 @@ class ImageFiles:
             raise UserError(f"cannot read {error.filename or self.path}: {error.strerror or error}") from None
         if len(checks) > MAX_FILES:
             raise UserError(f"{self.path} holds {len(checks):,} files; the limit is {MAX_FILES:,}")
-        self.checks = checks  # by name: CRC32 in a ZIP, size in bytes in a folder
+        self.checks = self._with_normal_names(checks)  # by name: CRC32 in a ZIP, size in bytes in a folder
         self.names = sorted(
-            name for name in checks if name.lower().endswith(suffixes) and name != LABEL_FILE and not _hidden(name)
+            name
+            for name in self.checks
+            if name.lower().endswith(suffixes) and name.rpartition("/")[2] != LABEL_FILE and not _hidden(name)
         )
         if not self.names:
             what = f"images ({', '.join(suffixes)})" if suffixes != ("",) else "files"
             raise UserError(f"{self.path} holds no {what}; name the folder or ZIP that holds the images")
 
-    def _list_folder(self) -> dict[str, int]:
-        def stop(error: OSError) -> None:
-            raise error
+    def _with_normal_names(self, checks: dict[str, int]) -> dict[str, int]:
+        """The files by their normal names; where a single folder wraps `dataset.json` and all else, without it."""
+        normal: dict[str, int] = {}
+        for member, check in checks.items():
+            name = normal_name(member)
+            if name in normal:
+                first = self._members.get(name, name)
+                raise UserError(
+                    f"{self.path} holds {printable(first)} and {printable(member)}, which are one name in different "
+                    "spellings; remove or rename one of them"
+                )
+            normal[name] = check
+            if name != member:
+                self._members[name] = member
+        wrapping = {name.split("/")[0] for name in normal if not _hidden(name)}
+        if len(wrapping) == 1 and f"{(prefix := wrapping.pop())}/{LABEL_FILE}" in normal:
+            visible = [name for name in normal if not _hidden(name)]
+            self._members = {name[len(prefix) + 1 :]: self._members.get(name, name) for name in visible}
+            normal = {name[len(prefix) + 1 :]: normal[name] for name in visible}
+        return normal
 
+    def _list_folder(self) -> dict[str, int]:
         checks: dict[str, int] = {}
-        for folder, _, names in os.walk(self.path, onerror=stop):
-            for name in names:
-                file = Path(folder, name)
-                status = file.stat() if file.exists() else None  # a broken link is left out
-                if status and stat.S_ISREG(status.st_mode):
-                    checks[file.relative_to(self.path).as_posix()] = status.st_size
+        status = self.path.stat()
+        folders = [(self.path, [(status.st_dev, status.st_ino)])]  # each with itself and all folders above it
+        while folders:
+            folder, above = folders.pop()
+            for entry in os.scandir(folder):
+                path = Path(entry.path)
+                if not path.exists():
+                    continue  # a dangling link
+                status = entry.stat()
+                if stat.S_ISREG(status.st_mode):
+                    checks[path.relative_to(self.path).as_posix()] = status.st_size
+                elif stat.S_ISDIR(status.st_mode):
+                    if (status.st_dev, status.st_ino) in above:
+                        self.cycles.append(path.relative_to(self.path).as_posix())
+                    else:
+                        folders.append((path, [*above, (status.st_dev, status.st_ino)]))
         return checks
 
     def _list_zip(self) -> dict[str, int]:
@@ -121,9 +154,10 @@ class ImageFiles:
     def open(self, name: str) -> BinaryIO:
         """Opens a file for reading. Raises Unusable."""
         try:
+            called = self._members.get(name, name)
             if not self.is_zip:
-                return open(self.path / name, "rb")
-            member = self._archive().getinfo(name)
+                return open(self.path / called, "rb")
+            member = self._archive().getinfo(called)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise Unusable("is compressed by a method other than store and deflate")
             if member.file_size > MAX_FILE_BYTES:
@@ -176,7 +210,7 @@ def read_labels(files: ImageFiles) -> dict[str, int] | None:
     for entry in entries:
         match entry:
             case [str(name), int(label)] if not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
-                labels[name.replace("\\", "/")] = label
+                labels[normal_name(name)] = label
             case _:
                 raise UserError(
                     f"{where} has the label {one_line(entry)}; it should read {form}, "
@@ -331,6 +365,15 @@ def describe_mismatch(size: tuple[int, int], mode: str) -> str | None:
     if size[0] != size[1] or size[0] not in RESOLUTIONS:
         return f"has {size[0]}x{size[1]} pixels, not the square of a power of two from 16 to 1024"
     return None
+
+
+def normal_name(name: str) -> str:
+    """A file's name in the one form in which names are compared: NFC, `/` between folders, no `.` for a folder.
+
+    Archives made on Windows may have backslashes, and those made on macOS decomposed letters; labels may have either.
+    """
+    parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
+    return "/".join(part for part in parts if part not in ("", "."))
 
 
 def _hidden(name: str) -> bool:

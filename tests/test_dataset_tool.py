@@ -93,6 +93,21 @@ def test_a_zip_that_is_there_is_kept(tool, tmp_path):
     assert (len(data := ImageDataset(path)), data.resolution) == (2, 32)
 
 
+def test_a_link_to_a_folder_is_a_class_and_a_cycle_is_told(tool, tmp_path):
+    for name in ("in/cats/a.png", "store/dogs/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / name)
+    (tmp_path / "in/dogs").symlink_to("../store/dogs")
+    (tmp_path / "in/dogs/loop").symlink_to("../dogs")
+    out = tmp_path / "out.zip"
+    done = tool("convert", "--source", tmp_path / "in", "--out", out, "--resolution", 16, "--labels", "folders")
+    assert done.returncode == 0 and "2 images" in done.stdout and "0 cats, 1 dogs" in done.stdout
+    note = "note: 1 links lead back to a folder above them and were left out, first dogs/loop\n"
+    assert note in done.stderr
+    checked = tool("check", "--data", tmp_path / "in")
+    assert checked.returncode == 0 and checked.stderr == note
+
+
 @pytest.mark.parametrize("count", [10, 11, 25])
 def test_of_many_bad_files_ten_are_named(tool, tmp_path, count):
     Image.new("RGB", (16, 16)).save(tmp_path / "good.png")
