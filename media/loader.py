@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -83,15 +84,22 @@ def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
     process exits, which then waits for workers that ignore SIGTERM.
     """
     iterator = iter(loader)
-    workers = getattr(iterator, "_workers", [])
+    stop = Finalize(None, _stop_workers, (iterator,), exitpriority=1)  # at exit, if nobody closes the generator
     try:
         yield from iterator
     finally:
-        if workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
-        for worker in workers:
-            if worker.is_alive():  # it hangs, for example on a network file system
-                worker.kill()
+        stop()
+
+
+def _stop_workers(iterator: Any) -> None:
+    """Ends the workers of a loader's iterator, if it has any, and kills those that hang."""
+    workers = getattr(iterator, "_workers", [])
+    if workers:
+        iterator._shutdown_workers()
+    for worker in workers:
+        if worker.is_alive():  # it hangs, for example on a network file system
+            worker.kill()
+            worker.join()
 
 
 def ignore_stop_signals(worker: int) -> None:
