@@ -84,7 +84,8 @@ def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
     process exits, which then waits for workers that ignore SIGTERM.
     """
     iterator = iter(loader)
-    stop = Finalize(None, _stop_workers, (iterator,), exitpriority=1)  # at exit, if nobody closes the generator
+    # If nobody closes the generator, this runs at exit, before the queues to the workers close (priority 10).
+    stop = Finalize(None, _stop_workers, (iterator,), exitpriority=20)
     try:
         yield from iterator
     finally:
