@@ -52,9 +52,9 @@ def write_pngs(
     """Generates images and writes them as PNG files, without `sync`. Yields the number of images of each finished part.
 
     `make_images(part)` yields batches of uint8 [N, C, H, W], with one image for each path in `paths[part]`. Each part
-    is generated and written by one of several threads, so that encoding and writing overlap with computing. On a CPU, the
-    threads divide the `batch` and the cores among them, because small layers gain little from several cores. On a GPU,
-    only one thread at a time generates its part, of `batch` images. After an error, files already written remain.
+    is generated and written by one of several threads, so that encoding and writing overlap with computing. On a CPU,
+    the threads divide the `batch` and the cores among them, because small layers gain little from several cores. On a
+    GPU, only one thread at a time generates its part, of `batch` images. After an error, files already written remain.
 
     Raises DiskFull.
     """

@@ -128,7 +128,10 @@ def test_where_nothing_can_be_used_one_line_says_why(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"^of the 2 images in .* none can be used.*; name another") as error:
             stream(data, 1, num_workers=workers)
         assert "\n" not in error.value.message
-    for path, message in [(tmp_path / "on", "there is no"), (folder(tmp_path / "e", {"a.txt": b""}), "holds no images")]:
+    for path, message in [
+        (tmp_path / "on", "there is no"),
+        (folder(tmp_path / "e", {"a.txt": b""}), "holds no images"),
+    ]:
         with pytest.raises(UserError, match=message):
             ImageCrops(path)
 
