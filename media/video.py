@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from PIL import ImageSequence
 from torch import Tensor
 
-from media.decode import MAX_PIXELS
+from media.decode import MAX_PIXELS, Unusable, decode_image, is_animated, open_image
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import missing
 
@@ -21,6 +23,7 @@ TRUSTED = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,asf,flv,gif,h264,hevc,m4v,"
     "mjpeg,ogg,apng,mxf,dv,ivf,obu,nut,yuv4mpegpipe,rm,vc1,webp_pipe",
 }
+MAX_ANIMATION_PIXELS = 1 << 29  # of all frames of a WebP, which is decoded as a whole
 MAX_GROWTH = 4  # a frame may have up to 4 times the pixels of the first one
 HD_LINES = 720  # a video that names no colour space is read as BT.709 from this height on, and as BT.601 below
 
@@ -45,10 +48,10 @@ class VideoReader:
         self.path = Path(path)
         av = pyav()
         try:
-            self.container = av.open(os.fspath(self.path), metadata_errors="replace", options=TRUSTED)
+            self.container = av.open(_source(self.path), metadata_errors="replace", options=TRUSTED)
         except FileNotFoundError:
             raise UserError(missing(self.path, "name a video that is there")) from None
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (av.FFmpegError, OSError, ValueError, EOFError, Unusable) as error:
             raise self._unreadable(error) from None
         covers = av.stream.Disposition.attached_pic  # the cover of a sound file
         streams = [s for s in self.container.streams.video if not s.disposition & covers and s.codec_context]
@@ -142,6 +145,28 @@ class VideoReader:
     def _unreadable(self, error: Exception) -> UserError:
         reason = getattr(error, "strerror", None) or one_line(error)
         return UserError(f"{self.path} is not a readable video ({reason}); name another file")
+
+
+def _source(path: Path) -> str | BinaryIO:
+    """What FFmpeg reads: the file itself or, for an animated WebP, which FFmpeg does not decode, an APNG made from it.
+
+    Raises Unusable, and OSError if the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        is_webp = file.read(12)[8:] == b"WEBP"
+        file.seek(0)
+        if not is_webp or not is_animated(animation := open_image(file, ("WEBP",))):
+            return os.fspath(path)
+        images, durations = [], []
+        for frame in ImageSequence.Iterator(animation):
+            if len(images) * frame.width * frame.height > MAX_ANIMATION_PIXELS:
+                raise Unusable(f"has more than {MAX_ANIMATION_PIXELS:,} pixels in all frames")
+            images.append(decode_image(frame.copy()))
+            durations.append(frame.info["duration"])  # in milliseconds
+    apng = io.BytesIO()
+    images[0].save(apng, "PNG", save_all=True, append_images=images[1:], duration=durations)
+    apng.seek(0)
+    return apng
 
 
 def frames(path: str | os.PathLike) -> Iterator[Tensor]:

@@ -196,7 +196,9 @@ def _error_of_lost_connection(store: dist.Store, number: int, size: int, error: 
         store.set(f"lost connection {number}", "")
         with suppress(dist.DistStoreError):  # raised when the time is over
             store.wait(["reports"], REPORT_TIMEOUT)
-            _wait_to_be_ended()
+            if "Timed out" in str(error):
+                _wait_to_be_ended()
+            _exit()  # a connection that closed belonged to a process that reported its error, and has exited
         silent = [str(i) for i in range(size) if not store.check([f"lost connection {i}"])]
     except RuntimeError:  # the process that holds the store is gone
         return error
@@ -215,6 +217,11 @@ def _wait_to_be_ended() -> NoReturn:
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(REPORT_TIMEOUT.total_seconds())
+    _exit()
+
+
+def _exit() -> NoReturn:
+    """Exits without a report, and without exit handlers, which could wait for the lost process."""
     sys.stdout.flush()
     os._exit(1)
 

@@ -340,3 +340,24 @@ def test_what_is_a_video(tmp_path):
     assert transcode(tmp_path / "a.gif", tmp_path / "a.mp4", lambda x: x).frames == 3
     assert is_video(moving) and is_video(nameless) and is_video(tmp_path / "later.mkv")
     assert not is_video(tmp_path / "none") and not is_video(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_animations_are_videos_in_every_format(tmp_path, suffix):
+    images = [Image.new("RGB", (32, 16), (80 * i, 255 - 80 * i, 0)) for i in range(4)]
+    options = {"lossless": True} if suffix == ".webp" else {}
+    images[0].save(
+        tmp_path / f"a{suffix}", save_all=True, append_images=images[1:], duration=[40, 80, 120, 40], **options
+    )
+    images[0].save(tmp_path / f"still{suffix}")
+    assert is_video(tmp_path / f"a{suffix}") and not is_video(tmp_path / f"still{suffix}")
+    found = list(frames(tmp_path / f"a{suffix}"))
+    expected = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images]
+    assert len(found) == 4
+    for frame, image in zip(found, expected, strict=True):
+        assert (frame.int() - image.int()).abs().max() <= 3
+    done = transcode(tmp_path / f"a{suffix}", tmp_path / "b.mp4", lambda x: x)
+    assert (done.frames, done.damaged) == (4, 0)
+    with av.open(str(tmp_path / "b.mp4")) as made:
+        times = [float(frame.pts * frame.time_base) for frame in made.decode(video=0)]
+    assert times == pytest.approx([0, 0.04, 0.12, 0.24], abs=0.011)
