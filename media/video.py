@@ -157,7 +157,8 @@ def _source(path: Path) -> str | BinaryIO:
         file.seek(0)
         if not is_webp or not is_animated(animation := open_image(file, ("WEBP",))):
             return os.fspath(path)
-        images, durations = [], []
+        images: list[Image.Image] = []
+        durations: list[int] = []
         for frame in ImageSequence.Iterator(animation):
             if len(images) * frame.width * frame.height > MAX_ANIMATION_PIXELS:
                 raise Unusable(f"has more than {MAX_ANIMATION_PIXELS:,} pixels in all frames")
