@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from PIL import ImageSequence
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 from media.decode import MAX_PIXELS, Unusable, decode_image, is_animated, open_image
