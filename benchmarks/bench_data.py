@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
@@ -33,27 +34,37 @@ from media.loader import EndlessSampler
 from torch_utils import cli
 from torch_utils.files import write_file
 
-# As Pillow's writers take them. PNG without compression is the nearest that there is to plain bytes.
-FORMATS = {
-    "PNG": {"format": "PNG"},
-    "PNG plain": {"format": "PNG", "compress_level": 0},
-    "JPEG": {"format": "JPEG", "quality": 95},
-    "WebP": {"format": "WEBP", "quality": 95},
-}
 BATCH = 32
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """A format by Pillow's name, the suffix of its files, and options of Pillow's writer."""
+
+    name: str
+    suffix: str
+    options: dict[str, int] = field(default_factory=dict)
+
+
+FORMATS = {  # PNG without compression is the nearest that there is to plain bytes
+    "PNG": ImageFormat("PNG", ".png"),
+    "PNG plain": ImageFormat("PNG", ".png", {"compress_level": 0}),
+    "JPEG": ImageFormat("JPEG", ".jpg", {"quality": 95}),
+    "WebP": ImageFormat("WEBP", ".webp", {"quality": 95}),
+}
 
 
 def write_sources(folder: Path, images: list[Image.Image], name: str) -> dict[str, Path]:
     """The same images as a ZIP and as a folder."""
     sources = {"ZIP": folder / f"{name}.zip", "folder": folder / name}
-    suffix = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}[FORMATS[name]["format"]]
+    image_format = FORMATS[name]
     sources["folder"].mkdir()
     with zipfile.ZipFile(sources["ZIP"], "w", zipfile.ZIP_STORED) as archive:
         for i, image in enumerate(images):
             buffer = io.BytesIO()
-            image.save(buffer, **FORMATS[name])
-            archive.writestr(f"{i:06d}{suffix}", buffer.getvalue())
-            (sources["folder"] / f"{i:06d}{suffix}").write_bytes(buffer.getvalue())
+            image.save(buffer, image_format.name, **image_format.options)
+            archive.writestr(f"{i:06d}{image_format.suffix}", buffer.getvalue())
+            (sources["folder"] / f"{i:06d}{image_format.suffix}").write_bytes(buffer.getvalue())
     return sources
 
 
@@ -83,7 +94,14 @@ def rate(source: Path, workers: int, keep: bool, seconds: float) -> float:
 @click.option("--seconds", default=1.5, type=cli.Float(0.01), help="For each figure.")
 @click.option("--consumed", type=cli.Float(0, min_open=True), help="Images a second that training takes.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
-def main(resolutions, counts, count: int, seconds: float, consumed: float | None, json_path: str | None) -> None:
+def main(
+    resolutions: tuple[int, ...],
+    counts: tuple[int, ...],
+    count: int,
+    seconds: float,
+    consumed: float | None,
+    json_path: str | None,
+) -> None:
     """Images a second from a ZIP and a folder, by format, resolution and number of workers."""
     torch.set_num_threads(1)
     rows = []
@@ -95,11 +113,12 @@ def main(resolutions, counts, count: int, seconds: float, consumed: float | None
             with tempfile.TemporaryDirectory() as folder:
                 for source, path in write_sources(Path(folder), images, name).items():
                     for workers in counts:
-                        row = {"resolution": resolution, "source": source, "format": name, "workers": workers}
+                        row: dict[str, str | float] = {"resolution": resolution, "source": source, "format": name}
+                        row["workers"] = workers
                         line = f"{resolution:<5}{source:8}{name:11}{workers:7}"
                         for kind in ("decoded", "kept"):
-                            row[kind] = rate(path, workers, kind == "kept", seconds)
-                            line += f"{row[kind]:12,.0f}" + (f"{row[kind] / consumed:12.1f}" if consumed else "")
+                            row[kind] = found = rate(path, workers, kind == "kept", seconds)
+                            line += f"{found:12,.0f}" + (f"{found / consumed:12.1f}" if consumed else "")
                         print(line)
                         rows.append(row)
     if json_path:

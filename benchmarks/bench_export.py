@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import medians, write_record
+from measure import Call, medians, write_record
 
 from models import graphs
 from models.export import OPSET, onnx_runner, quiet, write_onnx
@@ -45,7 +46,7 @@ def shifted(x: Tensor, kernel: Tensor) -> Tensor:
     n, c, group, size, _ = kernel.shape
     height, width = x.shape[2:]
     padded = F.pad(x, [size // 2] * 4)
-    y = 0
+    y: Tensor | int = 0
     for i in range(size):
         for j in range(size):
             part = padded[:, :, i : i + height, j : j + width]
@@ -54,6 +55,7 @@ def shifted(x: Tensor, kernel: Tensor) -> Tensor:
             else:
                 matrices = kernel[..., i, j].reshape(n, c // group, group, group)
                 y = y + (matrices @ part.reshape(n, c // group, group, height * width)).view(n, c, height, width)
+    assert isinstance(y, Tensor), "a kernel has taps"
     return y
 
 
@@ -87,7 +89,9 @@ def exported(function: Callable[[Tensor, Tensor], Tensor], inputs: tuple[Tensor,
     torch.compiler.reset()
     program = torch.export.export(Op(function), example, dynamic_shapes=({0: batch}, {0: batch}))
     with quiet():
-        model = torch.onnx.export(program, opset_version=OPSET, verbose=False).model_proto
+        converted = torch.onnx.export(program, opset_version=OPSET, verbose=False)
+        assert converted is not None, "the exporter returned no program"
+        model = converted.model_proto
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
@@ -95,12 +99,12 @@ def exported(function: Callable[[Tensor, Tensor], Tensor], inputs: tuple[Tensor,
     return lambda: session.run(None, feed)
 
 
-def bench_op(batch: int, rounds: int) -> Iterator[dict]:
+def bench_op(batch: int, rounds: int) -> Iterator[dict[str, str | float]]:
     for channels, group, side in SHAPES:
         inputs = torch.randn(batch, channels, side, side), torch.randn(batch, channels, group, 3, 3)
-        candidates = {
-            "native": lambda inputs=inputs: adaconv(*inputs),
-            "reference": lambda inputs=inputs: adaconv_reference(*inputs),
+        candidates: dict[str, Call] = {
+            "native": partial(adaconv, *inputs),
+            "reference": partial(adaconv_reference, *inputs),
             "onnx loop": exported(adaconv, inputs),
             "onnx shifted": exported(shifted, inputs),
             "onnx unfolded": exported(unfolded, inputs),
@@ -108,7 +112,7 @@ def bench_op(batch: int, rounds: int) -> Iterator[dict]:
         yield {"op": f"{channels}ch {side}²", "batch": batch, **medians(candidates, rounds, "cpu")}
 
 
-def bench_models(batch: int, rounds: int, resolution: int) -> Iterator[dict]:
+def bench_models(batch: int, rounds: int, resolution: int) -> Iterator[dict[str, str | float]]:
     G = Generator(GeneratorConfig(resolution, cbase=16384)).eval().requires_grad_(False)
     model = Stylizer(StylizerConfig()).eval().requires_grad_(False)
     with tempfile.TemporaryDirectory() as folder:
@@ -116,10 +120,8 @@ def bench_models(batch: int, rounds: int, resolution: int) -> Iterator[dict]:
             path = Path(folder) / f"{graph.name}.onnx"
             write_onnx(path, graph, {})
             run, inputs = onnx_runner(path, threads=1), graph.example(batch, resolution, resolution)
-            candidates = {
-                "native": lambda graph=graph, inputs=inputs: graph.module(*inputs),
-                "onnx": lambda run=run, inputs=inputs: run(inputs),
-            }
+            assert run is not None, "onnxruntime is missing"
+            candidates: dict[str, Call] = {"native": partial(graph.module, *inputs), "onnx": partial(run, inputs)}
             yield {"op": graph.name, "batch": batch, **medians(candidates, rounds, "cpu")}
 
 

@@ -72,7 +72,7 @@ def main(
 ) -> None:
     """Time of generate.py over that of its network."""
     keep_freed_memory()  # as generate.py does, before anything else
-    times = {"network": [], "generate.py": []}
+    times: dict[str, list[float]] = {"network": [], "generate.py": []}
     # file systems make files slowly just after others were removed: all stay until the end
     with tempfile.TemporaryDirectory() as folder:
         network = untrained(resolution, folder) if resolution else network
@@ -95,7 +95,12 @@ def main(
     print(f"{model.G.config.resolution}², batch {model.batch}, {threads} threads, {device}, medians of {rounds} rounds")
     print(f"network {bare:.3f}, generate.py {full:.3f} ms an image: {ratio:.2f} x the time, {full / floor:.2f} x the")
     print(f"floor of {floor:.3f}: the network, and {file_ms:.3f} ms on one core to encode and write an image")
-    record = {"resolution": model.G.config.resolution, "batch": model.batch, "count": count, "rounds": rounds}
+    record: dict[str, float] = {
+        "resolution": model.G.config.resolution,
+        "batch": model.batch,
+        "count": count,
+        "rounds": rounds,
+    }
     record |= {"network_ms": bare, "generate_ms": full, "ratio": ratio, "floor_ms": floor, "file_ms": file_ms}
     write_record(json_path, device, record)
 

@@ -13,6 +13,7 @@ import itertools
 import statistics
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 import torch
@@ -80,7 +81,11 @@ def main(
     if not fresh_memory:
         keep_freed_memory()  # as generate.py does
     place, dtype = torch.device(device), set_precision(precision)
-    modulations = {"modconv": "demod", "adain": "instance", "adaconv": "demod"}
+    modulations: dict[Literal["adaconv", "modconv", "adain"], Literal["instance", "demod"]] = {
+        "modconv": "demod",
+        "adain": "instance",
+        "adaconv": "demod",
+    }
     configs = {
         m: GeneratorConfig(resolution, cbase=cbase, cmax=cmax, modulation=m, norm=n) for m, n in modulations.items()
     }
@@ -91,12 +96,14 @@ def main(
                 block.compute_dtype = dtype
     rate = matmul_rate(place, dtype)
     z = {n: torch.randn(n, 512, device=place) for n in (1, batch)}
-    calls = {}
+    calls: dict[str, Call] = {}
     for m, n, way in itertools.product(modulations, z, how):
         calls[f"{m} {n} {way}"] = made(way, generators[m], z[n])
     calls = working(calls)
     gib = {name: peak_gib(call, place) for name, call in calls.items()}
-    times = {name: [] for name in calls}  # of calls one after another, with what they wait for Python
+    times: dict[str, list[float]] = {
+        name: [] for name in calls
+    }  # of calls one after another, with what they wait for Python
     for i in range(rounds + 1):  # the first is the warm-up
         for name, call in calls.items():
             elapsed = seconds(call, place)
@@ -141,7 +148,8 @@ def made(how: str, G: Generator, z: Tensor) -> Call:
         graph: list[Call] = []
 
         def replay() -> object:
-            graph or graph.append(graphed(lambda: G(z, noise="const")))
+            if not graph:
+                graph.append(graphed(lambda: G(z, noise="const")))
             return graph[0]()
 
         return replay

@@ -65,7 +65,8 @@ def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str
 
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(Path(folder) / "faces.zip", faces(count, 32, seed=0))
-        images = torch.stack([image for image, _ in ImageDataset(Path(folder) / "faces.zip")])
+        drawn = ImageDataset(Path(folder) / "faces.zip")
+        images = torch.stack([drawn[i][0] for i in range(len(drawn))])
 
         def bare(module: torch.nn.Module) -> None:
             for part in images.split(batch):
@@ -106,11 +107,13 @@ def fid(count: int) -> None:
 
 
 def kid(count: int) -> None:
-    kernel_distance(*torch.rand(2, count, 2048).unbind())
+    real, fake = torch.rand(2, count, 2048)
+    kernel_distance(real, fake)
 
 
 def pr(count: int) -> None:
-    precision_recall(*torch.rand(2, count, 4096).unbind())
+    real, fake = torch.rand(2, count, 4096)
+    precision_recall(real, fake)
 
 
 def measured(work: Callable[[int], None], count: int, answer: Connection) -> None:
@@ -128,11 +131,11 @@ def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> d
     process = context.Process(target=measured, args=(work, count, theirs))
     process.start()
     found = ours.recv() if ours.poll(limit) else {"seconds": None, "stopped_after": limit}
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**20
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+    assert peak is not None, "Linux gives the peak memory of every process"
     process.terminate()
     process.join()
-    return {"images": count, **found, "peak_gib": peak}
+    return {"images": count, **found, "peak_gib": int(peak[1]) / 2**20}
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_metrics.py --pr 10000")
@@ -147,7 +150,17 @@ def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> d
 @cli.option("How", "--limit", default=3600, type=cli.Float(1), help="Time limit for each metric, in seconds.")
 @cli.option("How", "--device", default="cpu", type=cli.Device(), help="Device of the detector: cpu or cuda.")
 @cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the measurements to.")
-def main(features, batch, rounds, fid_count, kid_count, pr_count, limit, device, json_path) -> None:
+def main(
+    features: int,
+    batch: int,
+    rounds: int,
+    fid_count: int,
+    kid_count: int,
+    pr_count: int,
+    limit: float,
+    device: str,
+    json_path: str | None,
+) -> None:
     """Measure time and memory of features, and of FID, KID, precision and recall on them."""
     record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"

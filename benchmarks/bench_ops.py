@@ -39,6 +39,7 @@ SHAPES = {
     256: [(512, 32), (256, 64), (128, 128), (64, 256)],
     1024: [(512, 64), (256, 128), (128, 256), (64, 512), (32, 1024)],
 }
+Op = Callable[..., Tensor]
 CANDIDATES = ("demod", "instance", "loop", "grouped")
 
 
@@ -64,7 +65,12 @@ def instance(x: Tensor, kernel: Tensor) -> Tensor:
     return adaconv(x, kernel, bias.to(x.dtype), padding_mode="reflect")
 
 
-def with_gradients(function: Callable[..., Tensor], inputs: list[Tensor], dy: Tensor) -> Callable[[], object]:
+def leaf(*size: int, device: str, dtype: torch.dtype) -> Tensor:
+    """A tensor of normal values, by which gradients can be taken."""
+    return torch.randn(*size, device=device, dtype=dtype, requires_grad=True)
+
+
+def with_gradients(function: Op, inputs: list[Tensor], dy: Tensor) -> Call:
     return lambda: torch.autograd.grad(function(*inputs), inputs, dy)
 
 
@@ -72,14 +78,13 @@ def bench_adaconv(batch: int, resolution: int, precision: str, rounds: int, devi
     dtype, rows = set_precision(precision), []
     rate = matmul_rate(device, dtype)
     for channels, side in SHAPES[resolution]:
-        options = {"device": device, "dtype": dtype, "requires_grad": True}
-        x = torch.randn(batch, channels, side, side, **options)
-        kernel = torch.randn(batch, channels, 512 // channels, 3, 3, **options)
+        x = leaf(batch, channels, side, side, device=device, dtype=dtype)
+        kernel = leaf(batch, channels, 512 // channels, 3, 3, device=device, dtype=dtype)
         dy = torch.randn_like(x)
-        forwards = {"demod": adaconv, "instance": instance, "loop": loop, "grouped": grouped}
+        forwards: dict[str, Op] = {"demod": adaconv, "instance": instance, "loop": loop, "grouped": grouped}
         with torch.no_grad():
-            candidates = {name: partial(f, x, kernel) for name, f in forwards.items()}
-            forward = medians(working(candidates | {"copy": x.clone}), rounds, device)
+            calls: dict[str, Call] = {name: partial(f, x, kernel) for name, f in forwards.items()}
+            forward = medians(working(calls | {"copy": x.clone}), rounds, device)
         candidates = {name: with_gradients(f, [x, kernel], dy) for name, f in forwards.items()}
         both = medians(working(candidates), rounds, device)
         multiply_adds = x.numel() * kernel.shape[2] * 9 / rate
@@ -100,10 +105,10 @@ def floors(copy: float, forward: float, both: float, multiply_adds: float = 0.0)
 
 def bench_others(batch: int, precision: str, rounds: int, device: str) -> list[dict]:
     """upfirdn2d and bias_act at 64 channels of 256², against their references."""
-    options = {"device": device, "dtype": set_precision(precision), "requires_grad": True}
-    x, bias = torch.randn(batch, 64, 256, 256, **options), torch.randn(64, **options)
+    dtype = set_precision(precision)
+    x, bias = leaf(batch, 64, 256, 256, device=device, dtype=dtype), leaf(64, device=device, dtype=dtype)
     f = setup_filter([1, 3, 3, 1]).to(device)
-    pairs = {
+    pairs: dict[str, tuple[Op, Op, list[Tensor]]] = {  # the op, its reference, and what gradients are taken by
         "upfirdn2d up 2": (
             lambda x: upfirdn2d(x, f, up=2, padding=(2, 1, 2, 1), gain=4),
             lambda x: upfirdn2d_reference(x, f.flip(0), 2, 1, (2, 1, 2, 1), 4.0),
@@ -126,7 +131,8 @@ def bench_others(batch: int, precision: str, rounds: int, device: str) -> list[d
     rows = []
     for name, (own, reference, inputs) in pairs.items():
         with torch.no_grad():
-            candidates = {"own": partial(own, *inputs), "reference": partial(reference, *inputs), "copy": x.clone}
+            candidates: dict[str, Call] = {"own": partial(own, *inputs), "reference": partial(reference, *inputs)}
+            candidates["copy"] = x.clone
             if device == "cuda":
                 last = inputs[0].contiguous(memory_format=torch.channels_last)
                 candidates["channels-last"] = partial(own, last, *inputs[1:])
@@ -299,26 +305,28 @@ def main(
         print("the kernels are not there: this compares the references with each other", file=sys.stderr)
     batch = batch or ((32,) if device == "cuda" else (8, 1))
     rates = {name: 2 * matmul_rate(device, set_precision(name)) / 1e9 for name in precision}
-    record = {"gflops_of": rates, "gflops": rates.get("fp32"), "copy_gb_per_s": copy_rate(device) / 1e9}
-    record |= {"fresh_memory": fresh_memory, "adaconv": [], "others": [], "half": []}
-    print(f"{about(device)['machine']}, PyTorch {torch.__version__}; copy {record['copy_gb_per_s']:.0f} GB/s", end="")
+    copy = copy_rate(device) / 1e9
+    tables: dict[str, list[dict]] = {"adaconv": [], "others": [], "half": []}  # which grow in the record
+    record: dict[str, object] = {"gflops_of": rates, "gflops": rates.get("fp32"), "copy_gb_per_s": copy}
+    record |= {"fresh_memory": fresh_memory, **tables}
+    print(f"{about(device)['machine']}, PyTorch {torch.__version__}; copy {copy:.0f} GB/s", end="")
     print("; matrix product " + ", ".join(f"{rate:.0f} GFLOP/s in {name}" for name, rate in rates.items()))
     for name in precision:
         for size in resolution:
             for n in batch:
                 rows = bench_adaconv(n, int(size), name, rounds, device)
                 print_adaconv(rows)
-                record["adaconv"] += rows
+                tables["adaconv"] += rows
                 write_record(json_path, device, record)  # what there is, should the next not fit or the time end
         rows = bench_others(max(batch), name, rounds, device)
         print_others(rows)
-        record["others"] += rows
+        tables["others"] += rows
         write_record(json_path, device, record)
         if name != "fp32" and native.available(device):
             for size in resolution:
                 rows = bench_half(max(batch), int(size), name, rounds, device)
                 print_half(rows)
-                record["half"] += rows
+                tables["half"] += rows
                 write_record(json_path, device, record)
 
 

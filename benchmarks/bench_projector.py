@@ -13,7 +13,9 @@ import dataclasses
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -45,8 +47,12 @@ class Settings(click.ParamType):
     def convert(self, value, param, ctx) -> tuple[str, ProjectionConfig, dict[str, float]]:
         if isinstance(value, tuple):
             return value
-        kinds = {f.name: type(f.default) for f in dataclasses.fields(ProjectionConfig)}
-        known, weights = {}, {}
+        defaults = ProjectionConfig()
+        kinds: dict[str, Callable[[str], str | float]] = {
+            f.name: type(getattr(defaults, f.name)) for f in dataclasses.fields(defaults)
+        }
+        known: dict[str, Any] = {}  # of the type of each field
+        weights: dict[str, float] = {}
         for part in value.split():
             name, _, text = part.partition("=")
             try:
@@ -79,7 +85,16 @@ def targets_of(G: Generator, seeds: list[int], data: str | None) -> Tensor:
 @click.option("--device", default="cpu", type=cli.Device())
 @click.option("--sheet", metavar="FILE", help="Write the targets, and a row of results for each setting.")
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
-def main(network, seeds, data, tries, encoder_weights, device, sheet, json_path) -> None:
+def main(
+    network: str,
+    seeds: list[int],
+    data: str | None,
+    tries: tuple[tuple[str, ProjectionConfig, dict[str, float]], ...],
+    encoder_weights: str | None,
+    device: str,
+    sheet: str | None,
+    json_path: str | None,
+) -> None:
     """PSNR and speed of the projector."""
     keep_freed_memory()
     G, info = load_generator(find_snapshot(network), device)

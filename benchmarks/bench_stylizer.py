@@ -19,6 +19,7 @@ import resource
 import statistics
 import sys
 from pathlib import Path
+from typing import TypedDict
 from unittest import mock
 
 import click
@@ -33,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import DTYPES, Call, graphed, matmul_rate, seconds, set_precision, working, write_record
 
-from networks.adaconv import AdaConvKernels
-from networks.stylizer import SLOPE, Stylizer, StylizerConfig, pad_to_stride
+from networks.adaconv import AdaConvKernels, KernelPredictor
+from networks.stylizer import SLOPE, DecoderStage, Stylizer, StylizerConfig, pad_to_stride
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
@@ -55,11 +56,12 @@ class Baseline(nn.Module):
 
     def kernels(self, features: Tensor) -> list[AdaConvKernels]:
         encoder = self.stylizer.style_encoder
+        assert encoder is not None, "a stylizer with AdaConv has one"
         for conv in encoder.convs:
             features = F.avg_pool2d(F.leaky_relu(conv(features), SLOPE), 2)
         w = encoder.linear(features.flatten(1))
         w = (w * (w.square().mean(dim=1, keepdim=True) + 1e-8).rsqrt()).view(-1, *encoder.shape)
-        return [stage.adaconv.predictor(w) for stage in self.stylizer.decoder.stages]
+        return [predictor(stage)(w) for stage in self.stylizer.decoder.stages]
 
     def forward(self, content: Tensor, style: Tensor) -> Tensor:
         with mock.patch.object(native, "available", lambda device: False):  # no kernels of our own
@@ -78,8 +80,15 @@ class Baseline(nn.Module):
         return x
 
 
+def predictor(stage: DecoderStage) -> KernelPredictor:
+    """What predicts the kernels of a stage of a stylizer with AdaConv."""
+    assert stage.adaconv is not None and isinstance(stage.adaconv.predictor, KernelPredictor)
+    return stage.adaconv.predictor
+
+
 def one_by_one(x: Tensor, kernels: AdaConvKernels) -> Tensor:
     """AdaConv in a loop over the samples, depthwise and then pointwise (paper, section 3)."""
+    assert kernels.bias is not None, "the stylizer's predictors predict one"
     c, group, k = kernels.depthwise.shape[1:4]
     ys = []
     for i in range(len(x)):
@@ -94,7 +103,7 @@ def multiply_adds(model: Stylizer, height: int, width: int, batch: int) -> dict[
     counts = dict.fromkeys(("encode content", "style", "decode"), 0.0)
     part = ["encode content"]
 
-    def count(module, inputs, y):
+    def count(module: nn.Conv2d | nn.Linear, inputs: tuple[Tensor, ...], y: Tensor) -> None:
         counts[part[0]] += y[0].numel() * module.weight[0].numel() * batch
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -109,7 +118,7 @@ def multiply_adds(model: Stylizer, height: int, width: int, batch: int) -> dict[
     for hook in hooks:
         hook.remove()
     for i, stage in enumerate(model.decoder.stages):
-        p = stage.adaconv.predictor
+        p = predictor(stage)
         counts["style"] += (p.depthwise_weight[0].numel() * 9 + 2 * p.pointwise_weight[0].numel()) * len(p.identity)
         counts["decode"] += batch * features[0, 0].numel() * 4**i * kernels[i].depthwise[0].numel()
     return counts
@@ -117,7 +126,7 @@ def multiply_adds(model: Stylizer, height: int, width: int, batch: int) -> dict[
 
 def cases(own: Stylizer, baseline: Baseline, content: Tensor, style: Tensor, graph: bool) -> dict[str, Call]:
     kernels = own.kernels(style)
-    found = {
+    found: dict[str, Call] = {
         "baseline": lambda: baseline(content, style),
         "own": lambda: own(content, own.kernels(style)),
         KEPT: lambda: own(content, kernels),
@@ -128,6 +137,20 @@ def cases(own: Stylizer, baseline: Baseline, content: Tensor, style: Tensor, gra
         except RuntimeError as error:
             print(f"note: no CUDA graph: {' '.join(str(error).split())[:200]}", file=sys.stderr)
     return found
+
+
+class Row(TypedDict):
+    """The figures of a candidate at a size, "256" or "1920x1080", and batch; seconds are those of a batch."""
+
+    size: int | str
+    batch: int
+    name: str
+    s: float
+    gmac: float
+    baseline_vs: float | None  # None where the baseline does not run
+    vs_floor: float
+    gib: float
+    images_per_s: float
 
 
 class Size(click.ParamType):
@@ -186,7 +209,7 @@ def main(
     torch.manual_seed(0)
     own = Stylizer(StylizerConfig(width)).to(place).eval().requires_grad_(False)  # as load_stylizer gives it
     baseline = Baseline(own)
-    rows = []
+    rows: list[Row] = []
     for wide, high, batch in asked:
         content, style = torch.rand(batch, 3, high, wide, device=place), torch.rand(batch, 3, 256, 256, device=place)
         with half:
@@ -204,17 +227,24 @@ def main(
                 if place.type == "cuda":
                     memory[name] = torch.cuda.max_memory_allocated() / 2**30
                 if i == 0:
-                    times[name].clear(), rates.clear()
+                    times[name].clear()
+                    rates.clear()
         counts = multiply_adds(own, high, wide, batch)
         for name, values in times.items():
             adds = sum(counts.values()) - (counts["style"] if KEPT in name else 0)
-            row = {"size": wide if wide == high else f"{wide}x{high}", "batch": batch, "name": name}
-            row |= {"s": statistics.median(values), "gmac": adds / 1e9}
             ratios = [b / v for b, v in zip(times.get("baseline", []), values, strict=False)]
-            row["baseline_vs"] = statistics.median(ratios) if ratios else None
-            row["vs_floor"] = statistics.median(v * rate / adds for v, rate in zip(values, rates, strict=True))
-            row["gib"] = memory.get(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
-            rows.append({**row, "images_per_s": batch / row["s"]})
+            row: Row = {
+                "size": wide if wide == high else f"{wide}x{high}",
+                "batch": batch,
+                "name": name,
+                "s": statistics.median(values),
+                "gmac": adds / 1e9,
+                "baseline_vs": statistics.median(ratios) if ratios else None,
+                "vs_floor": statistics.median(v * rate / adds for v, rate in zip(values, rates, strict=True)),
+                "gib": memory.get(name, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20),
+                "images_per_s": batch / statistics.median(values),
+            }
+            rows.append(row)
         write_record(json_path, device, {"width": width, "precision": precision, "rows": rows})
         del content, style, candidates
     print(f"width {width}, {device}, {torch.get_num_threads()} threads, {precision}")

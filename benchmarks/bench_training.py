@@ -26,7 +26,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 from unittest import mock
 
 import click
@@ -40,7 +42,7 @@ from torch.autograd import DeviceType
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import seconds, set_precision, write_record
+from measure import Call, seconds, set_precision, write_record
 
 from media.convert import write_dataset
 from media.dataset import ImageDataset
@@ -70,12 +72,12 @@ def grouped_layer(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: Tensor | N
         x = upfirdn2d_reference(x.unflatten(1, (n, -1))[0], layer.filter, 1, 1, (1, 1, 1, 1), 4.0)
     else:
         x = F.conv2d(x, weight.flatten(0, 1), padding=1, groups=n).unflatten(1, (n, -1))[0]
-    if noise is not None:
+    if noise is not None and layer.noise_strength is not None:
         x = x + noise * layer.noise_strength
     return bias_act_reference(x, layer.bias, "lrelu", 2**0.5, layer.clamp)
 
 
-def with_references() -> AbstractContextManager:
+def with_references() -> AbstractContextManager[object]:
     """Without kernels of our own."""
     return mock.patch.object(native, "available", lambda device: False)
 
@@ -87,16 +89,44 @@ def as_peers_do() -> Iterator[None]:
         yield
 
 
-CANDIDATES = {  # name → options of the training, and the circumstances of its steps
-    **{m: ({"modulation": m}, nullcontext) for m in ("modconv", "adaconv", "adain")},
-    **{f"{m} compiled": ({"modulation": m, "compile": True}, nullcontext) for m in ("modconv", "adaconv", "adain")},
-    "references": ({"modulation": "adaconv"}, with_references),
-    "peer baseline": ({"modulation": "modconv"}, as_peers_do),
+@dataclass(frozen=True)
+class Candidate:
+    """Options of the training, and what holds while its steps run."""
+
+    options: dict[str, str | bool]
+    context: Callable[[], AbstractContextManager[object]] = nullcontext
+
+
+CANDIDATES = {
+    **{m: Candidate({"modulation": m}) for m in ("modconv", "adaconv", "adain")},
+    **{f"{m} compiled": Candidate({"modulation": m, "compile": True}) for m in ("modconv", "adaconv", "adain")},
+    "references": Candidate({"modulation": "adaconv"}, with_references),
+    "peer baseline": Candidate({"modulation": "modconv"}, as_peers_do),
 }
 WHOLE = 16  # steps, of which one is with R1 and every fourth with the path length penalty
 
 
-def steps(gan: GANTrainer) -> dict[str, Callable[[], None]]:
+class WholeSteps(TypedDict, total=False):
+    """Seconds of whole steps, and the share of them in which the GPU had nothing to do; empty on the CPU."""
+
+    s_per_step: float
+    s_per_kimg_whole: float
+    gpu_idle: float
+
+
+class Row(WholeSteps):
+    """The figures of a candidate: seconds by part for each image, to read an image, and for a thousand images."""
+
+    name: str
+    s_per_image: dict[str, float]
+    data: float
+    s_per_kimg: float
+    without_path_length: float
+    gib: float
+    vs_first: float
+
+
+def steps(gan: GANTrainer) -> dict[str, Call]:
     """The four kinds of step, with the first batch of the data set."""
     reals = next(gan.batches(0))
     return {
@@ -177,66 +207,74 @@ def main(
     if place.type == "cpu":
         keep_freed_memory()
     set_precision(precision)
-    options = {"batch": batch, "cbase": cbase, "aug": aug, "precision": precision.replace("tf", "fp"), "workers": 0}
+    options: dict[str, str | float] = {"batch": batch, "cbase": cbase, "aug": aug, "workers": 0}
+    options["precision"] = precision.replace("tf", "fp")
     if aug == "fixed":
         options["p"] = 0.2
     names = [*modulation, *[f"{m} compiled" for m in modulation if compiled]]
     names += [*["references"] * references, *["peer baseline"] * peer_baseline]
-    times = {name: {part: [] for part in PARTS} for name in names}
+    times: dict[str, dict[str, list[float]]] = {name: {part: [] for part in PARTS} for name in names}
     memory: dict[str, float] = {}
-    every, configs, gans = {}, {}, {}
+    every: dict[str, dict[str, Call]] = {}
+    gans: dict[str, GANTrainer] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "faces.zip"
         write_dataset(data, faces(batch, resolution))
         dataset = ImageDataset(data)
         reading = seconds(lambda: [dataset[i] for i in range(batch)], torch.device("cpu")) / batch
         for name in names:
-            configs[name] = resolve({**options, "data": str(data), **CANDIDATES[name][0]}, resolution, 3, 0, 0)
-            gans[name] = GANTrainer(configs[name], place)
+            own = {**options, "data": str(data), **CANDIDATES[name].options}
+            gans[name] = GANTrainer(resolve(own, resolution, 3, 0, 0), place)
             every[name] = steps(gans[name])
     for i in range(rounds + 1):  # the first is the warm-up
         for name in names:
             if place.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             for part, step in every[name].items():
-                with CANDIDATES[name][1]():
+                with CANDIDATES[name].context():
                     elapsed = seconds(step, place) / batch
                 if i:
                     times[name][part].append(elapsed)
             if place.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
-    whole: dict[str, dict] = {name: {} for name in names}
+    whole: dict[str, WholeSteps] = {name: {} for name in names}
     if place.type == "cuda":
         runs = {name: whole_steps(gan, WHOLE) for name, gan in gans.items()}
         spent: dict[str, list[float]] = {name: [] for name in names}
         for _, name in itertools.product(range(rounds), names):
-            with CANDIDATES[name][1]():
+            with CANDIDATES[name].context():
                 spent[name].append(seconds(runs[name], place) / WHOLE)
         for name in names:
-            with CANDIDATES[name][1]():
+            with CANDIDATES[name].context():
                 busy = busy_seconds(runs[name]) / WHOLE
-            step = statistics.median(spent[name])
-            whole[name] = {"s_per_step": step, "s_per_kimg_whole": step / batch * 1000, "gpu_idle": 1 - busy / step}
+            s = statistics.median(spent[name])
+            whole[name] = {"s_per_step": s, "s_per_kimg_whole": s / batch * 1000, "gpu_idle": 1 - busy / s}
     if place.type == "cpu":  # of all candidates together
         memory = dict.fromkeys(names, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
-    rows = []
+    rows: list[Row] = []
     for name in names:
-        config = configs[name]
+        config = gans[name].config
         median = {part: statistics.median(values) for part, values in times[name].items()}
         total = median["G"] + median["D"] + median["R1"] / config.r1_interval
         total += median["path length"] / config.pl_interval
-        rows.append({"name": name, "s_per_image": median, "data": reading, "s_per_kimg": total * 1000})
-        rows[-1] |= {"without_path_length": total - median["path length"] / config.pl_interval, "gib": memory[name]}
-        rows[-1] |= whole[name]
-    for row in rows:
-        row["vs_first"] = row["s_per_kimg"] / rows[0]["s_per_kimg"]
+        row: Row = {
+            "name": name,
+            "s_per_image": median,
+            "data": reading,
+            "s_per_kimg": total * 1000,
+            "without_path_length": total - median["path length"] / config.pl_interval,
+            "gib": memory[name],
+            **whole[name],
+            "vs_first": total * 1000 / rows[0]["s_per_kimg"] if rows else 1.0,
+        }
+        rows.append(row)
     print_table(rows, f"{resolution}², batch {batch}, cbase {cbase}, {device}, {precision}, {aug}")
     asked = {"resolution": resolution, "batch": batch, "cbase": cbase, "precision": precision, "aug": aug}
     write_record(json_path, device, {**asked, "rows": rows})
 
 
-def print_table(rows: list[dict], title: str) -> None:
+def print_table(rows: list[Row], title: str) -> None:
     print(f"{title}; seconds an image")
     print(f"{'':18}" + "".join(f"{part:>13}" for part in ("data", *PARTS)) + f"{'G + D + R1/16':>15}", end="")
     print(f"{'s/kimg':>9}{'÷ ' + rows[0]['name']:>16}{'GiB':>7}")

@@ -22,16 +22,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from media.dataset import ImageDataset  # noqa: E402
-from media.decode import decode_image  # noqa: E402
-from metrics import Evaluator, choose, parse_metric  # noqa: E402
-from metrics.features import tensor_source  # noqa: E402
-from torch_utils import cli  # noqa: E402
-from torch_utils.errors import UserError  # noqa: E402
-from torch_utils.files import write_file  # noqa: E402
+from media.dataset import ImageDataset, read_labels
+from media.decode import decode_image
+from metrics import Evaluator, choose, parse_metric
+from metrics.features import tensor_source
+from torch_utils import cli
+from torch_utils.errors import UserError
+from torch_utils.files import write_file
 
 LEVELS: dict[str, tuple[float, ...]] = {
     "blur, σ in pixels": (0.5, 1, 2),
@@ -101,7 +100,7 @@ def read(path: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     if len(dataset) < count:
         raise UserError(f"{path} has {len(dataset):,} images, {count:,} are needed; take fewer with --count")
     chosen = choose(len(dataset), count, seed)
-    labels = ImageDataset(path, use_labels=True).labels if "dataset.json" in dataset.files.stamps else None
+    labels = ImageDataset(path, use_labels=True).labels if read_labels(dataset.files) is not None else None
     return torch.stack([dataset[i][0] for i in chosen]), None if labels is None else labels[chosen]
 
 

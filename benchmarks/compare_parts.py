@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import write_record
 
 from latents.cli import ModelOptions, open_model
-from latents.mixing import check_layers, generate_mix, numbers_text
+from latents.mixing import Part, check_layers, generate_mix, numbers_text
 from torch_utils import cli
 
-PARTS = ("structure", "channels", "all")
+PARTS: tuple[Part, ...] = ("structure", "channels", "all")
 
 
 def brightness_and_colour(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def main(network: str, pairs: int, device: str, json_path: str | None) -> None:
             print(f"layers {rows[-1]['layers']:5}{part:10} brightness {brightness:5.2f}  colour {colour:5.2f}")
     kernels = []
     for number, (layer, own) in enumerate(zip(G.synthesis.layers(), G.synthesis.kernels(ws), strict=True)):
-        row = {"layer": number, "resolution": layer.resolution}
+        row: dict[str, float] = {"layer": number, "resolution": layer.resolution}
         row |= {"structure": variation(own.depthwise), "channels": variation(own.pointwise)}
         kernels.append(row)
         print(f"layer {number} {layer.resolution:4}²  structure varies by {row['structure']:.2f}", end="  ")

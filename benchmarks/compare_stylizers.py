@@ -58,7 +58,8 @@ def patches(images: Tensor) -> dict[int, Tensor]:
 def measure(encoder: VGG19, contents: Tensor, style: Tensor, outputs: Tensor) -> dict[str, float]:
     """Losses and structure of the contents [N, 3, H, W] in one style [1, 3, h, w]."""
     taps = encoder(outputs)
-    goals = [tuple(t.expand(len(outputs), -1) for t in channel_statistics(tap)) for tap in encoder(style)]
+    n = len(outputs)
+    goals = [(mean.expand(n, -1), std.expand(n, -1)) for mean, std in map(channel_statistics, encoder(style))]
     there, here = patches(to_uint8(style)), patches(to_uint8(outputs))
     return {
         "content loss": float(content_loss(taps[-1], encoder(contents)[-1])),
@@ -70,22 +71,30 @@ def measure(encoder: VGG19, contents: Tensor, style: Tensor, outputs: Tensor) ->
 @click.command(
     cls=cli.Command, example="python benchmarks/compare_stylizers.py --content a/ --style b/ --model m.safetensors"
 )
-@cli.option("Options", "--content", multiple=True, required=True, help="Images, or folders of them.")
-@cli.option("Options", "--style", multiple=True, required=True, help="The same of styles.")
+@cli.option("Options", "--content", multiple=True, required=True, help="Content images, or folders of them.")
+@cli.option("Options", "--style", multiple=True, required=True, help="Style images, or folders of them.")
 @cli.option("Options", "--model", "models", multiple=True, required=True, help="Stylizers, one beneath the other.")
 @cli.option("Options", "--count", type=click.IntRange(1), default=4, help="So many of each.")
 @cli.option("Options", "--size", type=click.IntRange(64), default=256, help="Side of the images.")
 @cli.option("Options", "--out", metavar="FILE", help="Write the sheet there, a PNG.")
 @cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 @torch.no_grad()
-def main(content, style, models, count, size, out, json_path) -> None:
+def main(
+    content: tuple[str, ...],
+    style: tuple[str, ...],
+    models: tuple[str, ...],
+    count: int,
+    size: int,
+    out: str | None,
+    json_path: str | None,
+) -> None:
     """Compare stylizers on the same images."""
     contents, styles = images(content, count, size), images(style, count, size)
     loaded = {f"{load_stylizer(path)[0].config.modulation} {path}": load_stylizer(path)[0] for path in models}
     encoder = next(iter(loaded.values())).encoder
 
     results: dict[str, list[dict[str, float]]] = {name: [] for name in ("content as it is", *loaded)}
-    sheets = {name: [] for name in loaded}
+    sheets: dict[str, list[Tensor]] = {name: [] for name in loaded}
     for one in styles.split(1):
         results["content as it is"].append(measure(encoder, contents, one, contents))
         for name, model in loaded.items():
