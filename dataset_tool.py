@@ -102,7 +102,10 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     help="Where class labels come from. json: dataset.json. folders: one class for each folder in the source. "
     "auto: dataset.json if it exists. none: no labels.",
 )
-@option("Data", "--max", "limit", type=click.IntRange(min=1), help="Stop after this many images.")
+@option(
+    "Data", "--max", "limit", type=click.IntRange(min=1), help="Convert this many images, drawn from all classes alike."
+)
+@option("Data", "--seed", default=0, type=click.IntRange(min=0), help="Seed of the random choice of images by --max.")
 @option(
     "Images",
     "--resolution",
@@ -145,6 +148,7 @@ def convert_command(
     overwrite: bool,
     labels: str,
     limit: int | None,
+    seed: int,
     resolution: int,
     crop: str,
     filter_name: str,
@@ -153,13 +157,16 @@ def convert_command(
 ) -> None:
     """Convert images of any format and size to a data set: upright, in sRGB, cropped and resized."""
     how = Conversion(resolution, int(channels), crop, filter_name, background)
-    done = convert(source, out, how, labels=labels, limit=limit, overwrite=overwrite)
+    done = convert(source, out, how, labels=labels, limit=limit, seed=seed, overwrite=overwrite)
     print(
         f"{out}: {done.count:,} images of {resolution}x{resolution} pixels, "
         f"{channels} channel{'s' if channels == '3' else ''}"
     )
     if done.class_names:
         print("classes: " + ", ".join(f"{label} {printable(name)}" for label, name in enumerate(done.class_names)))
+    if done.empty_folders:
+        empty = ", ".join(map(printable, done.empty_folders))
+        print(f"note: folders without a usable image, which are no classes: {empty}", file=sys.stderr)
     if done.enlarged:
         print(f"note: enlarged images, smaller than {resolution} pixels: {done.enlarged:,}", file=sys.stderr)
     note_cycles(done.cycles)
@@ -197,6 +204,9 @@ def check_command(data: str) -> None:
     else:
         counts = ", ".join(f"{label}: {count:,}" for label, count in found.classes.items())
         print(f"{len(found.classes):,} classes with images: {counts}")
+        if unused := sorted(set(range(max(found.classes, default=-1) + 1)) - found.classes.keys()):
+            more = f" and {len(unused) - MAX_LISTED:,} more" * (len(unused) > MAX_LISTED)
+            print(f"classes without images: {', '.join(map(str, unused[:MAX_LISTED]))}{more}")
     if found.label_problem:
         print(found.label_problem)
     if found.problems:

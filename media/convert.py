@@ -6,10 +6,13 @@ import io
 import itertools
 import json
 import os
+import random
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +52,7 @@ class Converted:
     count: int
     enlarged: int  # number of images that were smaller than the resolution
     class_names: tuple[str, ...]  # the folders that the labels come from, in the order of the classes
+    empty_folders: tuple[str, ...]  # folders that are no class, because they hold no usable image
     skipped: list[tuple[str, str]]  # files that cannot be used, with the reason
     cycles: list[str]  # links that are not followed, because they lead back to a folder above them
 
@@ -60,38 +64,44 @@ def convert(
     *,
     labels: str = "auto",
     limit: int | None = None,
+    seed: int = 0,
     overwrite: bool = False,
 ) -> Converted:
     """Converts the images of a folder or ZIP to a data set at `out`, with up to `limit` images.
 
     `labels`: "folders" numbers the folders directly in `source`, "json" reads `dataset.json`, "auto" reads it if it
-    exists, "none" leaves labels out. Single files that cannot be used are skipped. Raises UserError if no file can be
+    exists, "none" leaves labels out. A folder without a usable image is no class. With a `limit`, images are drawn by
+    `seed` in turns from all classes. Single files that cannot be used are skipped. Raises UserError if no file can be
     used, the labels are missing, or `out` cannot be written.
     """
     files = ImageFiles(source)
-    class_names = _class_folders(files) if labels == "folders" else ()
     by_name = read_labels(files) if labels in ("auto", "json") else None
     if labels == "json" and by_name is None:
         raise UserError(
             f"{files.path} has no {LABEL_FILE} with labels; "
             "use --labels folders for one class per folder, or --labels none"
         )
+    folders = _class_folders(files) if labels == "folders" else ()
+    class_names = tuple(folder for folder in folders if _has_usable_image(files, folder, how))
+
+    def class_key(name: str) -> str | int | None:
+        return name.split("/")[0] if folders else (by_name or {}).get(name)
+
     skipped: list[tuple[str, str]] = []
     smaller: list[bool] = []
+    names = files.names if limit is None else _spread(files.names, class_key, seed)
 
     def usable() -> Iterator[LabelledImage]:
-        for name in tqdm(files.names, desc="converting", unit=" files", file=sys.stderr, disable=None):
+        for name in tqdm(names, desc="converting", unit=" files", file=sys.stderr, disable=None):
             try:
                 label = None
-                if class_names:
+                if folders:
                     label = _class_of(class_names, name)
                 elif by_name is not None:
                     label = by_name.get(name)
                     if label is None:
                         raise Unusable(f"has no label in {LABEL_FILE}")
-                image = open_image(io.BytesIO(files.read(name)), ALL_FORMATS)
-                size = min(image.size)
-                image = convert_image(image, how)
+                size, image = _convert_file(files, name, how)
             except Unusable as reason:
                 skipped.append((name, str(reason)))
             else:
@@ -104,7 +114,35 @@ def convert(
         name, reason = skipped[0]
         raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {printable(name)} {reason}")
     count = write_dataset(out, itertools.chain([first], images), overwrite=overwrite)
-    return Converted(count, sum(smaller), class_names, skipped, files.cycles)
+    empty = tuple(folder for folder in folders if folder not in class_names)
+    return Converted(count, sum(smaller), class_names, empty, skipped, files.cycles)
+
+
+def _convert_file(files: ImageFiles, name: str, how: Conversion) -> tuple[int, Image.Image]:
+    """The shorter side of an image, and the converted image. Raises Unusable."""
+    image = open_image(io.BytesIO(files.read(name)), ALL_FORMATS)
+    return min(image.size), convert_image(image, how)
+
+
+def _has_usable_image(files: ImageFiles, folder: str, how: Conversion) -> bool:
+    """Whether at least one file of a folder can be converted. Reads up to the first one."""
+    for name in files.names:
+        if name.startswith(f"{folder}/"):
+            with suppress(Unusable):
+                _convert_file(files, name, how)
+                return True
+    return False
+
+
+def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], seed: int) -> list[str]:
+    """The names in random order, in turns from each class, so that the first ones are spread over all classes."""
+    by_class: dict[str | int | None, list[str]] = defaultdict(list)
+    for name in names:
+        by_class[class_key(name)].append(name)
+    draw = random.Random(seed)
+    for group in by_class.values():
+        draw.shuffle(group)
+    return [name for turn in itertools.zip_longest(*by_class.values()) for name in turn if name is not None]
 
 
 def convert_image(image: Image.Image, how: Conversion) -> Image.Image:
@@ -201,6 +239,8 @@ def _class_of(class_names: tuple[str, ...], name: str) -> int:
     """The number of the class in whose folder a file lies. Raises Unusable."""
     if "/" not in name:
         raise Unusable("is in no folder of a class")
+    if name.split("/")[0] not in class_names:
+        raise Unusable("cannot be used, and neither can any other file of its class")
     return class_names.index(name.split("/")[0])
 
 

@@ -197,7 +197,7 @@ def read_labels(files: ImageFiles) -> dict[str, int] | None:
         return None
     where = f"{LABEL_FILE} of {files.path}"
     try:
-        content = json.loads(data)
+        content = json.loads(data.decode("utf-8-sig"))  # some editors begin a file with a mark
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not JSON ({one_line(error)}); correct it, or remove it") from None
     entries = content.get("labels") if isinstance(content, dict) else content

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 import zipfile
@@ -154,3 +155,46 @@ def test_a_mistake_is_one_line_and_exit_code_2(tool, args, message):
     done = tool(*args)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: ") and message in done.stderr
+
+
+def test_a_folder_without_a_usable_image_gets_no_number(tool, tmp_path):
+    for name in ("ants/Thumbs.db", "bees/broken.png", "cats/a.png", "dogs/b.png"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).write_bytes(b"no image")
+    for name in ("cats/a.png", "dogs/b.png"):
+        Image.new("RGB", (16, 16)).save(tmp_path / "in" / name)
+    done = tool(
+        "convert", "--source", tmp_path / "in", "--out", tmp_path / "a.zip", "--resolution", 16, "--labels", "folders"
+    )
+    assert done.returncode == 0 and "classes: 0 cats, 1 dogs\n" in done.stdout
+    assert "note: folders without a usable image, which are no classes: ants, bees\n" in done.stderr
+    assert ImageDataset(tmp_path / "a.zip", use_labels=True).labels.tolist() == [0, 1]
+
+
+def test_a_part_of_a_set_is_spread_over_its_classes_by_the_seed(tool, tmp_path):
+    for i in range(12):
+        folder = tmp_path / "in" / "abc"[i // 4]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (20 * i, 0, 0)).save(folder / f"{i:02d}.png")
+    chosen = set()
+    for seed in range(5):
+        out = tmp_path / f"{seed}.zip"
+        command = ["convert", "--source", tmp_path / "in", "--out", out, "--resolution", 16, "--labels", "folders"]
+        assert tool(*command, "--max", 6, "--seed", seed).returncode == 0
+        data = ImageDataset(out, use_labels=True)
+        assert data.labels.bincount().tolist() == [2, 2, 2]
+        values = tuple(sorted(int(pixels[0, 0, 0]) for pixels, _ in data))
+        assert len(set(values)) == 6
+        chosen.add(values)
+    assert len(chosen) > 1
+
+
+def test_check_names_classes_without_images(tool, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in (1, 3):
+            buffer = io.BytesIO()
+            Image.new("RGB", (16, 16)).save(buffer, "PNG")
+            archive.writestr(f"{i}.png", buffer.getvalue())
+        archive.writestr("dataset.json", '{"labels": [["1.png", 1], ["3.png", 3]]}')
+    done = tool("check", "--data", tmp_path / "a.zip")
+    assert done.returncode == 0 and "classes without images: 0, 2\n" in done.stdout

@@ -174,7 +174,7 @@ def test_mistakes_are_one_line(network, tmp_path):
         ("has more cells than there are seeds", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
         ("animations are written as", "video", "--seeds", "0-3", "--out", "a.avi", *at[:2]),
         ("up to 50 frames", "video", "--seeds", "0-3", "--out", "a.gif", "--fps", 60, *at[:2]),
-        ("at most 16383 pixels a side, not 16384", "video", "--seeds", "0-3", "--grid", "4x1", "--scale", 64,
+        ("limited to 16,383 pixels, not 16,384", "video", "--seeds", "0-3", "--grid", "4x1", "--scale", 64,
          "--network", snapshot(tmp_path / "large.safetensors", resolution=64), "--out", tmp_path / "a.webp"),
         ("is 1 frame;", "video", "--seeds", "0-3", "--seconds", 0.1, "--fps", 10, *at[:2]),
         ("name one seed", "kernels", *at),

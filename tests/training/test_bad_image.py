@@ -1,0 +1,50 @@
+"""A training over a bad image: one line at once, from whichever process met it, in every launcher."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """300 JPEGs. The header of 7.jpg is whole, but the file is cut off, so that only decoding finds it out."""
+    folder = tmp_path_factory.mktemp("images")
+    for i in range(300):
+        buffer = io.BytesIO()
+        noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(buffer, "JPEG", quality=90)
+        data = buffer.getvalue()
+        (folder / f"{i}.jpg").write_bytes(data[: len(data) * 2 // 3] if i == 7 else data)
+    return folder
+
+
+LAUNCHERS = {
+    "one process": [sys.executable, "train.py", "--procs", "1"],
+    "two processes": [sys.executable, "train.py", "--procs", "2"],
+    "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "train.py", "--gpus", "0"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_bad_image_ends_a_training_with_one_line(images, tmp_path, launcher):
+    command = [*LAUNCHERS[launcher], "--cfg", "demo", "--data", images, "--kimg", "0.5", "--metrics", "none"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*map(str, command), "--outdir", str(tmp_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"error: {images}: 7.jpg is a broken image"), done.stderr
+    if launcher != "torchrun":  # which has messages and an exit code of its own
+        assert done.returncode == 2 and "Traceback" not in done.stderr
