@@ -102,7 +102,7 @@ def test_bad_videos(start, place, tmp_path):
     for source, out, words in (
         (video, "y.png", "y.png"),
         (video, "film.mp4", "would be replaced"),
-        (tmp_path / "text.mp4", "y.mp4", "text.mp4 is not a video"),
+        (tmp_path / "text.mp4", "y.mp4", "text.mp4 is not a readable video"),
         (tmp_path / "empty.mkv", "y.mp4", "empty.mkv"),
         (tmp_path / "tiny.mp4", "y.mp4", "8x8 pixels; each side needs 16"),
     ):

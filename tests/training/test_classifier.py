@@ -160,7 +160,7 @@ def test_a_run_learns(tmp_path, faces16, precision):
     assert stats[-1]["loss/cross_entropy"] < stats[0]["loss/cross_entropy"] and stats[-1]["skipped"] == 0
     assert stats[-1]["accuracy/train"] > 80
     info = load_model(run / "snapshot-000006.4.safetensors", ENCODER, lambda config, _: VGG19(**config))[1]
-    assert info == {"kimg": 6.4, "data": "faces16", "classes": 6, "accuracy": metrics[-1]["accuracy"]}
+    assert info == {"kimg": 6.4, "data": "faces16", "classes": 6, "resolution": 16, "accuracy": metrics[-1]["accuracy"]}
 
 
 def test_float16_is_scaled(faces16):
