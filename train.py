@@ -68,7 +68,7 @@ python train.py --resume
     "--aug",
     type=click.Choice(["noaug", "ada", "fixed"]),
     help="Augment the images that the discriminator sees: ada adapts the probability to the discriminator's "
-    "overfitting, fixed keeps it at --p.  [default: noaug]",
+    "overfitting, fixed keeps it at --p.  [default: ada; noaug with --cfg demo]",
 )
 @cli.option(
     "Training",
