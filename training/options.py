@@ -211,13 +211,16 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
 
 
 def network_values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a StylizerConfig: those given, over those of --init-from or the width of the encoder."""
+    """The fields of a StylizerConfig: those given, over those of --init-from, or else the encoder's width.
+
+    New stylizers reflect at borders, where zeros would draw a frame.
+    """
     given = own_fields(StylizerConfig, options)
     if options.get("init_from") and len(given) < len(fields(StylizerConfig)):
         return {**vars(load_stylizer(options["init_from"])[0].config), **given}
     if "width" not in given:
         given["width"] = load_encoder(options.get("encoder_weights")).width
-    return given
+    return {"border": "reflect", **given}
 
 
 # --- all three ------------------------------------------------------------------------------------------------------

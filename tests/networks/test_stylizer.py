@@ -409,3 +409,13 @@ def test_fewer_style_channels_give_the_same_kernels_where_the_maps_need_no_more(
         for before, after in zip(model.kernels_of(other), new.kernels_of(other), strict=True)
     ]
     assert max(differences) < 1e-8 if channels == 32 else max(differences) > 1e-4
+
+
+@pytest.mark.parametrize("border", ["zeros", "reflect"])
+def test_reflected_borders_draw_no_frame(border):
+    """The features of a flat image, which instance normalization enlarges, are flat up to the border."""
+    torch.manual_seed(3)
+    model = Stylizer(StylizerConfig(1 / 8, style_size=64, border=border)).eval().requires_grad_(False)
+    for tap in model.encoder(torch.full([1, 3, 64, 64], 0.3)):
+        frame = float((tap - tap[:, :, 3:4, 3:4]).abs().max() / tap.abs().max())
+        assert (frame < 1e-5) == (border == "reflect"), frame

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from models.encoder import save_encoder
+from networks.vgg import VGG19
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
-from training.options import convolution_seconds, resolve, resolve_classifier
+from training.options import configure_stylizer, convolution_seconds, resolve, resolve_classifier
 from training.presets import PRESETS
 
 
@@ -79,3 +83,15 @@ def test_gamma_of_auto_is_the_published_heuristic():
     for resolution, batch in ((32, 32), (256, 16), (1024, 4)):
         c = resolve({"data": "x", "batch": batch}, resolution, 3, 0, 0)
         assert c.gamma == pytest.approx(0.0002 * resolution**2 / batch)
+
+
+def test_new_stylizers_reflect_at_borders(tmp_path):
+    save_encoder(tmp_path / "encoder.safetensors", VGG19(0.125), {})
+    options = {"content": "a", "style": "b", "encoder_weights": str(tmp_path / "encoder.safetensors")}
+    config = configure_stylizer(options)
+    assert config.stylizer.border == "reflect" and config.stylizer.width == 0.125
+    recorded = config.recorded_options(options)
+    assert configure_stylizer({**recorded, "encoder_weights": "gone"}, resuming=True) == replace(
+        config, encoder_weights="gone"
+    )
+    assert configure_stylizer({**recorded, "border": "zeros"}, resuming=True).stylizer.border == "zeros"
