@@ -45,7 +45,9 @@ def check_dataset(path: str | os.PathLike) -> Check:
     (size, mode), names = max(names_of.items(), key=lambda item: len(item[1]))
     for kind, others in names_of.items():
         if kind != (size, mode):
-            problems += [(name, f"is {describe(*kind)}, but most are {describe(size, mode)}") for name in others]
+            problems += [
+                (name, f"is {describe(*kind)}, unlike the {len(names):,} of {describe(size, mode)}") for name in others
+            ]
     if problem := describe_mismatch(size, mode):
         problems += [(name, problem) for name in names]
     classes, label_problem = None, None

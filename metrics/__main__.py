@@ -27,7 +27,7 @@ from torch_utils.files import cache_folder, missing
 EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
 python -m metrics --metrics fid5k_full,swd --fakes my_images/ --data faces32.zip --json
-python -m metrics --metrics fd5k_full@tiny-imagenet --network runs --data faces64.zip
+python -m metrics --metrics fd5k_full@encoder.safetensors --network runs --data faces64.zip
 """
 NEAREST = """\
 python -m metrics nearest --network runs --data faces64.zip --seeds 0-15 --out nearest.png

@@ -207,7 +207,9 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR, hint: s
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist; {hint or f'name a snapshot or a folder of runs with {option}'}")
     if (newest := _newest(path, kind)) is None:
-        hint = hint or f"train one with {script}, or name one with {option}"
+        there = sorted(path.glob("*.safetensors"))
+        named = f"name a file with {option}, such as {there[0]}" if there else f"name one with {option}"
+        hint = hint or f"train one with {script}, or {named}"
         raise UserError(f"no snapshot of a {kind_name(kind)} under {path}; {hint}")
     return newest
 

@@ -289,7 +289,7 @@ def test_check_names_every_problem(tmp_path):
     found = check_dataset(make_zip(tmp_path / "set.zip", files))
     assert (found.count, found.kind, found.classes) == (5, "16x16 RGB", {0: 2, 1: 2})
     assert dict(found.problems).keys() == {"a.png", "b.png", "c.png", "00002/img00000004.png"}
-    assert dict(found.problems)["b.png"] == "is 32x32 RGB, but most are 16x16 RGB"
+    assert dict(found.problems)["b.png"] == "is 32x32 RGB, unlike the 5 of 16x16 RGB"
     assert dict(found.problems)["00002/img00000004.png"] == "has no label"
     assert check_dataset(make_zip(tmp_path / "good.zip", numbered(5))).problems == []
     broken = check_dataset(make_zip(tmp_path / "bad.zip", {"a.png": b"text"}))
