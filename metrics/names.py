@@ -43,7 +43,7 @@ LISTED = {
     "is50k": "inception score of the fakes alone; higher is better",
     "ppl2_wend": "perceptual path length in W at the paths' ends, of 50,000 paths; lower is smoother",
     "swd": "sliced Wasserstein distance of 8192 images; lower is better; needs no download",
-    "fd5k_full@tiny-imagenet": "Fréchet distance of an encoder's features (@FILE: of train_encoder.py); lower is better",
+    "fd5k_full@tiny-imagenet": "Fréchet distance of an encoder's features (@FILE of train_encoder.py); lower is better",
     "kd5k_full@tiny-imagenet": "kernel distance of the same features; lower is better",
 }
 
