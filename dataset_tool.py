@@ -169,18 +169,15 @@ def convert_command(
         print(f"note: folders without a usable image, which are no classes: {empty}", file=sys.stderr)
     if done.enlarged:
         print(f"note: enlarged images, smaller than {resolution} pixels: {done.enlarged:,}", file=sys.stderr)
-    note_cycles(done.cycles)
+    print_notes(done.notes)
     for line in list_problems(done.skipped):
         print(f"skipped: {line}", file=sys.stderr)
     if done.skipped:
         print(f"skipped files that cannot be used: {len(done.skipped):,}", file=sys.stderr)
 
 
-def note_cycles(links: Sequence[str]) -> None:
-    """Prints one note if links to folders were left out, because they lead back to a folder that they lie in."""
-    if links:
-        first = printable(sorted(links)[0])
-        note = f"{len(links):,} links lead back to a folder above them and were left out, first {first}"
+def print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
 
 
@@ -195,7 +192,7 @@ def list_problems(problems: list[tuple[str, str]]) -> list[str]:
 def check_command(data: str) -> None:
     """Decode every image of a data set, read the labels, and list all problems."""
     found = check_dataset(data)
-    note_cycles(found.cycles)
+    print_notes(found.notes)
     for line in list_problems(found.problems):
         print(line)
     print(f"{data}: {found.count:,} images, {found.kind}")
@@ -209,6 +206,8 @@ def check_command(data: str) -> None:
             print(f"classes without images: {', '.join(map(str, unused[:MAX_LISTED]))}{more}")
     if found.label_problem:
         print(found.label_problem)
+    if not found.count:
+        raise UserError(f"{data}: none of its {len(found.problems):,} files can be used, for the reasons above")
     if found.problems:
         labels = " --labels none" if found.label_problem else ""
         raise UserError(

@@ -29,12 +29,12 @@ from latents.directions import (
     sample_w,
     save_directions,
 )
-from latents.mixing import Part, check_layers, generate_mixes, mixing_sheet, numbers_text
+from latents.mixing import Part, check_layers, generate_mixes, mixing_sheet
 from media.animation import check_animation, check_side, write_animation
 from media.images import grid, save_png, write_pngs
 from models.sampling import generate_batches, images_of
 from torch_utils import cli
-from torch_utils.errors import UserError, plural
+from torch_utils.errors import UserError, numbers_text, plural
 from torch_utils.files import write_file
 
 VIDEO_SIDE = 128  # pixels that small images are enlarged to in videos

@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import write_record
 
 from latents.cli import ModelOptions, open_model
-from latents.mixing import Part, check_layers, generate_mix, numbers_text
+from latents.mixing import Part, check_layers, generate_mix
 from torch_utils import cli
+from torch_utils.errors import numbers_text
 
 PARTS: tuple[Part, ...] = ("structure", "channels", "all")
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from latents.codes import fingerprint
-from latents.mixing import PARTS, numbers_text
+from latents.mixing import PARTS
 from models.sampling import check_class, conditions, latents
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, numbers_text
 from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
 
@@ -120,7 +120,10 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
         "Class of all images. Of several, such as 0-3,5, each image gets one in turn. 1+3 is halfway between two "
         "classes, 1:0.2+3:0.8 nearer to class 3.  [default: the seed modulo the number of classes]"
     )
-    batch_help = "Images at a time, which changes only speed and memory.  [default: 64; 16 above 64²]"
+    batch_help = (
+        "Images at a time. This changes speed and memory, and, as sums are rounded in another order, single values of "
+        "some images by one level of 255.  [default: 64; 16 above 64²]"
+    )
     modes = click.Choice(noise_modes)
     added = (
         cli.network_option(),

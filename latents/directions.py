@@ -19,13 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from latents.arrays import open_arrays, real_tensor
-from latents.mixing import FIELDS, PARTS, Part, generate_mix, numbers_text
+from latents.mixing import FIELDS, PARTS, Part, generate_mix
 from latents.sheets import table, to_image
 from media.images import to_uint8
 from models.sampling import latents, one_hot
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise, SynthesisBlock
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, numbers_text, one_line
 from torch_utils.files import write_file
 
 Method = Literal["pca", "sefa"]

@@ -16,11 +16,12 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from latents.mixing import Part, generate_mix, numbers_text
+from latents.mixing import Part, generate_mix
 from latents.sheets import INK, add_caption, encode_png, enlargement, stack, table, to_image
 from media.images import to_uint8
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise
+from torch_utils.errors import numbers_text
 
 WIDTH = 192  # pixels of a view
 SPECTRUM = 32  # frequencies in each dimension

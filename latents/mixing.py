@@ -57,17 +57,6 @@ def check_layers(
     return sorted(set(layers) - (set() if part == "all" else {last}))
 
 
-def numbers_text(numbers: Sequence[int]) -> str:
-    """Sorted numbers, such as `0-3,5`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-
-
 def mix_kernels(kernels: AdaConvKernels, other: AdaConvKernels, part: Part) -> AdaConvKernels:
     """The kernels, with one part replaced by that of other kernels."""
     return replace(kernels, **{FIELDS[part]: getattr(other, FIELDS[part])})

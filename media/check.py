@@ -24,7 +24,7 @@ class Check:
     classes: dict[int, int] | None  # number of usable images of each class
     problems: list[tuple[str, str]]  # files that cannot be used, with the reason
     label_problem: str | None = None  # why the labels cannot be used
-    cycles: tuple[str, ...] = ()  # links that are not followed, because they lead back to a folder above them
+    notes: tuple[str, ...] = ()  # what was left out of a folder
 
 
 def check_dataset(path: str | os.PathLike) -> Check:
@@ -41,7 +41,7 @@ def check_dataset(path: str | os.PathLike) -> Check:
         except Unusable as reason:
             problems.append((name, str(reason)))
     if not names_of:
-        return Check(0, "none can be used", None, problems, cycles=tuple(files.cycles))
+        return Check(0, "none can be used", None, problems, notes=tuple(files.notes))
     (size, mode), names = max(names_of.items(), key=lambda item: len(item[1]))
     for kind, others in names_of.items():
         if kind != (size, mode):
@@ -58,4 +58,4 @@ def check_dataset(path: str | os.PathLike) -> Check:
     if labels is not None:
         problems += [(name, "has no label") for name in names if name not in labels]
         classes = dict(sorted(Counter(labels[name] for name in names if name in labels).items()))
-    return Check(len(names), describe(size, mode), classes, sorted(problems), label_problem, tuple(files.cycles))
+    return Check(len(names), describe(size, mode), classes, sorted(problems), label_problem, tuple(files.notes))

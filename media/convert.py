@@ -54,7 +54,7 @@ class Converted:
     class_names: tuple[str, ...]  # the folders that the labels come from, in the order of the classes
     empty_folders: tuple[str, ...]  # folders that are no class, because they hold no usable image
     skipped: list[tuple[str, str]]  # files that cannot be used, with the reason
-    cycles: list[str]  # links that are not followed, because they lead back to a folder above them
+    notes: list[str]  # what was left out of the source
 
 
 def convert(
@@ -115,7 +115,7 @@ def convert(
         raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {printable(name)} {reason}")
     count = write_dataset(out, itertools.chain([first], images), overwrite=overwrite)
     empty = tuple(folder for folder in folders if folder not in class_names)
-    return Converted(count, sum(smaller), class_names, empty, skipped, files.cycles)
+    return Converted(count, sum(smaller), class_names, empty, skipped, files.notes)
 
 
 def _convert_file(files: ImageFiles, name: str, how: Conversion) -> tuple[int, Image.Image]:

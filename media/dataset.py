@@ -14,8 +14,8 @@ import stat
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -23,12 +23,12 @@ from typing import BinaryIO, cast
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from media.cache import SharedImageCache
+from media.checksums import folder_checksums
 from media.decode import Unusable, decode_image, open_image
-from torch_utils.errors import UserError, one_line, printable
-from torch_utils.files import missing
+from torch_utils.errors import UserError, numbers_text, one_line, printable
+from torch_utils.files import RUN_MARKER, missing
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHANNELS = {"L": 1, "RGB": 3}
@@ -67,6 +67,7 @@ class ImageFiles:
     def __init__(self, path: str | os.PathLike, suffixes: tuple[str, ...] = ("",)):
         self.path = Path(path)
         self.cycles: list[str] = []  # links to a folder that they lie in: these are not followed, others are
+        self.runs: list[str] = []  # folders of training runs, whose sheets of fakes are no data
         self._members: dict[str, str] = {}  # what an archive or a folder calls a file whose normal name is another
         self._zip: tuple[int, zipfile.ZipFile] | None = None  # process id, and the archive as that process opened it
         try:
@@ -129,6 +130,8 @@ class ImageFiles:
                 elif stat.S_ISDIR(status.st_mode):
                     if (status.st_dev, status.st_ino) in above:
                         self.cycles.append(path.relative_to(self.path).as_posix())
+                    elif (path / RUN_MARKER).exists():
+                        self.runs.append(path.relative_to(self.path).as_posix())
                     else:
                         folders.append((path, [*above, (status.st_dev, status.st_ino)]))
         return checks
@@ -159,7 +162,7 @@ class ImageFiles:
                 return open(self.path / called, "rb")
             member = self._archive().getinfo(called)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise Unusable("is compressed by a method other than store and deflate")
+                raise Unusable("is compressed in an unusual way; unpack the archive, and name the folder")
             if member.file_size > MAX_FILE_BYTES:
                 raise Unusable(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
             return cast(BinaryIO, self._archive().open(member))
@@ -177,12 +180,31 @@ class ImageFiles:
             raise Unusable(f"is larger than {limit >> 20} MiB")
         return data
 
+    @property
+    def notes(self) -> list[str]:
+        """What was left out of a folder, in lines for the user."""
+        found = ((self.cycles, "links that lead back to a folder above them"), (self.runs, "folders of training runs"))
+        return [f"left out {what}: {len(names):,}, first {printable(min(names))}" for names, what in found if names]
+
+    def checksums(self, names: Iterable[str], progress: bool = False) -> dict[str, int]:
+        """The CRC32 of each of these files, from the archive's directory, or read and kept in the cache folder.
+
+        Raises Unusable, with the name of the file before the reason.
+        """
+        if self.is_zip:
+            return {name: self.checks[name] for name in names}
+        return folder_checksums(self.path, {name: self._members.get(name, name) for name in names}, progress)
+
     @cached_property
     def fingerprint(self) -> str:
-        """A hash, 16 hex digits, of the names, the CRC32s (in a ZIP) or sizes (in a folder), and of `dataset.json`."""
+        """A hash, 16 hex digits, of the names, of the files' CRC32s, and of `dataset.json`. Raises UserError."""
         digest = hashlib.sha256()
+        try:
+            checksums = self.checksums(self.names)
+        except Unusable as reason:
+            raise UserError(f"{self.path}: {reason}; make it readable, or remove it") from None
         for name in self.names:
-            digest.update(f"{name}\0{self.checks[name]}\n".encode("utf-8", "surrogateescape"))
+            digest.update(f"{name}\0{checksums[name]}\n".encode("utf-8", "surrogateescape"))
         digest.update(_label_bytes(self) or b"")
         return digest.hexdigest()[:16]
 
@@ -243,6 +265,24 @@ class ImageDataset(torch.utils.data.Dataset):
         self.c_dim = 0 if self.labels is None else int(self.labels.max()) + 1
 
     @property
+    def notes(self) -> list[str]:
+        """What a user should know before training, in lines."""
+        notes = list(self.files.notes)
+        if self.labels is not None:
+            counts = torch.bincount(self.labels, minlength=self.c_dim)
+            if unused := (counts == 0).nonzero().flatten().tolist():
+                notes.append(f"classes of {self.path} without an image: {one_line(numbers_text(unused))}")
+        elif self._has_labels():
+            notes.append(f"{self.path} has labels, which are not used without --cond")
+        return notes
+
+    def _has_labels(self) -> bool:
+        """Whether there are labels that --cond could use."""
+        with suppress(UserError):  # unusable labels, which nobody asked for
+            return read_labels(self.files) is not None
+        return False
+
+    @property
     def required_labels(self) -> torch.Tensor:
         """The labels of a data set that was opened with `use_labels`."""
         if self.labels is None:
@@ -290,13 +330,9 @@ class ImageDataset(torch.utils.data.Dataset):
         The same images have the same hash in a ZIP and in a folder, whose files are read for it, under any names.
         Raises ImageError.
         """
-        checksums = self.files.checks
-        if not self.files.is_zip:
-            checksums = {}
-            names = sorted({self.names[index % len(self.names)] for index in indices})
-            for name in tqdm(names, desc="checksums", unit=" images", disable=None if progress else True):
-                with self._name_unusable(name):
-                    checksums[name] = zlib.crc32(self.files.read(name))
+        names = sorted({self.names[index % len(self.names)] for index in indices})
+        with self._name_unusable():
+            checksums = self.files.checksums(names, progress)
         digest = hashlib.sha256()
         for index in indices:
             flipped, number = divmod(index, len(self.names))
@@ -326,13 +362,13 @@ class ImageDataset(torch.utils.data.Dataset):
         )
 
     @contextmanager
-    def _name_unusable(self, name: str) -> Iterator[None]:
-        """Raises ImageError with the name of the file in place of Unusable."""
+    def _name_unusable(self, name: str = "") -> Iterator[None]:
+        """Raises ImageError in place of Unusable, with the name of the file, unless the reason begins with it."""
         try:
             yield
         except Unusable as reason:
             raise ImageError(
-                f"{self.path}: {printable(name)} {reason}; find all such files with: "
+                f"{self.path}: {printable(name)}{' ' * bool(name)}{reason}; find all such files with: "
                 f"dataset_tool.py check --data {self.path}"
             ) from None
 

@@ -103,7 +103,7 @@ def test_a_link_to_a_folder_is_a_class_and_a_cycle_is_told(tool, tmp_path):
     out = tmp_path / "out.zip"
     done = tool("convert", "--source", tmp_path / "in", "--out", out, "--resolution", 16, "--labels", "folders")
     assert done.returncode == 0 and "2 images" in done.stdout and "0 cats, 1 dogs" in done.stdout
-    note = "note: 1 links lead back to a folder above them and were left out, first dogs/loop\n"
+    note = "note: left out links that lead back to a folder above them: 1, first dogs/loop\n"
     assert note in done.stderr
     checked = tool("check", "--data", tmp_path / "in")
     assert checked.returncode == 0 and checked.stderr == note

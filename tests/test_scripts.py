@@ -21,7 +21,7 @@ from PIL import Image
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
-from tests.scripts import ROOT, TINY, done, image_zip, mistake, script
+from tests.scripts import ROOT, TINY, done, image_zip, mistake, script, script_here
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,31 @@ def test_resume_keeps_what_it_was_given(faces16, tmp_path):
     assert config["about"]["commit"].removesuffix("+") == head
     names = [path.name for path in sorted(run.glob("snapshot-*"))]
     assert names == ["snapshot-000000.008.safetensors", "snapshot-000000.016.safetensors"]
+
+
+def test_a_run_whose_data_has_moved_says_how_to_name_it(faces16, tmp_path):
+    shutil.copy(faces16, tmp_path / "here.zip")
+    done(script_here("train.py", "--data", "here.zip", *TINY, "--kimg", "0.008", cwd=tmp_path))
+    (run,) = (tmp_path / "runs").iterdir()
+    (tmp_path / "here.zip").rename(tmp_path / "there.zip")
+    message = mistake("train.py", "--resume", "--dry-run", cwd=tmp_path)
+    assert f"--resume runs/{run.name} --data PATH" in message and "here.zip" in message
+    remedy = ["--resume", f"runs/{run.name}", "--data", "there.zip"]
+    assert json.loads(done(script_here("train.py", *remedy, "--dry-run", cwd=tmp_path)).stdout)["data"] == "there.zip"
+
+
+def test_a_run_inside_its_own_data_neither_sees_its_fakes_nor_stops_resuming(tmp_path):
+    for i in range(8):
+        Image.fromarray(np.full((16, 16, 3), 30 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    train = ["train.py", "--data", ".", *TINY, "--kimg"]
+    done(script_here(*train, "0.008", cwd=tmp_path))
+    assert list(tmp_path.glob("runs/*/fakes*.png"))
+    done(script_here("train.py", "--resume", "--kimg", "0.016", cwd=tmp_path))
+    again = done(script_here(*train, "0.008", cwd=tmp_path))
+    first, second = sorted((tmp_path / "runs").iterdir())
+    assert "left out folders of training runs: 2, first runs/" in again.stderr
+    hashes = {json.loads((run / "config.json").read_text())["about"]["data_hash"] for run in (first, second)}
+    assert len(hashes) == 1
 
 
 def test_auto_on_a_cpu_is_warned_of(faces16, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class CommandError(Exception):
     """An error that a command reports in one line, without a traceback, before it exits with `exit_code`."""
@@ -41,3 +43,14 @@ def one_line(value: object, limit: int = 100) -> str:
 def plural(count: int, noun: str, ending: str = "s") -> str:
     """`1 image`, `2 images`, `1,000 images`; with another ending `2 classes`."""
     return f"{count:,} {noun}{ending * (count != 1)}"
+
+
+def numbers_text(numbers: Sequence[int]) -> str:
+    """Sorted numbers, such as `0-3,5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

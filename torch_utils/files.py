@@ -17,6 +17,7 @@ from torch_utils.errors import DiskFull, UserError
 
 DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAX_NAME = 255  # bytes in a file's name, on common file systems
+RUN_MARKER = "adaconv-run.txt"  # a file in the folder of every run, which is therefore no part of a data set around it
 
 
 @contextmanager

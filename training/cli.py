@@ -24,7 +24,7 @@ from torch_utils.errors import UserError, one_line
 from torch_utils.files import write_file
 from training.config import RunConfig, differences
 from training.loop import Trainer, train
-from training.runs import evaluation_is_due, find_state, load_state, new_run
+from training.runs import evaluation_is_due, find_state, load_state, mark, new_run
 
 
 def run_options(kimg: float, tick: float, snap: int) -> Callable:
@@ -241,6 +241,7 @@ def prepare_resumed(
     if (other := about.get("script", script)) != script:
         raise UserError(f"{run} is a run of another script; resume it with: python {other} --resume {run}")
     given = {**options, **given}
+    check_data_paths(run, given)
     config = configure(given, True)
     trainer_class = trainer_for(config)
     data_hash = trainer_class.fingerprint(config)
@@ -259,9 +260,21 @@ def prepare_resumed(
         print(f"{run} is complete: it has reached kimg {kimg:g} of {config.kimg:g}{hint}", file=sys.stderr)
         return None
     record(run, config, config.recorded_options(given), about)
+    mark(run)  # runs of earlier versions have no marker yet
     print(f"run: {run}, from {state_path.name}", file=sys.stderr)
     print_note(config)
     return Start(config, run, state_path, data_hash)
+
+
+def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:
+    """Raises UserError where the data of a run that is resumed is no longer where it was, as on another machine."""
+    for name in ("data", "content", "style", "test"):
+        path = given.get(name)
+        if path and not Path(path).exists():
+            raise UserError(
+                f"there is no {path} here, which --{name} of {run} was (from {Path.cwd()}); "
+                f"say where it is now with: --resume {run} --{name} PATH"
+            )
 
 
 def print_note(config: RunConfig) -> None:

@@ -87,8 +87,9 @@ class GANTrainer:
             weights=config.detector_weights,
             optional=True,
         )
-        for note in self.evaluator.notes if distributed.rank() == 0 else []:
-            print(note, file=sys.stderr)
+        if distributed.rank() == 0:
+            for line in [*[f"note: {note}" for note in self.unmirrored.notes], *self.evaluator.notes]:
+                print(line, file=sys.stderr)
 
     def batches(self, step: int) -> abc.Generator[Batch]:
         """The batches from `step` on, without end: this process's share of each, in microbatches."""
@@ -256,9 +257,11 @@ class GANTrainer:
         except NotFinite as error:
             print(f"warning: {error.message}", file=sys.stderr)
             values = error.values
+        if not values:
+            return {}
         settings = {**self.evaluator.settings(), "truncation": 1.0, "mirror": False}
         settings["data_hash"] = self.unmirrored.fingerprint
-        return {**values, "images": self.evaluator.counts, "settings": settings} if values else {}
+        return {**values, "images": self.evaluator.counts, "settings": settings}
 
     @property
     def columns(self) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 
 from models.snapshot import kimg_name, list_runs, run_number
 from torch_utils.errors import UserError, one_line
-from torch_utils.files import write_file
+from torch_utils.files import RUN_MARKER, write_file
 
 
 def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
@@ -77,11 +77,17 @@ def new_run(outdir: Path, description: str) -> Path:
         run = outdir / f"{number:05d}-{description}"
         try:
             run.mkdir()
+            mark(run)
             return run
         except FileExistsError:  # another training started in the same moment
             number += 1
         except OSError as error:  # as for a name that is too long
             raise UserError(f"cannot make the folder {run}: {error.strerror or error}; take another --desc") from None
+
+
+def mark(run: Path) -> None:
+    """Marks a folder as that of a run, so that its sheets of fakes never count as images of a data set around it."""
+    write_file(run / RUN_MARKER, b"The folder of a training run. Its images are left out of data sets around it.\n")
 
 
 def module_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latents.mixing import check_layers, generate_mix, generate_mixes, mix_kernels, mixing_sheet, numbers_text
+from latents.mixing import check_layers, generate_mix, generate_mixes, mix_kernels, mixing_sheet
 from media.images import to_uint8
 from networks.generator import GeneratorConfig
 from tests.latents.small import VARIANTS, codes, generator
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, numbers_text
 
 
 @pytest.mark.parametrize(("modulation", "norm"), VARIANTS)

@@ -22,6 +22,7 @@ from media.dataset import ImageDataset, ImageFiles
 from media.decode import Unusable
 from media.loader import EndlessSampler
 from torch_utils.errors import UserError
+from training.runs import mark
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -125,6 +126,7 @@ def test_fingerprint(tmp_path):
     assert len(prints) == 3 and first not in prints
     make_folder(tmp_path / "folder", files)
     in_folder = ImageDataset(tmp_path / "folder").fingerprint
+    assert in_folder == first  # names and contents are the same
     make_folder(tmp_path / "folder", {"dataset.json": json.dumps({"labels": [["a", 0]]}).encode()})
     assert ImageDataset(tmp_path / "folder").fingerprint != in_folder
 
@@ -249,7 +251,7 @@ def test_archives_that_ask_for_too_much(tmp_path, monkeypatch):
     bomb = make_zip(tmp_path / "bomb.zip", {"a.png": bytes(20 << 20)}, zipfile.ZIP_DEFLATED)
     fails(bomb, "would unpack to 20,971,520 bytes")
     bzip = make_zip(tmp_path / "bzip.zip", {"a.png": encoded(image())}, zipfile.ZIP_BZIP2)
-    fails(bzip, "a.png is compressed by a method other than")
+    fails(bzip, "a.png is compressed in an unusual way")
 
     one = make_zip(tmp_path / "one.zip", {"a.png": encoded(image()), "dataset.json": b" " * 3000})
     monkeypatch.setattr(dataset, "MAX_LABEL_BYTES", 2999)
@@ -428,3 +430,22 @@ def test_links_to_folders_are_followed_and_cycles_noticed(tmp_path):
     assert files.names == ["a/z.png", "b/in/y.png", "b/x.png"]
     assert sorted(files.cycles) == ["a/up", "b/in/self"]
     assert len(ImageDataset(tmp_path / "set")) == 3
+
+
+def test_folders_of_runs_are_left_out_with_a_note(tmp_path):
+    make_folder(tmp_path / "set", numbered(2) | {"runs/00000-x/fakes.png": encoded(image(9))})
+    assert len(ImageFiles(tmp_path / "set", (".png",)).names) == 3
+    mark(tmp_path / "set" / "runs" / "00000-x")
+    files = ImageFiles(tmp_path / "set", (".png",))
+    assert len(files.names) == 2 and files.runs == ["runs/00000-x"] and "runs/00000-x" in files.notes[0]
+    named = ImageFiles(tmp_path / "set" / "runs" / "00000-x", (".png",))  # a run that is named itself is meant
+    assert named.names == ["fakes.png"] and named.notes == []
+
+
+def test_notes_about_labels(tmp_path):
+    names = sorted(numbered(3))[:3]
+    path = make_zip(tmp_path / "a.zip", numbered(3, [[names[0], 1], [names[1], 3], [names[2], 6]]))
+    assert ImageDataset(path, use_labels=True).notes == [f"classes of {path} without an image: 0,2,4-5"]
+    assert ImageDataset(path).notes == [f"{path} has labels, which are not used without --cond"]
+    for labels in (None, [["x.png", "cat"]]):
+        assert ImageDataset(make_zip(tmp_path / "b.zip", numbered(3, labels))).notes == []
