@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import click
 from PIL import ImageColor
 from tqdm import tqdm
 
 from media.check import check_dataset
-from media.convert import FILTERS, LABELS, Conversion, convert, write_dataset
+from media.convert import FILTERS, JPEG_QUALITY, LABELS, Conversion, FileFormat, convert, write_dataset
 from media.dataset import LABEL_FILE, RESOLUTIONS
 from media.faces import HAIR_COLORS, faces
 from torch_utils.cli import Command, option, run
@@ -142,6 +142,20 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     type=Color(),
     help="Background colour of transparent images: a name or #rrggbb.",
 )
+@option(
+    "Images",
+    "--format",
+    "file_format",
+    default="png",
+    type=click.Choice(["png", "jpeg", "webp"]),
+    help="Format of the files. png and, without --quality, webp keep every pixel as it is. jpeg is smallest.",
+)
+@option(
+    "Images",
+    "--quality",
+    type=click.IntRange(1, 100),
+    help=f"Quality of JPEG and WebP files, 1 to 100.  [default: {JPEG_QUALITY} for jpeg, lossless for webp]",
+)
 def convert_command(
     source: str,
     out: str,
@@ -154,10 +168,13 @@ def convert_command(
     filter_name: str,
     channels: str,
     background: tuple[int, int, int],
+    file_format: Literal["png", "jpeg", "webp"],
+    quality: int | None,
 ) -> None:
     """Convert images of any format and size to a data set: upright, in sRGB, cropped and resized."""
     how = Conversion(resolution, int(channels), crop, filter_name, background)
-    done = convert(source, out, how, labels=labels, limit=limit, seed=seed, overwrite=overwrite)
+    stored = FileFormat(file_format, quality)
+    done = convert(source, out, how, labels=labels, limit=limit, seed=seed, overwrite=overwrite, stored=stored)
     print(
         f"{out}: {done.count:,} images of {resolution}x{resolution} pixels, "
         f"{channels} channel{'s' if channels == '3' else ''}"

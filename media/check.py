@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from media.dataset import CHANNELS, SUFFIXES, ImageFiles, describe, describe_mismatch, read_labels
-from media.decode import Unusable, decode_image, open_image
+from media.decode import Unusable, decode_image, open_image, stored_mode
 from torch_utils.errors import UserError
 
 
@@ -35,7 +35,7 @@ def check_dataset(path: str | os.PathLike) -> Check:
     for name in tqdm(files.names, desc="checking", unit=" images", file=sys.stderr, disable=None):
         try:
             image = open_image(io.BytesIO(files.read(name)))
-            mode = image.mode
+            mode = stored_mode(image)
             decoded = decode_image(image, mode if mode in CHANNELS else "RGB")
             names_of[decoded.size, mode].append(name)
         except Unusable as reason:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from PIL import Image
 from tqdm import tqdm
@@ -32,6 +33,7 @@ FILTERS = {
 }
 LabelledImage = tuple[Image.Image, int | None]
 LABELS = ("auto", "json", "folders", "none")
+JPEG_QUALITY = 95
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,40 @@ class Conversion:
     crop: str = "center"  # "center": the largest square in the middle; "none": square images only
     filter: str = "lanczos"
     background: tuple[int, int, int] = WHITE  # of transparent images
+
+
+@dataclass(frozen=True)
+class FileFormat:
+    """How the images of a data set are stored: as PNG, WebP or JPEG.
+
+    WebP without a quality is lossless, JPEG without one has JPEG_QUALITY. Raises UserError for a quality of PNG.
+    """
+
+    name: Literal["png", "jpeg", "webp"] = "png"
+    quality: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name == "png" and self.quality is not None:
+            raise UserError("--quality applies to --format jpeg and webp; PNG is lossless, leave --quality out")
+
+    @property
+    def suffix(self) -> str:
+        """The end of the files' names."""
+        return ".jpg" if self.name == "jpeg" else f".{self.name}"
+
+    def encode(self, image: Image.Image) -> bytes:
+        """The content of an image's file. JPEG keeps the colours in the resolution of the brightness (4:4:4)."""
+        options: dict[str, Any] = {}
+        if self.name == "jpeg":
+            options = {"quality": self.quality or JPEG_QUALITY, "subsampling": 0, "optimize": True}
+        elif self.name == "webp":
+            options = {"lossless": True} if self.quality is None else {"quality": self.quality}
+        buffer = io.BytesIO()
+        image.save(buffer, self.name, **options)
+        return buffer.getvalue()
+
+
+PNG = FileFormat()
 
 
 @dataclass(frozen=True)
@@ -66,8 +102,9 @@ def convert(
     limit: int | None = None,
     seed: int = 0,
     overwrite: bool = False,
+    stored: FileFormat = PNG,
 ) -> Converted:
-    """Converts the images of a folder or ZIP to a data set at `out`, with up to `limit` images.
+    """Converts the images of a folder or ZIP to a data set at `out`, with up to `limit` images, `stored` as it says.
 
     `labels`: "folders" numbers the folders directly in `source`, "json" reads `dataset.json`, "auto" reads it if it
     exists, "none" leaves labels out. A folder without a usable image is no class. With a `limit`, images are drawn by
@@ -113,7 +150,7 @@ def convert(
     if first is None:
         name, reason = skipped[0]
         raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {printable(name)} {reason}")
-    count = write_dataset(out, itertools.chain([first], images), overwrite=overwrite)
+    count = write_dataset(out, itertools.chain([first], images), overwrite=overwrite, stored=stored)
     empty = tuple(folder for folder in folders if folder not in class_names)
     return Converted(count, sum(smaller), class_names, empty, skipped, files.notes)
 
@@ -157,7 +194,13 @@ def convert_image(image: Image.Image, how: Conversion) -> Image.Image:
     return image
 
 
-def write_dataset(out: str | os.PathLike, images: Iterable[LabelledImage], *, overwrite: bool = False) -> int:
+def write_dataset(
+    out: str | os.PathLike,
+    images: Iterable[LabelledImage],
+    *,
+    overwrite: bool = False,
+    stored: FileFormat = PNG,
+) -> int:
     """Writes images as a data set, and returns their number. Either all images have a label, or none has.
 
     With the extension `.zip`, `out` is an archive, and replaces an existing one only with `overwrite`. Otherwise it is
@@ -168,19 +211,19 @@ def write_dataset(out: str | os.PathLike, images: Iterable[LabelledImage], *, ov
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix.lower() != ".zip":
-            return _write_folder(out, images)
+            return _write_folder(out, images, stored)
         if out.is_dir():
             raise UserError(f"{out} is a folder; name a file with --out")
         if out.exists() and not overwrite:
             raise UserError(f"{out} exists; name another file with --out, or replace it with --overwrite")
         with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            return _write_all(images, lambda name, data: archive.writestr(_member(name), data))
+            return _write_all(images, lambda name, data: archive.writestr(_member(name), data), stored)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {out}: {reason}; name another path with --out") from None
 
 
-def _write_folder(out: Path, images: Iterable[LabelledImage]) -> int:
+def _write_folder(out: Path, images: Iterable[LabelledImage], stored: FileFormat) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -191,7 +234,7 @@ def _write_folder(out: Path, images: Iterable[LabelledImage]) -> int:
         path.write_bytes(data)
 
     try:
-        count = _write_all(images, write)
+        count = _write_all(images, write, stored)
         if out.exists():
             out.rmdir()
         os.replace(beside, out)
@@ -200,15 +243,13 @@ def _write_folder(out: Path, images: Iterable[LabelledImage]) -> int:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write_all(images: Iterable[LabelledImage], write: Callable[[str, bytes], None]) -> int:
+def _write_all(images: Iterable[LabelledImage], write: Callable[[str, bytes], None], stored: FileFormat) -> int:
     names: list[str] = []
     labels: list[int | None] = []
     for index, (image, label) in enumerate(images):
-        names.append(f"{index // 1000:05d}/img{index:08d}.png")
+        names.append(f"{index // 1000:05d}/img{index:08d}{stored.suffix}")
         labels.append(label)
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        write(names[-1], buffer.getvalue())
+        write(names[-1], stored.encode(image))
     if None in labels and any(label is not None for label in labels):
         raise ValueError("some images have a label and some have none")
     entries = None if None in labels else [list(entry) for entry in zip(names, labels, strict=True)]

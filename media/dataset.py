@@ -26,7 +26,7 @@ from PIL import Image
 
 from media.cache import SharedImageCache
 from media.checksums import folder_checksums
-from media.decode import Unusable, decode_image, open_image
+from media.decode import Unusable, decode_image, open_image, stored_mode
 from torch_utils.errors import UserError, numbers_text, one_line, printable
 from torch_utils.files import RUN_MARKER, missing
 
@@ -313,7 +313,7 @@ class ImageDataset(torch.utils.data.Dataset):
         with self._name_unusable(name):
             image = open_image(io.BytesIO(self.files.read(name)))
             self._check(name, image)
-            pixels = np.asarray(decode_image(image, image.mode))
+            pixels = np.asarray(decode_image(image, stored_mode(image)))
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
     def __getstate__(self) -> dict[str, object]:
@@ -341,15 +341,16 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _check(self, name: str, image: Image.Image) -> None:
         """Checks that an image has the size and the channels of the first one. Raises ImageError."""
+        mode = stored_mode(image)
         if not self.resolution:
-            if problem := describe_mismatch(image.size, image.mode):
+            if problem := describe_mismatch(image.size, mode):
                 raise ImageError(f"{self.path}: {printable(name)} {problem}; {self._convert_command(min(image.size))}")
-            self.resolution, self.channels = image.width, CHANNELS[image.mode]
-        size, channels = (self.resolution, self.resolution), CHANNELS.get(image.mode)
+            self.resolution, self.channels = image.width, CHANNELS[mode]
+        size, channels = (self.resolution, self.resolution), CHANNELS.get(mode)
         if (image.size, channels) != (size, self.channels):
             first = describe(size, "L" if self.channels == 1 else "RGB")
             raise ImageError(
-                f"{self.path}: {printable(name)} is {describe(image.size, image.mode)}, but "
+                f"{self.path}: {printable(name)} is {describe(image.size, mode)}, but "
                 f"{printable(self.names[0])} is {first}; {self._convert_command(self.resolution)}"
             )
 

@@ -76,6 +76,13 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
             raise Unusable(f"of the kind {image.mode} cannot be converted ({one_line(error)})") from None
 
 
+def stored_mode(image: Image.Image) -> str:
+    """The mode of an opened image's content: of a palette, that of its colours."""
+    if image.mode not in ("P", "PA"):
+        return image.mode
+    return "RGBA" if image.has_transparency_data else "RGB"
+
+
 def is_animated(image: Image.Image) -> bool:
     """Whether an opened GIF, WebP or PNG has several frames. Raises OSError, EOFError or ValueError if it is broken."""
     return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "n_frames", 1) > 1

@@ -50,6 +50,16 @@ def test_faces_and_check(tool, tmp_path):
     assert f"classes with images: {counts}\n" in checked.stdout
 
 
+def test_convert_to_other_formats(tool, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "in/a.png")
+    arguments = ["convert", "--source", tmp_path / "in", "--resolution", 32, "--format"]
+    done = tool(*arguments, "webp", "--quality", 80, "--out", tmp_path / "webp")
+    assert done.returncode == 0 and (tmp_path / "webp/00000/img00000000.webp").exists()
+    refused = tool(*arguments, "png", "--quality", 80, "--out", tmp_path / "png")
+    assert refused.returncode == 2 and "leave --quality out" in refused.stderr and not (tmp_path / "png").exists()
+
+
 def test_convert_and_check(tool, tmp_path):
     for name, color in (("cats/a.png", "red"), ("dogs/b.png", "blue")):
         (tmp_path / "in" / name).parent.mkdir(parents=True)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from media.check import check_dataset
-from media.convert import FILTERS, Conversion, convert, convert_image, write_dataset
+from media.convert import FILTERS, Conversion, FileFormat, convert, convert_image, write_dataset
 from media.dataset import ImageDataset
 from media.decode import Unusable, open_image
 from torch_utils.errors import UserError
@@ -198,6 +198,42 @@ def test_the_archive(tmp_path):
     assert [tuple(image[:, 8, 8].tolist()) for image, _ in data] == [BLUE, GREEN, RED]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b.zip", "in", "new"]
     assert len({path.name for path in (tmp_path / "new").iterdir()}) == 1
+
+
+def test_the_format_of_the_files(tmp_path):
+    """Lossless formats keep every pixel; lossy ones are the smaller the lower their quality, and come near."""
+    noise = np.random.default_rng(0).normal(128, 12, (64, 64, 3)).clip(0, 255).astype(np.uint8)
+    save(tmp_path / "in", "a.png", Image.fromarray(noise))
+    sizes, errors = {}, {}
+    for name, quality, kind in (
+        ("png", None, "PNG"), ("webp", None, "WEBP"), ("webp", 90, "WEBP"), ("webp", 40, "WEBP"),
+        ("jpeg", None, "JPEG"), ("jpeg", 95, "JPEG"), ("jpeg", 40, "JPEG"),
+    ):  # fmt: skip
+        out = tmp_path / f"{name}-{quality}"
+        convert(tmp_path / "in", out, Conversion(64), stored=FileFormat(name, quality))
+        (file,) = out.glob("00000/*")
+        with Image.open(file) as image:
+            assert image.format == kind and file.suffix == {"JPEG": ".jpg"}.get(kind, f".{name}")
+        data = ImageDataset(out)
+        assert data.names == [f"00000/{file.name}"]
+        pixels = data[0][0].permute(1, 2, 0).numpy().astype(int)
+        sizes[name, quality], errors[name, quality] = file.stat().st_size, np.abs(pixels - noise).mean()
+    assert errors["png", None] == errors["webp", None] == 0
+    assert sizes["jpeg", 40] < sizes["jpeg", 95] == sizes["jpeg", None] < sizes["png", None]
+    assert sizes["webp", 40] < sizes["webp", 90] < sizes["webp", None] < sizes["png", None]
+    assert 0 < errors["jpeg", 95] < 4 < errors["jpeg", 40] and 0 < errors["webp", 90] < errors["webp", 40]
+    with pytest.raises(UserError, match="PNG is lossless, leave --quality out"):
+        FileFormat("png", 90)
+
+
+def test_jpegs_keep_the_resolution_of_colours(tmp_path):
+    """Red and blue rows of one pixel of one brightness: with halved colours they would be of one colour."""
+    stripes = np.zeros((32, 32, 3), np.uint8)
+    stripes[::2], stripes[1::2] = (150, 0, 0), (0, 51, 130)
+    save(tmp_path / "in", "a.png", Image.fromarray(stripes))
+    convert(tmp_path / "in", tmp_path / "out", Conversion(32), stored=FileFormat("jpeg"))
+    pixels = ImageDataset(tmp_path / "out")[0][0].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(pixels - stripes).mean() < 10
 
 
 def test_more_than_a_thousand(tmp_path):

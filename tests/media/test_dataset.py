@@ -97,6 +97,21 @@ def test_kinds_of_files_and_order(tmp_path):
     assert (data[1][0].float().mean((1, 2)) - torch.tensor([200.0, 100, 50])).abs().max() < 3
 
 
+def test_palettes_are_rgb(tmp_path):
+    """A PNG with a palette is data like one without, also beside others; not if a colour of it is transparent."""
+    exact = image(3).quantize(256)
+    files = {"a.png": encoded(image(1)), "b.png": encoded(exact), "c.png": encoded(exact.convert("RGB"))}
+    for name in ("both", "palette only"):
+        data = ImageDataset(make_folder(tmp_path / name, files))
+        assert data.channels == 3 and torch.equal(data[len(data) - 2][0], data[len(data) - 1][0])
+        assert np.array_equal(data[len(data) - 2][0], np.array(exact.convert("RGB")).transpose(2, 0, 1))
+        found = check_dataset(tmp_path / name)
+        assert found.problems == [] and found.kind == "16x16 RGB"
+        files.pop("a.png", None)
+    clear = make_folder(tmp_path / "clear", {"a.png": encoded(exact, transparency=0)})
+    fails(clear, "a.png is of the kind RGBA", "dataset_tool.py convert")
+
+
 def test_greyscale_has_one_channel(tmp_path):
     data = ImageDataset(make_zip(tmp_path / "grey.zip", numbered(2, mode="L")))
     assert data.channels == 1
@@ -178,7 +193,7 @@ def test_broken_images_are_named(tmp_path):
     fails(make_zip(tmp_path / "line.zip", {"a\n\x1b.png": b"text"}), r"a\n\x1b.png")
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("mode", ["RGBA", "CMYK", "I;16", "1"])
 def test_other_colour_formats_are_refused(tmp_path, mode):
     odd = image().convert(mode) if mode != "I;16" else Image.fromarray(np.zeros((16, 16), np.uint16))
     file = encoded(odd, "JPEG") if mode == "CMYK" else encoded(odd)
