@@ -1,0 +1,178 @@
+"""What to do with a trained StyleGAN2 network, and which loss to take: SWD at equal images and at equal time.
+
+    python benchmarks/compare_recipes.py --data faces32.zip --kimg 12 --seeds 0,1,2
+
+For each seed, a generator with StyleGAN2's modulated convolution is trained for --kimg. Then it is trained on for as
+many images, once as it is and once converted to AdaConv, beside an AdaConv generator that is trained from scratch for
+as many images in all. R3GAN's recipe trains the same AdaConv generator for the time that StyleGAN2's loss takes, whose
+step costs less: R1 comes with every 16th step only, R3GAN's R1 and R2 with each.
+
+Every run is one process with one thread. Its cost is the CPU time of a thousand images in short runs that take turns,
+which other work on the machine disturbs least. A run that is there already is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from compare_modulations import train_one  # noqa: E402
+from measure import write_record  # noqa: E402
+
+from torch_utils import cli  # noqa: E402
+from torch_utils.errors import UserError  # noqa: E402
+from training.finetune import find_initial  # noqa: E402
+from training.presets import preset  # noqa: E402
+
+SIZES = ("batch", "cbase", "cmax", "z_dim", "w_dim", "style_channels", "map_depth", "noise")  # the demo's
+BASE, ON, CONVERTED, SCRATCH = "modconv", "modconv, trained on", "converted to AdaConv", "AdaConv from scratch"
+R3GAN, R3GAN_FASTER = "R3GAN's recipe", "R3GAN's recipe, glr and dlr 0.001"
+COST_IMAGES = 256
+
+COST_WORKER = """
+import json, sys, time
+from pathlib import Path
+from media.dataset import ImageDataset
+from training.gan import GANTrainer
+from training.loop import train
+from training.options import resolve
+run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+data = ImageDataset(options["data"])
+start = time.process_time()
+train(GANTrainer, resolve(options, data.resolution, data.channels, 0, 0), run)
+(run / "seconds").write_text(str(time.process_time() - start))
+"""
+
+
+def arms(demo: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The options in which each arm differs from `train.py --cfg demo`; --init-from and --kimg come later."""
+    sizes = {name: demo[name] for name in SIZES}
+    recipe = {"cfg": "r3gan", **sizes}  # but for its batch and its networks' sizes
+    return {
+        BASE: {"modulation": "modconv"},
+        ON: {"modulation": "modconv"},
+        CONVERTED: {"modulation": "adaconv"},
+        SCRATCH: {},
+        R3GAN: recipe,
+        R3GAN_FASTER: {**recipe, "glr": 0.001, "dlr": 0.001},
+    }
+
+
+def cpu_seconds_per_kimg(folder: Path, options: Mapping[str, dict[str, Any]], rounds: int) -> dict[str, float]:
+    """The CPU time of a thousand images, start and snapshots left out, for each of `options`: medians over rounds."""
+    kept = folder / "seconds-per-kimg.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    found: dict[str, list[float]] = {name: [] for name in options}
+    for turn in range(rounds):
+        for name, values in options.items():
+            seconds = []
+            for images in (64, 64 + COST_IMAGES):
+                run = folder / f"cost{turn}-{file_name(name)}-{images}"
+                run.mkdir(parents=True, exist_ok=True)
+                short = {**values, "kimg": images / 1000, "metrics": [], "schedules": None}
+                command = [sys.executable, "-c", COST_WORKER, str(run), json.dumps(short)]
+                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
+                seconds.append(float((run / "seconds").read_text()))
+            found[name].append((seconds[1] - seconds[0]) / COST_IMAGES * 1000)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    kept.write_text(json.dumps(medians))
+    return medians
+
+
+def value_at(curve: Mapping[float, float], kimg: float) -> float:
+    """The value of a curve at `kimg`, by straight lines between its points. Raises UserError outside of them."""
+    points = sorted(curve)
+    if not points or not points[0] <= kimg <= points[-1] * (1 + 1e-6):
+        raise UserError(f"a run has no value at kimg {kimg:g}; train it for longer")
+    after = next((point for point in points if point >= kimg), points[-1])
+    before = max((point for point in points if point <= kimg), default=after)
+    share = (kimg - before) / (after - before) if after > before else 0.0
+    return curve[before] + share * (curve[after] - curve[before])
+
+
+def file_name(arm: str) -> str:
+    return re.sub("[^a-zA-Z0-9.]+", "-", arm)
+
+
+def plus_minus(values: list[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+@click.command(cls=cli.Command, example="python benchmarks/compare_recipes.py --data faces32.zip --kimg 12")
+@click.option("--data", required=True, type=click.Path(exists=True), help="Folder or ZIP of images.")
+@click.option("--kimg", default=12.0, type=cli.Float(0, min_open=True), help="Length of the first training, in kimg.")
+@click.option("--seeds", default="0,1,2", type=cli.NumberRanges(), help="Seeds; each trains every arm.")
+@click.option("--rounds", default=3, type=click.IntRange(1), help="Rounds in which the costs are measured.")
+@click.option("--outdir", default="runs/recipes", help="Folder of the runs.")
+@click.option("--jobs", default=2, type=click.IntRange(1), help="Runs at a time.")
+@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+def main(data, kimg, seeds, rounds, outdir, jobs, json_path) -> None:
+    """Compare training on, converting and beginning anew, and StyleGAN2's loss with R3GAN's."""
+    folder = Path(outdir).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    demo = preset("demo", 32, 0)
+    shared = {"cfg": "demo", "data": str(Path(data).resolve()), "procs": 1, "workers": 0, "metrics": ["swd2k"]}
+    options = {name: {**shared, **own} for name, own in arms(demo).items()}
+    timed = {name: options[name] for name in (BASE, SCRATCH, R3GAN)}
+    cost = cpu_seconds_per_kimg(folder, timed, rounds)
+    cost |= {ON: cost[BASE], CONVERTED: cost[SCRATCH], R3GAN_FASTER: cost[R3GAN]}
+    # The longest that anything is compared at: the time of AdaConv from scratch, and R3GAN's recipe in that time.
+    lengths = {name: kimg for name in (BASE, ON, CONVERTED)} | {SCRATCH: 2 * kimg}
+    lengths |= {name: round(2 * kimg * cost[SCRATCH] / cost[R3GAN], 1) for name in (R3GAN, R3GAN_FASTER)}
+
+    def run(name: str, seed: int) -> dict[float, float]:
+        values = {**options[name], "seed": seed, "kimg": lengths[name], "tick": lengths[name] / 8, "snap": 1}
+        if name in (ON, CONVERTED):
+            values["init_from"] = str(find_initial(place(BASE, seed)))
+        metrics = train_one(place(name, seed), values)
+        return {point: found["swd2k"] for point, found in metrics.items()}
+
+    def place(name: str, seed: int) -> Path:
+        return folder / f"{file_name(name)}-seed{seed}"
+
+    with ThreadPoolExecutor(jobs) as pool:
+        first = list(pool.map(lambda seed: run(BASE, seed), seeds))
+        rest = [name for name in options if name != BASE]
+        work = [(name, seed) for seed in seeds for name in rest]
+        curves = dict(zip(work, pool.map(lambda item: run(*item), work), strict=True))
+    curves |= {(BASE, seed): curve for seed, curve in zip(seeds, first, strict=True)}
+
+    table: dict[str, dict[str, Any]] = {}
+    for name in options:
+        # At equal time, the converted generator has what modconv's training on took, the others what scratch took.
+        kimg_then = kimg * cost[ON] / cost[CONVERTED] if name == CONVERTED else lengths[name]
+        ends = [value_at(curves[name, seed], lengths[name]) for seed in seeds]
+        then = [value_at(curves[name, seed], kimg_then) for seed in seeds]
+        table[name] = {
+            "kimg": lengths[name],
+            "cpu_seconds_per_kimg": round(cost[name], 2),
+            "swd2k": [round(value, 2) for value in ends],
+            "kimg_at_equal_time": round(kimg_then, 2),
+            "swd2k_at_equal_time": [round(value, 2) for value in then],
+            "curves": {str(seed): {f"{k:g}": round(v, 2) for k, v in curves[name, seed].items()} for seed in seeds},
+        }
+        print(
+            f"{name:34} {cost[name]:6.1f} s/kimg  kimg {lengths[name]:4g}: {plus_minus(ends):14} "
+            f"kimg {kimg_then:4.1f}: {plus_minus(then)}"
+        )
+    write_record(json_path, "cpu", {"data": Path(data).name, "kimg": kimg, "seeds": seeds, "arms": table})
+
+
+if __name__ == "__main__":
+    cli.run(main)
