@@ -133,7 +133,7 @@ def main(data, kimg, seeds, rounds, outdir, jobs, json_path) -> None:
     cost = cpu_seconds_per_kimg(folder, timed, rounds)
     cost |= {ON: cost[BASE], CONVERTED: cost[SCRATCH], R3GAN_FASTER: cost[R3GAN]}
     # The longest that anything is compared at: the time of AdaConv from scratch, and R3GAN's recipe in that time.
-    lengths = {name: kimg for name in (BASE, ON, CONVERTED)} | {SCRATCH: 2 * kimg}
+    lengths = dict.fromkeys((BASE, ON, CONVERTED), kimg) | {SCRATCH: 2 * kimg}
     lengths |= {name: round(2 * kimg * cost[SCRATCH] / cost[R3GAN], 1) for name in (R3GAN, R3GAN_FASTER)}
 
     def run(name: str, seed: int) -> dict[float, float]:
