@@ -58,9 +58,11 @@ def adaconv_config(config: GeneratorConfig, like: GeneratorConfig | None = None)
     )
 
 
-def is_modconv(weights: dict[str, Tensor]) -> bool:
-    """Whether these are the weights of a "modconv" generator."""
-    return any(map(SCALE.fullmatch, weights)) and not any(map(BIAS.fullmatch, weights))
+def modulation_of(weights: dict[str, Tensor]) -> str:
+    """The `modulation` of the generator that has these weights: "modconv", "adain" or "adaconv"."""
+    if not any(map(SCALE.fullmatch, weights)):
+        return "adaconv"
+    return "adain" if any(map(BIAS.fullmatch, weights)) else "modconv"
 
 
 def adaconv_weights(weights: dict[str, Tensor], config: GeneratorConfig) -> dict[str, Tensor]:

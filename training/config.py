@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from models.stylegan2 import is_network_pickle
 from networks.discriminator import DiscriminatorConfig
 from networks.generator import GeneratorConfig
 from networks.stylizer import StylizerConfig
@@ -56,8 +55,11 @@ class RunConfig:
         return {name: getattr(self, name, value) for name, value in given.items()}
 
 
-# The fields of GeneratorConfig that --init-from takes from a network pickle, as far as no option gives them.
-SIZES = ("cbase", "cmax", "map_depth", "z_dim", "w_dim", "noise")
+# The fields of GeneratorConfig that a training takes from the generator of --init-from, as far as no option gives them.
+TAKEN_OVER = (
+    *("cbase", "cmax", "map_depth", "z_dim", "w_dim", "noise", "norm", "predict_bias"),
+    *("kernel_size", "style_channels", "depthwise_scale", "pointwise_scale", "mixing_scale", "map_lr"),
+)
 
 
 Ramp = tuple[float, float]  # the first and the last value of a schedule
@@ -131,9 +133,9 @@ class TrainConfig(RunConfig):
         return "-".join([Path(self.data).stem, self.generator.modulation, f"{self.cfg}{self.gpus or '-cpu'}"])
 
     def recorded_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """With the sizes that a network pickle gave, so that a resumed run does not need that file."""
-        sizes = SIZES if self.init_from and is_network_pickle(self.init_from) else ()
-        return {**super().recorded_options(given), **{name: getattr(self.generator, name) for name in sizes}}
+        """With what the file of --init-from gave, so that a resumed run does not need that file."""
+        taken = TAKEN_OVER if self.init_from else ()
+        return {**super().recorded_options(given), **{name: getattr(self.generator, name) for name in taken}}
 
     @property
     def note(self) -> str:

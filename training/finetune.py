@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from models.convert import adaconv_weights, is_modconv
+from models.convert import adaconv_weights, modulation_of
 from models.snapshot import load_generator
-from models.stylegan2 import is_network_pickle, load_networks, load_stylegan2
+from models.stylegan2 import is_network_pickle, load_networks
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils.errors import UserError
-from training.config import SIZES
+from training.config import TAKEN_OVER
 from training.runs import find_state, load_state
 
 
@@ -48,9 +49,23 @@ def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
     return {name: state[name] for name in ("G", "G_ema", "D")}
 
 
-def pickled_sizes(path: Path) -> dict[str, Any]:
-    """The fields of GeneratorConfig that a network pickle gives; {} for other files."""
-    return {name: getattr(load_stylegan2(path)[0].config, name) for name in SIZES} if is_network_pickle(path) else {}
+def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
+    """The fields of GeneratorConfig that a training with `--modulation` takes from the file of `--init-from`."""
+    if is_network_pickle(path) or path.suffix == ".safetensors":
+        fields = asdict(load_generator(path)[0].config)
+    else:
+        fields = load_state(path)["config"].get("generator")
+        if fields is None:
+            raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
+    taken = {name: fields[name] for name in TAKEN_OVER}
+    if modulation not in (None, fields["modulation"]):  # the norm belongs to the modulation
+        del taken["norm"]
+    if fields["modulation"] == "adain" and modulation in (
+        None,
+        "adaconv",
+    ):  # becomes AdaConv behind the same normalization
+        taken |= {"norm": "instance", "predict_bias": True}
+    return taken
 
 
 def copy_matching_weights(module: nn.Module, weights: dict[str, Tensor]) -> set[str]:
@@ -90,7 +105,10 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
     """
     found = initial_weights(path)
     config = cast(Generator, modules["G"]).config
-    converted = is_modconv(found["G"]) and (config.modulation, config.norm) == ("adaconv", "demod")
+    modulation = modulation_of(found["G"])
+    converted = (
+        config.modulation == "adaconv" and {"modconv": "demod", "adain": "instance"}.get(modulation) == config.norm
+    )
     if converted:
         found |= {part: adaconv_weights(found[part], config) for part in ("G", "G_ema")}
     if freezed and "D" not in found:
@@ -115,7 +133,8 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
                 f"--map-depth of that run, at its resolution or twice it"
             )
         taken.append(f"{copied} of {part}'s {total} tensors")
-    note = "; the modulated convolutions became AdaConv layers, whose style maps are new" * converted
+    layers = {"modconv": "modulated convolutions", "adain": "AdaIN layers"}
+    note = f"; the {layers[modulation]} became AdaConv layers, whose style maps are new" if converted else ""
     return f"starting from {path}: {', '.join(taken)}{note}"
 
 

@@ -27,7 +27,7 @@ from torch_utils import distributed
 from torch_utils.errors import UserError
 from torch_utils.files import missing
 from training.config import ClassifierConfig, Schedules, StylizerTrainConfig, TrainConfig
-from training.finetune import find_initial, pickled_sizes
+from training.finetune import find_initial, initial_fields
 from training.presets import R3GAN_DECAY_KIMG, preset
 
 FASTER_BY = 1.5  # bf16 has to be, for `auto` to take it on a CPU: other parts of a step gain less
@@ -47,7 +47,7 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
             raise UserError(missing(Path(path), "name the file with --detector-weights"))
     if options.get("init_from") and not resuming:  # a resumed run records the file that it began with
         path = find_initial(options["init_from"])
-        values = {**pickled_sizes(path), **values, "init_from": str(path)}
+        values = {**initial_fields(path, values.get("modulation")), **values, "init_from": str(path)}
     gpus = distributed.count_gpus(options.get("gpus"))
     dataset = ImageDataset(options["data"], use_labels=options.get("cond", False))
     config = resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)

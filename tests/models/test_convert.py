@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.convert import STYLE_MAP, adaconv_weights, is_modconv, to_adaconv
+from models.convert import STYLE_MAP, adaconv_weights, modulation_of, to_adaconv
 from models.stylegan2 import load_stylegan2
 from networks.generator import Generator, GeneratorConfig
 
@@ -100,8 +100,8 @@ def test_weights_alone_leave_the_style_maps_out():
     G = generator("adain")
     A = to_adaconv(G)
     weights = adaconv_weights(G.state_dict(), A.config)
-    assert is_modconv(generator("modconv").state_dict())
-    assert not is_modconv(G.state_dict()) and not is_modconv(A.state_dict())
+    assert modulation_of(generator("modconv").state_dict()) == "modconv"
+    assert modulation_of(G.state_dict()) == "adain" and modulation_of(A.state_dict()) == "adaconv"
     assert {name for name in A.state_dict() if name not in weights} == {n for n in A.state_dict() if STYLE_MAP in n}
 
 

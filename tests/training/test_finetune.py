@@ -1,11 +1,12 @@
 """Starting from another run: what fits is taken, by resolution, and frozen layers stay."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from models.snapshot import save_snapshot
+from models.snapshot import load_generator, save_snapshot
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from tests.training.test_loop import tiny
@@ -13,6 +14,7 @@ from torch_utils.errors import UserError
 from training.finetune import copy_matching_weights, find_initial, freeze, load_initial_weights
 from training.gan import GANTrainer, ema_beta
 from training.loop import train
+from training.options import configure_gan
 from training.runs import find_state, load_state
 
 
@@ -64,6 +66,47 @@ def test_a_run_starts_from_another_and_keeps_frozen_layers(tmp_path, faces16, ca
     for name in ("fromrgb", "blocks.0.conv0", "blocks.0.conv1", "blocks.0.skip"):
         assert torch.equal(a[f"{name}.weight"], b[f"{name}.weight"]), name
     assert not torch.equal(a["blocks.1.conv0.weight"], b["blocks.1.conv0.weight"])
+
+
+def test_every_deviation_of_a_converted_network_learns(tmp_path, faces16):
+    """200 steps after a generator with modulated convolutions became AdaConv, no kernel is the identity any more."""
+    first, second = tmp_path / "00000-modconv", tmp_path / "00001-adaconv"
+    first.mkdir(), second.mkdir()
+    train(GANTrainer, tiny(faces16, modulation="modconv", cbase=128, kimg=0.02), first)
+    config = tiny(faces16, cbase=128, init_from=str(find_initial(tmp_path)))
+    train(GANTrainer, dataclasses.replace(config, kimg=200 * config.batch / 1000), second)
+    for part in ("G", "G_ema"):
+        G = Generator(config.generator)
+        G.load_state_dict(load_state(find_state(second))[part])
+        for layer in G.synthesis.layers():
+            predictor = layer.adaconv.predictor.predictor
+            channels, group = predictor.identity.shape
+            assert (predictor.depthwise_weight != 0).all() and (predictor.depthwise_bias != 0).all()
+            mixing = predictor.pointwise_weight.view(channels, group, -1)[predictor.identity == 0]
+            assert (mixing != 0).all()
+        assert group == 2  # the last layer's, so that channels mix somewhere
+
+
+@pytest.mark.parametrize("modulation", ["modconv", "adain", "adaconv"])
+def test_a_run_starts_as_the_generator_that_it_is_given(tmp_path, faces16, modulation):
+    """Its sizes and its images are those of the other run, whose options are not given again; AdaConv holds the rest."""
+    first = tmp_path / "first"
+    first.mkdir()
+    old = tiny(faces16, modulation=modulation, kimg=0.008, style_channels=4, cbase=128)
+    train(GANTrainer, old, first)
+    for path in (first, *first.glob("snapshot-*.safetensors")):
+        new = configure_gan({"cfg": "demo", "data": str(faces16), "procs": 1, "init_from": str(path)})
+        assert new.generator.modulation == "adaconv" and new.generator.norm == old.generator.norm
+        assert new.generator.predict_bias == (modulation == "adain")
+        modules = {name: Generator(new.generator) for name in ("G", "G_ema")} | {"D": Discriminator(new.discriminator)}
+        load_initial_weights(modules, Path(new.init_from), 0)
+        before = load_generator(next(first.glob("snapshot-*.safetensors")))[0]
+        z = torch.randn(4, before.config.z_dim)
+        with torch.no_grad():
+            images, same = before(z, noise="const"), modules["G_ema"].eval()(z, noise="const")
+        assert torch.allclose(same, images, rtol=0, atol=1e-5 * images.abs().max().clamp_min(1).item())
+        recorded = new.recorded_options({"cfg": "demo", "data": str(faces16), "procs": 1, "init_from": str(path)})
+        assert configure_gan(recorded, resuming=True).generator == new.generator
 
 
 def test_a_snapshot_has_no_discriminator(tmp_path, faces16):
