@@ -89,7 +89,7 @@ def test_every_deviation_of_a_converted_network_learns(tmp_path, faces16):
 
 @pytest.mark.parametrize("modulation", ["modconv", "adain", "adaconv"])
 def test_a_run_starts_as_the_generator_that_it_is_given(tmp_path, faces16, modulation):
-    """Its sizes and its images are those of the other run, whose options are not given again; AdaConv holds the rest."""
+    """Its sizes and its images are those of the other run, whose options need not be given again."""
     first = tmp_path / "first"
     first.mkdir()
     old = tiny(faces16, modulation=modulation, kimg=0.008, style_channels=4, cbase=128)
