@@ -10,7 +10,7 @@ nearest.py     python -m metrics nearest: the real images nearest to fakes
 request.py     python -m metrics: a snapshot or a folder of images against a data set
 """
 
-from metrics.encoders import find_encoder
+from metrics.detectors import find_detector
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import Source, dataset_source
 from metrics.names import higher_is_better, parse_metric
@@ -22,7 +22,7 @@ __all__ = [
     "Source",
     "choose",
     "dataset_source",
-    "find_encoder",
+    "find_detector",
     "higher_is_better",
     "parse_metric",
 ]

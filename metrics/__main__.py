@@ -14,9 +14,9 @@ import click
 import torch
 
 from media.images import save_png
-from metrics.detectors import INCEPTION, OPTION, VGG16
-from metrics.encoders import SHIPPED, find_encoder
-from metrics.names import LISTED, parse_metric
+from metrics.detectors import OPTION, PUBLISHED, find_detector
+from metrics.encoders import SHIPPED
+from metrics.names import CLIP, DINOV2, LISTED, parse_metric
 from metrics.nearest import NearestRequest, nearest_images
 from metrics.request import Request, evaluate, left_out_line
 from torch_utils import distributed
@@ -57,15 +57,16 @@ def list_metrics() -> None:
     print(
         "\nAny number of images can stand in a name: fid5k_full, kid2k, pr10k3, swd500, ppl2_wend5k.\n"
         "With _full, fakes are compared with all real images; without, with as many real images as fakes.\n"
-        "fd, kd, pr and dc take an encoder after an @: @tiny-imagenet, or @ and a file that train_encoder.py made."
+        "fd, kd, pr and dc take a detector of this list after an @, or @ and a file that train_encoder.py made; "
+        "cmmd takes a clip-… one."
     )
     print(f"\nDetectors, downloaded into {cache_folder()} (ADACONV_CACHE names another folder) or given by {OPTION}:")
-    for detector, used in ((INCEPTION, "fid, kid, is"), (VGG16, "pr, dc, ppl")):
-        file = detector.url.rpartition("/")[2]
-        found = "found" if (cache_folder() / file).exists() else f"will be downloaded from {detector.url}"
-        print(f"{detector.name:{24}}{used:16}{file}: {found}")
+    used = {"inception": "fid, cleanfid, kid, is", "vgg16": "pr, dc, ppl", DINOV2: "fdd, kdd", CLIP: "cmmd"}
+    for name, detector in PUBLISHED.items():
+        found = "found" if (cache_folder() / detector.file_name).exists() else f"will be downloaded from {detector.url}"
+        print(f"{name:21}{used.get(name, ''):24}{detector.file_name}: {found}")
     for name, path in SHIPPED.items():
-        print(f"{name:{24}}{'fd, kd, pr, dc':16}{path}: {'found' if path.exists() else 'missing'}")
+        print(f"{name:21}{'':24}{path}: {'found' if path.exists() else 'missing'}")
 
 
 def parse_names(text: str, generator: bool) -> list[str]:
@@ -74,7 +75,7 @@ def parse_names(text: str, generator: bool) -> list[str]:
     for name in names:
         metric = parse_metric(name)
         if metric.detector:
-            find_encoder(metric.detector)
+            find_detector(metric.detector)
         if metric.kind == "ppl" and not generator:
             raise UserError(f"{name} is of a generator, not of images; name one with --network, or leave {name} out")
     return names

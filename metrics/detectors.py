@@ -1,13 +1,12 @@
 """Detectors: the networks whose features metrics compare, with weights that are checked and never executed.
 
-Others' are torch-fidelity's Inception-v3 and VGG-16. It would unpickle a file of weights: here such a file is read as
-nothing but tensors, its SHA-256 is compared, and torch-fidelity is given the tensors. Our own are the encoders that
-train_encoder.py makes, see encoders.py.
+Others' are torch-fidelity's Inception-v3, VGG-16, DINOv2 and CLIP. It would unpickle or execute a file of weights: here
+such a file is read as nothing but tensors, its SHA-256 is compared, and torch-fidelity is given the tensors
+(extractors.py). Our own are the encoders that train_encoder.py makes, see encoders.py.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from metrics import encoders
 from metrics.encoders import EncoderWeights
 from metrics.lpips import LPIPS
+from models.inert_torchscript import is_torchscript, read_torchscript
 from torch_utils.download import download, file_sha256, read_tensors
 from torch_utils.errors import UserError, one_line
 
@@ -38,18 +38,78 @@ class PublishedDetector(Detector):
 
     url: str
     sha256: str  # the beginning of the published file's
-    tensor: str  # that its weights have, and those of no other detector
+    family: str  # of extractors.make_extractor
+    layer: str  # whose features are compared unless a metric is defined by another, as torch-fidelity calls it
+    tensor: str  # that the weights of its family have, and those of no other
+    shape: tuple[int, ...] | None = None  # of that tensor, by which the sizes of a family are told apart
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    def fits(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether those are the weights of this detector, by the one tensor that tells."""
+        found = tensors.get(self.tensor)
+        return found is not None and self.shape in (None, tuple(getattr(found, "shape", ())))
 
 
 INCEPTION = PublishedDetector(
     "inception-v3-2015-12-05",
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     "6726825d",
+    "inception",
+    "2048",
     "Mixed_7c.branch_pool.conv.weight",
 )
 VGG16 = PublishedDetector(
-    "vgg16", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af", "classifier.3.weight"
+    "vgg16",
+    "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "397923af",
+    "vgg16",
+    "fc2_relu",
+    "classifier.3.weight",
 )
+
+
+def dinov2(size: str, sha256: str, width: int) -> PublishedDetector:
+    """DINOv2 of a size (s, b, l); its features have `width` numbers."""
+    url = f"https://dl.fbaipublicfiles.com/dinov2/dinov2_vit{size}14/dinov2_vit{size}14_pretrain.pth"
+    return PublishedDetector(f"dinov2-vit-{size}-14", url, sha256, "dinov2", "dinov2", "cls_token", (1, 1, width))
+
+
+def clip(model: str, sha256: str, tokens: int, width: int) -> PublishedDetector:
+    """CLIP's image encoder, by the name of OpenAI's file; it cuts an image into `tokens` − 1 patches."""
+    name, url = f"clip-{model.lower()}", f"https://openaipublic.azureedge.net/clip/models/{sha256}/{model}.pt"
+    return PublishedDetector(name, url, sha256, "clip", "clip", "visual.positional_embedding", (tokens, width))
+
+
+PUBLISHED = {  # by the names that metrics and options have for them, which are torch-fidelity's
+    "inception": INCEPTION,
+    **{
+        detector.name: detector
+        for detector in (
+            VGG16,
+            dinov2("s", "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9", 384),
+            dinov2("b", "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73", 768),
+            dinov2("l", "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428", 1024),
+            clip("ViT-B-32", "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af", 50, 768),
+            clip("ViT-B-16", "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f", 197, 768),
+            clip("ViT-L-14", "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836", 257, 1024),
+            clip("ViT-L-14-336px", "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02", 577, 1024),
+        )
+    },
+}
+
+
+def find_detector(name: str) -> Detector:
+    """The detector that a metric names after its @, or --detector: one of PUBLISHED, or an encoder.
+
+    Raises UserError where there is no such encoder.
+    """
+    if name in PUBLISHED:
+        return PUBLISHED[name]
+    encoders.find_encoder(name)
+    return Detector(name)
 
 
 @dataclass(frozen=True)
@@ -57,7 +117,7 @@ class Layer:
     """One output of a detector: a feature vector for each image."""
 
     detector: Detector
-    name: str  # as torch-fidelity calls it; of an encoder, encoders.LAYER
+    name: str  # as torch-fidelity calls it, or names.CLEAN; of an encoder, encoders.LAYER
 
     def __str__(self) -> str:
         return f"{self.detector.name}/{self.name}"
@@ -115,13 +175,14 @@ def given_weights(paths: Iterable[str | Path]) -> dict[PublishedDetector, Publis
     found = {}
     for path in paths:
         weights = _read(Path(path))
-        match [detector for detector in (INCEPTION, VGG16) if detector.tensor in weights.tensors]:
+        match [detector for detector in PUBLISHED.values() if detector.fits(weights.tensors)]:
             case [detector]:
                 found[detector] = weights
             case _:
                 raise UserError(
-                    f"{path} holds the weights of none of the detectors; {OPTION} takes {_file_name(INCEPTION)} or "
-                    f"{_file_name(VGG16)}, or their tensors as .safetensors"
+                    f"{path} holds the weights of none of the detectors; {OPTION} takes "
+                    f"{', '.join(detector.file_name for detector in PUBLISHED.values())}, or their tensors as "
+                    ".safetensors"
                 )
     return found
 
@@ -145,15 +206,12 @@ def is_published(detector: Detector, weights: DetectorWeights) -> bool:
 
 def _read(path: Path) -> PublishedWeights:
     try:
-        return PublishedWeights(read_tensors(path), file_sha256(path))
+        tensors = read_torchscript(path) if is_torchscript(path) else read_tensors(path)
+        return PublishedWeights(tensors, file_sha256(path))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a detector's weights ({error}); name another with {OPTION}"
         ) from None
-
-
-def _file_name(detector: PublishedDetector) -> str:
-    return detector.url.rpartition("/")[2]
 
 
 # --- networks -------------------------------------------------------------------------------------------------------
@@ -168,17 +226,13 @@ def load_detector(
     """
     if isinstance(weights, EncoderWeights):
         return encoders.EncoderFeatures(weights).to(device)
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
+    from metrics.extractors import make_extractor
 
-    kind = FeatureExtractorInceptionV3 if detector == INCEPTION else FeatureExtractorVGG16
-    file = io.BytesIO()  # torch-fidelity reads it where it expects the path of a file
-    torch.save(weights.tensors, file)
-    file.seek(0)
+    assert isinstance(detector, PublishedDetector)
     with _weights_fit(detector):
-        network = kind(detector.name, list(layers), feature_extractor_weights_path=file)
+        network = make_extractor(detector.family, detector.name, layers, weights.tensors)
     # the order in memory that convolutions read fastest
-    return network.to(device, memory_format=torch.channels_last)
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 def load_lpips(weights: PublishedWeights, device: torch.device | str) -> LPIPS:
@@ -196,7 +250,7 @@ def load_lpips(weights: PublishedWeights, device: torch.device | str) -> LPIPS:
 def _weights_fit(detector: Detector) -> Iterator[None]:
     try:
         yield
-    except (RuntimeError, AttributeError, TypeError) as error:
+    except (RuntimeError, AttributeError, TypeError, KeyError, ValueError) as error:
         reason = one_line(error, 200)
         raise UserError(
             f"the weights do not fit {detector.name} ({reason}); name others with {OPTION}, or none"

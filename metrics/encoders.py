@@ -64,7 +64,13 @@ def find_encoder(name: str) -> Path:
             )
         return path
     if not Path(name).is_file():
-        raise UserError(missing(Path(name), f"name a file of train_encoder.py, or {next(iter(SHIPPED))}"))
+        raise UserError(
+            missing(
+                Path(name),
+                f"name a file of train_encoder.py, {next(iter(SHIPPED))}, or a "
+                "published detector; python -m metrics --list names them",
+            )
+        )
     return Path(name)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,20 @@ from torch import Tensor, nn
 
 from metrics import detectors, encoders, scores, swd
 from metrics.cache import CacheKey, read_cached, write_cached
-from metrics.detectors import INCEPTION, VGG16, Detector, DetectorWeights, Layer, PublishedDetector, PublishedWeights
+from metrics.detectors import (
+    INCEPTION,
+    PUBLISHED,
+    VGG16,
+    Detector,
+    DetectorWeights,
+    Layer,
+    PublishedDetector,
+    PublishedWeights,
+)
 from metrics.features import Features, ImageSet, Source, dataset_source, describe_images
 from metrics.frechet import Moments, frechet_distance
 from metrics.lpips import LPIPS
-from metrics.names import Metric, parse_metric
+from metrics.names import CLEAN, FRECHET, Metric, parse_metric
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
 from torch_utils.errors import Failure, UserError
@@ -58,13 +67,15 @@ def layer_of(metric: Metric) -> Layer | None:
     """The layer whose features a metric compares; None for SWD, which needs no detector, and for PPL."""
     if metric.kind in ("swd", "ppl"):
         return None
-    if metric.kind in ("fid", "kid"):
-        return Layer(INCEPTION, "2048")
-    if metric.kind == "is":
-        return Layer(INCEPTION, "logits_unbiased")
-    if metric.detector:
-        return Layer(Detector(metric.detector), encoders.LAYER)
-    return Layer(VGG16, "fc2_relu")
+    match metric.kind:
+        case "cleanfid":
+            return Layer(INCEPTION, CLEAN)
+        case "is":
+            return Layer(INCEPTION, "logits_unbiased")
+    name = metric.detector or ("inception" if metric.kind in ("fid", "kid") else "vgg16")
+    if published := PUBLISHED.get(name):
+        return Layer(published, published.layer)
+    return Layer(Detector(name), encoders.LAYER)
 
 
 def detector_of(metric: Metric) -> Detector | None:
@@ -77,7 +88,7 @@ def detector_of(metric: Metric) -> Detector | None:
 
 def summary_of(metric: Metric, count: int) -> Summary:
     """What a metric other than PPL has to know of a set of `count` images."""
-    kind = {"fid": "moments", "fd": "moments", "swd": "patches"}.get(metric.kind, "features")
+    kind = "moments" if metric.kind in FRECHET else "patches" if metric.kind == "swd" else "features"
     return Summary(kind, layer_of(metric), count)
 
 
@@ -146,12 +157,11 @@ class Evaluator:
 
     def _dimensions(self, metric: Metric) -> int:
         """The size of the covariance that a metric is computed of, or 0."""
-        if metric.kind == "fid":
-            return 2048
-        if metric.kind == "fd":
-            network = cast(encoders.EncoderFeatures, self.networks[Detector(metric.detector)])
-            return network.dimensions
-        return 0
+        layer = layer_of(metric)
+        if layer is None or metric.kind not in FRECHET:
+            return 0
+        network: Any = self.networks[layer.detector]
+        return network.dimensions
 
     # --- detectors ----------------------------------------------------------------------------------------------
 
@@ -270,13 +280,15 @@ class Evaluator:
     def _compare(self, metric: Metric, real: Tensors, fake: Tensors) -> dict[str, float]:
         """The values of a metric of two summaries, by what follows the metric's name in theirs."""
         title = "distances" if self.progress else ""
-        if metric.kind in ("pr", "dc"):
+        if metric.kind in ("pr", "dc", "cmmd"):
             self._say(f"{metric.name}: distances of {len(real['features'])} and {len(fake['features'])} images ...")
         match metric.kind:
-            case "fid" | "fd":
+            case "fid" | "cleanfid" | "fd":
                 return {"": frechet_distance(real, fake)}
             case "kid" | "kd":
                 return scores.kernel_distance(real["features"], fake["features"])
+            case "cmmd":
+                return {"": scores.cmmd(real["features"], fake["features"], title)}
             case "pr":
                 return scores.precision_recall(real["features"], fake["features"], title)
             case "dc":

@@ -2,6 +2,7 @@
 
     fid50k_full              50 000 fakes against all real images
     fid50k                   50 000 fakes against 50 000 real images
+    fdd50k_full              the Fréchet distance by DINOv2's features
     fd5k_full@tiny-imagenet  the Fréchet distance of 5000 fakes by the features of another detector
 
 Any number can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
@@ -18,9 +19,13 @@ from torch_utils.errors import UserError
 COUNT = "([1-9][0-9]{0,8}k?)"
 PATTERNS = {
     "fid": f"fid{COUNT}(_full)?",
+    "cleanfid": f"cleanfid{COUNT}(_full)?",
     "kid": f"kid{COUNT}(_full)?",
     "fd": f"fd{COUNT}(_full)?",
     "kd": f"kd{COUNT}(_full)?",
+    "fdd": f"fdd{COUNT}(_full)?",
+    "kdd": f"kdd{COUNT}(_full)?",
+    "cmmd": f"cmmd{COUNT}(_full)?",
     "pr": f"pr{COUNT}3(_full)?",  # with the 3rd nearest neighbour
     "dc": f"dc{COUNT}5(_full)?",  # with the 5th nearest neighbour
     "is": f"is{COUNT}",
@@ -29,20 +34,30 @@ PATTERNS = {
 }
 DEFAULT_COUNTS = {"ppl": "50k", "swd": "8192"}  # where the name has none
 NEEDS_DETECTOR = {"fd", "kd"}  # FID and KID are those of Inception-v3, and no others are called so
-TAKES_DETECTOR = {*NEEDS_DETECTOR, "pr", "dc"}
+TAKES_DETECTOR = {*NEEDS_DETECTOR, "pr", "dc", "cmmd"}
+DINOV2, CLIP = "dinov2-vit-l-14", "clip-vit-l-14-336px"
+NAMED = {"fdd": ("fd", DINOV2), "kdd": ("kd", DINOV2)}  # another metric and its detector under a name of their own
+CLEAN = "2048 of clean-fid"  # a layer: Inception-v3's pool3 of images that are resized as clean-fid does
+FRECHET = {"fid", "cleanfid", "fd"}  # distances of means and covariances
 LEAST = {"pr": 4, "dc": 6, "is": 10}  # images; 2 for the others
 HIGHER_IS_BETTER = {"pr": ("_precision", "_recall"), "dc": ("_density", "_coverage"), "is": ("_mean",)}
 MOST, MOST_PATHS = 1_000_000, 500_000  # for which a seed has latents: models.sampling.STRETCH
-MOST_REAL = {"kid": 1_000_000, "kd": 1_000_000, "pr": 200_000, "dc": 200_000}  # of `_full`, as in StyleGAN2-ADA
+# of `_full`, as in StyleGAN2-ADA
+MOST_REAL = {"kid": 1_000_000, "kd": 1_000_000, "cmmd": 200_000, "pr": 200_000, "dc": 200_000}
 
 LISTED = {
     "fid50k_full": "Fréchet inception distance; lower is better",
+    "cleanfid50k_full": "Fréchet inception distance of images that are resized as clean-fid does; lower is better",
     "kid50k_full": "kernel inception distance; lower is better",
+    "fdd50k_full": "Fréchet distance of DINOv2's features, FD-DINOv2 (ViT-L/14); lower is better",
+    "kdd50k_full": "kernel distance of DINOv2's features; lower is better",
+    "cmmd30k": "maximum mean discrepancy of CLIP's features × 1000 (ViT-L/14 at 336 pixels); lower is better",
     "pr50k3_full": "precision and recall with the 3rd nearest neighbour in VGG-16's features; higher is better",
     "dc10k5_full": "density and coverage with the 5th nearest neighbour in VGG-16's features; higher is better",
     "is50k": "inception score of the fakes alone; higher is better",
     "ppl2_wend": "perceptual path length in W at the paths' ends, of 50,000 paths; lower is smoother",
     "swd": "sliced Wasserstein distance of 8192 images; lower is better; needs no download",
+    "pr50k3_full@dinov2-vit-l-14": "precision and recall in the features of a detector; dc10k5_full takes one as well",
     "fd5k_full@tiny-imagenet": "Fréchet distance of an encoder's features (@FILE of train_encoder.py); lower is better",
     "kd5k_full@tiny-imagenet": "kernel distance of the same features; lower is better",
 }
@@ -95,7 +110,8 @@ def parse_metric(name: str) -> Metric:
             count, full = (*match.groups(), None)[:2]
             count = count or DEFAULT_COUNTS[kind]
             number = int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1)
-            metric = Metric(name, kind, number, bool(full), detector)
+            kind, detector = NAMED.get(kind, (kind, detector))
+            metric = Metric(name, kind, number, bool(full), detector or (CLIP if kind == "cmmd" else ""))
             if metric.count < metric.least:
                 raise UserError(f"{name}: a set of at least {metric.least} images is needed")
             if metric.count > (most := MOST_PATHS if kind == "ppl" else MOST):
@@ -125,6 +141,9 @@ def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
     """Raises UserError where the name has a detector that it cannot have, or has none that it needs."""
     if kind in NEEDS_DETECTOR and not detector:
         raise UserError(f"{name} needs a detector: write {name.rstrip('@')}@tiny-imagenet, or @ and an encoder's file")
+    if at and kind in NAMED:
+        other = name.replace("dd", "d", 1)
+        raise UserError(f"{name}: this name stands for the features of {DINOV2}; write {other} for another detector")
     if at and kind in ("fid", "kid"):
         other = name.replace("id", "d", 1)
         raise UserError(f"{name}: FID and KID are computed with Inception-v3 alone; write {other} for another detector")
@@ -132,3 +151,6 @@ def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
         raise UserError(f"{name}: this metric takes no detector; write {name.partition('@')[0]}")
     if at and not detector:
         raise UserError(f"{name}: after the @ the name or the file of an encoder is missing; write @tiny-imagenet")
+    if at and kind == "cmmd" and not detector.startswith("clip-"):
+        other = name.replace("cmmd", "kd", 1)
+        raise UserError(f"{name}: CMMD is of CLIP's features; write {other} for a kernel distance of others")

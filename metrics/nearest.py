@@ -17,15 +17,13 @@ from torch import Tensor
 from media.dataset import ImageDataset
 from media.images import grid
 from metrics import detectors, encoders
-from metrics.detectors import INCEPTION, VGG16, Detector
+from metrics.detectors import PublishedDetector
 from metrics.features import Features, Source, dataset_source, describe_images, tensor_source
 from metrics.request import check_shape, load_finite_generator
 from metrics.scores import BLOCK_ROWS
 from models.sampling import check_class, generate_batches
 from models.snapshot import find_snapshot
 from torch_utils.errors import Failure, UserError
-
-PUBLISHED = {"inception": (INCEPTION, "2048"), "vgg16": (VGG16, "fc2_relu")}
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,8 @@ def load_describe(name: str, files: Sequence[str], device: torch.device | str) -
 
     Raises UserError where it cannot be had.
     """
-    detector, layer = PUBLISHED.get(name, (Detector(name), encoders.LAYER))
+    detector = detectors.find_detector(name)
+    layer = detector.layer if isinstance(detector, PublishedDetector) else encoders.LAYER
     weights = detectors.find_weights([detector], files)[detector]
     if isinstance(weights, str):
         raise UserError(weights)

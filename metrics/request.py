@@ -65,7 +65,7 @@ def evaluate_network(request: Request) -> dict[str, Any]:
     evaluator = make_evaluator(request, dataset)
     fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, request.trunc)
     values = evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
-    about = {"network": str(snapshot), "kimg": info["kimg"], "truncation": request.trunc}
+    about = {"network": str(snapshot), "kimg": info["kimg"], "truncation": request.trunc, "noise": "random"}
     return make_record(values, evaluator, dataset, request, about)
 
 

@@ -70,7 +70,7 @@ def tensors(state: dict[str, Any]) -> dict[str, Call]:
 
 def shape(tensor: Call) -> tuple[int, ...]:
     """The shape that a tensor claims."""
-    return _layout(tensor)[2]
+    return layout(tensor)[2]
 
 
 def read_tensor(tensor: Call) -> Tensor:
@@ -78,7 +78,7 @@ def read_tensor(tensor: Call) -> Tensor:
 
     No memory is taken before its claims are compared with the bytes that are there.
     """
-    storage, offset, size, stride = _layout(tensor)
+    storage, offset, size, stride = layout(tensor)
     stored = _stored_numbers(storage)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > len(stored) or last >= len(stored):
@@ -99,7 +99,7 @@ def read_number(value: Any) -> float:
     return float(number)
 
 
-def _layout(tensor: Call) -> tuple[Call, int, tuple[int, ...], tuple[int, ...]]:
+def layout(tensor: Call) -> tuple[Any, int, tuple[int, ...], tuple[int, ...]]:
     """Storage, offset in it, size and stride of a tensor or parameter."""
     if tensor.name == PARAMETER:
         tensor = _arguments(tensor, {PARAMETER})[0]

@@ -26,12 +26,14 @@ STATE_WORDS, STATE_START = (
 )  # of the Mersenne Twister, as 64-bit integers from this byte of the generator's state
 
 
-def random_generator(seed: int) -> torch.Generator:
-    """The random numbers of one image, from a seed of up to 64 bits.
+def random_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of one image, from a seed of up to 64 bits. Those of a GPU are others than the CPU's.
 
     PyTorch's `manual_seed` uses the lower 32 bits on the CPU, which are enough for seeds below 2³². Larger seeds fill
     the generator's whole state, so that no two seeds share their random numbers.
     """
+    if torch.device(device).type != "cpu":
+        return torch.Generator(device).manual_seed(seed ^ STREAM)
     generator = torch.Generator().manual_seed(seed ^ STREAM)
     if seed >> 32:
         state = generator.get_state()
@@ -46,15 +48,20 @@ def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
     return torch.stack([torch.randn(z_dim, generator=random_generator(seed)) for seed in seeds])
 
 
-def noise_from_seeds(G: Generator, seeds: Sequence[int]) -> list[Tensor]:
-    """Random noise [N, 1, H, W] for every layer, each sample's drawn from its seed."""
-    generators = [random_generator(seed) for seed in seeds]
+def noise_from_seeds(G: Generator, seeds: Sequence[int], device: torch.device | str = "cpu") -> list[Tensor]:
+    """Random noise [N, 1, H, W] for every layer, each sample's drawn from its seed.
+
+    Noise that is drawn on the CPU is the same on every machine. At high resolutions a GPU draws it much faster.
+    """
+    generators = [random_generator(seed, device) for seed in seeds]
     shapes = [(1, layer.resolution, layer.resolution) for layer in G.synthesis.layers()]
     # z is drawn from the same seeds: its numbers are skipped
     for generator in generators:
-        torch.randn(G.config.z_dim, generator=generator)
+        torch.randn(G.config.z_dim, generator=generator, device=device)
     return [
-        torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(G.w_avg.device)
+        torch.stack([torch.randn(shape, generator=generator, device=device) for generator in generators]).to(
+            G.w_avg.device
+        )
         for shape in shapes
     ]
 
@@ -120,7 +127,9 @@ def generate_batches(
 class Fakes:
     """A generator's images by their numbers, as the metrics ask for them. Two seeds have no image in common.
 
-    `labels` are the classes of a data set. With them, the `count` images have classes of the same frequencies.
+    Each image has random noise, drawn from its number on the generator's device: it is the same in a batch of any size
+    and for any number of processes. `labels` are the classes of a data set. With them, the `count` images have classes
+    of the same frequencies.
     """
 
     G: Generator
@@ -137,9 +146,11 @@ class Fakes:
 
     def images(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Yields uint8 [N, C, H, W] on the CPU for each batch of numbers below `count`."""
+        G, noisy = self.G, self.G.config.noise
         for numbers in batches:
             seeds = [self.seed * STRETCH + number for number in numbers]
-            yield from generate_batches(self.G, seeds, len(seeds), self.classes[list(numbers)], self.psi)
+            noise: Noise = noise_from_seeds(G, seeds, G.w_avg.device) if noisy else "none"
+            yield from generate_batches(G, seeds, len(seeds), self.classes[list(numbers)], self.psi, noise)
 
     @torch.no_grad()
     def path_ends(self, batches: Sequence[Sequence[int]], epsilon: float) -> Iterator[Tensor]:

@@ -259,7 +259,7 @@ class GANTrainer:
             values = error.values
         if not values:
             return {}
-        settings = {**self.evaluator.settings(), "truncation": 1.0, "mirror": False}
+        settings = {**self.evaluator.settings(), "truncation": 1.0, "noise": "random", "mirror": False}
         settings["data_hash"] = self.unmirrored.fingerprint
         return {**values, "images": self.evaluator.counts, "settings": settings}
 

@@ -16,7 +16,7 @@ import click
 import torch
 
 from media.dataset import ImageDataset
-from metrics import find_encoder, higher_is_better, parse_metric
+from metrics import find_detector, higher_is_better, parse_metric
 from models.encoder import load_encoder
 from models.snapshot import load_stylizer
 from networks.discriminator import DiscriminatorConfig
@@ -63,7 +63,7 @@ def parse_metrics(text: str | list[str]) -> list[str]:
     names = [] if text == "none" else [name.strip() for name in text.split(",")]
     for name in names:
         if detector := parse_metric(name).detector:
-            find_encoder(detector)
+            find_detector(detector)
     return names
 
 

@@ -41,6 +41,18 @@ def vgg16(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def dinov2(tmp_path_factory) -> Path:
+    """The file of DINOv2's ViT-S/14 of random weights and one block."""
+    return weights.write_dinov2(tmp_path_factory.mktemp("weights") / "dinov2.pth")
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """The archive of CLIP's ViT-B/32 of random weights and one block."""
+    return weights.write_clip(tmp_path_factory.mktemp("weights") / "clip.pt")
+
+
+@pytest.fixture(scope="session")
 def slices(tmp_path_factory, real_images) -> tuple[Path, Path]:
     """Folders of 66 and 60 real photographs."""
     folder = tmp_path_factory.mktemp("photographs")

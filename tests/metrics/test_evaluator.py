@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch_fidelity
+from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
 
 from media.dataset import ImageDataset
 from metrics import PPL_EPSILON, Evaluator, NotFinite
-from metrics.detectors import INCEPTION, given_weights
+from metrics.detectors import INCEPTION, PUBLISHED, given_weights
 from metrics.features import tensor_source
 from models.sampling import Fakes
 from networks.generator import Generator, GeneratorConfig
@@ -50,6 +53,61 @@ def test_it_agrees_with_torch_fidelitys_command(evaluated, slices, small, incept
     for ours, theirs in names.items():
         assert found[ours] == pytest.approx(reference[theirs], rel=1e-4), ours
     assert found["fid60_full"] > 1e-3 and 0 < found["pr603_full_precision"] < 1
+
+
+TRANSFORMERS = ["fd60_full@{}", "kd60_full@{}", "pr603_full@{}"]
+
+
+@pytest.mark.parametrize("name", ["dinov2-vit-s-14", "clip-vit-b-32"])
+def test_transformers_agree_with_torch_fidelitys_command(slices, dinov2, clip, tmp_path, monkeypatch, name):
+    from tests.metrics.test_detectors import PlainDINOv2
+
+    monkeypatch.setenv("ADACONV_CACHE", str(tmp_path))
+    monkeypatch.setattr("metrics.scores.KID_SUBSET_SIZE", 20)
+    real, fake = slices
+    files = [dinov2, clip]
+    found = evaluate([metric.format(name) for metric in TRANSFORMERS], real, fake, files)
+    options = {"input1": str(fake), "input2": str(real), "cuda": False, "cache": False, "verbose": False}
+    options |= {"save_cpu_ram": True, "batch_size": 16, "feature_extractor": name, "kid_subset_size": 20}
+    if name.startswith("clip"):
+        options["feature_extractor_weights_path"] = str(clip)
+    tensors = given_weights([dinov2])[PUBLISHED["dinov2-vit-s-14"]].tensors
+    monkeypatch.setattr(torch.hub, "load", lambda *args: PlainDINOv2(tensors))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reference = torch_fidelity.calculate_metrics(fid=True, kid=True, prc=True, **options)
+    names = {
+        "fd60_full": "frechet_inception_distance",
+        "kd60_full": "kernel_inception_distance_mean",
+        "kd60_full_std": "kernel_inception_distance_std",
+        "pr603_full_precision": "precision",
+        "pr603_full_recall": "recall",
+    }
+    assert found.keys() == {f"{ours}@{name}" for ours in names}
+    for ours, theirs in names.items():
+        assert found[f"{ours}@{name}"] == pytest.approx(reference[theirs], rel=1e-4), ours
+    assert 0 < found[f"pr603_full_precision@{name}"] < 1
+
+
+def test_cmmd_is_the_papers(slices, clip, tmp_path, monkeypatch):
+    """A plain version in NumPy, of all pairs at once, of the features that torch-fidelity's network gives."""
+    monkeypatch.setenv("ADACONV_CACHE", str(tmp_path))
+    found = evaluate(["cmmd60_full@clip-vit-b-32"], *slices, [clip])["cmmd60_full@clip-vit-b-32"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = FeatureExtractorCLIP("clip-vit-b-32", ["clip"], feature_extractor_weights_path=clip)
+    sides = []
+    for folder in slices:
+        dataset = ImageDataset(folder)
+        features = network(torch.stack([dataset[i][0] for i in range(len(dataset))]))[0].double().numpy()
+        sides.append(features / np.linalg.norm(features, axis=1, keepdims=True))
+    x, y = sides
+
+    def kernel(a, b):
+        return np.exp(-((a[:, None] - b[None]) ** 2).sum(axis=2) / (2 * 10**2))
+
+    expected = 1000 * (kernel(x, x).mean() + kernel(y, y).mean() - 2 * kernel(x, y).mean())
+    assert found == pytest.approx(expected, rel=1e-4) and expected > 1e-3
 
 
 def test_a_set_against_itself(evaluated, slices, small, inception, vgg16):
@@ -285,5 +343,22 @@ def test_fakes_by_number_are_the_same_in_any_batch():
     parts = torch.cat(list(fakes.images([range(20, 30), range(0, 20)])))
     assert (whole.int() - torch.cat([parts[10:], parts[:10]]).int()).abs().max() <= 1
     assert torch.equal(Fakes(G, 10, seed=1, labels=fakes.labels).classes, fakes.classes[:10])
+    assert not any(torch.equal(a, b) for a in whole for b in next(Fakes(G, 30, seed=2).images([range(30)])))
     first, other = (next(Fakes(G, 20, seed=seed).path_ends([range(20)], 0.0))[:20] for seed in (1, 2))
     assert not any(torch.equal(a, b) for a in first for b in other)
+
+
+def test_fakes_have_random_noise_of_their_own():
+    """Images of one w and the published metrics' noise: as different from each other as noise makes them."""
+    G = generator()
+    for parameter in G.mapping.parameters():
+        parameter.data.zero_()  # one w for every z
+    assert len(torch.cat(list(Fakes(G, 9).images([range(9)]))).unique(dim=0)) == 1  # strengths are 0 at first
+    for layer in G.synthesis.layers():
+        layer.noise_strength.data.fill_(0.5)
+    whole = torch.cat(list(Fakes(G, 9).images([range(9)])))
+    assert len(whole.unique(dim=0)) == 9
+    parts = torch.cat(list(Fakes(G, 9).images([range(5, 9), range(0, 5)])))
+    assert (whole.int() - torch.cat([parts[4:], parts[:4]]).int()).abs().max() <= 1
+    starts, ends = next(Fakes(G, 9).path_ends([range(9)], 1.0)).chunk(2)
+    assert torch.equal(starts, ends)  # path lengths are of w alone: the model's noise is at both ends

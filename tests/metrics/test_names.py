@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from metrics import higher_is_better, parse_metric
-from metrics.names import LISTED, Metric
+from metrics.detectors import PUBLISHED
+from metrics.names import CLIP, DINOV2, LISTED, Metric
 from torch_utils.errors import UserError
 
 
@@ -14,6 +15,7 @@ from torch_utils.errors import UserError
     [
         ("fid50k_full", "fid", 50_000, True),
         ("fid50k", "fid", 50_000, False),
+        ("cleanfid50k_full", "cleanfid", 50_000, True),
         ("fid5k_full", "fid", 5000, True),
         ("fid777", "fid", 777, False),
         ("kid50k_full", "kid", 50_000, True),
@@ -72,6 +74,11 @@ def test_what_is_no_name(name):
         ("kd2k@runs/00000-a/snapshot-000400.safetensors", "kd", 2000, "runs/00000-a/snapshot-000400.safetensors"),
         ("pr5k3_full@a@b", "pr", 5000, "a@b"),
         ("dc1005@x", "dc", 100, "x"),
+        ("fdd50k_full", "fd", 50_000, "dinov2-vit-l-14"),
+        ("kdd5k", "kd", 5000, "dinov2-vit-l-14"),
+        ("cmmd30k", "cmmd", 30_000, "clip-vit-l-14-336px"),
+        ("cmmd2k_full@clip-vit-b-32", "cmmd", 2000, "clip-vit-b-32"),
+        ("pr50k3_full@dinov2-vit-l-14", "pr", 50_000, "dinov2-vit-l-14"),
     ],
 )
 def test_detector_of_a_name(name, kind, count, detector):
@@ -87,6 +94,9 @@ def test_detector_of_a_name(name, kind, count, detector):
         ("is50k@", "takes no detector; write is50k"),
         ("fd5k", "fd5k@tiny-imagenet, or @ and an encoder's file"),
         ("kd5k_full@", "kd5k_full@tiny-imagenet"),
+        ("fdd5k@dinov2-vit-s-14", "write fd5k@dinov2-vit-s-14 for another detector"),
+        ("cmmd5k@dinov2-vit-s-14", "write kd5k@dinov2-vit-s-14"),
+        ("cleanfid5k@x", "takes no detector; write cleanfid5k"),
         ("pr5k3@", "name or the file of an encoder is missing"),
     ],
 )
@@ -116,6 +126,8 @@ def test_too_many_images(name, most):
 def test_all_that_is_listed_is_known():
     for name in LISTED:
         assert parse_metric(name).name == name
+    assert {"fdd50k_full", "kdd50k_full", "cmmd30k", "cleanfid50k_full"} <= set(LISTED)
+    assert {DINOV2, CLIP} <= set(PUBLISHED)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from metrics import scores
 from metrics.scores import density_coverage, inception_score, kernel_distance, path_length, precision_recall
 
 
@@ -132,3 +135,31 @@ def test_path_length_leaves_out_the_outer_per_cents():
     shuffled = distances[torch.randperm(1001, generator=torch.Generator().manual_seed(0))]
     # indices 10 … 990 of the sorted ones
     assert path_length(shuffled, 1e-4)[""] == pytest.approx(np.mean(np.arange(11, 992)), rel=1e-6)
+
+
+# --- CMMD -----------------------------------------------------------------------------------------------------------
+
+
+def test_cmmd_of_equal_sets_and_of_lengths():
+    """It compares directions: the length of a feature does not count, and a set has no distance to itself."""
+    torch.manual_seed(0)
+    a = torch.randn(50, 8)
+    assert scores.cmmd(a, a) == pytest.approx(0, abs=1e-12)
+    assert scores.cmmd(a, 3 * a[torch.randperm(50)]) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("angle", [0.01, 0.5, 3.0])
+def test_cmmd_of_two_directions(angle):
+    """All fakes in one direction, all real images in another: 2000 (1 − exp(−(1 − cos φ) / σ²))."""
+    a = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(7, 2)
+    b = torch.tensor([math.cos(angle), math.sin(angle)], dtype=torch.float64).expand(5, 2)
+    expected = -2000 * math.expm1(-(1 - math.cos(angle)) / 100)
+    assert scores.cmmd(a, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_cmmd_does_not_depend_on_the_blocks(monkeypatch):
+    torch.manual_seed(0)
+    a, b = torch.randn(50, 8), torch.randn(40, 8) + 1
+    whole = scores.cmmd(a, b)
+    monkeypatch.setattr(scores, "BLOCK_ROWS", 7)
+    assert scores.cmmd(a, b) == pytest.approx(whole, rel=1e-12) and whole > 0.1

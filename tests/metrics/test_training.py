@@ -40,7 +40,7 @@ def test_training_writes_what_the_command_finds(small, few_dimensions, command, 
     first, last = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert first["kimg"] == 0 and last["kimg"] == 0.008
     assert last["images"]["fid20_full"] == {"real": 40, "fake": 20}
-    assert last["settings"].keys() == {"seed", "detectors", "truncation", "mirror", "data_hash"}
+    assert last["settings"].keys() == {"seed", "detectors", "truncation", "noise", "mirror", "data_hash"}
     arguments = ["--metrics", ",".join(names), "--network", tmp_path / "run", "--data", tmp_path / "faces.zip"]
     code, out, _ = command(*arguments, "--detector-weights", inception, "--gpus", 0, "--batch", 8, "--json")
     found = json.loads(out)
