@@ -193,7 +193,15 @@ def evaluate_together(request: Request, processes: int) -> dict[str, Any]:
 
 @main.command("nearest", example=NEAREST)
 @option("What", "--network", metavar="PATH", help="Snapshot whose images are compared, or a run: its newest snapshot.")
-@option("What", "--data", metavar="PATH", required=True, help="Folder or ZIP of the images that it was trained on.")
+@option("What", "--fakes", metavar="PATH", help="Folder or ZIP of the images to compare, instead of --network.")
+@option("What", "--data", metavar="PATH", required=True, help="Folder or ZIP of the images that were trained on.")
+@option(
+    "What",
+    "--test",
+    metavar="PATH",
+    help="Folder or ZIP of images of the same kind that were not trained on: whether fakes lie nearer to the training "
+    "images than these do is then tested (C_T).",
+)
 @option("What", "--seeds", type=NumberRanges(), default="0-15", help="Seeds and ranges of seeds, such as 0-99,200,3.")
 @option("What", "--class", "number", type=click.IntRange(0), help="Class of all images, for a model with classes.")
 @option("What", "--trunc", type=Float(-10, 10), default=1.0, help="Truncation psi of the images; 1 is none.")
@@ -202,20 +210,24 @@ def evaluate_together(request: Request, processes: int) -> dict[str, Any]:
     "--detector",
     metavar="NAME",
     default="tiny-imagenet",
-    help="Detector in whose features images are near: tiny-imagenet, vgg16, inception, or an encoder's file.",
+    help="Detector in whose features images are near: tiny-imagenet, vgg16, inception, dinov2-vit-l-14, another of "
+    "python -m metrics --list, or an encoder's file.",
 )
-@option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of vgg16 or inception.")
+@option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of a published detector.")
 @option("How", "--neighbours", type=click.IntRange(1, 100), default=5, help="Number of nearest images to show.")
 @option("How", "--batch", type=click.IntRange(1, 2**16), default=64, help="Batch size. It changes the memory only.")
 @option("How", "--workers", type=click.IntRange(0, 64), default=2, help="Number of processes that read images.")
 @device_option("How")
-@option("Output", "--out", metavar="PNG", default="nearest.png", help="Sheet: a row for each seed, its image first.")
+@option("Output", "--out", metavar="PNG", default="nearest.png", help="Sheet: a row for each fake, its image first.")
+@option(
+    "Output",
+    "--rows",
+    type=click.IntRange(1, 1000),
+    default=16,
+    help="Most rows of the sheet. Of more fakes, those are shown that lie nearest to training images.",
+)
 @option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def nearest_command(
-    network: str | None,
-    data: str,
-    seeds: list[int],
-    number: int | None,
     device: str | None,
     out: str,
     as_json: bool,
@@ -224,23 +236,29 @@ def nearest_command(
     """Show the real images nearest to a generator's, to find copies.
 
     Flipped images count. A fake is authentic if its nearest real image is nearer to another real image than to it.
+    With --test, C_T tells whether fakes lie nearer to the training images than new images do: far below 0, they are
+    copies; far above 0, the model fits badly.
     """
+    if options["network"] is not None and options["fakes"] is not None:
+        raise UserError("name --network or --fakes, not both: what is to be compared")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    request = NearestRequest(network, data, seeds, number, device=device, **options)
-    sheet, rows = nearest_images(request)
-    save_png(sheet, out)
-    authentic = sum(row["authentic"] for row in rows)
+    request = NearestRequest(device=device, **options)
+    found = nearest_images(request)
+    save_png(found.sheet, out)
     if as_json:
-        print(json.dumps({"images": rows, "authentic": authentic / len(rows), "detector": request.detector}))
+        print(json.dumps({"images": found.rows, **found.figures, "detector": request.detector}))
         return
-    for row in rows:
+    for row in (found.rows[n] for n in found.shown):
         flipped = ", flipped" if row["flipped"] else ""
         verdict = "" if row["authentic"] else "  nearer than real images are to each other"
+        name = row["file"] if "file" in row else f"seed {row['seed']}"
         print(
-            f"seed {row['seed']}: {row['nearest']}{flipped}, distance {row['distance']:.4g} "
+            f"{name}: {row['nearest']}{flipped}, distance {row['distance']:.4g} "
             f"({row['nearest_to_another']:.4g} from there to another real image){verdict}"
         )
-    print(f"{authentic} of {len(rows)} authentic; the sheet is {out}")
+    authentic = sum(row["authentic"] for row in found.rows)
+    c_t = f"; C_T {found.figures['c_t']:.2f}" if "c_t" in found.figures else ""
+    print(f"{authentic} of {len(found.rows)} authentic{c_t}; the sheet is {out}")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,7 @@ def nearest_centre(features: Tensor, centres: Tensor) -> Tensor:
     return torch.cat([torch.cdist(block.double(), centres).argmin(dim=1) for block in features.split(2048)])
 
 
-def copying_test(
-    train: Tensor, new: Tensor, fake: Tensor, new_distances: Tensor, fake_distances: Tensor
-) -> float:
+def copying_test(train: Tensor, new: Tensor, fake: Tensor, new_distances: Tensor, fake_distances: Tensor) -> float:
     """C_T: the mean over cells of Z, each cell weighted by its share of the new images (Meehan et al., equation 3).
 
     Far below 0, fakes lie nearer to training images than new images of the same source do: they are copied. Far above

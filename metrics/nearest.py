@@ -2,12 +2,13 @@
 
 A fake is called authentic (Alaa, van Breugel, Saveliev, van der Schaar: "How Faithful is your Synthetic Data?", ICML
 2022, section 3) where its nearest real image has another real image that is nearer to it than the fake. One that is not
-authentic lies closer to a real image than real images lie to each other, as copies do.
+authentic lies closer to a real image than real images lie to each other, as copies do. memorization.py has the test
+that compares fakes with images that were not trained on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +19,43 @@ from media.dataset import ImageDataset
 from media.images import grid
 from metrics import detectors, encoders
 from metrics.detectors import PublishedDetector
-from metrics.features import Features, Source, dataset_source, describe_images, tensor_source
-from metrics.request import check_shape, load_finite_generator
+from metrics.features import Features, Source, dataset_source, describe_images
+from metrics.memorization import copying_test
+from metrics.request import check_shape, load_finite_generator, open_fakes
 from metrics.scores import BLOCK_ROWS
 from models.sampling import check_class, generate_batches
 from models.snapshot import find_snapshot
 from torch_utils.errors import Failure, UserError
+
+BLOCK_FAKES = 128  # whose distances to all real images are in memory at a time
 
 
 @dataclass(frozen=True)
 class NearestRequest:
     """The options of `python -m metrics nearest`."""
 
-    network: str | None
+    network: str | None  # either a snapshot
+    fakes: str | None  # or images
     data: str
+    test: str | None  # images of the same source that were not trained on
     seeds: list[int]
     number: int | None  # of the class
     trunc: float
     detector: str
     detector_weights: tuple[str, ...]
     neighbours: int
+    rows: int  # of the sheet, at most
     batch: int
     workers: int
     device: str
+
+
+@dataclass(frozen=True)
+class FakeImages:
+    """What is compared with the training images: for each image its seed or file, and the images by their numbers."""
+
+    origins: list[dict[str, Any]]
+    source: Source
 
 
 @dataclass(frozen=True)
@@ -56,9 +71,29 @@ class Nearest:
         """Whether each fake is authentic, bool [N]."""
         return self.distances[:, 0] > self.own_distances
 
+    def most_suspicious(self, count: int) -> list[int]:
+        """The fakes by distance / own distance, the smallest first; all in their order where there are no more."""
+        if len(self.distances) <= count:
+            return list(range(len(self.distances)))
+        ratios = self.distances[:, 0] / self.own_distances.clamp(min=torch.finfo(torch.float64).tiny)
+        return ratios.argsort(stable=True)[:count].tolist()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a request finds."""
+
+    sheet: Tensor  # uint8 [C, …, …]
+    rows: list[dict[str, Any]]  # of all fakes, see `make_rows`
+    shown: list[int]  # the fakes on the sheet
+    figures: dict[str, float]  # authentic, and c_t where there are test images
+
+
+# --- features and distances -----------------------------------------------------------------------------------------
+
 
 def load_describe(name: str, files: Sequence[str], device: torch.device | str) -> Callable[[Tensor], dict[str, Tensor]]:
-    """A function from images uint8 [N, C, H, W] to `features` [N, D] of a detector: of PUBLISHED, or an encoder.
+    """A function from images uint8 [N, C, H, W] to `features` [N, D] of a detector: a published one, or an encoder.
 
     Raises UserError where it cannot be had.
     """
@@ -78,13 +113,16 @@ def load_describe(name: str, files: Sequence[str], device: torch.device | str) -
 
 
 def collect(
-    source: Source, count: int, batch: int, describe: Callable[[Tensor], dict[str, Tensor]], title: str = ""
+    source: Source, count: int, batch: int, describe: Callable[[Tensor], dict[str, Tensor]], title: str
 ) -> Tensor:
-    """The features [count, D] of the images of a source."""
+    """The features [count, D] of the images of a source. Raises Failure where they are not finite."""
     collector = Features(count)
     for part in describe_images(source, count, batch, describe, title=title):
         collector.add(part["features"])
-    return collector.finish()["features"]
+    features = collector.finish()["features"]
+    if not features.isfinite().all():
+        raise Failure(f"the features of {title} are not finite; take another detector with --detector")
+    return features
 
 
 def find_nearest(fake: Tensor, real: Tensor, k: int, mirrored: bool = False) -> Nearest:
@@ -94,65 +132,128 @@ def find_nearest(fake: Tensor, real: Tensor, k: int, mirrored: bool = False) -> 
     flipped copy count once, as the nearer of the two.
     """
     images = len(real) // 2 if mirrored else len(real)
-    both = image_distances(fake, real, images)
-    distances, indices = both.min(dim=1)  # over the flips: [N, images]
-    found = distances.topk(min(k, images), largest=False)
-    flips = indices.gather(1, found.indices)
+    parts = [nearest_of_block(block, real, k, images) for block in fake.split(BLOCK_FAKES)]
+    return Nearest(
+        torch.cat([part.indices for part in parts]),
+        torch.cat([part.distances for part in parts]),
+        torch.cat([part.own_distances for part in parts]),
+    )
 
-    nearest = found.indices[:, 0]
-    own = image_distances(real[nearest], real, images).amin(dim=1)
-    own[torch.arange(len(own)), nearest] = torch.inf
-    return Nearest(found.indices + flips * images, found.values, own.amin(dim=1))
+
+def nearest_of_block(fake: Tensor, real: Tensor, k: int, images: int) -> Nearest:
+    """`find_nearest` of a few fakes."""
+    distances, flips = image_distances(fake, real, images).min(dim=1)
+    near = distances.topk(min(k, images), largest=False).indices
+    indices = near + images * flips.gather(1, near)
+    distances, order = exact_distances(fake, real, indices).sort(dim=1, stable=True)
+    indices = indices.gather(1, order)
+
+    nearest = indices[:, 0] % images
+    others, flips = image_distances(real[nearest], real, images).min(dim=1)
+    others[torch.arange(len(others)), nearest] = torch.inf  # an image, and its flipped copy, is no other image
+    other = others.argmin(dim=1, keepdim=True)
+    own = exact_distances(real[nearest], real, other + images * flips.gather(1, other))
+    return Nearest(indices, distances, own[:, 0])
 
 
 def image_distances(a: Tensor, real: Tensor, images: int) -> Tensor:
-    """The distances of features a [N, D] to those of each image, and of its flipped copy: [N, 1 or 2, images]."""
-    # The differences themselves, not products, whose rounding would hide that two images are the same.
-    exact = "donot_use_mm_for_euclid_dist"
-    blocks = [torch.cdist(a.double(), part.double(), compute_mode=exact) for part in real.split(BLOCK_ROWS)]
+    """The distances of features a [N, D] to those of each image, and of its flipped copy: [N, 1 or 2, images].
+
+    They come from products, whose rounding would hide that two images are the same: see `exact_distances`.
+    """
+    blocks = [torch.cdist(a.double(), part.double()) for part in real.split(BLOCK_ROWS)]
     return torch.cat(blocks, dim=1).view(len(a), -1, images)
 
 
-def nearest_sheet(fakes: Tensor, dataset: ImageDataset, found: Nearest) -> Tensor:
-    """One image uint8 [C, …, …]: in each row a fake, a white gap, and its nearest real images."""
+def exact_distances(a: Tensor, real: Tensor, indices: Tensor) -> Tensor:
+    """The distances of features a [N, D] to those of real images by their indices [N, k], from their differences."""
+    columns = [(a.double() - real[column].double()).norm(dim=1) for column in indices.unbind(dim=1)]
+    return torch.stack(columns, dim=1)
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+def nearest_images(request: NearestRequest) -> Found:
+    """What `python -m metrics nearest` shows and prints. Raises UserError."""
+    dataset = ImageDataset(request.data, mirror=True)
+    if len(dataset.names) < 2:
+        raise UserError(f"{request.data} has only one image; at least 2 are needed")
+    fakes = open_generator(request, dataset) if request.fakes is None else open_images(request, dataset)
+    test = open_test(request, dataset)
+    describe = load_describe(request.detector, request.detector_weights, request.device)
+    everything = dataset_source(dataset, range(len(dataset)), request.workers)
+    real = collect(everything, len(dataset), request.batch, describe, "real images")
+    fake = collect(fakes.source, len(fakes.origins), request.batch, describe, "fake images")
+    found = find_nearest(fake, real, request.neighbours, mirrored=True)
+    figures = {"authentic": float(found.authentic.double().mean())}
+    if test is not None:
+        source = dataset_source(test, range(len(test)), request.workers)
+        new = collect(source, len(test), request.batch, describe, "test images")
+        distances = find_nearest(new, real, 1, mirrored=True).distances[:, 0]
+        train = real[: len(dataset.names)]
+        figures["c_t"] = copying_test(train, new, fake, distances, found.distances[:, 0])
+    shown = found.most_suspicious(request.rows)
+    images = torch.cat(list(fakes.source([shown])))
+    return Found(nearest_sheet(images, dataset, found, shown), make_rows(fakes.origins, dataset, found), shown, figures)
+
+
+def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
+    """The images of the seeds. Raises UserError."""
+    snapshot = find_snapshot(request.network)
+    G, _ = load_finite_generator(snapshot, torch.device(request.device))
+    check_class(request.number, G.config.c_dim, snapshot)
+    check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
+
+    def generate(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for numbers in batches:
+            seeds = [request.seeds[number] for number in numbers]
+            classes = None if request.number is None else torch.full([len(seeds)], request.number)
+            yield from generate_batches(G, seeds, request.batch, classes, request.trunc)
+
+    return FakeImages([{"seed": seed} for seed in request.seeds], generate)
+
+
+def open_images(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
+    """The images of --fakes. Raises UserError."""
+    assert request.fakes is not None
+    fakes = open_fakes(request.fakes)
+    check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data)
+    return FakeImages(
+        [{"file": name} for name in fakes.names], dataset_source(fakes, range(len(fakes)), request.workers)
+    )
+
+
+def open_test(request: NearestRequest, dataset: ImageDataset) -> ImageDataset | None:
+    """The images of --test. Raises UserError."""
+    if request.test is None:
+        return None
+    test = ImageDataset(request.test)
+    check_shape(request.test, test.channels, test.resolution, dataset, request.data)
+    if test.fingerprint == dataset.fingerprint:
+        raise UserError("--test and --data are the same images; name images that were not trained on with --test")
+    return test
+
+
+def nearest_sheet(fakes: Tensor, dataset: ImageDataset, found: Nearest, shown: Sequence[int]) -> Tensor:
+    """One image uint8 [C, …, …]: in each row one of the fakes shown, a white gap, and its nearest real images."""
     gap = torch.full_like(fakes[0], 255)
     rows = []
-    for fake, indices in zip(fakes, found.indices.tolist(), strict=True):
+    for fake, indices in zip(fakes, found.indices[list(shown)].tolist(), strict=True):
         rows += [fake, gap, *(dataset[index][0] for index in indices)]
     return grid(torch.stack(rows), 2 + found.indices.shape[1])
 
 
-def make_rows(seeds: list[int], dataset: ImageDataset, found: Nearest) -> list[dict[str, Any]]:
-    """For each fake its seed, its nearest image and the distances."""
+def make_rows(origins: list[dict[str, Any]], dataset: ImageDataset, found: Nearest) -> list[dict[str, Any]]:
+    """For each fake its seed or file, its nearest image and the distances."""
     return [
         {
-            "seed": seed,
+            **origin,
             "nearest": dataset.names[index % len(dataset.names)],
             "flipped": index >= len(dataset.names),
             "distance": float(found.distances[n, 0]),
             "nearest_to_another": float(found.own_distances[n]),
             "authentic": bool(found.authentic[n]),
         }
-        for n, (seed, index) in enumerate(zip(seeds, found.indices[:, 0].tolist(), strict=True))
+        for n, (origin, index) in enumerate(zip(origins, found.indices[:, 0].tolist(), strict=True))
     ]
-
-
-def nearest_images(request: NearestRequest) -> tuple[Tensor, list[dict[str, Any]]]:
-    """The sheet of a request, and its `make_rows`. Raises UserError."""
-    snapshot = find_snapshot(request.network)
-    G, _ = load_finite_generator(snapshot, torch.device(request.device))
-    check_class(request.number, G.config.c_dim, snapshot)
-    dataset = ImageDataset(request.data, mirror=True)
-    check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
-    if len(dataset.names) < 2:
-        raise UserError(f"{request.data} has only one image; at least 2 are needed")
-    describe = load_describe(request.detector, request.detector_weights, request.device)
-    classes = None if request.number is None else torch.full([len(request.seeds)], request.number)
-    fakes = torch.cat(list(generate_batches(G, request.seeds, request.batch, classes, request.trunc)))
-    everything = dataset_source(dataset, range(len(dataset)), request.workers)
-    real = collect(everything, len(dataset), request.batch, describe, "real images")
-    fake = collect(tensor_source(fakes), len(fakes), request.batch, describe)
-    if not (real.isfinite().all() and fake.isfinite().all()):
-        raise Failure(f"the features of {request.detector} are not finite; take another with --detector")
-    found = find_nearest(fake, real, request.neighbours, mirrored=True)
-    return nearest_sheet(fakes, dataset, found), make_rows(request.seeds, dataset, found)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from media.dataset import ImageDataset
+from media.faces import faces
 from media.files import read_image
-from metrics.nearest import find_nearest
+from metrics.nearest import Nearest, find_nearest
 from models.sampling import generate_batches
 from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
@@ -50,6 +52,13 @@ def test_more_neighbours_than_images():
     assert find_nearest(cloud(2), cloud(3, seed=1), k=5).indices.shape == (2, 3)
 
 
+def test_the_most_suspicious_come_first():
+    distances = torch.tensor([[2.0], [0.0], [1.0], [3.0]], dtype=torch.float64)
+    found = Nearest(torch.zeros(4, 1).long(), distances, torch.tensor([1.0, 0, 4, 1], dtype=torch.float64))
+    assert found.most_suspicious(2) == [1, 2]
+    assert found.most_suspicious(4) == [0, 1, 2, 3]
+
+
 @pytest.fixture
 def copies(tmp_path):
     """A snapshot, and a data set with the image of seed 1 and the flipped image of seed 3 among others."""
@@ -86,6 +95,46 @@ def test_copies_are_found(command, copies, encoder_file, tmp_path):  # noqa: F81
     assert "seed 3: 0021.png, flipped, " in out and "nearer than real images are to each other" in out
 
 
+def test_copies_among_many_images_are_shown_first(command, copies, encoder_file, tmp_path):  # noqa: F811
+    """Of a folder of images, of which two are in the training set."""
+    _, data = copies
+    dataset = ImageDataset(data)
+    noise = torch.randint(0, 256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    noise[17], noise[5] = dataset[10][0], dataset[21][0].flip(2)
+    arguments = ["nearest", "--fakes", write_images(tmp_path / "fakes", noise), "--data", data, "--workers", 0]
+    arguments += ["--detector", encoder_file, "--rows", 2, "--out", tmp_path / "sheet.png"]
+    code, out, err = command(*arguments)
+    assert code == 0, err
+    assert [line.partition(", distance")[0] for line in out.splitlines()[:2]] in (
+        ["0017.png: 0010.png", "0005.png: 0021.png, flipped"],
+        ["0005.png: 0021.png, flipped", "0017.png: 0010.png"],
+    )
+    assert read_image(tmp_path / "sheet.png").shape == (3, 2 * 32, 7 * 32)
+    assert len(json.loads(command(*arguments, "--json")[1])["images"]) == 20
+
+
+def test_c_t_tells_copies_from_new_images(command, copies, encoder_file, tmp_path):  # noqa: F811
+    """Of images of one source: those of the training set, slightly changed, against those of neither set."""
+    images = torch.stack([torch.from_numpy(np.array(face)).permute(2, 0, 1) for face, _ in faces(180, 32, seed=1)])
+    train, test, new = images.split(60)
+    copied = (train.float() + 2 * torch.randn(train.shape)).clamp(0, 255).byte()
+    folders = {"data": train, "test": test}
+    arguments = [
+        word for name, part in folders.items() for word in (f"--{name}", write_images(tmp_path / f"c-{name}", part))
+    ]
+    values = []
+    for name, fakes in (("copied", copied), ("new", new)):
+        fakes = write_images(tmp_path / name, fakes)
+        out = command(
+            "nearest", "--fakes", fakes, *arguments, "--detector", encoder_file, "--workers", 0, "--json",
+            "--out", tmp_path / "sheet.png",
+        )  # fmt: skip
+        assert out[0] == 0, out[2]
+        values.append(json.loads(out[1]))
+    assert values[0]["c_t"] < -5 and abs(values[1]["c_t"]) < 3
+    assert values[0]["authentic"] < 0.1 < values[1]["authentic"]
+
+
 def test_mistakes_are_one_line(command, copies, encoder_file, tmp_path, faces16):  # noqa: F811
     snapshot, data = copies
     out = ["--out", tmp_path / "sheet.png"]
@@ -94,6 +143,9 @@ def test_mistakes_are_one_line(command, copies, encoder_file, tmp_path, faces16)
         (["--data", faces16, "--detector", encoder_file], "16×16"),
         (["--data", data, "--detector", encoder_file, "--class", 1], "trained without classes"),
         (["--detector", encoder_file], "--data"),
+        (["--data", data, "--detector", encoder_file, "--test", data], "the same images"),
+        (["--data", data, "--detector", encoder_file, "--test", faces16], "16×16"),
+        (["--data", data, "--detector", encoder_file, "--fakes", data], "name --network or --fakes, not both"),
     ]:
         code, _, err = command("nearest", "--network", snapshot, *arguments, *out)
         assert code == 2 and words in err and len(err.splitlines()) == 1, err
