@@ -23,6 +23,7 @@ import networks.generator
 import networks.stylizer
 from media.images import grid, save_png, to_float, to_uint8
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
+from models.classes import class_names, find_class
 from models.sampling import generate_batches, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
@@ -182,7 +183,7 @@ class Generator(Pretrained, networks.generator.Generator):
     def forward(
         self,
         z: Tensor,
-        c: Tensor | Sequence[int] | int | None = None,
+        c: Tensor | Sequence[int | str] | int | str | None = None,
         psi: float | Tensor = 1.0,
         noise: Noise = "const",
     ) -> Tensor:
@@ -190,7 +191,7 @@ class Generator(Pretrained, networks.generator.Generator):
 
         Args:
             z: [N, z_dim]
-            c: class numbers [N], one class for all, or floats [N, c_dim], which may mix classes.
+            c: classes [N] by number or name, one class for all, or floats [N, c_dim], which may mix classes.
             psi: truncation, one number for all layers or [num_ws].
             noise: "const", "random", "none", or a tensor for each layer.
 
@@ -199,16 +200,26 @@ class Generator(Pretrained, networks.generator.Generator):
         """
         return super().forward(z, self._classes(c, z.shape[0]), psi, noise)
 
-    def _classes(self, c: Tensor | Sequence[int] | int | None, n: int) -> Tensor | None:
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of their numbers; () if the model does not have them."""
+        return class_names(self.info, self.config.c_dim)
+
+    def _classes(self, c: Tensor | Sequence[int | str] | int | str | None, n: int) -> Tensor | None:
         count = self.config.c_dim
-        if c is None and not count:
+        if not count:
+            if c is not None:
+                raise ValueError("c: expected None, as the model has no classes")
             return None
+        if isinstance(c, str):
+            c = find_class(c, count, self.class_names)
+        elif isinstance(c, Sequence):
+            c = [find_class(name, count, self.class_names) if isinstance(name, str) else name for name in c]
         c = torch.as_tensor(-1 if c is None else c, device=self.w_avg.device)
         if c.is_floating_point() and c.shape == (n, count):
             return c
         if c.is_floating_point() or c.shape not in ((), (n,)) or not bool(((c >= 0) & (c < count)).all()):
-            what = f"a class from 0 to {count - 1} for each of {n}" if count else "None, as the model has no classes"
-            raise ValueError(f"c: expected {what}")
+            raise ValueError(f"c: expected a class from 0 to {count - 1} for each of {n}")
         return one_hot(c.expand(n), count)
 
     def _save_pretrained(self, save_directory: Path) -> None:

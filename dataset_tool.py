@@ -69,7 +69,7 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     images = tqdm(
         faces(count, resolution, seed), desc="drawing", total=count, unit=" faces", file=sys.stderr, disable=None
     )
-    write_dataset(out, images, overwrite=overwrite)
+    write_dataset(out, images, overwrite=overwrite, class_names=HAIR_COLORS)
     print(f"{out}: {count:,} faces of {resolution}x{resolution} pixels")
     print("classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(HAIR_COLORS)))
 
@@ -216,11 +216,13 @@ def check_command(data: str) -> None:
     if found.classes is None:
         print("no labels")
     else:
-        counts = ", ".join(f"{label}: {count:,}" for label, count in found.classes.items())
+        called = {number: f"{number} {name}" for number, name in enumerate(found.class_names)}
+        counts = ", ".join(f"{called.get(label, label)}: {count:,}" for label, count in found.classes.items())
         print(f"{len(found.classes):,} classes with images: {counts}")
-        if unused := sorted(set(range(max(found.classes, default=-1) + 1)) - found.classes.keys()):
+        total = len(found.class_names) or max(found.classes, default=-1) + 1
+        if unused := sorted(set(range(total)) - found.classes.keys()):
             more = f" and {len(unused) - MAX_LISTED:,} more" * (len(unused) > MAX_LISTED)
-            print(f"classes without images: {', '.join(map(str, unused[:MAX_LISTED]))}{more}")
+            print(f"classes without images: {', '.join(str(called.get(n, n)) for n in unused[:MAX_LISTED])}{more}")
     if found.label_problem:
         print(found.label_problem)
     if not found.count:

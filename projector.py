@@ -27,8 +27,8 @@ from latents.targets import Targets, find_targets, read_targets
 from media.decode import MAX_PIXELS
 from media.images import grid, save_png, to_float, to_uint8
 from media.video_writer import VideoWriter
+from models.classes import chosen_class
 from models.encoder import cached_weights, load_encoder
-from models.sampling import check_class
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
@@ -53,7 +53,7 @@ class Request:
 
     network: str | None
     target: str
-    class_number: int | None
+    class_name: int | str | None
     encoder_weights: str | None
     outdir: str
     video: bool
@@ -74,9 +74,9 @@ class Request:
 @cli.option(
     "Images",
     "--class",
-    "class_number",
-    type=cli.Integer(0),
-    help="Class whose latents the search starts from.  [default: all classes in turn]",
+    "class_name",
+    type=cli.ClassName(),
+    help="Class, by number or by name, whose latents the search starts from.  [default: all classes in turn]",
 )
 @cli.option(
     "Search",
@@ -148,7 +148,9 @@ def main(request: Request, config: ProjectionConfig) -> None:
     files = find_targets(request.target)
     path, device = find_snapshot(request.network), choose_device(request.device)
     G, info = load_generator(path, device)
-    check_class(request.class_number, G.config.c_dim, path)
+    class_number = None
+    if request.class_name is not None:
+        class_number = chosen_class(request.class_name, G.config.c_dim, info, path)
     targets = read_targets(files, G.config.resolution, G.config.img_channels)
     features, compared = find_features(request.encoder_weights, device)
     folder = cli.writable_folder(request.outdir)
@@ -158,13 +160,13 @@ def main(request: Request, config: ProjectionConfig) -> None:
     hint = "" if isinstance(features, VGGFeatures) else "; --encoder-weights FILE compares by VGG-19"
     print(f"images are compared by {compared}{hint}", file=sys.stderr)
 
-    found = search(G, targets, features, config, request, folder)
+    found = search(G, targets, features, config, class_number, request, folder)
     ratios = psnr(to_float(found.images), to_float(targets.images)).tolist()
     about = {
         "network": str(path),
         "fingerprint": fingerprint(path),
         "targets": targets.names,
-        "class": request.class_number,
+        "class": class_number,
         "compared_by": compared,
         "projection": asdict(config),
         "distance": found.distance.tolist(),
@@ -192,7 +194,13 @@ def find_features(weights: str | None, device: torch.device) -> tuple[Features, 
 
 
 def search(
-    G: Generator, targets: Targets, features: Features, config: ProjectionConfig, request: Request, folder: Path
+    G: Generator,
+    targets: Targets,
+    features: Features,
+    config: ProjectionConfig,
+    class_number: int | None,
+    request: Request,
+    folder: Path,
 ) -> Projection:
     """Projects all targets, batch by batch. The result is on the CPU, with uint8 images."""
     found, total, device = [], len(targets.images), G.w_avg.device
@@ -200,7 +208,7 @@ def search(
         for start in range(0, total, request.batch):
             some = to_float(targets.images[start : start + request.batch].to(device))
             with progress_bar(start, total, some, config, writer, request.batch) as progress:
-                found.append(to_cpu(project(G, some, features, config, request.class_number, progress)))
+                found.append(to_cpu(project(G, some, features, config, class_number, progress)))
     return join(found)
 
 

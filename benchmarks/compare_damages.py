@@ -100,7 +100,7 @@ def read(path: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     if len(dataset) < count:
         raise UserError(f"{path} has {len(dataset):,} images, {count:,} are needed; take fewer with --count")
     chosen = choose(len(dataset), count, seed)
-    labels = ImageDataset(path, use_labels=True).labels if read_labels(dataset.files) is not None else None
+    labels = ImageDataset(path, use_labels=True).labels if read_labels(dataset.files).labels is not None else None
     return torch.stack([dataset[i][0] for i in chosen]), None if labels is None else labels[chosen]
 
 

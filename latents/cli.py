@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from latents.codes import fingerprint
 from latents.mixing import PARTS
-from models.sampling import check_class, conditions, latents
+from models.classes import chosen_class
+from models.sampling import conditions, latents
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
@@ -25,10 +26,9 @@ from torch_utils.errors import UserError, numbers_text
 from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
 
-MAX_CLASS = 10**6
 LONGEST_NAME = 120  # characters of a sheet's name; what is longer ends with a digest
 
-Shares = dict[int, float]  # of classes, which sum to 1
+Shares = dict[int | str, float]  # of classes by number or by name, which sum to 1
 
 
 # --- types of options -----------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class Numbers(click.ParamType):
 
 
 class Classes(click.ParamType):
-    """Classes such as `0-3,5`, and mixtures of classes such as `1+3`, or `1:0.2+3:0.8` with their shares."""
+    """Classes such as `0-3,cat`, and mixtures of classes such as `1+cat`, or `1:0.2+cat:0.8` with their shares."""
 
     name = "classes"
 
@@ -73,21 +73,24 @@ class Classes(click.ParamType):
             return value
         found: list[Shares] = []
         for part in value.split(","):
-            if "+" not in part and ":" not in part:
+            if re.fullmatch(r"\s*\d+\s*-\s*\d*\s*", part, re.ASCII):
                 found.extend({number: 1.0} for number in cli.NumberRanges().convert(part, param, ctx))
-                continue
-            shares: Shares = {}
-            for term in part.split("+"):
-                match = re.fullmatch(r"\s*(\d{1,6})\s*(?::\s*(\d+\.?\d*|\.\d+))?\s*", term, re.ASCII)
-                if match is None:
-                    self.fail(f"{term.strip()!r} is not a class; write e.g. 3, 0-5, 1+3 or 1:0.2+3:0.8", param, ctx)
-                shares[int(match[1])] = shares.get(int(match[1]), 0) + float(match[2] or 1)
-            if not (total := sum(shares.values())) > 0:
-                self.fail(f"the shares of {part.strip()!r} sum to 0", param, ctx)
-            found.append({number: share / total for number, share in shares.items()})
-        if max(max(shares) for shares in found) > MAX_CLASS:
-            self.fail(f"a class is beyond {MAX_CLASS}, the largest number", param, ctx)
+            else:
+                found.append(self.mixture(part, param, ctx))
         return found
+
+    def mixture(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> Shares:
+        """One class, or the shares of several, joined by `+`."""
+        shares: Shares = {}
+        for term in text.split("+"):
+            match = re.fullmatch(r"\s*([^:]+?)\s*(?::\s*(\d+\.?\d*|\.\d+)\s*)?", term, re.ASCII)
+            if match is None:
+                self.fail(f"{term.strip()!r} is not a class; write e.g. 3, cat, 0-5, 1+3 or 1:0.2+3:0.8", param, ctx)
+            name = cli.ClassName().convert(match[1], param, ctx)
+            shares[name] = shares.get(name, 0) + float(match[2] or 1)
+        if not (total := sum(shares.values())) > 0:
+            self.fail(f"the shares of {text.strip()!r} sum to 0", param, ctx)
+        return {name: share / total for name, share in shares.items()}
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -117,8 +120,8 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
         "turn, such as 0.5,0.5,1; its last value is for all further layers."
     )
     class_help = (
-        "Class of all images. Of several, such as 0-3,5, each image gets one in turn. 1+3 is halfway between two "
-        "classes, 1:0.2+3:0.8 nearer to class 3.  [default: the seed modulo the number of classes]"
+        "Class of all images, by number or by name. Of several, such as 0-3,cat, each image gets one in turn. 1+3 is "
+        "halfway between two classes, 1:0.2+3:0.8 nearer to class 3.  [default: the seed modulo the number of classes]"
     )
     batch_help = (
         "Images at a time. This changes speed and memory, and, as sums are rounded in another order, single values of "
@@ -180,7 +183,7 @@ class Model:
     path: Path
     kimg: float
     psi: float | Tensor
-    classes: list[Shares] | None
+    classes: list[dict[int, float]] | None  # the shares of classes by their numbers
     batch: int
 
     def shares(self, seeds: Sequence[int]) -> Tensor:
@@ -219,10 +222,20 @@ def open_model(options: ModelOptions) -> Model:
     keep_freed_memory()
     path = find_snapshot(options.network)
     G, info = load_generator(path, choose_device(options.device))
-    classes = options.classes
-    check_class(None if classes is None else max(max(shares) for shares in classes), G.config.c_dim, path)
+    numbers = {
+        name: chosen_class(name, G.config.c_dim, info, path) for shares in options.classes or [] for name in shares
+    }
+    classes = None if options.classes is None else [by_number(shares, numbers) for shares in options.classes]
     batch = options.batch or (64 if G.config.resolution <= 64 else 16)  # small layers are fast only with many images
     return Model(G, path, info["kimg"], layer_psi(options.trunc, G.config.num_ws), classes, batch)
+
+
+def by_number(shares: Shares, numbers: Mapping[int | str, int]) -> dict[int, float]:
+    """Shares of classes that are given by number or by name, by number."""
+    found: dict[int, float] = {}
+    for name, share in shares.items():
+        found[numbers[name]] = found.get(numbers[name], 0) + share
+    return found
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -267,10 +280,10 @@ def varies(classes: Sequence[Shares] | None) -> bool:
 
 
 def class_name(shares: Shares) -> str:
-    """`2` for a class, `1+3` for equal shares of two, and `1_0.2+3_0.8` for others."""
-    if len(set(shares.values())) == 1:
-        return "+".join(map(str, shares))
-    return "+".join(f"{number}_{share:.6g}" for number, share in shares.items())
+    """`2` or `cat` for a class, `1+3` for equal shares of two, and `1_0.2+3_0.8` for others."""
+    equal = len(set(shares.values())) == 1
+    name = "+".join(str(term) if equal else f"{term}_{share:.6g}" for term, share in shares.items())
+    return re.sub(r"[^\w.+-]", "_", name)
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from media.dataset import CHANNELS, SUFFIXES, ImageFiles, describe, describe_mismatch, read_labels
 from media.decode import Unusable, decode_image, open_image, stored_mode
+from media.labels import LabelFile
 from torch_utils.errors import UserError
 
 
@@ -25,6 +26,7 @@ class Check:
     problems: list[tuple[str, str]]  # files that cannot be used, with the reason
     label_problem: str | None = None  # why the labels cannot be used
     notes: tuple[str, ...] = ()  # what was left out of a folder
+    class_names: tuple[str, ...] = ()
 
 
 def check_dataset(path: str | os.PathLike) -> Check:
@@ -50,12 +52,14 @@ def check_dataset(path: str | os.PathLike) -> Check:
             ]
     if problem := describe_mismatch(size, mode):
         problems += [(name, problem) for name in names]
-    classes, label_problem = None, None
+    classes, label_problem, found = None, None, LabelFile(None)
     try:
-        labels = read_labels(files)
+        found = read_labels(files)
     except UserError as error:
-        labels, label_problem = None, error.message
+        label_problem = error.message
+    labels = found.labels
     if labels is not None:
         problems += [(name, "has no label") for name in names if name not in labels]
         classes = dict(sorted(Counter(labels[name] for name in names if name in labels).items()))
-    return Check(len(names), describe(size, mode), classes, sorted(problems), label_problem, tuple(files.notes))
+    shown = describe(size, mode)
+    return Check(len(names), shown, classes, sorted(problems), label_problem, tuple(files.notes), found.class_names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import os
 import random
 import shutil
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from media.dataset import LABEL_FILE, ImageFiles, read_labels
 from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
+from media.labels import LabelFile, dump_labels
 from torch_utils.errors import UserError, printable
 from torch_utils.files import atomic_write
 
@@ -87,7 +87,7 @@ class Converted:
 
     count: int
     enlarged: int  # number of images that were smaller than the resolution
-    class_names: tuple[str, ...]  # the folders that the labels come from, in the order of the classes
+    class_names: tuple[str, ...]  # in the order of the classes: of the folders, or as dataset.json has them
     empty_folders: tuple[str, ...]  # folders that are no class, because they hold no usable image
     skipped: list[tuple[str, str]]  # files that cannot be used, with the reason
     notes: list[str]  # what was left out of the source
@@ -112,14 +112,16 @@ def convert(
     used, the labels are missing, or `out` cannot be written.
     """
     files = ImageFiles(source)
-    by_name = read_labels(files) if labels in ("auto", "json") else None
+    found = read_labels(files) if labels in ("auto", "json") else LabelFile(None)
+    by_name = found.labels
     if labels == "json" and by_name is None:
         raise UserError(
             f"{files.path} has no {LABEL_FILE} with labels; "
             "use --labels folders for one class per folder, or --labels none"
         )
     folders = _class_folders(files) if labels == "folders" else ()
-    class_names = tuple(folder for folder in folders if _has_usable_image(files, folder, how))
+    class_folders = tuple(folder for folder in folders if _has_usable_image(files, folder, how))
+    class_names = tuple(map(printable, class_folders)) or found.class_names
 
     def class_key(name: str) -> str | int | None:
         return name.split("/")[0] if folders else (by_name or {}).get(name)
@@ -133,7 +135,7 @@ def convert(
             try:
                 label = None
                 if folders:
-                    label = _class_of(class_names, name)
+                    label = _class_of(class_folders, name)
                 elif by_name is not None:
                     label = by_name.get(name)
                     if label is None:
@@ -150,8 +152,9 @@ def convert(
     if first is None:
         name, reason = skipped[0]
         raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {printable(name)} {reason}")
-    count = write_dataset(out, itertools.chain([first], images), overwrite=overwrite, stored=stored)
-    empty = tuple(folder for folder in folders if folder not in class_names)
+    everything = itertools.chain([first], images)
+    count = write_dataset(out, everything, overwrite=overwrite, stored=stored, class_names=class_names)
+    empty = tuple(folder for folder in folders if folder not in class_folders)
     return Converted(count, sum(smaller), class_names, empty, skipped, files.notes)
 
 
@@ -200,6 +203,7 @@ def write_dataset(
     *,
     overwrite: bool = False,
     stored: FileFormat = PNG,
+    class_names: Sequence[str] = (),
 ) -> int:
     """Writes images as a data set, and returns their number. Either all images have a label, or none has.
 
@@ -211,19 +215,19 @@ def write_dataset(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix.lower() != ".zip":
-            return _write_folder(out, images, stored)
+            return _write_folder(out, images, stored, class_names)
         if out.is_dir():
             raise UserError(f"{out} is a folder; name a file with --out")
         if out.exists() and not overwrite:
             raise UserError(f"{out} exists; name another file with --out, or replace it with --overwrite")
         with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            return _write_all(images, lambda name, data: archive.writestr(_member(name), data), stored)
+            return _write_all(images, lambda name, data: archive.writestr(_member(name), data), stored, class_names)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {out}: {reason}; name another path with --out") from None
 
 
-def _write_folder(out: Path, images: Iterable[LabelledImage], stored: FileFormat) -> int:
+def _write_folder(out: Path, images: Iterable[LabelledImage], stored: FileFormat, class_names: Sequence[str]) -> int:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -234,7 +238,7 @@ def _write_folder(out: Path, images: Iterable[LabelledImage], stored: FileFormat
         path.write_bytes(data)
 
     try:
-        count = _write_all(images, write, stored)
+        count = _write_all(images, write, stored, class_names)
         if out.exists():
             out.rmdir()
         os.replace(beside, out)
@@ -243,17 +247,19 @@ def _write_folder(out: Path, images: Iterable[LabelledImage], stored: FileFormat
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write_all(images: Iterable[LabelledImage], write: Callable[[str, bytes], None], stored: FileFormat) -> int:
+def _write_all(
+    images: Iterable[LabelledImage],
+    write: Callable[[str, bytes], None],
+    stored: FileFormat,
+    class_names: Sequence[str],
+) -> int:
     names: list[str] = []
     labels: list[int | None] = []
     for index, (image, label) in enumerate(images):
         names.append(f"{index // 1000:05d}/img{index:08d}{stored.suffix}")
         labels.append(label)
         write(names[-1], stored.encode(image))
-    if None in labels and any(label is not None for label in labels):
-        raise ValueError("some images have a label and some have none")
-    entries = None if None in labels else [list(entry) for entry in zip(names, labels, strict=True)]
-    write(LABEL_FILE, json.dumps({"labels": entries}).encode())
+    write(LABEL_FILE, dump_labels(names, labels, class_names))
     return len(names)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import stat
 import unicodedata
@@ -16,6 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -27,6 +27,7 @@ from PIL import Image
 from media.cache import SharedImageCache
 from media.checksums import folder_checksums
 from media.decode import Unusable, decode_image, open_image, stored_mode
+from media.labels import LabelFile, parse_labels
 from torch_utils.errors import UserError, numbers_text, one_line, printable
 from torch_utils.files import RUN_MARKER, missing
 
@@ -41,7 +42,6 @@ MAX_FILES = 5_000_000
 MAX_FILE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 64 << 20
 MAX_RATIO = 200  # unpacked bytes per byte of the archive
-MAX_CLASSES = 100_000
 
 MAX_CACHE_BYTES = 1 << 30  # decoded images of a data set that are kept in memory
 
@@ -209,44 +209,27 @@ class ImageFiles:
         return digest.hexdigest()[:16]
 
 
-def read_labels(files: ImageFiles) -> dict[str, int] | None:
-    """The class of each file in `dataset.json`. None if there is no such file, or if its labels are null.
+def read_labels(files: ImageFiles) -> LabelFile:
+    """The labels in `dataset.json` by the files' normal names, and the names of the classes.
 
-    Raises UserError if the file is malformed.
+    The labels are None if there is no such file, or if they are null. Raises UserError if the file is malformed.
     """
     data = _label_bytes(files)
     if data is None:
-        return None
-    where = f"{LABEL_FILE} of {files.path}"
-    try:
-        content = json.loads(data.decode("utf-8-sig"))  # some editors begin a file with a mark
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({one_line(error)}); correct it, or remove it") from None
-    entries = content.get("labels") if isinstance(content, dict) else content
-    if entries is None:
-        return None
-    form = '{"labels": [["name.png", 0], ...]}'
-    if not isinstance(entries, list):
-        raise UserError(f"{where} holds no list of labels; it should read {form}")
-    labels = {}
-    for entry in entries:
-        match entry:
-            case [str(name), int(label)] if not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
-                labels[normal_name(name)] = label
-            case _:
-                raise UserError(
-                    f"{where} has the label {one_line(entry)}; it should read {form}, "
-                    f"with classes from 0 to {MAX_CLASSES - 1}"
-                )
-    return labels
+        return LabelFile(None)
+    found = parse_labels(data, f"{LABEL_FILE} of {files.path}")
+    if found.labels is None:
+        return found
+    return replace(found, labels={normal_name(name): label for name, label in found.labels.items()})
 
 
 class ImageDataset(torch.utils.data.Dataset):
     """Images with labels: `dataset[i]` is (uint8 [C, H, W], one-hot float32 [c_dim]).
 
     `mirror` doubles the length: image n + i is image i of n, flipped left-right. With `use_labels`, `labels` holds the
-    classes, int64 [len]; otherwise it is None, and c_dim is 0. If all images fit into MAX_CACHE_BYTES, each is decoded
-    only once. Raises UserError if the data set is malformed; most images are checked only when they are read.
+    classes, int64 [len], and `class_names` their names if they have some; otherwise `labels` is None, and c_dim is 0.
+    If all images fit into MAX_CACHE_BYTES, each is decoded only once. Raises UserError if the data set is malformed;
+    most images are checked only when they are read.
     """
 
     def __init__(self, path: str | os.PathLike, *, use_labels: bool = False, mirror: bool = False):
@@ -261,8 +244,11 @@ class ImageDataset(torch.utils.data.Dataset):
                 self._check(self.names[index], open_image(file))
         shape = (self.channels, self.resolution, self.resolution)
         self._cache = SharedImageCache.create(len(self.names), shape, MAX_CACHE_BYTES)
-        self.labels = self._read_labels() if use_labels else None
-        self.c_dim = 0 if self.labels is None else int(self.labels.max()) + 1
+        self.labels: torch.Tensor | None = None
+        self.class_names: tuple[str, ...] = ()
+        if use_labels:
+            self.labels, self.class_names = self._read_labels()
+        self.c_dim = 0 if self.labels is None else len(self.class_names) or int(self.labels.max()) + 1
 
     @property
     def notes(self) -> list[str]:
@@ -279,7 +265,7 @@ class ImageDataset(torch.utils.data.Dataset):
     def _has_labels(self) -> bool:
         """Whether there are labels that --cond could use."""
         with suppress(UserError):  # unusable labels, which nobody asked for
-            return read_labels(self.files) is not None
+            return read_labels(self.files).labels is not None
         return False
 
     @property
@@ -373,8 +359,10 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"dataset_tool.py check --data {self.path}"
             ) from None
 
-    def _read_labels(self) -> torch.Tensor:
-        by_name = read_labels(self.files)
+    def _read_labels(self) -> tuple[torch.Tensor, tuple[str, ...]]:
+        """The classes of all images [len], and the names of the classes. Raises UserError."""
+        found = read_labels(self.files)
+        by_name = found.labels
         if by_name is None:
             why = "its labels are null" if LABEL_FILE in self.files.checks else f"it has no {LABEL_FILE}"
             raise UserError(
@@ -387,7 +375,7 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"{LABEL_FILE}, the first is {printable(missing[0])}; add labels"
             )
         labels = torch.tensor([by_name[name] for name in self.names])
-        return torch.cat([labels, labels]) if self.mirror else labels
+        return torch.cat([labels, labels]) if self.mirror else labels, found.class_names
 
 
 def describe(size: tuple[int, int], mode: str) -> str:

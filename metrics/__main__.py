@@ -20,7 +20,7 @@ from metrics.names import CLIP, DINOV2, LISTED, parse_metric
 from metrics.nearest import NearestRequest, nearest_images
 from metrics.request import Request, evaluate, left_out_line
 from torch_utils import distributed
-from torch_utils.cli import Float, Group, NumberRanges, device_option, option, run
+from torch_utils.cli import ClassName, Float, Group, NumberRanges, device_option, option, run
 from torch_utils.errors import UserError
 from torch_utils.files import cache_folder, missing
 
@@ -203,7 +203,7 @@ def evaluate_together(request: Request, processes: int) -> dict[str, Any]:
     "images than these do is then tested (C_T).",
 )
 @option("What", "--seeds", type=NumberRanges(), default="0-15", help="Seeds and ranges of seeds, such as 0-99,200,3.")
-@option("What", "--class", "number", type=click.IntRange(0), help="Class of all images, for a model with classes.")
+@option("What", "--class", "class_name", type=ClassName(), help="Class of all images, by number or by name.")
 @option("What", "--trunc", type=Float(-10, 10), default=1.0, help="Truncation psi of the images; 1 is none.")
 @option(
     "How",

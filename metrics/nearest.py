@@ -23,7 +23,8 @@ from metrics.features import Features, Source, dataset_source, describe_images
 from metrics.memorization import copying_test
 from metrics.request import check_shape, load_finite_generator, open_fakes
 from metrics.scores import BLOCK_ROWS
-from models.sampling import check_class, generate_batches
+from models.classes import chosen_class
+from models.sampling import generate_batches
 from models.snapshot import find_snapshot
 from torch_utils.errors import Failure, UserError
 
@@ -39,7 +40,7 @@ class NearestRequest:
     data: str
     test: str | None  # images of the same source that were not trained on
     seeds: list[int]
-    number: int | None  # of the class
+    class_name: int | str | None
     trunc: float
     detector: str
     detector_weights: tuple[str, ...]
@@ -201,14 +202,15 @@ def nearest_images(request: NearestRequest) -> Found:
 def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
     """The images of the seeds. Raises UserError."""
     snapshot = find_snapshot(request.network)
-    G, _ = load_finite_generator(snapshot, torch.device(request.device))
-    check_class(request.number, G.config.c_dim, snapshot)
+    G, info = load_finite_generator(snapshot, torch.device(request.device))
+    given = request.class_name
+    chosen = None if given is None else chosen_class(given, G.config.c_dim, info, snapshot)
     check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
 
     def generate(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for numbers in batches:
             seeds = [request.seeds[number] for number in numbers]
-            classes = None if request.number is None else torch.full([len(seeds)], request.number)
+            classes = None if chosen is None else torch.full([len(seeds)], chosen)
             yield from generate_batches(G, seeds, request.batch, classes, request.trunc)
 
     return FakeImages([{"seed": seed} for seed in request.seeds], generate)

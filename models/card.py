@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from models.classes import class_names
 from models.stylegan2 import is_network_pickle
 from networks.generator import Generator
 from networks.stylizer import Stylizer
 from torch_utils.errors import plural
 
 SAMPLE_SHEET = "samples.png"
+MAX_CLASSES = 100  # whose names a card lists
 
 # The entries of a run's config.json that a card shows. Paths are left out: they are private.
 TRAINING = (
@@ -85,7 +87,7 @@ def model_card(
     data = info.get("data") or info.get("styles")
     if isinstance(model, Generator):
         kind, task, tag, body = "generator", "unconditional-image-generation", "image-generation", GENERATOR
-        values = generator_values(model)
+        values = generator_values(model, info)
     else:
         kind, task, tag, body = "stylizer", "image-to-image", "style-transfer", STYLIZER
         values = {}
@@ -109,14 +111,17 @@ def model_card(
     )
 
 
-def generator_values(G: Generator) -> dict[str, Any]:
+def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     """What the card of a generator says about its images, and how it is called."""
     size, channels, classes = G.config.resolution, G.config.img_channels, G.config.c_dim
     images = f"{size}x{size} images, {'in colour' if channels == 3 else plural(channels, 'channel')}"
+    names = class_names(info, classes)
+    more = f" and {len(names) - MAX_CLASSES:,} more" * (len(names) > MAX_CLASSES)
+    listed = f": {', '.join(map(_plain, names[:MAX_CLASSES]))}{more}" * bool(names)
     return {
-        "images": images + f", of {plural(classes, 'class', 'es')}" * (classes > 0),
+        "images": images + f", of {plural(classes, 'class', 'es')}{listed}" * (classes > 0),
         "samples": SAMPLE_SHEET,
-        "c": "c=0, " if classes else "",
+        "c": f"c={json.dumps(names[0], ensure_ascii=False) if names else 0}, " if classes else "",
         "shape": [3, channels, size, size],
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from torch import Tensor
 
 from media.images import to_uint8
 from networks.generator import Generator, Noise, SynthesisBlock
-from torch_utils.errors import UserError
 
 # "latent" in ASCII. It keeps the random numbers of images apart from those of training: a network whose first weights
 # were drawn from seed 0 would have met the latent of seed 0 as one of them.
@@ -64,14 +62,6 @@ def noise_from_seeds(G: Generator, seeds: Sequence[int], device: torch.device | 
         )
         for shape in shapes
     ]
-
-
-def check_class(number: int | None, c_dim: int, path: str | os.PathLike) -> None:
-    """Raises UserError if the model in the file `path` does not have the class that --class names."""
-    if number is not None and not c_dim:
-        raise UserError(f"--class {number}: {path} was trained without classes; leave out --class")
-    if number is not None and number >= c_dim:
-        raise UserError(f"--class {number}: the model has the classes 0 to {c_dim - 1}")
 
 
 def one_hot(classes: Tensor, c_dim: int) -> Tensor:

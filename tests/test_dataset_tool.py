@@ -10,6 +10,7 @@ from PIL import Image
 
 import dataset_tool
 from media.dataset import ImageDataset
+from media.faces import HAIR_COLORS
 from torch_utils.cli import run
 
 SCRIPT = Path(__file__).parents[1] / "dataset_tool.py"
@@ -45,7 +46,7 @@ def test_faces_and_check(tool, tmp_path):
     assert (len(data), data.resolution, data.channels) == (30, 16, 3)
     checked = tool("check", "--data", path)
     assert checked.returncode == 0 and checked.stderr == ""
-    counts = ", ".join(f"{i}: {n}" for i, n in enumerate(data.labels.bincount().tolist()) if n)
+    counts = ", ".join(f"{i} {HAIR_COLORS[i]}: {n}" for i, n in enumerate(data.labels.bincount().tolist()) if n)
     assert "30 images, 16x16 RGB" in checked.stdout
     assert f"classes with images: {counts}\n" in checked.stdout
 

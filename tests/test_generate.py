@@ -20,7 +20,7 @@ from tests.scripts import done, mistake, script_here
 CLASSES = 3
 
 
-def snapshot(path: Path, **options) -> Path:
+def snapshot(path: Path, info: dict | None = None, **options) -> Path:
     torch.manual_seed(0)
     small = {"z_dim": 8, "w_dim": 8, "map_depth": 1, "cbase": 128, "cmax": 8, "c_dim": CLASSES, "depthwise_scale": 0.5}
     G = Generator(GeneratorConfig(**{"resolution": 16} | small | options))
@@ -28,7 +28,7 @@ def snapshot(path: Path, **options) -> Path:
     with torch.no_grad():  # as wide as the range of images
         for block in G.synthesis.blocks:
             block.torgb.weight *= 0.3
-    save_snapshot(path, G, {"kimg": 1})
+    save_snapshot(path, G, {"kimg": 1, **(info or {})})
     return path
 
 
@@ -127,6 +127,23 @@ def test_classes(network, tmp_path):
     assert np.abs(both - zero).max() > 3 and np.abs(both - one).max() > 3
     assert np.abs(near - zero).mean() < np.abs(near - one).mean()
     assert np.abs(strip("4", "--class", "2") - two).max() <= 1
+
+
+def test_classes_by_name(tmp_path):
+    """A name is its number in every command; names of files have what was written."""
+    network = snapshot(tmp_path / "named.safetensors", {"class_names": ["cat", "big dog", "eel/otter"]})
+    base = ["--network", network, "--outdir", tmp_path]
+    run("--seeds", "5,5,5", "--class", "0,1,2", *base)
+    run("--seeds", "5,5,5,5", "--class", "Cat,big dog,eel/otter,cat:0.5+2:1.5", *base)
+    for number, name in enumerate(("Cat", "big_dog", "eel_otter")):
+        by_number, by_name = (pixels(tmp_path / f"seed0005-class{text}.png") for text in (number, name))
+        assert np.abs(by_number - by_name).max() <= 1
+    assert (tmp_path / "seed0005-classcat_0.25+2_0.75.png").exists()
+    for arguments in (["mix", "--rows", 1, "--cols", 2], ["kernels", "--seed", 1], ["directions", "--method", "pca"]):
+        sheets = [pixels(run(*arguments, "--class", text, *base)[0]) for text in ("big dog", 1, 0)]
+        assert np.array_equal(sheets[0], sheets[1]) and not np.array_equal(sheets[0], sheets[2])
+    for text, words in (("eelotter", "did you mean eel/otter?"), ("big+cat", "--class big: "), ("3", "0 to 2")):
+        assert words in mistake("generate.py", "--seeds", 1, "--class", text, *base)
 
 
 def test_edits_keep_what_the_file_says_but_for_what_is_given(network, tmp_path):

@@ -88,6 +88,19 @@ def test_classes_by_number_and_between(run):
             G(z, c)
 
 
+def test_classes_by_name(run):
+    G = adaconv.Generator.from_pretrained(run)
+    z = G.latents([0, 1])
+    with pytest.raises(ValueError, match="does not know its classes by name"):
+        G(z, "cat")
+    G.info["class_names"] = ["cat", "dog", "eel"]
+    assert G.class_names == ("cat", "dog", "eel")
+    assert torch.equal(G(z, "dog"), G(z, 1)) and torch.equal(G(z, ["eel", 0]), G(z, [2, 0]))
+    with pytest.raises(ValueError, match=r"did you mean dog\?"):
+        G(z, ["cat", "dgo"])
+    assert 'c="cat", psi=0.7' in G.card() and "of 3 classes: cat, dog, eel." in G.card()
+
+
 def test_saved_and_loaded(run, tmp_path, stylizer):
     G = adaconv.Generator.from_pretrained(run / "snapshot-000001.safetensors")
     G.save_pretrained(tmp_path / "a")

@@ -197,6 +197,20 @@ class NumberRanges(click.ParamType):
         return numbers
 
 
+class ClassName(click.ParamType):
+    """A class by its number or its name: an int, or a str that the model knows or not."""
+
+    name = "class"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if isinstance(value, int):
+            return value
+        text = value.strip()
+        if text.isascii() and text.isdigit():
+            return NumberRanges().convert(text, param, ctx)[0]
+        return text
+
+
 def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
     """The folder that an option names, made if need be. Raises UserError if no file can be written into it."""
     path = Path(path)

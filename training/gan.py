@@ -219,7 +219,9 @@ class GANTrainer:
 
     def save(self, path: Path, kimg: float) -> None:
         """Writes the averaged generator. Raises DiskFull."""
-        info = {"kimg": kimg, "data": self.dataset.name}
+        info: dict[str, Any] = {"kimg": kimg, "data": self.dataset.name}
+        if self.dataset.class_names:
+            info["class_names"] = list(self.dataset.class_names)
         if self.config.init_from:
             info["init_from"] = Path(self.config.init_from).name
         save_snapshot(path, self.G_ema, info)

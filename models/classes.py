@@ -1,0 +1,59 @@
+"""Classes of a model, by number or by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from media.labels import are_class_names
+from torch_utils.errors import UserError, one_line
+
+MAX_LISTED = 10  # class names in a message
+
+
+def class_names(info: Mapping[str, Any], c_dim: int) -> tuple[str, ...]:
+    """The names of a model's classes from its file's `info`, which is not trusted; () if it has none that fit."""
+    names: Any = info.get("class_names")
+    return tuple(names) if are_class_names(names) and len(names) == c_dim else ()
+
+
+def find_class(given: int | str, c_dim: int, names: Sequence[str] = ()) -> int:
+    """The number of a class that is given by its number or its name; capital and small letters are alike.
+
+    Raises ValueError, which says which classes there are.
+    """
+    if isinstance(given, int):
+        if not 0 <= given < c_dim:
+            raise ValueError(f"the model has the classes 0 to {c_dim - 1}")
+        return given
+    if given in names:
+        return names.index(given)
+    alike = [number for number, name in enumerate(names) if name.casefold() == given.casefold()]
+    if len(alike) == 1:
+        return alike[0]
+    if not names:
+        raise ValueError(f"the model does not know its classes by name; write a number from 0 to {c_dim - 1}")
+    folded = {name.casefold(): name for name in names}
+    if near := get_close_matches(given.casefold(), folded, n=3, cutoff=0.6):
+        raise ValueError(f"the model has no class of this name; did you mean {' or '.join(folded[n] for n in near)}?")
+    more = f" and {len(names) - MAX_LISTED:,} more" * (len(names) > MAX_LISTED)
+    raise ValueError(f"the model has no class of this name; its classes are {', '.join(names[:MAX_LISTED])}{more}")
+
+
+def chosen_class(given: int | str, c_dim: int, info: Mapping[str, Any], path: str | os.PathLike) -> int:
+    """The class that `--class` names, of the model in the file `path`. Raises UserError."""
+    shown = one_line(given)
+    if not c_dim:
+        raise UserError(f"--class {shown}: {path} was trained without classes; leave out --class")
+    names = class_names(info, c_dim)
+    try:
+        number = find_class(given, c_dim, names)
+    except ValueError as error:
+        raise UserError(f"--class {shown}: {error}") from None
+    if isinstance(given, int) and shown in names and names[number] != shown:
+        other = f"the class with the name {shown} has the number {names.index(shown)}"
+        print(f"note: --class {shown} is the class of that number, named {names[number]}; {other}", file=sys.stderr)
+    return number

@@ -1,0 +1,64 @@
+"""The labels in `dataset.json`: classes and their names."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from media.check import check_dataset
+from media.convert import Conversion, convert
+from media.dataset import ImageDataset
+from tests.media.test_dataset import fails, make_folder, make_zip, numbered
+from torch_utils.errors import UserError
+
+LABELS = [[f"{i // 2:05d}/img{i:08d}.png", label] for i, label in enumerate([2, 0, 0])]
+
+
+def named(names: object, labels: object = LABELS) -> dict[str, bytes]:
+    return numbered(3) | {"dataset.json": json.dumps({"labels": labels, "class_names": names}).encode()}
+
+
+def test_names_of_classes(tmp_path):
+    """They fix the number of classes, also of those without an image, and stay where images are converted."""
+    path = make_zip(tmp_path / "a.zip", named(["cat", "dog", "großer Bär", "eel"]))
+    data = ImageDataset(path, use_labels=True)
+    assert data.class_names == ("cat", "dog", "großer Bär", "eel") and data.c_dim == 4
+    assert data.labels.tolist() == [2, 0, 0] and data[0][1].tolist() == [0, 0, 1, 0]
+    assert ImageDataset(path).class_names == () and ImageDataset(path).c_dim == 0
+    assert check_dataset(path).class_names == data.class_names
+    convert(path, tmp_path / "b.zip", Conversion(16))
+    assert ImageDataset(tmp_path / "b.zip", use_labels=True).class_names == data.class_names
+    convert(path, tmp_path / "c.zip", Conversion(16), labels="none")
+    assert check_dataset(tmp_path / "c.zip").class_names == ()
+
+
+def test_without_names_there_are_as_many_classes_as_the_largest_says(tmp_path):
+    for i, files in enumerate((named(None), numbered(3, LABELS))):
+        data = ImageDataset(make_folder(tmp_path / str(i), files), use_labels=True)
+        assert data.class_names == () and data.c_dim == 3
+
+
+@pytest.mark.parametrize("names", ["cat", {"0": "cat"}, [], ["a", "b", ""], ["a", "b", 3], ["a", "b", "a"], ["a\n"]])
+def test_names_that_are_none(tmp_path, names):
+    fails(make_folder(tmp_path / "a", named(names)), "should name the classes as a list", use_labels=True)
+
+
+def test_too_few_names(tmp_path):
+    path = make_folder(tmp_path / "a", named(["cat", "dog"]))
+    fails(path, "names 2 classes, but has the class 2; name all, or none", use_labels=True)
+    assert "names 2 classes" in (check_dataset(path).label_problem or "")
+
+
+def test_folders_give_their_names(tmp_path):
+    """Of folders without a usable image there is no name, and names are printable."""
+    one = numbered(1)["00000/img00000000.png"]
+    source = make_folder(tmp_path / "in", {"cat/a.png": one, "b\x07/a.png": one, "none/x.txt": b"", "dog/a.png": one})
+    convert(source, tmp_path / "out.zip", Conversion(16), labels="folders")
+    data = ImageDataset(tmp_path / "out.zip", use_labels=True)
+    assert data.class_names == ("'b\\x07'", "cat", "dog") and data.labels.tolist() == [0, 1, 2]
+
+
+def test_the_file_is_json(tmp_path):
+    with pytest.raises(UserError, match="is not JSON"):
+        ImageDataset(make_folder(tmp_path / "a", numbered(1) | {"dataset.json": b"{"}), use_labels=True)
