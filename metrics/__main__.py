@@ -16,17 +16,20 @@ import torch
 from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
 from metrics.encoders import SHIPPED
-from metrics.names import CLIP, DINOV2, LISTED, parse_metric
+from metrics.names import CLIP, DINOV2, LISTED, higher_is_better, parse_metric
 from metrics.nearest import NearestRequest, nearest_images
 from metrics.request import Request, evaluate, left_out_line
+from metrics.series import Record, best_record, charts, link_best, table
 from torch_utils import distributed
-from torch_utils.cli import ClassName, Float, Group, NumberRanges, device_option, option, run
+from torch_utils.cli import ClassName, Float, Floats, Group, NumberRanges, device_option, option, run
 from torch_utils.errors import UserError
-from torch_utils.files import cache_folder, missing
+from torch_utils.files import cache_folder, missing, write_file
 
 EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
 python -m metrics --metrics fid5k_full,swd --fakes my_images/ --data faces32.zip --json
+python -m metrics --metrics fid50k_full,pr50k3_full --network runs --data ffhq.zip --trunc 0.5,0.7,1
+python -m metrics --metrics swd2k --network runs/00003-ffhq-auto --all --data ffhq.zip
 python -m metrics --metrics fd5k_full@encoder.safetensors --network runs --data faces64.zip
 """
 NEAREST = """\
@@ -108,8 +111,28 @@ def main() -> None:
 @option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to evaluate, instead of --network.")
 @option("What", "--data", metavar="PATH", help="Folder or ZIP of the real images.")
 @option("What", "--list", "listed", is_flag=True, help="List the metrics, and where their detectors are, and stop.")
+@option("What", "--all", "all_snapshots", is_flag=True, help="Evaluate all snapshots of the run that --network names.")
+@option(
+    "What",
+    "--best",
+    metavar="NAME",
+    help="Value by which --all marks the best snapshot, and links it as best.safetensors in the run, such as swd2k or "
+    "pr10k3_recall.  [default: the first of --metrics]",
+)
 @option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image.")
-@option("How", "--trunc", type=Float(-10, 10), help="Truncation psi of the snapshot's images.  [default: 1, none]")
+@option(
+    "How",
+    "--trunc",
+    type=Floats(-10, 10),
+    help="Truncation psi of the snapshot's images. Several, such as 0.5,0.7,1, give a table and a plot of precision "
+    "against recall.  [default: 1, none]",
+)
+@option(
+    "How",
+    "--extrapolate",
+    is_flag=True,
+    help="Add to each Fréchet distance what it tends to as the number of generated images grows (FID∞), as _inf.",
+)
 @option(
     "How",
     "--seed",
@@ -142,47 +165,87 @@ def main() -> None:
 @option("How", "--gpus", type=click.IntRange(0), help="Number of GPUs; 0 computes on the CPU.  [default: all]")
 @option("How", "--procs", type=click.IntRange(1), default=1, help="Number of processes on the CPU, with --gpus 0.")
 @option("How", "--json", "as_json", is_flag=True, help="Print one JSON object, with all that the metrics depend on.")
+@option(
+    "How",
+    "--plot",
+    metavar="SVG",
+    default="metrics.svg",
+    help="File of the curves, over the snapshots of --all or several values of --trunc.",
+)
 def evaluate_command(
     metrics: str,
     listed: bool,
-    data: str | None,
-    trunc: float | None,
+    best: str | None,
     gpus: int | None,
     procs: int,
     as_json: bool,
+    plot: str,
+    trunc: list[float] | None,
     **options: Any,
 ) -> None:
     """Compare generated images, or a folder of images, with real ones."""
     if listed:
         return list_metrics()
-    network, fakes = options["network"], options["fakes"]
+    network, fakes, all_snapshots = options["network"], options["fakes"], options["all_snapshots"]
     names = parse_names(metrics, generator=network is not None or fakes is None)
-    if data is None:
+    if options["data"] is None:
         raise click.UsageError("--data is missing: name a folder or ZIP of real images")
     if (network is None) == (fakes is None):
         both = "" if network is None else ", not both"
         raise UserError(f"name --network or --fakes{both}: what is to be evaluated")
-    if fakes is not None and trunc is not None:
-        raise UserError("--trunc changes the images of --network, not those of --fakes; leave it out")
+    if fakes is not None and (trunc is not None or all_snapshots):
+        given = "--all is of a run" if all_snapshots else "--trunc changes the images of --network"
+        raise UserError(f"{given}, not of --fakes; leave it out")
+    if all_snapshots and trunc is not None and len(trunc) > 1:
+        raise UserError("--all and several values of --trunc do not go together; give one value")
+    if best is not None and not all_snapshots:
+        raise UserError("--best is of the snapshots of a run; add --all, or leave it out")
+    best = best or next(iter(parse_metric(names[0]).rankings()))
+    higher_is_better(best, names)  # or raises
     for path in options["detector_weights"]:
         if not Path(path).is_file():
             raise UserError(missing(Path(path), f"name the file with {OPTION}"))
     gpus = distributed.count_gpus(gpus)
-    request = Request(names=names, data=data, gpus=gpus, trunc=1.0 if trunc is None else trunc, **options)
-    record = evaluate_together(request, gpus or procs)
-    left_out = record.get("left_out", {})
-    if as_json:
-        print(json.dumps(record))
+    request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
+    records = evaluate_together(request, gpus or procs)
+    left_out = records[0].get("left_out", {})
+    names = [name for name in names if name not in left_out]
+    if all_snapshots or len(records) > 1:
+        print_series(records, names, best if all_snapshots else None, as_json, plot)
+    elif as_json:
+        print(json.dumps(records[0]))
     else:
         for name in names:
-            if name not in left_out:
-                print(describe(name, record))
+            print(describe(name, records[0]))
     if left_out:
         raise UserError(left_out_line(left_out))
 
 
-def evaluate_together(request: Request, processes: int) -> dict[str, Any]:
-    """The record of a request, evaluated by that many processes. Raises UserError."""
+def print_series(records: list[Record], names: list[str], best: str | None, as_json: bool, plot: str) -> None:
+    """Prints a table of the snapshots of a run, the best of which it links, or of truncations; writes their curves."""
+    setting = "truncation" if best is None else "kimg"
+    number = None if best is None else best_record(records, best, higher_is_better(best, names))
+    write_file(plot, charts(records, setting, names, None if number is None else (str(best), number)).encode())
+    link, problem = None, ""
+    if number is not None:
+        try:
+            link = link_best(Path(records[number]["settings"]["network"]))
+        except UserError as error:
+            problem = error.message
+    if as_json:
+        network = None if number is None else records[number]["settings"]["network"]
+        print(json.dumps({"records": records, "plot": plot, **({"best": network} if network else {})}))
+    else:
+        print(table(records, setting, names, number))
+        print(f"\nThe curves are in {plot}.")
+        if link:
+            print(f"The best snapshot by {best} is {link.readlink()}, linked as {link}.")
+    if problem:
+        raise UserError(problem)
+
+
+def evaluate_together(request: Request, processes: int) -> list[Record]:
+    """The records of a request, evaluated by that many processes. Raises UserError."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         distributed.launch(evaluate, request, result, processes=processes, gpus=request.gpus > 0)

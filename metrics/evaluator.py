@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from metrics.detectors import (
     PublishedWeights,
 )
 from metrics.features import Features, ImageSet, Source, dataset_source, describe_images
-from metrics.frechet import Moments, frechet_distance
+from metrics.frechet import Moments, extrapolated_distance, frechet_distance, moments_of
 from metrics.lpips import LPIPS
 from metrics.names import CLEAN, FRECHET, Metric, parse_metric
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
@@ -99,6 +99,7 @@ class Evaluator:
     of the real images is computed at the first call, and kept in the cache folder for the next time where the data set
     has a `content_hash`. `notes` are lines that a user should read before.
 
+    With `extrapolate`, Fréchet distances have a further value, `_inf`: what they tend to as the number of fakes grows.
     With `optional`, metrics whose published detector cannot be had are left out: `left_out` says why, by name.
 
     Raises:
@@ -117,13 +118,14 @@ class Evaluator:
         device: torch.device | str = "cpu",
         weights: Sequence[str | Path] = (),  # files of --detector-weights
         optional: bool = False,
+        extrapolate: bool = False,
         progress: bool = False,
     ):
         self.metrics = [parse_metric(name) for name in dict.fromkeys(names)]
         if self.metrics and len(dataset) < 2:
             raise UserError("the data set has only one image; the metrics need at least 2")
         self.dataset, self.batch, self.workers = dataset, batch, workers
-        self.seed, self.device, self.progress = seed, device, progress
+        self.seed, self.device, self.progress, self.extrapolate = seed, device, progress, extrapolate
         self.notes: list[str] = []
         self.left_out: dict[str, str] = {}
         self._load_detectors(weights, optional)
@@ -234,7 +236,7 @@ class Evaluator:
             raise UserError("PPL is of a generator, not of images; name one with --network, or leave ppl2_wend out")
         if self._real is None:
             self._real = self._summarize_real()
-        wanted = {summary_of(m, self.counts[m.name]["fake"]) for m in self.metrics if m.kind != "ppl"}
+        wanted = {self._fake_summary(m) for m in self.metrics if m.kind != "ppl"}
         fake = self._summarize(wanted, fakes, "fake images")
         distances = {m.name: self._path_distances(m, paths) for m in path_metrics if paths is not None}
         if distributed.rank():
@@ -249,6 +251,11 @@ class Evaluator:
         if problems:
             raise NotFinite("; ".join(problems), values)
         return values
+
+    def _fake_summary(self, metric: Metric) -> Summary:
+        """What a metric has to know of the fakes: to extrapolate, the features themselves."""
+        summary = summary_of(metric, self.counts[metric.name]["fake"])
+        return replace(summary, kind="features") if self.extrapolate and summary.kind == "moments" else summary
 
     def settings(self) -> dict[str, Any]:
         """What the metrics depend on beside the images and their numbers."""
@@ -267,7 +274,7 @@ class Evaluator:
         else:
             counts = self.counts[metric.name]
             a = real[summary_of(metric, counts["real"])] if counts["real"] else {}
-            b = fake[summary_of(metric, counts["fake"])]
+            b = fake[self._fake_summary(metric)]
             for side, tensors in (("real", a), ("fake", b)):
                 if not finite(tensors):
                     raise NotFinite(f"{metric.name} is no number: the features of the {side} images are not finite")
@@ -284,7 +291,12 @@ class Evaluator:
             self._say(f"{metric.name}: distances of {len(real['features'])} and {len(fake['features'])} images ...")
         match metric.kind:
             case "fid" | "cleanfid" | "fd":
-                return {"": frechet_distance(real, fake)}
+                if not self.extrapolate:
+                    return {"": frechet_distance(real, fake)}
+                features = fake["features"]
+                values = {"": frechet_distance(real, moments_of(features))}
+                self._say(f"{metric.name}: extrapolation ...")
+                return {**values, "_inf": extrapolated_distance(real, features, self.seed)}
             case "kid" | "kd":
                 return scores.kernel_distance(real["features"], fake["features"])
             case "cmmd":

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from media.dataset import ImageDataset
-from metrics.evaluator import PPL_EPSILON, Evaluator, choose
+from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
 from models.sampling import Fakes
 from models.snapshot import find_snapshot, load_generator
@@ -27,11 +27,13 @@ class Request:
     """What is to be evaluated, by which metrics, and how: the options of `python -m metrics`."""
 
     names: list[str]
-    network: str | None  # either a snapshot
+    network: str | None  # either a snapshot, or all of a run
+    all_snapshots: bool
     fakes: str | None  # or images
     data: str
     mirror: bool
-    trunc: float
+    truncations: list[float]  # of the snapshot's images
+    extrapolate: bool
     seed: int
     batch: int
     workers: int
@@ -47,26 +49,64 @@ class Request:
 def evaluate(request: Request, result: Path) -> None:
     """Writes the metrics and all that they depend on to the file `result`, as JSON; all processes call it together.
 
-    Metrics whose detector cannot be had are left out, and `left_out` says why. Raises UserError.
+    It is a list of records, of each snapshot and truncation. Metrics whose detector cannot be had are left out, and
+    `left_out` says why. Raises UserError.
     """
-    record = evaluate_images(request) if request.network is None else evaluate_network(request)
+    records = [evaluate_images(request)] if request.network is None else evaluate_networks(request)
     if distributed.rank() == 0:
         with atomic_write(result) as file:
-            file.write(json.dumps(record).encode())
+            file.write(json.dumps(records).encode())
 
 
-def evaluate_network(request: Request) -> dict[str, Any]:
-    """Of the images of a snapshot; one with classes gets those of the data set, with their frequencies."""
-    snapshot = distributed.on_rank_0(find_snapshot, request.network)
-    G, info = load_finite_generator(snapshot, request.device)
-    dataset = ImageDataset(request.data, use_labels=G.config.c_dim > 0, mirror=request.mirror)
-    check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
-    check_classes(snapshot, G, dataset, request.data)
-    evaluator = make_evaluator(request, dataset)
-    fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, request.trunc)
-    values = evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
-    about = {"network": str(snapshot), "kimg": info["kimg"], "truncation": request.trunc, "noise": "random"}
-    return make_record(values, evaluator, dataset, request, about)
+def evaluate_networks(request: Request) -> list[dict[str, Any]]:
+    """Of the images of one snapshot or more, which share the evaluator. A bad one among several is left out.
+
+    A snapshot with classes gets those of the data set, with their frequencies.
+    """
+    evaluator, records = None, []
+    for snapshot in distributed.on_rank_0(find_snapshots, request.network, request.all_snapshots):
+        try:
+            G, info = load_finite_generator(snapshot, request.device)
+        except UserError as error:
+            if not request.all_snapshots:
+                raise
+            warn(f"{error.message}; it is left out")
+            continue
+        if evaluator is None:
+            dataset = ImageDataset(request.data, use_labels=G.config.c_dim > 0, mirror=request.mirror)
+            check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
+            check_classes(snapshot, G, dataset, request.data)
+            evaluator = make_evaluator(request, dataset)
+        about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random"}
+        for truncation in request.truncations:
+            fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, truncation)
+            try:
+                values = evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
+            except NotFinite as error:
+                if len(request.truncations) == 1 and not request.all_snapshots:
+                    raise
+                warn(f"{snapshot}: {error.message}")
+                values = error.values
+            records.append(make_record(values, evaluator, dataset, request, {**about, "truncation": truncation}))
+    if not records:
+        raise UserError(f"{request.network} has no snapshot that can be evaluated; name another run with --network")
+    return records
+
+
+def find_snapshots(network: str | None, all_snapshots: bool) -> list[Path]:
+    """The snapshot that --network names, or with --all, those of the run that it is in, by their kimg. UserError."""
+    newest = find_snapshot(network)
+    if not all_snapshots:
+        return [newest]
+    if network is not None and Path(network).is_file():
+        raise UserError(f"--all evaluates the snapshots of a run, {network} is a file; name the run's folder")
+    return sorted(newest.parent.glob("snapshot-*.safetensors"), key=lambda path: float(path.stem.partition("-")[2]))
+
+
+def warn(line: str) -> None:
+    """Prints a warning; in rank 0 only."""
+    if distributed.rank() == 0:
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def evaluate_images(request: Request) -> dict[str, Any]:
@@ -93,6 +133,7 @@ def make_evaluator(request: Request, dataset: ImageDataset, fakes: int | None = 
         device=request.device,
         weights=request.detector_weights,
         optional=True,
+        extrapolate=request.extrapolate,
         progress=True,
     )
     if not evaluator.metrics:

@@ -154,6 +154,20 @@ class Float(click.FloatRange):
         return value
 
 
+class Floats(click.ParamType):
+    """Finite numbers such as `0.5,0.7,1`: a list in the order given, each within the bounds."""
+
+    name = "numbers"
+
+    def __init__(self, low: float, high: float):
+        self.number = Float(low, high)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        if isinstance(value, list):
+            return value
+        return list(dict.fromkeys(self.number.convert(part.strip(), param, ctx) for part in value.split(",")))
+
+
 class Device(click.ParamType):
     """`cpu`, `cuda` or `cuda:1`, if this machine has it."""
 

@@ -100,6 +100,7 @@ def few_dimensions(monkeypatch):
         return frechet_distance(*({"mean": s["mean"][:256], "covariance": s["covariance"][:256, :256]} for s in sides))
 
     monkeypatch.setattr("metrics.evaluator.frechet_distance", distance)
+    monkeypatch.setattr("metrics.evaluator.extrapolated_distance", lambda real, fake, seed: -1.0)
 
 
 def run_command(*arguments, capsys, monkeypatch) -> tuple[int, str, str]:

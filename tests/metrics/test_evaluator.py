@@ -160,6 +160,15 @@ def test_a_detector_sees_no_more_than_it_needs(small, inception):
     assert sum(seen) == 20 + 20  # of the 40 fakes, the others are for SWD alone
 
 
+def test_extrapolation_is_a_further_value(small, few_dimensions, slices, smooth_inception):
+    """Of all features of the fakes; the distance itself stays as it is."""
+    plain = evaluate(["fid60_full"], *slices, [smooth_inception])
+    found = evaluate(["fid60_full", "kid60"], *slices, [smooth_inception], extrapolate=True)
+    assert found.keys() == {"fid60_full", "fid60_full_inf", "kid60", "kid60_std"}
+    assert found["fid60_full"] == pytest.approx(plain["fid60_full"], rel=1e-6)
+    assert found["fid60_full_inf"] != found["fid60_full"]
+
+
 # --- the cache ------------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import scipy.linalg
 import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+from metrics import frechet
 from metrics.frechet import Moments, frechet_distance
 
 
@@ -103,3 +104,37 @@ def test_symmetric_and_never_below_zero():
         a, b = moments(features(30, 50, seed)), moments(features(35, 50, seed + 10))
         assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
         assert frechet_distance(a, b) > 0
+
+
+# --- extrapolation --------------------------------------------------------------------------------------------------
+
+
+def test_the_limit_of_a_line_is_found(monkeypatch):
+    """Where the distance is d∞² + b / N exactly."""
+    seen = []
+
+    def distance(a, root_of_a, b):
+        seen.append(b)
+        return 7.0 + 300 / b
+
+    monkeypatch.setattr(frechet, "moments_of", len)
+    monkeypatch.setattr(frechet, "distance_with_root", distance)
+    real = {"covariance": torch.eye(3, dtype=torch.float64)}
+    assert frechet.extrapolated_distance(real, torch.zeros(5000, 3)) == pytest.approx(7.0)
+    assert seen[0] == 500 and seen[-1] == 5000 and len(seen) == 15
+    seen.clear()
+    frechet.extrapolated_distance(real, torch.zeros(100, 90))  # the covariance of fewer than 91 is singular
+    assert min(seen) == 50 and max(seen) == 100
+
+
+def test_extrapolation_removes_the_bias_of_few_images():
+    """Two Gaussians with means 1 apart: d² = 1. Few fakes make it larger; the limit is near the truth."""
+    generator = torch.Generator().manual_seed(0)
+    dimensions = 100
+    real = {"mean": torch.zeros(dimensions).double(), "covariance": torch.eye(dimensions).double()}
+    fake = torch.randn(2000, dimensions, generator=generator)
+    fake[:, 0] += 1
+    plain = frechet.frechet_distance(real, frechet.moments_of(fake))
+    limit = frechet.extrapolated_distance(real, fake)
+    assert plain > 2 and limit == pytest.approx(1, abs=0.3)
+    assert frechet.extrapolated_distance(real, fake, seed=1) != limit
