@@ -11,11 +11,12 @@ from PIL import ImageColor
 from tqdm import tqdm
 
 from media.check import check_dataset
-from media.convert import FILTERS, JPEG_QUALITY, LABELS, Conversion, FileFormat, convert, write_dataset
-from media.dataset import LABEL_FILE, RESOLUTIONS
+from media.convert import CROPS, FILTERS, JPEG_QUALITY, LABELS, Conversion, FileFormat, convert, write_dataset
+from media.dataset import LABEL_FILE, SQUARES
 from media.faces import HAIR_COLORS, faces
 from torch_utils.cli import Command, option, run
 from torch_utils.errors import UserError, printable
+from torch_utils.sizes import EXPECTED, Resolution, is_possible, parse_resolution, size_text
 
 MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
 
@@ -32,20 +33,27 @@ class Color(click.ParamType):
             self.fail(f"{value!r} is not a colour; write e.g. white or #a0b0c0", param, ctx)
 
 
-class Resolution(click.Choice):
-    """One of the resolutions of a data set, as a number."""
+class Size(click.ParamType):
+    """A resolution as `64` or `96x64`, width x height."""
 
-    def __init__(self) -> None:
-        super().__init__([str(resolution) for resolution in RESOLUTIONS])
+    name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return int(super().convert(str(value), param, ctx))
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Resolution:
+        try:
+            resolution = parse_resolution(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if not is_possible(resolution):
+            examples = ", ".join(map(str, SQUARES))
+            text = f"{size_text(resolution)} is no size for a model, which needs {EXPECTED}"
+            self.fail(f"{text}; write e.g. {examples} or 640x384", param, ctx)
+        return resolution
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Make, convert and check data sets: folders or ZIPs of square images of one size."""
+    """Make, convert and check data sets: folders or ZIPs of images of one size."""
     if ctx.invoked_subcommand is None:
         raise UserError("name a command: faces, convert or check (see --help)")
 
@@ -62,10 +70,12 @@ def main(ctx: click.Context) -> None:
 )
 @option("Options", "--overwrite", is_flag=True, help="Replace an existing ZIP.")
 @option("Options", "--count", default=4000, type=click.IntRange(min=1), help="Number of faces to draw.")
-@option("Options", "--resolution", default="32", type=Resolution(), help="Width and height in pixels.")
+@option("Options", "--resolution", default="32", type=Size(), help="Width and height in pixels, as one number.")
 @option("Options", "--seed", default=0, type=click.IntRange(min=0), help="Seed of the random faces.")
-def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: int) -> None:
+def faces_command(out: str, overwrite: bool, count: int, resolution: Resolution, seed: int) -> None:
     """Draw cartoon faces, labelled by the colour of the hair."""
+    if not isinstance(resolution, int):
+        raise UserError(f"faces are drawn on squares, not on {size_text(resolution)}; write one number, e.g. 64")
     images = tqdm(
         faces(count, resolution, seed), desc="drawing", total=count, unit=" faces", file=sys.stderr, disable=None
     )
@@ -110,15 +120,16 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     "Images",
     "--resolution",
     required=True,
-    type=Resolution(),
-    help="Width and height of the new images in pixels.",
+    type=Size(),
+    help="Size of the new images in pixels: 64 for squares, or width x height, such as 640x384.",
 )
 @option(
     "Images",
     "--crop",
     default="center",
-    type=click.Choice(["center", "none"]),
-    help="center: crop the largest square in the middle. none: skip images that are not square.",
+    type=click.Choice(CROPS),
+    help="What to do with images of another shape. center: take the largest part in the middle. pad: take all of it, "
+    "in a frame of the --background. none: skip them.",
 )
 @option(
     "Images",
@@ -140,7 +151,7 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: int, seed: 
     "--background",
     default="white",
     type=Color(),
-    help="Background colour of transparent images: a name or #rrggbb.",
+    help="Background colour of transparent images and of --crop pad: a name or #rrggbb.",
 )
 @option(
     "Images",
@@ -163,7 +174,7 @@ def convert_command(
     labels: str,
     limit: int | None,
     seed: int,
-    resolution: int,
+    resolution: Resolution,
     crop: str,
     filter_name: str,
     channels: str,
@@ -176,7 +187,7 @@ def convert_command(
     stored = FileFormat(file_format, quality)
     done = convert(source, out, how, labels=labels, limit=limit, seed=seed, overwrite=overwrite, stored=stored)
     print(
-        f"{out}: {done.count:,} images of {resolution}x{resolution} pixels, "
+        f"{out}: {done.count:,} images of {size_text(resolution)} pixels, "
         f"{channels} channel{'s' if channels == '3' else ''}"
     )
     if done.class_names:
@@ -185,7 +196,8 @@ def convert_command(
         empty = ", ".join(map(printable, done.empty_folders))
         print(f"note: folders without a usable image, which are no classes: {empty}", file=sys.stderr)
     if done.enlarged:
-        print(f"note: enlarged images, smaller than {resolution} pixels: {done.enlarged:,}", file=sys.stderr)
+        size = resolution if isinstance(resolution, int) else size_text(resolution)
+        print(f"note: enlarged images, smaller than {size} pixels: {done.enlarged:,}", file=sys.stderr)
     print_notes(done.notes)
     for line in list_problems(done.skipped):
         print(f"skipped: {line}", file=sys.stderr)

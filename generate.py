@@ -36,6 +36,7 @@ from models.sampling import generate_batches, images_of
 from torch_utils import cli
 from torch_utils.errors import UserError, numbers_text, plural
 from torch_utils.files import write_file
+from torch_utils.sizes import width_and_height
 
 VIDEO_SIDE = 128  # pixels that small images are enlarged to in videos
 
@@ -173,8 +174,8 @@ def mix_command(
     config = model.G.config
     chosen = check_layers(config, layers, part)
     scale = scale or sheets.enlargement(config.resolution)
-    side = scale * config.resolution
-    sheets.check_size(side * (len(cols) + 1), side * (len(rows) + 1))
+    width, height = (scale * side for side in width_and_height(config.resolution))
+    sheets.check_size(width * (len(cols) + 1), height * (len(rows) + 1))
     folder = cli.writable_folder(outdir)
     model.announce()
 
@@ -264,7 +265,8 @@ def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, vi
     model = open_model(options)
     chosen = check_layers(model.G.config, walk.layers, walk.part)
     scale = video.scale or sheets.enlargement(model.G.config.resolution, VIDEO_SIDE)
-    width, height = (n * scale * model.G.config.resolution for n in video.cells)
+    resolution = model.G.config.resolution
+    width, height = (n * scale * side for n, side in zip(video.cells, width_and_height(resolution), strict=True))
     sheets.check_size(width, height)
     check_side(video.out, max(width, height))
     cli.writable_folder(Path(video.out).parent, "--out")
@@ -408,11 +410,12 @@ def directions_command(
     model.announce()
 
     scale = scale or sheets.enlargement(model.G.config.resolution)
-    ws, side = model.ws(seeds), scale * model.G.config.resolution
+    width, height = (scale * side for side in width_and_height(model.G.config.resolution))
+    ws = model.ws(seeds)
     for name, directions in found.items():
         numbers = check_numbers(directions, choice.numbers or ([0] if choice.edit else None))
         rows, columns = len(seeds) * len(numbers), len(choice.amounts)
-        sheets.check_size(side * columns, side * rows)
+        sheets.check_size(width * columns, height * rows)
         edits = generate_edits(model.G, ws, directions, numbers, choice.amounts, options.noise_mode, model.batch)
         images = collect(edits, rows * columns)
         sheet = edit_sheet(images, directions, numbers, choice.amounts, seeds, directions.title, scale)

@@ -68,8 +68,8 @@ class Request:
     "--target",
     required=True,
     metavar="PATH",
-    help="An image, a folder of images, or a data set. The middle square of each image is resized to the generator's "
-    "resolution.",
+    help="An image, a folder of images, or a data set. The middle of each image, in the shape of the generator's "
+    "images, is resized to their size.",
 )
 @cli.option(
     "Images",
@@ -252,9 +252,9 @@ def join(found: list[Projection]) -> Projection:
 # --- the sheet and the video ----------------------------------------------------------------------------------------
 
 
-def count_columns(pairs: int, side: int) -> int:
-    """The number of columns of a sheet of pairs of images."""
-    return max(min(pairs, 8, MAX_WIDTH // (2 * side)), 1)
+def count_columns(pairs: int, width: int) -> int:
+    """The number of columns of a sheet of pairs of images of this width."""
+    return max(min(pairs, 8, MAX_WIDTH // (2 * width)), 1)
 
 
 def side_by_side(targets: Tensor, images: Tensor) -> Tensor:
@@ -273,8 +273,8 @@ def save_sheet(targets: Targets, images: Tensor, path: Path) -> None:
 
 def make_frame(targets: Tensor, images: Tensor, places: int) -> Tensor:
     """A frame [3, H, W] of the video, with places for so many pairs, or for as many as fit."""
-    side = targets.shape[3]
-    places = min(places, count_columns(places, side) * max(MAX_WIDTH // side, 1))
+    height, width = targets.shape[2:]
+    places = min(places, count_columns(places, width) * max(MAX_WIDTH // height, 1))
     pairs = torch.full([2, places, *targets.shape[1:]], 255, dtype=torch.uint8)
     for row, some in zip(pairs, (targets[:places], images[:places]), strict=True):
         row[: len(some)] = to_uint8(some)

@@ -19,7 +19,7 @@ python train.py --resume
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
-@cli.option("Data", "--data", metavar="PATH", help="Folder or ZIP of square training images (see dataset_tool.py).")
+@cli.option("Data", "--data", metavar="PATH", help="Folder or ZIP of training images (see dataset_tool.py).")
 @cli.option("Data", "--cond", is_flag=True, help="Train a conditional model on the data set's class labels.")
 @cli.option("Data", "--mirror", is_flag=True, help="Add a left-right flipped copy of every image to the data.")
 @training_cli.run_options(kimg=25000, tick=4, snap=50)
@@ -60,7 +60,7 @@ python train.py --resume
     type=click.Choice(["nonsaturating", "relativistic"]),
     help="nonsaturating: StyleGAN2's loss, with R1. relativistic: R3GAN's, with R1 and R2.  [default: nonsaturating]",
 )
-@cli.option("Training", "--gamma", type=cli.Float(0), help="Weight of R1.  [default: 0.0002 · resolution² / batch]")
+@cli.option("Training", "--gamma", type=cli.Float(0), help="Weight of R1.  [default: 0.0002 · width · height / batch]")
 @cli.option("Training", "--glr", type=cli.Float(0, min_open=True), help="Learning rate of the generator.")
 @cli.option("Training", "--dlr", type=cli.Float(0, min_open=True), help="Learning rate of the discriminator.")
 @cli.option(
@@ -121,7 +121,8 @@ python train.py --resume
     "Model",
     "--cbase",
     type=cli.Integer(16, 2**20),
-    help="Channel base: layers at a resolution have min(cbase / resolution, cmax) channels.",
+    help="Channel base: a layer of side s has min(cbase / s, cmax) channels, where s is √(width · height) rounded to a "
+    "power of two.",
 )
 @cli.option("Model", "--cmax", type=cli.Integer(1, 2**13), help="Most channels of any layer.")
 @cli.option("Model", "--map-depth", type=cli.Integer(1, 64), help="Number of layers of the mapping network.")

@@ -35,6 +35,7 @@ from networks.generator import Generator, GeneratorConfig
 from torch_utils import cli
 from torch_utils.errors import UserError
 from torch_utils.memory import keep_freed_memory
+from torch_utils.sizes import nominal_side, size_text
 
 
 @torch.no_grad()
@@ -92,11 +93,12 @@ def main(
     ratio = statistics.median(b / a for a, b in zip(*times.values(), strict=True))
     threads = torch.get_num_threads()
     floor = bare + file_ms / threads if device == "cpu" else max(bare, file_ms / threads)
-    print(f"{model.G.config.resolution}², batch {model.batch}, {threads} threads, {device}, medians of {rounds} rounds")
+    size = size_text(model.G.config.resolution)
+    print(f"{size}, batch {model.batch}, {threads} threads, {device}, medians of {rounds} rounds")
     print(f"network {bare:.3f}, generate.py {full:.3f} ms an image: {ratio:.2f} x the time, {full / floor:.2f} x the")
     print(f"floor of {floor:.3f}: the network, and {file_ms:.3f} ms on one core to encode and write an image")
     record: dict[str, float] = {
-        "resolution": model.G.config.resolution,
+        "resolution": nominal_side(model.G.config.resolution),
         "batch": model.batch,
         "count": count,
         "rounds": rounds,

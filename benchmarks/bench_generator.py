@@ -10,6 +10,7 @@ the precision that is asked for, which the highest four resolutions have.
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -34,9 +35,9 @@ def multiply_adds(config: GeneratorConfig) -> int:
     total = 0
     for layer in Generator(config).synthesis.layers():
         out, inside = layer.weight.shape[:2]
-        resolution = layer.resolution // (2 if layer.up else 1)  # of the layer's input
-        total += resolution**2 * out * inside * 9
-        total += resolution**2 * adaptive_taps(config, layer, inside)
+        pixels = math.prod(layer.size) // (4 if layer.up else 1)  # of the layer's input
+        total += pixels * out * inside * 9
+        total += pixels * adaptive_taps(config, layer, inside)
     return total
 
 

@@ -71,10 +71,10 @@ def main(network: str, pairs: int, device: str, json_path: str | None) -> None:
             print(f"layers {rows[-1]['layers']:5}{part:10} brightness {brightness:5.2f}  colour {colour:5.2f}")
     kernels = []
     for number, (layer, own) in enumerate(zip(G.synthesis.layers(), G.synthesis.kernels(ws), strict=True)):
-        row: dict[str, float] = {"layer": number, "resolution": layer.resolution}
+        row: dict[str, float] = {"layer": number, "resolution": max(layer.size)}
         row |= {"structure": variation(own.depthwise), "channels": variation(own.pointwise)}
         kernels.append(row)
-        print(f"layer {number} {layer.resolution:4}²  structure varies by {row['structure']:.2f}", end="  ")
+        print(f"layer {number} {max(layer.size):4}²  structure varies by {row['structure']:.2f}", end="  ")
         print(f"channels by {row['channels']:.2f}")
     record = {"network": Path(network).name, "kimg": model.kimg, "pairs": pairs, "parts": rows, "kernels": kernels}
     write_record(json_path, device, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import Counter
@@ -25,6 +26,7 @@ from torch_utils import cli
 from torch_utils.errors import UserError, numbers_text
 from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
+from torch_utils.sizes import width_and_height
 
 LONGEST_NAME = 120  # characters of a sheet's name; what is longer ends with a digest
 
@@ -226,7 +228,8 @@ def open_model(options: ModelOptions) -> Model:
         name: chosen_class(name, G.config.c_dim, info, path) for shares in options.classes or [] for name in shares
     }
     classes = None if options.classes is None else [by_number(shares, numbers) for shares in options.classes]
-    batch = options.batch or (64 if G.config.resolution <= 64 else 16)  # small layers are fast only with many images
+    small = math.prod(width_and_height(G.config.resolution)) <= 64 * 64
+    batch = options.batch or (64 if small else 16)  # small layers are fast only with many images
     return Model(G, path, info["kimg"], layer_psi(options.trunc, G.config.num_ws), classes, batch)
 
 

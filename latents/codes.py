@@ -80,10 +80,10 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
             f"[N, {G.config.num_ws}, {G.config.w_dim}]; name their model with --network"
         )
     for maps, layer in zip(noise or [], layers, strict=bool(noise)):
-        if maps.shape != (len(ws), 1, layer.resolution, layer.resolution):
+        if maps.shape != (len(ws), 1, *layer.size):
             raise UserError(
                 f"{path} holds noise of shape {list(maps.shape)}, but the model takes "
-                f"[{len(ws)}, 1, {layer.resolution}, {layer.resolution}]; name their model with --network"
+                f"{[len(ws), 1, *layer.size]}; name their model with --network"
             )
     return Codes(ws.to(device), noise and [maps.to(device) for maps in noise], about)
 

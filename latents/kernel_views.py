@@ -149,7 +149,7 @@ class Layer:
     differences: dict[str, float]  # of each part, for two latents
 
 
-def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels]) -> Layer:
+def layer_views(number: int, size: tuple[int, int], kernels: Sequence[AdaConvKernels]) -> Layer:
     """The views of a layer for the kernels of one latent or two. All images of a view have the same scale."""
     c, g = kernels[0].depthwise.shape[1:3]
     depthwise, pointwise = zip(*map(deviations, kernels), strict=True)
@@ -164,7 +164,7 @@ def layer_views(number: int, resolution: int, kernels: Sequence[AdaConvKernels])
         views.append(_frequency_view([response(each).cpu() for each in kernels]))
     views.append(_singular_value_view([singular_values(each.pointwise[0]).flatten().cpu() for each in kernels]))
     differences = {name: relative_difference(*tensors) for name, tensors in parts.items() if len(tensors) == 2}
-    about = f"{resolution} x {resolution}, {c} channels" + f"\nin groups of {g}" * (g > 1)
+    about = f"{size[1]} x {size[0]}, {c} channels" + f"\nin groups of {g}" * (g > 1)
     return Layer(number, about, views, differences)
 
 
@@ -229,7 +229,7 @@ def kernel_views(
             images[name] = enlarged(generate_mix(G, ws[:1], ws[1:], layers, part, noise))
     predicted = [G.synthesis.kernels(w[None]) for w in ws]
     modules = G.synthesis.layers()
-    views = [layer_views(i, modules[i].resolution, [kernels[i] for kernels in predicted]) for i in layers]
+    views = [layer_views(i, modules[i].size, [kernels[i] for kernels in predicted]) for i in layers]
     return KernelViews(list(names), images, views)
 
 

@@ -60,8 +60,8 @@ class PatchFeatures:
 class VGGFeatures:
     """VGG-19's relu1_1 to relu4_1, with the channels of each pixel scaled to a mean square of 1.
 
-    This is LPIPS without learned weights: equation 1 of Zhang et al. 2018 with w = 1. Larger images are reduced to
-    256 × 256 pixels.
+    This is LPIPS without learned weights: equation 1 of Zhang et al. 2018 with w = 1. Larger images are reduced until
+    their longer side has 256 pixels.
     """
 
     def __init__(self, vgg: VGG19):
@@ -69,6 +69,7 @@ class VGGFeatures:
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         x = images.expand(-1, 3, -1, -1)
-        if x.shape[2] > MAX_SIDE:
-            x = F.interpolate(x, size=(MAX_SIDE, MAX_SIDE), mode="area")
+        if (longer := max(x.shape[2:])) > MAX_SIDE:
+            height, width = (max(round(side * MAX_SIDE / longer), MIN_SIDE) for side in x.shape[2:])
+            x = F.interpolate(x, size=(height, width), mode="area")
         return [F.normalize(tap, dim=1) * tap.shape[1] ** 0.5 for tap in self.vgg(x)]

@@ -66,15 +66,15 @@ def noise_regularization(noise: Sequence[Tensor]) -> Tensor:
     """Σ ((mean n(x, y) n(x − 1, y))² + (mean n(x, y) n(x, y − 1))²) over all maps n [N, 1, H, W] and scales → [N].
 
     The paper's regularization L: a noise map that depicts the image correlates with itself at an offset of one pixel.
-    Each scale has half the side of the one before, down to 8 × 8: the sum of 2 × 2 pixels divided by 2, which keeps the
-    variance of independent pixels. Maps wrap around at their borders.
+    Each scale has half the sides of the one before, until the shorter one is below 16: the sum of 2 × 2 pixels divided
+    by 2, which keeps the variance of independent pixels. Maps wrap around at their borders.
     """
     total = torch.zeros(len(noise[0]), device=noise[0].device)
     for n in noise:
         while True:
             for dim in (2, 3):
                 total = total + (n * n.roll(1, dim)).mean(dim=(1, 2, 3)).square()
-            if n.shape[2] < 2 * MIN_SIDE:
+            if min(n.shape[2:]) < 2 * MIN_SIDE:
                 break
             n = F.avg_pool2d(n, 2) * 2
     return total
@@ -118,11 +118,12 @@ def random_ws(G: Generator, count: int, seed: int, class_number: int | None = No
 def nearest(G: Generator, candidates: Tensor, targets: Tensor, count: int) -> Tensor:
     """The `count` candidates of [K, w_dim] whose images are nearest to each target → [N, count, w_dim].
 
-    Pixels are compared at 32 × 32, where large shapes matter and the exact positions of edges do not.
+    Pixels are compared at 32 × 32 at most, where large shapes matter and the exact positions of edges do not.
     """
 
     def reduced(images: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(images, min(images.shape[2], CANDIDATE_SIDE)).flatten(1)
+        height, width = (min(side, CANDIDATE_SIDE) for side in images.shape[2:])
+        return F.adaptive_avg_pool2d(images, (height, width)).flatten(1)
 
     ws = candidates[:, None].expand(-1, G.config.num_ws, -1)
     images = torch.cat([reduced(G.synthesis(part, "const")) for part in ws.split(CANDIDATE_BATCH)])

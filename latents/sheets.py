@@ -12,6 +12,7 @@ from torch import Tensor
 from media.decode import MAX_PIXELS
 from torch_utils.errors import UserError
 from torch_utils.files import write_file
+from torch_utils.sizes import Resolution, width_and_height
 
 Row = Sequence[Image.Image | None]
 
@@ -21,9 +22,9 @@ INK = (40, 40, 40)
 MIN_SIDE = 64  # pixels of an image on a sheet
 
 
-def enlargement(resolution: int, min_side: int = MIN_SIDE) -> int:
-    """The smallest factor that enlarges an image to at least `min_side` pixels."""
-    return max(-(-min_side // resolution), 1)
+def enlargement(resolution: Resolution, min_side: int = MIN_SIDE) -> int:
+    """The smallest factor that enlarges the longer side of an image to at least `min_side` pixels."""
+    return max(-(-min_side // max(width_and_height(resolution))), 1)
 
 
 def to_image(pixels: Tensor, scale: int = 1) -> Image.Image:

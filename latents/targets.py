@@ -20,6 +20,7 @@ from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image
 from media.files import list_images
 from torch_utils.errors import UserError, one_line, printable
 from torch_utils.files import missing
+from torch_utils.sizes import Resolution, width_and_height
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,13 @@ def _open(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def read_targets(files: list[TargetFile], resolution: int, channels: int) -> Targets:
-    """The middle square of each image, resized to `resolution`, as dataset_tool.py converts images.
+def read_targets(files: list[TargetFile], resolution: Resolution, channels: int) -> Targets:
+    """The middle of each image, of the shape of `resolution` and resized to it, as dataset_tool.py converts images.
 
     Images that cannot be used are skipped. Raises UserError if there are no others.
     """
     how = Conversion(resolution, channels)
+    width, height = width_and_height(resolution)
     names, images, skipped = [], [], []
     for target in files:
         try:
@@ -78,7 +80,7 @@ def read_targets(files: list[TargetFile], resolution: int, channels: int) -> Tar
             skipped.append(f"{printable(str(target.path))} {reason}")
         else:
             names.append(target.name)
-            images.append(torch.from_numpy(pixels.reshape(resolution, resolution, channels)).permute(2, 0, 1))
+            images.append(torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1))
     if not images:
         others = f", and the other {len(files) - 1} cannot be used either" * (len(files) > 1)
         raise UserError(f"{skipped[0]}{others}; name another image, or save it as PNG")

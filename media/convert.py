@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from media.dataset import LABEL_FILE, ImageFiles, read_labels
@@ -24,6 +24,7 @@ from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
 from media.labels import LabelFile, dump_labels
 from torch_utils.errors import UserError, printable
 from torch_utils.files import atomic_write
+from torch_utils.sizes import Resolution, size_text, width_and_height
 
 FILTERS = {
     "box": Image.Resampling.BOX,
@@ -34,17 +35,19 @@ FILTERS = {
 LabelledImage = tuple[Image.Image, int | None]
 LABELS = ("auto", "json", "folders", "none")
 JPEG_QUALITY = 95
+# What becomes of images of another aspect ratio: their middle is taken, they are framed, or they are skipped.
+CROPS = ("center", "pad", "none")
 
 
 @dataclass(frozen=True)
 class Conversion:
     """How images are converted."""
 
-    resolution: int
+    resolution: Resolution
     channels: int = 3
-    crop: str = "center"  # "center": the largest square in the middle; "none": square images only
+    crop: str = "center"  # one of CROPS
     filter: str = "lanczos"
-    background: tuple[int, int, int] = WHITE  # of transparent images
+    background: tuple[int, int, int] = WHITE  # of transparent images, and of the frame of "pad"
 
 
 @dataclass(frozen=True)
@@ -140,11 +143,11 @@ def convert(
                     label = by_name.get(name)
                     if label is None:
                         raise Unusable(f"has no label in {LABEL_FILE}")
-                size, image = _convert_file(files, name, how)
+                is_smaller, image = _convert_file(files, name, how)
             except Unusable as reason:
                 skipped.append((name, str(reason)))
             else:
-                smaller.append(size < how.resolution)
+                smaller.append(is_smaller)
                 yield image, label
 
     images = itertools.islice(usable(), limit)
@@ -158,10 +161,12 @@ def convert(
     return Converted(count, sum(smaller), class_names, empty, skipped, files.notes)
 
 
-def _convert_file(files: ImageFiles, name: str, how: Conversion) -> tuple[int, Image.Image]:
-    """The shorter side of an image, and the converted image. Raises Unusable."""
-    image = open_image(io.BytesIO(files.read(name)), ALL_FORMATS)
-    return min(image.size), convert_image(image, how)
+def _convert_file(files: ImageFiles, name: str, how: Conversion) -> tuple[bool, Image.Image]:
+    """Whether an image had to be enlarged, and the converted image. Raises Unusable."""
+    image = decode_as(open_image(io.BytesIO(files.read(name)), ALL_FORMATS), how)
+    width, height = width_and_height(how.resolution)
+    fits = max if how.crop == "pad" else min  # a padded image touches two borders only
+    return fits(image.width / width, image.height / height) < 1, resize_to(image, how)
 
 
 def _has_usable_image(files: ImageFiles, folder: str, how: Conversion) -> bool:
@@ -187,12 +192,25 @@ def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], 
 
 def convert_image(image: Image.Image, how: Conversion) -> Image.Image:
     """Decodes an image as `decode_image` does, crops and resizes it; of mode L or RGB. Raises Unusable."""
-    image = decode_image(image, "L" if how.channels == 1 else "RGB", how.background)
-    width, height = image.size
-    if how.crop == "none" and width != height:
-        raise Unusable(f"is {width}x{height}, not square (--crop center would crop it)")
-    image = _crop_center(image)
-    image = image.resize((how.resolution, how.resolution), FILTERS[how.filter])
+    return resize_to(decode_as(image, how), how)
+
+
+def decode_as(image: Image.Image, how: Conversion) -> Image.Image:
+    """Decodes an image with the channels of a conversion. Raises Unusable."""
+    return decode_image(image, "L" if how.channels == 1 else "RGB", how.background)
+
+
+def resize_to(image: Image.Image, how: Conversion) -> Image.Image:
+    """Crops or pads a decoded image and resizes it. Raises Unusable."""
+    size, resample = width_and_height(how.resolution), FILTERS[how.filter]
+    if how.crop == "pad":
+        image = ImageOps.pad(image, size, resample, how.background if image.mode == "RGB" else _luma(how.background))
+    else:
+        cropped = _crop_center(image, *size)
+        if how.crop == "none" and cropped.size != image.size:
+            shape = "square" if size[0] == size[1] else f"of the shape of {size_text(how.resolution)}"
+            raise Unusable(f"is {size_text(image.size)}, not {shape} (--crop center would crop it)")
+        image = cropped.resize(size, resample)
     image.info = {}  # it may hold a colour profile or a transparent colour, which `save` would write
     return image
 
@@ -291,8 +309,16 @@ def _class_of(class_names: tuple[str, ...], name: str) -> int:
     return class_names.index(name.split("/")[0])
 
 
-def _crop_center(image: Image.Image) -> Image.Image:
-    """The largest square in the middle of an image."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+def _crop_center(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The largest rectangle in the middle of an image with the shape of width × height."""
+    if image.width * height > image.height * width:  # too wide
+        wide, high = max(round(image.height * width / height), 1), image.height
+    else:
+        wide, high = image.width, max(round(image.width * height / width), 1)
+    left, top = (image.width - wide) // 2, (image.height - high) // 2
+    return image.crop((left, top, left + wide, top + high))
+
+
+def _luma(color: tuple[int, int, int]) -> int:
+    """A colour in greyscale, as Pillow converts it."""
+    return cast(int, Image.new("RGB", (1, 1), color).convert("L").getpixel((0, 0)))

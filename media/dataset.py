@@ -1,4 +1,4 @@
-"""Data sets: a folder or a ZIP of square images of one size, with class labels in `dataset.json`.
+"""Data sets: a folder or a ZIP of images of one size, with class labels in `dataset.json`.
 
 The format is that of the StyleGAN2-ADA and StyleGAN3 tools. Archives and images are not trusted: sizes are checked
 before anything is unpacked or decoded, and no file is ever unpacked to the disk.
@@ -30,11 +30,12 @@ from media.decode import Unusable, decode_image, open_image, stored_mode
 from media.labels import LabelFile, parse_labels
 from torch_utils.errors import UserError, numbers_text, one_line, printable
 from torch_utils.files import RUN_MARKER, missing
+from torch_utils.sizes import EXPECTED, Resolution, is_possible, size_text, to_resolution, width_and_height
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHANNELS = {"L": 1, "RGB": 3}
 LABEL_FILE = "dataset.json"
-RESOLUTIONS = (16, 32, 64, 128, 256, 512, 1024)
+SQUARES = tuple(16 << i for i in range(7))  # the sides that messages propose: powers of two from 16 to 1024
 HEADERS_CHECKED = 100  # images whose headers are read on opening a data set, spread over all of it
 
 # Limits on what an archive may demand.
@@ -238,11 +239,13 @@ class ImageDataset(torch.utils.data.Dataset):
         self.name = self.path.resolve().stem if self.files.is_zip else self.path.resolve().name
         self.names = self.files.names
         self.mirror = mirror
-        self.resolution = self.channels = 0
+        self.resolution: Resolution = 0
+        self.channels = 0
         for index in np.unique(np.linspace(0, len(self.names) - 1, HEADERS_CHECKED).astype(int)):
             with self._name_unusable(self.names[index]), self.files.open(self.names[index]) as file:
                 self._check(self.names[index], open_image(file))
-        shape = (self.channels, self.resolution, self.resolution)
+        width, height = width_and_height(self.resolution)
+        shape = (self.channels, height, width)
         self._cache = SharedImageCache.create(len(self.names), shape, MAX_CACHE_BYTES)
         self.labels: torch.Tensor | None = None
         self.class_names: tuple[str, ...] = ()
@@ -330,9 +333,10 @@ class ImageDataset(torch.utils.data.Dataset):
         mode = stored_mode(image)
         if not self.resolution:
             if problem := describe_mismatch(image.size, mode):
-                raise ImageError(f"{self.path}: {printable(name)} {problem}; {self._convert_command(min(image.size))}")
-            self.resolution, self.channels = image.width, CHANNELS[mode]
-        size, channels = (self.resolution, self.resolution), CHANNELS.get(mode)
+                square = max((side for side in SQUARES if side <= min(image.size)), default=SQUARES[0])
+                raise ImageError(f"{self.path}: {printable(name)} {problem}; {self._convert_command(square)}")
+            self.resolution, self.channels = to_resolution(image.size), CHANNELS[mode]
+        size, channels = width_and_height(self.resolution), CHANNELS.get(mode)
         if (image.size, channels) != (size, self.channels):
             first = describe(size, "L" if self.channels == 1 else "RGB")
             raise ImageError(
@@ -340,12 +344,12 @@ class ImageDataset(torch.utils.data.Dataset):
                 f"{printable(self.names[0])} is {first}; {self._convert_command(self.resolution)}"
             )
 
-    def _convert_command(self, side: int) -> str:
-        """The end of a message: how to convert images whose shorter side has `side` pixels."""
-        resolution = max((r for r in RESOLUTIONS if r <= side), default=RESOLUTIONS[0])
+    def _convert_command(self, resolution: Resolution) -> str:
+        """The end of a message: how to convert the images to a resolution."""
+        size = resolution if isinstance(resolution, int) else size_text(resolution)
         return (
             f"convert them with: dataset_tool.py convert --source {self.path} "
-            f"--out {self.name}-{resolution}.zip --resolution {resolution}"
+            f"--out {self.name}-{size}.zip --resolution {size}"
         )
 
     @contextmanager
@@ -387,8 +391,8 @@ def describe_mismatch(size: tuple[int, int], mode: str) -> str | None:
     """Why a data set cannot consist of such images, or None if it can."""
     if mode not in CHANNELS:
         return f"is of the kind {mode}, not RGB or greyscale of 8 bits"
-    if size[0] != size[1] or size[0] not in RESOLUTIONS:
-        return f"has {size[0]}x{size[1]} pixels, not the square of a power of two from 16 to 1024"
+    if not is_possible(to_resolution(size)):
+        return f"has {size[0]}x{size[1]} pixels, but a model needs {EXPECTED}"
     return None
 
 

@@ -38,7 +38,8 @@ class EncoderWeights:
 class EncoderFeatures(nn.Module):
     """Images uint8 [N, 3, H, W] → the mean of relu4_1 over all positions, in a tuple as of torch-fidelity's: ([N, D],).
 
-    Images of another resolution than the encoder was trained at are resized to it (bicubic, antialiased).
+    Images of another size than the squares that the encoder was trained with are resized to it (bicubic, antialiased),
+    also where that changes their shape, as FID's Inception network does.
     """
 
     def __init__(self, weights: EncoderWeights):
@@ -48,8 +49,8 @@ class EncoderFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         x = to_float(images)
-        if self.resolution not in (0, x.shape[2]):
-            size = [self.resolution, self.resolution]
+        size = [self.resolution, self.resolution]
+        if self.resolution and list(x.shape[2:]) != size:
             x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
         return (self.encoder(x)[-1].mean(dim=(2, 3)),)
 

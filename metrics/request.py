@@ -20,6 +20,7 @@ from networks.generator import Generator
 from torch_utils import distributed
 from torch_utils.errors import UserError
 from torch_utils.files import atomic_write, missing
+from torch_utils.sizes import Resolution, size_text
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,12 @@ def open_fakes(path: str) -> ImageDataset:
     return ImageDataset(path)
 
 
-def check_shape(what: str, channels: int, resolution: int, dataset: ImageDataset, data: str) -> None:
+def check_shape(what: str, channels: int, resolution: Resolution, dataset: ImageDataset, data: str) -> None:
     """Raises UserError where images of `what` cannot be compared with those of the data set."""
     if (channels, resolution) != (dataset.channels, dataset.resolution):
         raise UserError(
-            f"{what} gives images of {resolution}×{resolution} with {channels} channels, {data} of "
-            f"{dataset.resolution}×{dataset.resolution} with {dataset.channels}: they cannot be compared"
+            f"{what} gives images of {size_text(resolution)} with {channels} channels, {data} of "
+            f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared"
         )
 
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 PATCH = 7  # side of a patch, in pixels
 PATCHES = 128  # patches per image and level
 DIRECTIONS = 4 * 128  # the paper's 4 repeats of 128 directions: their mean is the mean over all 512
-SMALLEST = 16  # resolution of the last level
+SMALLEST = 16  # shorter side of the last level
 
 # How much is computed at a time. It bounds the memory for intermediate results, and small blocks are faster: up to
 # 32 MiB the allocator can reuse memory that the system would otherwise clear first, which takes longer than the
@@ -64,9 +64,9 @@ def upsample(x: torch.Tensor) -> torch.Tensor:
 def laplacian_pyramid(x: torch.Tensor) -> list[torch.Tensor]:
     """Splits `x [N, C, H, W]` into bands of detail, the finest first (Burt and Adelson 1983).
 
-    Level l is gₗ − upsample(gₗ₊₁) with g₀ = x and gₗ₊₁ = downsample(gₗ); the last one, at 16×16, is g itself.
+    Level l is gₗ − upsample(gₗ₊₁) with g₀ = x and gₗ₊₁ = downsample(gₗ); the last one, of 16 to 31 pixels, is g itself.
     So `level + upsample(coarser)`, from the last level up, gives `x` back. It ends earlier at an odd size;
-    an image smaller than 32×32 is the only level.
+    an image whose shorter side is below 32 is the only level.
     """
     levels = []
     while min(x.shape[2:]) >= 2 * SMALLEST and x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0:
@@ -154,17 +154,17 @@ class PatchDescriptors:
         self.seed = seed
         self.device = device
         self.images = 0  # seen so far
-        self.shape: tuple[int, ...] = ()  # [C, H, H]
-        self.patches: dict[int, torch.Tensor] = {}  # by resolution: [count·128, C, 7, 7]
+        self.shape: tuple[int, ...] = ()  # [C, H, W]
+        self.patches: dict[int, torch.Tensor] = {}  # by the level's shorter side: [count·128, C, 7, 7]
         self.positions: dict[int, np.random.Generator] = {}
 
     @torch.no_grad()
     def add(self, images: torch.Tensor) -> None:
-        """Takes the images uint8 [N, C, H, H]; those beyond `count` are left out."""
+        """Takes the images uint8 [N, C, H, W]; those beyond `count` are left out."""
         shape = tuple(images.shape[1:])
-        if images.dtype != torch.uint8 or len(shape) != 3 or shape[1] != shape[2] or shape[1] < PATCH:
+        if images.dtype != torch.uint8 or len(shape) != 3 or min(shape[1:]) < PATCH:
             raise ValueError(
-                f"expected square uint8 images [N, C, H, H] of {PATCH}×{PATCH} or more, "
+                f"expected uint8 images [N, C, H, W] of {PATCH}×{PATCH} or more, "
                 f"got {images.dtype} {list(images.shape)}"
             )
         if shape != (self.shape or shape):
@@ -179,7 +179,7 @@ class PatchDescriptors:
             self.images += len(block)
 
     def _keep(self, level: torch.Tensor) -> None:
-        size = level.shape[2]
+        size = min(level.shape[2:])
         if size not in self.patches:
             self.patches[size] = torch.empty(self.count * PATCHES, level.shape[1], PATCH, PATCH, dtype=torch.float16)
             self.positions[size] = np.random.default_rng([self.seed, size, 0])
@@ -189,7 +189,7 @@ class PatchDescriptors:
 
     @torch.no_grad()
     def finish(self) -> dict[int, torch.Tensor]:
-        """Returns the result of `project_patches` for every level, by resolution, and frees the patches."""
+        """Returns the result of `project_patches` for every level, by its shorter side, and frees the patches."""
         projected = {}
         for size in list(self.patches):
             patches = self.patches.pop(size)[: self.images * PATCHES]
@@ -234,7 +234,7 @@ def wasserstein(real: torch.Tensor, fake: torch.Tensor) -> float:
 def sliced_wasserstein(real: dict[int, torch.Tensor], fake: dict[int, torch.Tensor]) -> dict[str, float]:
     """Compares two sets, each from `PatchDescriptors.finish`.
 
-    Returns 1000 × the distance per level as `swd_<resolution>`, and the mean of the levels, first, as `swd`.
+    Returns 1000 × the distance per level as `swd_<shorter side>`, and the mean of the levels, first, as `swd`.
     """
     if real.keys() != fake.keys():
         raise ValueError(f"levels {list(real)} against {list(fake)}: the images differ in size")

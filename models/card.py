@@ -13,6 +13,7 @@ from models.stylegan2 import is_network_pickle
 from networks.generator import Generator
 from networks.stylizer import Stylizer
 from torch_utils.errors import plural
+from torch_utils.sizes import width_and_height
 
 SAMPLE_SHEET = "samples.png"
 MAX_CLASSES = 100  # whose names a card lists
@@ -113,8 +114,9 @@ def model_card(
 
 def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     """What the card of a generator says about its images, and how it is called."""
-    size, channels, classes = G.config.resolution, G.config.img_channels, G.config.c_dim
-    images = f"{size}x{size} images, {'in colour' if channels == 3 else plural(channels, 'channel')}"
+    channels, classes = G.config.img_channels, G.config.c_dim
+    width, height = width_and_height(G.config.resolution)
+    images = f"{width}x{height} images, {'in colour' if channels == 3 else plural(channels, 'channel')}"
     names = class_names(info, classes)
     more = f" and {len(names) - MAX_CLASSES:,} more" * (len(names) > MAX_CLASSES)
     listed = f": {', '.join(map(_plain, names[:MAX_CLASSES]))}{more}" * bool(names)
@@ -122,7 +124,7 @@ def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
         "images": images + f", of {plural(classes, 'class', 'es')}{listed}" * (classes > 0),
         "samples": SAMPLE_SHEET,
         "c": f"c={json.dumps(names[0], ensure_ascii=False) if names else 0}, " if classes else "",
-        "shape": [3, channels, size, size],
+        "shape": [3, channels, height, width],
     }
 
 

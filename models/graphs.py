@@ -15,6 +15,7 @@ from torch.export import Dim
 
 from networks.generator import Generator
 from networks.stylizer import MIN_SIZE, STRIDE, Stylizer, from_tensors, to_tensors
+from torch_utils.sizes import width_and_height
 
 # Sizes that stay open, so that one file takes any of them.
 OPEN = {
@@ -111,7 +112,7 @@ def reflect_to_stride(images: Tensor) -> Tensor:
 def of_generator(G: Generator) -> list[Graph]:
     """The graph of a generator."""
     config = G.config
-    size = config.resolution
+    width, height = width_and_height(config.resolution)
     inputs = {}
     if config.z_dim:
         inputs["z"] = Port(("batch", config.z_dim), "latent codes, drawn from a standard normal distribution")
@@ -121,15 +122,15 @@ def of_generator(G: Generator) -> list[Graph]:
         )
     inputs["psi"] = Port((), "truncation psi: 1 for none; towards 0, images approach the mean image")
     images = Port(
-        ("batch", config.img_channels, size, size), "images from -1 (black) to 1 (white); clamp values beyond"
+        ("batch", config.img_channels, height, width), "images from -1 (black) to 1 (white); clamp values beyond"
     )
 
-    def example(batch: int, height: int, width: int) -> tuple[Tensor, ...]:
+    def example(batch: int, _height: int, _width: int) -> tuple[Tensor, ...]:
         z = [torch.randn(batch, config.z_dim)] if config.z_dim else []
         c = [torch.eye(config.c_dim)[torch.arange(batch) % config.c_dim]] if config.c_dim else []
         return (*z, *c, torch.tensor(0.7))
 
-    title = f"AdaConv generator of {size}x{size} images"
+    title = f"AdaConv generator of {width}x{height} images"
     return [Graph("generator", title, GeneratorGraph(G), inputs, {"images": images}, example)]
 
 

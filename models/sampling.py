@@ -52,7 +52,7 @@ def noise_from_seeds(G: Generator, seeds: Sequence[int], device: torch.device | 
     Noise that is drawn on the CPU is the same on every machine. At high resolutions a GPU draws it much faster.
     """
     generators = [random_generator(seed, device) for seed in seeds]
-    shapes = [(1, layer.resolution, layer.resolution) for layer in G.synthesis.layers()]
+    shapes = [(1, *layer.size) for layer in G.synthesis.layers()]
     # z is drawn from the same seeds: its numbers are skipped
     for generator in generators:
         torch.randn(G.config.z_dim, generator=generator, device=device)

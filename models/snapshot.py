@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from media.dataset import CHANNELS, RESOLUTIONS
+from media.dataset import CHANNELS
 from models.stylegan2 import is_network_pickle, load_stylegan2
 from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
@@ -155,9 +155,9 @@ def load_generator(
 
 def _build_generator(cls: type[Generator], values: dict[str, Any], tensors: dict[str, Tensor]) -> Generator:
     config = GeneratorConfig(**values)
-    check_types(config, clamp=(float, int, type(None)))
-    if config.img_channels not in CHANNELS.values() or config.resolution not in RESOLUTIONS:
-        raise ValueError(f"images of {config.resolution}² with {config.img_channels} channels")
+    check_types(config, clamp=(float, int, type(None)), resolution=(int, tuple))
+    if config.img_channels not in CHANNELS.values():
+        raise ValueError(f"images with {config.img_channels} channels")
     if config.z_dim + config.c_dim < 1 or config.map_depth > len(tensors):  # every layer has tensors of its own
         raise ValueError(f"{config.map_depth} layers for {config.z_dim} numbers and {config.c_dim} classes")
     return cls(config)

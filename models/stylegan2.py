@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from media.dataset import CHANNELS, RESOLUTIONS
+from media.dataset import CHANNELS
 from models.inert_modules import CALLS, DAMAGED, attributes, flatten, read_number, read_tensor, shape, tensors
 from models.inert_pickle import Call, Refused, read_pickle
 from networks.discriminator import Discriminator, DiscriminatorConfig
@@ -31,6 +31,7 @@ from torch_utils.ops import setup_filter
 
 MAX_BYTES = 8 << 30  # of a file; the largest published ones have 0.4 GB
 MAX_SIZE = 1 << 16  # of z, w and the classes
+RESOLUTIONS = tuple(16 << i for i in range(7))  # of its networks: up to 1024
 NETWORKS = ("G_ema", "G", "D")
 FILTER = "resample_filter"  # the buffer that is a constant here
 ANOTHER = "name a network pickle of StyleGAN2-ADA-PyTorch, or of StyleGAN3 with --cfg stylegan2"
@@ -175,7 +176,7 @@ def _discriminator(states: States, size: int) -> Discriminator:
     config = DiscriminatorConfig(
         **_common(states, "b4.conv"), mbstd_group=_whole(group, "mbstd_group_size"), map_depth=_depth(states)
     )
-    first = config.resolution.bit_length() - 1
+    first = len(config.block_sizes) + 1
     return _build(lambda: Discriminator(config), states, lambda name: _discriminator_name(name, first), size)
 
 
@@ -308,6 +309,6 @@ def _mapping_name(name: str) -> str:
 
 def _log2(resolution: str) -> int:
     """Raises ValueError where it is no power of two that an image can have."""
-    if resolution not in {str(2**i) for i in range(2, 11)}:
+    if resolution not in map(str, (4, 8, *RESOLUTIONS)):
         raise ValueError(f"a block of the resolution {resolution[:20]}")
     return int(resolution).bit_length() - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -27,9 +28,8 @@ class DiscriminatorConfig(NetworkConfig):
 class DiscriminatorBlock(nn.Module):
     """[N, I, H, W] → [N, O, H/2, W/2]: two convolutions beside a 1 × 1 skip, both of half the variance."""
 
-    def __init__(self, config: DiscriminatorConfig, resolution: int):
+    def __init__(self, config: DiscriminatorConfig, i: int, o: int):
         super().__init__()
-        i, o = config.channels(resolution), config.channels(resolution // 2)
         self.conv0 = Conv2d(i, i, 3, act="lrelu", clamp=config.clamp)
         # The clamp goes along with the gain of √½ of the two branches, as in StyleGAN2-ADA.
         clamp = None if config.clamp is None else config.clamp * 0.5**0.5
@@ -62,15 +62,12 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
         self.config = config
-        channels = config.channels(4)
-        self.fromrgb = Conv2d(
-            config.img_channels, config.channels(config.resolution), 1, act="lrelu", clamp=config.clamp
-        )
-        self.blocks = nn.Sequential(
-            *(DiscriminatorBlock(config, 2**i) for i in range(config.resolution.bit_length() - 1, 2, -1))
-        )
+        widths = config.block_channels[::-1]  # from the image on
+        channels, (height, width) = widths[-1], config.block_sizes[0]
+        self.fromrgb = Conv2d(config.img_channels, widths[0], 1, act="lrelu", clamp=config.clamp)
+        self.blocks = nn.Sequential(*(DiscriminatorBlock(config, i, o) for i, o in pairwise(widths)))
         self.conv = Conv2d(channels + (config.mbstd_group > 0), channels, 3, act="lrelu", clamp=config.clamp)
-        self.fc = Linear(channels * 16, channels, act="lrelu")
+        self.fc = Linear(channels * height * width, channels, act="lrelu")
         self.out = Linear(channels, channels if config.c_dim else 1)
         self.mapping = MappingNetwork(0, config.c_dim, channels, config.map_depth) if config.c_dim else None
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor, demodulation
 from networks.layers import RESAMPLE_TAPS, Linear, normalize_2nd_moment, upsample2d, upsample_conv2d
 from torch_utils.ops import bias_act, setup_filter
+from torch_utils.sizes import Resolution, block_sizes, nominal_side, nominal_sides, to_resolution
 
 Noise = Literal["random", "const", "none"] | Sequence[Tensor]
 
@@ -29,22 +30,32 @@ Noise = Literal["random", "const", "none"] | Sequence[Tensor]
 class NetworkConfig:
     """The options that generator and discriminator have in common."""
 
-    resolution: int = 256
+    resolution: Resolution = 256  # the side of a square, or (width, height)
     img_channels: int = 3
     c_dim: int = 0  # number of classes, 0 for none
-    cbase: int = 32768  # channels at a resolution: min(cbase / resolution, cmax)
+    cbase: int = 32768  # channels of a block whose nominal side is s: min(cbase / s, cmax)
     cmax: int = 512
     map_depth: int = 8  # layers of the mapping network, or in the discriminator of the class embedding
     clamp: float | None = 256.0  # limits the layers' outputs, so that half precision does not overflow
 
     def __post_init__(self):
-        if self.resolution < 16 or self.resolution & (self.resolution - 1):
-            raise ValueError(f"resolution: expected a power of two from 16, got {self.resolution}")
-        if self.cbase < self.resolution:
-            raise ValueError(f"cbase: {self.cbase} leaves no channels at resolution {self.resolution}")
+        self.resolution = to_resolution(self.resolution)
+        if self.cbase < (side := nominal_side(self.resolution)):
+            raise ValueError(f"cbase: {self.cbase} leaves no channels at resolution {side}")
 
-    def channels(self, resolution: int) -> int:
-        return min(self.cbase // resolution, self.cmax)
+    @property
+    def block_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each block, from the constant to the image."""
+        return block_sizes(self.resolution)
+
+    @property
+    def block_channels(self) -> list[int]:
+        """The number of channels of each block, from the constant to the image."""
+        return [self.channels(side) for side in nominal_sides(self.resolution)]
+
+    def channels(self, side: int) -> int:
+        """The number of channels of a block with this nominal side (`torch_utils.sizes.nominal_sides`)."""
+        return min(self.cbase // side, self.cmax)
 
 
 @dataclass
@@ -82,7 +93,7 @@ class GeneratorConfig(NetworkConfig):
     @property
     def num_ws(self) -> int:
         """One w for each convolution, and one for the last ToRGB."""
-        return 2 * (self.resolution.bit_length() - 1) - 2
+        return 2 * len(self.block_sizes)
 
 
 class MappingNetwork(nn.Module):
@@ -164,9 +175,10 @@ class SynthesisLayer(nn.Module):
     filter: Tensor
     noise_const: Tensor | None
 
-    def __init__(self, config: GeneratorConfig, in_channels: int, resolution: int, up: bool = False):
+    def __init__(
+        self, config: GeneratorConfig, in_channels: int, out_channels: int, size: tuple[int, int], up: bool = False
+    ):
         super().__init__()
-        out_channels = config.channels(resolution)
         self.up, self.norm, self.clamp = up, config.norm, config.clamp
         instance = config.norm == "instance"
         self.adaconv = AdaConv2d(
@@ -177,9 +189,9 @@ class SynthesisLayer(nn.Module):
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, 3, 3))
         self.weight_gain = (in_channels * 9) ** -0.5
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.resolution = resolution
+        self.size = size  # height and width of its output
         self.noise_strength = nn.Parameter(torch.zeros([])) if config.noise else None
-        self.register_buffer("noise_const", torch.randn(1, 1, resolution, resolution) if config.noise else None)
+        self.register_buffer("noise_const", torch.randn(1, 1, *size) if config.noise else None)
         self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
 
     def forward(self, x: Tensor, w: Tensor | AdaConvKernels, noise: Tensor | None) -> Tensor:
@@ -227,18 +239,18 @@ class ToRGB(nn.Module):
 
 
 class SynthesisBlock(nn.Module):
-    """One resolution: two layers (one at 4 × 4), and ToRGB, whose output is added to the upsampled image (skips)."""
+    """Two layers of one size (one in the first block), and ToRGB, whose output is added to the upsampled image."""
 
     filter: Tensor
 
-    def __init__(self, config: GeneratorConfig, resolution: int):
+    def __init__(self, config: GeneratorConfig, number: int):
         super().__init__()
-        channels = config.channels(resolution)
+        channels, size = config.block_channels[number], config.block_sizes[number]
         self.compute_dtype: torch.dtype | None = None  # precision of the layers; None for that of the weights
         self.conv0 = None
-        if resolution > 4:
-            self.conv0 = SynthesisLayer(config, config.channels(resolution // 2), resolution, up=True)
-        self.conv1 = SynthesisLayer(config, channels, resolution)
+        if number > 0:
+            self.conv0 = SynthesisLayer(config, config.block_channels[number - 1], channels, size, up=True)
+        self.conv1 = SynthesisLayer(config, channels, channels, size)
         self.torgb = ToRGB(config, channels)
         self.register_buffer("filter", setup_filter(RESAMPLE_TAPS), persistent=False)
 
@@ -257,12 +269,12 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """ws [N, num_ws, w_dim] → image [N, img_channels, resolution, resolution], about −1..1. StyleGAN2's g."""
+    """ws [N, num_ws, w_dim] → image [N, img_channels, H, W], about −1..1. StyleGAN2's g."""
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
-        self.const = nn.Parameter(torch.randn(config.channels(4), 4, 4))
-        blocks = nn.ModuleList(SynthesisBlock(config, 2**i) for i in range(2, config.resolution.bit_length()))
+        self.const = nn.Parameter(torch.randn(config.block_channels[0], *config.block_sizes[0]))
+        blocks = nn.ModuleList(SynthesisBlock(config, number) for number in range(len(config.block_sizes)))
         self.blocks = cast(Sequence[SynthesisBlock], blocks)
 
     def layers(self) -> list[SynthesisLayer]:
@@ -286,8 +298,7 @@ class SynthesisNetwork(nn.Module):
         if mode == "random":
             device = self.const.device
             return [
-                None if layer.noise_const is None else torch.randn(n, 1, *[layer.resolution] * 2, device=device)
-                for layer in layers
+                None if layer.noise_const is None else torch.randn(n, 1, *layer.size, device=device) for layer in layers
             ]
         raise ValueError(f"noise: expected 'random', 'const', 'none' or a tensor for each layer, got {mode!r}")
 
@@ -314,7 +325,7 @@ class SynthesisNetwork(nn.Module):
             # ToRGB shares its w with the next block's first layer (StyleGAN2's layout of ws)
             x, img = block(x, img, [*styles[i : i + count], each_w[i + count]], noises[i : i + count])
             i += count
-        assert img is not None  # there is a block of 4 × 4 at least
+        assert img is not None  # there is one block at least
         return img
 
     def _checked(self, ws: Tensor) -> list[SynthesisLayer]:
@@ -326,7 +337,7 @@ class SynthesisNetwork(nn.Module):
 
 
 class Generator(nn.Module):
-    """z [N, z_dim], c [N, c_dim] → image [N, img_channels, resolution, resolution], about −1..1."""
+    """z [N, z_dim], c [N, c_dim] → image [N, img_channels, H, W], about −1..1."""
 
     w_avg: Tensor
 

@@ -158,7 +158,7 @@ def test_a_terminal_is_not_told_what_to_do_by_an_archive(tool, tmp_path):
 @pytest.mark.parametrize("args, message", [
     ([], "name a command"),
     (["check", "--data", "nowhere.zip"], "there is no nowhere.zip"),
-    (["faces", "--out", "a.zip", "--resolution", "48"], "'48' is not one of '16', '32'"),
+    (["faces", "--out", "a.zip", "--resolution", "50"], "50x50 is no size for a model"),
     (["convert", "--source", ".", "--out", "a.zip", "--resolution", "16", "--background", "whit"],
      "write e.g. white or #a0b0c0"),
 ])  # fmt: skip

@@ -228,7 +228,7 @@ def test_bad_data(tmp_path):
         "corrupt.zip": tmp_path / "corrupt.zip",
         "empty.zip": image_zip(tmp_path / "empty.zip", []),
         "64x64": image_zip(tmp_path / "mixed.zip", [(32, 32), (64, 64)]),
-        "48": image_zip(tmp_path / "odd.zip", [(48, 48)]),
+        "50x50": image_zip(tmp_path / "odd.zip", [(50, 50)]),
     }
     for word, data in cases.items():
         assert word in mistake("train.py", "--data", data, "--outdir", tmp_path / "runs", "--gpus", 0)

@@ -93,18 +93,19 @@ class AugmentPipe(nn.Module):
         self.register_buffer("power", torch.tensor([10.0, 1.0, 1.0, 1.0]) / 13, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [N, 1 or 3, R, R] in −1..1 → the same shape and type, possibly beyond that range.
+        """images [N, 1 or 3, H, W] in −1..1 → the same shape and type, possibly beyond that range.
 
         Half precision is computed in float32. At p = 0 the result is equal to the images.
 
         Raises:
-            ValueError: if the images are not square, smaller than 4 × 4, or not grey or RGB.
+            ValueError: if the images are smaller than 4 × 4, have one even and one odd side, which a turn by 90° could
+                not keep on whole pixels, or are not grey or RGB.
         """
         n, channels, height, width = images.shape
         if channels not in (1, 3):
             raise ValueError(f"images: expected 1 or 3 channels, got {channels}")
-        if height != width or width < 4:
-            raise ValueError(f"images: expected squares of 4 pixels or more, got {height}x{width}")
+        if min(height, width) < 4 or (height - width) % 2:
+            raise ValueError(f"images: expected 4 pixels or more, both sides even or both odd, got {width}x{height}")
         x = images.to(torch.promote_types(images.dtype, torch.float32))
         if "blit" in self.groups or "geom" in self.groups:
             x = self._move(x)
@@ -124,14 +125,14 @@ class AugmentPipe(nn.Module):
 
         Images that got none of the general ones are looked up pixel by pixel, which is exact.
         """
-        n, size = len(x), x.shape[3]
+        n, _, height, width = x.shape
         inverse = torch.eye(3, device=x.device).expand(n, 3, 3)
         if "blit" in self.groups:
-            inverse = random_blits(n, self.p * self.strengths.blit, size)
+            inverse = random_blits(n, self.p * self.strengths.blit, height, width)
         blitted = lookup(x, inverse)
         if "geom" not in self.groups:
             return blitted
-        general = random_geometry(n, self.p * self.strengths.geom, size)
+        general = random_geometry(n, self.p * self.strengths.geom, height, width)
         general_is_identity = (general == torch.eye(3, device=x.device)).all(dim=(1, 2))
         return torch.where(general_is_identity.view(-1, 1, 1, 1), blitted, warp(x, inverse @ general, self.lowpass))
 
@@ -180,6 +181,11 @@ def uniform(shape: list[int], low: float, high: float, device: torch.device) -> 
     return torch.rand(shape, device=device) * (high - low) + low
 
 
+def in_pixels(fractions: Tensor, height: float, width: float) -> Tensor:
+    """Fractions (x, y) [N, 2] of the width and the height as pixels."""
+    return torch.stack([fractions[:, 0] * width, fractions[:, 1] * height], dim=1)
+
+
 def scaling(x: Tensor, y: Tensor) -> Tensor:
     """x, y [N] → [N, 3, 3]."""
     zero, one = torch.zeros_like(x), torch.ones_like(x)
@@ -198,21 +204,22 @@ def translation(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([one, zero, x, zero, one, y, zero, zero, one], dim=1).view(-1, 3, 3)
 
 
-def random_blits(n: int, p: Tensor, size: int) -> Tensor:
+def random_blits(n: int, p: Tensor, height: int, width: int) -> Tensor:
     """Flips, turns by 90° and whole-pixel shifts [N, 3, 3]: from a pixel of the result to where it comes from.
 
-    Coordinates are pixels from the image's middle, x to the right and y down. As the matrices lead backwards, the
-    first transform stands on the left; each has a distribution that is the same backwards.
+    Coordinates are pixels from the image's middle, x to the right and y down, so that a circle stays a circle in an
+    image of any shape; shifts are fractions of the width and of the height. As the matrices lead backwards, the first
+    transform stands on the left; each has a distribution that is the same backwards.
     """
     flip = sometimes(p, torch.randint(2, [n], device=p.device).float(), 0)
     turns = sometimes(p, torch.randint(4, [n], device=p.device).float(), 0)
-    shift = sometimes(p, (uniform([n, 2], -0.125, 0.125, p.device) * size).round(), 0)
+    shift = sometimes(p, in_pixels(uniform([n, 2], -0.125, 0.125, p.device), height, width).round(), 0)
     # rounded because cos(π/2) is not exactly 0
     turn = rotation(turns * (math.pi / 2)).round()
     return scaling(1 - 2 * flip, torch.ones_like(flip)) @ turn @ translation(*shift.unbind(1))
 
 
-def random_geometry(n: int, p: Tensor, size: int) -> Tensor:
+def random_geometry(n: int, p: Tensor, height: int, width: int) -> Tensor:
     """Scalings, rotations and shifts [N, 3, 3], as in `random_blits`; exactly the identity where none was chosen.
 
     Both rotations, before and after the scaling along the axes, have the probability 1 − √(1 − p), so that there is
@@ -223,7 +230,7 @@ def random_geometry(n: int, p: Tensor, size: int) -> Tensor:
     before = sometimes(p_rotation, uniform([n], -math.pi, math.pi, p.device), 0)
     stretch = sometimes(p, torch.exp2(0.2 * torch.randn(n, device=p.device)), 1)
     after = sometimes(p_rotation, uniform([n], -math.pi, math.pi, p.device), 0)
-    shift = sometimes(p, torch.randn(n, 2, device=p.device) * (0.125 * size), 0)
+    shift = sometimes(p, in_pixels(torch.randn(n, 2, device=p.device), 0.125 * height, 0.125 * width), 0)
     inverse = scaling(1 / scale, 1 / scale) @ rotation(before) @ scaling(1 / stretch, stretch) @ rotation(after)
     return inverse @ translation(*shift.unbind(1))
 
@@ -264,7 +271,7 @@ def random_sigmas(n: int, p: Tensor) -> Tensor:
 
 
 def random_holes(n: int, p: Tensor) -> tuple[Tensor, Tensor]:
-    """A rectangle of half the side for each image: its centre (x, y) [N, 2] and half its side [N], as fractions."""
+    """A rectangle of half of each side for each image: its centre (x, y) [N, 2] and half of it [N], as fractions."""
     return torch.rand(n, 2, device=p.device), sometimes(p, torch.full([n], 0.25, device=p.device), 0)
 
 
@@ -276,30 +283,31 @@ def reflect(position: Tensor, size: int) -> Tensor:
     return (size - 1) - (position.remainder(2 * (size - 1)) - (size - 1)).abs()
 
 
-def transform(matrix: Tensor, axis: Tensor) -> Tensor:
-    """[N, 3, 3] applied to all points of axis [S] × axis, y first: [N, 2 (x, y), S, S].
+def transform(matrix: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """[N, 3, 3] applied to all points of the axes y [T] × x [S]: their [N, 2 (x, y), T, S].
 
     Written out, since a product of matrices may round coordinates to ten bits on a GPU (TF32).
     """
     a, b, shift = (matrix[:, :2, column, None, None] for column in range(3))
-    return a * axis[None, :] + b * axis[:, None] + shift
+    return a * x[None, :] + b * y[:, None] + shift
 
 
 def lookup(x: Tensor, inverse: Tensor) -> Tensor:
-    """x [N, C, R, R] moved by whole pixels, turns of 90° and flips; `inverse` [N, 3, 3] as in `random_blits`.
+    """x [N, C, H, W] moved by whole pixels, turns of 90° and flips; `inverse` [N, 3, 3] as in `random_blits`.
 
     Beyond its edges an image goes on as its mirror image.
     """
-    n, channels, _, size = x.shape
-    middle = (size - 1) / 2
-    source = transform(inverse, torch.arange(size, device=x.device) - middle) + middle
-    column, row = reflect(source.round().long(), size).unbind(1)
-    index = (row * size + column).view(n, 1, -1).expand(-1, channels, -1)
+    n, channels, height, width = x.shape
+    bottom, right = (height - 1) / 2, (width - 1) / 2  # from the middle
+    axes = torch.arange(height, device=x.device) - bottom, torch.arange(width, device=x.device) - right
+    column, row = transform(inverse, *axes).unbind(1)
+    column, row = reflect((column + right).round().long(), width), reflect((row + bottom).round().long(), height)
+    index = (row * width + column).view(n, 1, -1).expand(-1, channels, -1)
     return x.flatten(2).gather(2, index).view_as(x)
 
 
 def warp(x: Tensor, inverse: Tensor, lowpass: Tensor) -> Tensor:
-    """x [N, C, R, R] moved by any affine transform; `inverse` [N, 3, 3] as in `random_blits`.
+    """x [N, C, H, W] moved by any affine transform; `inverse` [N, 3, 3] as in `random_blits`.
 
     Appendix B: ×2 upsampling by an orthogonal low-pass filter, bilinear interpolation, downsampling by the same
     filter; the identity comes out as it went in, except beside the edges. The paper pads the image by reflection, by
@@ -307,17 +315,19 @@ def warp(x: Tensor, inverse: Tensor, lowpass: Tensor) -> Tensor:
     end (but for the slight asymmetry of the filter): there is no margin to be known, and none to be computed. Only the
     filters' reach of 3 pixels is padded.
     """
-    size, taps = x.shape[3], len(lowpass)
-    reach = 3
+    taps, reach = len(lowpass), 3
+    bottom, right = (x.shape[2] - 1) / 2, (x.shape[3] - 1) / 2  # from the middle
     # Pixel k stands at 2k + SYM6_CENTRE of the full upsampled image. Keep what lies between the centres of the first
     # and the last pixel, for `grid_sampler` reflects at the first and last value.
     before = taps - 1 - SYM6_CENTRE - 2 * reach
     after = taps - 2 - 4 * reach - before
-    x = upfirdn2d(F.pad(x, [reach] * 4, mode="reflect"), lowpass, up=2, padding=(before, after) * 2, gain=4)
     # In pixels from the image's middle: all values that the downsampling takes, and where they come from.
-    axis = (torch.arange(2 * size + taps - 2, device=x.device) - (size - 1) - SYM6_CENTRE) / 2
-    source = transform(inverse, axis).permute(0, 2, 3, 1)
-    grid = source / ((size - 1) / 2)  # −1 and 1: the first and the last value
+    rows, columns = (
+        (torch.arange(2 * side + taps - 2, device=x.device) - (side - 1) - SYM6_CENTRE) / 2 for side in x.shape[2:]
+    )
+    source_x, source_y = transform(inverse, rows, columns).unbind(1)
+    grid = torch.stack([source_x / right, source_y / bottom], dim=3)  # −1 and 1: the first and the last value
+    x = upfirdn2d(F.pad(x, [reach] * 4, mode="reflect"), lowpass, up=2, padding=(before, after) * 2, gain=4)
     x = _Warp.apply(x, grid.to(x.dtype))
     return upfirdn2d(x, lowpass, down=2, flip_filter=True)
 
@@ -359,7 +369,7 @@ class _WarpAdjoint(Function):
 
 
 def recolor(x: Tensor, C: Tensor) -> Tensor:
-    """x [N, 1 or 3, R, R] with C [N, 4, 4] applied to each (r, g, b, 1); a grey image is r = g = b."""
+    """x [N, 1 or 3, H, W] with C [N, 4, 4] applied to each (r, g, b, 1); a grey image is r = g = b."""
     C = C.to(x.dtype)
     matrix, offset = C[:, :3, :3], C[:, :3, 3:]
     if x.shape[1] == 1:  # the mean colour
@@ -386,25 +396,29 @@ def filter_bank() -> Tensor:
 
 
 def amplify(x: Tensor, gains: Tensor, bands: Tensor) -> Tensor:
-    """x [N, C, R, R] filtered along both axes by the sum of `bands` [4, F] with each image's gains [N, 4].
+    """x [N, C, H, W] filtered along both axes by the sum of `bands` [4, F] with each image's gains [N, 4].
 
     The borders are reflected. An image whose gains are all 1 stays exactly as it is.
     """
-    n, channels, _, size = x.shape
+    n, channels, height, width = x.shape
     reach = bands.shape[1] // 2
     weight = (gains @ bands).to(x.dtype).repeat_interleave(channels, dim=0)[:, None]  # [N·C, 1, F]
-    index = reflect(torch.arange(-reach, size + reach, device=x.device), size)
-    y = x.index_select(2, index).index_select(3, index).flatten(0, 1)[None]
+    rows, columns = (reflect(torch.arange(-reach, side + reach, device=x.device), side) for side in (height, width))
+    y = x.index_select(2, rows).index_select(3, columns).flatten(0, 1)[None]
     y = F.conv2d(y, weight[:, :, None, :], groups=n * channels)
     y = F.conv2d(y, weight[:, :, :, None], groups=n * channels)
     return torch.where((gains == 1).all(dim=1).view(-1, 1, 1, 1), x, y.view_as(x))
 
 
 def cut_out(x: Tensor, centre: Tensor, half: Tensor) -> Tensor:
-    """x [N, C, R, R] with a rectangle of zeros, its centre (x, y) [N, 2] and half its side [N] as fractions of R."""
-    size = x.shape[3]
-    low = ((centre - half[:, None]) * size).round()
-    high = ((centre + half[:, None]) * size).round()
-    axis = torch.arange(size, device=x.device)
-    inside = (axis >= low[:, :, None]) & (axis < high[:, :, None])  # [N, 2, R]
-    return x.masked_fill((inside[:, 0, None, :] & inside[:, 1, :, None])[:, None], 0)
+    """x [N, C, H, W] with a rectangle of zeros, its centre (x, y) [N, 2] and half of it [N] as fractions of W and H."""
+
+    def inside(number: int, side: int) -> Tensor:
+        """Whether each position along an axis lies in the rectangle, [N, side]."""
+        low = ((centre[:, number] - half) * side).round()
+        high = ((centre[:, number] + half) * side).round()
+        axis = torch.arange(side, device=x.device)
+        return (axis >= low[:, None]) & (axis < high[:, None])
+
+    columns, rows = inside(0, x.shape[3]), inside(1, x.shape[2])
+    return x.masked_fill((columns[:, None, :] & rows[:, :, None])[:, None], 0)

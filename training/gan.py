@@ -24,6 +24,7 @@ from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
 from torch_utils.ops import native
+from torch_utils.sizes import width_and_height
 from training.augment import AdaptiveP, AugmentPipe
 from training.config import TrainConfig
 from training.finetune import freeze, load_initial_weights
@@ -268,18 +269,18 @@ class GANTrainer:
     @property
     def columns(self) -> int:
         """Columns of the sheets."""
-        return max(min(1024 // self.dataset.resolution, 12), 4)
+        return max(min(1024 // width_and_height(self.dataset.resolution)[0], 12), 4)
 
     @cached_property
     def shown(self) -> list[int]:
         """The real images of the sheets, by their numbers in the data set."""
-        count = self.columns * max(min(768 // self.dataset.resolution, 8), 3)
+        count = self.columns * max(min(768 // width_and_height(self.dataset.resolution)[1], 8), 3)
         chosen = np.random.default_rng(self.config.seed).permutation(len(self.unmirrored))[:count]
         return [int(i) for i in chosen]
 
 
 def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
-    """Lets the highest 4 resolutions, of 8² and more, compute in half precision (StyleGAN2-ADA, appendix).
+    """Lets the highest 4 resolutions but that of the constant compute in half precision (StyleGAN2-ADA, appendix).
 
     There the discriminator works in channels-last memory, in which convolutions in half precision are faster: its
     weights get that order, and convolutions follow the order of their weights.

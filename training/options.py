@@ -6,6 +6,7 @@ below them. Nothing here changes them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields
@@ -26,6 +27,7 @@ from networks.vgg import STRIDE, Classifier
 from torch_utils import distributed
 from torch_utils.errors import UserError
 from torch_utils.files import missing
+from torch_utils.sizes import Resolution, nominal_side, size_text, width_and_height
 from training.config import ClassifierConfig, Schedules, StylizerTrainConfig, TrainConfig
 from training.finetune import find_initial, initial_fields
 from training.presets import R3GAN_DECAY_KIMG, preset
@@ -67,7 +69,9 @@ def parse_metrics(text: str | list[str]) -> list[str]:
     return names
 
 
-def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_dim: int, gpus: int) -> TrainConfig:
+def resolve(
+    options: Mapping[str, Any], resolution: Resolution, img_channels: int, c_dim: int, gpus: int
+) -> TrainConfig:
     """The configuration for a data set: the preset `options["cfg"]`, with every option that is given over it.
 
     Options whose value is None count as not given. Raises UserError for values that do not go together.
@@ -75,7 +79,7 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     given = {name: value for name, value in options.items() if value is not None}
     if given.get("freezed") and not given.get("init_from"):
         raise UserError("--freezed without --init-from would keep layers that never learned; name a run to start from")
-    values = preset(given.get("cfg", "auto"), resolution, gpus)
+    values = preset(given.get("cfg", "auto"), nominal_side(resolution), gpus)
     if given.get("loss") == "relativistic" and values.get("aug") == "ada":
         values["aug"] = "noaug"  # see check_augmentation
     check_augmentation(given, values)
@@ -86,7 +90,7 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
         given.setdefault("batch_gpu", published_gpu)
     batch_gpu = split_batch(batch, given.get("batch_gpu"), processes)
     # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
-    values.setdefault("gamma", 0.0002 * resolution**2 / batch)
+    values.setdefault("gamma", 0.0002 * math.prod(width_and_height(resolution)) / batch)
     values.setdefault("mbstd_group", 4)
     if given.get("init_from"):  # the weights have been averaged, and D knows its images (StyleGAN2-ADA, appendix C)
         values |= {"ema_rampup": None, "ada_kimg": 100.0}
@@ -108,7 +112,9 @@ def resolve(options: Mapping[str, Any], resolution: int, img_channels: int, c_di
     return TrainConfig(**own_fields(TrainConfig, values), generator=generator, discriminator=discriminator)
 
 
-def generator_config(values: Mapping[str, Any], resolution: int, img_channels: int, c_dim: int) -> GeneratorConfig:
+def generator_config(
+    values: Mapping[str, Any], resolution: Resolution, img_channels: int, c_dim: int
+) -> GeneratorConfig:
     modulation = values.get("modulation", "adaconv")
     norm = values.get("norm") or ("instance" if modulation == "adain" else "demod")
     data = {"resolution": resolution, "img_channels": img_channels, "c_dim": c_dim}
@@ -157,6 +163,11 @@ def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> 
     if options.get("test"):
         check_test(ImageDataset(options["test"], use_labels=True), data)
     config = resolve_classifier(options, gpus)
+    if not isinstance(data.resolution, int):
+        raise UserError(
+            f"{data.path} has images of {size_text(data.resolution)}, but an encoder learns from squares; make them "
+            "with dataset_tool.py convert --resolution"
+        )
     if config.batch_gpu * (data.resolution // Classifier.STRIDE) ** 2 < 2:
         raise UserError(
             f"{config.batch_gpu} image of {data.resolution}² at a time is too little for batch normalization, which "
@@ -175,7 +186,7 @@ def check_test(test: ImageDataset, data: ImageDataset) -> None:
     """Raises UserError where a classifier of `data` cannot be tested on `test`."""
     if test.resolution != data.resolution:
         raise UserError(
-            f"{test.path} has images of {test.resolution}², but {data.path} of {data.resolution}²; "
+            f"{test.path} has images of {size_text(test.resolution)}, but {data.path} of {size_text(data.resolution)}; "
             "make them alike with dataset_tool.py convert --resolution"
         )
     if test.c_dim > data.c_dim:

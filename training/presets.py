@@ -42,7 +42,7 @@ PRESETS = ("auto", "demo", "r3gan", *PUBLISHED)
 
 
 def preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
-    """The values of a preset for a data set's resolution and the number of GPUs. Raises UserError."""
+    """The values of a preset for a data set's nominal resolution and the number of GPUs. Raises UserError."""
     if cfg == "auto":
         # StyleGAN2-ADA's `auto`: the batch as large as the memory of the GPUs suggests
         processes = max(gpus, 1)

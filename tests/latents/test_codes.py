@@ -25,7 +25,7 @@ def G() -> Generator:
 
 @pytest.fixture
 def codes(G) -> Codes:
-    noise = [torch.randn(3, 1, layer.resolution, layer.resolution) for layer in G.synthesis.layers()]
+    noise = [torch.randn(3, 1, *layer.size) for layer in G.synthesis.layers()]
     return Codes(torch.randn(3, G.config.num_ws, 16), noise, {"network": "runs/x", "psnr": [30.0, 31, 32]})
 
 

@@ -171,6 +171,34 @@ def test_crop_and_resize():
     assert through(quarters(), how=Conversion(32)).shape == (32, 32, 3)
 
 
+def test_crop_to_another_shape_takes_the_middle():
+    """Of one scale in both directions: a picture of stripes 8 pixels apart, cropped to 96 × 64 and to 64 × 96."""
+    x, y = np.meshgrid(np.arange(160), np.arange(160))
+    stripes = Image.fromarray((np.stack([x // 8, y // 8, 0 * x], axis=-1) * 10).astype(np.uint8))
+    wide = through(stripes.crop((0, 0, 160, 128)), how=Conversion((80, 32), filter="box"))
+    assert wide.shape == (32, 80, 3)
+    assert np.array_equal(wide[0, :, 0], np.arange(160)[::2] // 8 * 10)
+    assert np.array_equal(wide[:, 0, 1], np.arange(32, 96)[::2] // 8 * 10)
+    high = through(stripes.crop((0, 0, 128, 160)), how=Conversion((32, 80), filter="box"))
+    assert np.array_equal(high, wide.transpose(1, 0, 2)[:, :, [1, 0, 2]])
+
+
+def test_pad_shows_all_of_an_image_in_a_frame():
+    for size, place in (((64, 32), np.s_[16:48, :]), ((32, 64), np.s_[:, 32:64])):
+        pixels = through(solid(GREEN, size=size), how=Conversion((96, 64) if size[1] == 64 else 64, crop="pad"))
+        assert np.array_equal(pixels[place], np.full_like(pixels[place], GREEN))
+        assert (pixels == WHITE).all(axis=2).sum() == pixels.shape[0] * pixels.shape[1] - 64 * 32
+    grey = through(solid(GREEN, size=(64, 32)), how=Conversion(64, 1, crop="pad", background=RED))
+    assert grey.shape == (64, 64) and sorted(set(grey.flatten().tolist())) == [76, 150]  # luma of red and green
+
+
+def test_only_images_of_the_shape_are_taken_without_a_crop():
+    keep = Conversion((96, 64), crop="none")
+    assert through(solid(GREEN, size=(192, 128)), how=keep).shape == (64, 96, 3)
+    with pytest.raises(Unusable, match=r"is 192x129, not of the shape of 96x64 .--crop center would crop it"):
+        through(solid(GREEN, size=(192, 129)), how=keep)
+
+
 def test_nothing_but_pixels_is_written(tmp_path):
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "somebody")

@@ -209,10 +209,11 @@ def test_sizes(tmp_path):
     def blank(*size: int) -> bytes:
         return encoded(Image.new("RGB", size))
 
-    for resolution in (16, 1024):
-        square = make_zip(tmp_path / "a.zip", {"a.png": blank(resolution, resolution)})
-        assert ImageDataset(square).resolution == resolution
-    for size, mend in (((48, 48), 32), ((32, 64), 32), ((8, 8), 16), ((2048, 2048), 1024)):
+    for size, resolution in (((16, 16), 16), ((2048, 2048), 2048), ((48, 48), 48), ((96, 64), (96, 64))):
+        data = ImageDataset(make_zip(tmp_path / "a.zip", {"a.png": blank(*size)}))
+        assert data.resolution == resolution
+        assert data[0][0].shape == (3, size[1], size[0])
+    for size, mend in (((50, 48), 32), ((32, 70), 32), ((8, 8), 16), ((1300, 2000), 1024)):
         fails(
             make_zip(tmp_path / "a.zip", {"a.png": blank(*size)}),
             f"a.png has {size[0]}x{size[1]} pixels",
@@ -220,6 +221,8 @@ def test_sizes(tmp_path):
         )
     two = {"a.png": blank(32, 32), "b.png": blank(64, 64)}
     fails(make_zip(tmp_path / "b.zip", two), "b.png is 64x64 RGB, but a.png is 32x32 RGB", "--resolution 32")
+    two = {"a.png": blank(96, 64), "b.png": blank(64, 96)}
+    fails(make_zip(tmp_path / "b.zip", two), "b.png is 64x96 RGB, but a.png is 96x64 RGB", "--resolution 96x64")
     fails(
         make_zip(tmp_path / "c.zip", {"a.png": blank(16, 16), "b.png": encoded(image(mode="L"))}),
         "b.png is 16x16 greyscale, but a.png is 16x16 RGB",
@@ -311,8 +314,8 @@ def test_check_names_every_problem(tmp_path):
     assert check_dataset(make_zip(tmp_path / "good.zip", numbered(5))).problems == []
     broken = check_dataset(make_zip(tmp_path / "bad.zip", {"a.png": b"text"}))
     assert broken.count == 0 and [name for name, _ in broken.problems] == ["a.png"]
-    wrong = check_dataset(make_zip(tmp_path / "wrong.zip", {"a.png": encoded(image(side=48))}))
-    assert "48x48" in dict(wrong.problems)["a.png"]
+    wrong = check_dataset(make_zip(tmp_path / "wrong.zip", {"a.png": encoded(image(side=50))}))
+    assert "50x50" in dict(wrong.problems)["a.png"]
 
 
 def take(count: int, sampler: EndlessSampler) -> list[int]:

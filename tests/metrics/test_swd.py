@@ -329,10 +329,19 @@ def test_large_and_grey_images(few_directions):
     assert list(distances)[1:] == [f"swd_{size}" for size in (1024, 512, 256, 128, 64, 32, 16)]
 
 
+def test_levels_of_images_that_are_not_square(few_directions):
+    """By their shorter side; a picture lying on its side has the same levels."""
+    images = blobs(4, 96)[:, :, :64]
+    distances = sliced_wasserstein(describe(images), describe(images.flip(2)))
+    assert list(distances)[1:] == ["swd_64", "swd_32", "swd_16"]
+    assert sliced_wasserstein(describe(images), describe(images))["swd"] == 0 < distances["swd"]
+    assert list(describe(images)) == list(describe(images.transpose(2, 3)))
+
+
 def test_wrong_images_are_refused(few_directions):
     descriptors = PatchDescriptors(10)
-    for wrong in (blobs(1).float(), blobs(1)[0], blobs(1)[:, :, 1:], blobs(1)[:, :, :6, :6]):
-        with pytest.raises(ValueError, match="square uint8 images"):
+    for wrong in (blobs(1).float(), blobs(1)[0], blobs(1)[:, :, :6], blobs(1)[:, :, :6, :6]):
+        with pytest.raises(ValueError, match="expected uint8 images"):
             descriptors.add(wrong)
     descriptors.add(blobs(1))
     with pytest.raises(ValueError, match="after images"):

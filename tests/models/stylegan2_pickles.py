@@ -170,7 +170,7 @@ def _synthesis_layer(layer: SynthesisLayer) -> Called:
         buffers["noise_const"] = layer.noise_const[0, 0].clone()
     parameters = _kept(layer, "weight", "noise_strength", "bias")
     # where half precision is used, weights are stored in the order of channels_last
-    if layer.resolution > 8:
+    if layer.size[0] > 8:
         weight = parameters["weight"].detach().contiguous(memory_format=torch.channels_last)
         parameters["weight"] = nn.Parameter(weight, False)
     return module(
@@ -178,7 +178,7 @@ def _synthesis_layer(layer: SynthesisLayer) -> Called:
         parameters,
         buffers,
         {"affine": _linear(layer.adaconv.predictor.scale)},
-        resolution=layer.resolution,
+        resolution=layer.size[0],
         up=2 if layer.up else 1,
         use_noise=layer.noise_const is not None,
         activation="lrelu",

@@ -76,8 +76,8 @@ def test_latents_are_normal_and_leave_the_global_generator_alone():
 def test_noise_does_not_depend_on_the_batch():
     G = generator()
     noise = noise_from_seeds(G, SEEDS)
-    sizes = [layer.resolution for layer in G.synthesis.layers()]
-    assert [n.shape for n in noise] == [(len(SEEDS), 1, size, size) for size in sizes]
+    sizes = [layer.size for layer in G.synthesis.layers()]
+    assert [n.shape for n in noise] == [(len(SEEDS), 1, *size) for size in sizes]
     for i, seed in enumerate(SEEDS):
         for alone, together in zip(noise_from_seeds(G, [seed]), noise, strict=True):
             assert torch.equal(alone[0], together[i])

@@ -92,7 +92,7 @@ def test_block_formula(clamp):
     """The clamp limits what the activations would be without the gain √½ of the block's two branches."""
     torch.manual_seed(0)
     config = DiscriminatorConfig(16, cbase=128, cmax=12, clamp=None if clamp == math.inf else clamp)
-    block = DiscriminatorBlock(config, 16).double()
+    block = DiscriminatorBlock(config, config.channels(16), config.channels(8)).double()
     for layer in (block.conv0, block.conv1):
         nn.init.normal_(layer.bias)
     x = normal(2, 8, 16, 16)
@@ -111,7 +111,7 @@ def test_block_keeps_the_second_moment_at_the_start():
     for _ in range(16):
         x = torch.randn(8, 128, 1, 1).expand(-1, -1, 16, 16)
         with torch.no_grad():
-            y = DiscriminatorBlock(config, 16)(x)[:, :, 2:-2, 2:-2]
+            y = DiscriminatorBlock(config, 128, 128)(x)[:, :, 2:-2, 2:-2]
         powers.append(float(y.square().mean()))
     assert sum(powers) / 16 == pytest.approx(0.5 + 0.5 * 1.04**2, rel=0.03)
 
@@ -136,7 +136,7 @@ def test_groups_are_independent_of_each_other(resolution, channels, c_dim):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"resolution": 48}, "^resolution: .*48"),
+        ({"resolution": 68}, "^resolution: .*68"),
         ({"cbase": 8}, "^cbase: .*8"),
         ({"mbstd_group": -1}, "^mbstd_group: .*-1"),
     ],
@@ -197,3 +197,16 @@ def test_channels_last_memory_changes_nothing():
         results.append([logits, *torch.autograd.grad(gradient.square().sum(), D.blocks[0].conv0.weight), gradient])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_images_that_are_not_square():
+    """The last block has the shape of the generator's constant; a square is one shape among others."""
+    wide, square = discriminator(resolution=(48, 32)), discriminator(resolution=32)
+    assert wide.fc.weight.shape == (8, 8 * 4 * 6)
+    names = [name for name in square.state_dict() if not name.startswith("fc.")]
+    assert all(wide.state_dict()[name].shape == square.state_dict()[name].shape for name in names)
+    assert wide(normal(4, 3, 32, 48)).shape == (4, 1)
+    image = normal(1, 3, 32, 48)
+    changed = image.clone()
+    changed[:, :, :, 40:] += 1  # the last columns count as well
+    assert float((wide(image) - wide(changed)).abs()) > 1e-6

@@ -67,7 +67,7 @@ def up_convolution(x, weight):
 def layer_and_inputs(modulation, norm, up, size=8):
     torch.manual_seed(0)
     c = config(32, modulation, norm, cbase=256, cmax=16, clamp=2.0)
-    layer = SynthesisLayer(c, 16, 2 * size if up else size, up=up).double()
+    layer = SynthesisLayer(c, 16, 16, (2 * size,) * 2 if up else (size, size), up=up).double()
     for parameter in (layer.bias, layer.noise_strength):
         nn.init.normal_(parameter)
     noise = normal(3, 1, *[2 * size if up else size] * 2)
@@ -135,7 +135,7 @@ def test_adaconv_layer_with_demodulation(up):
 def test_demodulation_makes_the_output_independent_of_the_styles_size(modulation):
     torch.manual_seed(0)
     c = config(64, modulation, cbase=4096, cmax=128, clamp=None, predict_bias=False)
-    layer = SynthesisLayer(c, 64, 64)
+    layer = SynthesisLayer(c, 64, 64, (64, 64))
     with torch.no_grad():
         y = layer(torch.randn(8, 64, 64, 64), torch.randn(8, 8), None)[:, :, 3:-3, 3:-3]
         before = torch.where(y > 0, y, y / 0.2) / math.sqrt(2)
@@ -265,6 +265,46 @@ def test_the_number_of_predicted_values_is_the_same_at_every_resolution():
     assert {k.pointwise.numel() for k in kernels} == {64}
 
 
+# Images that are not square.
+
+
+@pytest.mark.parametrize(("modulation", "norm"), VARIANTS)
+def test_an_image_of_any_shape_is_made_block_by_block(modulation, norm):
+    """96 × 64 pixels from a constant of 6 × 4, with the channels and ws of 64 × 64."""
+    G, square = (
+        generator(resolution, modulation, norm, cbase=256, cmax=8, noise=True) for resolution in ((96, 64), 64)
+    )
+    sizes = [(4 << i, 6 << i) for i in range(5)]
+    assert [layer.size for layer in G.synthesis.layers()] == [sizes[0], *(s for s in sizes[1:] for _ in range(2))]
+    assert G.synthesis.const.shape == (8, 4, 6) and G.config.num_ws == square.config.num_ws == 10
+    shapes = {name: tensor.shape for name, tensor in square.state_dict().items() if "const" not in name}
+    assert {name: tensor.shape for name, tensor in G.state_dict().items() if "const" not in name} == shapes
+    for noise in ("const", "random", "none"):
+        assert G(codes(2), noise=noise).shape == (2, 3, 64, 96)
+
+
+def test_a_wider_constant_makes_more_of_the_same_image():
+    """The layers are those of the square: far from the seam, a constant of two squares gives the square's image."""
+    square = generator(16, "modconv", "demod", cbase=64, cmax=8, noise=False)
+    wide = generator((32, 16), "modconv", "demod", cbase=64, cmax=8, noise=False)
+    wide.load_state_dict({name: value for name, value in square.state_dict().items() if "const" not in name}, False)
+    with torch.no_grad():
+        wide.synthesis.const.copy_(torch.cat([square.synthesis.const] * 2, dim=2))
+        ws = square.ws(codes(1))
+        expected, found = square.synthesis(ws, "none"), wide.synthesis(ws, "none")
+    torch.testing.assert_close(found[:, :, :, 0], expected[:, :, :, 0])
+    torch.testing.assert_close(found[:, :, :, -1], expected[:, :, :, -1])
+
+
+def test_squares_are_what_they_were():
+    """The same numbers drawn in the same order: the sum of a small model's weights and of its image."""
+    torch.manual_seed(0)
+    G = Generator(GeneratorConfig(32, cbase=256, cmax=16, z_dim=8, w_dim=8, style_channels=4, map_depth=2))
+    assert float(sum(p.detach().double().sum() for p in G.parameters())) == pytest.approx(533.7549628646811, abs=1e-6)
+    with torch.no_grad():
+        assert float(G(torch.ones(1, 8), noise="const").double().sum()) == pytest.approx(-843.92645, abs=0.01)
+
+
 # Derivatives.
 
 
@@ -289,7 +329,9 @@ def test_path_length_gradient_equals_finite_differences(modulation, norm, gradie
     ("options", "message"),
     [
         ({"resolution": 8}, r"^resolution: .*got 8"),
-        ({"resolution": 48}, r"^resolution: .*power of two.*got 48"),
+        ({"resolution": 68}, r"^resolution: .*power of two.*got 68x68"),
+        ({"resolution": (96, 20)}, r"^resolution: .*power of two.*got 96x20"),
+        ({"resolution": "96x64"}, r"^expected a side, or width and height, got '96x64'"),
         ({"resolution": 256, "cbase": 128}, r"^cbase: .*128"),
         ({"modulation": "adacon"}, r"^modulation: .*'adacon'"),
         ({"norm": "batch"}, r"^norm: .*'batch'"),
@@ -340,7 +382,7 @@ def test_float16_does_not_overflow_before_the_demodulation(modulation, predict_b
     """However large the predicted kernels and the weights: the layer's output does not depend on their scale."""
     torch.manual_seed(0)
     config = GeneratorConfig(16, cbase=1024, cmax=64, w_dim=32, modulation=modulation, predict_bias=predict_bias)
-    layer = SynthesisLayer(config, 64, 16, up=True).requires_grad_(False)
+    layer = SynthesisLayer(config, 64, 64, (16, 16), up=True).requires_grad_(False)
     layer.weight.mul_(3000)
     x, w = torch.randn(4, 64, 8, 8) * 8, torch.randn(4, 32) * 100
     exact = layer.double()(x.double(), w.double(), None)

@@ -71,8 +71,10 @@ def test_what_does_not_fit_is_refused():
     for name in AUGPIPES:
         with pytest.raises(ValueError, match="expected 1 or 3 channels, got 4"):
             AugmentPipe(name)(random_images(2, 4, 8, 8))
-        with pytest.raises(ValueError, match="expected squares of 4 pixels or more, got 8x9"):
+        with pytest.raises(ValueError, match="expected 4 pixels or more, both sides even or both odd, got 9x8"):
             AugmentPipe(name)(random_images(2, 3, 8, 9))
+        with pytest.raises(ValueError, match="expected 4 pixels or more, both sides even or both odd, got 8x2"):
+            AugmentPipe(name)(random_images(2, 3, 2, 8))
 
 
 # The whole pipeline.
@@ -89,10 +91,10 @@ def test_p_of_zero_is_exactly_the_identity(name):
 
 
 @pytest.mark.parametrize("name", AUGPIPES)
-@pytest.mark.parametrize("channels, size", [(1, 8), (3, 8), (1, 33), (3, 64), (3, 4)])
-def test_p_of_one_changes_images_of_any_size(name, channels, size):
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8), (1, 33, 33), (3, 64, 64), (3, 4, 4), (3, 64, 96), (1, 40, 12)])
+def test_p_of_one_changes_images_of_any_size(name, shape):
     torch.manual_seed(0)
-    x = random_images(16, channels, size, size)
+    x = random_images(16, *shape)
     y = AugmentPipe(name, 1.0)(x)
     assert y.shape == x.shape
     assert y.isfinite().all()
@@ -157,14 +159,14 @@ def test_strengths_multiply_p_by_group():
 
 SHIFTED = 1 - (1 / 8) ** 2  # 32 pixels: 8 widths from −4 to 4, of which that around 0 stays
 DRAWS = {
-    "x-flip": (lambda n, p: random_blits(n, p, 32), 0, 3, lambda p: p / 2),
-    "turns": (lambda n, p: random_blits(n, p, 32), 1, 3, lambda p: p * 3 / 4),
-    "whole shift": (lambda n, p: random_blits(n, p, 32), 2, 3, lambda p: p * SHIFTED),
-    "scale": (lambda n, p: random_geometry(n, p, 32), 0, 5, lambda p: p),
-    "first rotation": (lambda n, p: random_geometry(n, p, 32), 1, 5, lambda p: 1 - math.sqrt(1 - p)),
-    "stretch": (lambda n, p: random_geometry(n, p, 32), 2, 5, lambda p: p),
-    "second rotation": (lambda n, p: random_geometry(n, p, 32), 3, 5, lambda p: 1 - math.sqrt(1 - p)),
-    "shift": (lambda n, p: random_geometry(n, p, 32), 4, 5, lambda p: p),
+    "x-flip": (lambda n, p: random_blits(n, p, 32, 32), 0, 3, lambda p: p / 2),
+    "turns": (lambda n, p: random_blits(n, p, 32, 32), 1, 3, lambda p: p * 3 / 4),
+    "whole shift": (lambda n, p: random_blits(n, p, 32, 32), 2, 3, lambda p: p * SHIFTED),
+    "scale": (lambda n, p: random_geometry(n, p, 32, 32), 0, 5, lambda p: p),
+    "first rotation": (lambda n, p: random_geometry(n, p, 32, 32), 1, 5, lambda p: 1 - math.sqrt(1 - p)),
+    "stretch": (lambda n, p: random_geometry(n, p, 32, 32), 2, 5, lambda p: p),
+    "second rotation": (lambda n, p: random_geometry(n, p, 32, 32), 3, 5, lambda p: 1 - math.sqrt(1 - p)),
+    "shift": (lambda n, p: random_geometry(n, p, 32, 32), 4, 5, lambda p: p),
     "brightness": (random_colors, 0, 5, lambda p: p),
     "contrast": (random_colors, 1, 5, lambda p: p),
     "luma flip": (random_colors, 2, 5, lambda p: p / 2),
@@ -207,7 +209,7 @@ def test_each_transform_changes_its_share(monkeypatch, name):
 def test_transforms_are_chosen_independently():
     torch.manual_seed(0)
     total, p = 20000, 0.3
-    inverse = random_geometry(total, torch.tensor(p), 32)
+    inverse = random_geometry(total, torch.tensor(p), 32, 32)
     untouched = (inverse == torch.eye(3)).all(dim=(1, 2))
     assert within(int(untouched.sum()), total, (1 - p) ** 4)  # scale, any rotation, stretch, shift
     straight = (inverse[:, 0, 1] == 0) & (inverse[:, 1, 0] == 0)
@@ -221,7 +223,7 @@ def test_transforms_are_chosen_independently():
 def test_nothing_leaks(p):
     """Below p ≈ 0.8 the untouched image is the most frequent one, so that G is drawn to it (section 3)."""
     torch.manual_seed(0)
-    matrices = random_blits(20000, torch.tensor(p), 32).int()
+    matrices = random_blits(20000, torch.tensor(p), 32, 32).int()
     turned = Counter(tuple(m.flatten().tolist()) for m in matrices[:, :2, :2])
     assert len(turned) == 8
     (first, most), (_, second) = turned.most_common(2)
@@ -239,7 +241,7 @@ def test_nothing_leaks(p):
 def test_certain_turns_leak():
     """At p = 1 no direction is preferred: the test above can fail."""
     torch.manual_seed(0)
-    matrices = random_blits(20000, torch.tensor(1.0), 32)[:, :2, :2].int()
+    matrices = random_blits(20000, torch.tensor(1.0), 32, 32)[:, :2, :2].int()
     turned = Counter(tuple(m.flatten().tolist()) for m in matrices)
     assert all(within(count, 20000, 1 / 8) for count in turned.values())
 
@@ -250,7 +252,7 @@ def test_certain_turns_leak():
 def test_derivatives_of_the_warp():
     torch.manual_seed(0)
     x = random_images(2, 1, 6, 6, dtype=torch.float64).requires_grad_()
-    inverse = random_geometry(2, torch.tensor(1.0), 6)
+    inverse = random_geometry(2, torch.tensor(1.0), 6, 6)
     assert torch.autograd.gradcheck(lambda x: warp(x, inverse, LOWPASS), x)
     assert torch.autograd.gradgradcheck(lambda x: warp(x, inverse, LOWPASS).square(), x)
 
@@ -303,7 +305,7 @@ def test_no_value_is_asked_for():
 def test_the_pipeline_on_a_gpu_is_that_of_the_cpu(monkeypatch):
     torch.manual_seed(0)
     x = random_images(8, 3, 32, 32)
-    inverse = random_blits(8, torch.tensor(0.5), 32) @ random_geometry(8, torch.tensor(1.0), 32)
+    inverse = random_blits(8, torch.tensor(0.5), 32, 32) @ random_geometry(8, torch.tensor(1.0), 32, 32)
     colors, gains = random_colors(8, torch.tensor(1.0)), random_gains(8, torch.tensor(1.0), POWER)
     centre, half = random_holes(8, torch.tensor(1.0))
 
@@ -314,7 +316,7 @@ def test_the_pipeline_on_a_gpu_is_that_of_the_cpu(monkeypatch):
 
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.testing.assert_close(run("cuda"), run("cpu"), rtol=1e-3, atol=2e-3)
-    blits = random_blits(8, torch.tensor(1.0), 32)
+    blits = random_blits(8, torch.tensor(1.0), 32, 32)
     assert torch.equal(lookup(x.cuda(), blits.cuda()).cpu(), lookup(x, blits))
     for name in AUGPIPES:
         assert torch.equal(AugmentPipe(name).cuda()(x.cuda()).cpu(), x)

@@ -87,20 +87,25 @@ def test_lookup_flips_turns_and_shifts_exactly():
         assert np.array_equal(shifted, padded[:, :, 20 + dy : 27 + dy, 20 + dx : 27 + dx])
 
 
-def test_every_blit_is_a_flip_then_turns_then_a_shift():
+@pytest.mark.parametrize("height, width", [(16, 16), (12, 24)])
+def test_every_blit_is_a_flip_then_turns_then_a_shift(height, width):
+    """Up to an eighth of each side. A turned image that is not square is cropped and mirrored to the old shape."""
     torch.manual_seed(0)
-    x = random_images(60, 3, 16, 16)
+    x = random_images(60, 3, height, width)
     y = AugmentPipe("blit", 1.0)(x).numpy()
+    below, beside, frame = round(height / 8), round(width / 8), 12
     seen = set()
     for image, result in zip(x.numpy(), y, strict=True):
         matches = []
         for flip in (False, True):
             for turns in range(4):
                 moved = np.rot90(image[:, :, ::-1] if flip else image, turns, axes=(1, 2))
-                padded = np.pad(moved, ((0, 0), (2, 2), (2, 2)), mode="reflect")
-                for dy in range(5):
-                    for dx in range(5):
-                        if np.array_equal(padded[:, dy : dy + 16, dx : dx + 16], result):
+                padded = np.pad(moved, ((0, 0), (frame, frame), (frame, frame)), mode="reflect")
+                top, left = (padded.shape[1] - height) // 2, (padded.shape[2] - width) // 2
+                for dy in range(-below, below + 1):
+                    for dx in range(-beside, beside + 1):
+                        window = np.s_[:, top + dy : top + dy + height, left + dx : left + dx + width]
+                        if np.array_equal(padded[window], result):
                             matches.append((flip, turns, dy, dx))
         assert len(matches) == 1
         seen.add(matches[0])
@@ -115,7 +120,7 @@ def test_geometry_is_the_product_of_its_transforms(monkeypatch):
     """Scale, rotate, stretch, rotate, shift, from right to left; the function gives the inverse."""
     scale, before, stretch, after, shift = 1.3, 0.7, 0.8, -2.0, values(3, -5)
     force(monkeypatch, scale, before, stretch, after, shift)
-    inverse = random_geometry(1, torch.tensor(1.0), 32)[0].double().numpy()
+    inverse = random_geometry(1, torch.tensor(1.0), 32, 32)[0].double().numpy()
 
     def turn(angle):
         return np.array([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
@@ -128,7 +133,7 @@ def test_geometry_is_the_product_of_its_transforms(monkeypatch):
 
 def test_distributions_of_the_geometry():
     torch.manual_seed(0)
-    inverse = random_geometry(20000, torch.tensor(1.0), 64).double()
+    inverse = random_geometry(20000, torch.tensor(1.0), 48, 64).double()
     A = inverse[:, :2, :2]
     sizes = -0.5 * A.det().log2()
     assert float(sizes.mean()) == pytest.approx(0, abs=0.01)
@@ -137,49 +142,54 @@ def test_distributions_of_the_geometry():
     stretch = 0.5 * (large / small).log2()  # |log₂ s|
     assert float(stretch.square().mean().sqrt()) == pytest.approx(0.2, rel=0.03)
     shift = torch.linalg.solve(A, inverse[:, :2, 2])
-    assert float(shift.std()) == pytest.approx(0.125 * 64, rel=0.03)
+    assert shift.std(dim=0).tolist() == pytest.approx([0.125 * 64, 0.125 * 48], rel=0.03)
     for row in range(2):
         for column in range(2):  # in all directions alike
             assert float(A[:, row, column].mean()) == pytest.approx(0, abs=0.03)
 
 
 def by_the_paper(x, inverse, margin=40):
-    """One channel [R, R] padded by reflection, upsampled, looked up pixel by pixel, downsampled and cropped."""
-    size = len(x)
+    """One channel [H, W] padded by reflection, upsampled, looked up pixel by pixel, downsampled and cropped."""
+    height, width = x.shape
     padded = np.pad(x, margin, mode="reflect")
-    length = len(padded)
-    up = np.zeros([2 * length, length])  # row 2k + n − centre gets h[n] of pixel k
-    for k in range(length):
-        for n, tap in enumerate(SYM6):
-            if 0 <= 2 * k + n - SYM6_CENTRE < 2 * length:
-                up[2 * k + n - SYM6_CENTRE, k] = tap
-    fine = up @ padded @ up.T
+
+    def upsampling(length):
+        up = np.zeros([2 * length, length])  # row 2k + n − centre gets h[n] of pixel k
+        for k in range(length):
+            for n, tap in enumerate(SYM6):
+                if 0 <= 2 * k + n - SYM6_CENTRE < 2 * length:
+                    up[2 * k + n - SYM6_CENTRE, k] = tap
+        return up
+
+    rows, columns = map(upsampling, padded.shape)
+    fine = rows @ padded @ columns.T
     moved = np.zeros_like(fine)
-    middle = 2 * margin + (size - 1)  # of the fine image
-    for i in range(2 * margin - 12, 2 * (margin + size) + 12):
-        for j in range(2 * margin - 12, 2 * (margin + size) + 12):
-            px, py, _ = inverse @ np.array([(j - middle) / 2, (i - middle) / 2, 1])
-            fx, fy = 2 * px + middle, 2 * py + middle
+    down, right = (2 * margin + (side - 1) for side in (height, width))  # the middle of the fine image
+    for i in range(2 * margin - 12, 2 * (margin + height) + 12):
+        for j in range(2 * margin - 12, 2 * (margin + width) + 12):
+            px, py, _ = inverse @ np.array([(j - right) / 2, (i - down) / 2, 1])
+            fx, fy = 2 * px + right, 2 * py + down
             x0, y0 = math.floor(fx), math.floor(fy)
             a, b = fx - x0, fy - y0
             moved[i, j] = (1 - b) * ((1 - a) * fine[y0, x0] + a * fine[y0, x0 + 1]) + b * (
                 (1 - a) * fine[y0 + 1, x0] + a * fine[y0 + 1, x0 + 1]
             )
-    result = up.T @ moved @ up
-    return result[margin : margin + size, margin : margin + size]
+    result = rows.T @ moved @ columns
+    return result[margin : margin + height, margin : margin + width]
 
 
-def test_warp_is_the_papers_execution():
+@pytest.mark.parametrize("height, width", [(24, 24), (30, 36)])
+def test_warp_is_the_papers_execution(height, width):
     torch.manual_seed(0)
-    size = 24
-    x = random_images(3, 1, size, size, dtype=torch.float64)
+    x = random_images(3, 1, height, width, dtype=torch.float64)
     matrices = [scaling(values(1.1), values(0.9)), rotation(values(0.6)), translation(values(1.7), values(-2.2))]
     matrices = torch.cat([matrices[0], matrices[1], matrices[1] @ matrices[0] @ matrices[2]])
     y = warp(x, matrices, LOWPASS)
     for image, matrix, result in zip(x, matrices, y, strict=True):
         expected = by_the_paper(image[0].numpy(), matrix.double().numpy())
         error = np.abs(result[0].numpy() - expected)
-        assert error[8:-8, 8:-8].max() < 1e-5
+        middle = tuple(slice(side // 2 - 4, side // 2 + 4) for side in (height, width))
+        assert error[middle].max() < 1e-5
         # at the edges the mirrored interpolation is nearly the interpolation of the mirrored image
         assert np.sqrt(np.mean(error**2)) < 0.1
 
@@ -190,24 +200,24 @@ def wave(px, py):
     return np.stack([np.cos(w * px), np.sin(w * (px + 0.5 * py)), np.cos(w * (py - 3))], axis=-1)
 
 
-def points(size):
-    axis = np.arange(size) - (size - 1) / 2
-    return np.meshgrid(axis, axis)
+def points(height, width):
+    return np.meshgrid(*(np.arange(side) - (side - 1) / 2 for side in (width, height)))
 
 
-def test_warped_waves_are_waves_of_warped_coordinates():
+@pytest.mark.parametrize("height, width", [(64, 64), (56, 96)])
+def test_warped_waves_are_waves_of_warped_coordinates(height, width):
+    """In pixels, whatever the shape of the image: a rotation turns, and does not shear."""
     torch.manual_seed(0)
-    size = 64
-    px, py = points(size)
+    px, py = points(height, width)
     x = torch.tensor(wave(px, py)).permute(2, 0, 1)
-    inverse = random_geometry(40, torch.tensor(0.7), size)
+    inverse = random_geometry(40, torch.tensor(0.7), height, width)
     y = warp(x.expand(40, -1, -1, -1), inverse, LOWPASS).permute(0, 2, 3, 1).numpy()
     compared = 0
     for matrix, result in zip(inverse.double().numpy(), y, strict=True):
         sx, sy, _ = np.tensordot(matrix, np.stack([px, py, np.ones_like(px)]), axes=1)
         # where neither the filters nor the source reach an edge
-        inside = np.maximum(np.abs(sx), np.abs(sy)) < size / 2 - 10
-        inside &= np.maximum(np.abs(px), np.abs(py)) < size / 2 - 8
+        inside = (np.abs(sx) < width / 2 - 10) & (np.abs(sy) < height / 2 - 10)
+        inside &= (np.abs(px) < width / 2 - 8) & (np.abs(py) < height / 2 - 8)
         assert np.abs(result - wave(sx, sy))[inside].max(initial=0) < 0.035
         compared += inside.sum()
     assert compared > 20000
@@ -215,7 +225,7 @@ def test_warped_waves_are_waves_of_warped_coordinates():
 
 def test_warped_images_go_on_as_their_mirror_image():
     size = 32
-    px, _ = points(size)
+    px, _ = points(size, size)
     edge = (size - 1) / 2
     x = torch.tensor(np.cos(math.pi / 16 * (px + edge)))[None, None]  # even about its first pixel
     y = warp(x, translation(values(-80), values(100)), LOWPASS)[0, 0].numpy()
@@ -225,7 +235,7 @@ def test_warped_images_go_on_as_their_mirror_image():
 
 
 def test_warp_by_whole_pixels_is_near_the_lookup():
-    px, py = points(32)
+    px, py = points(32, 32)
     x = torch.tensor(wave(px, py)).permute(2, 0, 1)[None].float()
     one, zero = values(1), values(0)
     inside = np.s_[:, :, 8:-8, 8:-8]
@@ -324,10 +334,10 @@ def test_distributions_of_the_colors(monkeypatch):
 # The filter.
 
 
-@pytest.mark.parametrize("size", [8, 30])
-def test_amplification_by_rows_and_columns(size):
+@pytest.mark.parametrize("height, width", [(8, 8), (30, 30), (12, 20)])
+def test_amplification_by_rows_and_columns(height, width):
     torch.manual_seed(0)
-    x, gains = random_images(2, 3, size, size, dtype=torch.float64), torch.rand(2, 4) * 2
+    x, gains = random_images(2, 3, height, width, dtype=torch.float64), torch.rand(2, 4) * 2
     y = amplify(x, gains, filter_bank()).numpy()
     for n in range(2):
         taps = (gains[n] @ filter_bank()).numpy()
@@ -395,19 +405,19 @@ def test_noise_has_its_variance():
     assert float(sigma.mean()) == pytest.approx(0.1 * math.sqrt(2 / math.pi), rel=0.03)
 
 
-@pytest.mark.parametrize("size", [8, 17])
-def test_cutout_pixel_by_pixel(size):
+@pytest.mark.parametrize("height, width", [(8, 8), (17, 17), (12, 20)])
+def test_cutout_pixel_by_pixel(height, width):
     torch.manual_seed(0)
-    x = random_images(50, 2, size, size)
+    x = random_images(50, 2, height, width)
     centre, half = random_holes(50, torch.tensor(0.7))
     assert set(half.tolist()) == {0.0, 0.25}
     y = cut_out(x, centre, half)
     for n in range(50):
         cx, cy, h = (float(v) for v in (*centre[n], half[n]))
-        for i in range(size):
-            for j in range(size):
-                hole = round((cx - h) * size) <= j < round((cx + h) * size)
-                hole = hole and round((cy - h) * size) <= i < round((cy + h) * size)
+        for i in range(height):
+            for j in range(width):
+                hole = round((cx - h) * width) <= j < round((cx + h) * width)
+                hole = hole and round((cy - h) * height) <= i < round((cy + h) * height)
                 expected = torch.zeros(2) if hole else x[n, :, i, j]
                 assert torch.equal(y[n, :, i, j], expected)
     middle = cut_out(torch.ones(1, 1, 8, 8), torch.tensor([[0.5, 0.5]]), values(0.25))
