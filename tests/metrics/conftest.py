@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,6 +71,9 @@ def small_detectors(cache: Path) -> Iterator[pytest.MonkeyPatch]:
         for kind in (FeatureExtractorInceptionV3, FeatureExtractorVGG16):
             patch.setattr(kind, "INPUT_IMAGE_SIZE", kind.INPUT_IMAGE_SIZE)  # to be put back
         patch.setattr(torchvision.models, "vgg16", torchvision.models.vgg16)
+        compiled = native.plan("cpu").folder
+        if compiled.exists():  # other processes would compile the ops again, for a minute
+            shutil.copytree(compiled, cache / compiled.name)
         patch.setenv("ADACONV_CACHE", str(cache))
         weights.make_small()
         yield patch
@@ -77,7 +81,7 @@ def small_detectors(cache: Path) -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture
 def small(tmp_path) -> Iterator[Path]:
-    """Small detectors for the time of a test; gives the cache folder, which is empty."""
+    """Small detectors for the time of a test; gives the cache folder, in which there are just the compiled ops."""
     with small_detectors(tmp_path / "cache"):
         yield tmp_path / "cache"
 

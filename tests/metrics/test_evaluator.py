@@ -112,7 +112,7 @@ def test_cmmd_is_the_papers(slices, clip, tmp_path, monkeypatch):
 
 def test_a_set_against_itself(evaluated, slices, small, inception, vgg16):
     real, _ = slices
-    shutil.copytree(evaluated[1], small)
+    shutil.copytree(evaluated[1], small, dirs_exist_ok=True)
     found = evaluate(["fid66_full", "kid66_full", "pr663_full", "swd66"], real, real, [inception, vgg16])
     assert abs(found["fid66_full"]) < 1e-3 and found["swd66"] == 0
     assert found["pr663_full_precision"] == found["pr663_full_recall"] == 1
@@ -178,7 +178,7 @@ def test_summaries_of_real_images_are_computed_once(evaluated, slices, small, in
     first, files = evaluated[0], [inception, vgg16]
     real, fake = tmp_path / "elsewhere", slices[1]
     shutil.copytree(slices[0], real)
-    shutil.copytree(evaluated[1], small)
+    shutil.copytree(evaluated[1], small, dirs_exist_ok=True)
     kept = sorted((small / "statistics").iterdir())
     assert [path.name.partition("-")[0] for path in kept] == ["features", "features", "moments", "patches"]
     times = [path.stat().st_mtime_ns for path in kept]
