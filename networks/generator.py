@@ -82,9 +82,9 @@ class GeneratorConfig(NetworkConfig):
         if self.norm not in ("instance", "demod"):
             raise ValueError(f"norm: expected 'instance' or 'demod', got {self.norm!r}")
         if self.modulation == "modconv" and self.norm != "demod":
-            raise ValueError("modulation='modconv' is defined with norm='demod'")
+            raise ValueError("the modulated convolution (modconv) comes with StyleGAN2's demodulation, norm 'demod'")
         if self.modulation == "adain" and self.norm != "instance":
-            raise ValueError("modulation='adain' is defined with norm='instance'")
+            raise ValueError("adain normalizes each input, norm 'instance'")
 
     def group(self, channels: int) -> int:
         """C/G: groups grow as channels shrink, so that all layers have about the same number of predicted values."""

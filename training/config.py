@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from networks.discriminator import DiscriminatorConfig
 from networks.generator import GeneratorConfig
 from networks.stylizer import StylizerConfig
+from torch_utils.sizes import size_text
+from training.presets import PUBLISHED_AT
 
 
 @dataclass(kw_only=True)
@@ -143,6 +145,11 @@ class TrainConfig(RunConfig):
             return "CPUs are slow with fp16; take --precision bf16 or fp32"
         if self.cfg == "auto" and not self.gpus:
             return "--cfg auto is meant for GPUs, a CPU takes months; --cfg demo trains in minutes"
+        published, size = PUBLISHED_AT.get(self.cfg), self.generator.resolution
+        if published and size not in (published, (published, published)):
+            return (
+                f"--cfg {self.cfg} was published for {published}²; --cfg auto takes γ and batch for {size_text(size)}"
+            )
         return ""
 
 

@@ -30,6 +30,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+PUBLISHED_AT = {"stylegan2": 1024, "paper256": 256, "paper512": 512, "paper1024": 1024, "cifar": 32}  # resolutions
+
 # R3GAN (Huang et al. 2024, appendix) for CIFAR-10, FFHQ at 64² and 256²: p and ema_kimg are the last values of their
 # schedules. Other resolutions take the values of the nearest one.
 R3GAN: dict[int, dict[str, float]] = {

@@ -95,3 +95,15 @@ def test_new_stylizers_reflect_at_borders(tmp_path):
         config, encoder_weights="gone"
     )
     assert configure_stylizer({**recorded, "border": "zeros"}, resuming=True).stylizer.border == "zeros"
+
+
+@pytest.mark.parametrize("cfg, resolution, noted", [
+    ("paper256", 256, False),
+    ("paper256", 64, True),
+    ("paper1024", (512, 1024), True),
+    ("cifar", 32, False),
+    ("demo", 64, False),
+])  # fmt: skip
+def test_a_preset_at_another_resolution_than_published_is_noted(cfg, resolution, noted):
+    note = resolve({"cfg": cfg, "data": "x.zip"}, resolution, 3, 0, 0).note
+    assert (f"--cfg {cfg} was published for" in note) == noted
