@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -12,8 +13,9 @@ from tqdm import tqdm
 
 from media.check import check_dataset
 from media.convert import CROPS, FILTERS, JPEG_QUALITY, LABELS, Conversion, FileFormat, convert, write_dataset
-from media.dataset import LABEL_FILE, SQUARES
+from media.dataset import SQUARES
 from media.faces import HAIR_COLORS, faces
+from media.image_files import LABEL_FILE
 from torch_utils.cli import Command, option, run
 from torch_utils.errors import UserError, printable
 from torch_utils.sizes import EXPECTED, Resolution, is_possible, parse_resolution, size_text
@@ -48,6 +50,18 @@ class Size(click.ParamType):
             text = f"{size_text(resolution)} is no size for a model, which needs {EXPECTED}"
             self.fail(f"{text}; write e.g. {examples} or 640x384", param, ctx)
         return resolution
+
+
+class Bytes(click.ParamType):
+    """A size such as `256MB` or `1.5GB`, as a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?(KB|MB|GB)", str(value).upper(), re.ASCII)
+        if match is None or not (size := round(float(match[1]) * 1000 ** (1 + "KMG".index(match[2][0])))):
+            self.fail(f"{value!r} is not a size; write e.g. 256MB", param, ctx)
+        return size
 
 
 @click.group(invoke_without_command=True)
@@ -106,6 +120,15 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: Resolution,
 @option("Data", "--overwrite", is_flag=True, help="Replace an existing ZIP.")
 @option(
     "Data",
+    "--shards",
+    "shard_bytes",
+    type=Bytes(),
+    metavar="SIZE",
+    help="Write tar files of this size, such as 256MB, into the folder --out, with the images in random order. This "
+    "suits data sets that are too large for one file.",
+)
+@option(
+    "Data",
     "--labels",
     default="auto",
     type=click.Choice(LABELS),
@@ -115,7 +138,13 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: Resolution,
 @option(
     "Data", "--max", "limit", type=click.IntRange(min=1), help="Convert this many images, drawn from all classes alike."
 )
-@option("Data", "--seed", default=0, type=click.IntRange(min=0), help="Seed of the random choice of images by --max.")
+@option(
+    "Data",
+    "--seed",
+    default=0,
+    type=click.IntRange(min=0),
+    help="Seed of the random choice by --max, and of the random order in --shards.",
+)
 @option(
     "Images",
     "--resolution",
@@ -171,6 +200,7 @@ def convert_command(
     source: str,
     out: str,
     overwrite: bool,
+    shard_bytes: int | None,
     labels: str,
     limit: int | None,
     seed: int,
@@ -185,7 +215,17 @@ def convert_command(
     """Convert images of any format and size to a data set: upright, in sRGB, cropped and resized."""
     how = Conversion(resolution, int(channels), crop, filter_name, background)
     stored = FileFormat(file_format, quality)
-    done = convert(source, out, how, labels=labels, limit=limit, seed=seed, overwrite=overwrite, stored=stored)
+    done = convert(
+        source,
+        out,
+        how,
+        labels=labels,
+        limit=limit,
+        seed=seed,
+        overwrite=overwrite,
+        stored=stored,
+        shard_bytes=shard_bytes,
+    )
     print(
         f"{out}: {done.count:,} images of {size_text(resolution)} pixels, "
         f"{channels} channel{'s' if channels == '3' else ''}"

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from media.convert import Conversion, convert_image
-from media.dataset import ImageFiles
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image
 from media.files import list_images
+from media.image_files import ImageFiles
 from torch_utils.errors import UserError, one_line, printable
 from torch_utils.files import missing
 from torch_utils.sizes import Resolution, width_and_height

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from media.dataset import CHANNELS, SUFFIXES, ImageFiles, describe, describe_mismatch, read_labels
+from media.dataset import CHANNELS, SUFFIXES, describe, describe_mismatch, open_files, read_labels
 from media.decode import Unusable, decode_image, open_image, stored_mode
 from media.labels import LabelFile
 from torch_utils.errors import UserError
@@ -31,7 +31,7 @@ class Check:
 
 def check_dataset(path: str | os.PathLike) -> Check:
     """Decodes every image and reads the labels. Raises UserError as ImageFiles does."""
-    files = ImageFiles(path, SUFFIXES)
+    files = open_files(path, SUFFIXES)
     problems: list[tuple[str, str]] = []
     names_of: dict[tuple[tuple[int, int], str], list[str]] = defaultdict(list)
     for name in tqdm(files.names, desc="checking", unit=" images", file=sys.stderr, disable=None):

@@ -19,9 +19,12 @@ from typing import Any, Literal, cast
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from media.dataset import LABEL_FILE, ImageFiles, read_labels
+from media.dataset import open_files, read_labels
 from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
+from media.image_files import LABEL_FILE, ImageFiles
 from media.labels import LabelFile, dump_labels
+from media.shard_writer import write_shards
+from media.shards import ShardFiles
 from torch_utils.errors import UserError, printable
 from torch_utils.files import atomic_write
 from torch_utils.sizes import Resolution, size_text, width_and_height
@@ -106,15 +109,18 @@ def convert(
     seed: int = 0,
     overwrite: bool = False,
     stored: FileFormat = PNG,
+    shard_bytes: int | None = None,
 ) -> Converted:
     """Converts the images of a folder or ZIP to a data set at `out`, with up to `limit` images, `stored` as it says.
 
     `labels`: "folders" numbers the folders directly in `source`, "json" reads `dataset.json`, "auto" reads it if it
     exists, "none" leaves labels out. A folder without a usable image is no class. With a `limit`, images are drawn by
-    `seed` in turns from all classes. Single files that cannot be used are skipped. Raises UserError if no file can be
+    `seed` in turns from all classes. With `shard_bytes`, `out` becomes a folder of tar files of up to that size, in
+    which the images lie in random order, also drawn by `seed`: shards are read in pieces, and each has to be like the
+    whole. Single files that cannot be used are skipped. Raises UserError if no file can be
     used, the labels are missing, or `out` cannot be written.
     """
-    files = ImageFiles(source)
+    files = open_files(source)
     found = read_labels(files) if labels in ("auto", "json") else LabelFile(None)
     by_name = found.labels
     if labels == "json" and by_name is None:
@@ -131,7 +137,9 @@ def convert(
 
     skipped: list[tuple[str, str]] = []
     smaller: list[bool] = []
-    names = files.names if limit is None else _spread(files.names, class_key, seed)
+    names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
+    if shard_bytes:
+        names = random.Random(seed).sample(names, len(names))
 
     def usable() -> Iterator[LabelledImage]:
         for name in tqdm(names, desc="converting", unit=" files", file=sys.stderr, disable=None):
@@ -156,12 +164,14 @@ def convert(
         name, reason = skipped[0]
         raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {printable(name)} {reason}")
     everything = itertools.chain([first], images)
-    count = write_dataset(out, everything, overwrite=overwrite, stored=stored, class_names=class_names)
+    count = write_dataset(
+        out, everything, overwrite=overwrite, stored=stored, class_names=class_names, shard_bytes=shard_bytes
+    )
     empty = tuple(folder for folder in folders if folder not in class_folders)
-    return Converted(count, sum(smaller), class_names, empty, skipped, files.notes)
+    return Converted(count, sum(smaller), class_names, empty, skipped, list(files.notes))
 
 
-def _convert_file(files: ImageFiles, name: str, how: Conversion) -> tuple[bool, Image.Image]:
+def _convert_file(files: ImageFiles | ShardFiles, name: str, how: Conversion) -> tuple[bool, Image.Image]:
     """Whether an image had to be enlarged, and the converted image. Raises Unusable."""
     image = decode_as(open_image(io.BytesIO(files.read(name)), ALL_FORMATS), how)
     width, height = width_and_height(how.resolution)
@@ -169,7 +179,7 @@ def _convert_file(files: ImageFiles, name: str, how: Conversion) -> tuple[bool, 
     return fits(image.width / width, image.height / height) < 1, resize_to(image, how)
 
 
-def _has_usable_image(files: ImageFiles, folder: str, how: Conversion) -> bool:
+def _has_usable_image(files: ImageFiles | ShardFiles, folder: str, how: Conversion) -> bool:
     """Whether at least one file of a folder can be converted. Reads up to the first one."""
     for name in files.names:
         if name.startswith(f"{folder}/"):
@@ -222,18 +232,26 @@ def write_dataset(
     overwrite: bool = False,
     stored: FileFormat = PNG,
     class_names: Sequence[str] = (),
+    shard_bytes: int | None = None,
 ) -> int:
     """Writes images as a data set, and returns their number. Either all images have a label, or none has.
 
     With the extension `.zip`, `out` is an archive, and replaces an existing one only with `overwrite`. Otherwise it is
-    a folder, which must be new or empty. It is written atomically, and the same images give the same bytes.
+    a folder, which must be new or empty; with `shard_bytes`, of tar files. It is written atomically, and the same
+    images give the same bytes.
+
     Raises UserError if `out` cannot be written.
     """
     out = Path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if shard_bytes:
+            if out.suffix.lower() == ".zip":
+                raise UserError(f"{out} is the name of one file, but shards are several; name a folder with --out")
+            samples = ((stored.encode(image), stored.suffix[1:], label) for image, label in images)
+            return _write_folder(out, lambda folder: write_shards(folder, samples, shard_bytes, class_names))
         if out.suffix.lower() != ".zip":
-            return _write_folder(out, images, stored, class_names)
+            return _write_folder(out, lambda folder: _write_files(folder, images, stored, class_names))
         if out.is_dir():
             raise UserError(f"{out} is a folder; name a file with --out")
         if out.exists() and not overwrite:
@@ -245,24 +263,29 @@ def write_dataset(
         raise UserError(f"cannot write {out}: {reason}; name another path with --out") from None
 
 
-def _write_folder(out: Path, images: Iterable[LabelledImage], stored: FileFormat, class_names: Sequence[str]) -> int:
+def _write_folder(out: Path, fill: Callable[[Path], int]) -> int:
+    """Makes a new folder with what `fill` writes into it, and returns what that returns."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
 
-    def write(name: str, data: bytes) -> None:
-        path = beside / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
     try:
-        count = _write_all(images, write, stored, class_names)
+        count = fill(beside)
         if out.exists():
             out.rmdir()
         os.replace(beside, out)
         return count
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_files(folder: Path, images: Iterable[LabelledImage], stored: FileFormat, class_names: Sequence[str]) -> int:
+    def write(name: str, data: bytes) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    return _write_all(images, write, stored, class_names)
 
 
 def _write_all(
@@ -288,7 +311,7 @@ def _member(name: str) -> zipfile.ZipInfo:
     return member
 
 
-def _class_folders(files: ImageFiles) -> tuple[str, ...]:
+def _class_folders(files: ImageFiles | ShardFiles) -> tuple[str, ...]:
     """The folders directly in the source, in the order of the classes. Raises UserError if there are not two."""
     folders = tuple(sorted({name.split("/")[0] for name in files.names if "/" in name}))
     if len(folders) < 2:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from media.dataset import ImageError, ImageFiles
+from media.dataset import ImageError
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, decode_image, open_image
+from media.image_files import ImageFiles
 from media.loader import EndlessSampler
 from torch_utils.errors import printable
 

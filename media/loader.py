@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from media.dataset import ImageDataset
+from media.shard_stream import ShardStream
 from torch_utils import distributed
 
 
@@ -53,19 +55,23 @@ def endless_batches(
     """Yields the batches from `step` on, without end: the share of this process of each, on `device`.
 
     `batch` is the number of images over all processes together, `workers` the number of processes that read for this
-    one. The sampler's indices may be of any kind that the data set takes.
+    one. The sampler's indices may be of any kind that the data set takes. Shards are read by `ShardStream` instead, in
+    whose order the numbers of processes and workers have a part.
     """
-    stream = sampler(
-        len(dataset),  # type: ignore[arg-type]
-        seed=seed,
-        start=step * batch,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-    )
+    rank, world_size = distributed.rank(), distributed.world_size()
+    share = batch // world_size
+    source, indices = dataset, None
+    if isinstance(dataset, ImageDataset) and not dataset.files.random_access:
+        source = ShardStream(
+            dataset, seed=seed, step=step, share=share, rank=rank, world_size=world_size, workers=workers
+        )
+    else:
+        size = len(dataset)  # type: ignore[arg-type]
+        indices = sampler(size, seed=seed, start=step * batch, rank=rank, world_size=world_size)
     loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=batch // distributed.world_size(),
-        sampler=stream,
+        source,
+        batch_size=share,
+        sampler=indices,
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_stop_signals,

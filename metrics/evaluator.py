@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from media.dataset import ImageDataset
 from metrics import detectors, encoders, scores, swd
 from metrics.cache import CacheKey, read_cached, write_cached
 from metrics.detectors import (
@@ -333,7 +334,7 @@ class Evaluator:
         wanted = {summary_of(m, self.counts[m.name]["real"]) for m in self.metrics if self.counts[m.name]["real"]}
         found: dict[Summary, Tensors] = {}
         for count in sorted({s.count for s in wanted}):
-            chosen = choose(len(self.dataset), count, self.seed)
+            chosen = self._choose(count)
             keys = distributed.on_rank_0(self._cache_keys, [s for s in wanted if s.count == count], chosen)
             if distributed.rank() == 0:
                 cached = {s: tensors for s, key in keys.items() if (tensors := read_cached(key)) is not None}
@@ -348,6 +349,13 @@ class Evaluator:
                     self._say(f"warning: {problem}; it will have to be computed again the next time")
             found |= new
         return found
+
+    def _choose(self, count: int) -> list[int]:
+        """`choose` of the data set; of shards, where it is not all images, those of as few shards as hold so many."""
+        dataset = self.dataset
+        if count < len(dataset) and isinstance(dataset, ImageDataset) and not dataset.files.random_access:
+            return dataset.choose(count, self.seed)
+        return choose(len(dataset), count, self.seed)
 
     def _cache_keys(self, summaries: Iterable[Summary], chosen: Sequence[int]) -> dict[Summary, CacheKey]:
         """The keys of those summaries of the chosen images that are worth keeping."""

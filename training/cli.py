@@ -19,6 +19,7 @@ import click
 import torch
 from click.core import ParameterSource
 
+from media.shards import is_sharded
 from torch_utils import cli, distributed
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import write_file
@@ -270,7 +271,7 @@ def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:
     """Raises UserError where the data of a run that is resumed is no longer where it was, as on another machine."""
     for name in ("data", "content", "style", "test"):
         path = given.get(name)
-        if path and not Path(path).exists():
+        if path and not is_sharded(path) and not Path(path).exists():
             raise UserError(
                 f"there is no {path} here, which --{name} of {run} was (from {Path.cwd()}); "
                 f"say where it is now with: --resume {run} --{name} PATH"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from media.shards import is_sharded
 from networks.discriminator import DiscriminatorConfig
 from networks.generator import GeneratorConfig
 from networks.stylizer import StylizerConfig
@@ -41,6 +43,11 @@ class RunConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
         """The inverse of `dataclasses.asdict`."""
         return cls(**values)
+
+    @property
+    def of_stream(self) -> set[str]:
+        """What may not change either where the data is in shards, whose order depends on it."""
+        return {"workers"} if is_sharded(self.data) else set()
 
     @property
     def run_name(self) -> str:
@@ -132,7 +139,7 @@ class TrainConfig(RunConfig):
 
     @property
     def run_name(self) -> str:
-        return "-".join([Path(self.data).stem, self.generator.modulation, f"{self.cfg}{self.gpus or '-cpu'}"])
+        return "-".join([data_name(self.data), self.generator.modulation, f"{self.cfg}{self.gpus or '-cpu'}"])
 
     def recorded_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """With what the file of --init-from gave, so that a resumed run does not need that file."""
@@ -177,7 +184,7 @@ class ClassifierConfig(RunConfig):
 
     @property
     def run_name(self) -> str:
-        return f"{Path(self.data).stem}-encoder{self.gpus or '-cpu'}"
+        return f"{data_name(self.data)}-encoder{self.gpus or '-cpu'}"
 
 
 @dataclass(kw_only=True)
@@ -211,12 +218,22 @@ class StylizerTrainConfig(RunConfig):
 
     @property
     def run_name(self) -> str:
-        names = [Path(self.data).stem, Path(self.style).stem, self.stylizer.modulation]
+        names = [data_name(self.data), data_name(self.style), self.stylizer.modulation]
         return "-".join([*names, f"stylizer{self.gpus or '-cpu'}"])
 
     def recorded_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """With the whole network, so that a resumed run needs neither the encoder's file nor that of --init-from."""
         return {**super().recorded_options(given), **asdict(self.stylizer)}
+
+
+def data_name(path: str) -> str:
+    """What the names of runs call a data set: its file without the extension, or the folder of its shards."""
+    if path.startswith("hf://"):
+        return re.sub(r"[^\w.-]+", "-", path.removeprefix("hf://"))
+    file = Path(path)
+    while "*" in file.name or "?" in file.name or "[" in file.name:
+        file = file.parent
+    return file.stem or file.resolve().name
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -225,7 +242,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{name}: {a.get(name)} in the run, {b.get(name)} asked"
         for name in sorted(a.keys() | b.keys())
-        if name not in new.changeable and a.get(name) != b.get(name)
+        if (name not in new.changeable or name in new.of_stream) and a.get(name) != b.get(name)
     ]
 
 

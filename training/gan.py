@@ -10,7 +10,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -275,8 +274,7 @@ class GANTrainer:
     def shown(self) -> list[int]:
         """The real images of the sheets, by their numbers in the data set."""
         count = self.columns * max(min(768 // width_and_height(self.dataset.resolution)[1], 8), 3)
-        chosen = np.random.default_rng(self.config.seed).permutation(len(self.unmirrored))[:count]
-        return [int(i) for i in chosen]
+        return self.unmirrored.choose(count, self.config.seed)
 
 
 def set_precision(G: Generator, D: Discriminator, precision: str) -> None:

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
-from media import dataset
+from media import dataset, image_files
 from media.check import check_dataset
-from media.dataset import ImageDataset, ImageFiles
+from media.dataset import ImageDataset
 from media.decode import Unusable
+from media.image_files import ImageFiles
 from media.loader import EndlessSampler
 from torch_utils.errors import UserError
 from training.runs import mark
@@ -272,13 +273,13 @@ def test_archives_that_ask_for_too_much(tmp_path, monkeypatch):
     fails(bzip, "a.png is compressed in an unusual way")
 
     one = make_zip(tmp_path / "one.zip", {"a.png": encoded(image()), "dataset.json": b" " * 3000})
-    monkeypatch.setattr(dataset, "MAX_LABEL_BYTES", 2999)
+    monkeypatch.setattr(image_files, "MAX_LABEL_BYTES", 2999)
     fails(one, "dataset.json", "is larger than", use_labels=True)
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "MAX_FILES", 1)
+        patch.setattr(image_files, "MAX_FILES", 1)
         fails(one, "holds 2 files; the limit is 1")
     with monkeypatch.context() as patch:
-        patch.setattr(dataset, "MAX_FILE_BYTES", 100)
+        patch.setattr(image_files, "MAX_FILE_BYTES", 100)
         fails(one, "a.png is larger than")
     with monkeypatch.context() as patch:
         patch.setattr("media.decode.MAX_PIXELS", 255)

@@ -9,7 +9,8 @@ import pytest
 
 from media.check import check_dataset
 from media.convert import Conversion, convert
-from media.dataset import ImageDataset, ImageFiles, normal_name
+from media.dataset import ImageDataset
+from media.image_files import ImageFiles, normal_name
 from tests.media.test_dataset import encoded, image, make_folder, make_zip
 
 NAMES = ["cats/é0.png", "cats/1.png", "dogs/2.png"]

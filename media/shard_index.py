@@ -1,0 +1,123 @@
+"""What a stream of shards does not tell: how many images each shard has, their size in bytes, labels and checksums.
+
+It is measured in one pass over all shards, and kept beside them, or in the cache folder where that cannot be written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from media.shard_rows import Row
+from torch_utils.files import cache_folder, write_file
+
+VERSION = 1  # of the file
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Arrays with an entry for each shard, and the labels of all images in the order of the shards."""
+
+    addresses: tuple[str, ...]
+    stamps: tuple[str, ...]  # size and time of each file, by which a changed one is noticed; empty where unknown
+    counts: np.ndarray  # int64 [shards]: images
+    sizes: np.ndarray  # int64 [shards]: bytes of all image files together
+    checksums: np.ndarray  # uint32 [shards]: CRC32 of all image files, one after another
+    labels: np.ndarray  # int32 [images]: classes; -1 where there is none
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash, 16 hex digits, of the contents and the labels, which stays as it is where shards are moved."""
+        digest = hashlib.sha256()
+        for address, count, checksum in zip(self.addresses, self.counts, self.checksums, strict=True):
+            digest.update(f"{address.rpartition('/')[2]}\0{count}\0{checksum}\n".encode("utf-8", "surrogateescape"))
+        digest.update(self.labels.astype("<i4").tobytes())
+        return digest.hexdigest()[:16]
+
+
+def measure(
+    addresses: Sequence[str], rows: Callable[[int], Iterator[Row]], title: str = "counting images"
+) -> ShardIndex:
+    """Reads all shards. `rows(shard)` yields image files with labels. Raises what `rows` raises."""
+    counts, sizes, checksums = (np.zeros(len(addresses), kind) for kind in (np.int64, np.int64, np.uint32))
+    labels: list[np.ndarray] = []
+    stamps = tuple(map(stamp, addresses))
+    with tqdm(desc=title, unit=" images", disable=None) as bar:
+        for shard in range(len(addresses)):
+            crc, found = 0, []
+            for data, label in rows(shard):
+                crc = zlib.crc32(data, crc)
+                sizes[shard] += len(data)
+                found.append(label)
+                bar.update()
+            counts[shard], checksums[shard] = len(found), crc
+            labels.append(np.array(found, np.int32))
+    return ShardIndex(tuple(addresses), stamps, counts, sizes, checksums, np.concatenate(labels))
+
+
+def read_index(addresses: Sequence[str]) -> ShardIndex | None:
+    """What was measured of these shards before; None where nothing was, or where a shard has changed since."""
+    for path in index_paths(addresses):
+        with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {name: arrays[name] for name in arrays.files}
+            names, stamps = tuple(found["addresses"].tolist()), tuple(found["stamps"].tolist())
+            index = ShardIndex(
+                tuple(addresses), stamps, found["counts"], found["sizes"], found["checksums"], found["labels"]
+            )
+            same = int(found["version"]) == VERSION and names == tuple(map(_name, addresses))
+            if same and stamps == tuple(map(stamp, addresses)) and len(index.labels) == index.counts.sum():
+                return index
+    return None
+
+
+def write_index(index: ShardIndex) -> None:
+    """Keeps what was measured in the first place that can be written; in none, it is measured again the next time."""
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        version=VERSION,
+        addresses=np.array(list(map(_name, index.addresses))),
+        stamps=np.array(index.stamps),
+        counts=index.counts,
+        sizes=index.sizes,
+        checksums=index.checksums,
+        labels=index.labels,
+    )
+    for path in index_paths(index.addresses):
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, buffer.getbuffer())
+            return
+
+
+def index_paths(addresses: Sequence[str]) -> list[Path]:
+    """Where an index may lie: beside the shards if they are local files of one folder, and in the cache folder."""
+    names = "\n".join(addresses if "://" in addresses[0] else map(_name, addresses))
+    file = f"adaconv-shards-{hashlib.sha256(os.fsencode(names)).hexdigest()[:12]}.npz"
+    folders = {os.path.dirname(address) for address in addresses}
+    beside = [Path(folder) for folder in folders] if len(folders) == 1 and "://" not in addresses[0] else []
+    return [folder / file for folder in (*beside, cache_folder() / "shards")]
+
+
+def stamp(address: str) -> str:
+    """Size and time of a local file. The address of a file on the Hub names the commit that it is of."""
+    with suppress(OSError):
+        status = os.stat(address)
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return ""
+
+
+def _name(address: str) -> str:
+    """A local file's name without its folder, which may be moved; any other address as it is."""
+    return address if "://" in address else os.path.basename(address)

@@ -1,0 +1,187 @@
+"""The samples of one shard, one after another: of a tar file as WebDataset lays it out, or of a Parquet file.
+
+A shard is read as a stream, from a disk or through fsspec from elsewhere. Nothing in it is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from media.labels import MAX_CLASSES, are_class_names
+from torch_utils.errors import UserError, one_line
+
+MAX_IMAGE_BYTES = 256 << 20
+MAX_LABEL_BYTES = 1 << 20
+CLASS_FILE = "dataset.json"
+IMAGE_NAMES = ("image", "img", "png", "jpg", "jpeg", "webp")  # suffixes in tar files, or columns of Parquet files
+LABEL_NAMES = ("label", "labels", "cls", "class")
+PARQUET_ROWS = 64  # that are in memory at a time
+
+Row = tuple[bytes, int]  # an image file and its class; -1 for none
+
+
+class ShardError(Exception):
+    """A shard that is not as it should be: the message is the reason."""
+
+
+def rows(address: str, start: int = 0) -> Iterator[Row]:
+    """Yields the samples of a shard, from the position `start` on.
+
+    An image file that is larger than MAX_IMAGE_BYTES is left empty. Raises ShardError, OSError, and what the libraries
+    raise for damaged files.
+    """
+    with open_shard(address) as file:
+        yield from parquet_rows(file, start) if address.lower().endswith(".parquet") else tar_rows(file, start)
+
+
+def open_shard(address: str) -> BinaryIO:
+    """Opens a local file, or one at an address such as `s3://…`, for reading. Raises OSError."""
+    if "://" not in address:
+        return open(address, "rb")
+    import fsspec
+
+    return cast(BinaryIO, fsspec.open(address, "rb").open())
+
+
+def label_number(value: Any) -> int:
+    """A class, from 0 to 99,999; -1 for everything else. Of a sample's JSON, it is the entry label, cls or class."""
+    if isinstance(value, dict):
+        value = next((value[name] for name in LABEL_NAMES if name in value), None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_CLASSES else -1
+
+
+def class_names(address: str) -> tuple[str, ...]:
+    """The names of the classes: from the columns of a Parquet file, or a `dataset.json` beside a local tar file."""
+    if address.lower().endswith(".parquet"):
+        with open_shard(address) as file, import_parquet().ParquetFile(file) as table:
+            _, label = find_columns(table.schema_arrow)
+            names = features_of(table.schema_arrow).get(label or "", {}).get("names")
+    elif "://" in address:
+        return ()
+    else:
+        try:
+            content = json.loads(Path(address).with_name(CLASS_FILE).read_bytes())
+            names = content.get("class_names") if isinstance(content, dict) else None
+        except (OSError, ValueError, RecursionError):
+            return ()
+    return tuple(names or ()) if are_class_names(names) else ()
+
+
+# --- WebDataset -----------------------------------------------------------------------------------------------------
+
+
+def tar_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
+    """The samples of a tar file. Members that follow one another and differ in their suffixes only are one sample.
+
+    A member `.png`, `.jpg` or `.webp` is the image. A member `.json` or `.cls` holds the class. What has no image is no
+    sample. Raises ShardError for a file that is cut off.
+    """
+    key, image, label, position = "", None, -1, 0
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all members, which would be the whole of the memory
+            folder, slash, name = member.name.rpartition("/")
+            if not member.isfile() or name.startswith("."):
+                continue
+            stem, _, suffix = name.partition(".")
+            if (member_key := folder + slash + stem) != key:
+                if image is not None and (position := position + 1) > start:
+                    yield image, label
+                key, image, label = member_key, None, -1
+            suffix = suffix.lower()
+            if suffix in IMAGE_NAMES and image is None:
+                image = read_member(archive, member, MAX_IMAGE_BYTES) if position >= start else b""
+            elif suffix in ("json", "cls") and position >= start:
+                label = parse_label(read_member(archive, member, MAX_LABEL_BYTES))
+        if image is not None and position + 1 > start:
+            yield image, label
+
+
+class Member(tarfile.TarInfo):
+    """A header. `tarfile` takes a file for whole that is cut off before one, or in it; the end has to be marked."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
+        if len(buf) < tarfile.BLOCKSIZE:
+            raise ShardError("it is cut off")
+        return super().frombuf(buf, encoding, errors)
+
+
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
+    """The content of a member; empty where it is larger than `limit`."""
+    if member.size > limit or member.issparse() or (content := archive.extractfile(member)) is None:
+        return b""
+    return content.read()
+
+
+def parse_label(data: bytes) -> int:
+    """The class in a member `.json` or `.cls`."""
+    try:
+        return label_number(json.loads(data))
+    except (ValueError, RecursionError):
+        return -1
+
+
+# --- Parquet --------------------------------------------------------------------------------------------------------
+
+
+def parquet_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
+    """The rows of a Parquet file: images as binary columns, or as the columns that Hugging Face's data sets have."""
+    parquet = import_parquet()
+    with parquet.ParquetFile(file) as table:
+        image, label = find_columns(table.schema_arrow)
+        groups = list(range(table.num_row_groups))
+        while groups and start >= (count := table.metadata.row_group(groups[0]).num_rows):
+            start -= count
+            groups.pop(0)
+        if not groups:
+            return
+        columns = [image] if label is None else [image, label]
+        for batch in table.iter_batches(PARQUET_ROWS, groups, columns):
+            if start >= len(batch):
+                start -= len(batch)
+                continue
+            part = batch.slice(start)
+            start = 0
+            labels = [None] * len(part) if label is None else part.column(label).to_pylist()
+            for value, number in zip(part.column(image).to_pylist(), labels, strict=True):
+                yield image_bytes(value), label_number(number)
+
+
+def import_parquet() -> Any:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UserError("reading Parquet files needs pyarrow; install it with: pip install 'adaconv[shards]'") from None
+    return parquet
+
+
+def find_columns(schema: Any) -> tuple[str, str | None]:
+    """The names of the columns of images and of classes. Raises ShardError if there are no images."""
+    kinds = {name: feature.get("_type") for name, feature in features_of(schema).items()}
+    images = [name for name in schema.names if kinds.get(name) == "Image"]
+    images += [name for name in IMAGE_NAMES if name in schema.names]
+    labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
+    labels += [name for name in LABEL_NAMES if name in schema.names]
+    if not images:
+        raise ShardError(f"no column holds images; its columns are {one_line(', '.join(schema.names))}")
+    return images[0], labels[0] if labels else None
+
+
+def features_of(schema: Any) -> dict[str, dict[str, Any]]:
+    """What Hugging Face's metadata says of each column; {} without any."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: feature for name, feature in found.items() if isinstance(feature, dict)}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def image_bytes(value: Any) -> bytes:
+    """The image file in a cell; empty where there is none, but only, for example, the name of a file."""
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return data if isinstance(data, bytes) and len(data) <= MAX_IMAGE_BYTES else b""
