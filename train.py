@@ -19,7 +19,12 @@ python train.py --resume
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
-@cli.option("Data", "--data", metavar="PATH", help="Folder or ZIP of training images (see dataset_tool.py).")
+@cli.option(
+    "Data",
+    "--data",
+    metavar="PATH",
+    help="Training images: a folder, a ZIP, or shards such as 'shards/*.tar' or hf://owner/name (see docs/data.md).",
+)
 @cli.option("Data", "--cond", is_flag=True, help="Train a conditional model on the data set's class labels.")
 @cli.option("Data", "--mirror", is_flag=True, help="Add a left-right flipped copy of every image to the data.")
 @training_cli.run_options(kimg=25000, tick=4, snap=50)

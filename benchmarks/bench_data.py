@@ -3,8 +3,8 @@
     python benchmarks/bench_data.py --consumed 500
 
 The images are drawn into a temporary folder. `decoded` reads and decodes each of them, as the first round through any
-data set does, and all rounds through one that does not fit into memory; `kept` is every later round through one
-that does.
+data set does, and all rounds through one that does not fit into memory or
+lies in shards; `kept` is every later round through one that does fit.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from PIL import Image, features
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from torch.utils.data import DataLoader
-
 from media import dataset
 from media.dataset import ImageDataset
 from media.faces import faces
-from media.loader import EndlessSampler
+from media.loader import endless_batches
+from media.shard_writer import Sample, write_shards
 from torch_utils import cli
 from torch_utils.files import write_file
 
 BATCH = 32
+SHARDS = 4
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ FORMATS = {  # PNG without compression is the nearest that there is to plain byt
 
 
 def write_sources(folder: Path, images: list[Image.Image], name: str) -> dict[str, Path]:
-    """The same images as a ZIP and as a folder."""
-    sources = {"ZIP": folder / f"{name}.zip", "folder": folder / name}
+    """The same images as a ZIP, as a folder, and in tar files."""
+    sources = {"ZIP": folder / f"{name}.zip", "folder": folder / name, "tars": folder / f"{name} tars" / "*.tar"}
     image_format = FORMATS[name]
     sources["folder"].mkdir()
     with zipfile.ZipFile(sources["ZIP"], "w", zipfile.ZIP_STORED) as archive:
@@ -65,6 +65,9 @@ def write_sources(folder: Path, images: list[Image.Image], name: str) -> dict[st
             image.save(buffer, image_format.name, **image_format.options)
             archive.writestr(f"{i:06d}{image_format.suffix}", buffer.getvalue())
             (sources["folder"] / f"{i:06d}{image_format.suffix}").write_bytes(buffer.getvalue())
+    files = [path.read_bytes() for path in sorted(sources["folder"].iterdir())]
+    samples: list[Sample] = [(data, image_format.suffix[1:], None) for data in files]
+    write_shards(sources["tars"].parent, samples, sum(map(len, files)) // SHARDS)
     return sources
 
 
@@ -75,7 +78,7 @@ def rate(source: Path, workers: int, keep: bool, seconds: float) -> float:
     if keep:
         for i in range(len(data)):
             data[i]
-    loader = iter(DataLoader(data, batch_size=BATCH, sampler=EndlessSampler(len(data)), num_workers=workers))
+    loader = endless_batches(data, batch=BATCH, step=0, seed=0, workers=workers, device=torch.device("cpu"))
     for _ in range(2 + 2 * workers):  # those that the workers have ready
         next(loader)
     rates = []
@@ -84,6 +87,7 @@ def rate(source: Path, workers: int, keep: bool, seconds: float) -> float:
         while (elapsed := time.perf_counter() - start) < seconds / 3:
             count += len(next(loader)[0])
         rates.append(count / elapsed)
+    loader.close()
     return statistics.median(rates)
 
 
@@ -102,7 +106,7 @@ def main(
     consumed: float | None,
     json_path: str | None,
 ) -> None:
-    """Images a second from a ZIP and a folder, by format, resolution and number of workers."""
+    """Images a second from a ZIP, a folder and tar files, by format, resolution and number of workers."""
     torch.set_num_threads(1)
     rows = []
     times = f"{'× consumed':>12}" if consumed else ""
@@ -116,7 +120,7 @@ def main(
                         row: dict[str, str | float] = {"resolution": resolution, "source": source, "format": name}
                         row["workers"] = workers
                         line = f"{resolution:<5}{source:8}{name:11}{workers:7}"
-                        for kind in ("decoded", "kept"):
+                        for kind in ("decoded",) if source == "tars" else ("decoded", "kept"):
                             row[kind] = found = rate(path, workers, kind == "kept", seconds)
                             line += f"{found:12,.0f}" + (f"{found / consumed:12.1f}" if consumed else "")
                         print(line)

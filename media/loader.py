@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.util import Finalize
 from typing import Any
 
@@ -51,7 +51,7 @@ def endless_batches(
     workers: int,
     device: torch.device,
     sampler: type[EndlessSampler] = EndlessSampler,
-) -> Iterator[list[torch.Tensor]]:
+) -> Generator[list[torch.Tensor]]:
     """Yields the batches from `step` on, without end: the share of this process of each, on `device`.
 
     `batch` is the number of images over all processes together, `workers` the number of processes that read for this
