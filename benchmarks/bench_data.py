@@ -3,8 +3,8 @@
     python benchmarks/bench_data.py --consumed 500
 
 The images are drawn into a temporary folder. `decoded` reads and decodes each of them, as the first round through any
-data set does, and all rounds through one that does not fit into memory or
-lies in shards; `kept` is every later round through one that does fit.
+data set does, and all rounds through one that lies in shards or does not fit into memory; `kept` is every later round
+through one that does fit.
 """
 
 from __future__ import annotations
