@@ -38,12 +38,17 @@ def grid(images: Tensor, columns: int) -> Tensor:
     return filled.view(rows, columns, c, h, w).permute(2, 0, 3, 1, 4).reshape(c, rows * h, columns * w)
 
 
-def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
-    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG, atomically; `sync` as in `write_file`. Raises DiskFull."""
+def encode_png(image: Tensor) -> bytes:
+    """The PNG file of an image uint8 [C, H, W], C = 1 or 3."""
     array = image.permute(1, 2, 0).cpu().numpy()
     buffer = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
-    write_file(path, buffer.getbuffer(), sync)
+    return buffer.getvalue()
+
+
+def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
+    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG, atomically; `sync` as in `write_file`. Raises DiskFull."""
+    write_file(path, encode_png(image), sync)
 
 
 def write_pngs(

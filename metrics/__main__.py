@@ -1,12 +1,15 @@
 """`python -m metrics`: evaluates a snapshot, or a folder of images, against the real images of a data set.
 
-`python -m metrics nearest` shows the real images that are nearest to a generator's.
+`python -m metrics nearest` shows the real images that are nearest to a generator's, `python -m metrics report` writes a
+page about a snapshot.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,12 @@ import torch
 from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
 from metrics.encoders import SHIPPED
-from metrics.names import CLIP, DINOV2, LISTED, higher_is_better, parse_metric
+from metrics.names import CLIP, DINOV2, LISTED, higher_is_better, parse_metric, values_of
 from metrics.nearest import NearestRequest, nearest_images
+from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
 from metrics.series import Record, best_record, charts, link_best, table
+from models.snapshot import find_snapshot
 from torch_utils import distributed
 from torch_utils.cli import ClassName, Float, Floats, Group, NumberRanges, device_option, option, run
 from torch_utils.errors import UserError
@@ -32,6 +37,9 @@ python -m metrics --metrics fid50k_full,pr50k3_full --network runs --data ffhq.z
 python -m metrics --metrics swd2k --network runs/00003-ffhq-auto --all --data ffhq.zip
 python -m metrics --metrics fd5k_full@encoder.safetensors --network runs --data faces64.zip
 """
+REPORT = """\
+python -m metrics report --network runs/00003-ffhq-auto --data ffhq.zip --metrics fid50k_full,pr50k3_full
+"""
 NEAREST = """\
 python -m metrics nearest --network runs --data faces64.zip --seeds 0-15 --out nearest.png
 """
@@ -39,17 +47,12 @@ python -m metrics nearest --network runs --data faces64.zip --seeds 0-15 --out n
 
 def describe(name: str, values: dict[str, Any]) -> str:
     """A metric and its further values in one line: `swd 97.32 (32: 101.2, 16: 93.4)`."""
-    base, at, detector = name.partition("@")
-    further = {}
-    for key, value in values.items():
-        start, *end = key.partition("@")
-        suffix = start.removeprefix(base + "_")
-        if end == [at, detector] and suffix != start and not suffix.startswith("full"):
-            further[suffix] = value
-    text = ", ".join(f"{suffix}: {value:.4g}" for suffix, value in further.items() if isinstance(value, float))
-    if name not in values:
+    found = values_of(name, values)
+    further = {suffix[1:]: value for suffix, value in found.items() if suffix and isinstance(value, float)}
+    text = ", ".join(f"{suffix}: {value:.4g}" for suffix, value in further.items())
+    if "" not in found:
         return f"{name} {text}"
-    return f"{name} {values[name]:.4g}" + (f" ({text})" if text else "")
+    return f"{name} {found['']:.4g}" + (f" ({text})" if text else "")
 
 
 def list_metrics() -> None:
@@ -93,23 +96,90 @@ def main() -> None:
     """
 
 
+OPTIONS = (  # of all that evaluates
+    option(
+        "What",
+        "--metrics",
+        metavar="NAME,…",
+        default="swd",
+        help="Metrics to compute, e.g. fid50k_full,kid50k_full,pr50k3_full,is50k,ppl2_wend,swd. "
+        "python -m metrics --list explains all.",
+    ),
+    option(
+        "What",
+        "--network",
+        metavar="PATH",
+        help="Snapshot to evaluate, or a network pickle of StyleGAN2 (.pkl). For a run or a folder of runs, its newest "
+        "snapshot is evaluated.",
+    ),
+    option("What", "--data", metavar="PATH", help="Folder or ZIP of the real images."),
+    option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image."),
+    option(
+        "How",
+        "--trunc",
+        type=Floats(-10, 10),
+        help="Truncation psi of the snapshot's images. Several, such as 0.5,0.7,1, give a table and a plot of "
+        "precision against recall.  [default: 1, none]",
+    ),
+    option(
+        "How",
+        "--extrapolate",
+        is_flag=True,
+        help="Add to each Fréchet distance what it tends to as the number of generated images grows (FID∞), as _inf.",
+    ),
+    option(
+        "How",
+        "--seed",
+        type=click.IntRange(0, 2**30),
+        default=0,
+        help="Seed for the choice of images, the latents, and SWD's patches and directions.",
+    ),
+    option(
+        "How",
+        OPTION,
+        metavar="FILE",
+        multiple=True,
+        help="File with the weights of a published detector, such as Inception-v3 or VGG-16, instead of downloading "
+        "them. Can be given for each.",
+    ),
+    option(
+        "How",
+        "--batch",
+        type=click.IntRange(1, 2**16),
+        default=64,
+        help="Batch size of each process. It changes the memory that is needed, not the metrics.",
+    ),
+    option(
+        "How",
+        "--workers",
+        type=click.IntRange(0, 64),
+        default=2,
+        help="Number of processes that read images; 0 reads them in the process that computes.",
+    ),
+    option("How", "--gpus", type=click.IntRange(0), help="Number of GPUs; 0 computes on the CPU.  [default: all]"),
+    option("How", "--procs", type=click.IntRange(1), default=1, help="Number of processes on the CPU, with --gpus 0."),
+)
+
+
+def evaluation_options(command: Callable) -> Callable:
+    """The options of all that evaluates."""
+    for add in reversed(OPTIONS):
+        command = add(command)
+    return command
+
+
+def check_paths(data: str | None, weights: Sequence[str]) -> None:
+    """Raises click.UsageError without a data set, and UserError for a file of weights that is not there."""
+    if data is None:
+        raise click.UsageError("--data is missing: name a folder or ZIP of real images")
+    for path in weights:
+        if not Path(path).is_file():
+            raise UserError(missing(Path(path), f"name the file with {OPTION}"))
+
+
 @main.command("evaluate", example=EXAMPLE)
-@option(
-    "What",
-    "--metrics",
-    metavar="NAME,…",
-    default="swd",
-    help="Metrics to compute, e.g. fid50k_full,kid50k_full,pr50k3_full,is50k,ppl2_wend,swd. --list explains all.",
-)
-@option(
-    "What",
-    "--network",
-    metavar="PATH",
-    help="Snapshot to evaluate, or a network pickle of StyleGAN2 (.pkl). For a run or a folder of runs, its newest "
-    "snapshot is evaluated.",
-)
+@evaluation_options
 @option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to evaluate, instead of --network.")
-@option("What", "--data", metavar="PATH", help="Folder or ZIP of the real images.")
 @option("What", "--list", "listed", is_flag=True, help="List the metrics, and where their detectors are, and stop.")
 @option("What", "--all", "all_snapshots", is_flag=True, help="Evaluate all snapshots of the run that --network names.")
 @option(
@@ -119,51 +189,6 @@ def main() -> None:
     help="Value by which --all marks the best snapshot, and links it as best.safetensors in the run, such as swd2k or "
     "pr10k3_recall.  [default: the first of --metrics]",
 )
-@option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image.")
-@option(
-    "How",
-    "--trunc",
-    type=Floats(-10, 10),
-    help="Truncation psi of the snapshot's images. Several, such as 0.5,0.7,1, give a table and a plot of precision "
-    "against recall.  [default: 1, none]",
-)
-@option(
-    "How",
-    "--extrapolate",
-    is_flag=True,
-    help="Add to each Fréchet distance what it tends to as the number of generated images grows (FID∞), as _inf.",
-)
-@option(
-    "How",
-    "--seed",
-    type=click.IntRange(0, 2**30),
-    default=0,
-    help="Seed for the choice of images, the latents, and SWD's patches and directions.",
-)
-@option(
-    "How",
-    OPTION,
-    metavar="FILE",
-    multiple=True,
-    help="File with the weights of Inception-v3 or VGG-16 (.pth or .safetensors), instead of downloading them. Can be "
-    "given for each.",
-)
-@option(
-    "How",
-    "--batch",
-    type=click.IntRange(1, 2**16),
-    default=64,
-    help="Batch size of each process. It changes the memory that is needed, not the metrics.",
-)
-@option(
-    "How",
-    "--workers",
-    type=click.IntRange(0, 64),
-    default=2,
-    help="Number of processes that read images; 0 reads them in the process that computes.",
-)
-@option("How", "--gpus", type=click.IntRange(0), help="Number of GPUs; 0 computes on the CPU.  [default: all]")
-@option("How", "--procs", type=click.IntRange(1), default=1, help="Number of processes on the CPU, with --gpus 0.")
 @option("How", "--json", "as_json", is_flag=True, help="Print one JSON object, with all that the metrics depend on.")
 @option(
     "How",
@@ -188,8 +213,7 @@ def evaluate_command(
         return list_metrics()
     network, fakes, all_snapshots = options["network"], options["fakes"], options["all_snapshots"]
     names = parse_names(metrics, generator=network is not None or fakes is None)
-    if options["data"] is None:
-        raise click.UsageError("--data is missing: name a folder or ZIP of real images")
+    check_paths(options["data"], options["detector_weights"])
     if (network is None) == (fakes is None):
         both = "" if network is None else ", not both"
         raise UserError(f"name --network or --fakes{both}: what is to be evaluated")
@@ -202,9 +226,6 @@ def evaluate_command(
         raise UserError("--best is of the snapshots of a run; add --all, or leave it out")
     best = best or next(iter(parse_metric(names[0]).rankings()))
     higher_is_better(best, names)  # or raises
-    for path in options["detector_weights"]:
-        if not Path(path).is_file():
-            raise UserError(missing(Path(path), f"name the file with {OPTION}"))
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
     records = evaluate_together(request, gpus or procs)
@@ -322,6 +343,63 @@ def nearest_command(
     authentic = sum(row["authentic"] for row in found.rows)
     c_t = f"; C_T {found.figures['c_t']:.2f}" if "c_t" in found.figures else ""
     print(f"{authentic} of {len(found.rows)} authentic{c_t}; the sheet is {out}")
+
+
+@main.command("report", example=REPORT)
+@evaluation_options
+@option("What", "--test", metavar="PATH", help="Images that were not trained on, for C_T.")
+@option("What", "--seeds", type=NumberRanges(), default="0-199", help="Seeds of the images whose nearest are searched.")
+@option(
+    "How",
+    "--detector",
+    metavar="NAME",
+    help="Detector in whose features the nearest training images are searched.  [default: tiny-imagenet]",
+)
+@option("Output", "--out", metavar="HTML", default="report.html", help="The page.")
+def report_command(
+    metrics: str,
+    trunc: list[float] | None,
+    test: str | None,
+    seeds: list[int],
+    detector: str | None,
+    gpus: int | None,
+    procs: int,
+    out: str,
+    **options: Any,
+) -> None:
+    """Write one HTML page about a snapshot: metrics with their settings, curves, images, nearest training images.
+
+    The page needs no other file. Metrics whose detector cannot be had are left out, and the page says why.
+    """
+    names = parse_names(metrics, generator=True)
+    data, weights = options["data"], options["detector_weights"]
+    check_paths(data, weights)
+    if detector:
+        find_detector(detector)
+    gpus = distributed.count_gpus(gpus)
+    request = Request(
+        names=names, gpus=gpus, truncations=trunc or [1.0], fakes=None, all_snapshots=False,
+        **{**options, "network": str(find_snapshot(options["network"]))},
+    )  # fmt: skip
+    history = read_history(Path(str(request.network)))
+    records = evaluate_together(request, gpus or procs)
+    device = "cuda" if gpus else "cpu"
+    nearest = NearestRequest(
+        network=request.network, fakes=None, data=data, test=test, seeds=seeds, class_name=None,
+        trunc=request.truncations[0], detector=detector or next(iter(SHIPPED)), detector_weights=weights,
+        neighbours=5, rows=8, batch=request.batch, workers=request.workers, device=device,
+    )  # fmt: skip
+    found, note = None, ""
+    try:
+        found = nearest_images(nearest)
+    except UserError as error:
+        if detector or test:
+            raise
+        note = error.message
+        print(f"warning: nearest training images are left out: {note}", file=sys.stderr)
+    page = write_page(Page(records, history, found, nearest.detector, note), device)
+    write_file(out, page.encode())
+    print(f"The report is {out}.")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ Any number can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch_utils.errors import UserError
 
@@ -121,6 +122,19 @@ def parse_metric(name: str) -> Metric:
         f"no metric is called {name!r}; there are {', '.join(LISTED)}, with any number of images in the name "
         "(fid5k_full, swd2k); python -m metrics --list says what they are"
     )
+
+
+def values_of(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a metric in a record, by what follows its name: "" is itself, then "_std", "_precision"."""
+    base, _, detector = name.partition("@")
+    found = {}
+    for key, value in record.items():
+        start, _, other = key.partition("@")
+        suffix = start.removeprefix(base)
+        own = start == base or (start.startswith(f"{base}_") and not suffix.startswith("_full"))
+        if own and other == detector:
+            found[suffix] = value
+    return found
 
 
 def higher_is_better(value: str, names: Iterable[str]) -> bool:

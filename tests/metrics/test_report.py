@@ -1,0 +1,116 @@
+"""The report is one well-formed page that needs no other file, with what the command printed before."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from tests.metrics.test_encoders import encoder_file  # noqa: F401 (a fixture)
+from tests.metrics.test_nearest import copies  # noqa: F401 (a fixture)
+
+VOID = {"meta", "img", "circle", "rect", "line", "polyline"}
+
+
+class Page(HTMLParser):
+    """The texts, images and tables of a page. Raises AssertionError where elements are not closed in their order."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.texts: list[str] = []
+        self.images: list[Image.Image] = []
+        self.addresses: list[str] = []
+        self.feed(html)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.addresses += [found[name] for name in ("src", "href") if name in found]
+        if tag == "img":
+            start, _, data = found["src"].partition(",")
+            assert start == "data:image/png;base64"
+            self.images.append(Image.open(io.BytesIO(base64.b64decode(data))))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture
+def run(copies, tmp_path, monkeypatch):  # noqa: F811
+    """A run with two evaluations, and its data set, which has two of the generator's images in it."""
+    monkeypatch.setattr("metrics.swd.DIRECTIONS", 32)
+    snapshot, data = copies
+    folder = tmp_path / "runs" / "00003-a & b"
+    folder.mkdir(parents=True)
+    shutil.move(snapshot, folder / snapshot.name)
+    about = {"images": {"swd20": {}}, "settings": {}}
+    lines = [{"kimg": kimg, "swd20": value, **about} for kimg, value in ((0, 90.5), (1, 70.25))]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder, data
+
+
+def test_a_page_needs_no_other_file(command, run, encoder_file, tmp_path):  # noqa: F811
+    folder, data = run
+    arguments = ["--network", folder, "--data", data, "--gpus", 0, "--workers", 0]
+    options = ["--metrics", f"swd20,pr203@{encoder_file}", "--trunc", "1,0.5"]
+    code, out, err = command(
+        "report", *arguments, *options, "--detector", encoder_file, "--seeds", "0-4", "--out", tmp_path / "a.html"
+    )
+    assert code == 0, err
+    assert out == f"The report is {tmp_path / 'a.html'}.\n"
+    html = (tmp_path / "a.html").read_text()
+    page = Page(html)
+    assert all(address.startswith("data:") for address in page.addresses) and "url(" not in html
+    assert page.texts.count("00003-a & b, 1 kimg") == 2  # title and heading
+    for title in ("Metrics", "Truncation", "Over training", "Images", "Nearest training images", "Settings"):
+        assert title in page.texts
+    generated, real, nearest = page.images
+    assert generated.size == real.size == (10 * 32, 3 * 32)  # of the 22 images that there are
+    assert nearest.size == (7 * 32, 5 * 32)
+    assert "seed 3" in page.texts and "0021.png, flipped" in page.texts and page.texts.count("not authentic") >= 2
+    values = json.loads(command(*arguments, "--metrics", "swd20", "--json")[1])
+    assert f"{values['swd20']:.4g}" in page.texts
+    assert values["settings"]["data_hash"] in page.texts
+    assert len(re.findall("<svg", html)) == 1 + 2  # over training; precision against recall within a whole
+
+
+def test_without_the_default_detector_the_page_says_so(command, run, tmp_path, monkeypatch):
+    folder, data = run
+    monkeypatch.setattr("metrics.encoders.SHIPPED", {"tiny-imagenet": tmp_path / "absent.safetensors"})
+    (folder / "metrics.jsonl").unlink()
+    arguments = ["--network", folder, "--data", data, "--gpus", 0, "--workers", 0, "--metrics", "swd20"]
+    code, _, err = command("report", *arguments, "--out", tmp_path / "b.html")
+    assert code == 0 and "warning: nearest training images are left out: the encoder tiny-imagenet" in err
+    page = Page((tmp_path / "b.html").read_text())
+    assert any("the encoder tiny-imagenet is not in this copy" in text for text in page.texts)
+    assert len(page.images) == 2 and "Over training" not in page.texts
+
+
+def test_mistakes_are_one_line(command, run, faces16, tmp_path):
+    folder, data = run
+    for arguments, words in [
+        (["--network", folder], "--data is missing"),
+        (["--network", folder, "--data", faces16], "they cannot be compared"),
+        (["--network", folder, "--data", data, "--detector", "nowhere/x"], "name a file of train_encoder.py"),
+        (["--network", tmp_path / "nothing", "--data", data], "does not exist"),
+    ]:
+        code, _, err = command("report", *arguments, "--metrics", "swd20", "--gpus", 0, "--out", tmp_path / "c.html")
+        assert code == 2 and words in err, err
+    (folder / "metrics.jsonl").write_text("no JSON")
+    code, _, err = command("report", "--network", folder, "--data", data, "--metrics", "swd20", "--gpus", 0)
+    assert code == 2 and "metrics.jsonl is damaged" in err and len(err.splitlines()) == 1
