@@ -1,9 +1,10 @@
-"""How metrics rise with known damages of images: blur, noise, JPEG, images of another kind, fewer modes.
+"""How metrics rise with known damages of images: blur, noise, JPEG, images of another kind, fewer modes; and copies.
 
     python benchmarks/compare_damages.py --data faces64.zip --other tiny-imagenet.zip --metrics swd2k,fd2k@tiny-imagenet
 
-Half of the images drawn are the real side, the other half is damaged, and undamaged for comparison. A metric is of use
-where it is worse for each level of a damage than for the level before.
+A third of the images drawn are the real side, another third is damaged, and undamaged for comparison. A metric is of
+use where it is worse for each level of a damage than for the level before. Copies are images of the real side: metrics
+find them better, and only authenticity, and C_T by the last third of the images, tell that they are copied.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from media.dataset import ImageDataset, read_labels
 from media.decode import decode_image
 from metrics import Evaluator, choose, parse_metric
+from metrics.detectors import OPTION
 from metrics.features import tensor_source
+from metrics.memorization import copying_test
+from metrics.nearest import collect, find_nearest, load_describe
 from torch_utils import cli
 from torch_utils.errors import UserError
 from torch_utils.files import write_file
@@ -38,6 +42,7 @@ LEVELS: dict[str, tuple[float, ...]] = {
     "JPEG, quality": (90, 60, 30, 10),
     "images of another kind": (0.05, 0.2, 0.5),
     "modes left": (0.5, 0.1, 0.02),
+    "copies of the real side": (0.1, 0.5, 1),
 }
 
 
@@ -68,12 +73,12 @@ def compressed(images: Tensor, quality: float) -> Tensor:
     return torch.stack([compress(image) for image in images])
 
 
-def damages(images: Tensor, labels: Tensor | None, other: Tensor) -> dict[str, Callable[[float], Tensor]]:
+def damages(images: Tensor, labels: Tensor | None, other: Tensor, real: Tensor) -> dict[str, Callable[[float], Tensor]]:
     """Functions from a level to damaged images, by the names in LEVELS."""
 
-    def mixed(share: float) -> Tensor:
+    def mixed(share: float, others: Tensor) -> Tensor:
         count = round(share * len(images))
-        return torch.cat([other[:count], images[count:]])
+        return torch.cat([others[:count], images[count:]])
 
     def collapsed(share: float) -> Tensor:
         """Images of that share of the classes, or that share of the images, repeated as often as needed."""
@@ -88,10 +93,33 @@ def damages(images: Tensor, labels: Tensor | None, other: Tensor) -> dict[str, C
         lambda sigma: blurred(images, sigma),
         lambda sigma: noisy(images, sigma),
         lambda quality: compressed(images, quality),
-        mixed,
+        lambda share: mixed(share, other),
         collapsed,
+        lambda share: mixed(share, real),
     ]
     return dict(zip(LEVELS, functions, strict=True))
+
+
+def memorization(
+    detector: str, files: Sequence[str], real: Tensor, test: Tensor, device: str
+) -> Callable[[Tensor], dict[str, float]]:
+    """A function from images to `authentic` and `c_t`, with the real side as the training images."""
+    describe = load_describe(detector, files, device)
+
+    def features(images: Tensor) -> Tensor:
+        return collect(tensor_source(images), len(images), 64, describe, "")
+
+    train = torch.cat([features(real), features(real.flip(3))])
+    new = features(test)
+    distances = find_nearest(new, train, 1, mirrored=True).distances[:, 0]
+
+    def figures(images: Tensor) -> dict[str, float]:
+        fake = features(images)
+        found = find_nearest(fake, train, 1, mirrored=True)
+        c_t = copying_test(train[: len(real)], new, fake, distances, found.distances[:, 0])
+        return {"authentic": float(found.authentic.double().mean()), "c_t": c_t}
+
+    return figures
 
 
 def read(path: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -111,7 +139,9 @@ def monotone(values: list[float], higher_is_better: bool) -> bool:
 
 def table(damage: str, rows: list[dict[str, float]], rankings: dict[str, bool]) -> str:
     """A Markdown table with a row for each value that models can be ranked by, from the undamaged images on."""
-    lines = [f"| {damage} | none | " + " | ".join(f"{level:g}" for level in LEVELS[damage]) + " | monotone |"]
+    lines = [
+        f"| {damage} | none | " + " | ".join(f"{level:g}" for level in LEVELS[damage]) + " | worse at each level |"
+    ]
     lines += ["|---" * (len(rows) + 2) + "|"]
     for name, higher_is_better in rankings.items():
         values = [row[name] for row in rows]
@@ -121,28 +151,49 @@ def table(damage: str, rows: list[dict[str, float]], rankings: dict[str, bool]) 
 
 
 @click.command(cls=cli.Command, example="python benchmarks/compare_damages.py --data faces64.zip --other other.zip")
-@cli.option("What", "--data", metavar="PATH", required=True, help="Folder or ZIP of images, twice as many as --count.")
+@cli.option(
+    "What", "--data", metavar="PATH", required=True, help="Folder or ZIP of images, three times as many as --count."
+)
 @cli.option("What", "--other", metavar="PATH", required=True, help="Images of another kind, which are mixed in.")
 @cli.option("What", "--count", default=2000, type=click.IntRange(20), help="Number of images of each side.")
 @cli.option("What", "--metrics", metavar="NAMES", default="swd2k,fd2k@tiny-imagenet", help="Metrics to compute.")
+@cli.option("What", "--detector", metavar="NAME", default="tiny-imagenet", help="Detector for authenticity and C_T.")
+@cli.option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of a published detector.")
 @cli.option("How", "--seed", default=0, type=click.IntRange(0, 2**30), help="Seed for the choice of images.")
 @cli.option("How", "--device", default="cpu", type=cli.Device(), help="Device of the detectors: cpu or cuda.")
 @cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the values to.")
-def main(data: str, other: str, count: int, metrics: str, seed: int, device: str, json_path: str | None) -> None:
+def main(
+    data: str,
+    other: str,
+    count: int,
+    metrics: str,
+    detector: str,
+    detector_weights: tuple[str, ...],
+    seed: int,
+    device: str,
+    json_path: str | None,
+) -> None:
     """Show how metrics rise with known damages of images, as tables."""
     names = metrics.split(",")
     rankings = {value: higher for name in names for value, higher in parse_metric(name).rankings().items()}
-    images, labels = read(data, 2 * count, seed)
+    rankings |= {"authentic": True, "c_t": True}
+    images, labels = read(data, 3 * count, seed)
     others, _ = read(other, count, seed)
     if others.shape[1:] != images.shape[1:]:
         raise UserError(f"the images of {other} have another size than those of {data}; convert them to it")
-    real, fake = images[:count], images[count:]
-    evaluator = Evaluator(names, torch.utils.data.TensorDataset(real), seed=seed, device=device)
-    damage = damages(fake, None if labels is None else labels[count:], others)
-    undamaged = evaluator.evaluate(tensor_source(fake))
+    real, fake, test = images.split(count)
+    dataset = torch.utils.data.TensorDataset(real)
+    evaluator = Evaluator(names, dataset, seed=seed, device=device, weights=detector_weights)
+    figures = memorization(detector, detector_weights, real, test, device)
+    damage = damages(fake, None if labels is None else labels[count : 2 * count], others, real)
+
+    def evaluate(images: Tensor) -> dict[str, float]:
+        return {**evaluator.evaluate(tensor_source(images)), **figures(images)}
+
+    undamaged = evaluate(fake)
     found = {}
     for name, levels in LEVELS.items():
-        rows = [evaluator.evaluate(tensor_source(damage[name](level))) for level in levels]
+        rows = [evaluate(damage[name](level)) for level in levels]
         found[name] = [undamaged, *rows]
         print(table(name, found[name], rankings), flush=True)
     if json_path:

@@ -1,12 +1,14 @@
 """How good images are: named metrics that compare a set of fake images with the real ones.
 
-names.py       what the names mean: fid50k_full, kid50k_full, pr50k3_full, is50k, ppl2_wend, swd, fd5k_full@…
+names.py       what the names mean: fid50k_full, fdd50k_full, cmmd30k, pr50k3_full, swd, fd5k_full@…
 evaluator.py   how a name becomes a value
 features.py    images → features, by all processes together;  cache.py  what is kept of the real images
-detectors.py   the feature extractors: Inception-v3 and VGG-16 with checked weights;  encoders.py  our own encoders
-frechet.py     FID;  scores.py  KID, IS, precision and recall, density and coverage, PPL;  lpips.py  PPL's distance
+detectors.py   the feature extractors, with checked weights;  extractors.py, dinov2.py  their networks
+encoders.py    our own encoders as feature extractors
+frechet.py     FID;  scores.py  KID, CMMD, IS, precision and recall, density and coverage, PPL;  lpips.py  PPL's distance
 swd.py         sliced Wasserstein distance, which needs no detector
-nearest.py     python -m metrics nearest: the real images nearest to fakes
+nearest.py     python -m metrics nearest: the real images nearest to fakes;  memorization.py  the test for copies
+series.py      tables and curves over snapshots and truncations;  plot.py  charts;  report.py  the HTML page
 request.py     python -m metrics: a snapshot or a folder of images against a data set
 """
 

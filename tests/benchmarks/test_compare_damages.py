@@ -9,10 +9,13 @@ import torch
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
+from metrics import Evaluator
+from metrics.features import tensor_source
+from tests.metrics.test_encoders import encoder_file  # noqa: F401 (a fixture)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from compare_damages import LEVELS, damages, read
+from compare_damages import LEVELS, damages, memorization, read
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -32,10 +35,25 @@ def test_read(tmp_path, labelled):
 
 def test_fewer_modes_leave_fewer_classes(faces16):
     images, labels = read(str(faces16), 100, seed=0)
-    damage = damages(images, labels, images)
+    damage = damages(images, labels, images, images)
     assert list(damage) == list(LEVELS)
     left = damage["modes left"](0.5)
     kept = labels.unique()[: round(0.5 * len(labels.unique()))]
     allowed = images[torch.isin(labels, kept)]
     assert left.shape == images.shape
     assert all(any(torch.equal(image, one) for one in allowed) for image in left)
+
+
+def test_copies_are_caught_and_no_distance_sees_them(faces16, encoder_file):  # noqa: F811
+    """The more images are copied from the real side, the better is the distance, and the fewer are authentic."""
+    images, _ = read(str(faces16), 360, seed=0)
+    real, fake, test = images.split(120)
+    name = f"fd120@{encoder_file}"
+    evaluator = Evaluator([name], torch.utils.data.TensorDataset(real))
+    figures = memorization(str(encoder_file), (), real, test, "cpu")
+    copies = damages(fake, None, fake, real)["copies of the real side"]
+    found = [{**evaluator.evaluate(tensor_source(part)), **figures(part)} for part in (fake, copies(0.5), copies(1.0))]
+    for better in (name, "authentic", "c_t"):
+        values = [values[better] for values in found]
+        assert values[0] > values[1] > values[2], (better, values)
+    assert found[2]["authentic"] == 0 and found[2]["c_t"] < -5 and abs(found[0]["c_t"]) < 3
