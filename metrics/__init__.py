@@ -5,7 +5,8 @@ evaluator.py   how a name becomes a value
 features.py    images → features, by all processes together;  cache.py  what is kept of the real images
 detectors.py   the feature extractors, with checked weights;  extractors.py, dinov2.py  their networks
 encoders.py    our own encoders as feature extractors
-frechet.py     FID;  scores.py  KID, CMMD, IS, precision and recall, density and coverage, PPL;  lpips.py  PPL's distance
+frechet.py     FID;  lpips.py  PPL's distance
+scores.py      KID, CMMD, IS, precision and recall, density and coverage, PPL
 swd.py         sliced Wasserstein distance, which needs no detector
 nearest.py     python -m metrics nearest: the real images nearest to fakes;  memorization.py  the test for copies
 series.py      tables and curves over snapshots and truncations;  plot.py  charts;  report.py  the HTML page
