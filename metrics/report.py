@@ -155,7 +155,8 @@ def image_sheets(snapshot: Path, data: str, truncation: float, device: str) -> s
     """Generated and real images beside each other; of a model with classes, the generated ones have the real's."""
     G, _ = load_generator(snapshot, torch.device(device))
     dataset = ImageDataset(data, use_labels=G.config.c_dim > 0)
-    columns = max(min(SHEET // 2 // dataset.resolution, 10), 3)
+    width = dataset[0][0].shape[2]
+    columns = max(min(SHEET // 2 // width, 10), 3)
     chosen = choose(len(dataset), columns * ROWS, seed=0)
     reals = torch.stack([dataset[number][0] for number in chosen])
     classes = None if dataset.labels is None else dataset.labels[chosen]
