@@ -24,7 +24,7 @@ import networks.stylizer
 from media.images import grid, save_png, to_float, to_uint8
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names, find_class
-from models.sampling import generate_batches, latents, one_hot
+from models.sampling import class_centers, generate_batches, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
 from torch_utils.errors import UserError, one_line
@@ -186,6 +186,7 @@ class Generator(Pretrained, networks.generator.Generator):
         c: Tensor | Sequence[int | str] | int | str | None = None,
         psi: float | Tensor = 1.0,
         noise: Noise = "const",
+        trunc_class: bool = False,
     ) -> Tensor:
         """Images of z.
 
@@ -194,11 +195,16 @@ class Generator(Pretrained, networks.generator.Generator):
             c: classes [N] by number or name, one class for all, or floats [N, c_dim], which may mix classes.
             psi: truncation, one number for all layers or [num_ws].
             noise: "const", "random", "none", or a tensor for each layer.
+            trunc_class: whether truncation is towards the mean of each image's class, in place of the mean of all.
 
         Raises:
             ValueError: if the model has classes and c does not name one for each image, or has none and c does.
         """
-        return super().forward(z, self._classes(c, z.shape[0]), psi, noise)
+        c = self._classes(c, z.shape[0])
+        if trunc_class and c is None:
+            raise ValueError("trunc_class: expected False, as the model has no classes")
+        center = class_centers(self, c) if trunc_class and c is not None else None
+        return self.synthesis(self.ws(z, c, psi, center), noise)
 
     @property
     def class_names(self) -> tuple[str, ...]:

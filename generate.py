@@ -110,18 +110,20 @@ def images_command(
     else:
         assert seeds is not None
         shares = model.shares(seeds)
+        centers = model.centers(shares)
 
     def images(part: slice = slice(None)) -> Iterator[Tensor]:
         if seeds is None:
             return generate_codes(model.G, codes[part], model.batch, model.psi, options.noise_mode)
-        return generate_batches(model.G, seeds[part], model.batch, shares[part], model.psi, options.noise_mode)
+        toward = None if centers is None else centers[part]
+        return generate_batches(model.G, seeds[part], model.batch, shares[part], model.psi, options.noise_mode, toward)
 
     if grid_size and len(names) > grid_size[0] * grid_size[1]:
         raise UserError(f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(names)} images; take a larger one")
     folder = cli.writable_folder(outdir)
     model.announce()
     if grid_size:
-        path = folder / f"{images_sheet_name(seeds, len(names), options)}.png"
+        path = folder / f"{latents_cli.images_sheet_name(seeds, len(names), options)}.png"
         save_png(grid(collect(images(), len(names)), min(grid_size[0], len(names))), path)
         print(path)
         return
@@ -136,19 +138,13 @@ def read_codes(file: str, model: Model, noise_mode: str) -> Codes:
     """The latents of --w. Raises UserError if an option does not apply to them."""
     if model.classes is not None:
         raise UserError("--class applies to --seeds; the latents of --w have their classes in them; leave it out")
+    if model.trunc_class:
+        raise UserError("--trunc-class applies to --seeds; the class of the latents of --w is not known; leave it out")
     if noise_mode == "random":
         raise UserError("--noise-mode random draws noise from --seeds; take const or none with --w")
     codes = load_codes(file, model.G)
     model.compare_origin(file, codes.about.get("fingerprint"))
     return codes
-
-
-def images_sheet_name(seeds: list[int] | None, count: int, options: ModelOptions) -> str:
-    """`seeds0000-0007`, or `w0000-0007` for latents of a file."""
-    if seeds is None:
-        return f"w0000-{count - 1:04d}"
-    numbers = latents_cli.seeds_name(seeds)
-    return sheet_name(f"seeds{numbers if len(seeds) > 1 else f'{numbers}-{numbers}'}", classes=options.classes)
 
 
 # --- style mixing ---------------------------------------------------------------------------------------------------
@@ -272,9 +268,10 @@ def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, vi
     cli.writable_folder(Path(video.out).parent, "--out")
     model.announce()
 
+    z, c = model.zc(seeds)
     frames = walks.frames(
         model.G,
-        walks.w_walk(model.G, *model.zc(seeds), walk.space, walk.interpolation),
+        walks.w_walk(model.G, z, c, walk.space, walk.interpolation),
         count,
         len(seeds),
         cells=video.cells,
@@ -284,6 +281,7 @@ def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, vi
         noise=options.noise_mode,
         batch=model.batch,
         scale=scale,
+        centers=model.centers(c),
     )
     with tqdm(frames, total=count, unit="frame", disable=not sys.stderr.isatty()) as bar:
         write_animation(video.out, iter(bar), count, video.fps)

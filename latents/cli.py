@@ -19,7 +19,7 @@ from tqdm import tqdm
 from latents.codes import fingerprint
 from latents.mixing import PARTS
 from models.classes import chosen_class
-from models.sampling import conditions, latents
+from models.sampling import class_centers, conditions, latents
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
@@ -104,6 +104,7 @@ class ModelOptions:
 
     network: str | None = None
     trunc: tuple[float, ...] = (1.0,)
+    trunc_class: bool = False
     classes: list[Shares] | None = None
     noise_mode: Literal["const", "random", "none"] = "const"
     batch: int | None = None
@@ -121,6 +122,7 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
         "Truncation psi: 1 for none; towards 0, images approach the mean image. A list has a value for each layer in "
         "turn, such as 0.5,0.5,1; its last value is for all further layers."
     )
+    trunc_class_help = "Truncate towards the mean image of each image's class, in place of the mean of all classes."
     class_help = (
         "Class of all images, by number or by name. Of several, such as 0-3,cat, each image gets one in turn. 1+3 is "
         "halfway between two classes, 1:0.2+3:0.8 nearer to class 3.  [default: the seed modulo the number of classes]"
@@ -133,6 +135,7 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
     added = (
         cli.network_option(),
         cli.option("Images", "--trunc", type=Numbers(-9, 9), default="1.0", help=trunc_help),
+        cli.option("Images", "--trunc-class", is_flag=True, help=trunc_class_help),
         cli.option("Images", "--class", "classes", type=Classes(), help=class_help),
         cli.option("Images", "--noise-mode", type=modes, default="const", help=noise_help),
         cli.option("Machine", "--batch", type=cli.Integer(1, 2**16), help=batch_help),
@@ -187,6 +190,7 @@ class Model:
     psi: float | Tensor
     classes: list[dict[int, float]] | None  # the shares of classes by their numbers
     batch: int
+    trunc_class: bool = False  # whether truncation is towards the mean of the class
 
     def shares(self, seeds: Sequence[int]) -> Tensor:
         """c [N, c_dim] for seeds: the classes of --class in turn, or each seed modulo the number of classes."""
@@ -207,7 +211,12 @@ class Model:
     @torch.no_grad()
     def ws(self, seeds: Sequence[int]) -> Tensor:
         """ws [N, num_ws, w_dim] of seeds."""
-        return self.G.ws(*self.zc(seeds), self.psi)
+        z, c = self.zc(seeds)
+        return self.G.ws(z, c, self.psi, self.centers(c))
+
+    def centers(self, c: Tensor) -> Tensor | None:
+        """The w [N, w_dim] that images of c [N, c_dim] are truncated towards; None for the mean of all."""
+        return class_centers(self.G, c) if self.trunc_class else None
 
     def announce(self) -> None:
         """Prints which model it is."""
@@ -230,7 +239,18 @@ def open_model(options: ModelOptions) -> Model:
     classes = None if options.classes is None else [by_number(shares, numbers) for shares in options.classes]
     small = math.prod(width_and_height(G.config.resolution)) <= 64 * 64
     batch = options.batch or (64 if small else 16)  # small layers are fast only with many images
-    return Model(G, path, info["kimg"], layer_psi(options.trunc, G.config.num_ws), classes, batch)
+    if options.trunc_class:
+        check_trunc_class(options, G, path)
+    psi = layer_psi(options.trunc, G.config.num_ws)
+    return Model(G, path, info["kimg"], psi, classes, batch, options.trunc_class)
+
+
+def check_trunc_class(options: ModelOptions, G: Generator, path: Path) -> None:
+    """Raises UserError where --trunc-class would change nothing."""
+    if not G.config.c_dim:
+        raise UserError(f"--trunc-class: {path} was trained without classes; leave out --trunc-class")
+    if all(psi == 1 for psi in options.trunc):
+        raise UserError("--trunc-class says what --trunc truncates towards; add e.g. --trunc 0.7, or leave it out")
 
 
 def by_number(shares: Shares, numbers: Mapping[int | str, int]) -> dict[int, float]:
@@ -321,3 +341,11 @@ def sheet_name(
         assert classes is not None
         name += f"-class{'_'.join(map(class_name, classes))}"
     return short_name(name, LONGEST_NAME)
+
+
+def images_sheet_name(seeds: list[int] | None, count: int, options: ModelOptions) -> str:
+    """`seeds0000-0007`, or `w0000-0007` for latents of a file."""
+    if seeds is None:
+        return f"w0000-{count - 1:04d}"
+    numbers = seeds_name(seeds)
+    return sheet_name(f"seeds{numbers if len(seeds) > 1 else f'{numbers}-{numbers}'}", classes=options.classes)

@@ -114,22 +114,25 @@ def frames(
     noise: Noise = "const",
     batch: int = 16,
     scale: int = 1,
+    centers: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yields `count` frames of one round of a walk with so many keys, uint8 [3, rows · H · scale, columns · W · scale].
 
     `cells` are the columns and rows of a grid; each cell starts one key later than the cell before. Only the `part` of
-    the `layers` follows the walk; all else stays as it is at the cell's start. The frame after the last would be the
+    the `layers` follows the walk; all else stays as it is at the cell's start. Truncation is towards w_avg, or towards
+    the `centers` [keys, w_dim], between which it passes as the walk does. The frame after the last would be the
     first again.
     """
     columns, rows = cells
+    center = (lambda positions: None) if centers is None else class_walk(centers)
     starts = torch.arange(columns * rows, dtype=torch.float64)
-    still = G.truncated(walk(starts), psi)
+    still = G.truncated(walk(starts), psi, center(starts))
     for first in range(0, count, step := max(batch // len(starts), 1)):
         numbers = torch.arange(first, min(first + step, count), dtype=torch.float64)
         positions = (numbers[:, None] * keys / count + starts).flatten()
         images = []
         for some in torch.arange(len(positions)).split(batch):
-            ws = G.truncated(walk(positions[some]), psi)
+            ws = G.truncated(walk(positions[some]), psi, center(positions[some]))
             own = still[some.to(still.device) % len(starts)]
             images.append(to_uint8(generate_mix(G, own, ws, layers, part, noise)).cpu())
         for cells_of_frame in torch.cat(images).split(len(starts)):

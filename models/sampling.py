@@ -18,6 +18,7 @@ from networks.generator import Generator, Noise, SynthesisBlock
 # were drawn from seed 0 would have met the latent of seed 0 as one of them.
 STREAM = 0x6C6174656E740000
 STRETCH = 1 << 20  # the number of latents that one seed of a metric can draw
+MEAN_SAMPLES, MEAN_SEED = 4096, 0  # of the mean of a class that was not tracked in training
 STATE_WORDS, STATE_START = (
     624,
     24,
@@ -78,11 +79,30 @@ def conditions(classes: Tensor | None, n: int, c_dim: int) -> Tensor:
 
 @torch.no_grad()
 def ws_from_seeds(
-    G: Generator, seeds: Sequence[int], classes: Tensor | None = None, psi: float | Tensor = 1.0
+    G: Generator,
+    seeds: Sequence[int],
+    classes: Tensor | None = None,
+    psi: float | Tensor = 1.0,
+    centers: Tensor | None = None,
 ) -> Tensor:
-    """ws [N, num_ws, w_dim] of the seeds; classes and psi as in `generate_batches`."""
+    """ws [N, num_ws, w_dim] of the seeds; classes, psi and centers as in `generate_batches`."""
     z = latents(seeds, G.config.z_dim).to(G.w_avg.device)
-    return G.ws(z, conditions(classes, len(seeds), G.config.c_dim).to(z.device), psi)
+    return G.ws(z, conditions(classes, len(seeds), G.config.c_dim).to(z.device), psi, centers)
+
+
+@torch.no_grad()
+def class_centers(G: Generator, c: Tensor) -> Tensor:
+    """The mean w of each of c [N, c_dim], shares of classes, for truncation towards it: [N, w_dim].
+
+    The mean of a class is tracked in training. Where it was not, as in older files, it is that of MEAN_SAMPLES codes z
+    drawn by the seed MEAN_SEED.
+    """
+    c, means = c.to(G.class_w_avg), G.class_w_avg.clone()
+    z = torch.randn(MEAN_SAMPLES, G.config.z_dim, generator=random_generator(MEAN_SEED)).to(means)
+    for number in ((c != 0).any(dim=0) & (G.class_w_count == 0)).nonzero().flatten().tolist():
+        one = one_hot(torch.tensor([number]), G.config.c_dim).to(means)
+        means[number] = G.mapping(z, one.expand(len(z), -1)).mean(dim=0)
+    return c @ means
 
 
 @torch.no_grad()
@@ -100,16 +120,19 @@ def generate_batches(
     classes: Tensor | None = None,
     psi: float | Tensor = 1.0,
     noise: Noise = "const",
+    centers: Tensor | None = None,
 ) -> Iterator[Tensor]:
     """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each seed.
 
     `classes` are class numbers [len(seeds)], or shares of the classes [len(seeds), c_dim]; psi is one number, or one
-    for each layer [num_ws]. With `noise="random"` each sample's noise is drawn from its seed as well.
+    for each layer [num_ws]. With `noise="random"` each sample's noise is drawn from its seed as well. Truncation is
+    towards w_avg, or towards the `centers` [len(seeds), w_dim] of the images.
     """
     classes = conditions(classes, len(seeds), G.config.c_dim)
     for start in range(0, len(seeds), batch):
         part = seeds[start : start + batch]
-        ws = ws_from_seeds(G, part, classes[start : start + batch], psi)
+        toward = None if centers is None else centers[start : start + batch]
+        ws = ws_from_seeds(G, part, classes[start : start + batch], psi, toward)
         yield to_uint8(G.synthesis(ws, noise_from_seeds(G, part) if noise == "random" else noise)).cpu()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from media.dataset import CHANNELS
 from models.stylegan2 import is_network_pickle, load_stylegan2
-from networks.generator import Generator, GeneratorConfig
+from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import write_file
@@ -96,6 +96,7 @@ def load_model(
             raise UserError(f"{path} was written by a newer version of this project; update the project to load it")
         with torch.device("meta"):
             shapes = {key: value.shape for key, value in build(description["config"], tensors).state_dict().items()}
+        tensors = {name: torch.zeros(shapes[name]) for name in CLASS_MEANS if name in shapes} | tensors
         for key in {**shapes, **tensors}:
             if key not in tensors or key not in shapes or tensors[key].shape != shapes[key]:
                 raise ValueError(f"{key[:80]} is missing, unexpected or of another shape")

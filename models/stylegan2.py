@@ -24,7 +24,7 @@ from media.dataset import CHANNELS
 from models.inert_modules import CALLS, DAMAGED, attributes, flatten, read_number, read_tensor, shape, tensors
 from models.inert_pickle import Call, Refused, read_pickle
 from networks.discriminator import Discriminator, DiscriminatorConfig
-from networks.generator import Generator, GeneratorConfig, SynthesisLayer
+from networks.generator import CLASS_MEANS, Generator, GeneratorConfig, SynthesisLayer
 from networks.layers import RESAMPLE_TAPS
 from torch_utils.errors import UserError, one_line
 from torch_utils.ops import setup_filter
@@ -242,6 +242,8 @@ def _build(make: Callable[[], Network], states: States, rename: Callable[[str], 
             else:
                 found[rename(prefix + name)] = tensor
     for name in {**shapes, **found}:
+        if name not in found and name in CLASS_MEANS:  # which these networks do not track
+            continue
         if name not in found or name not in shapes or shape(found[name]) != _plain_shape(shapes[name]):
             raise ValueError(f"{name[:80]!a} is missing, unexpected or of another shape")
     for module, state in states.items():

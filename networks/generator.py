@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from torch_utils.ops import bias_act, setup_filter
 from torch_utils.sizes import Resolution, block_sizes, nominal_side, nominal_sides, to_resolution
 
 Noise = Literal["random", "const", "none"] | Sequence[Tensor]
+CLASS_MEANS = ("class_w_avg", "class_w_count")  # buffers that older files lack
 
 
 @dataclass
@@ -340,6 +341,8 @@ class Generator(nn.Module):
     """z [N, z_dim], c [N, c_dim] → image [N, img_channels, H, W], about −1..1."""
 
     w_avg: Tensor
+    class_w_avg: Tensor
+    class_w_count: Tensor
 
     def __init__(self, config: GeneratorConfig):
         super().__init__()
@@ -347,22 +350,34 @@ class Generator(nn.Module):
         self.mapping = MappingNetwork(config.z_dim, config.c_dim, config.w_dim, config.map_depth)
         self.synthesis = SynthesisNetwork(config)
         self.register_buffer("w_avg", torch.zeros(config.w_dim))  # running mean of w, for truncation
+        if config.c_dim:  # running mean of w of each class, and how often it has moved (0: it is not known)
+            self.register_buffer("class_w_avg", torch.zeros(config.c_dim, config.w_dim))
+            self.register_buffer("class_w_count", torch.zeros(config.c_dim))
 
-    def ws(self, z: Tensor, c: Tensor | None = None, psi: float | Tensor = 1.0) -> Tensor:
+    def ws(self, z: Tensor, c: Tensor | None = None, psi: float | Tensor = 1.0, center: Tensor | None = None) -> Tensor:
         """w for every layer, [N, num_ws, w_dim], with truncation: w_avg + psi · (w − w_avg) (Karras et al. 2019).
 
-        psi 1 does not truncate; a tensor [num_ws] truncates each layer by its own psi.
+        psi 1 does not truncate; a tensor [num_ws] truncates each layer by its own psi. A `center` [N, w_dim] takes the
+        place of w_avg.
         """
-        return self.truncated(self.mapping(z, c), psi)
+        return self.truncated(self.mapping(z, c), psi, center)
 
-    def truncated(self, w: Tensor, psi: float | Tensor = 1.0) -> Tensor:
+    def truncated(self, w: Tensor, psi: float | Tensor = 1.0, center: Tensor | None = None) -> Tensor:
         """Repeats w [N, w_dim] for every layer, or takes ws [N, num_ws, w_dim], and truncates them as `ws` does."""
+        center = self.w_avg if center is None else center
         if isinstance(psi, Tensor):
             ws = w if w.ndim == 3 else w[:, None].expand(-1, self.config.num_ws, -1)
-            return self.w_avg.to(w.dtype).lerp(ws, psi.to(w).reshape(-1, 1))
+            return center.to(w.dtype).unsqueeze(-2).lerp(ws, psi.to(w).reshape(-1, 1))
         if psi != 1:
-            w = self.w_avg.to(w.dtype).lerp(w, psi)
+            center = center.to(w.dtype)
+            w = (center.unsqueeze(-2) if w.ndim == 3 else center).lerp(w, psi)
         return w if w.ndim == 3 else w[:, None].expand(-1, self.config.num_ws, -1)
 
     def forward(self, z: Tensor, c: Tensor | None = None, psi: float | Tensor = 1.0, noise: Noise = "random") -> Tensor:
         return self.synthesis(self.ws(z, c, psi), noise)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        """Weights from before the classes' means were tracked do not have them; these are then not known."""
+        for name in CLASS_MEANS if self.config.c_dim else ():
+            state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
+        super()._load_from_state_dict(state_dict, prefix, *rest)

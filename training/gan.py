@@ -123,10 +123,10 @@ class GANTrainer:
         """Lowers `generator_loss`, and moves the mean of w, which truncation pulls towards."""
         self.D.requires_grad_(False)
         self.G_opt.zero_grad()
-        w_means = []
+        codes = []
         for real, real_c in reals:
             ws, c = self.random_ws(len(real))
-            w_means.append(ws.detach()[:, 0].mean(dim=0))
+            codes.append((ws.detach()[:, 0], c))
             with torch.no_grad():
                 real_logits = self.run_discriminator(real, real_c) if self.config.loss == "relativistic" else None
             fake_logits = self.run_discriminator(self.synthesize(ws), c)
@@ -134,13 +134,27 @@ class GANTrainer:
             self.G_opt.backward(loss, len(reals))
             self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
         self.G_opt.step()
-        self.update_w_avg(w_means)
+        self.update_w_avg(codes)
 
-    def update_w_avg(self, w_means: list[Tensor]) -> None:
-        """Moves the running mean of w by the means over each microbatch, where they are finite."""
-        w_avg, beta = self.G.w_avg, self.config.w_avg_beta
-        moved = w_avg.lerp(distributed.mean(torch.stack(w_means).mean(dim=0)), 1 - beta)
-        w_avg.copy_(torch.where(moved.isfinite().all(), moved, w_avg))
+    def update_w_avg(self, codes: list[tuple[Tensor, Tensor]]) -> None:
+        """Moves the running means of w, of all images and of each class, by w [N, w_dim] and c of each microbatch.
+
+        The mean of a class moves with each step in which the class occurs, and until there are as many of these as it
+        averages over, it is the plain mean over them. A mean that is not finite changes nothing.
+        """
+        G, beta = self.G, self.config.w_avg_beta
+        w_means = torch.stack([w.mean(dim=0) for w, _ in codes])
+        moved = G.w_avg.lerp(distributed.mean(w_means.mean(dim=0)), 1 - beta)
+        G.w_avg.copy_(torch.where(moved.isfinite().all(), moved, G.w_avg))
+        if not G.config.c_dim:
+            return
+        sums = torch.stack([torch.cat([c.T @ w, c.sum(dim=0)[:, None]], dim=1) for w, c in codes]).sum(dim=0)
+        sums = distributed.mean(sums)  # of w and of images for each class, [c_dim, w_dim + 1]
+        means = sums[:, :-1] / sums[:, -1:]  # NaN for classes that do not occur
+        count = torch.clamp(G.class_w_count + 1, max=round(1 / (1 - beta)))
+        seen = means.isfinite().all(dim=1)
+        G.class_w_avg.copy_(torch.where(seen[:, None], G.class_w_avg.lerp(means, 1 / count[:, None]), G.class_w_avg))
+        G.class_w_count.copy_(torch.where(seen, count, G.class_w_count))
 
     def path_length_step(self) -> None:
         """Lowers the path length penalty, weighted for the steps in which it is not computed."""

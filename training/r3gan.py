@@ -92,10 +92,10 @@ class R3GANTrainer(GANTrainer):
         """Lowers softplus(D(x) − D(G(z))), each fake with the class of its real image; moves the mean of w."""
         self.D.requires_grad_(False)
         self.G_opt.zero_grad()
-        w_means = []
+        codes = []
         for real, c in reals:
             ws = self.ws(c)
-            w_means.append(ws.detach()[:, 0].mean(dim=0))
+            codes.append((ws.detach()[:, 0], c))
             fake_logits = self.run_discriminator(self.synthesize(ws), c)
             with torch.no_grad():
                 real_logits = self.run_discriminator(real, c)
@@ -103,7 +103,7 @@ class R3GANTrainer(GANTrainer):
             self.G_opt.backward(loss, len(reals))
             self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
         self.G_opt.step()
-        self.update_w_avg(w_means)
+        self.update_w_avg(codes)
 
     def ws(self, c: Tensor) -> Tensor:
         """Codes [N, num_ws, w_dim] of random z and the classes c [N, c_dim], without style mixing."""
