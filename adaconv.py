@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import networks.generator
 import networks.stylizer
-from media.images import grid, save_png, to_float, to_uint8
+from media.images import preview_grid, save_png, to_float, to_uint8
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names, find_class
 from models.sampling import class_centers, generate_batches, latents, one_hot
@@ -232,7 +232,7 @@ class Generator(Pretrained, networks.generator.Generator):
         super()._save_pretrained(save_directory)
         classes = torch.arange(SAMPLE_COUNT) % max(self.config.c_dim, 1)
         images = torch.cat(list(generate_batches(self, range(SAMPLE_COUNT), SAMPLE_COUNT, classes)))
-        save_png(grid(images, SAMPLE_COUNT // 2), save_directory / SAMPLE_SHEET)
+        save_png(preview_grid(images, SAMPLE_COUNT // 2), save_directory / SAMPLE_SHEET)
 
 
 class Stylizer(Pretrained, networks.stylizer.Stylizer):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import click
-from PIL import ImageColor
 from tqdm import tqdm
 
 from media.check import check_dataset
@@ -16,23 +15,11 @@ from media.convert import CROPS, FILTERS, JPEG_QUALITY, LABELS, Conversion, File
 from media.dataset import SQUARES
 from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
-from torch_utils.cli import Command, option, run
+from torch_utils.cli import Color, Command, option, run
 from torch_utils.errors import UserError, printable
 from torch_utils.sizes import EXPECTED, Resolution, is_possible, parse_resolution, size_text
 
 MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
-
-
-class Color(click.ParamType):
-    """A colour as `white` or `#rrggbb`."""
-
-    name = "color"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
-        try:
-            return cast(tuple[int, int, int], ImageColor.getcolor(value, "RGB"))
-        except (ValueError, AttributeError):
-            self.fail(f"{value!r} is not a colour; write e.g. white or #a0b0c0", param, ctx)
 
 
 class Size(click.ParamType):
@@ -172,8 +159,8 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: Resolution,
     "Images",
     "--channels",
     default="3",
-    type=click.Choice(["1", "3"]),
-    help="3 for RGB, 1 for greyscale.",
+    type=click.Choice(["1", "3", "4"]),
+    help="3 for RGB, 4 for RGBA, which keeps transparency, 1 for greyscale.",
 )
 @option(
     "Images",
@@ -215,6 +202,8 @@ def convert_command(
     """Convert images of any format and size to a data set: upright, in sRGB, cropped and resized."""
     how = Conversion(resolution, int(channels), crop, filter_name, background)
     stored = FileFormat(file_format, quality)
+    if channels == "4" and file_format == "jpeg":
+        raise UserError("--format jpeg has no transparency; take --format webp or png with --channels 4")
     done = convert(
         source,
         out,
@@ -228,7 +217,7 @@ def convert_command(
     )
     print(
         f"{out}: {done.count:,} images of {size_text(resolution)} pixels, "
-        f"{channels} channel{'s' if channels == '3' else ''}"
+        f"{channels} channel{'s' if channels != '1' else ''}"
     )
     if done.class_names:
         print("classes: " + ", ".join(f"{label} {printable(name)}" for label, name in enumerate(done.class_names)))

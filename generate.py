@@ -31,7 +31,7 @@ from latents.directions import (
 )
 from latents.mixing import Part, check_layers, generate_mixes, mixing_sheet
 from media.animation import check_animation, check_side, write_animation
-from media.images import grid, save_png, write_pngs
+from media.images import preview_grid, save_png, write_pngs
 from models.sampling import generate_batches, images_of
 from torch_utils import cli
 from torch_utils.errors import UserError, numbers_text, plural
@@ -124,7 +124,7 @@ def images_command(
     model.announce()
     if grid_size:
         path = folder / f"{latents_cli.images_sheet_name(seeds, len(names), options)}.png"
-        save_png(grid(collect(images(), len(names)), min(grid_size[0], len(names))), path)
+        save_png(preview_grid(collect(images(), len(names)), min(grid_size[0], len(names))), path)
         print(path)
         return
     paths = [folder / f"{name}.png" for name in names]
@@ -231,7 +231,7 @@ class VideoOptions:
     "Output",
     "--out",
     default="out/walk.mp4",
-    help="File of the video: .mp4, .m4v, .mov, .mkv, .gif or .webp.",
+    help="File of the video: .mp4, .m4v, .mov, .mkv, .gif, .webp or .apng. Only .webp and .apng can be transparent.",
 )
 @cli.option(
     "Output", "--seconds", type=cli.Float(0.1, 3600), help="Length of the video.  [default: one second for each seed]"

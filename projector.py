@@ -25,7 +25,7 @@ from latents.perception import Features, PatchFeatures, VGGFeatures
 from latents.projection import Progress, Projection, ProjectionConfig, project, psnr
 from latents.targets import Targets, find_targets, read_targets
 from media.decode import MAX_PIXELS
-from media.images import grid, save_png, to_float, to_uint8
+from media.images import preview_grid, save_png, to_float, to_uint8
 from media.video_writer import VideoWriter
 from models.classes import chosen_class
 from models.encoder import cached_weights, load_encoder
@@ -259,7 +259,7 @@ def count_columns(pairs: int, width: int) -> int:
 
 def side_by_side(targets: Tensor, images: Tensor) -> Tensor:
     """One image of all pairs from uint8 [N, C, H, W] each, with the target on the left."""
-    return grid(torch.cat([targets, images], dim=3), count_columns(len(targets), targets.shape[3]))
+    return preview_grid(torch.cat([targets, images], dim=3), count_columns(len(targets), targets.shape[3]))
 
 
 def save_sheet(targets: Targets, images: Tensor, path: Path) -> None:

@@ -25,6 +25,13 @@ python train.py --resume
     metavar="PATH",
     help="Training images: a folder, a ZIP, or shards such as 'shards/*.tar' or hf://owner/name (see docs/data.md).",
 )
+@cli.option(
+    "Data",
+    "--background",
+    type=cli.Color(),
+    help="Lay transparent images on this colour, a name or #rrggbb, and train an RGB model.  [default: transparent "
+    "images give an RGBA model]",
+)
 @cli.option("Data", "--cond", is_flag=True, help="Train a conditional model on the data set's class labels.")
 @cli.option("Data", "--mirror", is_flag=True, help="Add a left-right flipped copy of every image to the data.")
 @training_cli.run_options(kimg=25000, tick=4, snap=50)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from media.alpha import on_background
+from media.decode import BLACK, WHITE
 from networks.vgg import VGG19
 
 Features = Callable[[Tensor], list[Tensor]]  # images [N, C, H, W] in −1..1 → [N, C_i, H_i, W_i] each
@@ -61,13 +63,16 @@ class VGGFeatures:
     """VGG-19's relu1_1 to relu4_1, with the channels of each pixel scaled to a mean square of 1.
 
     This is LPIPS without learned weights: equation 1 of Zhang et al. 2018 with w = 1. Larger images are reduced until
-    their longer side has 256 pixels.
+    their longer side has 256 pixels. Transparent ones are compared over black and over white, which together tell their
+    colours and their alpha.
     """
 
     def __init__(self, vgg: VGG19):
         self.vgg = vgg
 
     def __call__(self, images: Tensor) -> list[Tensor]:
+        if images.shape[1] == 4:
+            return [tap for color in (BLACK, WHITE) for tap in self(on_background(images, color))]
         x = images.expand(-1, 3, -1, -1)
         if (longer := max(x.shape[2:])) > MAX_SIDE:
             height, width = (max(round(side * MAX_SIDE / longer), MIN_SIDE) for side in x.shape[2:])

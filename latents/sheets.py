@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from media.alpha import on_chequerboard
 from media.decode import MAX_PIXELS
 from torch_utils.errors import UserError
 from torch_utils.files import write_file
@@ -28,8 +29,11 @@ def enlargement(resolution: Resolution, min_side: int = MIN_SIDE) -> int:
 
 
 def to_image(pixels: Tensor, scale: int = 1) -> Image.Image:
-    """The image of uint8 [C, H, W], C = 1 or 3, with every pixel enlarged to a square of scale × scale."""
-    array = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    """The image of uint8 [C, H, W] with every pixel enlarged to a square of scale × scale.
+
+    A transparent image is laid on a chequerboard.
+    """
+    array = on_chequerboard(pixels[None])[0].expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(array)
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
 

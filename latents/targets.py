@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from media.alpha import premultiply
 from media.convert import Conversion, convert_image
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image
 from media.files import list_images
@@ -73,7 +74,8 @@ def read_targets(files: list[TargetFile], resolution: Resolution, channels: int)
     for target in files:
         try:
             with target.open() as file:
-                pixels = np.array(convert_image(open_image(file, ALL_FORMATS), how))
+                image = convert_image(open_image(file, ALL_FORMATS), how)
+                pixels = premultiply(image) if channels == 4 else np.array(image)
         except OSError as error:
             skipped.append(f"{printable(str(target.path))} cannot be read ({error.strerror or one_line(error)})")
         except Unusable as reason:

@@ -116,7 +116,9 @@ def frames(
     scale: int = 1,
     centers: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yields `count` frames of one round of a walk with so many keys, uint8 [3, rows · H · scale, columns · W · scale].
+    """Yields `count` frames of one round of a walk with so many keys, uint8 [C, rows · H · scale, columns · W · scale].
+
+    C is 4 for a model of transparent images, and 3 for others.
 
     `cells` are the columns and rows of a grid; each cell starts one key later than the cell before. Only the `part` of
     the `layers` follows the walk; all else stays as it is at the cell's start. Truncation is towards w_avg, or towards
@@ -136,5 +138,6 @@ def frames(
             own = still[some.to(still.device) % len(starts)]
             images.append(to_uint8(generate_mix(G, own, ws, layers, part, noise)).cpu())
         for cells_of_frame in torch.cat(images).split(len(starts)):
-            frame = grid(cells_of_frame, columns).expand(3, -1, -1)
+            frame = grid(cells_of_frame, columns)
+            frame = frame if len(frame) == 4 else frame.expand(3, -1, -1)
             yield frame.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)

@@ -1,8 +1,11 @@
-"""Writes animations one frame at a time: videos with PyAV, GIF and WebP with Pillow."""
+"""Writes animations one frame at a time: videos with PyAV, GIF and WebP with Pillow, APNG with Pillow's PNGs."""
 
 from __future__ import annotations
 
+import io
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
@@ -12,11 +15,14 @@ from PIL import GifImagePlugin, Image
 from torch import Tensor
 
 from media import video_writer
+from media.alpha import on_chequerboard
+from media.images import to_pillow
 from torch_utils.errors import DiskFull, UserError
 from torch_utils.files import DISK_FULL_ERRORS, atomic_write, make_folder
 
 MAX_GIF_RATE = 50  # frames per second; browsers slow down faster ones
-MAX_SIDE = {".gif": 65535, ".webp": 16383}  # pixels of a frame's longer side
+TRANSPARENT = (".webp", ".apng")
+MAX_SIDE = {".gif": 65535, ".webp": 16383, ".apng": 65535}  # pixels of a frame's longer side
 MAX_SIDE_H264 = 16384  # the limit of x264
 
 
@@ -27,8 +33,8 @@ def check_animation(path: str | os.PathLike, rate: float) -> None:
         raise UserError(
             f"{path}: a GIF plays up to {MAX_GIF_RATE} frames per second; use --fps {MAX_GIF_RATE}, or write .webp"
         )
-    if suffix not in (".gif", ".webp", *video_writer.FORMATS):
-        known = ", ".join([*video_writer.FORMATS, ".gif", ".webp"])
+    if suffix not in (*WRITERS, *video_writer.FORMATS):
+        known = ", ".join([*video_writer.FORMATS, *WRITERS])
         raise UserError(f"cannot write {path}: animations are written as {known}; name such a file with --out")
 
 
@@ -42,23 +48,26 @@ def check_side(path: str | os.PathLike, pixels: int) -> None:
 
 
 def write_animation(path: str | os.PathLike, frames: Iterator[Tensor], count: int, rate: float) -> None:
-    """Writes `count` frames uint8 [3, H, W] at `rate` per second, in the format of the extension, atomically.
+    """Writes `count` frames uint8 [C, H, W] at `rate` per second, in the format of the extension, atomically.
 
-    GIF and WebP repeat forever. Memory holds one frame at a time, and the compressed part of a WebP.
+    C is 3, or 4 for frames with premultiplied alpha: WebP and APNG keep it, others show a chequerboard behind it. GIF,
+    WebP and APNG repeat forever. Memory holds one frame at a time, and the compressed part of a WebP.
     Raises UserError if the file cannot be written, and DiskFull if there is no room for it.
     """
     path = Path(path)
     check_animation(path, rate)
-    if path.suffix.lower() in video_writer.FORMATS:
+    suffix = path.suffix.lower()
+    if suffix not in TRANSPARENT:
+        frames = (on_chequerboard(frame[None])[0] for frame in frames)
+    if suffix in video_writer.FORMATS:
         with video_writer.VideoWriter(path, rate) as writer:
             for frame in frames:
                 writer.write(frame)
         return
     make_folder(path.parent)
-    images = (Image.fromarray(frame.permute(1, 2, 0).contiguous().numpy()) for frame in frames)
     try:
         with atomic_write(path) as file:
-            (_write_gif if path.suffix.lower() == ".gif" else _write_webp)(file, images, count, rate)
+            WRITERS[suffix](file, map(to_pillow, frames), count, rate)
     except OSError as error:
         reason = error.strerror or error
         if error.errno in DISK_FULL_ERRORS:
@@ -104,3 +113,49 @@ def _write_webp(file: BinaryIO, images: Iterator[Image.Image], count: int, rate:
     _Frames(images, count).save(
         file, "WEBP", save_all=True, duration=durations, loop=0, quality=90, method=4, minimize_size=False
     )
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def _write_apng(file: BinaryIO, images: Iterator[Image.Image], count: int, rate: float) -> None:
+    """Writes each frame as it comes: the pixels of an ordinary PNG in the chunks of PNG's third edition (W3C, 2025).
+
+    Pillow's `save` would keep all frames in memory.
+    """
+    number = 0  # of the next chunk that is numbered: one fcTL for each frame, one fdAT for each but the first
+    for i, (image, milliseconds) in enumerate(zip(images, _durations(count, rate, 1000), strict=True)):
+        png = io.BytesIO()
+        image.save(png, "PNG")
+        chunks = _png_chunks(png.getvalue())
+        if i == 0:
+            file.write(PNG_SIGNATURE + _chunk(b"IHDR", chunks[b"IHDR"]))
+            file.write(_chunk(b"acTL", struct.pack(">II", count, 0)))  # repeated forever
+        control = struct.pack(">IIIIIHHBB", number, *image.size, 0, 0, milliseconds, 1000, 0, 0)
+        file.write(_chunk(b"fcTL", control))
+        number += 1
+        if i == 0:
+            file.write(_chunk(b"IDAT", chunks[b"IDAT"]))
+        else:
+            file.write(_chunk(b"fdAT", struct.pack(">I", number) + chunks[b"IDAT"]))
+            number += 1
+    file.write(_chunk(b"IEND", b""))
+
+
+def _png_chunks(data: bytes) -> dict[bytes, bytes]:
+    """The content of a PNG's chunks by their types; those of one type are joined."""
+    chunks: dict[bytes, bytes] = {}
+    position = len(PNG_SIGNATURE)
+    while position < len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        chunks[kind] = chunks.get(kind, b"") + data[position + 8 : position + 8 + length]
+        position += 12 + length
+    return chunks
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG: length, type, content and checksum."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+WRITERS = {".gif": _write_gif, ".webp": _write_webp, ".apng": _write_apng}

@@ -47,7 +47,7 @@ class Conversion:
     """How images are converted."""
 
     resolution: Resolution
-    channels: int = 3
+    channels: int = 3  # 1: grey, 3: RGB, 4: RGBA
     crop: str = "center"  # one of CROPS
     filter: str = "lanczos"
     background: tuple[int, int, int] = WHITE  # of transparent images, and of the frame of "pad"
@@ -201,20 +201,26 @@ def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], 
 
 
 def convert_image(image: Image.Image, how: Conversion) -> Image.Image:
-    """Decodes an image as `decode_image` does, crops and resizes it; of mode L or RGB. Raises Unusable."""
+    """Decodes an image as `decode_image` does, crops and resizes it; of mode L, RGB or RGBA. Raises Unusable."""
     return resize_to(decode_as(image, how), how)
 
 
 def decode_as(image: Image.Image, how: Conversion) -> Image.Image:
     """Decodes an image with the channels of a conversion. Raises Unusable."""
+    if how.channels == 4:
+        return decode_image(image, "RGB", None).convert("RGBA")
     return decode_image(image, "L" if how.channels == 1 else "RGB", how.background)
 
 
 def resize_to(image: Image.Image, how: Conversion) -> Image.Image:
-    """Crops or pads a decoded image and resizes it. Raises Unusable."""
+    """Crops or pads a decoded image and resizes it, with premultiplied colours where it is transparent.
+
+    Raises Unusable.
+    """
     size, resample = width_and_height(how.resolution), FILTERS[how.filter]
     if how.crop == "pad":
-        image = ImageOps.pad(image, size, resample, how.background if image.mode == "RGB" else _luma(how.background))
+        frames: dict[str, Any] = {"RGB": how.background, "RGBA": (0, 0, 0, 0), "L": _luma(how.background)}
+        image = ImageOps.pad(image, size, resample, frames[image.mode])
     else:
         cropped = _crop_center(image, *size)
         if how.crop == "none" and cropped.size != image.size:

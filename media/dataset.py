@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
 from media.decode import Unusable, decode_image, open_image, stored_mode
 from media.image_files import LABEL_FILE, ImageFiles, normal_name
@@ -26,7 +27,7 @@ from torch_utils.errors import UserError, numbers_text, one_line, printable
 from torch_utils.sizes import EXPECTED, Resolution, is_possible, size_text, to_resolution, width_and_height
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-CHANNELS = {"L": 1, "RGB": 3}
+CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 SQUARES = tuple(16 << i for i in range(7))  # the sides that messages propose: powers of two from 16 to 1024
 HEADERS_CHECKED = 100  # images whose headers are read on opening a data set, spread over all of it
 
@@ -74,14 +75,24 @@ class ImageDataset(torch.utils.data.Dataset):
     classes, int64 [len], and `class_names` their names if they have some; otherwise `labels` is None, and c_dim is 0.
     If all images fit into MAX_CACHE_BYTES, each is decoded only once. Raises UserError if the data set is malformed;
     most images are checked only when they are read.
+
+    Transparent images have 4 channels and premultiplied colours (media/alpha.py); with a `background` they are laid on
+    that colour, and have 3.
     """
 
-    def __init__(self, path: str | os.PathLike, *, use_labels: bool = False, mirror: bool = False):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        use_labels: bool = False,
+        mirror: bool = False,
+        background: Color | None = None,
+    ):
         self.files = open_files(path, SUFFIXES)
         self.path = self.files.path
         self.name = self.files.name
         self.names = self.files.names
-        self.mirror = mirror
+        self.mirror, self.background = mirror, background
         self.resolution: Resolution = 0
         self.channels = 0
         checked = HEADERS_CHECKED if self.files.random_access else 1
@@ -89,6 +100,9 @@ class ImageDataset(torch.utils.data.Dataset):
             with self._name_unusable(self.names[index]), self.files.open(self.names[index]) as file:
                 self._check(self.names[index], open_image(file))
         width, height = width_and_height(self.resolution)
+        self.transparent = self.channels == 4
+        if background is not None and self.transparent:
+            self.channels = 3
         shape = (self.channels, height, width)
         max_bytes = MAX_CACHE_BYTES if self.files.random_access else 0
         self._cache = SharedImageCache.create(len(self.names), shape, max_bytes)
@@ -156,7 +170,13 @@ class ImageDataset(torch.utils.data.Dataset):
         with self._name_unusable(name):
             image = open_image(io.BytesIO(self.files.read(name) if data is None else data))
             self._check(name, image)
-            pixels = np.asarray(decode_image(image, stored_mode(image)))
+            mode = stored_mode(image)
+            if mode == "RGBA" and self.background is not None:
+                pixels = np.asarray(decode_image(image, "RGB", self.background))
+            elif mode == "RGBA":
+                pixels = premultiply(decode_image(image, "RGB", None).convert("RGBA"))
+            else:
+                pixels = np.asarray(decode_image(image, mode))
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
 
     def __getstate__(self) -> dict[str, object]:
@@ -176,15 +196,18 @@ class ImageDataset(torch.utils.data.Dataset):
     def content_hash(self, indices: Sequence[int], progress: bool = False) -> str:
         """The SHA-256 of the CRC32s of these images' files, in this order, and of whether each is flipped.
 
-        The same images have the same hash in a ZIP and in a folder, whose files are read for it, under any names. Of
-        shards, it is a hash of their fingerprint and the indices. Raises ImageError.
+        Of transparent images it depends on the background, too. The same images have the same hash in a ZIP and in a
+        folder, whose files are read for it, under any names. Of shards, it is a hash of their fingerprint and the
+        indices. Raises ImageError.
         """
+        digest = hashlib.sha256(f"{self.background}".encode() if self.transparent else b"")
         if isinstance(self.files, ShardFiles):
-            return hashlib.sha256(self.fingerprint.encode() + np.asarray(indices, "<i8").tobytes()).hexdigest()
+            return hashlib.sha256(
+                digest.digest() + self.fingerprint.encode() + np.asarray(indices, "<i8").tobytes()
+            ).hexdigest()
         names = sorted({self.names[index % len(self.names)] for index in indices})
         with self._name_unusable():
             checksums = self.files.checksums(names, progress)
-        digest = hashlib.sha256()
         for index in indices:
             flipped, number = divmod(index, len(self.names))
             digest.update(f"{checksums[self.names[number]]:08x}{flipped}\n".encode())
@@ -198,9 +221,9 @@ class ImageDataset(torch.utils.data.Dataset):
                 square = max((side for side in SQUARES if side <= min(image.size)), default=SQUARES[0])
                 raise ImageError(f"{self.path}: {printable(name)} {problem}; {self._convert_command(square)}")
             self.resolution, self.channels = to_resolution(image.size), CHANNELS[mode]
-        size, channels = width_and_height(self.resolution), CHANNELS.get(mode)
-        if (image.size, channels) != (size, self.channels):
-            first = describe(size, "L" if self.channels == 1 else "RGB")
+            self._first = image.size, mode
+        if (image.size, CHANNELS.get(mode)) != (self._first[0], CHANNELS[self._first[1]]):
+            first = describe(*self._first)
             raise ImageError(
                 f"{self.path}: {printable(name)} is {describe(image.size, mode)}, but "
                 f"{printable(self.names[0])} is {first}; {self._convert_command(self.resolution)}"
@@ -262,7 +285,8 @@ def describe(size: tuple[int, int], mode: str) -> str:
 def describe_mismatch(size: tuple[int, int], mode: str) -> str | None:
     """Why a data set cannot consist of such images, or None if it can."""
     if mode not in CHANNELS:
-        return f"is of the kind {mode}, not RGB or greyscale of 8 bits"
+        hint = "; greyscale with transparency becomes RGBA with --channels 4" * (mode == "LA")
+        return f"is of the kind {mode}, not RGB, RGBA or greyscale of 8 bits{hint}"
     if not is_possible(to_resolution(size)):
         return f"has {size[0]}x{size[1]} pixels, but a model needs {EXPECTED}"
     return None

@@ -22,7 +22,7 @@ ALL_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM", *["AVIF"] * _AVIF)
 ALL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", *[".avif"] * _AVIF)
 MAX_PIXELS = 1 << 27
 BITS_PER_SAMPLE = 258  # a TIFF tag
-WHITE = (255, 255, 255)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 class Unusable(Exception):
@@ -48,7 +48,7 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
     """Decodes an opened image: upright, in sRGB, with 8 bits per channel. Of an animation, it is the first frame.
 
     The orientation and the colour profile in the file are applied. `mode` is L or RGB. Transparent pixels are
-    laid on `background`; with None, transparency is kept, as an alpha channel. Raises Unusable.
+    laid on `background`; with None, transparency is kept, as an alpha channel of its own. Raises Unusable.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about unusual metadata and palettes

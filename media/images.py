@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from media.alpha import on_chequerboard, straighten
 from torch_utils.files import write_file
 
 MAX_THREADS = 8  # threads that generate and write images
@@ -39,16 +40,28 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def encode_png(image: Tensor) -> bytes:
-    """The PNG file of an image uint8 [C, H, W], C = 1 or 3."""
-    array = image.permute(1, 2, 0).cpu().numpy()
+    """The PNG file of an image uint8 [C, H, W]: grey, RGB or premultiplied RGBA."""
     buffer = io.BytesIO()
-    Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(buffer, format="PNG")
+    to_pillow(image).save(buffer, format="PNG")
     return buffer.getvalue()
 
 
 def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
-    """Writes uint8 [C, H, W], C = 1 or 3, as a PNG, atomically; `sync` as in `write_file`. Raises DiskFull."""
+    """Writes the PNG of an image as `encode_png` makes it, atomically; `sync` as in `write_file`. Raises DiskFull."""
     write_file(path, encode_png(image), sync)
+
+
+def to_pillow(image: Tensor) -> Image.Image:
+    """uint8 [C, H, W], grey, RGB or premultiplied RGBA, as Pillow's image of mode L, RGB or RGBA."""
+    array = image.permute(1, 2, 0).cpu().contiguous().numpy()
+    if array.shape[2] == 4:
+        array = straighten(array)
+    return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+
+
+def preview_grid(images: Tensor, columns: int) -> Tensor:
+    """`grid` of images as they can be shown: transparent ones over a chequerboard."""
+    return grid(on_chequerboard(images), columns)
 
 
 def write_pngs(

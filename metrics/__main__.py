@@ -26,7 +26,7 @@ from metrics.request import Request, evaluate, left_out_line
 from metrics.series import Record, best_record, charts, link_best, table
 from models.snapshot import find_snapshot
 from torch_utils import distributed
-from torch_utils.cli import ClassName, Float, Floats, Group, NumberRanges, device_option, option, run
+from torch_utils.cli import ClassName, Color, Float, Floats, Group, NumberRanges, device_option, option, run
 from torch_utils.errors import UserError
 from torch_utils.files import cache_folder, missing, write_file
 
@@ -113,6 +113,13 @@ OPTIONS = (  # of all that evaluates
         "snapshot is evaluated.",
     ),
     option("What", "--data", metavar="PATH", help="Folder or ZIP of the real images."),
+    option(
+        "How",
+        "--background",
+        default="white",
+        type=Color(),
+        help="Colour that transparent images, real and generated ones, are laid on, since metrics see colours only.",
+    ),
     option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image."),
     option(
         "How",

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from media.alpha import on_background
 from media.dataset import ImageDataset
+from media.decode import WHITE
 from media.images import grid
 from metrics import detectors, encoders
 from metrics.detectors import PublishedDetector
@@ -177,7 +179,7 @@ def exact_distances(a: Tensor, real: Tensor, indices: Tensor) -> Tensor:
 
 def nearest_images(request: NearestRequest) -> Found:
     """What `python -m metrics nearest` shows and prints. Raises UserError."""
-    dataset = ImageDataset(request.data, mirror=True)
+    dataset = ImageDataset(request.data, mirror=True, background=WHITE)
     if len(dataset.names) < 2:
         raise UserError(f"{request.data} has only one image; at least 2 are needed")
     fakes = open_generator(request, dataset) if request.fakes is None else open_images(request, dataset)
@@ -211,7 +213,8 @@ def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages
         for numbers in batches:
             seeds = [request.seeds[number] for number in numbers]
             classes = None if chosen is None else torch.full([len(seeds)], chosen)
-            yield from generate_batches(G, seeds, request.batch, classes, request.trunc)
+            for images in generate_batches(G, seeds, request.batch, classes, request.trunc):
+                yield on_background(images, WHITE) if images.shape[1] == 4 else images
 
     return FakeImages([{"seed": seed} for seed in request.seeds], generate)
 
@@ -230,7 +233,7 @@ def open_test(request: NearestRequest, dataset: ImageDataset) -> ImageDataset | 
     """The images of --test. Raises UserError."""
     if request.test is None:
         return None
-    test = ImageDataset(request.test)
+    test = ImageDataset(request.test, background=WHITE)
     check_shape(request.test, test.channels, test.resolution, dataset, request.data)
     if test.fingerprint == dataset.fingerprint:
         raise UserError("--test and --data are the same images; name images that were not trained on with --test")

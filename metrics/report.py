@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from media.dataset import ImageDataset
-from media.images import encode_png, grid
+from media.images import encode_png, preview_grid
 from metrics.evaluator import choose
 from metrics.names import parse_metric, values_of
 from metrics.nearest import Found
@@ -161,8 +161,10 @@ def image_sheets(snapshot: Path, data: str, truncation: float, device: str) -> s
     reals = torch.stack([dataset[number][0] for number in chosen])
     classes = None if dataset.labels is None else dataset.labels[chosen]
     fakes = torch.cat(list(generate_batches(G, range(len(chosen)), 16, classes, truncation)))
-    generated = inline_image(grid(fakes, columns), f"Generated images, seeds 0 to {len(chosen) - 1}, ψ {truncation:g}")
-    return generated + inline_image(grid(reals, columns), "Real images")
+    generated = inline_image(
+        preview_grid(fakes, columns), f"Generated images, seeds 0 to {len(chosen) - 1}, ψ {truncation:g}"
+    )
+    return generated + inline_image(preview_grid(reals, columns), "Real images")
 
 
 def write_page(page: Page, device: str) -> str:

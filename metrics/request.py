@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from media.alpha import Color
 from media.dataset import ImageDataset
+from media.decode import WHITE
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
 from models.sampling import Fakes
@@ -40,6 +42,7 @@ class Request:
     workers: int
     gpus: int
     detector_weights: tuple[str, ...]
+    background: Color = WHITE  # of transparent images
 
     @property
     def device(self) -> torch.device:
@@ -74,13 +77,16 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
             warn(f"{error.message}; it is left out")
             continue
         if evaluator is None:
-            dataset = ImageDataset(request.data, use_labels=G.config.c_dim > 0, mirror=request.mirror)
+            with_labels = G.config.c_dim > 0
+            dataset = ImageDataset(
+                request.data, use_labels=with_labels, mirror=request.mirror, background=request.background
+            )
             check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
             check_classes(snapshot, G, dataset, request.data)
             evaluator = make_evaluator(request, dataset)
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random"}
         for truncation in request.truncations:
-            fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, truncation)
+            fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, truncation, request.background)
             try:
                 values = evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
             except NotFinite as error:
@@ -113,7 +119,8 @@ def warn(line: str) -> None:
 def evaluate_images(request: Request) -> dict[str, Any]:
     """Of the images in a folder or ZIP."""
     assert request.fakes is not None
-    dataset, fakes = ImageDataset(request.data, mirror=request.mirror), open_fakes(request.fakes)
+    dataset = ImageDataset(request.data, mirror=request.mirror, background=request.background)
+    fakes = open_fakes(request.fakes, request.background)
     check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data)
     evaluator = make_evaluator(request, dataset, len(fakes))
     source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
@@ -149,7 +156,9 @@ def make_record(
     values: dict[str, float], evaluator: Evaluator, dataset: ImageDataset, request: Request, about: dict[str, Any]
 ) -> dict[str, Any]:
     """The values with what they depend on."""
-    data = {"data": request.data, "data_hash": dataset.fingerprint, "mirror": request.mirror}
+    data: dict[str, Any] = {"data": request.data, "data_hash": dataset.fingerprint, "mirror": request.mirror}
+    if dataset.transparent:
+        data["background"] = request.background
     record = {**values, "images": evaluator.counts, "settings": {**evaluator.settings(), **about, **data}}
     return {**record, "left_out": evaluator.left_out} if evaluator.left_out else record
 
@@ -173,15 +182,16 @@ def load_finite_generator(snapshot: Path, device: torch.device) -> tuple[Generat
     return G, info
 
 
-def open_fakes(path: str) -> ImageDataset:
-    """The images of --fakes. Raises UserError."""
+def open_fakes(path: str, background: Color = WHITE) -> ImageDataset:
+    """The images of --fakes, on a background where they are transparent. Raises UserError."""
     if not Path(path).exists():
         raise UserError(missing(Path(path), "name a folder or ZIP of generated images with --fakes"))
-    return ImageDataset(path)
+    return ImageDataset(path, background=background)
 
 
 def check_shape(what: str, channels: int, resolution: Resolution, dataset: ImageDataset, data: str) -> None:
     """Raises UserError where images of `what` cannot be compared with those of the data set."""
+    channels = min(channels, 3)  # transparent images are laid on a background
     if (channels, resolution) != (dataset.channels, dataset.resolution):
         raise UserError(
             f"{what} gives images of {size_text(resolution)} with {channels} channels, {data} of "

@@ -15,6 +15,7 @@ from networks.stylizer import Stylizer
 from torch_utils.errors import plural
 from torch_utils.sizes import width_and_height
 
+KINDS = {1: "1 channel", 3: "in colour", 4: "in colour and transparent (RGBA, premultiplied)"}  # by their channels
 SAMPLE_SHEET = "samples.png"
 MAX_CLASSES = 100  # whose names a card lists
 
@@ -116,7 +117,7 @@ def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     """What the card of a generator says about its images, and how it is called."""
     channels, classes = G.config.img_channels, G.config.c_dim
     width, height = width_and_height(G.config.resolution)
-    images = f"{width}x{height} images, {'in colour' if channels == 3 else plural(channels, 'channel')}"
+    images = f"{width}x{height} images, {KINDS[channels]}"
     names = class_names(info, classes)
     more = f" and {len(names) - MAX_CLASSES:,} more" * (len(names) > MAX_CLASSES)
     listed = f": {', '.join(map(_plain, names[:MAX_CLASSES]))}{more}" * bool(names)

@@ -121,9 +121,10 @@ def of_generator(G: Generator) -> list[Graph]:
             ("batch", config.c_dim), "class: 1 at the class, 0 elsewhere; values between them mix classes"
         )
     inputs["psi"] = Port((), "truncation psi: 1 for none; towards 0, images approach the mean image")
-    images = Port(
-        ("batch", config.img_channels, height, width), "images from -1 (black) to 1 (white); clamp values beyond"
-    )
+    meaning = "images from -1 (black) to 1 (white); clamp values beyond"
+    if config.img_channels == 4:
+        meaning += "; RGBA, the colours multiplied by alpha: divide (x + 1) / 2 of a colour by that of alpha for a file"
+    images = Port(("batch", config.img_channels, height, width), meaning)
 
     def example(batch: int, _height: int, _width: int) -> tuple[Tensor, ...]:
         z = [torch.randn(batch, config.z_dim)] if config.z_dim else []

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from media.alpha import Color, on_background
+from media.decode import WHITE
 from media.images import to_uint8
 from networks.generator import Generator, Noise, SynthesisBlock
 
@@ -142,7 +144,7 @@ class Fakes:
 
     Each image has random noise, drawn from its number on the generator's device: it is the same in a batch of any size
     and for any number of processes. `labels` are the classes of a data set. With them, the `count` images have classes
-    of the same frequencies.
+    of the same frequencies. Transparent images are laid on the background, since metrics see colours only.
     """
 
     G: Generator
@@ -150,6 +152,7 @@ class Fakes:
     seed: int = 0
     labels: Tensor | None = None
     psi: float = 1.0
+    background: Color = WHITE  # of transparent images
 
     def __post_init__(self) -> None:
         self.classes = torch.zeros(self.count, dtype=torch.int64)
@@ -163,7 +166,8 @@ class Fakes:
         for numbers in batches:
             seeds = [self.seed * STRETCH + number for number in numbers]
             noise: Noise = noise_from_seeds(G, seeds, G.w_avg.device) if noisy else "none"
-            yield from generate_batches(G, seeds, len(seeds), self.classes[list(numbers)], self.psi, noise)
+            batches_of_these = generate_batches(G, seeds, len(seeds), self.classes[list(numbers)], self.psi, noise)
+            yield from map(self._opaque, batches_of_these)
 
     @torch.no_grad()
     def path_ends(self, batches: Sequence[Sequence[int]], epsilon: float) -> Iterator[Tensor]:
@@ -180,7 +184,11 @@ class Fakes:
             )
             with full_precision(G):
                 images = G.synthesis(torch.cat([first, first.lerp(second, epsilon)]), "const").float()
-            yield images
+            yield self._opaque(images)
+
+    def _opaque(self, images: Tensor) -> Tensor:
+        """[N, 4, H, W] over the background as [N, 3, H, W]; others as they are."""
+        return on_background(images, self.background) if images.shape[1] == 4 else images
 
 
 @contextmanager

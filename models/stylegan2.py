@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from media.dataset import CHANNELS
 from models.inert_modules import CALLS, DAMAGED, attributes, flatten, read_number, read_tensor, shape, tensors
 from models.inert_pickle import Call, Refused, read_pickle
 from networks.discriminator import Discriminator, DiscriminatorConfig
@@ -188,7 +187,7 @@ def _common(states: States, layer: str) -> dict[str, Any]:
     resolution, channels, clamp = own["img_resolution"], own["img_channels"], states[layer]["conv_clamp"]
     if type(resolution) is not int or type(channels) is not int:
         raise ValueError("images of a size that is no number")
-    if resolution not in RESOLUTIONS or channels not in CHANNELS.values():
+    if resolution not in RESOLUTIONS or channels not in (1, 3):
         raise ValueError(f"images of {resolution} × {resolution} with {channels} channels")
     clamp = math.inf if clamp is None else read_number(clamp)
     if not clamp > 0:

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
@@ -166,6 +166,22 @@ class Floats(click.ParamType):
         if isinstance(value, list):
             return value
         return list(dict.fromkeys(self.number.convert(part.strip(), param, ctx) for part in value.split(",")))
+
+
+class Color(click.ParamType):
+    """A colour as `white` or `#rrggbb`."""
+
+    name = "color"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        if isinstance(value, tuple):
+            return value
+        from PIL import ImageColor
+
+        try:
+            return cast(tuple[int, int, int], ImageColor.getcolor(value, "RGB"))
+        except (ValueError, AttributeError):
+            self.fail(f"{value!r} is not a colour; write e.g. white or #a0b0c0", param, ctx)
 
 
 class Device(click.ParamType):

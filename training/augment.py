@@ -93,17 +93,20 @@ class AugmentPipe(nn.Module):
         self.register_buffer("power", torch.tensor([10.0, 1.0, 1.0, 1.0]) / 13, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [N, 1 or 3, H, W] in −1..1 → the same shape and type, possibly beyond that range.
+        """images [N, 1, 3 or 4, H, W] in −1..1 → the same shape and type, possibly beyond that range.
+
+        Of 4 channels, the colours are premultiplied with alpha (media/alpha.py). What moves pixels or filters them
+        moves and filters alpha as well; colours and noise change, as far as it can be seen, only the others.
 
         Half precision is computed in float32. At p = 0 the result is equal to the images.
 
         Raises:
             ValueError: if the images are smaller than 4 × 4, have one even and one odd side, which a turn by 90° could
-                not keep on whole pixels, or are not grey or RGB.
+                not keep on whole pixels, or are not grey, RGB or RGBA.
         """
         n, channels, height, width = images.shape
-        if channels not in (1, 3):
-            raise ValueError(f"images: expected 1 or 3 channels, got {channels}")
+        if channels not in (1, 3, 4):
+            raise ValueError(f"images: expected 1, 3 or 4 channels, got {channels}")
         if min(height, width) < 4 or (height - width) % 2:
             raise ValueError(f"images: expected 4 pixels or more, both sides even or both odd, got {width}x{height}")
         x = images.to(torch.promote_types(images.dtype, torch.float32))
@@ -115,7 +118,10 @@ class AugmentPipe(nn.Module):
             x = amplify(x, random_gains(n, self.p * self.strengths.filter, self.power), self.bands)
         if "noise" in self.groups:
             sigma = random_sigmas(n, self.p * self.strengths.noise).to(x.dtype)
-            x = x + sigma.view(-1, 1, 1, 1) * torch.randn_like(x)
+            noise = sigma.view(-1, 1, 1, 1) * torch.randn_like(x)
+            if channels == 4:  # as much as can be seen of it, and none of alpha
+                noise = torch.cat([noise[:, :3] * opacity(x), torch.zeros_like(noise[:, 3:])], dim=1)
+            x = x + noise
         if "cutout" in self.groups:
             x = cut_out(x, *random_holes(n, self.p * self.strengths.cutout))
         return x.to(images.dtype)
@@ -368,9 +374,23 @@ class _WarpAdjoint(Function):
         return _Warp.apply(ddx, ctx.saved_tensors[0]), None, None
 
 
+def opacity(x: Tensor) -> Tensor:
+    """Alpha of x [N, 4, H, W] as [N, 1, H, W] in 0..1."""
+    return (x[:, 3:] + 1) / 2
+
+
 def recolor(x: Tensor, C: Tensor) -> Tensor:
-    """x [N, 1 or 3, H, W] with C [N, 4, 4] applied to each (r, g, b, 1); a grey image is r = g = b."""
+    """x [N, 1, 3 or 4, H, W] with C [N, 4, 4] applied to each (r, g, b, 1); a grey image is r = g = b.
+
+    With 4 channels, C is applied to the straight colours s in −1..1, and alpha stays as it is. A premultiplied colour
+    is p = a·(s + 1) − 1 with the opacity a in 0..1, so a·s = p + 1 − a, and an invisible pixel stays invisible.
+    """
     C = C.to(x.dtype)
+    if x.shape[1] == 4:
+        a = opacity(x)
+        weighted = torch.cat([x[:, :3] + 1 - a, a], dim=1)  # a·(r, g, b, 1)
+        colors = (C[:, :3] @ weighted.flatten(2)).unflatten(2, x.shape[2:])
+        return torch.cat([colors + a - 1, x[:, 3:]], dim=1)
     matrix, offset = C[:, :3, :3], C[:, :3, 3:]
     if x.shape[1] == 1:  # the mean colour
         matrix, offset = matrix.sum(dim=2, keepdim=True).mean(dim=1, keepdim=True), offset.mean(dim=1, keepdim=True)

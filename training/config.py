@@ -101,6 +101,7 @@ class TrainConfig(RunConfig):
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
     cfg: str = "auto"
+    background: tuple[int, int, int] | None = None  # the colour that transparent images are laid on; None: RGBA
     cond: bool = False  # train with the data set's class labels
     mirror: bool = False  # add a left-right flipped copy of every image to the data
     glr: float = 0.0025  # the generator's learning rate
@@ -126,6 +127,11 @@ class TrainConfig(RunConfig):
     metrics: list[str] = field(default_factory=lambda: ["swd"])
     detector_weights: list[str] = field(default_factory=list)  # files that replace downloads
     keep_best: str = ""  # the metric by which the best model is kept as best.safetensors
+
+    def __post_init__(self) -> None:
+        if self.background is not None:
+            red, green, blue = self.background  # a list, if it comes from JSON
+            self.background = red, green, blue
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from media.dataset import ImageDataset
-from media.images import grid, save_png, to_float
+from media.decode import WHITE
+from media.images import preview_grid, save_png, to_float
 from media.loader import endless_batches
 from metrics import PPL_EPSILON, Evaluator, NotFinite, higher_is_better
 from models.sampling import Fakes, generate_batches, one_hot
@@ -32,6 +33,7 @@ from training.loss import PathLength, discriminator_loss, generator_loss, gradie
 from training.optimizer import GuardedOptimizer, ema_beta, lazy_adam, update_ema
 
 HALF_RESOLUTIONS = 4
+METRICS_BACKGROUND = WHITE  # of transparent images in metrics
 Batch = list[tuple[Tensor, Tensor]]  # microbatches of real images and their classes, each of `batch_gpu` images
 
 
@@ -48,8 +50,13 @@ class GANTrainer:
     def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True):
         """Builds networks and optimizers. `fresh`: the weights do not come from a state, so --init-from is read."""
         self.config, self.device, self.averages = config, device, Averages()
-        self.dataset = ImageDataset(config.data, use_labels=config.cond, mirror=config.mirror)
-        self.unmirrored = ImageDataset(config.data, use_labels=config.cond)  # what metrics and sheets show
+        self.dataset, self.unmirrored = (  # the second is what sheets show
+            ImageDataset(config.data, use_labels=config.cond, mirror=mirror, background=config.background)
+            for mirror in (config.mirror, False)
+        )
+        self.measured = self.unmirrored  # what metrics see: RGBA images on a background
+        if self.dataset.channels == 4:
+            self.measured = ImageDataset(config.data, use_labels=config.cond, background=METRICS_BACKGROUND)
         self.class_numbers = self.dataset.required_labels if config.cond else torch.zeros(1, dtype=torch.int64)
         self.microbatches = config.batch // distributed.world_size() // config.batch_gpu
 
@@ -79,7 +86,7 @@ class GANTrainer:
         self.eval_batch = min(config.batch_gpu, 64)  # evaluation takes no more memory than training
         self.evaluator = Evaluator(
             config.metrics,
-            self.unmirrored,
+            self.measured,
             batch=self.eval_batch,
             workers=config.workers,
             seed=config.seed,
@@ -244,7 +251,7 @@ class GANTrainer:
         """Writes the metrics and a sheet of fakes, with the classes of the reals beside it. Raises DiskFull."""
         if kimg == 0 and log.writes:
             reals = torch.stack([self.unmirrored[i][0] for i in self.shown])
-            save_png(grid(reals, self.columns), log.run / "reals.png")
+            save_png(preview_grid(reals, self.columns), log.run / "reals.png")
         metrics = self.compute_metrics()
         if not log.writes:
             return
@@ -255,7 +262,7 @@ class GANTrainer:
             if self.config.keep_best and self.is_best(metrics, log):
                 self.save(log.run / "best.safetensors", kimg)
             log.metrics({"kimg": kimg, **metrics})
-        log.sheet(self.sheet_name, grid(fakes, self.columns), kimg)
+        log.sheet(self.sheet_name, preview_grid(fakes, self.columns), kimg)
 
     def is_best(self, metrics: dict[str, Any], log: Log) -> bool:
         """Whether the averaged generator is better than at every evaluation before, by the metric of --keep-best."""
@@ -267,7 +274,8 @@ class GANTrainer:
 
     def compute_metrics(self) -> dict[str, Any]:
         """Metrics of the averaged generator with their settings, by all processes; {} except in rank 0."""
-        fakes = Fakes(self.G_ema, self.evaluator.count, self.config.seed, self.unmirrored.labels)
+        background = METRICS_BACKGROUND
+        fakes = Fakes(self.G_ema, self.evaluator.count, self.config.seed, self.unmirrored.labels, background=background)
         try:
             values = self.evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
         except NotFinite as error:
@@ -277,6 +285,8 @@ class GANTrainer:
             return {}
         settings = {**self.evaluator.settings(), "truncation": 1.0, "noise": "random", "mirror": False}
         settings["data_hash"] = self.unmirrored.fingerprint
+        if self.dataset.transparent:
+            settings["background"] = self.config.background or METRICS_BACKGROUND
         return {**values, "images": self.evaluator.counts, "settings": settings}
 
     @property

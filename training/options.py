@@ -51,7 +51,7 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         path = find_initial(options["init_from"])
         values = {**initial_fields(path, values.get("modulation")), **values, "init_from": str(path)}
     gpus = distributed.count_gpus(options.get("gpus"))
-    dataset = ImageDataset(options["data"], use_labels=options.get("cond", False))
+    dataset = ImageDataset(options["data"], use_labels=options.get("cond", False), background=options.get("background"))
     config = resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
     if config.keep_best:
         higher_is_better(config.keep_best, config.metrics)  # or raises
@@ -163,6 +163,11 @@ def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> 
     if options.get("test"):
         check_test(ImageDataset(options["test"], use_labels=True), data)
     config = resolve_classifier(options, gpus)
+    if data.channels == 4:
+        raise UserError(
+            f"{data.path} has transparent images, of which an encoder sees colours only; lay them on a background with "
+            "dataset_tool.py convert --channels 3"
+        )
     if not isinstance(data.resolution, int):
         raise UserError(
             f"{data.path} has images of {size_text(data.resolution)}, but an encoder learns from squares; make them "

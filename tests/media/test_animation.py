@@ -39,7 +39,7 @@ def read(path: Path) -> tuple[list[np.ndarray], float]:
     return frames, total / 1000
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "a.apng"])
 @pytest.mark.parametrize("rate", [30, 12.5])
 def test_read_back(tmp_path, name, rate):
     write_animation(tmp_path / name, shades(25), 25, rate)
@@ -52,7 +52,7 @@ def test_read_back(tmp_path, name, rate):
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.apng"])
 def test_frames_are_not_kept(tmp_path, name):
     """There are no more of Pillow's images at the last frame than at one of the first."""
     alive = []
@@ -67,7 +67,7 @@ def test_frames_are_not_kept(tmp_path, name):
     assert alive[1] <= alive[0]
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp", "a.apng"])
 def test_a_failure_leaves_the_old_file(tmp_path, name):
     (tmp_path / name).write_bytes(b"old")
 
@@ -92,3 +92,34 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError):
         write_animation(tmp_path / "file" / "a.gif", shades(2), 2, 25)
+
+
+def ghosts(count: int, height: int = 24, width: int = 40):
+    """A red block of growing alpha, premultiplied, that moves over nothing."""
+    for i in range(count):
+        frame = torch.zeros(4, height, width, dtype=torch.uint8)
+        alpha = 60 + 20 * i
+        frame[0, 4:20, i : i + 16] = frame[3, 4:20, i : i + 16] = alpha
+        yield frame
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.apng"])
+def test_transparency_is_kept_where_the_format_has_it(tmp_path, name):
+    write_animation(tmp_path / name, ghosts(8), 8, 10)
+    with Image.open(tmp_path / name) as image:
+        assert image.n_frames == 8
+        for i, written in enumerate(ghosts(8)):
+            image.seek(i)
+            found = np.asarray(image.convert("RGBA")).astype(int)
+            assert np.array_equal(found[..., 3], written[3].numpy())
+            inside = found[6:18, i + 3 : i + 13, :3]
+            assert np.abs(inside - (255, 0, 0)).max() < (20 if name == "a.webp" else 1)  # straight, not premultiplied
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_other_formats_show_a_chequerboard(tmp_path, name):
+    write_animation(tmp_path / name, ghosts(8), 8, 10)
+    frames, _ = read(tmp_path / name)
+    corner = frames[-1][:4, -4:].astype(int)
+    assert corner.min() > 190 and corner.max(axis=2).std() < 12  # within one light or dark square
+    assert frames[-1][12, 15, 0] > frames[-1][12, 15, 1] + 100
