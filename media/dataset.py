@@ -202,9 +202,8 @@ class ImageDataset(torch.utils.data.Dataset):
         """
         digest = hashlib.sha256(f"{self.background}".encode() if self.transparent else b"")
         if isinstance(self.files, ShardFiles):
-            return hashlib.sha256(
-                digest.digest() + self.fingerprint.encode() + np.asarray(indices, "<i8").tobytes()
-            ).hexdigest()
+            digest.update(self.fingerprint.encode() + np.asarray(indices, "<i8").tobytes())
+            return digest.hexdigest()
         names = sorted({self.names[index % len(self.names)] for index in indices})
         with self._name_unusable():
             checksums = self.files.checksums(names, progress)
