@@ -21,6 +21,7 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -30,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
-from metrics.detectors import INCEPTION, PublishedWeights, load_detector
+from metrics.detectors import INCEPTION, PUBLISHED, PublishedWeights, load_detector
+from metrics.dinov2 import DINOv2
 from metrics.features import Features, dataset_source, describe_images
 from metrics.frechet import Moments, frechet_distance
 from metrics.scores import kernel_distance, precision_recall
@@ -54,10 +56,20 @@ def random_inception(device: str) -> tuple[torch.nn.Module, torch.nn.Module]:
     return load_detector(INCEPTION, PublishedWeights(bare.state_dict(), ""), ["2048"], device), bare.to(device)
 
 
+def random_dinov2(name: str, device: str) -> torch.nn.Module:
+    """DINOv2 with random weights; torch-fidelity's own would come from the internet."""
+    detector = PUBLISHED[name]
+    assert detector.shape is not None
+    width = detector.shape[-1]
+    tensors = DINOv2(width, depth=24 if width == 1024 else 12, positions=37 * 37).state_dict()
+    return load_detector(detector, PublishedWeights(tensors, ""), [detector.layer], device)
+
+
 @torch.no_grad()
-def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str, float]:
+def bench_features(name: str, count: int, batch: int, rounds: int, device: str) -> dict[str, Any]:
     """Images per second of the detector alone, torch-fidelity's and ours, and from file to gathered features."""
-    network, theirs = random_inception(device)
+    inception = name == "inception"
+    network, theirs = random_inception(device) if inception else (random_dinov2(name, device), None)
 
     def finish() -> None:
         if device != "cpu":
@@ -81,7 +93,8 @@ def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str
                 collector.add(part["2048"])
             collector.finish()
 
-        ways = {"torch-fidelity": lambda: bare(theirs), "detector": lambda: bare(network), "whole": whole}
+        ways = {"torch-fidelity": lambda: bare(theirs)} if theirs else {}
+        ways |= {"detector": lambda: bare(network), "whole": whole}
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         for way in ways.values():
             way()
@@ -92,7 +105,7 @@ def bench_features(count: int, batch: int, rounds: int, device: str) -> dict[str
                 seconds[name].append(time.perf_counter() - start)
     rates = {f"{name}_per_s": count / statistics.median(times) for name, times in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["detector"], seconds["whole"], strict=True)]
-    return {"images": count, "batch": batch, **rates, "whole/detector": statistics.median(ratios)}
+    return {"detector": name, "images": count, "batch": batch, **rates, "whole/detector": statistics.median(ratios)}
 
 
 def fid(count: int) -> None:
@@ -145,6 +158,13 @@ def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> d
 @cli.option(
     "Measure", "--pr", "pr_count", default=50_000, type=COUNT, help="Number of features for precision; 0: none."
 )
+@cli.option(
+    "Measure",
+    "--detector",
+    default="inception",
+    type=click.Choice(["inception", "dinov2-vit-s-14", "dinov2-vit-b-14", "dinov2-vit-l-14"]),
+    help="Detector of the features.",
+)
 @cli.option("How", "--batch", default=16, type=click.IntRange(1), help="Batch size of the detector.")
 @cli.option("How", "--rounds", default=2, type=click.IntRange(1), help="Repetitions, of which the median counts.")
 @cli.option("How", "--limit", default=3600, type=cli.Float(1), help="Time limit for each metric, in seconds.")
@@ -152,6 +172,7 @@ def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> d
 @cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the measurements to.")
 def main(
     features: int,
+    detector: str,
     batch: int,
     rounds: int,
     fid_count: int,
@@ -165,7 +186,7 @@ def main(
     record = {"torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
     record["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
     if features:
-        record["features"] = bench_features(features, batch, rounds, device)
+        record["features"] = bench_features(detector, features, batch, rounds, device)
         print("features  ", json.dumps(record["features"]), flush=True)
     for name, work, count in (("fid", fid, fid_count), ("kid", kid, kid_count), ("pr", pr, pr_count)):
         if count:

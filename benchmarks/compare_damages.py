@@ -159,6 +159,7 @@ def table(damage: str, rows: list[dict[str, float]], rankings: dict[str, bool]) 
 @cli.option("What", "--metrics", metavar="NAMES", default="swd2k,fd2k@tiny-imagenet", help="Metrics to compute.")
 @cli.option("What", "--detector", metavar="NAME", default="tiny-imagenet", help="Detector for authenticity and C_T.")
 @cli.option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of a published detector.")
+@cli.option("What", "--damages", "chosen", metavar="WORDS", help="Damages by their first words: blur,noise,modes.")
 @cli.option("How", "--seed", default=0, type=click.IntRange(0, 2**30), help="Seed for the choice of images.")
 @cli.option("How", "--device", default="cpu", type=cli.Device(), help="Device of the detectors: cpu or cuda.")
 @cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the values to.")
@@ -169,6 +170,7 @@ def main(
     metrics: str,
     detector: str,
     detector_weights: tuple[str, ...],
+    chosen: str | None,
     seed: int,
     device: str,
     json_path: str | None,
@@ -192,7 +194,10 @@ def main(
 
     undamaged = evaluate(fake)
     found = {}
+    words = tuple(chosen.split(",")) if chosen else ("",)
     for name, levels in LEVELS.items():
+        if not name.startswith(words):
+            continue
         rows = [evaluate(damage[name](level)) for level in levels]
         found[name] = [undamaged, *rows]
         print(table(name, found[name], rankings), flush=True)
