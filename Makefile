@@ -1,4 +1,4 @@
-# make setup | demo | test | ops | bench | report | gpu-check | gpu-bench | gpu-train | lint | clean.  VENV= lets several checkouts share one environment.
+# make setup | demo | app | test | ops | bench | report | gpu-check | gpu-bench | gpu-train | lint | clean.  VENV= lets several checkouts share one environment.
 VENV   ?= .venv
 PYTHON ?= python3
 RUN    := $(VENV)/bin/python
@@ -8,7 +8,7 @@ OUT    ?= benchmarks/results
 # Threads that wait without spinning: two cores are often shared, and a spinning thread keeps the one it waits for.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test ops bench report gpu-check gpu-bench gpu-train lint clean
+.PHONY: setup demo app test ops bench report gpu-check gpu-bench gpu-train lint clean
 
 # Installs again only when requirements.txt differs from what the environment was made from.
 setup:
@@ -25,6 +25,10 @@ demo: setup
 	$(RUN) dataset_tool.py faces --out $(DEMO)/faces32.zip --count 4000 --resolution 32 --seed 0 --overwrite
 	$(RUN) train.py --cfg demo --data $(DEMO)/faces32.zip --outdir $(DEMO)/runs
 	$(RUN) generate.py --network $(DEMO)/runs --seeds 0-63 --grid 8x8 --outdir $(DEMO)/out
+
+# A web page to play with the models, at http://127.0.0.1:7860.
+app: setup
+	$(RUN) app.py
 
 test: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal  # networks too small for threads

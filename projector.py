@@ -21,14 +21,13 @@ from tqdm import tqdm
 
 from latents.cli import choose_device
 from latents.codes import Codes, fingerprint, save_codes
-from latents.perception import Features, PatchFeatures, VGGFeatures
+from latents.perception import Features, VGGFeatures, find_features
 from latents.projection import Progress, Projection, ProjectionConfig, project, psnr
 from latents.targets import Targets, find_targets, read_targets
 from media.decode import MAX_PIXELS
 from media.images import preview_grid, save_png, to_float, to_uint8
 from media.video_writer import VideoWriter
 from models.classes import chosen_class
-from models.encoder import cached_weights, load_encoder
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
@@ -183,14 +182,6 @@ def main(request: Request, config: ProjectionConfig) -> None:
             f"{len(targets.skipped)} of {plural(len(files), 'target')} could not be used, as listed above; the others "
             "were projected"
         )
-
-
-def find_features(weights: str | None, device: torch.device) -> tuple[Features, str]:
-    """The features that images are compared by, and their name. Nothing is downloaded."""
-    if weights is None and not cached_weights().is_file():
-        return PatchFeatures(), "pixels and patches at several scales"
-    file = Path(weights) if weights is not None else cached_weights()
-    return VGGFeatures(load_encoder(file, device)), f"the features of VGG-19 ({file.name})"
 
 
 def search(

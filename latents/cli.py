@@ -233,6 +233,11 @@ def open_model(options: ModelOptions) -> Model:
     keep_freed_memory()
     path = find_snapshot(options.network)
     G, info = load_generator(path, choose_device(options.device))
+    return prepare_model(G, info, path, options)
+
+
+def prepare_model(G: Generator, info: Mapping[str, Any], path: Path, options: ModelOptions) -> Model:
+    """A generator that has been loaded from `path` with its `info`. Raises UserError if the options do not fit it."""
     numbers = {
         name: chosen_class(name, G.config.c_dim, info, path) for shares in options.classes or [] for name in shares
     }

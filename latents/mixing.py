@@ -100,9 +100,11 @@ def generate_mixes(
 
 
 def mixing_sheet(
-    own: Tensor, mixed: Tensor, rows: Sequence[int], columns: Sequence[int], title: str, scale: int
+    own: Tensor, mixed: Tensor, rows: Sequence[object], columns: Sequence[object], title: str, scale: int
 ) -> Image.Image:
-    """A sheet with `own`, the images of the rows' and then the columns' seeds, around the mixed images.
+    """A sheet with `own`, the images of the rows and then the columns, around the mixed images.
+
+    `rows` and `columns` name them, by their seeds for example.
 
     Both are uint8 [N, channels, H, W]; `scale` enlarges them.
     """

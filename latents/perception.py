@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from media.alpha import on_background
 from media.decode import BLACK, WHITE
+from models.encoder import cached_weights, load_encoder
 from networks.vgg import VGG19
 
 Features = Callable[[Tensor], list[Tensor]]  # images [N, C, H, W] in −1..1 → [N, C_i, H_i, W_i] each
@@ -78,3 +80,14 @@ class VGGFeatures:
             height, width = (max(round(side * MAX_SIDE / longer), MIN_SIDE) for side in x.shape[2:])
             x = F.interpolate(x, size=(height, width), mode="area")
         return [F.normalize(tap, dim=1) * tap.shape[1] ** 0.5 for tap in self.vgg(x)]
+
+
+def find_features(weights: str | None, device: torch.device) -> tuple[Features, str]:
+    """The features that images are compared by, and their name. Nothing is downloaded.
+
+    They are those of the encoder in the file `weights`, or of torchvision's if it is in the cache, or else patches.
+    """
+    if weights is None and not cached_weights().is_file():
+        return PatchFeatures(), "pixels and patches at several scales"
+    file = Path(weights) if weights is not None else cached_weights()
+    return VGGFeatures(load_encoder(file, device)), f"the features of VGG-19 ({file.name})"

@@ -25,7 +25,7 @@ MIN_SIDE = 8  # of the last level of a noise map
 CANDIDATE_SIDE = 32  # at which candidates are compared with targets
 CANDIDATE_BATCH = 16
 
-Progress = Callable[[int, Tensor, Tensor], None]  # step, loss [N], images [N, C, H, W]
+Progress = Callable[[int, Tensor, Tensor], bool | None]  # step, loss [N], images [N, C, H, W]; True ends the search
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def project(
 ) -> Projection:
     """Finds w or w+ of images [N, C, H, W] in −1..1, on the device of the generator.
 
-    After each step, `progress` is called with the loss and the image of each target's best start.
+    After each step, `progress` is called with the loss and the image of each target's best start. If it returns True,
+    the search ends, and the result is what it has found so far.
     """
     n, starts, num_ws = len(targets), config.starts, G.config.num_ws
     w, sigma = initial_w(G, targets, config, class_number)
@@ -171,7 +172,8 @@ def project(
             normalize_noise(noise)
         if progress:
             loss = loss.detach()
-            progress(step, loss[best(loss)], images.detach()[best(loss)])
+            if progress(step, loss[best(loss)], images.detach()[best(loss)]):
+                break
 
     with torch.no_grad():
         ws = w.expand(-1, num_ws, -1)

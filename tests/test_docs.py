@@ -21,7 +21,9 @@ from training.presets import PRESETS
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "pretrained" / "README.md"]
 DOCS += sorted((ROOT / "docs").glob("*.md"))
-SCRIPTS = ("train", "train_stylizer", "train_encoder", "generate", "projector", "stylize", "export", "dataset_tool")
+SCRIPTS = (
+    "train", "train_stylizer", "train_encoder", "generate", "projector", "stylize", "export", "dataset_tool", "app",
+)  # fmt: skip
 MODULES = ("metrics", "torch_utils.ops")  # with a command line of their own: python -m …
 FOREIGN = {"--nnodes", "--node-rank", "--nproc-per-node", "--master-addr", "--master-port", "--check", "--help"}
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)

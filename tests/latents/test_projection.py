@@ -173,3 +173,18 @@ def test_progress_tells_the_best_start_of_each_target():
     features = PatchFeatures()
     for _, loss, images in seen:
         torch.testing.assert_close(loss, distance(features(images), features(targets)))
+
+
+def test_progress_can_end_the_search_and_keeps_what_was_found():
+    G, seen = tiny(noise=True), []
+
+    def progress(step, loss, images):
+        seen.append(images)
+        return step == 4
+
+    stopped = project(
+        G, own_images(G, 1), PatchFeatures(), ProjectionConfig(steps=50, candidates=10), progress=progress
+    )
+    assert len(seen) == 5
+    assert torch.allclose(stopped.images, G.synthesis(stopped.ws, stopped.noise or "const"), atol=1e-5)
+    assert (stopped.images != seen[-1]).any()  # the last step is not lost

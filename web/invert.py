@@ -1,0 +1,137 @@
+"""The tab "Invert": finds the latents of an uploaded image, which the other tabs can start from."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gradio as gr
+from torch import Tensor
+
+from latents.cli import Model
+from latents.codes import Codes, fingerprint, save_codes
+from latents.perception import find_features
+from latents.projection import Projection, ProjectionConfig, project, psnr
+from latents.targets import find_targets, read_targets
+from media.images import save_png, to_float, to_uint8
+from torch_utils.errors import printable
+from web.codes import Inverted, choices, keep
+from web.files import check_upload, image_upload
+from web.generate import result_image
+from web.limits import Stop, stream
+from web.page import Page, command_box, command_line
+
+NAME, TITLE = "invert", "Invert"
+MAX_STEPS = 2000
+EVERY = 0.5  # seconds from one preview to the next
+CODES = "projected_w.npz"
+
+
+def build(page: Page, tab: gr.Tab) -> None:
+    """Adds the controls and what they do."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            target = image_upload("Image; its middle is used", "invert-target", height=260)
+            space = gr.Radio(
+                ["w", "w+"], value="w", label="Space", elem_id="invert-space",
+                info="w can be edited best; w+ comes nearer to the image.",
+            )  # fmt: skip
+            steps = gr.Slider(10, MAX_STEPS, 300, step=10, label="Steps", elem_id="invert-steps")
+            noise = gr.Radio(
+                ["optimize", "const"], value="optimize", label="Noise", elem_id="invert-noise",
+                info="optimize: search for the noise as well, if the model has any.",
+            )  # fmt: skip
+            with gr.Row():
+                button = gr.Button("Invert", variant="primary", elem_id="invert-start")
+                stop = gr.Button("Stop", variant="stop", elem_id="invert-stop")
+        with gr.Column(scale=2, min_width=280):
+            status = gr.Markdown("Upload an image, and invert it: Mix, Edit and Kernels can then start from it.")
+            image = result_image("Found so far", "invert-image")
+            file = gr.File(label="Its latents", interactive=False, elem_id="invert-file")
+            command = command_box("invert-command")
+    settings = page.settings
+    settings.choice("invert-space", space), settings.number("invert-steps", steps)
+    settings.choice("invert-noise", noise)
+
+    def run(request: gr.Request, *values: Any) -> Iterator[tuple]:
+        with page.stops.start(request) as stopper:
+            yield from invert(page, stopper, *values)
+
+    def outputs(
+        text: Any = gr.skip(),  # noqa: B008
+        path: Any = gr.skip(),  # noqa: B008
+        more: tuple | None = None,
+    ) -> dict:
+        shown = {status: text, image: path}
+        if more is not None:
+            codes, found, line = more
+            shown |= {file: codes, command: line, page.codes: found}
+            shown |= {source: choices(found) for source in page.sources}
+        return shown
+
+    def updates(request: gr.Request, *values: Any) -> Iterator[dict]:
+        for each in run(request, *values):
+            yield outputs(*each)
+
+    inputs = [page.model, page.precision, page.codes, target, space, steps, noise]
+    page.long(button, stop, updates, inputs, [status, image, file, command, page.codes, *page.sources])
+
+
+def invert(
+    page: Page,
+    stop: Stop,
+    name: str,
+    precision: str,
+    inverted: list,
+    upload: str | None,
+    space: Any,
+    steps: float,
+    noise: Any,
+) -> Iterator[tuple]:
+    """Yields texts and images of the search; at last also the file of the latents, all inverted images, a command."""
+    model = page.shelf.generator(name, precision)
+    path, config = check_upload(upload, "the image"), model.G.config
+    label = printable(path.name)
+    target = read_targets(find_targets(path), config.resolution, config.img_channels)
+    search_config = ProjectionConfig(space=space, steps=int(steps or 1), noise=noise)
+    yield "Choosing where to start …", None
+
+    def work(report: Callable[[Any], None]) -> Projection:
+        return search(page, model, target.images, search_config, stop, report)
+
+    found = yield from stream(work, stop)
+    images = to_uint8(found.images).cpu()
+    ratio = float(psnr(to_float(images), to_float(target.images)))
+    codes = Codes(found.ws, found.noise, {"network": name, "fingerprint": fingerprint(model.path), "targets": [label]})
+    shown, file = page.results.path("projected.png"), page.results.path(CODES)
+    save_png(images[0], shown, sync=False)
+    save_codes(file, codes)
+    text = f"{label}: {ratio:.1f} dB. " + ("Stopped; this is what was found so far. " if stop.asked else "")
+    words: list[object] = ["--network", name, "--target", label, "--space", space, "--steps", search_config.steps]
+    words += ["--noise-mode", noise] * (noise != "optimize")
+    line = command_line("python", "projector.py", *words)
+    kept = keep(inverted, Inverted(label, model.path, codes))
+    yield text + "Choose it as the image in Mix, Edit or Kernels.", str(shown), (str(file), kept, line)
+
+
+def search(
+    page: Page, model: Model, target: Tensor, config: ProjectionConfig, stop: Stop, report: Callable[[Any], None]
+) -> Projection:
+    """Projects the target, uint8 [1, C, H, W], and reports texts and images twice a second."""
+    device = model.G.w_avg.device
+    goal = to_float(target.to(device))
+    features, _ = find_features(None, device)
+    shown = 0.0
+
+    def progress(step: int, loss: Tensor, images: Tensor) -> bool:
+        nonlocal shown
+        if time.monotonic() > shown + EVERY:
+            shown = time.monotonic()
+            path = page.results.path("preview.png")
+            save_png(to_uint8(images)[0].cpu(), path, sync=False)
+            text = f"Step {step + 1} of {config.steps}: {float(psnr(images, goal)):.1f} dB"
+            report((text, str(path)))
+        return stop.asked
+
+    return project(model.G, goal, features, config, progress=progress)

@@ -1,0 +1,84 @@
+"""The tab "Kernels": what a latent predicts, layer by layer, and what differs between two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import torch
+
+from latents import sheets
+from latents.kernel_views import kernel_sheet, kernel_views
+from latents.mixing import check_layers
+from web.codes import SEED, code_fields, find_codes
+from web.generate import class_field, class_number, options, result_image, truncation
+from web.mix import layers_field, layers_option, read_layers
+from web.page import Page, command_box, command_line
+
+NAME, TITLE = "kernels", "Kernels"
+
+
+def build(page: Page, tab: gr.Tab) -> None:
+    """Adds the controls and what they do."""
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            first = code_fields(page, "Image", 1, "kernels-a")
+            compare = gr.Checkbox(label="Compare with another one", elem_id="kernels-compare")
+            with gr.Column(visible=False) as other:
+                second = code_fields(page, "The other image", 2, "kernels-b")
+            layers = layers_field("kernels-layers")
+            psi = gr.Slider(-1, 2, 1, step=0.01, label="Truncation", elem_id="kernels-psi")
+            of_class = class_field(page, "kernels-class")
+        with gr.Column(scale=3, min_width=280):
+            gr.Markdown(
+                "Kernels minus the identity: blue is below zero, red above. **Structure**: the depthwise kernels. "
+                "**Channels**: the pointwise kernels. **Frequencies**: the gain of both together. **Singular values**: "
+                "the dotted line is the identity's. Open the sheet in full screen to read it."
+            )
+            sheet = result_image("Kernels", "kernels-sheet", None, "sheet")
+            command = command_box("kernels-command")
+    page.settings.flag("kernels-compare", compare), page.settings.text("kernels-layers", layers)
+    page.settings.number("kernels-psi", psi)
+    compare.change(lambda on: gr.Column(visible=on), compare, other, queue=False, api_visibility="private")
+
+    def show(*values: Any) -> tuple:
+        return kernels(page, *values)
+
+    inputs = [page.model, page.precision, page.codes, *first, compare, *second, layers, psi, of_class]
+    page.quick([tab.select, *(each.change for each in inputs[3:])], show, inputs, [sheet, command])
+    page.show_first(NAME, show, inputs, [sheet, command])
+
+
+def kernels(
+    page: Page,
+    name: str,
+    precision: str,
+    inverted: list,
+    source: str,
+    seed: float,
+    compare: bool,
+    other_source: str,
+    other_seed: float,
+    layers: str,
+    psi: float,
+    of_class: str,
+) -> tuple[str, str]:
+    """The file of the sheet, and the command that makes it, if only seeds take part."""
+    trunc, classes = truncation(psi), class_number(of_class)
+    shown = [(source, seed), *([(other_source, other_seed)] if compare else [])]
+    seeds = [int(number) for origin, number in shown if origin == SEED and number is not None]
+    model = page.shelf.generator(name, precision, trunc, classes)
+    chosen = check_layers(model.G.config, read_layers(layers), "channels")
+    if len(seeds) == len(shown):
+        ws = model.ws(seeds)
+    else:
+        ws = torch.cat([find_codes(model, *each, inverted).ws for each in shown])
+    names = [f"seed {number:.0f}" if origin == SEED else origin for origin, number in shown]
+    path = page.results.path("kernels.png")
+    sheets.save_sheet(kernel_sheet(kernel_views(model.G, ws, names, chosen)), path)
+    if len(seeds) < len(shown):
+        return str(path), "generate.py kernels shows seeds, not inverted images."
+    words: list[object] = ["--network", name]
+    words += ["--compare", f"{seeds[0]},{seeds[1]}"] if compare else ["--seed", seeds[0]]
+    words += layers_option(layers, "--layer")
+    return str(path), command_line("python", "generate.py", "kernels", *words, *options(trunc, classes))

@@ -1,0 +1,85 @@
+"""Serves the page: starts Gradio, and refuses requests that the page does not make."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from latents.cli import choose_device
+from models.snapshot import GENERATOR, STYLIZER
+from torch_utils.errors import UserError
+from web.gate import Gate
+from web.layout import CSS, LABELS, build
+from web.limits import MAX_UPLOAD, QUEUE, SESSIONS
+from web.shelf import Shelf, kind_of
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    files: Sequence[str],
+    host: str,
+    port: int,
+    password: str | None,
+    browser: bool,
+    device: str | None,
+    folder: Path,
+) -> None:
+    """Serves the page until the process is stopped, with uploads and results in `folder`.
+
+    Raises UserError if a model or the port cannot be used.
+    """
+    for file in files:
+        if not os.path.exists(file):
+            raise UserError(f"{file} does not exist; name a snapshot or a run with --network")
+        if kind_of(Path(file)) not in (GENERATOR, STYLIZER):
+            raise UserError(f"{file} holds no model of this project; name another one with --network")
+    blocks = build(Shelf(files, str(choose_device(device))), folder)
+    blocks.queue(max_size=QUEUE, default_concurrency_limit=1)
+
+    def admit(_: str, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), (password or "").encode())
+
+    try:
+        _, url, _ = blocks.launch(
+            server_name=host,
+            server_port=port or free_port(host),
+            auth=admit if password else None,
+            auth_message="Any user name, and the password of the one who started the page." if password else None,
+            share=False,
+            quiet=True,
+            inbrowser=browser,
+            prevent_thread_lock=True,
+            max_file_size=MAX_UPLOAD,
+            show_error=True,
+            ssr_mode=False,
+            state_session_capacity=SESSIONS,
+            app_kwargs={"middleware": [Middleware(Gate, folder=folder, hosts=LOOPBACK if host in LOOPBACK else None)]},
+            css=CSS,
+            js=LABELS,
+            theme=gr.themes.Default(primary_hue="indigo"),
+        )
+    except OSError as error:
+        raise UserError(f"cannot serve at {host}:{port} ({error.strerror or error}); choose another --port") from None
+    print(url, flush=True)
+    print("stop with Ctrl-C", file=sys.stderr)
+    try:
+        threading.Event().wait()
+    finally:
+        blocks.close(verbose=False)
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens to."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]

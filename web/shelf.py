@@ -1,0 +1,184 @@
+"""The models that the page offers: the shipped ones, those of runs, and the files that app.py was given."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latents.cli import Classes, Model, ModelOptions, Numbers, prepare_model
+from models.card import SAMPLE_SHEET, facts_of_run, model_card
+from models.classes import class_names
+from models.snapshot import (
+    GENERATOR,
+    PRETRAINED,
+    STYLIZER,
+    describe,
+    find_snapshot,
+    list_runs,
+    load_generator,
+    load_stylizer,
+    run_number,
+)
+from models.stylegan2 import is_network_pickle
+from networks.generator import Generator, SynthesisBlock
+from networks.stylizer import Stylizer
+from torch_utils.errors import UserError
+from torch_utils.tensors import read_metadata
+from training.runs import sheet_path
+
+LOADED = 3  # models that stay in memory
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model that can be chosen."""
+
+    name: str  # what a command line calls it, and the address of the page
+    label: str
+    path: Path
+
+
+class Shelf:
+    """Finds models and keeps the last used ones loaded, on one device."""
+
+    def __init__(self, files: Sequence[str] = (), device: str = "cpu"):
+        """`files` are further models: whatever `--network` of generate.py or `--model` of stylize.py takes."""
+        self.files, self.device = [Path(file) for file in files], device
+        self._known: dict[tuple[str, str], Entry] = {}
+        self._lock = threading.Lock()
+        self._loaded: OrderedDict[tuple, tuple[Any, dict[str, Any]]] = OrderedDict()
+
+    def entries(self, kind: str) -> list[Entry]:
+        """The models of a kind: the given files, the runs from the newest on, and the shipped one."""
+        given = [path for path in self.files if kind_of(path) == kind]
+        found = [Entry(shorten(path), path.name, find_snapshot(path, kind)) for path in given]
+        for run in sorted(list_runs(RUNS), key=run_number, reverse=True):
+            try:
+                snapshot = find_snapshot(run, kind)
+            except UserError:
+                continue  # no snapshot yet, or of the other kind
+            found.append(Entry(shorten(run), f"{run.name}{metric_text(snapshot)}", snapshot))
+        for path in sorted(PRETRAINED.glob("*.safetensors")):
+            if kind_of(path) == kind:
+                found.append(Entry(shorten(path), f"{path.stem} (comes with the project)", path))
+        self._known.update({(kind, entry.name): entry for entry in found})
+        return found
+
+    def entry(self, name: str, kind: str) -> Entry:
+        """The model of that name, as it was last found. Raises UserError if it is not one that can be chosen."""
+        if (kind, name) not in self._known:
+            self.entries(kind)
+        entry = self._known.get((kind, name))
+        if entry is None or not entry.path.is_file():
+            raise UserError("there is no such model any more; choose another one above")
+        return entry
+
+    def generator(self, name: str, precision: str = "fp32", trunc: str = "1", classes: str = "") -> Model:
+        """A generator with its truncation and classes, as `generate.py` takes them: see `Numbers` and `Classes`."""
+        entry = self.entry(name, GENERATOR)
+        G, info = self._load(entry, GENERATOR, precision)
+        shares = Classes().convert(classes, None, None) if classes else None
+        options = ModelOptions(trunc=Numbers(-9, 9).convert(trunc, None, None), classes=shares)
+        return prepare_model(G, info, entry.path, options)
+
+    def stylizer(self, name: str) -> Stylizer:
+        """A stylizer."""
+        return self._load(self.entry(name, STYLIZER), STYLIZER, "fp32")[0]
+
+    def card(self, name: str, kind: str) -> str:
+        """What is known about a model, in Markdown, without the front matter of its card."""
+        entry = self.entry(name, kind)
+        model, info = self._load(entry, kind, "fp32")
+        card = model_card(model, {**facts_of_run(entry.path), **info}, entry.name)
+        body = card.split("---\n", 2)[2]
+        return "\n".join(line for line in body.splitlines() if not line.startswith("!["))
+
+    def sheet(self, name: str, kind: str) -> Path | None:
+        """A sheet of the model's images: the one of its run's last evaluation, or the one beside its card."""
+        path = self.entry(name, kind).path
+        kimg = path.stem.removeprefix("snapshot-")
+        sheets = [path.with_name(SAMPLE_SHEET)]
+        if kimg.replace(".", "", 1).isdigit():
+            sheets.insert(0, sheet_path(path.parent, "fakes", float(kimg)))
+        return next((sheet for sheet in sheets if sheet.is_file()), None)
+
+    def class_names(self, name: str) -> list[str]:
+        """The numbers and names of a generator's classes, as its file or FILE.classes.txt beside it says."""
+        entry = self.entry(name, GENERATOR)
+        G, info = self._load(entry, GENERATOR, "fp32")
+        count, names = G.config.c_dim, list(class_names(info, G.config.c_dim))
+        file = entry.path.with_suffix(".classes.txt")
+        if not names and file.is_file() and file.stat().st_size < 1 << 20:
+            names = file.read_text(encoding="utf-8", errors="replace").splitlines()[:count]
+        if not names:
+            return [f"class {i}" for i in range(count)]
+        return [f"{i}: {text[:60]}" for i, text in enumerate([*names, *[""] * (count - len(names))])]
+
+    def _load(self, entry: Entry, kind: str, precision: str) -> tuple[Any, dict[str, Any]]:
+        if precision not in PRECISIONS:
+            raise UserError(f"there is no precision {precision}; choose one of {', '.join(PRECISIONS)}")
+        key = entry.path, entry.path.stat().st_mtime_ns, precision
+        with self._lock:  # so that two requests do not load the same model
+            if key not in self._loaded:
+                while len(self._loaded) >= LOADED:
+                    self._loaded.popitem(last=False)
+                load = load_generator if kind == GENERATOR else load_stylizer
+                model, info = load(entry.path, self.device)
+                if isinstance(model, Generator):
+                    set_precision(model, PRECISIONS[precision])
+                self._loaded[key] = model, info
+            self._loaded.move_to_end(key)
+            return self._loaded[key]
+
+
+def set_precision(G: Generator, dtype: torch.dtype | None) -> None:
+    """Makes the layers of a generator compute in a type; None for that of the weights."""
+    for module in G.synthesis.modules():
+        if isinstance(module, SynthesisBlock):
+            module.compute_dtype = dtype
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of model that a file or a folder holds; None if it cannot be read."""
+    if path.is_dir():
+        return next((kind for kind in (GENERATOR, STYLIZER) if holds(path, kind)), None)
+    if is_network_pickle(path):
+        return GENERATOR
+    try:
+        return describe(read_metadata(path)).get("format")
+    except (OSError, ValueError):
+        return None
+
+
+def holds(folder: Path, kind: str) -> bool:
+    """Whether a folder of runs, or a run, has a snapshot of that kind."""
+    try:
+        find_snapshot(folder, kind)
+    except UserError:
+        return False
+    return True
+
+
+def metric_text(snapshot: Path) -> str:
+    """` · swd2k 35.1 · 200 kimg`, as far as the run of a snapshot says."""
+    metrics = facts_of_run(snapshot).get("metrics", {})
+    parts = [f"{name} {value:.4g}" for name, value in metrics.items()][:2]
+    kimg = snapshot.stem.removeprefix("snapshot-")
+    if kimg.replace(".", "", 1).isdigit():
+        parts.append(f"{float(kimg):g} kimg")
+    return "".join(f" · {part}" for part in parts)
+
+
+def shorten(path: Path) -> str:
+    """A path as one would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,239 @@
+"""The tab "Stylize": a content image or a video in the style of up to four images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import gradio as gr
+from PIL import Image
+
+from media.files import read_image, write_image
+from media.video import VideoReader
+from models.snapshot import STYLIZER
+from networks.stylizer import Stylizer
+from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
+from styling.mask import read_mask
+from styling.styles import CombinedStyle, read_style
+from torch_utils.errors import UserError
+from web.examples import write_examples
+from web.files import GONE, check_upload, image_upload, mask_editor, video_upload
+from web.limits import Stop
+from web.page import Page, command_box, command_line
+
+NAME, TITLE = "stylize", "Stylize"
+STYLES = 4
+MAX_FRAMES, MAX_FRAME_PIXELS = 900, 1920 * 1080
+MIXED, APART, MASKED = "mixed by weight", "structure of 1, statistics of 2", "1 where the mask is painted, 2 elsewhere"
+COLORS: dict[str, Literal["luminance", "histogram"] | None] = {
+    "the style's": None, "the content's (luminance)": "luminance", "the content's (histogram)": "histogram"
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Look:
+    """How styles are combined and applied."""
+
+    together: str
+    strength: float
+    color: str
+    scale: float
+    feather: float
+    weights: tuple[float, ...]
+
+    @property
+    def settings(self) -> Settings:
+        """What `styling.apply` takes."""
+        return Settings(self.strength, COLORS[self.color])
+
+    def shares(self, numbers: Sequence[int]) -> tuple[float, ...]:
+        """The weights of the styles with these numbers, to three digits, which sum to 1. Raises UserError."""
+        weights = [self.weights[number] for number in numbers]
+        if sum(weights) <= 0:
+            raise UserError("all weights are 0; give a style a weight")
+        shares = [round(weight / sum(weights), 3) for weight in weights]
+        return (*shares[:-1], round(1 - sum(shares[:-1]), 3))
+
+
+def build(page: Page, tab: gr.Tab) -> None:
+    """Adds the controls and what they do."""
+    content_example, style_examples = write_examples(page.results.folder / "examples")
+    entries = page.shelf.entries(STYLIZER)
+    with gr.Row():
+        with gr.Column(scale=1, min_width=280):
+            model = gr.Dropdown(
+                [(entry.label, entry.name) for entry in entries], value=entries[0].name, label="Stylizer",
+                elem_id="stylizer",
+            )  # fmt: skip
+            content = image_upload("Content", "content", height=240)
+            with gr.Row():
+                styles = [image_upload(f"Style {i + 1}", f"style-{i + 1}", height=150, min_width=130) for i in range(4)]
+            with gr.Accordion("Weights of the styles", open=False):
+                weights = [
+                    gr.Slider(0, 1, 1, step=0.01, label=f"Weight {i + 1}", elem_id=f"weight-{i + 1}") for i in range(4)
+                ]
+            together = gr.Radio([MIXED, APART, MASKED], value=MIXED, label="Several styles", elem_id="together")
+            strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_id="strength")
+            color = gr.Radio(list(COLORS), value="the style's", label="Colours", elem_id="color")
+            scale = gr.Slider(0.5, 4, 1, step=0.1, label="Size of the strokes", elem_id="style-scale")
+            with gr.Accordion("Paint a mask", open=False, elem_id="masking"):
+                mask = mask_editor("Paint where style 1 shall be", "mask")
+                feather = gr.Slider(0, 100, 0, step=1, label="Soft edge, in pixels", elem_id="feather")
+            with gr.Row():
+                button = gr.Button("Stylize", variant="primary", elem_id="stylize-start")
+                stop = gr.Button("Stop", variant="stop", elem_id="stylize-stop")
+        with gr.Column(scale=2, min_width=280):
+            result = gr.ImageSlider(
+                label="Before and after", type="filepath", format="png", interactive=False, elem_id="stylized",
+                buttons=["download", "fullscreen"],
+            )  # fmt: skip
+            mask_file = gr.File(label="The mask", interactive=False, visible=False, elem_id="mask-file")
+            command = command_box("stylize-command")
+            with gr.Accordion("A video in place of the content", open=False, elem_id="filming"):
+                video = video_upload("Video to stylize", "film")
+                with gr.Row():
+                    film = gr.Button("Stylize the video", variant="primary", elem_id="film-start")
+                    film_stop = gr.Button("Stop", variant="stop", elem_id="film-stop")
+                filmed = gr.Video(label="Stylized video", interactive=False, elem_id="filmed")
+            gr.Examples(
+                [[str(content_example), str(style)] for style in style_examples], [content, styles[0]],
+                label="Examples: a content and a style",
+            )  # fmt: skip
+    page.results.protect()
+    keep = page.settings
+    keep.choice("stylizer", model), keep.choice("together", together), keep.number("strength", strength)
+    keep.choice("color", color), keep.number("style-scale", scale), keep.number("feather", feather)
+    for i, weight in enumerate(weights):
+        keep.number(f"weight-{i + 1}", weight)
+    content.change(
+        lambda path: None if path is None else {"background": path, "layers": [], "composite": None},
+        content, mask, queue=False, show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+
+    look = [together, strength, color, scale, feather, *weights]
+
+    def make(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
+        name, painted, source, *rest = values
+        with page.stops.start(request) as stopper:
+            report = reporter(stopper, progress, "tiles")
+            return image(page, report, name, painted, source, rest[:STYLES], read_look(*rest[STYLES:]))
+
+    def make_film(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
+        name, source, *rest = values
+        with page.stops.start(request) as stopper:
+            report = reporter(stopper, progress, "frames")
+            return moving(page, report, name, source, rest[:STYLES], read_look(*rest[STYLES:]))
+
+    page.long(button, stop, make, [model, mask, content, *styles, *look], [result, mask_file, command])
+    page.long(film, film_stop, make_film, [model, video, *styles, *look], [filmed, command])
+
+
+def read_look(together: str, strength: float, color: str, scale: float, feather: float, *weights: float) -> Look:
+    """The values of the controls."""
+    return Look(together, strength or 0, color, scale or 1, feather or 0, tuple(weight or 0 for weight in weights))
+
+
+def reporter(stop: Stop, progress: gr.Progress, unit: str) -> Progress:
+    """Shows the progress of a work in the page, and stops it if that is asked for, or if it is too much."""
+
+    def report(done: int, total: int | None) -> None:
+        stop.check()
+        progress((done, total) if total else None, unit=unit)
+
+    report(0, 1)
+    return report
+
+
+def image(
+    page: Page, report: Progress, name: str, painted: Image.Image | None, source: str | None,
+    styles: Sequence[str | None], look: Look,
+) -> tuple[tuple[str, str], Any, str]:  # fmt: skip
+    """The files of the content and of the result, of the mask if there is one, and the command."""
+    path = check_upload(source, "the content")
+    model = page.shelf.stylizer(name)
+    combined, words = read_styles(model, styles, look)
+    out = page.results.path(f"{path.stem[:80]}-stylized.png")
+    content = read_image(path, min_side=min_side(model))
+    mask_file, masks = None, []
+    if look.together == MASKED:
+        if painted is None:
+            raise UserError("the mask is missing; paint one on the content first")
+        mask_file = page.results.path("mask.png")
+        painted.resize((content.shape[2], content.shape[1]), Image.Resampling.NEAREST).save(mask_file)
+        mask = read_mask(mask_file, (content.shape[1], content.shape[2]), feather=look.feather)
+        stylized = stylize_masked(model, content, combined[0], combined[1], mask, look.settings, report)
+        masks = ["--mask", mask_file.name, *(["--feather", f"{look.feather:g}"] if look.feather else [])]
+    else:
+        stylized = stylize_image(model, content, combined[0], look.settings, report)
+    write_image(stylized, out)
+    line = command_line("python", "stylize.py", "--model", name, "--content", path.name, *words, *masks)
+    shown = gr.File(str(mask_file), visible=True) if mask_file else gr.File(None, visible=False)
+    return (str(path), str(out)), shown, line
+
+
+def moving(
+    page: Page, report: Progress, name: str, source: str | None, styles: Sequence[str | None], look: Look
+) -> tuple[str, str]:
+    """The file of the stylized video, and the command."""
+    if source is None:
+        raise UserError("the video is missing; upload one first")
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(GONE)
+    if look.together == MASKED:
+        raise UserError("a mask is for images; choose another way to combine the styles of a video")
+    check_video(path)
+    model = page.shelf.stylizer(name)
+    combined, words = read_styles(model, styles, look)
+    out = page.results.path(f"{path.stem[:80]}-stylized.mp4")
+    stylize_video(path, out, model, combined[0], look.settings, progress=report)
+    out_word = ["--out", f"out/{out.name}"]
+    return str(out), command_line("python", "stylize.py", "--model", name, "--content", path.name, *words, *out_word)
+
+
+def check_video(path: Path) -> None:
+    """Raises UserError if a file is no video or is too large, which is found out without decoding it."""
+    with VideoReader(path) as reader:
+        width, height = reader.stream.width, reader.stream.height
+        if width * height > MAX_FRAME_PIXELS:
+            raise UserError(
+                f"{path.name} has {width}x{height} pixels; the limit here is 1920x1080, use stylize.py for it"
+            )
+        for number, _ in enumerate(reader.container.demux(reader.stream)):
+            if number > MAX_FRAMES:
+                raise UserError(f"{path.name} has more than {MAX_FRAMES} frames, the limit here; use stylize.py for it")
+
+
+def read_styles(model: Stylizer, uploads: Sequence[str | None], look: Look) -> tuple[list[CombinedStyle], list[str]]:
+    """The style, or with a mask both, and the options of stylize.py for them. Raises UserError."""
+    numbers = [i for i, upload in enumerate(uploads) if upload is not None]
+    if look.together == MIXED:
+        numbers = [i for i in numbers if look.weights[i] > 0] or numbers
+    elif numbers[:2] != [0, 1]:
+        raise UserError("this needs style 1 and style 2; upload both, or choose “mixed by weight”")
+    else:
+        numbers = [0, 1]
+    if not numbers:
+        raise UserError("the style is missing; upload an image as style 1")
+    files = [check_upload(uploads[i], f"style {i + 1}") for i in numbers]
+    read = [read_style(model, file, look.scale) for file in files]
+    words = options(look)
+    if look.together == APART:
+        names = ["--structure-from", files[0].name, "--statistics-from", files[1].name]
+        return [CombinedStyle(tuple(read))], [*names, *words]
+    named = [word for file in files for word in ("--style", file.name)]
+    if look.together == MASKED:
+        return [CombinedStyle((style,)) for style in read], [*named, *words]
+    if len(read) == 1:
+        return [CombinedStyle((read[0],))], [*named, *words]
+    shares = look.shares(numbers)
+    return [CombinedStyle(tuple(read), shares)], [*named, "--mix", ",".join(f"{share:g}" for share in shares), *words]
+
+
+def options(look: Look) -> list[str]:
+    """The options of stylize.py for a look, without the defaults."""
+    words = ["--strength", f"{look.strength:g}"] if look.strength != 1 else []
+    words += ["--preserve-color", str(COLORS[look.color])] if COLORS[look.color] else []
+    return words + (["--style-scale", f"{look.scale:g}"] if look.scale != 1 else [])
