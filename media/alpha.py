@@ -52,8 +52,12 @@ def on_chequerboard(images: Tensor) -> Tensor:
 
 
 def _over(images: Tensor, ground: Tensor) -> Tensor:
-    """colour + (1 − alpha) · ground, where the ground is 0 to 255, of a shape that broadcasts to [N, 3, H, W]."""
-    colors, alpha = images[:, :3], images[:, 3:]
+    """colour + (1 − alpha) · ground, where the ground is 0 to 255, of a shape that broadcasts to [N, 3, H, W].
+
+    A network can make colours that are brighter than alpha allows. No file can hold them, so they are not shown either.
+    """
+    alpha = images[:, 3:]
+    colors = torch.minimum(images[:, :3], alpha)
     if images.dtype == torch.uint8:
         below = (255 - alpha.int()) * ground
         return (colors.int() + (below + 127) // 255).clamp(max=255).to(torch.uint8)

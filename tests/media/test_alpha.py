@@ -64,6 +64,18 @@ def test_colours_brighter_than_alpha_allows_are_written_as_the_brightest():
     assert straighten(np.array([[[200, 40, 0, 100]]], np.uint8)).tolist() == [[[255, 102, 0, 100]]]
 
 
+def test_what_is_shown_is_what_a_file_holds():
+    """Also of colours that no file can hold: a light where nothing is."""
+    glow = torch.randint(0, 256, (1, 4, 16, 24), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    glow[0, 3, :8] = 0
+    file = Image.fromarray(straighten(glow[0].permute(1, 2, 0).numpy()))
+    expected = Image.alpha_composite(Image.new("RGBA", file.size, (10, 120, 230, 255)), file).convert("RGB")
+    for images in (glow, to_float(glow)):
+        found = on_background(images, (10, 120, 230))[0].permute(1, 2, 0).numpy()
+        found = found if images.dtype == torch.uint8 else (found + 1) * 127.5
+        assert np.abs(found.astype(float) - np.asarray(expected)).max() <= 2
+
+
 @pytest.mark.parametrize("color", [(255, 255, 255), (0, 0, 0), (10, 120, 230)])
 def test_over_a_background_is_pillows_composition(color):
     image = random_rgba()
