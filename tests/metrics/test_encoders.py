@@ -78,6 +78,11 @@ def test_images_are_resized_to_the_resolution_of_the_training(encoder_file, tmp_
     flat = torch.full((1, 3, 16, 16), 200, dtype=torch.uint8)
     larger = torch.full((1, 3, 32, 32), 200, dtype=torch.uint8)
     torch.testing.assert_close(network(flat)[0], network(larger)[0], rtol=1e-5, atol=1e-6)
+    wide = random_images(3, size=48)[:, :, :32]  # one side alone is right; the squeezed image counts
+    squeezed = torch.nn.functional.interpolate(
+        wide.float() / 127.5 - 1, [32, 32], mode="bicubic", align_corners=False, antialias=True
+    ).clamp(-1, 1)
+    torch.testing.assert_close(network(wide)[0], network.encoder(squeezed)[-1].mean(dim=(2, 3)))
     unknown = EncoderFeatures(read_encoder(str(write_encoder(tmp_path / "encoder.safetensors"))))
     assert unknown.resolution == 0
     torch.testing.assert_close(
