@@ -95,15 +95,15 @@ def bench_features(name: str, count: int, batch: int, rounds: int, device: str) 
 
         ways = {"torch-fidelity": lambda: bare(theirs)} if theirs else {}
         ways |= {"detector": lambda: bare(network), "whole": whole}
-        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        seconds: dict[str, list[float]] = {kind: [] for kind in ways}
         for way in ways.values():
             way()
         for _ in range(rounds):
-            for name, way in ways.items():
+            for kind, way in ways.items():
                 start = time.perf_counter()
                 way()
-                seconds[name].append(time.perf_counter() - start)
-    rates = {f"{name}_per_s": count / statistics.median(times) for name, times in seconds.items()}
+                seconds[kind].append(time.perf_counter() - start)
+    rates = {f"{kind}_per_s": count / statistics.median(times) for kind, times in seconds.items()}
     ratios = [a / b for a, b in zip(seconds["detector"], seconds["whole"], strict=True)]
     return {"detector": name, "images": count, "batch": batch, **rates, "whole/detector": statistics.median(ratios)}
 
