@@ -16,7 +16,7 @@ from media.dataset import SQUARES
 from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
 from torch_utils.cli import Color, Command, option, run
-from torch_utils.errors import UserError, printable
+from torch_utils.errors import UserError, note, printable, show
 from torch_utils.sizes import EXPECTED, Resolution, is_possible, parse_resolution, size_text
 
 MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
@@ -215,28 +215,28 @@ def convert_command(
         stored=stored,
         shard_bytes=shard_bytes,
     )
-    print(
+    show(
         f"{out}: {done.count:,} images of {size_text(resolution)} pixels, "
         f"{channels} channel{'s' if channels != '1' else ''}"
     )
     if done.class_names:
-        print("classes: " + ", ".join(f"{label} {printable(name)}" for label, name in enumerate(done.class_names)))
+        show("classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(done.class_names)))
     if done.empty_folders:
         empty = ", ".join(map(printable, done.empty_folders))
-        print(f"note: folders without a usable image, which are no classes: {empty}", file=sys.stderr)
+        note(f"note: folders without a usable image, which are no classes: {empty}")
     if done.enlarged:
         size = resolution if isinstance(resolution, int) else size_text(resolution)
-        print(f"note: enlarged images, smaller than {size} pixels: {done.enlarged:,}", file=sys.stderr)
+        note(f"note: enlarged images, smaller than {size} pixels: {done.enlarged:,}")
     print_notes(done.notes)
     for line in list_problems(done.skipped):
-        print(f"skipped: {line}", file=sys.stderr)
+        note(f"skipped: {line}")
     if done.skipped:
-        print(f"skipped files that cannot be used: {len(done.skipped):,}", file=sys.stderr)
+        note(f"skipped files that cannot be used: {len(done.skipped):,}")
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+    for line in notes:
+        note(f"note: {line}")
 
 
 def list_problems(problems: list[tuple[str, str]]) -> list[str]:
@@ -252,8 +252,8 @@ def check_command(data: str) -> None:
     found = check_dataset(data)
     print_notes(found.notes)
     for line in list_problems(found.problems):
-        print(line)
-    print(f"{data}: {found.count:,} images, {found.kind}")
+        show(line)
+    show(f"{data}: {found.count:,} images, {found.kind}")
     if found.classes is None:
         print("no labels")
     else:
@@ -265,7 +265,7 @@ def check_command(data: str) -> None:
             more = f" and {len(unused) - MAX_LISTED:,} more" * (len(unused) > MAX_LISTED)
             print(f"classes without images: {', '.join(str(called.get(n, n)) for n in unused[:MAX_LISTED])}{more}")
     if found.label_problem:
-        print(found.label_problem)
+        show(found.label_problem)
     if not found.count:
         raise UserError(f"{data}: none of its {len(found.problems):,} files can be used, for the reasons above")
     if found.problems:

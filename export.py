@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from models.snapshot import GENERATOR, STYLIZER, find_snapshot, kind_name, load_
 from networks.generator import Generator
 from networks.stylizer import Stylizer
 from torch_utils import cli
-from torch_utils.errors import Failure, UserError
+from torch_utils.errors import Failure, UserError, note, show
 
 TOLERANCE = 1e-3  # between the results of a file and of PyTorch: rounding gives 1e-6 to 1e-4
 
@@ -116,9 +115,9 @@ def main(network: str | None, model: str | None, modulation: str | None, target:
     path = find_snapshot(model or network, kind)
     module, info = load(path, kind)
     cli.writable_folder(target.outdir)
-    print(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
+    note(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg)")
     if "source" in info:
-        print(f"note: the weights keep the licence of whoever published {info['source']['file']}", file=sys.stderr)
+        note(f"note: the weights keep the licence of whoever published {info['source']['file']}")
     if modulation and isinstance(module, Generator):
         module = convert(module, path)
     if target.kind == "safetensors":
@@ -150,7 +149,7 @@ def export_snapshot(module: Generator | Stylizer, kind: str, info: dict[str, Any
         check_half(module)
     path = target.path(kind_name(kind))
     save_model(path, kind, module, asdict(module.config), info, half=target.half)
-    print(path)
+    show(path)
     if target.half:
         for value in module.state_dict().values():
             value.copy_(value.half())
@@ -164,12 +163,12 @@ def export_graphs(module: Generator | Stylizer, about: dict[str, Any], target: T
         if target.half:
             graph = in_half(graph)
         path = target.path(graph.name)
-        print(f"tracing {graph.name} ...", file=sys.stderr)
+        note(f"tracing {graph.name} ...")
         (write_onnx if target.kind == "onnx" else write_program)(path, graph, about, target.batch)
-        print(path)
+        show(path)
         run = onnx_runner(path) if target.kind == "onnx" else program_runner(path)
         if run is None:
-            print("note: not compared with PyTorch, which needs: pip install onnxruntime", file=sys.stderr)
+            note("note: not compared with PyTorch, which needs: pip install onnxruntime")
         else:
             compare(run, graph, path, target.batch)
 
@@ -179,7 +178,7 @@ def compare(run: Run, graph: Graph, path: Path, batch: int | None = None) -> Non
     difference = largest_difference(run, graph, batch)
     if not difference <= TOLERANCE:
         raise Failure(f"the results of {path} differ from PyTorch's by {difference:.2g}, more than rounding explains")
-    print(f"largest difference to PyTorch: {difference:.1e}", file=sys.stderr)
+    note(f"largest difference to PyTorch: {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from media.animation import check_animation, check_side, write_animation
 from media.images import preview_grid, save_png, write_pngs
 from models.sampling import generate_batches, images_of
 from torch_utils import cli
-from torch_utils.errors import UserError, numbers_text, plural
+from torch_utils.errors import UserError, numbers_text, plural, show
 from torch_utils.files import write_file
 from torch_utils.sizes import width_and_height
 
@@ -125,13 +125,13 @@ def images_command(
     if grid_size:
         path = folder / f"{latents_cli.images_sheet_name(seeds, len(names), options)}.png"
         save_png(preview_grid(collect(images(), len(names)), min(grid_size[0], len(names))), path)
-        print(path)
+        show(path)
         return
     paths = [folder / f"{name}.png" for name in names]
     with tqdm(total=len(paths), unit="image", disable=not sys.stderr.isatty()) as bar:
         for count in write_pngs(images, paths, model.batch, model.G.w_avg.device):
             bar.update(count)
-    print(f"{plural(len(names), 'image')} in {folder.resolve()}")
+    show(f"{plural(len(names), 'image')} in {folder.resolve()}")
 
 
 def read_codes(file: str, model: Model, noise_mode: str) -> Codes:
@@ -184,7 +184,7 @@ def mix_command(
     path = folder / f"{sheet_name(name, part, layers, options.classes)}.png"
     title = f"rows, with the columns' {'style' if part == 'all' else part} in layers {numbers_text(chosen)}"
     sheets.save_sheet(mixing_sheet(own, mixed, rows, cols, title, scale), path)
-    print(path)
+    show(path)
 
 
 # --- videos ---------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, vi
     with tqdm(frames, total=count, unit="frame", disable=not sys.stderr.isatty()) as bar:
         write_animation(video.out, iter(bar), count, video.fps)
     length = count / video.fps
-    print(f"{video.out}: {plural(count, 'frame')}, {length:g} second{'s' * (length != 1)}")
+    show(f"{video.out}: {plural(count, 'frame')}, {length:g} second{'s' * (length != 1)}")
 
 
 def check_walk(seeds: list[int], count: int, video: VideoOptions) -> None:
@@ -337,8 +337,8 @@ def kernels_command(
     path = folder / f"{sheet_name(name, layers=layers, classes=options.classes)}.png"
     sheets.save_sheet(kernel_views.kernel_sheet(shown), path)
     write_file(path.with_suffix(".html"), kernel_views.kernel_page(shown).encode())
-    print(path)
-    print(path.with_suffix(".html"))
+    show(path)
+    show(path.with_suffix(".html"))
 
 
 # --- directions -----------------------------------------------------------------------------------------------------
@@ -419,11 +419,11 @@ def directions_command(
         sheet = edit_sheet(images, directions, numbers, choice.amounts, seeds, directions.title, scale)
         path = folder / f"{sheet_name(name, choice.part, choice.layers, options.classes)}.png"
         sheets.save_sheet(sheet, path)
-        print(path)
+        show(path)
         if not choice.edit:
             file = folder / f"{sheet_name(name, choice.part, choice.layers)}.npz"
             save_directions(file, directions)
-            print(file)
+            show(file)
 
 
 def new_directions(model: Model, choice: DirectionOptions) -> dict[str, Directions]:

@@ -31,7 +31,7 @@ from models.classes import chosen_class
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
-from torch_utils.errors import UserError, plural, printable
+from torch_utils.errors import UserError, note, plural, show
 from torch_utils.memory import keep_freed_memory
 
 CODES, SHEET, VIDEO = "projected_w.npz", "projected.png", "projected.mp4"
@@ -154,10 +154,10 @@ def main(request: Request, config: ProjectionConfig) -> None:
     features, compared = find_features(request.encoder_weights, device)
     folder = cli.writable_folder(request.outdir)
     for reason in targets.skipped:
-        print(f"skipped: {reason}", file=sys.stderr)
-    print(f"network: {path} ({info['kimg']:g} kimg)", file=sys.stderr)
+        note(f"skipped: {reason}")
+    note(f"network: {path} ({info['kimg']:g} kimg)")
     hint = "" if isinstance(features, VGGFeatures) else "; --encoder-weights FILE compares by VGG-19"
-    print(f"images are compared by {compared}{hint}", file=sys.stderr)
+    note(f"images are compared by {compared}{hint}")
 
     found = search(G, targets, features, config, class_number, request, folder)
     ratios = psnr(to_float(found.images), to_float(targets.images)).tolist()
@@ -174,9 +174,9 @@ def main(request: Request, config: ProjectionConfig) -> None:
     save_codes(folder / CODES, Codes(found.ws, found.noise, about))
     save_sheet(targets, found.images, folder / SHEET)
     for name, decibel in zip(targets.names, ratios, strict=True):
-        print(f"{decibel:5.1f} dB  {printable(name)}")
+        show(f"{decibel:5.1f} dB  {name}")
     for name in [CODES, SHEET] + [VIDEO] * request.video:
-        print(folder / name)
+        show(folder / name)
     if targets.skipped:
         raise UserError(
             f"{len(targets.skipped)} of {plural(len(files), 'target')} could not be used, as listed above; the others "
@@ -258,7 +258,7 @@ def save_sheet(targets: Targets, images: Tensor, path: Path) -> None:
     count = len(images)
     shown = max(MAX_PIXELS // (2 * images.shape[2] * images.shape[3]), 1)
     if count > shown:
-        print(f"note: {path.name} has room for only the first {shown} of {count} images", file=sys.stderr)
+        note(f"note: {path.name} has room for only the first {shown} of {count} images")
     save_png(side_by_side(targets.images[:shown], images[:shown]), path)
 
 

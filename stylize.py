@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from styling.mask import read_mask
 from styling.styles import SUFFIX, CombinedStyle, read_style, save_style
 from styling.tasks import Task, Worker, check_inputs_survive, find_contents, names_folder, plan_file, plan_folder
 from torch_utils import cli
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, note, show
 from torch_utils.memory import keep_freed_memory
 
 OUT = "out"  # the folder of the results without --out
@@ -243,7 +242,7 @@ def main(**given: Any) -> None:
     if options.save_style is not None:
         cli.writable_folder(Path(options.save_style).parent, "--save-style")
         save_style(options.save_style, model, styles[0].kernels())
-        print(options.save_style)
+        show(options.save_style)
     if plan.tasks:
         cli.writable_folder(plan.folder or plan.tasks[0].out.parent, "--out")
         settings = Settings(options.strength, options.preserve_color, options.tile, options.smooth)
@@ -365,7 +364,7 @@ def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle
     """The model and the styles, each file of which is read once."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = load_stylizer(snapshot, device)
-    print(f"model: {snapshot} ({model.config.modulation}, width {model.config.width:g})", file=sys.stderr)
+    note(f"model: {snapshot} ({model.config.modulation}, width {model.config.width:g})")
     read = {file: read_style(model, file, options.style_scale) for file in dict.fromkeys(options.style_files)}
     return model, [CombinedStyle(tuple(read[file] for file in files), options.mix) for files in options.styles]
 
@@ -374,7 +373,7 @@ def stylize(worker: Worker, tasks: Sequence[Task], plan: Plan) -> None:
     """Does the tasks and reports the results. In a folder, a content that fails does not stop the others."""
     failed = worker.do_all(tasks, keep_going=plan.folder is not None)
     for reason in dict.fromkeys(failed.values()):
-        print(f"not stylized: {reason}", file=sys.stderr)
+        note(f"not stylized: {reason}")
     report([task for task in tasks if task not in failed], plan.folder)
     if failed:
         contents = dict.fromkeys(task.content for task in failed)
@@ -386,12 +385,12 @@ def report(done: Sequence[Task], folder: Path | None) -> None:
     """Prints the file, or the number of results in the folder."""
     if folder is None:
         for task in done:
-            print(task.out)
+            show(task.out)
         return
     counts = Counter("video" if task.video else "image" for task in done)
     parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in sorted(counts.items())]
     what = " and ".join(parts) or "nothing new (--overwrite replaces what is there)"
-    print(f"{what} in {folder.resolve()}")
+    show(f"{what} in {folder.resolve()}")
 
 
 def list_names(paths: Iterable[Path]) -> str:

@@ -23,7 +23,7 @@ from models.sampling import class_centers, conditions, latents
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
-from torch_utils.errors import UserError, numbers_text
+from torch_utils.errors import UserError, note, numbers_text
 from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import width_and_height
@@ -220,12 +220,12 @@ class Model:
 
     def announce(self) -> None:
         """Prints which model it is."""
-        print(f"network: {self.path} ({self.kimg:g} kimg)", file=sys.stderr)
+        note(f"network: {self.path} ({self.kimg:g} kimg)")
 
     def compare_origin(self, file: str, origin: object) -> None:
         """Prints a note if a file was made with another model; `origin` is the fingerprint in it, if there is one."""
         if origin is not None and origin != fingerprint(self.path):
-            print(f"note: {file} was made with another model than {self.path}", file=sys.stderr)
+            note(f"note: {file} was made with another model than {self.path}")
 
 
 def open_model(options: ModelOptions) -> Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -15,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latents.arrays import open_arrays, real_tensor
+from latents.arrays import Arrays, ShapeError, open_arrays
 from media.images import to_uint8
 from networks.generator import Generator, Noise
+from torch_utils.download import file_sha256
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import missing, write_file
+from torch_utils.schema import parse_json
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Codes:
 
 def fingerprint(path: str | os.PathLike) -> str:
     """16 hex digits that identify a model: the beginning of the SHA-256 of its file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    return file_sha256(path)[:16]
 
 
 def save_codes(path: str | os.PathLike, codes: Codes) -> None:
@@ -59,33 +60,34 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
         UserError: if the file is missing, not an .npz of codes, for a model of other shapes, or damaged.
     """
     path, device = Path(path), G.w_avg.device
-    layers = G.synthesis.layers() if G.config.noise else []
+    num_ws, w_dim = G.config.num_ws, G.config.w_dim
     try:
         with open_arrays(path) as file:
-            w = real_tensor(file, "w")
-            noise = [real_tensor(file, f"noise{i}") for i in range(len(layers))] if "noise0" in file else None
-            about = json.loads(str(file["about"])) if "about" in file else {}
+            w = file.numbers("w", (None, num_ws, w_dim), (None, w_dim))
+            noise = _read_noise(file, G, len(w)) if G.config.noise and "noise0" in file else None
+            about = parse_json(file.text("about")) if "about" in file else {}
         if not isinstance(about, dict):
             raise ValueError("about is not a JSON object")
+        if not len(w):
+            raise ShapeError("no w")
+    except ShapeError as error:
+        raise UserError(
+            f"{path} holds {error}, but the model takes w of [N, {num_ws}, {w_dim}] and noise maps of its layers; name "
+            "their model with --network"
+        ) from None
     except FileNotFoundError:
         raise UserError(missing(path, "name a projected_w.npz that projector.py wrote")) from None
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as latents ({one_line(error)}); name a projected_w.npz that projector.py wrote"
         ) from None
-    ws = w[:, None].expand(-1, G.config.num_ws, -1) if w.ndim == 2 else w
-    if ws.ndim != 3 or not len(ws) or ws.shape[1:] != (G.config.num_ws, G.config.w_dim):
-        raise UserError(
-            f"{path} holds w of shape {list(w.shape)}, but the model takes "
-            f"[N, {G.config.num_ws}, {G.config.w_dim}]; name their model with --network"
-        )
-    for maps, layer in zip(noise or [], layers, strict=bool(noise)):
-        if maps.shape != (len(ws), 1, *layer.size):
-            raise UserError(
-                f"{path} holds noise of shape {list(maps.shape)}, but the model takes "
-                f"{[len(ws), 1, *layer.size]}; name their model with --network"
-            )
+    ws = w[:, None].expand(-1, num_ws, -1) if w.ndim == 2 else w
     return Codes(ws.to(device), noise and [maps.to(device) for maps in noise], about)
+
+
+def _read_noise(file: Arrays, G: Generator, count: int) -> list[Tensor]:
+    """The noise maps of `count` images for each layer. Raises KeyError or ValueError."""
+    return [file.numbers(f"noise{i}", (count, 1, *layer.size)) for i, layer in enumerate(G.synthesis.layers())]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latents.arrays import open_arrays, real_tensor
+from latents.arrays import open_arrays
 from latents.mixing import FIELDS, PARTS, Part, generate_mix
 from latents.sheets import table, to_image
 from media.images import to_uint8
@@ -218,13 +218,15 @@ def load_directions(path: str | os.PathLike, G: Generator) -> Directions:
     """
     try:
         with open_arrays(path) as file:
-            method, part, layers = str(file["method"]), str(file["part"]), [int(i) for i in file["layers"]]
-            vectors, sigma, share = (real_tensor(file, name) for name in ("vectors", "sigma", "share"))
-            origin = str(file["fingerprint"]) if "fingerprint" in file else None
-        if method not in METHODS or part not in PARTS or not layers or min(layers) < 0:
+            method, part, layers = file.text("method"), file.text("part"), file.array("layers", (None,)).tolist()
+            vectors = file.numbers("vectors", (None, None))
+            sigma, share = (file.numbers(name, (len(vectors),)) for name in ("sigma", "share"))
+            origin = file.text("fingerprint") if "fingerprint" in file else None
+        numbered = layers and all(type(layer) is int and layer >= 0 for layer in layers)
+        if method not in METHODS or part not in PARTS or not numbered:
             raise ValueError("its method, part or layers do not exist")
-        if vectors.ndim != 2 or not len(vectors) or sigma.shape != vectors.shape[:1] or share.shape != sigma.shape:
-            raise ValueError("its arrays have contradictory shapes")
+        if not len(vectors):
+            raise ValueError("no direction at all")
     except FileNotFoundError:
         raise UserError(f"there is no {path}; make it with generate.py directions") from None
     except Exception as error:

@@ -20,7 +20,7 @@ from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image
 from media.files import list_images
 from media.image_files import ImageFiles
 from torch_utils.errors import UserError, one_line, printable
-from torch_utils.files import missing
+from torch_utils.files import missing, open_regular
 from torch_utils.sizes import Resolution, width_and_height
 
 
@@ -60,7 +60,7 @@ def find_targets(path: str | os.PathLike) -> list[TargetFile]:
 
 
 def _open(path: Path) -> BinaryIO:
-    return open(path, "rb")
+    return open_regular(path)
 
 
 def read_targets(files: list[TargetFile], resolution: Resolution, channels: int) -> Targets:

@@ -17,9 +17,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from media.decode import Unusable
+from torch_utils.cache import cache_folder, check_private, make_private_folder
 from torch_utils.errors import one_line, printable
-from torch_utils.files import cache_folder, write_file
+from torch_utils.files import open_regular, write_file
+from torch_utils.schema import read_json
 
+MAX_CACHE_BYTES = 1 << 30
 CHUNK = 1 << 20  # bytes that are read at a time
 SETTLED_NS = 2 * 10**9  # a file that was written so shortly ago can change once more within one tick of its time
 
@@ -51,7 +54,7 @@ def folder_checksums(folder: Path, paths: Mapping[str, str], progress: bool = Fa
             fresh[path] = [size, written, found[name]]
     if fresh:
         with suppress(OSError):  # without a cache, files are read again the next time
-            cache.parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(cache.parent)
             write_file(cache, json.dumps(kept | fresh).encode(), sync=False)
     return found
 
@@ -59,7 +62,7 @@ def folder_checksums(folder: Path, paths: Mapping[str, str], progress: bool = Fa
 def crc32(path: Path) -> int:
     """The CRC32 of a file, of which one chunk at a time is in memory. Raises OSError."""
     crc = 0
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while chunk := file.read(CHUNK):
             crc = zlib.crc32(chunk, crc)
     return crc
@@ -68,7 +71,8 @@ def crc32(path: Path) -> int:
 def _read(cache: Path) -> Kept:
     """What was kept; nothing where there is no such file, or where it is damaged."""
     try:
-        kept = json.loads(cache.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        check_private(cache)
+        kept = read_json(cache, MAX_CACHE_BYTES)
+    except (OSError, ValueError):
         return {}
     return kept if isinstance(kept, dict) else {}

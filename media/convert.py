@@ -26,7 +26,7 @@ from media.labels import LabelFile, dump_labels
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
 from torch_utils.errors import UserError, printable
-from torch_utils.files import atomic_write
+from torch_utils.files import atomic_write, temporary_path
 from torch_utils.sizes import Resolution, size_text, width_and_height
 
 FILTERS = {
@@ -273,7 +273,8 @@ def _write_folder(out: Path, fill: Callable[[Path], int]) -> int:
     """Makes a new folder with what `fill` writes into it, and returns what that returns."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    beside = temporary_path(out)
+    beside.mkdir()
 
     try:
         count = fill(beside)

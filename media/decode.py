@@ -6,7 +6,6 @@ Files are not trusted: sizes are checked before anything is decoded.
 from __future__ import annotations
 
 import io
-import sys
 import warnings
 from functools import lru_cache
 from typing import BinaryIO, cast
@@ -14,7 +13,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
-from torch_utils.errors import one_line
+from torch_utils.errors import note, one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of data sets
 _AVIF = bool(features.check("avif"))  # from Pillow 11.3 on
@@ -114,7 +113,7 @@ def _largest_value(image: Image.Image, values: np.ndarray) -> int:
 
 @lru_cache(maxsize=1)  # one note per process
 def _note_12_bits() -> None:
-    print("note: an image of 16 bits has no value over 4095; such images are read as 12 bits", file=sys.stderr)
+    note("note: an image of 16 bits has no value over 4095; such images are read as 12 bits")
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

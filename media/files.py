@@ -16,7 +16,7 @@ from torch import Tensor
 
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, decode_image, is_animated, open_image
 from torch_utils.errors import UserError, one_line
-from torch_utils.files import MAX_NAME, make_folder, missing, short_name, write_file
+from torch_utils.files import MAX_NAME, make_folder, missing, open_regular, short_name, write_file
 
 MIN_SIDE = 16  # pixels; after three halvings, two are left, as reflection padding needs
 VIDEO_SUFFIXES = (
@@ -49,7 +49,7 @@ def read_image(
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             image = open_image(file, ALL_FORMATS)
             if min(image.size) < min_side:
                 width, height = image.size
@@ -134,7 +134,7 @@ def is_video(path: str | os.PathLike) -> bool:
     if suffix in VIDEO_SUFFIXES:
         return True
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return is_animated(open_image(file, ALL_FORMATS))
     except (OSError, EOFError, ValueError):
         return False  # reading it will report the error

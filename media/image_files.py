@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 from media.checksums import folder_checksums
 from media.decode import Unusable
 from torch_utils.errors import UserError, printable
-from torch_utils.files import RUN_MARKER, missing
+from torch_utils.files import RUN_MARKER, missing, open_regular, regular
 
 LABEL_FILE = "dataset.json"
 
@@ -120,7 +120,7 @@ class ImageFiles:
 
     def _archive(self) -> zipfile.ZipFile:
         if self._zip is None or self._zip[0] != os.getpid():
-            self._zip = os.getpid(), zipfile.ZipFile(self.path)
+            self._zip = os.getpid(), zipfile.ZipFile(regular(self.path))
         return self._zip[1]
 
     def __getstate__(self) -> dict[str, object]:
@@ -131,7 +131,7 @@ class ImageFiles:
         try:
             called = self._members.get(name, name)
             if not self.is_zip:
-                return open(self.path / called, "rb")
+                return open_regular(self.path / called)
             member = self._archive().getinfo(called)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise Unusable("is compressed in an unusual way; unpack the archive, and name the folder")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch_utils.errors import UserError, one_line
+from torch_utils.schema import parse_json
 
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 1000  # characters
@@ -25,8 +26,8 @@ class LabelFile:
 def parse_labels(data: bytes, where: str) -> LabelFile:
     """The content of a `dataset.json`; `where` is what messages call it. Raises UserError if it is malformed."""
     try:
-        content = json.loads(data.decode("utf-8-sig"))  # some editors begin a file with a mark
-    except (ValueError, RecursionError) as error:
+        content = parse_json(data.decode("utf-8-sig"), nan=True)  # some editors begin a file with a mark
+    except ValueError as error:
         raise UserError(f"{where} is not JSON ({one_line(error)}); correct it, or remove it") from None
     entries = content.get("labels") if isinstance(content, dict) else content
     if entries is None:

@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 
 from media.shard_rows import Row
-from torch_utils.files import cache_folder, write_file
+from torch_utils.cache import cache_folder, check_private, make_private_folder
+from torch_utils.files import open_regular, write_file
 
 VERSION = 1  # of the file
 
@@ -69,7 +70,9 @@ def read_index(addresses: Sequence[str]) -> ShardIndex | None:
     """What was measured of these shards before; None where nothing was, or where a shard has changed since."""
     for path in index_paths(addresses):
         with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            with np.load(path, allow_pickle=False) as arrays:
+            if path.is_relative_to(cache_folder()):
+                check_private(path)
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
             names, stamps = tuple(found["addresses"].tolist()), tuple(found["stamps"].tolist())
             index = ShardIndex(
@@ -96,7 +99,8 @@ def write_index(index: ShardIndex) -> None:
     )
     for path in index_paths(index.addresses):
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_relative_to(cache_folder()):
+                make_private_folder(path.parent)
             write_file(path, buffer.getbuffer())
             return
 

@@ -13,6 +13,8 @@ from typing import Any, BinaryIO, cast
 
 from media.labels import MAX_CLASSES, are_class_names
 from torch_utils.errors import UserError, one_line
+from torch_utils.files import open_regular
+from torch_utils.schema import read_json
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 1 << 20
@@ -41,7 +43,7 @@ def rows(address: str, start: int = 0) -> Iterator[Row]:
 def open_shard(address: str) -> BinaryIO:
     """Opens a local file, or one at an address such as `s3://…`, for reading. Raises OSError."""
     if "://" not in address:
-        return open(address, "rb")
+        return open_regular(address)
     import fsspec
 
     return cast(BinaryIO, fsspec.open(address, "rb").open())
@@ -64,9 +66,9 @@ def class_names(address: str) -> tuple[str, ...]:
         return ()
     else:
         try:
-            content = json.loads(Path(address).with_name(CLASS_FILE).read_bytes())
+            content = read_json(Path(address).with_name(CLASS_FILE))
             names = content.get("class_names") if isinstance(content, dict) else None
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             return ()
     return tuple(names or ()) if are_class_names(names) else ()
 

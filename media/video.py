@@ -15,7 +15,7 @@ from torch import Tensor
 
 from media.decode import MAX_PIXELS, Unusable, decode_image, is_animated, open_image
 from torch_utils.errors import UserError, one_line
-from torch_utils.files import missing
+from torch_utils.files import missing, open_regular
 
 # Only containers of video are opened: no playlists, which would open other files, and nothing from the network.
 TRUSTED = {
@@ -152,11 +152,11 @@ def _source(path: Path) -> str | BinaryIO:
 
     Raises Unusable, and OSError if the file cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         is_webp = file.read(12)[8:] == b"WEBP"
         file.seek(0)
         if not is_webp or not is_animated(animation := open_image(file, ("WEBP",))):
-            return os.fspath(path)
+            return f"file:{path}"  # else FFmpeg takes a name such as concat:a as more than a name
         images: list[Image.Image] = []
         durations: list[int] = []
         for frame in ImageSequence.Iterator(animation):

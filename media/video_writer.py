@@ -61,8 +61,7 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         make_folder(self.path.parent)
         with self._report_errors():
-            self._beside = self._file.__enter__()
-            self._beside.touch()  # fails now, and not after computing the first frames, if no file can be created
+            self._beside = self._file.__enter__()  # creates it, or fails before the first frames are computed
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:

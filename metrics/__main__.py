@@ -7,7 +7,6 @@ page about a snapshot.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,9 +25,10 @@ from metrics.request import Request, evaluate, left_out_line
 from metrics.series import Record, best_record, charts, link_best, table
 from models.snapshot import find_snapshot
 from torch_utils import distributed
+from torch_utils.cache import cache_folder
 from torch_utils.cli import ClassName, Color, Float, Floats, Group, NumberRanges, device_option, option, run
-from torch_utils.errors import UserError
-from torch_utils.files import cache_folder, missing, write_file
+from torch_utils.errors import UserError, note, show
+from torch_utils.files import missing, write_file
 
 EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
@@ -244,7 +244,7 @@ def evaluate_command(
         print(json.dumps(records[0]))
     else:
         for name in names:
-            print(describe(name, records[0]))
+            show(describe(name, records[0]))
     if left_out:
         raise UserError(left_out_line(left_out))
 
@@ -396,15 +396,15 @@ def report_command(
         trunc=request.truncations[0], detector=detector or next(iter(SHIPPED)), detector_weights=weights,
         neighbours=5, rows=8, batch=request.batch, workers=request.workers, device=device,
     )  # fmt: skip
-    found, note = None, ""
+    found, problem = None, ""
     try:
         found = nearest_images(nearest)
     except UserError as error:
         if detector or test:
             raise
-        note = error.message
-        print(f"warning: nearest training images are left out: {note}", file=sys.stderr)
-    page = write_page(Page(records, history, found, nearest.detector, note), device)
+        problem = error.message
+        note(f"warning: nearest training images are left out: {problem}")
+    page = write_page(Page(records, history, found, nearest.detector, problem), device)
     write_file(out, page.encode())
     print(f"The report is {out}.")
 

@@ -7,12 +7,13 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from torch_utils.cache import NotPrivate, cache_folder, check_private, make_private_folder
 from torch_utils.errors import DiskFull
-from torch_utils.files import cache_folder, write_file
+from torch_utils.files import write_file
+from torch_utils.tensors import read_safetensors
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,11 @@ class CacheKey:
 
 
 def read_cached(key: CacheKey) -> dict[str, Tensor] | None:
-    """The tensors that were kept under a key; None where there are none, or they are damaged."""
+    """The tensors that were kept under a key; None where there are none, or they are damaged or not private."""
     try:
-        with safe_open(key.path, framework="pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError):
+        check_private(key.path)
+        tensors, meta = read_safetensors(key.path)
+    except (ValueError, OSError):  # writing them anew reports what can be mended
         return None
     return tensors if meta == {"key": key.text, "sha256": _digest(tensors)} else None
 
@@ -51,8 +51,10 @@ def read_cached(key: CacheKey) -> dict[str, Tensor] | None:
 def write_cached(key: CacheKey, tensors: dict[str, Tensor]) -> str:
     """Keeps tensors under a key. Returns why that is impossible, or an empty string."""
     try:
-        key.path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folder(key.path.parent)
         write_file(key.path, save(tensors, metadata={"key": key.text, "sha256": _digest(tensors)}))
+    except NotPrivate as error:
+        return str(error)
     except (DiskFull, OSError) as error:
         return getattr(error, "message", "") or f"cannot write {key.path}: {error}"
     return ""

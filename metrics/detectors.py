@@ -21,6 +21,7 @@ from metrics.lpips import LPIPS
 from models.inert_torchscript import is_torchscript, read_torchscript
 from torch_utils.download import download, file_sha256, read_tensors
 from torch_utils.errors import UserError, one_line
+from torch_utils.tensors import is_finite
 
 OPTION = "--detector-weights"
 
@@ -207,11 +208,19 @@ def is_published(detector: Detector, weights: DetectorWeights) -> bool:
 def _read(path: Path) -> PublishedWeights:
     try:
         tensors = read_torchscript(path) if is_torchscript(path) else read_tensors(path)
-        return PublishedWeights(tensors, file_sha256(path))
+        return PublishedWeights(_finite(tensors), file_sha256(path))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a detector's weights ({error}); name another with {OPTION}"
         ) from None
+
+
+def _finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors themselves. Raises ValueError where one is none, or holds numbers that are not finite."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or not is_finite(tensor):
+            raise ValueError(f"{name[:80]!a} is no tensor of finite numbers")
+    return tensors
 
 
 # --- networks -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +32,7 @@ from metrics.lpips import LPIPS
 from metrics.names import CLEAN, FRECHET, Metric, parse_metric
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
-from torch_utils.errors import Failure, UserError
+from torch_utils.errors import Failure, UserError, note
 
 PPL_EPSILON = 1e-4  # between the two ends of a path (StyleGAN, CVPR 2019, section 4.1)
 MIN_CACHED_IMAGES = 1000  # the patches of fewer images are faster cut again than read
@@ -402,7 +401,7 @@ class Evaluator:
 
     def _say(self, line: str) -> None:
         if self.progress:
-            print(line, file=sys.stderr, flush=True)
+            note(line)
 
 
 def finite(tensors: Tensors) -> bool:

@@ -23,11 +23,11 @@ from metrics import detectors, encoders
 from metrics.detectors import PublishedDetector
 from metrics.features import Features, Source, dataset_source, describe_images
 from metrics.memorization import copying_test
-from metrics.request import check_shape, load_finite_generator, open_fakes
+from metrics.request import check_shape, open_fakes
 from metrics.scores import BLOCK_ROWS
 from models.classes import chosen_class
 from models.sampling import generate_batches
-from models.snapshot import find_snapshot
+from models.snapshot import find_snapshot, load_generator
 from torch_utils.errors import Failure, UserError
 
 BLOCK_FAKES = 128  # whose distances to all real images are in memory at a time
@@ -204,7 +204,7 @@ def nearest_images(request: NearestRequest) -> Found:
 def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
     """The images of the seeds. Raises UserError."""
     snapshot = find_snapshot(request.network)
-    G, info = load_finite_generator(snapshot, torch.device(request.device))
+    G, info = load_generator(snapshot, torch.device(request.device))
     given = request.class_name
     chosen = None if given is None else chosen_class(given, G.config.c_dim, info, snapshot)
     check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)

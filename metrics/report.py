@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,6 +22,8 @@ from metrics.series import Record, best_record, curve, precision_against_recall,
 from models.sampling import generate_batches
 from models.snapshot import load_generator
 from torch_utils.errors import UserError
+from torch_utils.files import read_regular
+from torch_utils.schema import MAX_JSON_BYTES, parse_json
 
 SHEET = 640  # pixels, of the width of a sheet of images, about
 ROWS = 6  # of such a sheet
@@ -82,7 +83,7 @@ def read_history(snapshot: Path) -> list[Record]:
     if not path.exists():
         return []
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [parse_json(line, nan=True) for line in read_regular(path, MAX_JSON_BYTES).splitlines()]
         return [{**line, "settings": {**line.get("settings", {}), "kimg": line["kimg"]}} for line in lines]
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
         raise UserError(f"{path} is damaged; move it elsewhere for a report without curves") from None

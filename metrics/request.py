@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,7 @@ from models.sampling import Fakes
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import distributed
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, note
 from torch_utils.files import atomic_write, missing
 from torch_utils.sizes import Resolution, size_text
 
@@ -70,7 +69,7 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
     evaluator, records = None, []
     for snapshot in distributed.on_rank_0(find_snapshots, request.network, request.all_snapshots):
         try:
-            G, info = load_finite_generator(snapshot, request.device)
+            G, info = load_generator(snapshot, request.device)
         except UserError as error:
             if not request.all_snapshots:
                 raise
@@ -113,7 +112,7 @@ def find_snapshots(network: str | None, all_snapshots: bool) -> list[Path]:
 def warn(line: str) -> None:
     """Prints a warning; in rank 0 only."""
     if distributed.rank() == 0:
-        print(f"warning: {line}", file=sys.stderr)
+        note(f"warning: {line}")
 
 
 def evaluate_images(request: Request) -> dict[str, Any]:
@@ -147,8 +146,8 @@ def make_evaluator(request: Request, dataset: ImageDataset, fakes: int | None = 
     if not evaluator.metrics:
         raise UserError(left_out_line(evaluator.left_out))
     if distributed.rank() == 0:
-        for note in evaluator.notes:
-            print(note, file=sys.stderr)
+        for line in evaluator.notes:
+            note(line)
     return evaluator
 
 
@@ -172,14 +171,6 @@ def left_out_line(left_out: dict[str, str]) -> str:
 
 
 # --- what is evaluated ----------------------------------------------------------------------------------------------
-
-
-def load_finite_generator(snapshot: Path, device: torch.device) -> tuple[Generator, dict[str, Any]]:
-    """A snapshot's generator and the file's info. Raises UserError for one of a training that diverged."""
-    G, info = load_generator(snapshot, device)
-    if not all(tensor.isfinite().all() for tensor in G.state_dict().values()):
-        raise UserError(f"{snapshot} has weights that are not finite: its training diverged; name an earlier snapshot")
-    return G, info
 
 
 def open_fakes(path: str, background: Color = WHITE) -> ImageDataset:

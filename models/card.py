@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,14 @@ from models.classes import class_names
 from models.stylegan2 import is_network_pickle
 from networks.generator import Generator
 from networks.stylizer import Stylizer
-from torch_utils.errors import plural
+from torch_utils.errors import one_line, plural
+from torch_utils.files import read_regular
+from torch_utils.schema import MAX_JSON_BYTES, parse_json, read_json
 from torch_utils.sizes import width_and_height
 
 KINDS = {1: "1 channel", 3: "in colour", 4: "in colour and transparent (RGBA, premultiplied)"}  # by their channels
 SAMPLE_SHEET = "samples.png"
+MARKUP = re.compile(r"[\\`*\[\]#!|~$@]|(?<!\w)_|_(?!\w)|://")  # what Markdown makes something of
 MAX_CLASSES = 100  # whose names a card lists
 
 # The entries of a run's config.json that a card shows. Paths are left out: they are private.
@@ -134,10 +138,10 @@ def facts_of_run(snapshot: Path) -> dict[str, Any]:
     run, facts = snapshot.parent, {}
     try:
         kimg = float(snapshot.stem.removeprefix("snapshot-"))
-        config = json.loads((run / "config.json").read_text())
+        config = read_json(run / "config.json")
         known = {**config, **config["about"]}
         facts["training"] = {name: known[name] for name in TRAINING if known.get(name) is not None}
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines = [parse_json(line) for line in read_regular(run / "metrics.jsonl", MAX_JSON_BYTES).splitlines()]
         measured = [line for line in lines if line["kimg"] == kimg][-1]
         facts["metrics"] = {n: v for n, v in measured.items() if n != "kimg" and type(v) in (int, float)}
     except (
@@ -161,5 +165,6 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """Any value as text for one cell of a table."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split())[:200].replace("|", "\\|").replace("<", "&lt;")
+    text = f"{value:.6g}" if isinstance(value, float) else value
+    text = MARKUP.sub(r"\\\g<0>", one_line(text, 200))
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("www.", "www&#46;")

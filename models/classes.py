@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from media.labels import are_class_names
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, note, one_line
 
 MAX_LISTED = 10  # class names in a message
 
@@ -55,5 +54,5 @@ def chosen_class(given: int | str, c_dim: int, info: Mapping[str, Any], path: st
         raise UserError(f"--class {shown}: {error}") from None
     if isinstance(given, int) and shown in names and names[number] != shown:
         other = f"the class with the name {shown} has the number {names.index(shown)}"
-        print(f"note: --class {shown} is the class of that number, named {names[number]}; {other}", file=sys.stderr)
+        note(f"note: --class {shown} is the class of that number, named {names[number]}; {other}")
     return number

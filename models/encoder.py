@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from models.snapshot import load_model, save_model
 from networks.vgg import VGG19
+from torch_utils.cache import cache_folder
 from torch_utils.download import download, read_tensors
 from torch_utils.errors import UserError, one_line
-from torch_utils.files import cache_folder
+from torch_utils.ops.adaconv import PaddingMode
+from torch_utils.schema import Within, build
+from torch_utils.tensors import check_weights
 
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # trained on ImageNet
 SHA256 = "dcbb9e9d"  # the first digits of the file's digest
 FIRST_CHANNELS = 64  # of vgg19's first layer, at width 1
 
 ENCODER = "adaconv-encoder"
+
+
+@dataclass
+class EncoderConfig:
+    """What the file of an encoder says about it."""
+
+    width: Annotated[float, Within(0, 4, above=True)]
+    border: PaddingMode = "zeros"
 
 
 def load_encoder(path: str | os.PathLike | None = None, device: torch.device | str = "cpu") -> VGG19:
@@ -54,7 +66,7 @@ def read_encoder(path: str | os.PathLike) -> tuple[VGG19, dict[str, Any]]:
     Raises:
         UserError: as `load_model`.
     """
-    encoder, info = load_model(path, ENCODER, lambda config, tensors: VGG19(**config))
+    encoder, info = load_model(path, ENCODER, lambda config, tensors: VGG19(**asdict(build(EncoderConfig, config))))
     assert isinstance(encoder, VGG19)
     return encoder, info
 
@@ -89,4 +101,5 @@ def _read_torchvision(path: Path) -> tuple[float, dict[str, Tensor]]:
     tensors = {name: state[name] for name in names}
     if not all(isinstance(tensor, Tensor) and tensor.ndim for tensor in tensors.values()):
         raise ValueError("not all of the state are tensors")
+    check_weights(tensors)
     return len(tensors["features.0.weight"]) / FIRST_CHANNELS, tensors

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.inert_pickle import Call, Global, PersistentId, read_pickle
+from torch_utils.inert_pickle import Call, Global, PersistentId, read_pickle
 
 MODULE = "torch_utils.persistence _reconstruct_persistent_obj"
 PARAMETER = "torch._utils _rebuild_parameter"

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from models.inert_modules import DAMAGED, TENSOR, layout
-from models.inert_pickle import Call, Global, PersistentId, read_pickle
+from torch_utils.files import regular
+from torch_utils.inert_pickle import Call, Global, PersistentId, read_pickle
 
 SCRIPT = "__torch__"  # what the names of modules begin with
 LISTS = "torch.jit._pickle "  # and those of lists that have a type
@@ -43,7 +44,7 @@ class _Names(set):
 def is_torchscript(path: str | os.PathLike) -> bool:
     """Whether a file is an archive of `torch.jit.save`, which `torch.save` writes without constants."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except zipfile.BadZipFile:
         return False
@@ -57,7 +58,7 @@ def read_torchscript(path: str | os.PathLike) -> dict[str, Tensor]:
         ValueError: says in a few words why the content is not as expected.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             (root,) = {name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")}
             pickled = io.BytesIO(_stored(archive, f"{root}data.pkl"))
             module = read_pickle(pickled, _Names({TENSOR, *DTYPES}))

@@ -6,10 +6,10 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -21,7 +21,8 @@ from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import write_file
-from torch_utils.tensors import read_metadata, read_safetensors
+from torch_utils.schema import Count, Within, build, check_values, parse_json, repr_of
+from torch_utils.tensors import check_types, is_finite, read_metadata, read_safetensors
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -46,6 +47,33 @@ def kimg_name(kimg: float) -> str:
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class Source:
+    """Where the weights of somebody else's network pickle are from."""
+
+    file: str
+    sha256: str = ""
+    kind: str = ""
+    license: str = ""
+
+
+@dataclass
+class Info:
+    """What the `info` of a file may say that is read again; what else is in it is only shown."""
+
+    kimg: Annotated[float, Within(0, 1e12)] = 0.0
+    data: str = ""
+    contents: str = ""
+    styles: str = ""
+    init_from: str = ""
+    source: Source | None = None
+    classes: Count = 0
+    resolution: Count = 0
+
+
+INFO = {field.name for field in fields(Info)}
+
+
 def save_model(
     path: str | os.PathLike,
     kind: str,
@@ -67,11 +95,11 @@ def save_model(
 
 
 def load_model(
-    path: str | os.PathLike, kind: str, build: Callable[[dict[str, Any], dict[str, Tensor]], Module]
+    path: str | os.PathLike, kind: str, make: Callable[[dict[str, Any], dict[str, Tensor]], Module]
 ) -> tuple[Module, dict[str, Any]]:
     """The module that `save_model` wrote, in eval mode and without gradients, and the file's info.
 
-    The file is not trusted. `build(config, tensors)` builds a module from the configuration in the file, and raises
+    The file is not trusted. `make(config, tensors)` builds a module from the configuration in the file, and raises
     ValueError if it is invalid. Because a file could ask for any amount of memory, the module is first built on
     PyTorch's meta device, and all shapes are compared with those of the tensors.
 
@@ -92,17 +120,27 @@ def load_model(
         if (found := description.get("format")) != kind:
             other = f"holds a model of kind {kind_name(str(found))[:40]!r}" if found else "is not of this project"
             raise UserError(f"{path} {other}; name the file of {article} {name}")
-        if description["version"] > VERSION:
-            raise UserError(f"{path} was written by a newer version of this project; update the project to load it")
+        if (version := description.get("version")) != VERSION or type(version) is not int:
+            if type(version) is int and version > VERSION:
+                raise UserError(f"{path} was written by a newer version of this project; update the project to load it")
+            raise UserError(
+                f"{path} has the version {one_line(repr_of(version), 20)}, not {VERSION}; name another file"
+            )
+        check_types(tensors)
+        if not all(map(is_finite, tensors.values())):
+            raise UserError(f"{path} has weights that are not finite: its training diverged; name an earlier snapshot")
         with torch.device("meta"):
-            shapes = {key: value.shape for key, value in build(description["config"], tensors).state_dict().items()}
+            shapes = {key: value.shape for key, value in make(description["config"], tensors).state_dict().items()}
         tensors = {name: torch.zeros(shapes[name]) for name in CLASS_MEANS if name in shapes} | tensors
         for key in {**shapes, **tensors}:
             if key not in tensors or key not in shapes or tensors[key].shape != shapes[key]:
-                raise ValueError(f"{key[:80]} is missing, unexpected or of another shape")
-        module = build(description["config"], tensors)
+                raise ValueError(f"{one_line(key, 80)} is missing, unexpected or of another shape")
+        module = make(description["config"], tensors)
         module.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
         info = {"kimg": 0.0, **description.get("info", {})}
+        check_values(Info, {name: value for name, value in info.items() if name in INFO})
+        if "source" in info:
+            build(Source, info["source"])
         info["kimg"] = float(info["kimg"])
     except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
         reason = one_line(error, 200)
@@ -112,28 +150,13 @@ def load_model(
 
 def describe(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The description of a model in a file's metadata; empty if there is none. Raises ValueError if it is damaged."""
-    try:
-        description = json.loads(metadata.get(META, "{}"))
-    except RecursionError:
-        raise ValueError("the description is nested too deeply") from None
+    description = parse_json(metadata.get(META, "{}"))
     return description if isinstance(description, dict) else {}
 
 
 def kind_name(kind: str) -> str:
     """`generator` for "adaconv-generator"."""
     return kind.removeprefix("adaconv-")
-
-
-def check_types(config: Any, **others: tuple[type, ...]) -> None:
-    """Raises ValueError if a field of a configuration has a value of another type than its default.
-
-    `others` gives the types that a field may have instead.
-    """
-    for f in fields(config):
-        value, kind = getattr(config, f.name), type(f.default)
-        kinds = others.get(f.name, (float, int) if kind is float else (kind,))
-        if type(value) not in kinds:
-            raise ValueError(f"{f.name}: expected {kind.__name__}, got {str(value)[:40]!r}")
 
 
 def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]) -> None:
@@ -155,8 +178,7 @@ def load_generator(
 
 
 def _build_generator(cls: type[Generator], values: dict[str, Any], tensors: dict[str, Tensor]) -> Generator:
-    config = GeneratorConfig(**values)
-    check_types(config, clamp=(float, int, type(None)), resolution=(int, tuple))
+    config = build(GeneratorConfig, values)
     if config.img_channels not in CHANNELS.values():
         raise ValueError(f"images with {config.img_channels} channels")
     if config.z_dim + config.c_dim < 1 or config.map_depth > len(tensors):  # every layer has tensors of its own
@@ -178,13 +200,7 @@ def load_stylizer(
 
 
 def _build_stylizer(cls: type[Stylizer], values: dict[str, Any], tensors: dict[str, Tensor]) -> Stylizer:
-    config = StylizerConfig(**values)
-    check_types(config)
-    if (
-        config.style_size > 4096 or config.kernel_size > 31
-    ):  # they cost time and memory that the size of the file does not bound
-        raise ValueError(f"style_size {config.style_size}, kernel_size {config.kernel_size}")
-    return cls(config)
+    return cls(build(StylizerConfig, values))
 
 
 # --- finding them ---------------------------------------------------------------------------------------------------
@@ -221,7 +237,7 @@ def _newest(path: Path, kind: str) -> Path | None:
     Folders that are not runs count as older than all runs; of several, the last written one is the newest.
     """
     patterns = ("snapshot-*.safetensors", "*/snapshot-*.safetensors", WEIGHTS)
-    found = [p for pattern in patterns for p in path.glob(pattern)]
+    found = [p for pattern in patterns for p in path.glob(pattern) if p.exists()]  # links may lead nowhere
     written: dict[Path, int] = {}
     for p in found:
         written[p.parent] = max(written.get(p.parent, 0), p.stat().st_mtime_ns)

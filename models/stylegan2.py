@@ -21,12 +21,13 @@ import torch
 from torch import nn
 
 from models.inert_modules import CALLS, DAMAGED, attributes, flatten, read_number, read_tensor, shape, tensors
-from models.inert_pickle import Call, Refused, read_pickle
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig, SynthesisLayer
 from networks.layers import RESAMPLE_TAPS
 from torch_utils.errors import UserError, one_line
+from torch_utils.inert_pickle import Call, Refused, read_pickle
 from torch_utils.ops import setup_filter
+from torch_utils.tensors import check_weights
 
 MAX_BYTES = 8 << 30  # of a file; the largest published ones have 0.4 GB
 MAX_SIZE = 1 << 16  # of z, w and the classes
@@ -249,6 +250,7 @@ def _build(make: Callable[[], Network], states: States, rename: Callable[[str], 
         _check_layer(module, state, empty, rename)
     _check_filters(filters)
     weights = {name: read_tensor(tensor).view(shapes[name]) for name, tensor in found.items()}
+    check_weights(weights)
     network = make()
     network.load_state_dict(weights)
     return network

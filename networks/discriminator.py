@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import Annotated, cast
 
 import torch
 from torch import Tensor, nn
 
 from networks.generator import MappingNetwork, NetworkConfig
 from networks.layers import Conv2d, Linear
+from torch_utils.schema import Within
 
 
 @dataclass
 class DiscriminatorConfig(NetworkConfig):
     """Everything that is needed to build a Discriminator."""
 
-    mbstd_group: int = 4  # samples that share a standard deviation; 0 leaves the minibatch standard deviation out
+    mbstd_group: Annotated[int, Within(0, 2**16)] = 4  # samples that share a standard deviation; 0 leaves it out
 
     def __post_init__(self):
         super().__post_init__()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor, demodulation
 from networks.layers import RESAMPLE_TAPS, Linear, normalize_2nd_moment, upsample2d, upsample_conv2d
 from torch_utils.ops import bias_act, setup_filter
+from torch_utils.schema import Positive, Within
 from torch_utils.sizes import Resolution, block_sizes, nominal_side, nominal_sides, to_resolution
 
 Noise = Literal["random", "const", "none"] | Sequence[Tensor]
@@ -29,15 +30,15 @@ CLASS_MEANS = ("class_w_avg", "class_w_count")  # buffers that older files lack
 
 @dataclass
 class NetworkConfig:
-    """The options that generator and discriminator have in common."""
+    """The options that generator and discriminator have in common. Files are held to their bounds."""
 
     resolution: Resolution = 256  # the side of a square, or (width, height)
-    img_channels: int = 3
-    c_dim: int = 0  # number of classes, 0 for none
-    cbase: int = 32768  # channels of a block whose nominal side is s: min(cbase / s, cmax)
-    cmax: int = 512
-    map_depth: int = 8  # layers of the mapping network, or in the discriminator of the class embedding
-    clamp: float | None = 256.0  # limits the layers' outputs, so that half precision does not overflow
+    img_channels: Annotated[int, Within(1, 64)] = 3
+    c_dim: Annotated[int, Within(0, 2**17)] = 0  # number of classes, 0 for none
+    cbase: Annotated[int, Within(16, 2**20)] = 32768  # channels of a block of side s: min(cbase / s, cmax)
+    cmax: Annotated[int, Within(1, 2**13)] = 512
+    map_depth: Annotated[int, Within(1, 64)] = 8  # layers of the mapping network; in D, of the class embedding
+    clamp: Positive | None = 256.0  # limits the layers' outputs, so that half precision does not overflow
 
     def __post_init__(self):
         self.resolution = to_resolution(self.resolution)
@@ -63,12 +64,12 @@ class NetworkConfig:
 class GeneratorConfig(NetworkConfig):
     """Everything that is needed to build a Generator."""
 
-    z_dim: int = 512
-    w_dim: int = 512
+    z_dim: Annotated[int, Within(0, 2**16)] = 512
+    w_dim: Annotated[int, Within(1, 2**16)] = 512
     modulation: Literal["adaconv", "modconv", "adain"] = "adaconv"
     norm: Literal["instance", "demod"] = "demod"
-    kernel_size: int = 3  # of the predicted kernels; also the size of the style map
-    style_channels: int = 64  # of the style map
+    kernel_size: Annotated[int, Within(1, 31)] = 3  # of the predicted kernels; also the size of the style map
+    style_channels: Annotated[int, Within(1, 2**13)] = 64  # of the style map
     depthwise_scale: float = 0.1  # initial deviation of the depthwise kernels from the identity
     pointwise_scale: float = 1.0  # the same for the pointwise kernels' entries of each channel with itself
     mixing_scale: float = 0.3  # the same for their entries between channels

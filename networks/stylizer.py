@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from networks.layers import Conv3x3, normalize_2nd_moment
 from networks.vgg import STRIDE, VGG19, scale_channels
 from torch_utils.ops import moments
 from torch_utils.ops.adaconv import PaddingMode
+from torch_utils.schema import Within
 
 Kernels = list[AdaConvKernels]
 Statistics = tuple[Tensor, Tensor]  # mean and variance, both [N, C]
@@ -45,11 +46,11 @@ SLOPE = 0.2  # of the style encoder's leaky ReLU
 class StylizerConfig:
     """Everything that is needed to build a Stylizer."""
 
-    width: float = 1.0  # factor on all channels
+    width: Annotated[float, Within(0, 4, above=True)] = 1.0  # factor on all channels
     modulation: Literal["adaconv", "adain"] = "adaconv"
-    style_size: int = 256  # side of the style image in pixels
-    style_channels: int = 512  # of the style map W, at full width
-    kernel_size: int = 3  # of the predicted kernels; also the size of W
+    style_size: Annotated[int, Within(64, 4096)] = 256  # side of the style image in pixels
+    style_channels: Annotated[int, Within(1, 2**13)] = 512  # of the style map W, at full width
+    kernel_size: Annotated[int, Within(1, 31)] = 3  # of the predicted kernels; also the size of W
     depthwise_scale: float = 0.1  # initial deviation of the depthwise kernels from the identity
     pointwise_scale: float = 1.0  # the same for the pointwise kernels' entries of each channel with itself
     mixing_scale: float = 0.3  # the same for their entries between channels

@@ -140,6 +140,8 @@ def load_kernels(model: Stylizer, path: str | os.PathLike) -> Kernels:
     if kind != STYLE:
         what = f", but of kind {kind_name(kind)[:40]!r}" if isinstance(kind, str) else ""
         raise UserError(f"{path} holds no style{what}; name an image or a file that --save-style wrote")
+    if (version := description.get("version")) != VERSION or type(version) is not int:
+        raise UserError(f"{path} is a style of the version {one_line(version, 20)}, not {VERSION}; save it again")
     if description.get("model") != identity(model):
         raise UserError(f"{path} is a style of another model; name that model with --model, or the style's image")
     try:

@@ -18,7 +18,7 @@ from media.video_writer import video_format
 from networks.stylizer import Stylizer
 from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
 from styling.styles import CombinedStyle
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, printable
 from torch_utils.files import missing
 from torch_utils.memory import out_of_memory
 
@@ -88,9 +88,9 @@ def plan_folder(contents: Sequence[Path], styles: Sequence[Sequence[Path]], fold
 
 def check_inputs_survive(outs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raises UserError if a result would replace one of the files that are read."""
-    sources = {path.resolve() for path in inputs}
+    sources = {os.path.realpath(path) for path in inputs}
     for out in outs:
-        if out.resolve() in sources:
+        if os.path.realpath(out) in sources:
             raise UserError(f"{out} is one of the files to read and would be replaced; name another file")
 
 
@@ -163,10 +163,11 @@ class Worker:
         style = self.styles[task.style]
         done = stylize_video(task.content, task.out, self.model, style, self.settings, self.batch, progress)
         if done.damaged:
-            tqdm.write(f"{task.content}: {done.damaged} damaged parts were skipped", file=sys.stderr)
+            tqdm.write(printable(f"{task.content}: {done.damaged} damaged parts were skipped"), file=sys.stderr)
         if done.sound_encoded:
             suffix = task.out.suffix
-            tqdm.write(f"{task.out}: the sound was converted to AAC, because {suffix} cannot hold it", file=sys.stderr)
+            line = f"{task.out}: the sound was converted to AAC, because {suffix} cannot hold it"
+            tqdm.write(printable(line), file=sys.stderr)
 
     def read(self, path: Path) -> Tensor:
         """The image of a content, read once for all of its styles. Raises UserError."""

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import click
 
-from torch_utils.errors import CommandError, UserError, plural
+from torch_utils.errors import CommandError, UserError, plural, printable
 
 MAX_NUMBERS = 10_000_000
 MAX_DIGITS = 18
@@ -272,7 +272,7 @@ def _past_click(function: Callable) -> Callable:
 
 
 def _on_one_line(message: str) -> str:
-    return " ".join(message.split())
+    return printable(" ".join(message.split()))
 
 
 def run(command: click.Command) -> None:
@@ -287,7 +287,7 @@ def run(command: click.Command) -> None:
         code = command.main(standalone_mode=False)
         sys.stdout.flush()
     except CommandError as error:
-        print(f"error: {_on_one_line(error.message)}", file=sys.stderr)
+        print(f"error: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         # The processes that torchrun starts share one command line: one of them reports what is wrong with it.

@@ -6,17 +6,16 @@ import hashlib
 import os
 import sys
 import urllib.request
-import zipfile
 from http.client import HTTPException
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from torch_utils.errors import UserError
-from torch_utils.files import atomic_write, cache_folder
-from torch_utils.tensors import read_safetensors
+from torch_utils.cache import NotPrivate, cache_folder, check_private, make_private_folder
+from torch_utils.errors import UserError, printable
+from torch_utils.files import atomic_write, open_regular
+from torch_utils.tensors import read_pickled, read_safetensors
 
 TIMEOUT = 30  # seconds that a server may stay silent
 
@@ -28,15 +27,19 @@ def download(url: str, sha256: str, option: str) -> Path:
     takes a copy of the file.
     """
     path = cache_folder() / url.rpartition("/")[2]
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        make_private_folder(path.parent)
+        if path.exists():
+            check_private(path)
+        else:
             _fetch(url, path, sha256)
-        except (OSError, HTTPException) as error:
-            raise UserError(
-                f"cannot download {url} to {path} ({error}); "
-                f"put the file {path.name} there yourself, or name a copy of it with {option}"
-            ) from None
+    except NotPrivate as error:
+        raise UserError(f"{error}, or a copy of {path.name} with {option}") from None
+    except (OSError, HTTPException) as error:
+        raise UserError(
+            f"cannot download {url} to {path} ({error}); "
+            f"put the file {path.name} there yourself, or name a copy of it with {option}"
+        ) from None
     return path
 
 
@@ -45,7 +48,7 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, atomic_write(path) as file:
         size = int(answer.headers.get("Content-Length") or 0) or None
-        bar = tqdm(total=size, desc=str(path), unit="B", unit_scale=True, file=sys.stderr, disable=None)
+        bar = tqdm(total=size, desc=printable(path), unit="B", unit_scale=True, file=sys.stderr, disable=None)
         with bar:
             while chunk := answer.read(1 << 20):
                 file.write(chunk)
@@ -57,7 +60,7 @@ def _fetch(url: str, path: Path, sha256: str) -> None:
 
 def file_sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file, 64 hex digits. Raises OSError."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.sha256()  # hashlib.file_digest comes with Python 3.11
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -67,7 +70,7 @@ def file_sha256(path: str | os.PathLike) -> str:
 def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """Reads named tensors from a .safetensors file, or from a .pth or .pt file that holds nothing but tensors.
 
-    The file is not trusted: no code in a pickle is executed, and compressed archives are refused.
+    The file is not trusted: no code in a pickle is executed, and it takes no more memory than it has bytes.
 
     Raises:
         OSError: the file cannot be read.
@@ -76,16 +79,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
-    if zipfile.is_zipfile(path):  # PyTorch writes no compressed ZIPs, which could be small and yet fill the memory
-        with zipfile.ZipFile(path) as file:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in file.infolist()):
-                raise ValueError("compressed")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception:  # of many types; some of their messages recommend to execute the file's code
-        raise ValueError("not a PyTorch file of nothing but tensors and plain values") from None
+    state = read_pickled(path)
     if not isinstance(state, dict):
         raise ValueError(f"a {type(state).__name__} instead of named tensors")
     return state

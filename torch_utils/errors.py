@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -11,8 +12,8 @@ class CommandError(Exception):
     exit_code = 1
 
     def __init__(self, message: str):
-        super().__init__(message)
-        self.message = message
+        self.message = printable(" ".join(message.split()))  # names and reasons in it may come from files
+        super().__init__(self.message)
 
 
 class UserError(CommandError):
@@ -29,15 +30,35 @@ class DiskFull(Failure):
     """There is no room for a file."""
 
 
-def printable(name: str) -> str:
-    """A file's name for a message: names in archives can hold line breaks and codes that terminals obey."""
-    return name if name.isprintable() else ascii(name)
+def printable(text: object) -> str:
+    """Text from outside for a terminal: what it would obey, as `\\x1b`.
+
+    Names in archives and headers can hold line breaks, control codes, marks that reverse text and broken Unicode.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def one_line(value: object, limit: int = 100) -> str:
     """Foreign text, such as another library's error, as one printable line of at most `limit` characters."""
-    text = " ".join(str(value).split())
-    return printable(text if len(text) <= limit else text[: limit - 3] + "...")
+    try:
+        text = str(value)
+    except (RecursionError, ValueError):  # a list in lists in lists; a number of thousands of digits
+        text = f"a {type(value).__name__}"
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def note(line: str) -> None:
+    """Prints a line for the user on stderr; names in it may come from files."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def show(line: object) -> None:
+    """Prints a result on stdout; names in it may come from files."""
+    print(printable(line))
 
 
 def plural(count: int, noun: str, ending: str = "s") -> str:

@@ -1,4 +1,8 @@
-"""Atomic writes: a file is complete, or it does not exist. Also names and folders of files."""
+"""Files: opening them without blocking or following links, atomic writes, names and folders.
+
+What a user names may be a link, as to a data set on another disk. What this project writes by itself (temporary files,
+records of a run, the cache) is created exclusively, and never written through a link that someone else may have made.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,13 @@ import difflib
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import threading
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from torch_utils.errors import DiskFull, UserError
 
@@ -19,18 +24,91 @@ DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAX_NAME = 255  # bytes in a file's name, on common file systems
 RUN_MARKER = "adaconv-run.txt"  # a file in the folder of every run, which is therefore no part of a data set around it
 
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+def regular(path: str | os.PathLike) -> Path:
+    """The path, for a library that opens files itself, if a regular file is there, or a link to one.
+
+    Raises OSError for anything else: a pipe or a device would block for ever, or never end.
+    """
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, and only files are read", os.fspath(path))
+    return Path(path)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Opens a regular file, or a link to one, for reading. Raises OSError as `regular` does."""
+    return open(regular(path), "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))
+
+
+def read_regular(path: str | os.PathLike, limit: int) -> bytes:
+    """The content of a regular file of up to `limit` bytes. Raises OSError, also for a larger file."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", os.fspath(path))
+    return data
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def open_own(path: str | os.PathLike, mode: str) -> BinaryIO:
+    """Opens a file that this project has made itself, unbuffered: "xb" creates it, "ab" appends to it.
+
+    Raises OSError where something else has been put in its place, such as a link to a file elsewhere, by a symbolic
+    or a hard link: nothing is written through it.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        descriptor = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            os.close(descriptor)
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+        return descriptor
+
+    try:
+        return cast(BinaryIO, open(path, mode, buffering=0, opener=opener))
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # ENXIO: a pipe that nobody reads
+            error.strerror = "it is a link or a pipe, through which nothing is written"
+        raise
+
+
+def check_own_folder(folder: Path) -> None:
+    """Raises UserError where a folder of this project's own making is a link to one elsewhere, or no folder."""
+    with suppress(OSError):  # it is not there, or reading it reports the error
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise UserError(f"{folder} is a link or a file instead of a folder; move the folder itself there")
+
+
+def check_own_file(path: Path) -> None:
+    """Raises UserError where a file that this project appends to is a link to one elsewhere, or no regular file."""
+    with suppress(OSError):
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise UserError(
+                f"{path} is a link or a pipe instead of a file, and would be written to; put a copy of the file there"
+            )
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; at the end of the block, the file there is renamed to `path`.
 
     Readers find the old file or the new one, never a part of it, even after a crash. After an exception, the old file
-    remains. With `sync`, the data is on the disk before the file is renamed, which takes milliseconds. Without it, a
-    power failure may lose the file: for files that can be made again.
+    remains. The temporary file is new, under a name that nobody can foresee. With `sync`, the data is on the disk
+    before the file is renamed, which takes milliseconds. Without it, a power failure may lose the file: for files that
+    can be made again.
     """
     path = Path(path)
-    end = f".{os.getpid()}-{threading.get_native_id()}.tmp"
-    beside = path.with_name(f".{short_name(path.name, MAX_NAME - 1 - len(end))}{end}")
+    beside = temporary_path(path)
+    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield beside
         if sync:
@@ -43,6 +121,12 @@ def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             beside.unlink()
         raise
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside `path`, that nobody can foresee and `remove_leftovers` knows."""
+    end = f".{secrets.token_hex(8)}.tmp"
+    return path.with_name(f".{short_name(path.name, MAX_NAME - 1 - len(end))}{end}")
 
 
 @contextmanager
@@ -63,8 +147,9 @@ def write_file(path: str | os.PathLike, data: bytes | memoryview, sync: bool = T
 
 
 def append_file(path: str | os.PathLike, data: bytes) -> None:
-    """Appends `data` to a file: all of it, or nothing after an error. Raises DiskFull."""
-    with _report_full_disk(Path(path), len(data)), open(path, "ab", buffering=0) as file:
+    """Appends `data` to a file of our own: all of it, or nothing after an error. Raises DiskFull and UserError."""
+    check_own_file(Path(path))
+    with _report_full_disk(Path(path), len(data)), open_own(path, "ab") as file:
         end = file.tell()
         try:
             while data:
@@ -84,13 +169,6 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot write into {folder}: {reason}; name another place with --out") from None
 
 
-def cache_folder() -> Path:
-    """The folder of compiled and downloaded files: $ADACONV_CACHE, $XDG_CACHE_HOME/adaconv or ~/.cache/adaconv."""
-    if folder := os.environ.get("ADACONV_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "adaconv"
-
-
 def short_name(name: str, limit: int = MAX_NAME) -> str:
     """The name itself, or, where it has more than `limit` bytes, its beginning and a digest of the whole name."""
     data = os.fsencode(name)
@@ -103,7 +181,8 @@ def short_name(name: str, limit: int = MAX_NAME) -> str:
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that `atomic_write` left under `folder` when a process was killed."""
     for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -1,19 +1,44 @@
-"""Reading safetensors files: tensors by name, and a header of text."""
+"""Files of tensors: safetensors, and what torch.save writes. None has to be trusted: what is read takes no more memory
+than the file has bytes, and nothing in a pickle is executed.
+"""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from torch_utils.errors import one_line
+from torch_utils.files import open_regular, regular
+from torch_utils.inert_pickle import Call, Global, PersistentId, Refused, read_pickle
+
+FLOATS = {torch.float16, torch.bfloat16, torch.float32}  # the types that weights may have
+
+# What a pickle of torch.save may name: tensors, and the type of the numbers of each storage, here with its bytes.
+TENSOR, PARAMETER = "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"
+STORAGES = {
+    "torch DoubleStorage": 8, "torch FloatStorage": 4, "torch HalfStorage": 2, "torch BFloat16Storage": 2,
+    "torch LongStorage": 8, "torch IntStorage": 4, "torch ShortStorage": 2, "torch CharStorage": 1,
+    "torch ByteStorage": 1, "torch BoolStorage": 1,
+}  # fmt: skip
+NAMES = {TENSOR, PARAMETER, *STORAGES}
+MAX_PICKLE_BYTES = 1 << 23  # of the pickle without the tensors' numbers; that of a large network has 300,000
+NO_PICKLE = "not a PyTorch file of nothing but tensors and plain values"
+
+
+# --- safetensors ----------------------------------------------------------------------------------------------------
 
 
 def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, on the CPU, and the metadata of its header. The file need not be trusted.
+    """The tensors of a file, on the CPU, and the metadata of its header.
 
     Raises:
         OSError: if it cannot be read.
@@ -32,7 +57,134 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 @contextmanager
 def _open(path: str | os.PathLike) -> Iterator[safe_open]:
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             yield file
     except SafetensorError as error:
         raise ValueError(one_line(error, 200)) from None
+
+
+def check_types(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless all tensors hold real numbers of 16 or 32 bits."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS or tensor.layout != torch.strided:
+            raise ValueError(f"{name[:80]!a} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def check_weights(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless all tensors hold finite real numbers of 16 or 32 bits."""
+    check_types(tensors)
+    for name, tensor in tensors.items():
+        if not is_finite(tensor):
+            raise ValueError(f"{name[:80]!a} holds numbers that are not finite")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has neither NaN nor infinity: nearly always by its sum alone, which takes no memory."""
+    if not tensor.dtype.is_floating_point:
+        return True
+    total = tensor.sum(dtype=torch.float32 if tensor.element_size() < 4 else None)
+    return bool(total.isfinite()) or bool(tensor.isfinite().all())  # a sum of finite numbers can be too large
+
+
+def tensors_in(content: Any) -> list[Tensor]:
+    """All tensors in dicts, lists and tuples in each other."""
+    return [found for found in _walk(content) if isinstance(found, Tensor)]
+
+
+# --- torch.save -----------------------------------------------------------------------------------------------------
+
+
+def read_pickled(path: str | os.PathLike) -> Any:
+    """What torch.save has written of tensors and plain values, on the CPU.
+
+    First the pickle in the file is read as data, and what it claims is compared with the bytes that are there.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is something else, asks for anything to be executed, or is damaged.
+    """
+    with open_regular(path) as file:
+        size = Path(path).stat().st_size
+        try:
+            is_archive = file.read(2) == b"PK"
+            file.seek(0)
+            _check_archive(file, size) if is_archive else _check_stream(file, size)
+        except Refused as error:
+            raise ValueError(f"{NO_PICKLE}: {error}") from None
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError):
+            raise ValueError(f"{NO_PICKLE}, or damaged") from None
+        file.seek(0)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # of many types; some of their messages recommend to execute the file's code
+            raise ValueError(f"{NO_PICKLE}, or damaged") from None
+
+
+def _check_archive(file: BinaryIO, size: int) -> None:
+    """Checks a ZIP of torch.save, before PyTorch 1.6 and since. Compressed, it could be small and fill the memory."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        lengths = {member.filename: member.file_size for member in members}
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("its members are compressed, which torch.save never does")
+        if len(lengths) < len(members) or sum(lengths.values()) > size:
+            raise ValueError("its members overlap")
+        pickles = [name for name in lengths if name.endswith("/data.pkl")]
+        if len(pickles) != 1 or lengths[pickles[0]] > MAX_PICKLE_BYTES:
+            raise ValueError(NO_PICKLE)
+        folder = pickles[0].removesuffix("data.pkl")
+        with archive.open(pickles[0]) as member:
+            content = read_pickle(member, NAMES)
+    _check_tensors(content, lambda key: lengths.get(f"{folder}data/{key}", 0))
+
+
+def _check_stream(file: BinaryIO, size: int) -> None:
+    """Checks what torch.save wrote before PyTorch 1.6: pickles one after the other, and then the numbers."""
+    *_, content = (read_pickle(file, NAMES) for _ in range(4))  # a magic number, a version, the system, and the content
+    _check_tensors(content, lambda key: size)
+    storages = {str(value[2]): value[4] * STORAGES[value[1].name] for value in _storages(content)}
+    if sum(storages.values()) > size:
+        raise ValueError("its tensors claim more bytes than the file has")
+
+
+def _check_tensors(content: Any, bytes_of: Callable[[str], int]) -> None:
+    """Raises ValueError where a storage claims more than its bytes, or a tensor more numbers than its storage."""
+    for value in _storages(content):
+        if value[4] * STORAGES[value[1].name] > bytes_of(value[2]):
+            raise ValueError("a tensor claims more bytes than the file has")
+    for call in _walk(content):
+        if type(call) is Call and call.name == TENSOR:
+            storage, _, shape = call.args[:3]
+            sizes_are_numbers = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
+            if type(storage) is not PersistentId or not sizes_are_numbers or math.prod(shape) > storage.value[4]:
+                raise ValueError("a tensor claims more numbers than its storage has")
+        elif type(call) is Call and call.name != PARAMETER:
+            raise ValueError(NO_PICKLE)
+
+
+def _storages(content: Any) -> Iterator[tuple]:
+    """The storages of a pickle: ("storage", type of the numbers, name, device, count)."""
+    for found in _walk(content):
+        if type(found) is PersistentId:
+            match found.value:
+                case ("storage", Global(name), str(), str(), int(count), *_) if name in STORAGES and count >= 0:
+                    yield found.value
+                case _:
+                    raise ValueError(NO_PICKLE)
+
+
+def _walk(content: Any) -> Iterator[Any]:
+    """All that a pickle holds, each thing once: it may be in itself, or be shared so often that it would never end."""
+    pending, seen = [content], set()
+    while pending:
+        found = pending.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        if type(found) is dict:
+            pending += found.values()
+        elif type(found) in (list, tuple):
+            pending += found
+        elif type(found) is Call:
+            pending += [*found.args, found.state]

@@ -11,9 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import torch
@@ -21,16 +21,17 @@ from click.core import ParameterSource
 
 from media.shards import is_sharded
 from torch_utils import cli, distributed
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, note, one_line
 from torch_utils.files import write_file
-from training.config import RunConfig, differences
+from torch_utils.schema import check_values, read_json
+from training.config import ClassifierConfig, RunConfig, StylizerTrainConfig, TrainConfig, differences
 from training.loop import Trainer, train
-from training.runs import evaluation_is_due, find_state, load_state, mark, new_run
+from training.runs import check_run, evaluation_is_due, find_state, load_state, mark, new_run
 
 
 def run_options(kimg: float, tick: float, snap: int) -> Callable:
     """The options under "Run", with these defaults in their help."""
-    positive = cli.Float(0, min_open=True)
+    kimg_type = cli.Float(0, 1e9, min_open=True)
     return _all(
         cli.option("Run", "--outdir", default="runs", help="Folder in which every run gets a folder of its own."),
         cli.option("Run", "--desc", metavar="TEXT", help="Text to add to the name of the run's folder."),
@@ -46,25 +47,25 @@ def run_options(kimg: float, tick: float, snap: int) -> Callable:
         cli.option(
             "Run",
             "--kimg",
-            type=positive,
+            type=kimg_type,
             help=f"Length of the training, in thousands of images.  [default: {kimg:g}]",
         ),
         cli.option(
             "Run",
             "--tick",
-            type=cli.Float(0.001),
+            type=cli.Float(0.001, 1e9),
             help=f"Interval between two lines of the log, in kimg.  [default: {tick:g}]",
         ),
         cli.option(
             "Run",
             "--snap",
-            type=cli.Integer(1),
+            type=cli.Integer(1, 2**31),
             help=f"Interval between two snapshots, in ticks.  [default: {snap}]",
         ),
         cli.option(
             "Run",
             "--keep",
-            type=cli.Integer(1),
+            type=cli.Integer(1, 2**31),
             help="Number of training states to keep; older ones are deleted.  [default: 2]",
         ),
         cli.option("Run", "--seed", type=cli.Integer(0, 2**31), help="Seed of all random numbers.  [default: 0]"),
@@ -79,13 +80,13 @@ def machine_options(half: str, compiled: str, cpu: str = "fp32") -> Callable:
         cli.option(
             "Machine",
             "--gpus",
-            type=cli.Integer(0),
+            type=cli.Integer(0, 2**16),
             help="Number of GPUs; 0 trains on the CPU.  [default: all of this machine]",
         ),
         cli.option(
             "Machine",
             "--procs",
-            type=cli.Integer(1),
+            type=cli.Integer(1, 2**16),
             help="Number of training processes on the CPU; several have one thread each.",
         ),
         cli.option(
@@ -134,6 +135,24 @@ def _all(*options: Callable) -> Callable:
 
 Configure = Callable[[Mapping[str, Any], bool], RunConfig]  # of the options, and whether a run is resumed
 TrainerFor = Callable[[Any], type[Trainer]]  # of a configuration
+
+
+SCRIPTS: dict[str, type[RunConfig]] = {
+    "train.py": TrainConfig,
+    "train_stylizer.py": StylizerTrainConfig,
+    "train_encoder.py": ClassifierConfig,
+}
+
+
+@dataclass
+class About:
+    """What config.json records about a run, as far as it is read again."""
+
+    script: Literal["train.py", "train_stylizer.py", "train_encoder.py"]
+    data_hash: str
+
+
+ABOUT = {field.name for field in fields(About)}
 
 
 @dataclass(frozen=True)
@@ -222,7 +241,7 @@ def prepare(
     run = new_run(cli.writable_folder(outdir), "-".join(filter(None, [config.run_name, desc])))
     about = {"script": script, "command": sys.argv, **machine(config), "data_hash": data_hash}
     record(run, config, config.recorded_options(given), about)
-    print(f"run: {run}", file=sys.stderr)
+    note(f"run: {run}")
     print_note(config)
     return Start(config, run, None, data_hash)
 
@@ -238,9 +257,11 @@ def prepare_resumed(
     """`prepare` for a run that is resumed from a state: with its recorded options below the given ones."""
     state = load_state(state_path)  # first, as it reports files that are not states
     run = state_path.parent.parent
+    check_run(run)
     options, about = recorded(run)
     if (other := about.get("script", script)) != script:
         raise UserError(f"{run} is a run of another script; resume it with: python {other} --resume {run}")
+    check_options(run, options, script)
     given = {**options, **given}
     check_data_paths(run, given)
     config = configure(given, True)
@@ -258,11 +279,11 @@ def prepare_resumed(
     if kimg >= config.kimg and not evaluation_is_due(run, trainer_class.sheet_name, state, kimg):
         longer = f"; train longer with: python {script} --resume {run} --kimg MORE"
         hint = longer if "kimg" in config.changeable else ""
-        print(f"{run} is complete: it has reached kimg {kimg:g} of {config.kimg:g}{hint}", file=sys.stderr)
+        note(f"{run} is complete: it has reached kimg {kimg:g} of {config.kimg:g}{hint}")
         return None
     record(run, config, config.recorded_options(given), about)
     mark(run)  # runs of earlier versions have no marker yet
-    print(f"run: {run}, from {state_path.name}", file=sys.stderr)
+    note(f"run: {run}, from {state_path.name}")
     print_note(config)
     return Start(config, run, state_path, data_hash)
 
@@ -280,7 +301,7 @@ def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:
 
 def print_note(config: RunConfig) -> None:
     if config.note:
-        print(f"note: {config.note}", file=sys.stderr)
+        note(f"note: {config.note}")
 
 
 def print_config(config: RunConfig) -> None:
@@ -290,13 +311,25 @@ def print_config(config: RunConfig) -> None:
 def recorded(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options, and what config.json says about the run, as `record` wrote them."""
     try:
-        options, config = (json.loads((run / name).read_text()) for name in ("options.json", "config.json"))
-        return dict(options), dict(config["about"])
+        options, config = (read_json(run / name) for name in ("options.json", "config.json"))
+        about = config["about"]
+        if not isinstance(options, dict) or not isinstance(about, dict):
+            raise ValueError("its records are no JSON objects")
+        check_values(About, {name: value for name, value in about.items() if name in ABOUT})
+        return options, about
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = one_line(error, 200)
         raise UserError(
             f"{run} is not a run that can be resumed ({reason}); name a run folder of this script"
         ) from None
+
+
+def check_options(run: Path, options: dict[str, Any], script: str) -> None:
+    """Raises UserError unless the recorded options of a run are such as could be typed."""
+    try:
+        SCRIPTS[script].check_options(options)
+    except ValueError as error:
+        raise UserError(f"{run / 'options.json'} is damaged ({error}); correct it, or start a new run") from None
 
 
 def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> float:
@@ -305,7 +338,9 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
         old = type(config).from_dict(state["config"])
         kimg = state["step"] * old.batch / 1000
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{run} is of another version of this project ({error}); start a new run") from None
+        raise UserError(
+            f"{run} is of another version of this project ({one_line(error, 200)}); start a new run"
+        ) from None
     if changed := differences(old, config):
         raise UserError(f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out")
     return kimg

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from media.shards import is_sharded
 from networks.discriminator import DiscriminatorConfig
 from networks.generator import GeneratorConfig
 from networks.stylizer import StylizerConfig
+from torch_utils.errors import one_line
+from torch_utils.schema import Fraction, NotNegative, Positive, Within, build, check_values
 from torch_utils.sizes import size_text
 from training.presets import PUBLISHED_AT
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Batch = Annotated[int, Within(1, 2**16)]
+Kimg = Annotated[float, Within(0, 1e9, above=True)]
+Tick = Annotated[float, Within(0.001, 1e9)]
+Interval = Annotated[int, Within(1, 2**31)]
+Byte = Annotated[int, Within(0, 255)]
+AugPipe = Literal[
+    "blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc", "r3gan"
+]  # the keys of training.augment.AUGPIPES
 
 
 @dataclass(kw_only=True)
@@ -23,26 +37,41 @@ class RunConfig:
     # What may change when a run is resumed, because no weight depends on it.
     changeable: ClassVar[set[str]] = {"data", "kimg", "tick", "snap", "workers", "keep"}
     data_options: ClassVar[str] = "--data"  # the options that name the data
+    networks: ClassVar[tuple[type, ...]] = ()  # the configurations of networks whose fields are options
 
     data: str
-    seed: int = 0
-    gpus: int = 0  # 0: the CPU
-    procs: int = 1  # processes; on GPUs one for each
-    batch: int = 32  # images of a step, over all processes
-    batch_gpu: int = 32  # images of a microbatch
-    precision: str = "fp32"  # fp32, bf16 or fp16, of the layers that can do with half precision
+    seed: Annotated[int, Within(0, 2**31)] = 0
+    gpus: Annotated[int, Within(0, 2**16)] = 0  # 0: the CPU
+    procs: Annotated[int, Within(1, 2**16)] = 1  # processes; on GPUs one for each
+    batch: Batch = 32  # images of a step, over all processes
+    batch_gpu: Batch = 32  # images of a microbatch
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the layers that can do with half precision
     tf32: bool = False  # whether GPUs may round the factors of float32 products to 10 bits
     compile: bool = False  # whether what is differentiated only once is compiled
-    kimg: float = 25000  # length of the training in thousands of images
-    tick: float = 4.0  # kimg between two lines of the log
-    snap: int = 50  # ticks between two snapshots
-    workers: int = 2  # processes that read images, for each training process
-    keep: int = 2  # number of training states that are kept
+    kimg: Kimg = 25000  # length of the training in thousands of images
+    tick: Tick = 4.0  # kimg between two lines of the log
+    snap: Annotated[int, Within(1, 2**31)] = 50  # ticks between two snapshots
+    workers: Annotated[int, Within(0, 64)] = 2  # processes that read images, for each training process
+    keep: Annotated[int, Within(1, 2**31)] = 2  # number of training states that are kept
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The inverse of `dataclasses.asdict`."""
-        return cls(**values)
+    def from_dict(cls, values: Any) -> Self:
+        """The inverse of `dataclasses.asdict`, of values that need not be trusted. Raises ValueError."""
+        return build(cls, values)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raises ValueError unless the recorded options of a run are such as a command line may have.
+
+        Options are fields of the configuration, or of a network in it.
+        """
+        for name, value in options.items():
+            of = next((owner for owner in (cls, *cls.networks) if name in {f.name for f in fields(owner)}), None)
+            if name == "desc" and type(value) is str:
+                continue
+            if of is None or isinstance(value, Mapping):
+                raise ValueError(f"{one_line(name, 40)} is no option")
+            check_values(of, {name: value})
 
     @property
     def of_stream(self) -> set[str]:
@@ -71,25 +100,19 @@ TAKEN_OVER = (
 )
 
 
-Ramp = tuple[float, float]  # the first and the last value of a schedule
+Ramp = tuple[NotNegative, NotNegative]  # the first and the last value of a schedule
 
 
 @dataclass(frozen=True)
 class Schedules:
     """Values that follow half a cosine from the first to the last, which they have from decay_kimg on (R3GAN)."""
 
-    decay_kimg: float
+    decay_kimg: Positive
     ema_kimg: Ramp  # half-life of the averaged weights
     p: Ramp  # probability of each augmentation
     lr: Ramp = (1.0, 0.25)  # as a factor on the learning rates
     gamma: Ramp = (1.0, 0.1)  # as a factor on gamma
-    beta2: Ramp = (0.9, 0.99)  # of Adam
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Schedules:
-        """The inverse of `dataclasses.asdict`, also through JSON."""
-        ramps: dict[str, Any] = {name: tuple(value) for name, value in values.items() if name != "decay_kimg"}
-        return cls(decay_kimg=values["decay_kimg"], **ramps)
+    beta2: tuple[Fraction, Fraction] = (0.9, 0.99)  # of Adam
 
 
 @dataclass(kw_only=True)
@@ -97,32 +120,33 @@ class TrainConfig(RunConfig):
     """What the generator's training depends on as well."""
 
     changeable: ClassVar[set[str]] = RunConfig.changeable | {"metrics", "detector_weights", "keep_best"}
+    networks: ClassVar[tuple[type, ...]] = (GeneratorConfig, DiscriminatorConfig)
 
     generator: GeneratorConfig
     discriminator: DiscriminatorConfig
-    cfg: str = "auto"
-    background: tuple[int, int, int] | None = None  # the colour that transparent images are laid on; None: RGBA
+    cfg: Literal["auto", "demo", "r3gan", "stylegan2", "paper256", "paper512", "paper1024", "cifar"] = "auto"
+    background: tuple[Byte, Byte, Byte] | None = None  # the colour that transparent images are laid on; None: RGBA
     cond: bool = False  # train with the data set's class labels
     mirror: bool = False  # add a left-right flipped copy of every image to the data
-    glr: float = 0.0025  # the generator's learning rate
-    dlr: float = 0.0025  # the discriminator's learning rate
-    loss: str = "nonsaturating"  # or relativistic
-    gamma: float = 1.0  # weight of R1, and of R2 with the relativistic loss
-    r1_interval: int = 16  # steps between two R1 steps
-    pl_weight: float = 2.0  # weight of the path length penalty
-    pl_interval: int = 4  # steps between two path length steps
-    pl_shrink: int = 2  # the path length step takes batch / pl_shrink images
-    mixing: float = 0.9  # probability of style mixing
-    ema_kimg: float = 10.0  # half-life of the averaged weights
-    ema_rampup: float | None = 0.05  # limits the half-life to this fraction of the images seen so far
-    w_avg_beta: float = 0.998  # decay of the mean of w
-    aug: str = "noaug"  # augmentation of what the discriminator sees: noaug, ada or fixed
-    augpipe: str = "bgc"  # its transforms
-    target: float = 0.6  # the E[sign(D(x))] that ada steers to
-    ada_kimg: float = 500.0  # kimg in which ada's p can go from 0 to 1
-    p: float = 0.0  # the probability of each transform, at the start
+    glr: Positive = 0.0025  # the generator's learning rate
+    dlr: Positive = 0.0025  # the discriminator's learning rate
+    loss: Literal["nonsaturating", "relativistic"] = "nonsaturating"
+    gamma: NotNegative = 1.0  # weight of R1, and of R2 with the relativistic loss
+    r1_interval: Interval = 16  # steps between two R1 steps
+    pl_weight: NotNegative = 2.0  # weight of the path length penalty
+    pl_interval: Interval = 4  # steps between two path length steps
+    pl_shrink: Interval = 2  # the path length step takes batch / pl_shrink images
+    mixing: Fraction = 0.9  # probability of style mixing
+    ema_kimg: NotNegative = 10.0  # half-life of the averaged weights
+    ema_rampup: NotNegative | None = 0.05  # limits the half-life to this fraction of the images seen so far
+    w_avg_beta: Fraction = 0.998  # decay of the mean of w
+    aug: Literal["noaug", "ada", "fixed"] = "noaug"  # augmentation of what the discriminator sees: noaug, ada or fixed
+    augpipe: AugPipe = "bgc"  # its transforms
+    target: Annotated[float, Within(-1, 1)] = 0.6  # the E[sign(D(x))] that ada steers to
+    ada_kimg: Positive = 500.0  # kimg in which ada's p can go from 0 to 1
+    p: Fraction = 0.0  # the probability of each transform, at the start
     init_from: str | None = None  # a snapshot, state or run whose weights the training starts from
-    freezed: int = 0  # number of the discriminator's first layers that are not trained
+    freezed: Annotated[int, Within(0, 64)] = 0  # number of the discriminator's first layers that are not trained
     schedules: Schedules | None = None  # of R3GAN's recipe; None trains by StyleGAN2's
     metrics: list[str] = field(default_factory=lambda: ["swd"])
     detector_weights: list[str] = field(default_factory=list)  # files that replace downloads
@@ -132,16 +156,6 @@ class TrainConfig(RunConfig):
         if self.background is not None:
             red, green, blue = self.background  # a list, if it comes from JSON
             self.background = red, green, blue
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        schedules = values.get("schedules")
-        nested = {
-            "generator": GeneratorConfig(**values["generator"]),
-            "discriminator": DiscriminatorConfig(**values["discriminator"]),
-            "schedules": schedules and Schedules.from_dict(schedules),
-        }
-        return cls(**{**values, **nested})
 
     @property
     def run_name(self) -> str:
@@ -173,20 +187,20 @@ class ClassifierConfig(RunConfig):
     changeable: ClassVar[set[str]] = (RunConfig.changeable | {"test"}) - {"kimg"}
 
     test: str | None = None  # a data set for the accuracy, of images that are not trained with
-    width: float = 0.5  # channels in those of VGG-19
-    batch: int = 128
-    batch_gpu: int = 128
-    kimg: float = 500.0
-    tick: float = 5.0
-    snap: int = 10
-    lr: float = 0.2  # the highest learning rate
-    momentum: float = 0.9  # Nesterov's
-    weight_decay: float = 5e-4  # of convolutions and the head
-    smoothing: float = 0.1  # the part of each label that is spread over all classes
-    shift: float = 1 / 8  # the largest random shift, as a fraction of the side
+    width: Annotated[float, Within(0, 4, above=True)] = 0.5  # channels in those of VGG-19
+    batch: Batch = 128
+    batch_gpu: Batch = 128
+    kimg: Kimg = 500.0
+    tick: Tick = 5.0
+    snap: Annotated[int, Within(1, 2**31)] = 10
+    lr: Positive = 0.2  # the highest learning rate
+    momentum: Fraction = 0.9  # Nesterov's
+    weight_decay: NotNegative = 5e-4  # of convolutions and the head
+    smoothing: Fraction = 0.1  # the part of each label that is spread over all classes
+    shift: Fraction = 1 / 8  # the largest random shift, as a fraction of the side
     mirror: bool = True  # flip half of the images left-right
-    crop: float = 1.0  # smallest area of the random crops, as a fraction of the image
-    cutmix: float = 0.0  # probability of CutMix, for each microbatch
+    crop: Annotated[float, Within(0, 1, above=True)] = 1.0  # smallest area of the random crops, as a fraction
+    cutmix: Fraction = 0.0  # probability of CutMix, for each microbatch
 
     @property
     def run_name(self) -> str:
@@ -199,28 +213,25 @@ class StylizerTrainConfig(RunConfig):
 
     changeable: ClassVar[set[str]] = RunConfig.changeable | {"style"}
     data_options: ClassVar[str] = "--content and --style"
+    networks: ClassVar[tuple[type, ...]] = (StylizerConfig,)
 
     stylizer: StylizerConfig
     style: str  # folder or ZIP of style images
     encoder_weights: str | None = None  # None: torchvision's, of ImageNet
     init_from: str | None = None  # a stylizer whose weights the training starts from
-    size: int = 256  # side of the content crops
-    batch: int = 8
-    batch_gpu: int = 8
-    kimg: float = 1280.0  # 160,000 steps of 8
-    lr: float = 1e-4
-    predictor_lr: float = 100.0  # factor for kernel predictors: their equalized weights are that much larger
-    content_weight: float = 1.0
+    size: Annotated[int, Within(16, 2048)] = 256  # side of the content crops
+    batch: Batch = 8
+    batch_gpu: Batch = 8
+    kimg: Kimg = 1280.0  # 160,000 steps of 8
+    lr: Positive = 1e-4
+    predictor_lr: Positive = 100.0  # factor for kernel predictors: their equalized weights are that much larger
+    content_weight: NotNegative = 1.0
     normalize_content: bool = False  # compare contents without their channels' means and deviations
-    style_weight: float = 10.0
-    identity_weight: float = 0.0  # weight of the difference to a content that is its own style
-    tv_weight: float = 0.0  # weight of the total variation
-    ema_kimg: float = 1.0  # half-life of the averaged weights
-    ema_rampup: float | None = 0.05  # limits the half-life to this fraction of the images seen so far
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> StylizerTrainConfig:
-        return cls(**{**values, "stylizer": StylizerConfig(**values["stylizer"])})
+    style_weight: NotNegative = 10.0
+    identity_weight: NotNegative = 0.0  # weight of the difference to a content that is its own style
+    tv_weight: NotNegative = 0.0  # weight of the total variation
+    ema_kimg: Positive = 1.0  # half-life of the averaged weights
+    ema_rampup: NotNegative | None = 0.05  # limits the half-life to this fraction of the images seen so far
 
     @property
     def run_name(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 from collections import abc
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from models.snapshot import save_snapshot
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
+from torch_utils.errors import note
 from torch_utils.ops import native
 from torch_utils.sizes import width_and_height
 from training.augment import AdaptiveP, AugmentPipe
@@ -69,7 +69,7 @@ class GANTrainer:
         self.modules: dict[str, nn.Module] = {"G": G, "D": D, "G_ema": self.G_ema, "path_length": self.path_length}
         self.modules |= {"augment": self.augment, "ada": self.ada}
         if config.init_from and fresh and distributed.rank() == 0:
-            print(load_initial_weights(self.modules, Path(config.init_from), config.freezed), file=sys.stderr)
+            note(load_initial_weights(self.modules, Path(config.init_from), config.freezed))
         freeze(D, config.freezed)
         set_precision(G, D, config.precision)
         # Only steps without regularizers can be compiled: a compiled graph cannot be differentiated twice.
@@ -95,8 +95,8 @@ class GANTrainer:
             optional=True,
         )
         if distributed.rank() == 0:
-            for line in [*[f"note: {note}" for note in self.unmirrored.notes], *self.evaluator.notes]:
-                print(line, file=sys.stderr)
+            for line in [*(f"note: {text}" for text in self.unmirrored.notes), *self.evaluator.notes]:
+                note(line)
 
     def batches(self, step: int) -> abc.Generator[Batch]:
         """The batches from `step` on, without end: this process's share of each, in microbatches."""
@@ -279,7 +279,7 @@ class GANTrainer:
         try:
             values = self.evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
         except NotFinite as error:
-            print(f"warning: {error.message}", file=sys.stderr)
+            note(f"warning: {error.message}")
             values = error.values
         if not values:
             return {}

@@ -21,9 +21,12 @@ from tqdm import tqdm
 
 from media.images import save_png
 from torch_utils import distributed
-from torch_utils.errors import DiskFull
-from torch_utils.files import append_file, write_file
-from training.runs import sheet_path
+from torch_utils.errors import DiskFull, UserError, note, one_line
+from torch_utils.files import append_file, read_regular, write_file
+from torch_utils.schema import is_number, parse_json
+from training.runs import METRICS, STATS, sheet_path
+
+MAX_RECORDS_BYTES = 1 << 30
 
 
 class Averages:
@@ -85,16 +88,16 @@ class Log:
         )
         if not writes:
             return
-        _drop(run / "stats.jsonl", lambda at: at > kimg)
-        _drop(run / "metrics.jsonl", lambda at: at > kimg or (evaluating and at == kimg))
-        self._last_metrics = next(iter(_records(run / "metrics.jsonl")[-1:]), None)
+        _drop(run / STATS, lambda at: at > kimg)
+        _drop(run / METRICS, lambda at: at > kimg or (evaluating and at == kimg))
+        self._last_metrics = next(iter(read_records(run / METRICS)[-1:]), None)
         # One file for each start: TensorBoard reads them in order, and forgets what earlier ones have of the START's
         # step and later. Where an evaluation is repeated, START is that moment, and its statistics are written again.
         self._events = run / f"events.out.tfevents.{time.time():.3f}"
         self._event(0, file_version="brain.Event:2")
         self._event(round(kimg * 1000) + (not evaluating), session_log=SessionLog(status=SessionLog.START))
         if evaluating:
-            for values in _records(run / "stats.jsonl")[-1:]:  # none where the disk was full
+            for values in read_records(run / STATS)[-1:]:  # none where the disk was full
                 if values["kimg"] == kimg:
                     self._scalars(values)
 
@@ -127,7 +130,7 @@ class Log:
         """A line on stderr, above the progress bar."""
         if self.writes:
             self._bar.clear()
-            print(line, file=sys.stderr, flush=True)
+            note(line)
             self._bar.refresh()
 
     def tick(self, kimg: float, step: int, statistics: dict[str, float]) -> None:
@@ -136,7 +139,7 @@ class Log:
             return
         speed = self.steps_per_s(step)
         s_per_kimg = step / (speed * kimg)
-        self._record("stats.jsonl", {"kimg": kimg, "step": step, "it_per_s": speed, **statistics})
+        self._record(STATS, {"kimg": kimg, "step": step, "it_per_s": speed, **statistics})
         values = {name.removeprefix("loss/"): value for name, value in statistics.items() if name.startswith("loss/")}
         losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         for name, text in (("ada/p", "p {:.3f}"), ("gpu_gib", "{:.1f} GiB"), ("skipped", "{:g} steps skipped")):
@@ -152,13 +155,13 @@ class Log:
     def metrics(self, values: dict[str, Any]) -> None:
         """Records metrics at `values["kimg"]`, and prints them, now and at the end of every line that follows."""
         if self.writes:
-            self._record("metrics.jsonl", values)
+            self._record(METRICS, values)
             self.say(_metrics_text(values))
             self._last_metrics = values
 
     def recorded(self, name: str) -> list[float]:
         """The values of a metric that have been recorded so far, where this process writes."""
-        return [values[name] for values in _records(self.run / "metrics.jsonl") if name in values]
+        return [values[name] for values in read_records(self.run / METRICS) if is_number(values.get(name))]
 
     def sheet(self, name: str, pixels: Tensor, kimg: float) -> None:
         """Writes the sheet [C, H, W], uint8, of an evaluation as PNG and for TensorBoard. Raises DiskFull."""
@@ -203,15 +206,35 @@ class Log:
 
 def _drop(path: Path, unwanted: Callable[[float], bool]) -> None:
     """Removes the lines of those kimg, and one that was cut off."""
-    if path.exists():
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith(b"\n") and not unwanted(json.loads(line)["kimg"])]
-        if kept != lines:
-            write_file(path, b"".join(kept))
+    lines = _lines(path)
+    kept = [line for line in lines if line.endswith(b"\n") and not unwanted(_parsed(path, line)["kimg"])]
+    if kept != lines:
+        write_file(path, b"".join(kept))
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records in a file of lines. Raises UserError where a line is no record of a `kimg`."""
+    return [_parsed(path, line) for line in _lines(path)]
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return read_regular(path, MAX_RECORDS_BYTES).splitlines(keepends=True) if path.exists() else []
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); remove it") from None
+
+
+def _parsed(path: Path, line: bytes) -> dict[str, Any]:
+    """One record: a JSON object with a `kimg`. Losses and metrics in it may be NaN. Raises UserError."""
+    try:
+        values = parse_json(line, nan=True)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or not is_number(values.get("kimg")):
+        raise UserError(
+            f"{path} has the line {one_line(line.decode(errors='replace'), 40)}, which is no record; remove it"
+        )
+    return values
 
 
 def _metrics_text(values: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from torch_utils.memory import keep_freed_memory, out_of_memory
 from training.config import RunConfig
 from training.log import Averages, Log
 from training.optimizer import GuardedOptimizer
-from training.runs import evaluation_is_due, load_state, module_state, save_state
+from training.runs import check_state, evaluation_is_due, load_state, module_state, save_state
 
 MAX_NONFINITE_STEPS = 50  # in a row, after which training has diverged
 SECOND_INTERRUPT_SECONDS = 3  # after the first ^C, from which on another one ends the training at once
@@ -155,12 +155,16 @@ def restore(
     step, evaluation_due = 0, False
     if state_path is not None:
         state = distributed.on_rank_0(load_state, state_path)  # other machines may not have the file
+        try:
+            check_state(state, trainer.modules, trainer.optimizers)
+            set_random_state(state["random"], device)
+        except ValueError as error:
+            raise UserError(f"{state_path} is no state of this run ({error}); name another with --resume") from None
         for name, module in trainer.modules.items():
             module.load_state_dict(state[name])
         for name, optimizer in trainer.optimizers.items():
             optimizer.load_state_dict(state[name])
         step = state["step"]
-        set_random_state(state["random"][distributed.rank()], device)
         trainer.averages.load(state["averages"], device)
         kimg = step * config.batch / 1000
         evaluation_due = distributed.on_rank_0(evaluation_is_due, run, trainer.sheet_name, state, kimg)
@@ -230,10 +234,17 @@ def random_states(device: torch.device) -> list[dict[str, Tensor]]:
     return [{"cpu": a, "cuda": b} for a, b in zip(cpu, cuda, strict=True)]
 
 
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
+def set_random_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
+    """Sets the generators to the states of this process. Raises ValueError where they are none."""
+    if len(states) != distributed.world_size():
+        raise ValueError(f"random numbers of {len(states)} processes, and here are {distributed.world_size()}")
+    state = states[distributed.rank()]
+    try:
+        torch.set_rng_state(state["cpu"])
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except (RuntimeError, TypeError, KeyError, AttributeError):
+        raise ValueError("the state of a random number generator is damaged") from None
 
 
 class StopSignal:

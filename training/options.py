@@ -60,9 +60,8 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
 
 def parse_metrics(text: str | list[str]) -> list[str]:
     """The names in `fid50k_full,swd2k`, or [] for `none`; a list is of a resumed run. Raises UserError."""
-    if not isinstance(text, str):
-        return text
-    names = [] if text == "none" else [name.strip() for name in text.split(",")]
+    given = text.split(",") if isinstance(text, str) else text
+    names = [] if text == "none" else [name.strip() for name in given]
     for name in names:
         if detector := parse_metric(name).detector:
             find_detector(detector)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.snapshot import kimg_name, list_runs, run_number
+from networks.generator import CLASS_MEANS
 from torch_utils.errors import UserError, one_line
-from torch_utils.files import RUN_MARKER, write_file
+from torch_utils.files import RUN_MARKER, check_own_file, check_own_folder, write_file
+from torch_utils.schema import Count, check_values, is_number
+from torch_utils.tensors import FLOATS, is_finite, read_pickled, tensors_in
+
+STATE_TYPES = FLOATS | {torch.float64, torch.int64}  # of the tensors in a training state
+STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which lines are added
 
 
 def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
@@ -22,6 +30,7 @@ def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) 
 
     Raises DiskFull, and leaves the others.
     """
+    check_own_folder(run / "state")
     path = run / "state" / f"state-{kimg_name(kimg)}.pt"
     buffer = io.BytesIO()  # the size is known before, and errors of the disk come as they are
     torch.save(dict(state), buffer)
@@ -42,18 +51,103 @@ def sheet_path(run: Path, name: str, kimg: float) -> Path:
     return run / f"{name}{kimg_name(kimg)}.png"
 
 
+@dataclass
+class TrainingState:
+    """What a state holds beside the tensors of modules and optimizers, which are dicts under their names."""
+
+    config: dict
+    step: Count
+    random: list[dict]  # of the random number generators, for each process
+    averages: dict
+    evaluating: bool
+
+
 def load_state(path: Path) -> dict[str, Any]:
-    """Reads a training state. No pickle is executed: anything but tensors and plain values is refused."""
+    """Reads a training state, which need not be trusted. No pickle is executed. Raises UserError."""
     if path.suffix == ".safetensors":
         raise UserError(f"{path} is a snapshot, not a training state; give --resume the run's folder, {path.parent}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no state
-        reason = one_line(error, 120)
+        state = read_pickled(path)
+    except (OSError, ValueError) as error:
+        reason = one_line(getattr(error, "strerror", None) or error, 200)
         raise UserError(f"{path} cannot be read as a training state ({reason}); name another with --resume") from None
-    if not isinstance(state, dict) or not {"config", "step", "random", "averages", "evaluating"} <= state.keys():
+    own = {field.name for field in fields(TrainingState)}
+    if not isinstance(state, dict) or not own <= state.keys():
         raise UserError(f"{path} holds no training state of this version of the project; name another with --resume")
+    try:
+        check_values(TrainingState, {name: state[name] for name in own})
+        for name in state.keys() - own:
+            _check_numbers(one_line(name, 40), state[name])
+        _check_averages(state["averages"])
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); name another with --resume") from None
     return state
+
+
+def _check_numbers(name: str, part: Any) -> None:
+    """Raises ValueError unless all tensors in a dict of dicts and lists are finite and of a type that we write."""
+    if type(part) is not dict:
+        raise ValueError(f"{name} is no dict")
+    for found in tensors_in(part):
+        if found.dtype not in STATE_TYPES or not is_finite(found):
+            raise ValueError(f"{name} has {one_line(found.dtype)} or numbers that are not finite")
+
+
+def _check_averages(averages: dict) -> None:
+    """Raises ValueError unless these are sums and counts of `training.log.Averages`; losses in them may be NaN."""
+    if not averages:
+        return
+    counts, sums = averages.get("counts"), averages.get("sums")
+    if type(counts) is not dict or type(sums) is not list or averages.keys() != {"counts", "sums"}:
+        raise ValueError("averages are no sums and counts")
+    numbered = all(type(name) is str and type(count) is int and count > 0 for name, count in counts.items())
+    rows = all(isinstance(row, Tensor) and row.shape == (len(counts),) and row.is_floating_point() for row in sums)
+    if not numbered or not rows:
+        raise ValueError("averages are no sums and counts")
+
+
+def check_state(state: dict[str, Any], modules: Mapping[str, nn.Module], optimizers: Mapping[str, Any]) -> None:
+    """Raises ValueError unless a state is one of these modules and optimizers, in names, shapes and types."""
+    for name, module in modules.items():
+        _check_alike(name, state.get(name), module.state_dict())
+    for name, optimizer in optimizers.items():
+        found, own = state.get(name), optimizer.state_dict()
+        if type(found) is not dict or found.keys() != own.keys() or type(found["optimizer"]) is not dict:
+            raise ValueError(f"there is no {name} in it")
+        counters = own.keys() - {"optimizer"}
+        _check_alike(name, {key: found[key] for key in counters}, {key: own[key] for key in counters})
+        _check_optimizer(name, found["optimizer"], optimizer)
+
+
+def _check_alike(name: str, found: Any, own: Mapping[str, Tensor]) -> None:
+    optional = {key for key in own if key in CLASS_MEANS}  # states of earlier versions lack these
+    if type(found) is not dict or found.keys() | optional != own.keys():
+        raise ValueError(f"{name} has other tensors than the network of the run's configuration")
+    for key, tensor in own.items():
+        value = found.get(key, tensor if key in optional else None)
+        if not isinstance(value, Tensor) or value.shape != tensor.shape or value.dtype != tensor.dtype:
+            raise ValueError(f"{name}.{key} is of another shape or type")
+
+
+def _check_optimizer(name: str, found: dict, optimizer: Any) -> None:
+    """Of PyTorch's own state only learning rates and betas may differ, which follow schedules."""
+    own, groups = optimizer.optimizer.state_dict()["param_groups"], found.get("param_groups")
+    if type(groups) is not list or type(found.get("state")) is not dict or len(groups) != len(own):
+        raise ValueError(f"{name} has other groups of parameters")
+    for group, mine in zip(groups, own, strict=True):
+        moving = {key: group.get(key) for key in ("lr", "betas") if key in mine} if type(group) is dict else {}
+        if not moving or {**group, **{key: mine[key] for key in moving}} != mine:
+            raise ValueError(f"{name} has other settings than the run's configuration")
+        rate, betas = moving.get("lr"), moving.get("betas", (0.0, 0.0))
+        are_betas = type(betas) is tuple and len(betas) == 2 and all(is_number(b) and 0 <= b < 1 for b in betas)
+        if type(rate) is not float or not 0 <= rate < math.inf or not are_betas:
+            raise ValueError(f"{name} has a learning rate or betas that are none")
+    for index, moments in found["state"].items():
+        if type(index) is not int or not 0 <= index < len(optimizer.parameters) or type(moments) is not dict:
+            raise ValueError(f"{name} has moments of other parameters")
+        shapes = ((), optimizer.parameters[index].shape)
+        if not all(isinstance(m, Tensor) and m.is_floating_point() and m.shape in shapes for m in moments.values()):
+            raise ValueError(f"{name} has moments of another shape")
 
 
 def find_state(path: Path) -> Path:
@@ -67,7 +161,19 @@ def find_state(path: Path) -> Path:
 
 
 def list_states(run: Path) -> list[Path]:
-    return sorted((run / "state").glob("state-*.pt"), key=lambda path: path.stem)
+    """The states of a run, by kimg. Raises UserError where their folder is a link to a place elsewhere."""
+    check_own_folder(run / "state")
+    return sorted((path for path in (run / "state").glob("state-*.pt") if path.is_file()), key=lambda path: path.stem)
+
+
+def check_run(run: Path) -> None:
+    """Raises UserError where resuming a run, which may be somebody else's, would write to what links in it point to.
+
+    The run's folder itself may be a link.
+    """
+    check_own_folder(run / "state")
+    for name in (STATS, METRICS):
+        check_own_file(run / name)
 
 
 def new_run(outdir: Path, description: str) -> Path:

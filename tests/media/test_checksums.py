@@ -10,7 +10,7 @@ import pytest
 from media import checksums
 from media.checksums import folder_checksums
 from media.decode import Unusable
-from torch_utils.files import cache_folder
+from torch_utils.cache import cache_folder
 
 OLD_NS = 10**18  # a time long before now
 

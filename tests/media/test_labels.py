@@ -56,7 +56,7 @@ def test_folders_give_their_names(tmp_path):
     source = make_folder(tmp_path / "in", {"cat/a.png": one, "b\x07/a.png": one, "none/x.txt": b"", "dog/a.png": one})
     convert(source, tmp_path / "out.zip", Conversion(16), labels="folders")
     data = ImageDataset(tmp_path / "out.zip", use_labels=True)
-    assert data.class_names == ("'b\\x07'", "cat", "dog") and data.labels.tolist() == [0, 1, 2]
+    assert data.class_names == ("b\\x07", "cat", "dog") and data.labels.tolist() == [0, 1, 2]
 
 
 def test_the_file_is_json(tmp_path):

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from models.inert_modules import CALLS, STORAGE, read_number, read_tensor
-from models.inert_pickle import read_pickle
 from models.stylegan2 import load_networks, load_stylegan2
 from networks.generator import Generator
 from tests.models import stylegan2_pickles as written
@@ -27,6 +26,7 @@ from tests.models.stylegan2_pickles import (
     small_networks,
 )
 from torch_utils.errors import UserError
+from torch_utils.inert_pickle import read_pickle
 
 
 def largest(a, b):

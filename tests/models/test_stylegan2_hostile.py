@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from models.inert_modules import CALLS, read_number
-from models.inert_pickle import read_pickle
 from networks.generator import Generator
 from tests.models import stylegan2_pickles as written
 from tests.models.stylegan2_pickles import (
@@ -23,6 +22,7 @@ from tests.models.stylegan2_pickles import (
     refusal,
     small_networks,
 )
+from torch_utils.inert_pickle import read_pickle
 
 
 class Canary:

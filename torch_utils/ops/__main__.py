@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from torch_utils import cli
+from torch_utils.cache import NotPrivate, check_private
 from torch_utils.ops import native
 
 
@@ -23,11 +24,15 @@ def describe(device: str, build: bool) -> tuple[str, bool]:
     except native.Unavailable as error:
         return f"{device}: none: {error}", False
     what = f"with {made.compiler}" + (f", for {made.architectures}" if made.architectures else "")
-    if made.library.exists():
+    try:
+        check_private(made.library)
         return f"{device}: {made.library}, built {what}", True
-    failed = made.folder / "failed"
-    if failed.exists():
-        return f"{device}: none: {failed.read_text()}; `make ops` tries again", False
+    except NotPrivate as error:
+        return f"{device}: none: {error}", False
+    except FileNotFoundError:
+        pass
+    if (made.folder / "failed").exists():
+        return f"{device}: none: {native.read_failure(made)}; `make ops` tries again", False
     return f"{device}: not built yet; the first use builds them {what}", False
 
 

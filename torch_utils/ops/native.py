@@ -25,8 +25,9 @@ from pathlib import Path
 
 import torch
 
-from torch_utils.errors import UserError
-from torch_utils.files import atomic_write, cache_folder
+from torch_utils.cache import NotPrivate, cache_folder, check_private, make_private_folder
+from torch_utils.errors import UserError, note
+from torch_utils.files import atomic_write, open_own, read_regular
 
 SOURCES = Path(__file__).parent / "csrc"
 CPU_SOURCES = [
@@ -49,6 +50,8 @@ CPU_FLAGS = {
 }
 # Ampere, Hopper, and PTX for what comes after them.
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
+
+MAX_FAILURE_BYTES = 1 << 16
 
 # Runs in a process of its own, so that what ninja and the compilers print can be kept in a file.
 BUILDER = """
@@ -193,32 +196,51 @@ def build(device: str, again: bool = False) -> Path:
     except ImportError:
         raise Unavailable("they are built on Linux and macOS only") from None
     made = plan(device)
-    if made.library.exists():
-        return made.library
-    failed = made.folder / "failed"
     try:
-        made.folder.mkdir(parents=True, exist_ok=True)
-        with open(made.folder / "lock", "w") as lock:  # the system lets go of it when its process dies
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if made.library.exists():
-                return made.library
-            if failed.exists() and not again:
-                raise Unavailable(f"{failed.read_text()}; `make ops` tries again")
-            failed.unlink(missing_ok=True)
-            for left in made.folder.glob("build-*"):  # by a build that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            print(f"compiling the {device} ops, once: about a minute ...", file=sys.stderr)
-            try:
-                _compile(made)
-            except Unavailable as error:
-                with atomic_write(failed) as file:
-                    file.write(str(error).encode())
-                raise
+        make_private_folder(made.folder)
+        if not _is_built(made):
+            with open_own(made.folder / "lock", "ab") as lock:  # the system lets go of it when its process dies
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _is_built(made):
+                    _build_here(made, again)
+    except NotPrivate as error:
+        raise Unavailable(str(error)) from None
     except OSError as error:
         raise Unavailable(
             f"cannot write to {made.folder}: {error.strerror}; name a folder with ADACONV_CACHE="
         ) from None
     return made.library
+
+
+def _is_built(made: Build) -> bool:
+    """Whether the library is in the cache, where nobody else can have put it. Raises NotPrivate."""
+    try:
+        check_private(made.library)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _build_here(made: Build, again: bool) -> None:
+    """Compiles a library, unless that has failed before. Raises Unavailable."""
+    failed = made.folder / "failed"
+    if failed.exists() and not again:
+        raise Unavailable(f"{read_failure(made)}; `make ops` tries again")
+    failed.unlink(missing_ok=True)
+    for left in made.folder.glob("build-*"):  # by a build that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    note(f"compiling the {made.device} ops, once: about a minute ...")
+    try:
+        _compile(made)
+    except Unavailable as error:
+        with atomic_write(failed) as file:
+            file.write(str(error).encode())
+        raise
+
+
+def read_failure(made: Build) -> str:
+    """Why compiling failed before."""
+    return read_regular(made.folder / "failed", MAX_FAILURE_BYTES).decode(errors="replace")
 
 
 def _compile(made: Build) -> None:
@@ -238,13 +260,15 @@ def _compile(made: Build) -> None:
             "build_directory": folder,
             "with_cuda": made.device == "cuda",
         }
-        with open(log, "w") as output:
+        log.unlink(missing_ok=True)
+        with open_own(log, "xb") as output:
             done = subprocess.run(
                 [sys.executable, "-c", BUILDER, json.dumps(options)], stdout=output, stderr=output, env=environment
             )
         result = Path(folder) / made.library.name
         if done.returncode or not result.exists():
             raise Unavailable(f"compiling failed: {_reason(log.read_text(errors='replace'))}; all messages: {log}")
+        result.chmod(0o755)  # whatever the user's umask is: what others could change is not loaded
         result.replace(made.library)
 
 
@@ -301,7 +325,7 @@ def _load(device: str) -> bool:
         reason = " ".join(str(error).split())
         if mode() == "native":
             raise UserError(f"ADACONV_OPS=native: {reason}") from None
-        print(f"note: the slower reference ops for {device} are used: {reason}", file=sys.stderr)
+        note(f"note: the slower reference ops for {device} are used: {reason}")
         return False
     if device == "cpu":
         for name in ("adaconv", "bias_act", "moments", "upfirdn2d"):

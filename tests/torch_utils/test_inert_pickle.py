@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import pytest
 
-from models.inert_pickle import MAX_OPERATIONS, Call, Refused, read_pickle
+from torch_utils.inert_pickle import MAX_OPERATIONS, Call, Refused, read_pickle
 
 VALUES = [
     None,

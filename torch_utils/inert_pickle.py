@@ -7,11 +7,10 @@ program asks for as a `Call`, which whoever reads the pickle may interpret.
 
 from __future__ import annotations
 
-import io
 import pickletools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 MAX_OPERATIONS = 1_000_000  # a network of 1024 × 1024 with its discriminator takes about 60,000
 
@@ -66,7 +65,7 @@ class PersistentId:
     value: Any
 
 
-def read_pickle(file: io.BytesIO, known: Collection[str], limit: int = MAX_OPERATIONS) -> Any:
+def read_pickle(file: IO[bytes], known: Collection[str], limit: int = MAX_OPERATIONS) -> Any:
     """The value of the pickle that begins where `file` stands, which then stands behind it.
 
     Plain values are themselves (sets are lists, every kind of dict is a dict), calls of the names in `known` are
@@ -98,6 +97,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
+        self.ordered: dict[int, dict] = {}  # those that a call has made, which alone have attributes, by their id
 
     def pop(self) -> Any:
         return self.stack.pop()
@@ -148,10 +148,15 @@ class _Machine:
                 stack.append(self.named(f"{_text(module)} {_text(name)}"))
             case "REDUCE" | "NEWOBJ":
                 args, function = stack.pop(), stack.pop()
-                stack.append(_call(function, args))
+                result = _call(function, args)
+                if type(result) is dict:
+                    self.ordered[id(result)] = result
+                stack.append(result)
             case "BUILD":
                 state = stack.pop()
-                _set_state(stack[-1], state)
+                # The attributes of an OrderedDict, such as versions beside a module's tensors, are not content.
+                if id(stack[-1]) not in self.ordered or type(state) is not dict:
+                    _set_state(stack[-1], state)
             case "BINPERSID":
                 stack.append(PersistentId(stack.pop()))
             case "PROTO" | "FRAME" | "STOP":
