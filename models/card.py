@@ -100,7 +100,7 @@ def model_card(
     head: dict[str, Any] = {"license": license or "other"} if license or foreign else {}
     head |= {"library_name": "adaconv", "pipeline_tag": task, "tags": ["adaconv", tag]}
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())  # JSON is YAML
-    title = repo.split("/")[-1] if repo else f"AdaConv {kind}" + (f", {_plain(data)}" if data else "")
+    title = repo.split("/")[-1] if repo else f"AdaConv {kind}" + (f", {data}" if data else "")
     facts = {"images shown": f"{1000 * float(info.get('kimg', 0)):,.0f}"}
     facts |= {name: info[name] for name in ("data", "contents", "styles", "init_from") if name in info}
     facts |= {name: value for group in ("source", "metrics", "training") for name, value in _group(info, group).items()}

@@ -213,7 +213,7 @@ def test_states_that_call(run, tmp_path, name, zipped):
     harm = {
         "system": Harm(os.system, f"touch {canary}"),
         "bytearray": Harm(bytearray, 1 << 36),
-        "getattr": Harm(getattr, torch, "load"),
+        "getattr": Harm(getattr, "a", "upper"),
         "storage": Harm(torch.UntypedStorage, 1 << 36),
     }[name]
     (path,) = list_states(run)
