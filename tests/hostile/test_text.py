@@ -140,12 +140,8 @@ def test_cards_have_no_markup_of_others(place, tmp_path, name):
         assert plain not in card
     lines = card.splitlines()
     assert "# Heading" not in lines and lines.count("---") == 2
-    assert (
-        "<script" not in card
-        and "<!--" not in card
-        and "](https" not in card
-        and "://evil" not in card.replace("\\://", "")
-    )
+    live = card.replace("\\]", "").replace("\\://", "")
+    assert not any(mark in live for mark in ("<script", "<!--", "](https", "://evil"))
 
 
 def test_what_is_right_reads_as_it_was(place, tmp_path):
