@@ -140,11 +140,11 @@ def test_mistakes_are_one_line(command, copies, encoder_file, tmp_path, faces16)
     out = ["--out", tmp_path / "sheet.png"]
     for arguments, words in [
         (["--data", data, "--detector", "nowhere/encoder"], "name a file of train_encoder.py"),
-        (["--data", faces16, "--detector", encoder_file], "16×16"),
+        (["--data", faces16, "--detector", encoder_file], "16x16"),
         (["--data", data, "--detector", encoder_file, "--class", 1], "trained without classes"),
         (["--detector", encoder_file], "--data"),
         (["--data", data, "--detector", encoder_file, "--test", data], "the same images"),
-        (["--data", data, "--detector", encoder_file, "--test", faces16], "16×16"),
+        (["--data", data, "--detector", encoder_file, "--test", faces16], "16x16"),
         (["--data", data, "--detector", encoder_file, "--fakes", data], "name --network or --fakes, not both"),
     ]:
         code, _, err = command("nearest", "--network", snapshot, *arguments, *out)
