@@ -35,6 +35,12 @@ class Server:
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
 
+    @property
+    def cpu_seconds(self) -> float:
+        """The time that the cores have worked for it, which does not depend on what else they do."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def tracebacks(self) -> str:
         """What it logged, if there is a traceback in it."""
         text = "".join(self.log)

@@ -241,6 +241,33 @@ def test_stylize_makes_the_image_of_stylize_py(page, server):
     assert same_pixels(results(page, "stylized"), run_command(command, server.folder))
 
 
+def test_a_mask_can_be_painted(page, server):
+    content, styles = write_pictures(server.folder)
+    open_tab(page, "Stylize")
+    upload(page, "content", content)
+    upload(page, "style-1", styles[0])
+    upload(page, "style-2", styles[1])
+    choose(page, "together", "1 where the mask is painted, 2 elsewhere")
+    page.locator("#masking").get_by_role("button").first.click()
+    canvas = page.locator("#mask canvas").first
+    canvas.wait_for()
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(middle[0] - 20, middle[1])
+    page.mouse.down()
+    page.mouse.move(middle[0] + 20, middle[1], steps=5)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    page.locator("#stylize-start").click()
+    command = command_with(page, "stylize-command", "--mask mask.png")
+    (server.folder / "mask.png").write_bytes(download(page, "mask-file"))
+    mask = pixels(server.folder / "mask.png")
+    assert mask.shape[:2] == (64, 96) and 0 < (mask > 0).mean() <= 1
+    assert same_pixels(results(page, "stylized"), run_command(command, server.folder))
+
+
 def test_a_video_is_stylized_as_by_stylize_py(page, server):
     pytest.importorskip("av")
     _, styles = write_pictures(server.folder)
