@@ -16,6 +16,7 @@ from PIL import Image
 from adaconv import Generator
 from media.animation import write_animation
 from media.images import save_png
+from media.video import VideoReader
 from models.sampling import generate_batches
 from models.snapshot import PRETRAINED
 from tests.scripts import mistake
@@ -280,7 +281,16 @@ def test_a_video_is_stylized_as_by_stylize_py(page, server):
     page.locator("#film video").wait_for()
     page.locator("#film-start").click()
     command = command_with(page, "stylize-command", "--content film.mp4", "--out out/film-stylized.mp4")
-    assert fetch(page, "#filmed video") == run_command(command, server.folder).read_bytes()
+    (server.folder / "filmed.mp4").write_bytes(fetch(page, "#filmed video"))
+    ours, theirs = frames_of(server.folder / "filmed.mp4"), frames_of(run_command(command, server.folder))
+    # x264's threads do not always find the same bits
+    assert ours.shape == theirs.shape == (6, 3, 48, 64) and (ours - theirs).abs().mean() < 1
+
+
+def frames_of(path: Path) -> torch.Tensor:
+    """The frames of a video."""
+    with VideoReader(path) as reader:
+        return torch.stack([frame.float() for frame in reader])
 
 
 def write_pictures(folder: Path) -> tuple[Path, list[Path]]:
@@ -347,18 +357,14 @@ def test_a_wrong_address_is_noted_and_the_default_used(browser, server):
     page.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_narrow_screen_does_not_scroll_sideways(browser, server, scheme):
-    page = open_page(browser, server, viewport={"width": 360, "height": 740}, color_scheme=scheme)
-    command_with(page, "command", "--seeds 0")
-    for title in titles(page):
-        open_tab(page, title)
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), title
+def test_a_narrow_screen_does_not_scroll_sideways(browser, server):
+    page = open_page(browser, server, viewport={"width": 360, "height": 740}, color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    for name in ("generate", "mix", "walk", "edit", "kernels", "invert", "stylize"):
+        page.goto(f"{server.url}/?tab={name}")
+        page.locator("[role=tabpanel]:visible").get_by_text("The same on the command line").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
     page.context.close()
-
-
-def titles(page) -> list[str]:
-    return [tab.inner_text() for tab in page.get_by_role("tab").all() if tab.is_visible()]
 
 
 def test_every_control_has_a_label(page):
