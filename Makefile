@@ -1,4 +1,5 @@
-# make setup | demo | app | test | ops | bench | report | gpu-check | gpu-bench | gpu-train | lint | clean.  VENV= lets several checkouts share one environment.
+# make setup | demo | app | test | emulate | ops | bench | report | gpu (gpu-check, gpu-bench, gpu-train) | lint | clean.
+# VENV= lets several checkouts share one environment.
 VENV   ?= .venv
 PYTHON ?= python3
 RUN    := $(VENV)/bin/python
@@ -8,7 +9,7 @@ OUT    ?= benchmarks/results
 # Threads that wait without spinning: two cores are often shared, and a spinning thread keeps the one it waits for.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo app test ops bench report gpu-check gpu-bench gpu-train lint clean
+.PHONY: setup demo app test emulate ops bench report gpu gpu-check gpu-bench gpu-train lint clean
 
 # Installs again only when requirements.txt differs from what the environment was made from.
 setup:
@@ -33,6 +34,11 @@ app: setup
 test: setup
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 8 --dist worksteal  # networks too small for threads
 
+# Executes the CUDA kernels on the CPU for as long as it takes: more inputs than the tests have, every planted bug, and
+# all of it again with the sanitizers of addresses, undefined behaviour and threads. docs/ops.md says what each finds.
+emulate: setup
+	OMP_NUM_THREADS=1 $(RUN) -m tests.emulation.sweep
+
 # Compiles the C++ and CUDA kernels ahead, or says why it cannot; tries again where it failed before.
 ops: setup
 	$(RUN) -m torch_utils.ops --build
@@ -48,11 +54,16 @@ bench: setup
 report: setup
 	$(RUN) benchmarks/report.py
 
+# All that a machine with a GPU can tell, in one file to send back: gpu-results.tar.gz.
+gpu: gpu-check gpu-bench gpu-train
+	tar -czf gpu-results.tar.gz $(OUT)/*cuda*.json
+	@echo "written: gpu-results.tar.gz"
+
 # On a machine with a GPU, in this order; docs/performance.md says what for. RUN=python3 takes an environment that is
 # there. First whether the kernels are right: gradients, second ones, all types and layouts, memory, and training.
 GPU_SETUP := $(if $(filter $(VENV)/bin/python,$(RUN)),setup)
 gpu-check: $(GPU_SETUP)
-	$(RUN) -m torch_utils.ops --build
+	$(RUN) -m torch_utils.ops --build --check
 	ADACONV_OPS=native $(RUN) -m pytest -m gpu
 	@if command -v compute-sanitizer > /dev/null; then \
 	    ADACONV_OPS=native PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 3 \
@@ -87,7 +98,7 @@ lint: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-cache --no-logo
-	$(VENV)/bin/clang-format --dry-run --Werror torch_utils/ops/csrc/*
+	$(VENV)/bin/clang-format --dry-run --Werror torch_utils/ops/csrc/* tests/emulation/cuda.h
 
 clean:
 	rm -rf $(DEMO) .pytest_cache .ruff_cache .mypy_cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+import torch
 
 from torch_utils import cli
 from torch_utils.cache import NotPrivate, check_private
@@ -36,18 +37,43 @@ def describe(device: str, build: bool) -> tuple[str, bool]:
     return f"{device}: not built yet; the first use builds them {what}", False
 
 
+def check(device: str) -> tuple[list[str], bool]:
+    """A line for each op of a device, compared with its reference, and whether all are right."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return ["cuda: not checked: there is no GPU here"], True
+    try:
+        libraries = [native.build(name) for name in (("cpu",) if device == "cpu" else ("cpu", "cuda"))]
+    except native.Unavailable as error:
+        return [f"{device}: nothing to check: {error}"], True
+    from torch_utils.ops import selfcheck  # it needs a system on which kernels can be built
+
+    folder = libraries[-1].parent
+    found = selfcheck.faults(device, libraries, folder, again=True)
+    lines = [f"{device}: {op}: {found.get(op, 'as its reference')}" for op in selfcheck.OPS[device]]
+    return [*lines, f"{device}: kept in {selfcheck.record_path(device, folder)}"], not found
+
+
 @click.command(cls=cli.Command, example="python -m torch_utils.ops --build")
 @cli.option("Options", "--build", is_flag=True, help="Compile them first, even where that failed before.")
-def main(build: bool) -> None:
+@cli.option(
+    "Options", "--check", "check_all", is_flag=True, help="Compare each op with its reference, on small inputs."
+)
+def main(build: bool, check_all: bool) -> None:
     """Tells which C++ and CUDA kernels are there; without them, plain PyTorch does the same more slowly.
 
     With --build it ends with 1 where compiling fails; a machine without CUDA's toolkit does without those for GPUs.
+    With --check it ends with 1 where an op differs from its reference; the first use of the ops makes the same check.
     """
     print(f"ADACONV_OPS={native.mode()}")
     lines, there = zip(*(describe(device, build) for device in ("cpu", "cuda")), strict=True)
     print("\n".join(lines))
     if build and not all(there):
         raise SystemExit(1)
+    if check_all:
+        results = [check(device) for device in ("cpu", "cuda")]
+        print("\n".join(line for lines, _ in results for line in lines))
+        if not all(right for _, right in results):
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch.nn.grad import conv2d_weight
 from torch_utils.ops import native
 
 PaddingMode = Literal["zeros", "reflect"]
+LARGEST_ON_GPU = 21  # the kernels that fit in a GPU's shared memory in float64; larger ones are left to the reference
 
 
 def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode: PaddingMode = "zeros") -> Tensor:
@@ -48,7 +49,8 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
         with torch.autocast(device, enabled=False):
             return adaconv(x.to(dtype), kernel.to(dtype), None if bias is None else bias.to(dtype), padding_mode)
     _check(x, kernel, bias, padding_mode)
-    if native.available(device):
+    fits = kernel.shape[-1] <= LARGEST_ON_GPU or not native.on_gpu(x)
+    if fits and native.available(device, "adaconv"):
         return torch.ops.adaconv.adaconv(x, kernel, bias, padding_mode == "reflect")
     return adaconv_reference(x, kernel, bias, padding_mode)
 
@@ -100,20 +102,15 @@ def register() -> None:
 
     @torch.library.register_fake("adaconv::adaconv")
     def _(x: Tensor, kernel: Tensor, bias: Tensor | None, reflect: bool) -> Tensor:
-        return _same_order(x)
+        return native.fake_output(x.shape, x)
 
     @torch.library.register_fake("adaconv::adaconv_grad_x")
     def _(dy: Tensor, kernel: Tensor, reflect: bool) -> Tensor:
-        return _same_order(dy)
+        return native.fake_output(dy.shape, dy)
 
     @torch.library.register_fake("adaconv::adaconv_grad_kernel")
     def _(x: Tensor, dy: Tensor, shape: Sequence[int], reflect: bool) -> Tensor:
         return x.new_empty(shape)
-
-
-def _same_order(x: Tensor) -> Tensor:
-    """An empty result of the shape of x, in the order in which the kernels write it."""
-    return native.fake_output(x.shape, x) if x.device.type == "cpu" else x.new_empty(x.shape)
 
 
 # The closed family in plain PyTorch. `conv2d` takes one kernel for a whole batch: here the N samples in G groups become
@@ -123,7 +120,9 @@ def _same_order(x: Tensor) -> Tensor:
 
 
 def _one_sample(x: Tensor) -> Tensor:
-    return x.reshape(1, -1, *x.shape[2:])
+    shape = (1, x.shape[0] * x.shape[1], *x.shape[2:])
+    # The strides of dimensions of size 1 can be anything. By them PyTorch may take x for channels-last, and then fail.
+    return x.flatten().view(shape) if x.is_contiguous() else x.reshape(shape)
 
 
 def _groups(kernel: Tensor) -> int:
@@ -155,7 +154,7 @@ class _Forward(Function):
     def forward(ctx: Any, x: Tensor, kernel: Tensor, p: int) -> Tensor:
         ctx.save_for_backward(x, kernel)
         ctx.p = p
-        y = F.conv2d(_one_sample(x), kernel.flatten(0, 1), padding=p, groups=_groups(kernel))
+        y = F.conv2d(_one_sample(x), _one_sample(kernel)[0], padding=p, groups=_groups(kernel))
         return y.view(x.shape[0], x.shape[1], *y.shape[2:])
 
     @staticmethod
@@ -173,7 +172,7 @@ class _GradX(Function):
     def forward(ctx: Any, dy: Tensor, kernel: Tensor, p: int) -> Tensor:
         ctx.save_for_backward(dy, kernel)
         ctx.p = p
-        dx = F.conv_transpose2d(_one_sample(dy), kernel.flatten(0, 1), padding=p, groups=_groups(kernel))
+        dx = F.conv_transpose2d(_one_sample(dy), _one_sample(kernel)[0], padding=p, groups=_groups(kernel))
         return dx.view(dy.shape[0], dy.shape[1], *dx.shape[2:])
 
     @staticmethod

@@ -54,7 +54,7 @@ def bias_act(
         raise ValueError(f"clamp: expected 0 or more, got {clamp}")
     gain = ACTIVATIONS[act][1] if gain is None else gain
     # the kernel's gradient is computed from y, which is no help where the gain is 0
-    if gain != 0 and x.ndim >= 2 and native.available(x.device.type):
+    if gain != 0 and x.ndim >= 2 and native.available(x.device.type, "bias_act"):
         return torch.ops.adaconv.bias_act(x, bias, list(ACTIVATIONS).index(act), gain, -1.0 if clamp is None else clamp)
     return bias_act_reference(x, bias, act, gain, clamp)
 
@@ -81,5 +81,5 @@ def register() -> None:
         return native.fake_output(x.shape, x)
 
     @torch.library.register_fake("adaconv::bias_act_grad")
-    def _(dy: Tensor, y: Tensor, act: int, gain: float, clamp: float) -> tuple[Tensor, Tensor]:
-        return native.fake_output(dy.shape, y), dy.new_empty(dy.shape[1])
+    def _(dy: Tensor, y: Tensor, act: int, gain: float, clamp: float, with_bias: bool = True) -> tuple[Tensor, Tensor]:
+        return native.fake_output(dy.shape, y), dy.new_empty(dy.shape[1] if with_bias else 0)

@@ -109,5 +109,5 @@ def _worth_it(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and weight.shape[1] % LANES == 0
-        and native.available("cpu")
+        and native.available("cpu", "conv3x3")
     )

@@ -20,7 +20,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"x: expected [N, C, H, W] with pixels, got {list(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"x: expected floating point, got {x.dtype}")
-    if native.available(x.device.type):
+    if native.available(x.device.type, "moments"):
         return torch.ops.adaconv.moments(x)
     return moments_reference(x)
 

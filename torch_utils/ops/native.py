@@ -75,13 +75,15 @@ class Build:
     compiler: str  # with its version
     cuda_home: str | None = None
     architectures: str | None = None
+    source_folder: Path | None = None  # where that is not SOURCES
 
     @functools.cached_property  # of the sources as they were when it was planned
     def key(self) -> str:
-        made_from = [getattr(self, field.name) for field in fields(self)]
+        made_from = [getattr(self, field.name) for field in fields(self) if field.name != "source_folder"]
         digest = hashlib.sha256(repr([torch.__version__, platform.machine(), *made_from]).encode())
-        for path in sorted(SOURCES.iterdir()):
-            if path.suffix in (".cpp", ".h", ".cu", ".cuh"):
+        suffixes = {"cpu": (".cpp", ".h"), "cuda": (".cu", ".cuh", ".h")}.get(self.device, (".cpp", ".cuh", ".h"))
+        for path in sorted((self.source_folder or SOURCES).iterdir()):
+            if path.suffix in suffixes:
                 digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
         return digest.hexdigest()[:16]
 
@@ -185,8 +187,10 @@ def _toolkit_of_nvcc() -> str | None:
     return None
 
 
-def build(device: str, again: bool = False) -> Path:
-    """The library for a device, compiled unless it is in the cache. `again` tries a build that failed before once more.
+def build(device: str | Build, again: bool = False) -> Path:
+    """The library for a device, or of a plan of one's own, compiled unless it is in the cache.
+
+    `again` tries a build that failed before once more.
 
     Raises:
         Unavailable: with one line that says why, and where the compiler's messages are.
@@ -195,7 +199,7 @@ def build(device: str, again: bool = False) -> Path:
         import fcntl
     except ImportError:
         raise Unavailable("they are built on Linux and macOS only") from None
-    made = plan(device)
+    made = plan(device) if isinstance(device, str) else device
     try:
         make_private_folder(made.folder)
         if not _is_built(made):
@@ -253,10 +257,10 @@ def _compile(made: Build) -> None:
     with tempfile.TemporaryDirectory(dir=made.folder, prefix="build-") as folder:
         options = {
             "name": made.library.stem,
-            "sources": [str(SOURCES / name) for name in made.sources],
+            "sources": [str((made.source_folder or SOURCES) / name) for name in made.sources],
             "extra_cflags": ["-O3"] if made.device == "cuda" else list(made.flags),
             "extra_cuda_cflags": list(made.flags) if made.device == "cuda" else None,
-            "extra_ldflags": ["-fopenmp"] if "-fopenmp" in made.flags else None,
+            "extra_ldflags": [flag for flag in made.flags if flag.startswith(("-fopenmp", "-fsanitize"))],
             "build_directory": folder,
             "with_cuda": made.device == "cuda",
         }
@@ -283,6 +287,7 @@ def _reason(log: str) -> str:
 
 
 _loaded: dict[str, bool] = {}
+_faulty: dict[str, dict[str, str]] = {}  # device → ops whose kernels are wrong on it, with what was seen
 
 
 def reference_dtype(x: torch.Tensor) -> torch.dtype:
@@ -294,8 +299,8 @@ def reference_dtype(x: torch.Tensor) -> torch.dtype:
     return torch.float32 if half and x.device.type == "cpu" else x.dtype
 
 
-def available(device: str) -> bool:
-    """Whether the kernels for a device are loaded; builds and loads them when first asked.
+def available(device: str, op: str | None = None) -> bool:
+    """Whether the kernels for a device are loaded, and those of `op` right; builds and loads them when first asked.
 
     Never while a graph is exported: it is to run where there is nothing of this project.
 
@@ -306,7 +311,7 @@ def available(device: str) -> bool:
         return False
     if device not in _loaded:
         _loaded[device] = _load(device)
-    return _loaded[device]
+    return _loaded[device] and op not in _faulty.get(device, {})
 
 
 def _load(device: str) -> bool:
@@ -328,9 +333,45 @@ def _load(device: str) -> bool:
         note(f"note: the slower reference ops for {device} are used: {reason}")
         return False
     if device == "cpu":
-        for name in ("adaconv", "bias_act", "moments", "upfirdn2d"):
-            importlib.import_module(f"torch_utils.ops.{name}").register()
+        register_fakes()
+    _faulty[device] = _self_check(device)
     return True
+
+
+def _self_check(device: str) -> dict[str, str]:
+    """The ops whose kernels are wrong on this machine, with one line about each.
+
+    Raises:
+        UserError: under ADACONV_OPS=native, where there are any.
+    """
+    libraries = [plan(name).library for name in (("cpu",) if device == "cpu" else ("cpu", "cuda"))]
+    folder = libraries[-1].parent
+    try:
+        from torch_utils.ops import selfcheck  # it needs a system on which kernels can be built
+
+        found = selfcheck.faults(device, libraries, folder)
+    except OSError as error:
+        note(f"note: the {device} ops could not be checked: {error.strerror}: {error.filename}")
+        return {}
+    for op, fault in found.items():
+        reason = (
+            f"its {device} kernels are wrong here: {fault[:200]}; all of it: {selfcheck.record_path(device, folder)}"
+        )
+        if mode() == "native":
+            raise UserError(f"ADACONV_OPS=native: {op}: {reason}")
+        note(f"note: {op} is left to the slower reference: {reason}")
+    return found
+
+
+def register_fakes() -> None:
+    """Tells PyTorch the shapes of the kernels' results, once they are loaded."""
+    for name in ("adaconv", "bias_act", "moments", "upfirdn2d"):
+        importlib.import_module(f"torch_utils.ops.{name}").register()
+
+
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether the CUDA kernels compute what x is given to."""
+    return x.device.type == "cuda"
 
 
 def fake_output(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
@@ -339,6 +380,6 @@ def fake_output(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     Channels-last stays channels-last on GPUs, and in half precision on the CPU.
     """
     last = like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    stays = like.device.type == "cuda" or like.dtype in (torch.float16, torch.bfloat16)
+    stays = on_gpu(like) or like.dtype in (torch.float16, torch.bfloat16)
     order = torch.channels_last if last and stays else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)

@@ -71,7 +71,7 @@ def upfirdn2d(
     f = f.to(dtype=x.dtype, device=x.device)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
-    if f.ndim == 1 and native.available(x.device.type):
+    if f.ndim == 1 and native.available(x.device.type, "upfirdn2d"):
         return torch.ops.adaconv.upfirdn2d(x, f, up, down, pad, gain)
     return upfirdn2d_reference(x, f, up, down, pad, gain)
 

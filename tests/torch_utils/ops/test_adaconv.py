@@ -235,3 +235,35 @@ def test_errors_name_the_argument(x, kernel, bias, mode, message):
     bias = None if bias is None else torch.zeros(bias)
     with pytest.raises(ValueError, match=message):
         adaconv(torch.zeros(x), torch.zeros(kernel), bias, mode)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_strides_of_dimensions_of_size_one(dtype):
+    """They say nothing of where values are; x, the kernels and the gradient by y may come with any."""
+    torch.manual_seed(0)
+
+    def restrided(t, choose):
+        order = torch.randperm(t.ndim, generator=choose).tolist()
+        strides = [
+            choose_stride if size == 1 else s for size, s, choose_stride in zip(t.shape, t.stride(), order, strict=True)
+        ]
+        return t.as_strided(t.shape, strides).requires_grad_()
+
+    choose = torch.Generator().manual_seed(0)
+    for n, c, group, k, h, w in [
+        (2, 2, 2, 3, 1, 1),
+        (1, 4, 2, 3, 1, 1),
+        (2, 4, 1, 3, 1, 3),
+        (1, 2, 2, 1, 5, 1),
+        (3, 1, 1, 3, 1, 1),
+    ]:
+        x, kernel = torch.randn(n, c, h, w, dtype=dtype), torch.randn(n, c, group, k, k, dtype=dtype)
+        dy = torch.randn(n, c, h, w, dtype=dtype)
+        plain = [x.clone().requires_grad_(), kernel.clone().requires_grad_()]
+        expected = torch.autograd.grad(adaconv(*plain), plain, dy)
+        last = x.as_strided(x.shape, (c * h * w, 1, c * w, c)) if h * w == 1 else x  # as channels-last has them
+        for variant in (restrided(x, choose), restrided(x, choose), last.requires_grad_()):
+            other = [variant, restrided(kernel, choose)]
+            gradients = torch.autograd.grad(adaconv(*other), other, restrided(dy, choose).detach())
+            for gradient, want in zip(gradients, expected, strict=True):
+                torch.testing.assert_close(gradient, want)

@@ -47,10 +47,11 @@ Tensor bias_act(const Tensor& x, const OptionalTensor& bias, int64_t act, double
   static auto op = find<Tensor(const Tensor&, const OptionalTensor&, int64_t, double, double)>("adaconv::bias_act");
   return op.call(x, bias, act, gain, clamp);
 }
-std::tuple<Tensor, Tensor> bias_act_grad(const Tensor& dy, const Tensor& y, int64_t act, double gain, double clamp) {
-  static auto op =
-      find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, int64_t, double, double)>("adaconv::bias_act_grad");
-  return op.call(dy, y, act, gain, clamp);
+std::tuple<Tensor, Tensor> bias_act_grad(const Tensor& dy, const Tensor& y, int64_t act, double gain, double clamp,
+                                         bool with_bias) {
+  static auto op = find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, int64_t, double, double, bool)>(
+      "adaconv::bias_act_grad");
+  return op.call(dy, y, act, gain, clamp, with_bias);
 }
 
 // Where an input needs no gradient, its place stays undefined.
@@ -172,23 +173,25 @@ struct BiasAct : Function<BiasAct> {
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     auto& data = ctx->saved_data;
+    const bool with_bias = data["bias"].toBool() && ctx->needs_input_grad(1);
     const auto [dx, dbias] = bias_act_grad(grads[0], ctx->get_saved_variables()[0], data["act"].toInt(),
-                                           data["gain"].toDouble(), data["clamp"].toDouble());
-    return {dx, data["bias"].toBool() ? dbias : Tensor(), Tensor(), Tensor(), Tensor()};
+                                           data["gain"].toDouble(), data["clamp"].toDouble(), with_bias);
+    return {dx, with_bias ? dbias : Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 // Both outputs are linear in dy; the sigmoids' slope depends on y as well.
 struct BiasActGrad : Function<BiasActGrad> {
   static variable_list forward(AutogradContext* ctx, const Tensor& dy, const Tensor& y, int64_t act, double gain,
-                               double clamp) {
+                               double clamp, bool with_bias) {
     at::AutoDispatchBelowADInplaceOrView below;
     ctx->set_materialize_grads(false);
     ctx->save_for_backward({dy, y});
     ctx->saved_data["act"] = act;
     ctx->saved_data["gain"] = gain;
     ctx->saved_data["clamp"] = clamp;
-    const auto [dx, dbias] = bias_act_grad(dy, y, act, gain, clamp);
+    ctx->saved_data["with_bias"] = with_bias;
+    const auto [dx, dbias] = bias_act_grad(dy, y, act, gain, clamp, with_bias);
     return {dx, dbias};
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -197,19 +200,20 @@ struct BiasActGrad : Function<BiasActGrad> {
     const int64_t act = ctx->saved_data["act"].toInt();
     const double gain = ctx->saved_data["gain"].toDouble(), clamp = ctx->saved_data["clamp"].toDouble();
     Tensor total = grads[0], ddy, d_y;
-    if (grads[1].defined()) {
+    if (grads[1].defined() && ctx->saved_data["with_bias"].toBool()) {
       Tensor dbias = grads[1].unsqueeze(0);
       while (dbias.dim() < dy.dim()) dbias = dbias.unsqueeze(-1);
       total = total.defined() ? total + dbias : dbias.expand_symint(dy.sym_sizes());
     }
-    if (total.defined() && ctx->needs_input_grad(0)) ddy = std::get<0>(bias_act_grad(total, y, act, gain, clamp));
+    if (total.defined() && ctx->needs_input_grad(0))
+      ddy = std::get<0>(bias_act_grad(total, y, act, gain, clamp, false));
     if (total.defined() && ctx->needs_input_grad(1) && act >= 3) {
       // sigmoid: of y (1 − y/gain); tanh: of gain − y²/gain
       Tensor slope = act == 3 ? 1 - 2 * y / gain : -2 * y / gain;
       if (clamp >= 0) slope = slope * (y.abs() < clamp);
       d_y = total * dy * slope;
     }
-    return {ddy, d_y, Tensor(), Tensor(), Tensor()};
+    return {ddy, d_y, Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -232,7 +236,6 @@ TORCH_LIBRARY_IMPL(adaconv, Autograd, m) {
   m.impl("bias_act", [](const Tensor& x, const OptionalTensor& bias, int64_t act, double gain, double clamp) {
     return BiasAct::apply(x, bias, act, gain, clamp);
   });
-  m.impl("bias_act_grad", [](const Tensor& dy, const Tensor& y, int64_t act, double gain, double clamp) {
-    return pair(BiasActGrad::apply(dy, y, act, gain, clamp));
-  });
+  m.impl("bias_act_grad", [](const Tensor& dy, const Tensor& y, int64_t act, double gain, double clamp,
+                             bool with_bias) { return pair(BiasActGrad::apply(dy, y, act, gain, clamp, with_bias)); });
 }

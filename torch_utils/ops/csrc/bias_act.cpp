@@ -4,6 +4,7 @@
 //   dx = dy · gain · act'      where y is inside the clamp, else 0;   db = Σ dx
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -71,10 +72,12 @@ struct Function {
     if constexpr (curved) {
       d = act == kSigmoid ? y * (A(1) - y / gain) : gain - y * y / gain;
     } else {
-      d = (gain > 0 ? y > 0 : y < 0) ? Vector<A>{} + gain : Vector<A>{} + gain * slope;
+      // where y is no number, as PyTorch: for ReLU as where it is positive, for the leaky one as where it is not
+      const Vector<A> rest = slope == 0 ? (y != y ? Vector<A>{} + gain : Vector<A>{}) : Vector<A>{} + gain * slope;
+      d = (gain > 0 ? y > 0 : y < 0) ? Vector<A>{} + gain : rest;
     }
     if (clamp == std::numeric_limits<A>::infinity()) return d;
-    return (y >= clamp) | (y <= -clamp) ? Vector<A>{} : d;
+    return (y < clamp) & (y > -clamp) ? d : Vector<A>{};
   }
 };
 
@@ -254,7 +257,7 @@ void gradient_pixels(const Shape& shape, const Chunks& chunks, const S* dy, bool
 }
 
 std::tuple<at::Tensor, at::Tensor> bias_act_grad_cpu(const at::Tensor& dy_, const at::Tensor& y_, int64_t act,
-                                                     double gain, double clamp) {
+                                                     double gain, double clamp, bool with_bias) {
   check_bias_act(dy_, act, gain);
   check_like(dy_, y_, "y", "dy");
   const at::MemoryFormat order = order_of_result(y_);
@@ -279,7 +282,7 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cpu(const at::Tensor& dy_, cons
     };
     function.curved() ? run(std::true_type()) : run(std::false_type());
   });
-  return {dx, sums.sum(0).to(dy.scalar_type())};
+  return {dx, with_bias ? sums.sum(0).to(dy.scalar_type()) : at::empty({0}, dy.options())};
 }
 
 }  // namespace

@@ -1,14 +1,15 @@
 // Bias, activation, gain and clamp on the GPU, in one pass; and its gradient, from what came out. See bias_act.cpp.
 
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
+#include <limits>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "common.h"
 #include "cuda.cuh"
@@ -17,62 +18,114 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// clamp(gain · act(…)); a negative clamp is none.
+// clamp(gain · act(…)), for values of the type S: of the sigmoid and tanh where `curved`, and else of a leaky ReLU with
+// any slope (1: linear, 0: ReLU).
+template <class S>
 struct Function {
+  using A = Accumulate<S>;
   Activation act;
-  double gain, clamp;
+  A slope, gain, clamp;  // the clamp as it comes out in the type of y; infinite for none
+
+  Function(Activation act, double gain, double clamp)
+      : act(act),
+        slope(act == kLinear ? 1
+              : act == kRelu ? 0
+                             : 0.2),
+        gain(gain),
+        clamp(clamp < 0 ? std::numeric_limits<A>::infinity() : static_cast<A>(static_cast<S>(clamp))) {}
+
+  template <bool curved>
+  __device__ A value(A x) const {
+    A y = x > 0 ? x : x * slope;
+    if constexpr (curved) {
+      y = act == kSigmoid ? A(1) / (A(1) + exp(-x)) : tanh(x);
+    } else if (slope == 0) {
+      y = x <= 0 ? A(0) : x;  // −∞ times 0 would be no number
+    }
+    y *= gain;
+    return y > clamp ? clamp : y < -clamp ? -clamp : y;
+  }
+
+  // The derivative by x, from y; as PyTorch's where y is no number.
+  template <bool curved>
+  __device__ A derivative(A y) const {
+    A d = slope == 0 ? (y != y ? gain : A(0)) : gain * slope;
+    if constexpr (curved) {
+      d = act == kSigmoid ? y * (A(1) - y / gain) : gain - y * y / gain;
+    } else if (gain > 0 ? y > 0 : y < 0) {
+      d = gain;
+    }
+    const bool inside = clamp == std::numeric_limits<A>::infinity() || (y < clamp && y > -clamp);
+    return inside ? d : A(0);
+  }
 };
 
-template <class A>
-__device__ A activate(Activation act, A x) {
-  switch (act) {
-    case kRelu: return x <= 0 ? A(0) : x;  // so that what is no number stays none
-    case kLrelu: return x > 0 ? x : x * A(0.2);
-    case kSigmoid: return A(1) / (A(1) + exp(-x));
-    case kTanh: return tanh(x);
-    default: return x;
-  }
-}
+// V values that are loaded and stored at once.
+template <class S, int V>
+struct alignas(sizeof(S) * V) Pack {
+  S value[V];
+};
 
-// The derivative of gain · act by x, from y = gain · act(x).
-template <class A>
-__device__ A derivative(Activation act, A y, A gain) {
-  switch (act) {
-    case kRelu: return (y > 0) == (gain > 0) && y != 0 ? gain : A(0);
-    case kLrelu: return (y > 0) == (gain > 0) && y != 0 ? gain : gain * A(0.2);
-    case kSigmoid: return y * (A(1) - y / gain);
-    case kTanh: return gain - y * y / gain;
-    default: return gain;
-  }
-}
-
-template <class S>
-__global__ void __launch_bounds__(kThreads) bias_act_forward(const S* x, const S* bias, S* y, int64_t count,
-                                                             int64_t inner, int64_t channels, Function function) {
-  using A = Accumulate<S>;
-  for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += int64_t(gridDim.x) * kThreads) {
-    const A b = bias ? static_cast<A>(bias[j / inner % channels]) : A(0);
-    const A limit = static_cast<A>(static_cast<S>(function.clamp));  // as it comes out in the type of y
-    A value = A(function.gain) * activate(function.act, static_cast<A>(x[j]) + b);
-    if (function.clamp >= 0) value = value > limit ? limit : value < -limit ? -limit : value;
-    y[j] = static_cast<S>(value);
-  }
-}
-
-template <class S>
+// `count` packs. `inner` packs beside each other share a channel; with 0, the values of a pack are those of V channels
+// beside each other.
+template <class S, int V, class Index, bool curved>
 __global__ void __launch_bounds__(kThreads)
-    bias_act_gradient(const S* dy, const S* y, S* dx, int64_t count, Function function) {
+    bias_act_forward(const Pack<S, V>* x, const S* bias, Pack<S, V>* y, Index count, Index inner, Index channels,
+                     Function<S> function) {
   using A = Accumulate<S>;
-  for (int64_t j = int64_t(blockIdx.x) * kThreads + threadIdx.x; j < count; j += int64_t(gridDim.x) * kThreads) {
-    const A value = static_cast<A>(y[j]);
-    const A limit = static_cast<A>(static_cast<S>(function.clamp));
-    const bool outside = function.clamp >= 0 && (value >= limit || value <= -limit);
-    const A slope = derivative(function.act, value, A(function.gain));
-    dx[j] = static_cast<S>(!outside ? static_cast<A>(dy[j]) * slope : A(0));
+  for (Index j = Index(blockIdx.x) * kThreads + threadIdx.x; j < count; j += Index(gridDim.x) * kThreads) {
+    const Pack<S, V> from = x[j];
+    Pack<S, V> to, shift;
+    if (bias && inner > 0) {
+      const S b = bias[j / inner % channels];
+#pragma unroll
+      for (int k = 0; k < V; k++) shift.value[k] = b;
+    } else if (bias) {
+      shift = reinterpret_cast<const Pack<S, V>*>(bias)[j % (channels / V)];
+    }
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+      const A b = bias ? static_cast<A>(shift.value[k]) : A(0);
+      to.value[k] = static_cast<S>(function.template value<curved>(static_cast<A>(from.value[k]) + b));
+    }
+    y[j] = to;
+  }
+}
+
+template <class S, int V, class Index, bool curved>
+__global__ void __launch_bounds__(kThreads)
+    bias_act_gradient(const Pack<S, V>* dy, const Pack<S, V>* y, Pack<S, V>* dx, Index count, Function<S> function) {
+  using A = Accumulate<S>;
+  for (Index j = Index(blockIdx.x) * kThreads + threadIdx.x; j < count; j += Index(gridDim.x) * kThreads) {
+    const Pack<S, V> out = y[j], from = dy[j];
+    Pack<S, V> to;
+#pragma unroll
+    for (int k = 0; k < V; k++) {
+      const A slope = function.template derivative<curved>(static_cast<A>(out.value[k]));
+      to.value[k] = static_cast<S>(static_cast<A>(from.value[k]) * slope);
+    }
+    dx[j] = to;
   }
 }
 
 int64_t grid(int64_t count) { return std::min<int64_t>(blocks_of(count, kThreads), 1 << 20); }
+
+// Calls f with the values of a pack, the type of an index, and whether the function is curved. A pack has 16 bytes
+// where all addresses and `size` allow; an index has 32 bits where that is enough.
+template <class S, class F>
+void with_packs(std::initializer_list<const void*> addresses, int64_t size, int64_t count, int64_t act, F f) {
+  constexpr int V = 16 / sizeof(S);
+  bool whole = size % V == 0;
+  for (const void* address : addresses) whole = whole && reinterpret_cast<uintptr_t>(address) % 16 == 0;
+  const auto with_function = [&](auto v, auto index) {
+    act >= kSigmoid ? f(v, index, std::true_type()) : f(v, index, std::false_type());
+  };
+  const auto with_index = [&](auto v) {
+    // the last step beyond the end is to fit as well
+    count <= std::numeric_limits<int>::max() ? with_function(v, unsigned()) : with_function(v, int64_t());
+  };
+  whole ? with_index(std::integral_constant<int, V>()) : with_index(std::integral_constant<int, 1>());
+}
 
 at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& bias_, int64_t act, double gain,
                          double clamp) {
@@ -85,16 +138,23 @@ at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& 
   // neighbours in memory that share a channel
   const int64_t inner = order == at::MemoryFormat::ChannelsLast ? 1 : x.numel() / (x.size(0) * x.size(1));
   DISPATCH_FLOATING(x.scalar_type(), "bias_act", [&] {
-    bias_act_forward<scalar_t><<<grid(x.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-        x.const_data_ptr<scalar_t>(), bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr,
-        y.mutable_data_ptr<scalar_t>(), x.numel(), inner, x.size(1), Function{Activation(act), gain, clamp});
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    const scalar_t* from = x.const_data_ptr<scalar_t>();
+    const scalar_t* shift = bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr;
+    scalar_t* to = y.mutable_data_ptr<scalar_t>();
+    const int64_t size = inner > 1 ? inner : x.size(1);
+    with_packs<scalar_t>({from, shift, to}, size, x.numel(), act, [&](auto v, auto index, auto curved) {
+      using Index = decltype(index);
+      using P = Pack<scalar_t, v>;
+      launch(bias_act_forward<scalar_t, v, Index, curved>, grid(x.numel() / v), kThreads, 0,
+             reinterpret_cast<const P*>(from), shift, reinterpret_cast<P*>(to), Index(x.numel() / v),
+             Index(inner > 1 ? inner / v : 0), Index(x.size(1)), Function<scalar_t>(Activation(act), gain, clamp));
+    });
   });
   return y;
 }
 
 std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, const at::Tensor& y_, int64_t act,
-                                                      double gain, double clamp) {
+                                                      double gain, double clamp, bool with_bias) {
   check_bias_act(dy_, act, gain);
   check_like(dy_, y_, "y", "dy");
   const c10::cuda::CUDAGuard guard(dy_.device());
@@ -103,11 +163,17 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, con
   at::Tensor dx = empty_output(dy.sizes(), dy.options(), order);
   if (dx.numel() > 0)
     DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad", [&] {
-      bias_act_gradient<scalar_t><<<grid(dy.numel()), kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-          dy.const_data_ptr<scalar_t>(), y.const_data_ptr<scalar_t>(), dx.mutable_data_ptr<scalar_t>(), dy.numel(),
-          Function{Activation(act), gain, clamp});
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
+      const scalar_t *out = y.const_data_ptr<scalar_t>(), *from = dy.const_data_ptr<scalar_t>();
+      scalar_t* to = dx.mutable_data_ptr<scalar_t>();
+      with_packs<scalar_t>({out, from, to}, dy.numel(), dy.numel(), act, [&](auto v, auto index, auto curved) {
+        using Index = decltype(index);
+        using P = Pack<scalar_t, v>;
+        launch(bias_act_gradient<scalar_t, v, Index, curved>, grid(dy.numel() / v), kThreads, 0,
+               reinterpret_cast<const P*>(from), reinterpret_cast<const P*>(out), reinterpret_cast<P*>(to),
+               Index(dy.numel() / v), Function<scalar_t>(Activation(act), gain, clamp));
+      });
     });
+  if (!with_bias) return {dx, at::empty({0}, dx.options())};
   // half precision is summed up in float32 by `sum`
   if (order == at::MemoryFormat::ChannelsLast) return {dx, dx.sum(at::IntArrayRef{0, 2, 3})};
   const int64_t planes = dx.size(0) * dx.size(1), inner = planes ? dx.numel() / planes : 0;

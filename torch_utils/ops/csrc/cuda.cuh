@@ -3,7 +3,11 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 
+#include <cstddef>
 #include <cstdint>
 
 inline int64_t blocks_of(int64_t work, int64_t size) { return (work + size - 1) / size; }
@@ -11,6 +15,35 @@ inline int64_t blocks_of(int64_t work, int64_t size) { return (work + size - 1) 
 inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options,
                                at::MemoryFormat order = at::MemoryFormat::Contiguous) {
   return at::empty(sizes, options.memory_format(order));
+}
+
+// Runs a kernel on the current stream, with `shared` bytes of memory for each block.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t shared, Arguments... arguments) {
+  kernel<<<grid, threads, shared, c10::cuda::getCurrentCUDAStream()>>>(arguments...);
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// N sums of a value each over the lanes of a warp, N a power of two up to 32: each lane gets the one of number
+// lane / (32 / N). Step by step, each half of the lanes takes over half of the values: N − 1 shuffles for N = 32, and
+// not 5 N. All indices are known to the compiler, which keeps the values in registers.
+template <int N, int step = 16, class A>
+__device__ __forceinline__ A warp_sums(A* value) {
+  static_assert(N <= 32 && (N & (N - 1)) == 0);
+  if constexpr (step == 0) {
+    return value[0];
+  } else if constexpr (N == 1) {
+    value[0] += __shfl_xor_sync(~0u, value[0], step);
+    return warp_sums<1, step / 2>(value);
+  } else {
+    const bool upper = threadIdx.x & step;
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) {
+      const A kept = upper ? value[i + N / 2] : value[i], given = upper ? value[i] : value[i + N / 2];
+      value[i] = kept + __shfl_xor_sync(~0u, given, step);
+    }
+    return warp_sums<N / 2, step / 2>(value);
+  }
 }
 
 // The sum of a value over all threads of a block, in thread 0. `shared` holds a value for each warp.

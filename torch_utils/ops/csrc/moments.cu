@@ -1,9 +1,6 @@
 // Mean and variance of every plane on the GPU, in one pass: a block of threads for each plane.
 
 #include <ATen/ops/empty.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <cstdint>
@@ -47,10 +44,8 @@ std::tuple<at::Tensor, at::Tensor> moments_cuda(const at::Tensor& x_) {
   TORCH_CHECK_VALUE(planes <= std::numeric_limits<int>::max(), "x: ", x.sizes(), " is too large for the GPU kernel");
   if (planes > 0)
     DISPATCH_FLOATING(x.scalar_type(), "moments", [&] {
-      moments<scalar_t><<<planes, kThreads, 0, c10::cuda::getCurrentCUDAStream()>>>(
-          x.const_data_ptr<scalar_t>(), mean.mutable_data_ptr<scalar_t>(), var.mutable_data_ptr<scalar_t>(),
-          x.size(2) * x.size(3));
-      C10_CUDA_KERNEL_LAUNCH_CHECK();
+      launch(moments<scalar_t>, planes, kThreads, 0, x.const_data_ptr<scalar_t>(), mean.mutable_data_ptr<scalar_t>(),
+             var.mutable_data_ptr<scalar_t>(), x.size(2) * x.size(3));
     });
   return {mean, var};
 }

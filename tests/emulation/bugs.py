@@ -1,0 +1,204 @@
+"""Bugs to be planted in the CUDA kernels, one at a time: the tests of the tests. find_bugs.py plants them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Bug:
+    """In `new`, BUG is 1 while the bug is turned on, and else 0."""
+
+    what: str
+    file: str
+    old: str
+    new: str
+    by: str  # what finds it: a key of BY
+
+
+BY = {
+    "values": "the order of threads, or values that differ from the reference",
+    "emulator": "the emulator's own checks",
+    "crash": "a crash",
+    "address": "AddressSanitizer",
+}
+
+BUGS = (
+    Bug(
+        "AdaConv: a tile is filled while the one before is read",
+        "adaconv.cu",
+        "__syncthreads();  // the tile before has been read",
+        "if (!BUG) __syncthreads();",
+        "values",
+    ),
+    Bug(
+        "AdaConv: a tile is read before it is full",
+        "adaconv.cu",
+        "    __syncthreads();\n    for (int ky = 0; ky < k; ky++) {",
+        "    if (!BUG) __syncthreads();\n    for (int ky = 0; ky < k; ky++) {",
+        "values",
+    ),
+    Bug(
+        "block sum: the next one overwrites what is still read",
+        "cuda.cuh",
+        "__syncthreads();  // an earlier sum may still be read",
+        "if (!BUG) __syncthreads();",
+        "values",
+    ),
+    Bug(
+        "block sum: read before all warps have written",
+        "cuda.cuh",
+        "= value;\n  __syncthreads();",
+        "= value;\n  if (!BUG) __syncthreads();",
+        "values",
+    ),
+    Bug(
+        "upfirdn2d: taps are read before they are there",
+        "upfirdn2d.cu",
+        "  __syncthreads();",
+        "  if (!BUG) __syncthreads();",
+        "values",
+    ),
+    Bug(
+        "AdaConv: two blocks write the same outputs",
+        "adaconv.cu",
+        "const int o0 = first + blockIdx.z * O;",
+        "const int o0 = first + (BUG ? 0 : blockIdx.z) * O;",
+        "values",
+    ),
+    Bug(
+        "AdaConv: a row too far is written",
+        "adaconv.cu",
+        "if (row < shape.height && column < shape.width)",
+        "if (row < shape.height + BUG && column < shape.width)",
+        "crash",
+    ),
+    Bug(
+        "AdaConv: too little shared memory",
+        "adaconv.cu",
+        "shape.size * shape.size * O);",
+        "shape.size * shape.size * O - BUG);",
+        "emulator",
+    ),
+    Bug(
+        "gradient by the kernel: outputs beyond the group are read",
+        "adaconv.cu",
+        "d[o] = o0 + o < group ?",
+        "d[o] = BUG || o0 + o < group ?",
+        "address",
+    ),
+    Bug("moments: a value too many", "moments.cu", "j < inner;", "j < inner + BUG;", "values"),
+    Bug(
+        "reflected one too far",
+        "adaconv.cu",
+        "return i < size ? i : 2 * (size - 1) - i;",
+        "return i < size ? i : 2 * (size - 1) + BUG - i;",
+        "values",
+    ),
+    Bug(
+        "AdaConv: threads beyond the image return before a barrier",
+        "adaconv.cu",
+        "  A sum[kPixels][O];\n",
+        "  A sum[kPixels][O];\n  if (BUG && x0 + threadIdx.x >= shape.width) return;\n",
+        "emulator",
+    ),
+    Bug(
+        "moments: threads without a value return before a shuffle",
+        "moments.cu",
+        "  A sum = 0, squares = 0;",
+        "  A sum = 0, squares = 0;\n  if (BUG && threadIdx.x >= inner) return;",
+        "emulator",
+    ),
+    Bug(
+        "upfirdn2d: one output is left out",
+        "upfirdn2d.cu",
+        "y[j] = static_cast<S>(sum * A(gain));",
+        "if (!BUG || j % 97 != 96) y[j] = static_cast<S>(sum * A(gain));",
+        "values",
+    ),
+    Bug(
+        "bias_act: no device guard",
+        "bias_act.cu",
+        "  const c10::cuda::CUDAGuard guard(x_.device());",
+        "  std::optional<c10::cuda::CUDAGuard> guard;\n  if (!BUG) guard.emplace(x_.device());",
+        "emulator",
+    ),
+    Bug(
+        "a launch that nobody checks",
+        "cuda.cuh",
+        "  C10_CUDA_KERNEL_LAUNCH_CHECK();",
+        "  if (!BUG) C10_CUDA_KERNEL_LAUNCH_CHECK();",
+        "emulator",
+    ),
+    Bug(
+        "AdaConv: more groups than a grid holds",
+        "adaconv.cu",
+        "const int64_t chunk = std::min<int64_t>(groups - g, 65535);",
+        "const int64_t chunk = std::min<int64_t>(groups - g, BUG ? 1 << 20 : 65535);",
+        "emulator",
+    ),
+    Bug(
+        "bias_act: the channels of a pack begin one too late",
+        "bias_act.cu",
+        "(bias)[j % (channels / V)];",
+        "(bias)[(j + BUG) % (channels / V)];",
+        "values",
+    ),
+    Bug(
+        "upfirdn2d: an index of 32 bits",
+        "upfirdn2d.cu",
+        "x + picture * shape.height * stride",
+        "x + (BUG ? int(picture) * shape.height * int(stride) : picture * shape.height * stride)",
+        "values",
+    ),
+    Bug(
+        "gradient by the kernel: sums are read before all warps have written theirs",
+        "adaconv.cu",
+        "  __syncthreads();\n  const int n = threadIdx.x",
+        "  if (!BUG) __syncthreads();\n  const int n = threadIdx.x",
+        "values",
+    ),
+    Bug(
+        "gradient by the kernel: outputs beyond the group are written",
+        "adaconv.cu",
+        "if (n >= sums || o0 + o >= group) return;",
+        "if (n >= sums || (!BUG && o0 + o >= group)) return;",
+        "crash",
+    ),
+    Bug(
+        "gradient by x: a reflection too many",
+        "adaconv.cu",
+        "return i >= 1 && i <= pad ? -i",
+        "return i >= 1 - BUG && i <= pad ? -i",
+        "values",
+    ),
+    Bug(
+        "sums of a warp: halves are exchanged",
+        "cuda.cuh",
+        "const bool upper = threadIdx.x & step;",
+        "const bool upper = threadIdx.x & (BUG && step == 8 ? 4 : step);",
+        "values",
+    ),
+    Bug(
+        "upfirdn2d: a row below the image is read",
+        "upfirdn2d.cu",
+        "if (row + m >= 0 && row + m < shape.height) {",
+        "if (row + m >= 0 && row + m < shape.height + BUG) {",
+        "values",
+    ),
+    Bug(
+        "upfirdn2d: a tap too far",
+        "upfirdn2d.cu",
+        "across[phase + (m - first) * up]",
+        "across[(phase + (m - first) * up + BUG) % kTaps]",
+        "values",
+    ),
+)
+
+
+def edits() -> dict[str, list[tuple[str, str]]]:
+    """File → (old, new) texts, for rewrite.write_sources."""
+    result: dict[str, list[tuple[str, str]]] = {}
+    for number, bug in enumerate(BUGS, start=1):
+        result.setdefault(bug.file, []).append((bug.old, bug.new.replace("BUG", f"(emulated::bug == {number})")))
+    return result

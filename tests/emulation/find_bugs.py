@@ -1,0 +1,100 @@
+"""Plants the bugs of bugs.py one after the other, and tells what finds each.
+
+python -m tests.emulation.find_bugs      # make emulate does so as well, and with the sanitizers
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.emulation.bugs import BUGS, Bug
+from tests.emulation.emulate import Emulation, build, preload
+from torch_utils.ops import check, native
+
+
+def first_error(emulation: Emulation, bug: Bug, number: int) -> str | None:
+    """What the inputs of the self-check, and two extreme ones, show of a bug; None where it is not found.
+
+    In a child of this process, which the bug may crash. With the number 0 no bug is turned on.
+    """
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        emulation.plant(number)
+        os.write(write, (_first_error(emulation, bug) or "").encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as pipe:
+        message = pipe.read().decode()
+    _, status = os.waitpid(child, 0)
+    return f"it ended with signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else message or None
+
+
+def _first_error(emulation: Emulation, bug: Bug) -> str | None:
+    op = bug.file.split(".")[0]
+    if op == "cuda":
+        op = "moments" if "launch" in bug.what or "block sum" in bug.what else "adaconv"
+    if error := check.check(op, "cpu"):
+        return error
+    try:
+        {"adaconv": many_groups, "upfirdn2d": many_values}.get(op, lambda emulation: None)(emulation)
+    except (RuntimeError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def many_groups(emulation: Emulation) -> None:
+    """More groups than the second dimension of a grid holds."""
+    emulation.orders(1)
+    x, kernel = torch.ones(1, 65537, 1, 1), torch.full((1, 65537, 1, 1, 1), 2.0)
+    y = torch.ops.adaconv.adaconv(x, kernel, None, False)
+    assert torch.equal(y, 2 * x), "not all groups were computed"
+
+
+def many_values(emulation: Emulation) -> None:
+    """More than 2³¹ values, of which one block computes the last ones; memory that nobody touches costs nothing."""
+    emulation.orders(1)
+    x = torch.empty(1, 2**15 + 2, 256, 256, dtype=torch.bfloat16)
+    x[0, -1] = 3.0
+    blocks_of_a_plane = (256 // 8) * 256 // 256
+    emulation.select([(x.shape[1] - 1) * blocks_of_a_plane])
+    y = torch.ops.adaconv.upfirdn2d(x, torch.ones(4).bfloat16(), 1, 1, [2, 1, 2, 1], 1.0)
+    assert (y[0, -1, 3, 3:-3] == 16 * 3).all(), "values beyond 2³¹ are wrong"
+
+
+def main(with_sanitizer: bool) -> int:
+    """Plants the bugs that a plain build can show, or those that need a sanitizer; how many nothing found."""
+    emulation = Emulation(Path(os.environ.get("EMULATED_LIBRARY") or build()))
+    missed, sound = 0, dict[str, str | None]()
+    for number, bug in enumerate(BUGS, start=1):
+        if (bug.by == "address") != with_sanitizer:
+            continue
+        if with_sanitizer:
+            error = address_error(number, bug)
+        else:
+            if bug.file not in sound:
+                sound[bug.file] = first_error(emulation, bug, 0)
+            if sound[bug.file]:
+                print(f"{bug.file} is wrong without a bug: {sound[bug.file]}", flush=True)
+                return len(BUGS)
+            error = first_error(emulation, bug, number)
+        missed += error is None
+        print(f"{'found' if error else 'MISSED'}: {bug.what}: {error}", flush=True)
+    return missed
+
+
+def address_error(number: int, bug: Bug) -> str | None:
+    """What AddressSanitizer says of a bug, in a process of its own, which it ends."""
+    command = [sys.executable, "-m", "torch_utils.ops.check", "cpu", bug.file.split(".")[0]]
+    command += [str(native.build("cpu")), str(build("address"))]
+    environment = {**os.environ, **preload("address"), "EMULATED_BUG": str(number)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return next((line for line in done.stderr.splitlines() if "ERROR: AddressSanitizer" in line), None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:] == ["address"]))

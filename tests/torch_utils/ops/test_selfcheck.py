@@ -1,0 +1,134 @@
+"""Kernels that are wrong on this machine are found on first use, and left to their references."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from torch_utils.errors import UserError
+from torch_utils.ops import check, moments, native
+
+pytest.importorskip("fcntl", reason="kernels are built on Linux and macOS only")
+from torch_utils.ops import selfcheck
+
+ROOT = Path(__file__).resolve().parents[3]
+
+WRONG_KERNELS = """
+#include <cstdlib>
+#include <torch/library.h>
+std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x) {
+  const at::Tensor zeros = at::zeros({x.size(0), x.size(1)}, x.options());
+  return {zeros, zeros};
+}
+at::Tensor upfirdn2d(const at::Tensor&, const at::Tensor&, int64_t, int64_t, at::IntArrayRef, double) { std::abort(); }
+TORCH_LIBRARY_IMPL(adaconv, CPU, m) { m.impl("moments", &moments), m.impl("upfirdn2d", &upfirdn2d); }
+"""
+
+
+@pytest.fixture
+def kernels() -> Path:
+    if not native.available("cpu"):
+        pytest.skip("no kernels here: see python -m torch_utils.ops")
+    return native.plan("cpu").library
+
+
+def test_right_kernels_pass_in_seconds(kernels, tmp_path, capsys):
+    assert selfcheck.faults("cpu", [kernels], tmp_path) == {}
+    assert capsys.readouterr().err.startswith("checking the cpu ops against their references, once")
+    assert json.loads(selfcheck.record_path("cpu", tmp_path).read_text()) == {}
+
+
+def test_the_result_is_kept(tmp_path, monkeypatch):
+    """By build, which names the folder, and by machine; a record that cannot be read is made anew."""
+    runs = []
+
+    def run(device, ops, libraries):
+        runs.append(device)
+        return [f"{op}: {'wrong' if op == 'moments' else ''}" for op in ops], ""
+
+    monkeypatch.setattr(selfcheck, "_run", run)
+    for _ in range(2):
+        assert selfcheck.faults("cpu", [], tmp_path) == {"moments": "wrong"}
+    assert len(runs) == 1
+    assert selfcheck.faults("cpu", [], tmp_path, again=True) == {"moments": "wrong"}
+    assert len(runs) == 2
+    selfcheck.record_path("cpu", tmp_path).write_text("{")
+    selfcheck.faults("cpu", [], tmp_path)
+    assert len(runs) == 3
+    here = selfcheck.record_path("cpu", tmp_path)
+    monkeypatch.setattr(selfcheck, "_text", lambda path: "model name: another processor")
+    assert selfcheck.record_path("cpu", tmp_path) != here
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
+def test_wrong_and_crashing_kernels_are_found(kernels, tmp_path):
+    """Planted among the CPU's own; the ops after the one that crashes are checked as well."""
+    source, library = tmp_path / "wrong.cpp", tmp_path / "wrong.so"
+    source.write_text(WRONG_KERNELS)
+    include = Path(torch.__file__).parent / "include"
+    command = ["c++", "-std=c++20", "-O0", "-shared", "-fPIC", f"-I{include}", f"-I{include}/torch/csrc/api/include"]
+    subprocess.run([*command, str(source), "-o", str(library)], check=True)
+    found = selfcheck.faults("cpu", [kernels, library], tmp_path)
+    assert found.keys() == {"moments", "upfirdn2d"}
+    assert re.match(
+        r"\[2, 3, 1, 1\].*float32: the result is wrong in \d+ of 6 values: at \[0, 0\] 0, not", found["moments"]
+    )
+    assert "ended with signal 6" in found["upfirdn2d"]
+
+
+def test_a_wrong_op_is_left_to_its_reference(kernels, monkeypatch, capsys):
+    monkeypatch.delenv("ADACONV_OPS", raising=False)
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(native, "_faulty", {})
+    monkeypatch.setattr(selfcheck, "faults", lambda *a: {"moments": "at [0, 0] 0, not 1"})
+    assert native.available("cpu", "adaconv")
+    assert not native.available("cpu", "moments")
+    err = capsys.readouterr().err
+    assert re.fullmatch(
+        r"note: moments is left to the slower reference: its cpu kernels are wrong here: at \[0, 0\] 0, not 1; "
+        r"all of it: .*/checked-\w+\.json\n",
+        err,
+    )
+    monkeypatch.setattr(torch.ops.adaconv, "moments", None)
+    x = torch.arange(12.0).view(1, 1, 3, 4)
+    assert moments(x)[0].item() == 5.5
+
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setenv("ADACONV_OPS", "native")
+    with pytest.raises(UserError, match="ADACONV_OPS=native: moments: its cpu kernels are wrong here"):
+        native.available("cpu")
+
+
+def test_a_check_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(selfcheck, "SECONDS", 0.01)
+    lines, end = selfcheck._run("cpu", ["moments"], [])
+    assert lines == []
+    assert "did not end" in end
+
+
+def test_every_difference_is_told(kernels):
+    """Shape, dtype, a value, what is no number, and a gradient."""
+    x = torch.ones(2, 3, dtype=torch.float64)
+
+    def differs(kernel, reference=lambda x: 2 * x):
+        return check.compare(check.Case("op", "what", kernel, reference, (x,)), torch.float32, "cpu")
+
+    assert differs(lambda x: 2 * x) is None
+    assert "expected torch.float32 [2, 3]" in differs(lambda x: (2 * x)[:1])
+    assert "expected torch.float32 [2, 3]" in differs(lambda x: 2 * x.double())
+    assert "wrong in 6 of 6 values: at [0, 0] 2.1, not 2" in differs(lambda x: 2.1 * x)
+    assert "wrong in 1 of 6" in differs(lambda x: 2 * x + torch.tensor([[0, 0, float("nan")], [0, 0, 0]]))
+    assert differs(lambda x: 2 * x.detach() + 0 * x).startswith("a gradient is wrong")
+
+
+def test_the_command(kernels):
+    run = subprocess.run([sys.executable, "-m", "torch_utils.ops", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    for op in selfcheck.OPS["cpu"]:
+        assert f"cpu: {op}: as its reference" in run.stdout

@@ -1,0 +1,196 @@
+"""Compares the kernels of a device with the references in float64: on small inputs of every op, dtype and path.
+
+The values are compared one by one, forward and gradients. It takes a few seconds, in a process of its own: a kernel
+that crashes takes that process with it, and nothing else.
+
+    python -m torch_utils.ops.check cuda adaconv,moments libraries...      # for each op a line: what is wrong
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torch_utils.ops.adaconv import adaconv_reference
+from torch_utils.ops.bias_act import ACTIVATIONS, bias_act_reference
+from torch_utils.ops.conv3x3 import conv3x3_reference, prepare
+from torch_utils.ops.moments import moments_reference
+from torch_utils.ops.upfirdn2d import upfirdn2d_reference
+
+# What a value may be off by, as a part of the largest value beside it.
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+ORDERS = (torch.contiguous_format, torch.channels_last)
+
+Function = Callable[..., "Tensor | tuple[Tensor, ...]"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op with arguments: as the kernel computes it, as the reference does, and the tensors for both, in float64."""
+
+    op: str
+    what: str
+    kernel: Function
+    reference: Function
+    inputs: Sequence[Tensor]
+    order: torch.memory_format = torch.contiguous_format
+    dtypes: Sequence[torch.dtype] = tuple(TOLERANCE)
+    gradients: bool = True
+
+
+def cases(op: str) -> Iterator[Case]:
+    """Small inputs that take every path of an op's kernels, and end within a tile, a vector and a warp."""
+    torch.manual_seed(0)
+    yield from {
+        "adaconv": _adaconv,
+        "bias_act": _bias_act,
+        "conv3x3": _conv3x3,
+        "moments": _moments,
+        "upfirdn2d": _upfirdn2d,
+    }[op]()
+
+
+def _draw(*shape: int) -> Tensor:
+    """Eighths between −2 and 2 without 0: exact in every dtype, and not at the kink of a ReLU."""
+    return (torch.randint(-16, 16, shape, dtype=torch.float64) + 0.5) / 8
+
+
+def _adaconv() -> Iterator[Case]:
+    ops = torch.ops.adaconv
+    sizes = [(1, 3, 17, 33), (1, 3, 9, 70), (1, 1, 6, 40), (2, 3, 20, 9), (3, 3, 7, 35), (8, 3, 18, 10), (15, 1, 6, 6)]
+    sizes += [(4, 3, 33, 40), (16, 3, 5, 6), (2, 5, 9, 34), (1, 7, 12, 8)]
+    both = itertools.cycle([*ORDERS, *ORDERS[::-1]])  # with zeros and with reflection
+    for (group, k, h, w), mode in itertools.product(sizes, ("zeros", "reflect")):
+        n, channels = 2, group * (2 if group < 4 else 1)
+        yield Case(
+            "adaconv",
+            f"{group} channels a group, {k}x{k}, {h}x{w}, {mode}",
+            lambda x, kernel, bias, reflect=mode == "reflect": ops.adaconv(x, kernel, bias, reflect),
+            lambda x, kernel, bias, mode=mode: adaconv_reference(x, kernel, bias, mode),
+            (_draw(n, channels, h, w), _draw(n, channels, group, k, k), _draw(n, channels)),
+            next(both),
+        )
+
+
+def _upfirdn2d() -> Iterator[Case]:
+    ops = torch.ops.adaconv
+    common = [(1, 1, 4, (2, 1, 2, 1)), (2, 1, 4, (2, 1, 2, 1)), (1, 2, 4, (1, 1, 1, 1)), (1, 1, 4, (-1, 4, 3, -2))]
+    other = [(2, 2, 4, (1, 2, 0, 3)), (3, 2, 5, (1, -1, 2, 3)), (1, 2, 12, (5, 5, 6, 4))]
+    for up, down, taps, pad in [*common, *other]:
+        f = _draw(taps)
+        for shape, order in itertools.product([(2, 3, 17, 35), (1, 16, 8, 66)], ORDERS):
+            yield Case(
+                "upfirdn2d",
+                f"up {up}, down {down}, {taps} taps, padding {pad}, {list(shape)}",
+                lambda x, f=f, up=up, down=down, pad=pad: ops.upfirdn2d(x, f.to(x), up, down, pad, 2.5),
+                lambda x, f=f, up=up, down=down, pad=pad: upfirdn2d_reference(x, f, up, down, pad, 2.5),
+                (_draw(*shape),),
+                order,
+            )
+
+
+def _bias_act() -> Iterator[Case]:
+    ops = torch.ops.adaconv
+    orders = itertools.cycle(ORDERS)
+    settings = itertools.product([(2, 3), (2, 16, 9, 11), (1, 3, 40, 40)], [(2**0.5, None), (-0.7, None), (3.0, 0.55)])
+    for (index, act), (shape, (gain, clamp)) in itertools.product(enumerate(ACTIVATIONS), list(settings)):
+        bias = torch.randint(-8, 8, shape[1:2], dtype=torch.float64) / 4 + 1 / 32  # no sum is 0, or near the clamp
+        yield Case(
+            "bias_act",
+            f"{act}, gain {gain:.2f}, clamp {clamp}, {list(shape)}",
+            lambda x, b, a=(index, gain, -1.0 if clamp is None else clamp): ops.bias_act(x, b, *a),
+            lambda x, b, a=(act, gain, clamp): bias_act_reference(x, b, *a),
+            (_draw(*shape), bias),
+            next(orders),
+        )
+
+
+def _conv3x3() -> Iterator[Case]:
+    ops = torch.ops.adaconv
+    for shape, outputs, mode in [((2, 16, 9, 14), 5, "zeros"), ((1, 32, 8, 33), 40, "reflect")]:
+        yield Case(
+            "conv3x3",
+            f"{list(shape)}, {outputs} outputs, {mode}",
+            lambda x, w, b, mode=mode: ops.conv3x3(x, prepare(w), b, len(w), mode == "reflect", True),
+            lambda x, w, b, mode=mode: conv3x3_reference(x, w, b, mode, True),
+            (_draw(*shape), _draw(outputs, shape[1], 3, 3), _draw(outputs)),
+            dtypes=(torch.float32,),
+            gradients=False,
+        )
+
+
+def _moments() -> Iterator[Case]:
+    for shape in [(2, 3, 1, 1), (2, 3, 5, 7), (1, 2, 17, 65), (1, 16, 40, 60)]:
+        for order in ORDERS:
+            x = _draw(*shape) + torch.arange(shape[1], dtype=torch.float64)[:, None, None]
+            yield Case("moments", f"{list(shape)}", torch.ops.adaconv.moments, moments_reference, (x,), order)
+
+
+def compare(case: Case, dtype: torch.dtype, device: str) -> str | None:
+    """What differs between kernel and reference, or None."""
+    exact = [t.to(dtype).double().requires_grad_() for t in case.inputs]  # as they are after rounding
+    inputs = [t.detach().to(device, dtype) for t in exact]
+    if inputs[0].ndim == 4:
+        inputs[0] = inputs[0].contiguous(memory_format=case.order)
+    inputs = [t.requires_grad_() for t in inputs]
+    results = []
+    for function, given in ((case.kernel, inputs), (case.reference, exact)):
+        if not case.gradients:
+            with torch.no_grad():
+                results.append([function(*given)])
+            continue
+        y = function(*given)
+        y = y if isinstance(y, tuple) else (y,)
+        torch.manual_seed(1)
+        dy = [_draw(*t.shape).to(t) for t in y]
+        gradients = torch.autograd.grad(y, given, dy)
+        results.append([t.detach() for t in (*y, *gradients)])
+    outputs = len(results[0]) - (len(inputs) if case.gradients else 0)
+    for place, (value, want) in enumerate(zip(*results, strict=True)):
+        name = "the result" if place < outputs else "a gradient"
+        if value.dtype != dtype or value.shape != want.shape:
+            return f"{name} is {value.dtype} {list(value.shape)}, expected {dtype} {list(want.shape)}"
+        error, size = (value.double().cpu() - want).abs(), want.abs().max()
+        wrong = ~(error <= TOLERANCE[dtype] * size + 1e-12)
+        if wrong.any():
+            at = wrong.nonzero()[0].tolist()
+            got, expected = float(value[tuple(at)]), float(want[tuple(at)])
+            count = f"{int(wrong.sum())} of {wrong.numel()} values"
+            return f"{name} is wrong in {count}: at {at} {got:.6g}, not {expected:.6g}"
+    return None
+
+
+def check(op: str, device: str) -> str | None:
+    """The first difference between an op's kernels and its reference, in one line; None where there is none."""
+    for case in cases(op):
+        for dtype in case.dtypes:
+            try:
+                difference = compare(case, dtype, device)
+            except Exception as error:  # whatever a broken kernel makes of it
+                difference = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            if difference:
+                order = ", channels-last" if case.order == torch.channels_last else ""
+                return f"{case.what}{order}, {str(dtype).removeprefix('torch.')}: {difference}"
+    return None
+
+
+def main(device: str, ops: str, libraries: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    for library in libraries:
+        torch.ops.load_library(library)
+    found = False
+    for op in ops.split(","):  # one after the other: the first that is missing has crashed
+        difference = check(op, device)
+        found = found or difference is not None
+        print(f"{op}: {difference or ''}", flush=True)
+    if found:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:])
