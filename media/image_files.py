@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 
 from media.checksums import folder_checksums
 from media.decode import Unusable
-from torch_utils.errors import UserError, printable
+from torch_utils.errors import UserError, one_line, printable
 from torch_utils.files import RUN_MARKER, missing, open_regular, regular
 
 LABEL_FILE = "dataset.json"
@@ -47,9 +47,10 @@ class ImageFiles:
             checks = self._list_zip() if self.is_zip else self._list_folder()
         except FileNotFoundError:
             raise UserError(missing(self.path, "make a data set with dataset_tool.py faces or convert")) from None
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{self.path} is not a ZIP file, or is cut off ({error}); copy it again, or name a folder of images"
+                f"{self.path} is not a ZIP file, or is cut off ({one_line(error)}); "
+                "copy it again, or name a folder of images"
             ) from None
         except OSError as error:
             raise UserError(f"cannot read {error.filename or self.path}: {error.strerror or error}") from None
@@ -138,7 +139,7 @@ class ImageFiles:
             if member.file_size > MAX_FILE_BYTES:
                 raise Unusable(f"is larger than {MAX_FILE_BYTES >> 20} MiB")
             return cast(BinaryIO, self._archive().open(member))
-        except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted
+        except (OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:  # RuntimeError: encrypted
             raise Unusable(f"cannot be read ({error})") from None
 
     def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:

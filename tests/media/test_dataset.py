@@ -468,3 +468,13 @@ def test_notes_about_labels(tmp_path):
     assert ImageDataset(path).notes == [f"{path} has labels, which are not used without --cond"]
     for labels in (None, [["x.png", "cat"]]):
         assert ImageDataset(make_zip(tmp_path / "b.zip", numbered(3, labels))).notes == []
+
+
+def test_names_in_archives_that_are_no_text(tmp_path):
+    """A ZIP that says its names are UTF-8, and they are not; found by damaging files at random."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("é.png", b"x")
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(UserError, match="is not a ZIP file"):
+        ImageDataset(tmp_path / "a.zip")
