@@ -34,6 +34,13 @@ python train.py --resume
 )
 @cli.option("Data", "--cond", is_flag=True, help="Train a conditional model on the data set's class labels.")
 @cli.option("Data", "--mirror", is_flag=True, help="Add a left-right flipped copy of every image to the data.")
+@cli.option(
+    "Data",
+    "--skip-unreadable",
+    is_flag=True,
+    help="Go on without images that cannot be decoded, such as files that are cut off: up to 1 % of the data set. The "
+    "log and config.json name them.",
+)
 @training_cli.run_options(kimg=25000, tick=4, snap=50)
 @cli.option(
     "Run",

@@ -18,12 +18,12 @@ import torch
 from PIL import Image
 
 from media.alpha import Color, premultiply
-from media.cache import SharedImageCache
+from media.cache import SharedImageCache, shared_flags
 from media.decode import Unusable, decode_image, open_image, stored_mode
 from media.image_files import LABEL_FILE, ImageFiles, normal_name
 from media.labels import LabelFile, parse_labels
 from media.shards import ShardFiles, is_sharded
-from torch_utils.errors import UserError, numbers_text, one_line, printable
+from torch_utils.errors import UserError, WorkerError, numbers_text, one_line, printable
 from torch_utils.sizes import EXPECTED, Resolution, is_possible, size_text, to_resolution, width_and_height
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -32,18 +32,16 @@ SQUARES = tuple(16 << i for i in range(7))  # the sides that messages propose: p
 HEADERS_CHECKED = 100  # images whose headers are read on opening a data set, spread over all of it
 
 
+MAX_UNREADABLE = 0.01  # of all images may be skipped
 MAX_CACHE_BYTES = 1 << 30  # decoded images of a data set that are kept in memory
 
 
-class ImageError(UserError):
-    """An image of the data set that cannot be used.
+class ImageError(WorkerError):
+    """An image of the data set that cannot be used."""
 
-    A DataLoader reraises an error of a worker with the whole traceback as its message, of which only the last line is
-    kept.
-    """
 
-    def __init__(self, message: str):
-        super().__init__(message.strip().rpartition("ImageError: ")[2])
+class UnreadableError(ImageError):
+    """An image that cannot be decoded, as one that is cut off."""
 
 
 def open_files(path: str | os.PathLike, suffixes: tuple[str, ...] = ("",)) -> ImageFiles | ShardFiles:
@@ -73,11 +71,13 @@ class ImageDataset(torch.utils.data.Dataset):
 
     `mirror` doubles the length: image n + i is image i of n, flipped left-right. With `use_labels`, `labels` holds the
     classes, int64 [len], and `class_names` their names if they have some; otherwise `labels` is None, and c_dim is 0.
-    If all images fit into MAX_CACHE_BYTES, each is decoded only once. Raises UserError if the data set is malformed;
-    most images are checked only when they are read.
+    If all images fit into MAX_CACHE_BYTES, each is decoded only once. With `skip_unreadable`, the next image that can
+    be decoded takes the place of one that cannot, and `unreadable` tells which ones those are, uint8 [images].
 
     Transparent images have 4 channels and premultiplied colours (media/alpha.py); with a `background` they are laid on
     that colour, and have 3.
+
+    Raises UserError if the data set is malformed; most images are checked only when they are read.
     """
 
     def __init__(
@@ -87,6 +87,7 @@ class ImageDataset(torch.utils.data.Dataset):
         use_labels: bool = False,
         mirror: bool = False,
         background: Color | None = None,
+        skip_unreadable: bool = False,
     ):
         self.files = open_files(path, SUFFIXES)
         self.path = self.files.path
@@ -95,10 +96,14 @@ class ImageDataset(torch.utils.data.Dataset):
         self.mirror, self.background = mirror, background
         self.resolution: Resolution = 0
         self.channels = 0
+        self.unreadable = shared_flags(len(self.names)) if skip_unreadable else None
         checked = HEADERS_CHECKED if self.files.random_access else 1
         for index in np.unique(np.linspace(0, len(self.names) - 1, checked).astype(int)):
-            with self._name_unusable(self.names[index]), self.files.open(self.names[index]) as file:
-                self._check(self.names[index], open_image(file))
+            name = self.names[index]
+            with self._skipped(int(index)), self._name_unusable(name), self.files.open(name) as file:
+                self._check(name, open_image(file))
+        if not self.resolution:
+            self._read(0)
         width, height = width_and_height(self.resolution)
         self.transparent = self.channels == 4
         if background is not None and self.transparent:
@@ -145,24 +150,58 @@ class ImageDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(f"image {index} of {len(self)}")
-        number = index % len(self.names)
-        pixels = self._cache.get(number) if self._cache else None
-        if pixels is None:
-            pixels = self._decode(self.names[number])
-            if self._cache:
-                self._cache.put(number, pixels)
-        return self._item(index, pixels)
+        return self._item(index, *self._read(index % len(self.names)))
 
     def item(self, index: int, data: bytes) -> tuple[torch.Tensor, torch.Tensor]:
         """`dataset[index]`, whose file was read before."""
-        return self._item(index, self._decode(self.names[index % len(self.names)], data))
+        return self._item(index, *self._read(index % len(self.names), data))
 
-    def _item(self, index: int, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read(self, number: int, data: bytes | None = None) -> tuple[int, np.ndarray]:
+        """An image uint8 [C, H, W] and its number, which is another one where images are skipped. Raises ImageError."""
+        while True:
+            if self.unreadable is None or not self.unreadable[number]:
+                with self._skipped(number):
+                    return number, self._pixels(number, data)
+            number, data = (number + 1) % len(self.names), None
+
+    @contextmanager
+    def _skipped(self, number: int) -> Iterator[None]:
+        """Notes that an image cannot be decoded, if such images are skipped."""
+        try:
+            yield
+        except UnreadableError:
+            if self.unreadable is None:
+                raise
+            self.unreadable[number] = 1
+            self.check_unreadable(self.unreadable)
+
+    def check_unreadable(self, unreadable: np.ndarray) -> list[str]:
+        """The names of the images that these flags [images] mark. Raises ImageError if they are too many."""
+        names = [self.names[number] for number in np.flatnonzero(unreadable).tolist()]
+        if len(names) > MAX_UNREADABLE * len(self.names):
+            raise ImageError(
+                f"{self.path}: {len(names):,} of {len(self.names):,} images cannot be decoded, of which "
+                f"--skip-unreadable leaves out up to {MAX_UNREADABLE:.0%}; the first is {printable(names[0])}, all are "
+                f"listed by: dataset_tool.py check --data {self.path}"
+            )
+        return names
+
+    def _pixels(self, number: int, data: bytes | None) -> np.ndarray:
+        """An image as uint8 [C, H, W], kept or decoded. Raises ImageError."""
+        pixels = self._cache.get(number) if self._cache else None
+        if pixels is None:
+            pixels = self._decode(self.names[number], data)
+            if self._cache:
+                self._cache.put(number, pixels)
+        return pixels
+
+    def _item(self, index: int, number: int, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """The image `number` as that of an index, flipped or not."""
         if index >= len(self.names):
             pixels = pixels[:, :, ::-1]
         label = torch.zeros(self.c_dim)
         if self.labels is not None:
-            label[self.labels[index]] = 1
+            label[self.labels[number]] = 1
         return torch.from_numpy(pixels.copy()), label
 
     def _decode(self, name: str, data: bytes | None = None) -> np.ndarray:
@@ -242,7 +281,7 @@ class ImageDataset(torch.utils.data.Dataset):
         try:
             yield
         except Unusable as reason:
-            raise ImageError(
+            raise UnreadableError(
                 f"{self.path}: {printable(name)}{' ' * bool(name)}{reason}; find all such files with: "
                 f"dataset_tool.py check --data {self.path}"
             ) from None

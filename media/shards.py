@@ -23,7 +23,7 @@ import numpy as np
 from media.decode import Unusable
 from media.shard_index import ShardIndex, measure, read_index, write_index
 from media.shard_rows import MAX_IMAGE_BYTES, Row, class_names, rows
-from torch_utils.errors import UserError, one_line, printable
+from torch_utils.errors import UserError, WorkerError, one_line, printable
 
 SUFFIXES = (".tar", ".parquet")
 HUB = "hf://"
@@ -80,6 +80,10 @@ def shards_on_hub(path: str) -> list[str]:
     builder = datasets.load_dataset_builder(f"{owner}/{name}", configuration or None, revision=revision or None)
     files = builder.config.data_files or {}
     return list(map(str, files["train"] if "train" in files else next(iter(files.values()), [])))
+
+
+class ShardReadError(WorkerError):
+    """A shard that cannot be read."""
 
 
 class ShardNames(Sequence[str]):
@@ -210,7 +214,7 @@ class ShardFiles:
             at, stream = position, self._rows(shard, position)
         data = next((data for at, (data, _) in enumerate(stream, at) if at == position), None)
         if data is None:
-            raise UserError(f"{self.path}: the shard {self.addresses[shard]} has fewer images than it had before")
+            raise ShardReadError(f"{self.path}: the shard {self.addresses[shard]} has fewer images than it had before")
         self._open[shard] = (position + 1, stream)
         while len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
@@ -231,7 +235,7 @@ class ShardFiles:
                 wait = next(waits, None) if isinstance(error, OSError) else None
                 if wait is None:
                     address = printable(self.addresses[shard])
-                    raise UserError(
+                    raise ShardReadError(
                         f"{self.path}: the shard {address} cannot be read at its image {start} "
                         f"({one_line(error) or type(error).__name__}); mend it, or leave it out"
                     ) from None

@@ -22,6 +22,17 @@ class UserError(CommandError):
     exit_code = 2
 
 
+class WorkerError(UserError):
+    """A mistake that a process which reads data met.
+
+    A DataLoader reraises an error of a worker with the whole traceback as its message, of which only the last line is
+    kept.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message.strip().rpartition(f".{type(self).__name__}: ")[2])
+
+
 class Failure(CommandError):
     """A failure that is nobody's mistake, such as a training that diverged."""
 

@@ -119,7 +119,12 @@ class Schedules:
 class TrainConfig(RunConfig):
     """What the generator's training depends on as well."""
 
-    changeable: ClassVar[set[str]] = RunConfig.changeable | {"metrics", "detector_weights", "keep_best"}
+    changeable: ClassVar[set[str]] = RunConfig.changeable | {
+        "metrics",
+        "detector_weights",
+        "keep_best",
+        "skip_unreadable",
+    }
     networks: ClassVar[tuple[type, ...]] = (GeneratorConfig, DiscriminatorConfig)
 
     generator: GeneratorConfig
@@ -128,6 +133,7 @@ class TrainConfig(RunConfig):
     background: tuple[Byte, Byte, Byte] | None = None  # the colour that transparent images are laid on; None: RGBA
     cond: bool = False  # train with the data set's class labels
     mirror: bool = False  # add a left-right flipped copy of every image to the data
+    skip_unreadable: bool = False  # go on without images that cannot be decoded
     glr: Positive = 0.0025  # the generator's learning rate
     dlr: Positive = 0.0025  # the discriminator's learning rate
     loss: Literal["nonsaturating", "relativistic"] = "nonsaturating"

@@ -9,9 +9,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from media.alpha import Color
 from media.dataset import ImageDataset
 from media.decode import WHITE
 from media.images import preview_grid, save_png, to_float
@@ -22,7 +24,7 @@ from models.snapshot import save_snapshot
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
-from torch_utils.errors import note
+from torch_utils.errors import note, printable
 from torch_utils.ops import native
 from torch_utils.sizes import width_and_height
 from training.augment import AdaptiveP, AugmentPipe
@@ -31,6 +33,7 @@ from training.finetune import freeze, load_initial_weights
 from training.log import Averages, Log
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
 from training.optimizer import GuardedOptimizer, ema_beta, lazy_adam, update_ema
+from training.runs import record_unreadable
 
 HALF_RESOLUTIONS = 4
 METRICS_BACKGROUND = WHITE  # of transparent images in metrics
@@ -45,18 +48,18 @@ class GANTrainer:
 
     @staticmethod
     def fingerprint(config: TrainConfig) -> str:
-        return ImageDataset(config.data, use_labels=config.cond).fingerprint
+        return open_data(config).fingerprint
 
     def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True):
         """Builds networks and optimizers. `fresh`: the weights do not come from a state, so --init-from is read."""
         self.config, self.device, self.averages = config, device, Averages()
         self.dataset, self.unmirrored = (  # the second is what sheets show
-            ImageDataset(config.data, use_labels=config.cond, mirror=mirror, background=config.background)
-            for mirror in (config.mirror, False)
+            open_data(config, mirror, config.background) for mirror in (config.mirror, False)
         )
         self.measured = self.unmirrored  # what metrics see: RGBA images on a background
         if self.dataset.channels == 4:
-            self.measured = ImageDataset(config.data, use_labels=config.cond, background=METRICS_BACKGROUND)
+            self.measured = open_data(config, background=METRICS_BACKGROUND)
+        self.unreadable: list[str] = []  # the names of images that were skipped
         self.class_numbers = self.dataset.required_labels if config.cond else torch.zeros(1, dtype=torch.int64)
         self.microbatches = config.batch // distributed.world_size() // config.batch_gpu
 
@@ -235,8 +238,23 @@ class GANTrainer:
     # What the loop asks for between the steps.
 
     def statistics(self) -> dict[str, float]:
-        """Numbers of a tick beside the averages."""
-        return {} if self.config.aug == "noaug" else {"ada/p": float(self.augment.p)}
+        """Numbers of a tick beside the averages. Raises ImageError where too many images cannot be decoded."""
+        values = {} if self.config.aug == "noaug" else {"ada/p": float(self.augment.p)}
+        if self.config.skip_unreadable:
+            self.collect_unreadable()
+            values["unreadable"] = float(len(self.unreadable))
+        return values
+
+    def collect_unreadable(self) -> None:
+        """Collects from all processes which images were skipped, and names new ones."""
+        seen = [
+            data.unreadable for data in (self.dataset, self.unmirrored, self.measured) if data.unreadable is not None
+        ]
+        flags = torch.from_numpy(np.bitwise_or.reduce(seen)).to(self.device)
+        names = self.dataset.check_unreadable(torch.stack(distributed.gather(flags)).amax(dim=0).cpu().numpy())
+        if distributed.rank() == 0 and (new := sorted(set(names) - set(self.unreadable))):
+            print(f"skipped, as they cannot be decoded: {', '.join(map(printable, new))}", file=sys.stderr)
+        self.unreadable = names
 
     def save(self, path: Path, kimg: float) -> None:
         """Writes the averaged generator. Raises DiskFull."""
@@ -246,6 +264,8 @@ class GANTrainer:
         if self.config.init_from:
             info["init_from"] = Path(self.config.init_from).name
         save_snapshot(path, self.G_ema, info)
+        if self.unreadable:
+            record_unreadable(path.parent, self.unreadable)
 
     def evaluate(self, kimg: float, log: Log) -> None:
         """Writes the metrics and a sheet of fakes, with the classes of the reals beside it. Raises DiskFull."""
@@ -299,6 +319,16 @@ class GANTrainer:
         """The real images of the sheets, by their numbers in the data set."""
         count = self.columns * max(min(768 // width_and_height(self.dataset.resolution)[1], 8), 3)
         return self.unmirrored.choose(count, self.config.seed)
+
+
+def open_data(config: TrainConfig, mirror: bool = False, background: Color | None = None) -> ImageDataset:
+    return ImageDataset(
+        config.data,
+        use_labels=config.cond,
+        mirror=mirror,
+        background=background,
+        skip_unreadable=config.skip_unreadable,
+    )
 
 
 def set_precision(G: Generator, D: Discriminator, precision: str) -> None:

@@ -51,7 +51,12 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         path = find_initial(options["init_from"])
         values = {**initial_fields(path, values.get("modulation")), **values, "init_from": str(path)}
     gpus = distributed.count_gpus(options.get("gpus"))
-    dataset = ImageDataset(options["data"], use_labels=options.get("cond", False), background=options.get("background"))
+    dataset = ImageDataset(
+        options["data"],
+        use_labels=options.get("cond", False),
+        background=options.get("background"),
+        skip_unreadable=options.get("skip_unreadable", False),
+    )
     config = resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
     if config.keep_best:
         higher_is_better(config.keep_best, config.metrics)  # or raises

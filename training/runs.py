@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,15 @@ def new_run(outdir: Path, description: str) -> Path:
 def mark(run: Path) -> None:
     """Marks a folder as that of a run, so that its sheets of fakes never count as images of a data set around it."""
     write_file(run / RUN_MARKER, b"The folder of a training run. Its images are left out of data sets around it.\n")
+
+
+def record_unreadable(run: Path, names: Sequence[str]) -> None:
+    """Names the images that a run goes on without in its config.json. Raises DiskFull."""
+    path = run / "config.json"
+    content = json.loads(path.read_text())
+    if content["about"].get("unreadable", []) != list(names):
+        content["about"]["unreadable"] = list(names)
+        write_file(path, json.dumps(content, indent=2).encode())
 
 
 def module_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -478,3 +478,36 @@ def test_names_in_archives_that_are_no_text(tmp_path):
     (tmp_path / "a.zip").write_bytes(data.replace("é".encode(), b"\xff\xff"))
     with pytest.raises(UserError, match="is not a ZIP file"):
         ImageDataset(tmp_path / "a.zip")
+
+
+def with_bad(count: int, bad: tuple[int, ...]) -> dict[str, bytes]:
+    """Numbered images, of which some are cut off after their headers, with the classes 0, 1, 2, 0 ..."""
+    files = {f"{i:04d}.png": encoded(image(i)) for i in range(count)}
+    files |= {f"{i:04d}.png": files[f"{i:04d}.png"][:70] for i in bad}
+    return files | {"dataset.json": json.dumps({"labels": [[name, i % 3] for i, name in enumerate(files)]}).encode()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_image_takes_the_place_of_one_that_cannot_be_decoded(tmp_path, workers):
+    path = make_zip(tmp_path / "a.zip", with_bad(300, (5, 6, 299)))
+    data = ImageDataset(path, use_labels=True, mirror=True, skip_unreadable=True)
+    loader = DataLoader(data, batch_size=1, sampler=[4, 5, 6, 7, 299, 305, 599], num_workers=workers)
+    found = [(int(pixels[0, 0, 0, 0]), int(label.argmax())) for pixels, label in loader]
+    flipped = int(data[307][0][0, 0, 0])
+    assert found == [(4, 1), (7, 1), (7, 1), (7, 1), (0, 0), (flipped, 1), (int(data[300][0][0, 0, 0]), 0)]
+    assert data.check_unreadable(data.unreadable) == ["0005.png", "0006.png", "0299.png"]
+    with pytest.raises(UserError, match=r"0005\.png is a broken image"):
+        ImageDataset(path)[5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_images_that_cannot_be_decoded_are_an_error(tmp_path, workers):
+    bad = (20, 40, 60, 80)
+    data = ImageDataset(make_zip(tmp_path / "a.zip", with_bad(300, bad)), skip_unreadable=True)
+    with pytest.raises(
+        UserError, match=r"a\.zip: 4 of 300 images cannot be decoded.*up to 1%; the first is 0020\.png"
+    ) as error:
+        list(DataLoader(data, batch_size=4, num_workers=workers))
+    assert "\n" not in error.value.message
+    with pytest.raises(UserError):  # none can be decoded
+        ImageDataset(make_zip(tmp_path / "b.zip", {"0.png": b"broken"}), skip_unreadable=True)

@@ -269,6 +269,24 @@ def test_a_damaged_shard_is_named(tmp_path, suffix):
     assert len(ImageDataset(str(path.with_name(f"000.{suffix}")))) == 10
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_shard_that_is_damaged_during_a_training_is_one_line(tmp_path, workers):
+    data = ImageDataset(make_shards(tmp_path / "set", [40]))
+    path = tmp_path / "set" / "000.tar"
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(UserError, match=f"the shard {path} cannot be read") as error:
+        batches(data, 0, workers, 1)
+    assert "\n" not in error.value.message
+
+
+def test_a_bad_image_in_a_shard_can_be_skipped(tmp_path):
+    members = {f"{i:03d}.png": encoded(image(i)) for i in range(120)}
+    members["007.png"] = members["007.png"][:70]
+    data = ImageDataset(tar(tmp_path / "a.tar", members), skip_unreadable=True)
+    found = [number_of(pixels) for some in batches(data, 0, 0, 15) for pixels in some]
+    assert sorted(found) == sorted([*range(7), 8, *range(8, 120)]) and np.flatnonzero(data.unreadable).tolist() == [7]
+
+
 def test_a_shard_is_tried_again(tmp_path, monkeypatch):
     pattern, failures = make_shards(tmp_path / "set", [10, 10]), iter([3, 5])
 

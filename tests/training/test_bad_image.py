@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -48,3 +49,32 @@ def test_a_bad_image_ends_a_training_with_one_line(images, tmp_path, launcher):
     assert len(lines) == 1 and lines[0].startswith(f"error: {images}: 7.jpg is a broken image"), done.stderr
     if launcher != "torchrun":  # which has messages and an exit code of its own
         assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_bad_image_is_left_out_counted_and_named(images, tmp_path, launcher):
+    options = [
+        "--cfg",
+        "demo",
+        "--cbase",
+        "256",
+        "--cmax",
+        "8",
+        "--map-depth",
+        "1",
+        "--tick",
+        "0.16",
+        "--metrics",
+        "none",
+    ]
+    command = [*LAUNCHERS[launcher], *options, "--data", str(images), "--kimg", "0.32", "--skip-unreadable"]
+    done = subprocess.run(
+        [*command, "--outdir", str(tmp_path)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("skipped, as they cannot be decoded: 7.jpg\n") == 1
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    assert json.loads((run / "config.json").read_text())["about"]["unreadable"] == ["7.jpg"]
+    assert json.loads((run / "stats.jsonl").read_text().splitlines()[-1])["unreadable"] == 1
