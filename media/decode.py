@@ -6,7 +6,9 @@ Files are not trusted: sizes are checked before anything is decoded.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from typing import BinaryIO, cast
 
@@ -56,7 +58,8 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
         except Exception as error:  # as in open_image
             raise Unusable(f"is a broken image ({one_line(error)})") from None
         try:
-            ImageOps.exif_transpose(image, in_place=True)
+            with suppress(SyntaxError, ValueError, KeyError, struct.error):  # metadata that is no EXIF turns nothing
+                ImageOps.exif_transpose(image, in_place=True)
             profile = image.info.get("icc_profile")
             image, alpha = _split_alpha(_to_8_bits(image))
             if profile:

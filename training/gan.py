@@ -24,7 +24,7 @@ from models.snapshot import save_snapshot
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
-from torch_utils.errors import note, printable
+from torch_utils.errors import note
 from torch_utils.ops import native
 from torch_utils.sizes import width_and_height
 from training.augment import AdaptiveP, AugmentPipe
@@ -253,7 +253,7 @@ class GANTrainer:
         flags = torch.from_numpy(np.bitwise_or.reduce(seen)).to(self.device)
         names = self.dataset.check_unreadable(torch.stack(distributed.gather(flags)).amax(dim=0).cpu().numpy())
         if distributed.rank() == 0 and (new := sorted(set(names) - set(self.unreadable))):
-            print(f"skipped, as they cannot be decoded: {', '.join(map(printable, new))}", file=sys.stderr)
+            note(f"skipped, as they cannot be decoded: {', '.join(new)}")
         self.unreadable = names
 
     def save(self, path: Path, kimg: float) -> None:

@@ -230,3 +230,13 @@ def test_an_animation_is_its_first_frame(kind):
     later = [Image.new("RGB", (SIDE, SIDE), color) for color in ("white", "green")]
     image = opened(halves(), kind, save_all=True, append_images=later, **options)
     assert_halves(np.asarray(decode_image(image)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_metadata_that_is_no_exif_turns_nothing(kind):
+    plain = Image.fromarray(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+    files = [io.BytesIO(), io.BytesIO()]
+    plain.save(files[0], kind, lossless=True)
+    plain.save(files[1], kind, lossless=True, exif=b"Exif\0\0no TIFF at all")
+    a, b = (np.asarray(decode_image(open_image(file))) for file in files)
+    assert np.array_equal(a, b)
