@@ -36,8 +36,3 @@ class SharedImageCache:
         """Adds an image [C, H, W]."""
         self._pixels[number] = pixels
         self._is_cached[number] = 1
-
-
-def shared_flags(count: int) -> np.ndarray:
-    """Zeros uint8 [count] in memory that forked processes share."""
-    return np.frombuffer(mmap.mmap(-1, count), np.uint8)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from media.alpha import Color, premultiply
-from media.cache import SharedImageCache, shared_flags
+from media.cache import SharedImageCache
 from media.decode import Unusable, decode_image, open_image, stored_mode
 from media.image_files import LABEL_FILE, ImageFiles, normal_name
 from media.labels import LabelFile, parse_labels
@@ -96,7 +96,8 @@ class ImageDataset(torch.utils.data.Dataset):
         self.mirror, self.background = mirror, background
         self.resolution: Resolution = 0
         self.channels = 0
-        self.unreadable = shared_flags(len(self.names)) if skip_unreadable else None
+        # In memory that all processes share which read, also those that are no forks.
+        self.unreadable = torch.zeros(len(self.names), dtype=torch.uint8).share_memory_() if skip_unreadable else None
         checked = HEADERS_CHECKED if self.files.random_access else 1
         for index in np.unique(np.linspace(0, len(self.names) - 1, checked).astype(int)):
             name = self.names[index]
@@ -175,9 +176,9 @@ class ImageDataset(torch.utils.data.Dataset):
             self.unreadable[number] = 1
             self.check_unreadable(self.unreadable)
 
-    def check_unreadable(self, unreadable: np.ndarray) -> list[str]:
+    def check_unreadable(self, unreadable: torch.Tensor) -> list[str]:
         """The names of the images that these flags [images] mark. Raises ImageError if they are too many."""
-        names = [self.names[number] for number in np.flatnonzero(unreadable).tolist()]
+        names = [self.names[number] for number in unreadable.nonzero().flatten().tolist()]
         if len(names) > MAX_UNREADABLE * len(self.names):
             raise ImageError(
                 f"{self.path}: {len(names):,} of {len(self.names):,} images cannot be decoded, of which "

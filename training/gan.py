@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -247,11 +246,9 @@ class GANTrainer:
 
     def collect_unreadable(self) -> None:
         """Collects from all processes which images were skipped, and names new ones."""
-        seen = [
-            data.unreadable for data in (self.dataset, self.unmirrored, self.measured) if data.unreadable is not None
-        ]
-        flags = torch.from_numpy(np.bitwise_or.reduce(seen)).to(self.device)
-        names = self.dataset.check_unreadable(torch.stack(distributed.gather(flags)).amax(dim=0).cpu().numpy())
+        opened = (self.dataset, self.unmirrored, self.measured)
+        flags = torch.stack([data.unreadable for data in opened if data.unreadable is not None]).amax(dim=0)
+        names = self.dataset.check_unreadable(torch.stack(distributed.gather(flags.to(self.device))).amax(dim=0))
         if distributed.rank() == 0 and (new := sorted(set(names) - set(self.unreadable))):
             note(f"skipped, as they cannot be decoded: {', '.join(new)}")
         self.unreadable = names

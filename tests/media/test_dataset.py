@@ -491,7 +491,9 @@ def with_bad(count: int, bad: tuple[int, ...]) -> dict[str, bytes]:
 def test_the_next_image_takes_the_place_of_one_that_cannot_be_decoded(tmp_path, workers):
     path = make_zip(tmp_path / "a.zip", with_bad(300, (5, 6, 299)))
     data = ImageDataset(path, use_labels=True, mirror=True, skip_unreadable=True)
-    loader = DataLoader(data, batch_size=1, sampler=[4, 5, 6, 7, 299, 305, 599], num_workers=workers)
+    context = "spawn" if workers else None  # as in a training of several processes
+    indices = [4, 5, 6, 7, 299, 305, 599]
+    loader = DataLoader(data, batch_size=1, sampler=indices, num_workers=workers, multiprocessing_context=context)
     found = [(int(pixels[0, 0, 0, 0]), int(label.argmax())) for pixels, label in loader]
     flipped = int(data[307][0][0, 0, 0])
     assert found == [(4, 1), (7, 1), (7, 1), (7, 1), (0, 0), (flipped, 1), (int(data[300][0][0, 0, 0]), 0)]
