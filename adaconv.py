@@ -24,7 +24,7 @@ import networks.stylizer
 from media.images import preview_grid, save_png, to_float, to_uint8
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names, find_class
-from models.sampling import class_centers, generate_batches, latents, one_hot
+from models.sampling import class_centers, generate_batches, labels_in_turn, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
 from torch_utils.errors import UserError, one_line
@@ -183,7 +183,7 @@ class Generator(Pretrained, networks.generator.Generator):
     def forward(
         self,
         z: Tensor,
-        c: Tensor | Sequence[int | str] | int | str | None = None,
+        c: Tensor | Sequence[Any] | int | str | None = None,
         psi: float | Tensor = 1.0,
         noise: Noise = "const",
         trunc_class: bool = False,
@@ -192,7 +192,8 @@ class Generator(Pretrained, networks.generator.Generator):
 
         Args:
             z: [N, z_dim]
-            c: classes [N] by number or name, one class for all, or floats [N, c_dim], which may mix classes.
+            c: classes [N] by number or name, one class for all, or floats [N, c_dim], which may mix classes; for a
+                model whose labels are numbers, a label [c_dim] for all, or [N, c_dim].
             psi: truncation, one number for all layers or [num_ws].
             noise: "const", "random", "none", or a tensor for each layer.
             trunc_class: whether truncation is towards the mean of each image's class, in place of the mean of all.
@@ -211,8 +212,24 @@ class Generator(Pretrained, networks.generator.Generator):
         """The names of the classes, in the order of their numbers; () if the model does not have them."""
         return class_names(self.info, self.config.c_dim)
 
-    def _classes(self, c: Tensor | Sequence[int | str] | int | str | None, n: int) -> Tensor | None:
+    @property
+    def label_ranges(self) -> tuple[tuple[float, float], ...]:
+        """What each number of a label went from and to in training; () if the model has no label vectors."""
+        vectors = self.mapping.labels
+        return () if vectors is None else tuple(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True))
+
+    def _labels(self, c: Tensor | Sequence[Any] | None, n: int) -> Tensor:
+        """Label vectors [n, c_dim] from one for all or one for each. Raises ValueError."""
         count = self.config.c_dim
+        labels = torch.as_tensor([] if c is None else c, dtype=torch.float32, device=self.w_avg.device)
+        if labels.shape not in ((count,), (n, count)):
+            raise ValueError(f"c: expected a label of {count} numbers, or one for each of {n}")
+        return labels.expand(n, -1)
+
+    def _classes(self, c: Tensor | Sequence[Any] | int | str | None, n: int) -> Tensor | None:
+        count = self.config.c_dim
+        if self.config.vector_labels:
+            return self._labels(None if isinstance(c, (int, str)) else c, n)
         if not count:
             if c is not None:
                 raise ValueError("c: expected None, as the model has no classes")
@@ -230,7 +247,7 @@ class Generator(Pretrained, networks.generator.Generator):
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
-        classes = torch.arange(SAMPLE_COUNT) % max(self.config.c_dim, 1)
+        classes = labels_in_turn(self, range(SAMPLE_COUNT))
         images = torch.cat(list(generate_batches(self, range(SAMPLE_COUNT), SAMPLE_COUNT, classes)))
         save_png(preview_grid(images, SAMPLE_COUNT // 2), save_directory / SAMPLE_SHEET)
 

@@ -16,7 +16,7 @@ from media.dataset import SQUARES
 from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
 from torch_utils.cli import Color, Command, option, run
-from torch_utils.errors import UserError, note, printable, show
+from torch_utils.errors import UserError, note, plural, printable, ranges_text, show
 from torch_utils.sizes import EXPECTED, Resolution, is_possible, parse_resolution, size_text
 
 MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
@@ -254,7 +254,9 @@ def check_command(data: str) -> None:
     for line in list_problems(found.problems):
         show(line)
     show(f"{data}: {found.count:,} images, {found.kind}")
-    if found.classes is None:
+    if found.ranges is not None:
+        print(f"labels of {plural(len(found.ranges), 'number')}: {ranges_text(found.ranges)}")
+    elif found.classes is None:
         print("no labels")
     else:
         called = {number: f"{number} {name}" for number, name in enumerate(found.class_names)}

@@ -100,7 +100,7 @@ def images_command(
     if (seeds is None) == (code_file is None):
         both = "" if seeds is None else ", not with both"
         raise UserError(f"name the images with --seeds, e.g. 0-99, or with --w FILE{both} (see --help)")
-    names = [] if seeds is None else latents_cli.image_names(seeds, options.classes)
+    names = [] if seeds is None else latents_cli.image_names(seeds, options.labels)
     if names and not grid_size:
         latents_cli.check_names(names)
     model = open_model(options)
@@ -136,8 +136,9 @@ def images_command(
 
 def read_codes(file: str, model: Model, noise_mode: str) -> Codes:
     """The latents of --w. Raises UserError if an option does not apply to them."""
-    if model.classes is not None:
-        raise UserError("--class applies to --seeds; the latents of --w have their classes in them; leave it out")
+    if model.classes is not None or model.labels is not None:
+        given = "--label" if model.classes is None else "--class"
+        raise UserError(f"{given} applies to --seeds; the latents of --w have their labels in them; leave it out")
     if model.trunc_class:
         raise UserError("--trunc-class applies to --seeds; the class of the latents of --w is not known; leave it out")
     if noise_mode == "random":
@@ -181,7 +182,7 @@ def mix_command(
     pairs = generate_mixes(model.G, ws[: len(rows)], ws[len(rows) :], chosen, part, options.noise_mode, model.batch)
     mixed = collect(pairs, len(rows) * len(cols))
     name = f"mix-{latents_cli.seeds_name(rows)}-{latents_cli.seeds_name(cols)}"
-    path = folder / f"{sheet_name(name, part, layers, options.classes)}.png"
+    path = folder / f"{sheet_name(name, part, layers, options.labels)}.png"
     title = f"rows, with the columns' {'style' if part == 'all' else part} in layers {numbers_text(chosen)}"
     sheets.save_sheet(mixing_sheet(own, mixed, rows, cols, title, scale), path)
     show(path)
@@ -255,7 +256,7 @@ def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, vi
     the first seed.
     """
     check_animation(video.out, video.fps)
-    seeds = [seeds[i % len(seeds)] for i in range(max(len(seeds), len(options.classes or [])))]
+    seeds = [seeds[i % len(seeds)] for i in range(max(len(seeds), len(options.labels)))]
     count = round((video.seconds or len(seeds)) * video.fps)
     check_walk(seeds, count, video)
     model = open_model(options)
@@ -334,7 +335,7 @@ def kernels_command(
     names = [f"seed {number}" for number in seeds]
     shown = kernel_views.kernel_views(model.G, model.ws(seeds), names, chosen, options.noise_mode)
     name = f"kernels-{'-'.join(f'{number:04d}' for number in seeds)}"
-    path = folder / f"{sheet_name(name, layers=layers, classes=options.classes)}.png"
+    path = folder / f"{sheet_name(name, layers=layers, labels=options.labels)}.png"
     sheets.save_sheet(kernel_views.kernel_sheet(shown), path)
     write_file(path.with_suffix(".html"), kernel_views.kernel_page(shown).encode())
     show(path)
@@ -417,7 +418,7 @@ def directions_command(
         edits = generate_edits(model.G, ws, directions, numbers, choice.amounts, options.noise_mode, model.batch)
         images = collect(edits, rows * columns)
         sheet = edit_sheet(images, directions, numbers, choice.amounts, seeds, directions.title, scale)
-        path = folder / f"{sheet_name(name, choice.part, choice.layers, options.classes)}.png"
+        path = folder / f"{sheet_name(name, choice.part, choice.layers, options.labels)}.png"
         sheets.save_sheet(sheet, path)
         show(path)
         if not choice.edit:

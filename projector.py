@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from latents.cli import choose_device
+from latents.cli import Numbers, choose_device
 from latents.codes import Codes, fingerprint, save_codes
 from latents.perception import Features, VGGFeatures, find_features
 from latents.projection import Progress, Projection, ProjectionConfig, project, psnr
@@ -27,7 +27,8 @@ from latents.targets import Targets, find_targets, read_targets
 from media.decode import MAX_PIXELS
 from media.images import preview_grid, save_png, to_float, to_uint8
 from media.video_writer import VideoWriter
-from models.classes import chosen_class
+from models.classes import chosen_class, chosen_label
+from models.sampling import one_hot
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
@@ -53,6 +54,7 @@ class Request:
     network: str | None
     target: str
     class_name: int | str | None
+    label: tuple[float, ...] | None
     encoder_weights: str | None
     outdir: str
     video: bool
@@ -77,6 +79,7 @@ class Request:
     type=cli.ClassName(),
     help="Class, by number or by name, whose latents the search starts from.  [default: all classes in turn]",
 )
+@cli.option("Images", "--label", type=Numbers(-1e30, 1e30), help="Label, such as 0.2,0.7, in place of a class.")
 @cli.option(
     "Search",
     "--space",
@@ -147,9 +150,12 @@ def main(request: Request, config: ProjectionConfig) -> None:
     files = find_targets(request.target)
     path, device = find_snapshot(request.network), choose_device(request.device)
     G, info = load_generator(path, device)
-    class_number = None
+    class_number, label = None, None
     if request.class_name is not None:
-        class_number = chosen_class(request.class_name, G.config.c_dim, info, path)
+        class_number = chosen_class(request.class_name, G.config, info, path)
+        label = one_hot(torch.tensor([class_number]), G.config.c_dim)[0]
+    if request.label is not None:
+        label = chosen_label(request.label, G, path)
     targets = read_targets(files, G.config.resolution, G.config.img_channels)
     features, compared = find_features(request.encoder_weights, device)
     folder = cli.writable_folder(request.outdir)
@@ -159,13 +165,14 @@ def main(request: Request, config: ProjectionConfig) -> None:
     hint = "" if isinstance(features, VGGFeatures) else "; --encoder-weights FILE compares by VGG-19"
     note(f"images are compared by {compared}{hint}")
 
-    found = search(G, targets, features, config, class_number, request, folder)
+    found = search(G, targets, features, config, label, request, folder)
     ratios = psnr(to_float(found.images), to_float(targets.images)).tolist()
     about = {
         "network": str(path),
         "fingerprint": fingerprint(path),
         "targets": targets.names,
         "class": class_number,
+        "label": request.label,
         "compared_by": compared,
         "projection": asdict(config),
         "distance": found.distance.tolist(),
@@ -189,7 +196,7 @@ def search(
     targets: Targets,
     features: Features,
     config: ProjectionConfig,
-    class_number: int | None,
+    label: Tensor | None,
     request: Request,
     folder: Path,
 ) -> Projection:
@@ -199,7 +206,7 @@ def search(
         for start in range(0, total, request.batch):
             some = to_float(targets.images[start : start + request.batch].to(device))
             with progress_bar(start, total, some, config, writer, request.batch) as progress:
-                found.append(to_cpu(project(G, some, features, config, class_number, progress)))
+                found.append(to_cpu(project(G, some, features, config, label, progress)))
     return join(found)
 
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from latents.codes import fingerprint
 from latents.mixing import PARTS
-from models.classes import chosen_class
-from models.sampling import class_centers, conditions, latents
+from models.classes import chosen_class, chosen_label
+from models.sampling import class_centers, labels_in_turn, latents
 from models.snapshot import find_snapshot, load_generator
 from networks.generator import Generator
 from torch_utils import cli
@@ -106,9 +106,16 @@ class ModelOptions:
     trunc: tuple[float, ...] = (1.0,)
     trunc_class: bool = False
     classes: list[Shares] | None = None
+    label: tuple[tuple[float, ...], ...] = ()
     noise_mode: Literal["const", "random", "none"] = "const"
     batch: int | None = None
     device: str | None = None
+
+    @property
+    def labels(self) -> list[str]:
+        """The names, in files' names, of the labels that images get in turn: `class2`, or `label0.2_0.7`."""
+        vectors = ["label" + "_".join(f"{number:.6g}" for number in label) for label in self.label]
+        return vectors or [f"class{class_name(shares)}" for shares in self.classes or []]
 
 
 def model_options(command: Callable) -> Callable:
@@ -127,6 +134,10 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
         "Class of all images, by number or by name. Of several, such as 0-3,cat, each image gets one in turn. 1+3 is "
         "halfway between two classes, 1:0.2+3:0.8 nearer to class 3.  [default: the seed modulo the number of classes]"
     )
+    label_help = (
+        "Label of all images for a model whose labels are numbers, such as 0.2,0.7. Can be given several times: then "
+        "each image gets one in turn.  [default: labels of the data set in turn]"
+    )
     batch_help = (
         "Images at a time. This changes speed and memory, and, as sums are rounded in another order, single values of "
         "some images by one level of 255.  [default: 64; 16 above 64²]"
@@ -137,6 +148,7 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
         cli.option("Images", "--trunc", type=Numbers(-9, 9), default="1.0", help=trunc_help),
         cli.option("Images", "--trunc-class", is_flag=True, help=trunc_class_help),
         cli.option("Images", "--class", "classes", type=Classes(), help=class_help),
+        cli.option("Images", "--label", type=Numbers(-1e30, 1e30), multiple=True, help=label_help),
         cli.option("Images", "--noise-mode", type=modes, default="const", help=noise_help),
         cli.option("Machine", "--batch", type=cli.Integer(1, 2**16), help=batch_help),
         cli.device_option(),
@@ -190,14 +202,16 @@ class Model:
     psi: float | Tensor
     classes: list[dict[int, float]] | None  # the shares of classes by their numbers
     batch: int
+    labels: Tensor | None = None  # [K, c_dim], the label vectors of --label
     trunc_class: bool = False  # whether truncation is towards the mean of the class
 
     def shares(self, seeds: Sequence[int]) -> Tensor:
-        """c [N, c_dim] for seeds: the classes of --class in turn, or each seed modulo the number of classes."""
-        c_dim = self.G.config.c_dim
-        if not c_dim or self.classes is None:
-            return conditions(torch.tensor([seed % max(c_dim, 1) for seed in seeds]), len(seeds), c_dim)
-        c = torch.zeros(len(seeds), c_dim)
+        """c [N, c_dim] for seeds: what --class or --label give in turn, or the model's label of the seed's number."""
+        if self.labels is not None:
+            return self.labels[torch.arange(len(seeds)) % len(self.labels)]
+        if self.classes is None:
+            return labels_in_turn(self.G, seeds).cpu()
+        c = torch.zeros(len(seeds), self.G.config.c_dim)
         for i in range(len(seeds)):
             for number, share in self.classes[i % len(self.classes)].items():
                 c[i, number] = share
@@ -238,16 +252,15 @@ def open_model(options: ModelOptions) -> Model:
 
 def prepare_model(G: Generator, info: Mapping[str, Any], path: Path, options: ModelOptions) -> Model:
     """A generator that has been loaded from `path` with its `info`. Raises UserError if the options do not fit it."""
-    numbers = {
-        name: chosen_class(name, G.config.c_dim, info, path) for shares in options.classes or [] for name in shares
-    }
+    numbers = {name: chosen_class(name, G.config, info, path) for shares in options.classes or [] for name in shares}
     classes = None if options.classes is None else [by_number(shares, numbers) for shares in options.classes]
     small = math.prod(width_and_height(G.config.resolution)) <= 64 * 64
     batch = options.batch or (64 if small else 16)  # small layers are fast only with many images
+    labels = torch.stack([chosen_label(label, G, path) for label in options.label]) if options.label else None
     if options.trunc_class:
         check_trunc_class(options, G, path)
     psi = layer_psi(options.trunc, G.config.num_ws)
-    return Model(G, path, info["kimg"], psi, classes, batch, options.trunc_class)
+    return Model(G, path, info["kimg"], psi, classes, batch, labels, options.trunc_class)
 
 
 def check_trunc_class(options: ModelOptions, G: Generator, path: Path) -> None:
@@ -293,18 +306,17 @@ def collect(batches: Iterable[Tensor], total: int) -> Tensor:
 # --- names of files -------------------------------------------------------------------------------------------------
 
 
-def image_names(seeds: Sequence[int], classes: Sequence[Shares] | None) -> list[str]:
-    """`seed0005` for each image, or `seed0005-class2` if the class varies."""
+def image_names(seeds: Sequence[int], labels: Sequence[str]) -> list[str]:
+    """`seed0005` for each image, or `seed0005-class2` if the label varies."""
     names = [f"seed{seed:04d}" for seed in seeds]
-    if varies(classes):
-        assert classes is not None
-        names = [f"{name}-class{class_name(classes[i % len(classes)])}" for i, name in enumerate(names)]
+    if varies(labels):
+        names = [f"{name}-{labels[i % len(labels)]}" for i, name in enumerate(names)]
     return names
 
 
-def varies(classes: Sequence[Shares] | None) -> bool:
-    """Whether --class gives images different classes."""
-    return classes is not None and any(shares != classes[0] for shares in classes)
+def varies(labels: Sequence[str]) -> bool:
+    """Whether --class or --label give images different labels."""
+    return len(set(labels)) > 1
 
 
 def class_name(shares: Shares) -> str:
@@ -334,17 +346,15 @@ def seeds_name(seeds: Sequence[int]) -> str:
     return "_".join(f"{run[0]:04d}" if len(run) == 1 else f"{run[0]:04d}-{run[-1]:04d}" for run in runs)
 
 
-def sheet_name(
-    name: str, part: str = "all", layers: Sequence[int] | None = None, classes: Sequence[Shares] | None = None
-) -> str:
-    """The name of a sheet's file with the part and the layers that were chosen, and the classes if they vary."""
+def sheet_name(name: str, part: str = "all", layers: Sequence[int] | None = None, labels: Sequence[str] = ()) -> str:
+    """The name of a sheet's file with the part and the layers that were chosen, and the labels if they vary."""
     if part != "all":
         name += f"-{part}"
     if layers is not None:
         name += f"-layers{numbers_text(sorted(set(layers))).replace(',', '_')}"
-    if varies(classes):
-        assert classes is not None
-        name += f"-class{'_'.join(map(class_name, classes))}"
+    if varies(labels):  # `-class0_1`
+        kind = "label" if labels[0].startswith("label") else "class"
+        name += f"-{kind}{'_'.join(label.removeprefix(kind) for label in labels)}"
     return short_name(name, LONGEST_NAME)
 
 
@@ -353,4 +363,4 @@ def images_sheet_name(seeds: list[int] | None, count: int, options: ModelOptions
     if seeds is None:
         return f"w0000-{count - 1:04d}"
     numbers = seeds_name(seeds)
-    return sheet_name(f"seeds{numbers if len(seeds) > 1 else f'{numbers}-{numbers}'}", classes=options.classes)
+    return sheet_name(f"seeds{numbers if len(seeds) > 1 else f'{numbers}-{numbers}'}", labels=options.labels)

@@ -22,7 +22,7 @@ from latents.arrays import open_arrays
 from latents.mixing import FIELDS, PARTS, Part, generate_mix
 from latents.sheets import table, to_image
 from media.images import to_uint8
-from models.sampling import latents, one_hot
+from models.sampling import labels_in_turn, latents
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise, SynthesisBlock
 from torch_utils.errors import UserError, numbers_text, one_line
@@ -58,12 +58,11 @@ class Directions:
 
 @torch.no_grad()
 def sample_w(G: Generator, count: int = W_COUNT, seed: int = 0, batch: int = 1000) -> Tensor:
-    """w [count, w_dim] of `count` seeds from `seed` on, with each class in turn."""
+    """w [count, w_dim] of `count` seeds from `seed` on, with each label in turn."""
     ws = []
     for start in range(seed, seed + count, batch):
         seeds = range(start, min(start + batch, seed + count))
-        c = one_hot(torch.tensor([s % max(G.config.c_dim, 1) for s in seeds]), G.config.c_dim)
-        ws.append(G.mapping(latents(seeds, G.config.z_dim).to(G.w_avg.device), c.to(G.w_avg.device)))
+        ws.append(G.mapping(latents(seeds, G.config.z_dim).to(G.w_avg.device), labels_in_turn(G, seeds)))
     return torch.cat(ws)
 
 

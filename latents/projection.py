@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from latents.perception import Features, distance
-from models.sampling import one_hot, random_generator
+from models.sampling import labels_in_turn, random_generator
 from networks.generator import Generator
 
 W_COUNT = 10_000  # random w for the mean and the standard deviation
@@ -105,13 +105,11 @@ class Projection:
 
 
 @torch.no_grad()
-def random_ws(G: Generator, count: int, seed: int, class_number: int | None = None) -> Tensor:
-    """w [count, w_dim] of random z, of one class or of all classes in turn."""
+def random_ws(G: Generator, count: int, seed: int, label: Tensor | None = None) -> Tensor:
+    """w [count, w_dim] of random z, of one label c [c_dim] or of all labels in turn."""
     z = torch.randn(count, G.config.z_dim, generator=random_generator(seed))
-    classes = torch.arange(count) % max(G.config.c_dim, 1)
-    if class_number is not None:
-        classes = torch.full_like(classes, class_number)
-    return G.mapping(z.to(G.w_avg.device), one_hot(classes, G.config.c_dim).to(G.w_avg.device))
+    c = labels_in_turn(G, range(count)) if label is None else label.expand(count, -1)
+    return G.mapping(z.to(G.w_avg.device), c.to(G.w_avg.device))
 
 
 @torch.no_grad()
@@ -135,7 +133,7 @@ def project(
     targets: Tensor,
     features: Features,
     config: ProjectionConfig,
-    class_number: int | None = None,
+    label: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Projection:
     """Finds w or w+ of images [N, C, H, W] in −1..1, on the device of the generator.
@@ -144,7 +142,7 @@ def project(
     the search ends, and the result is what it has found so far.
     """
     n, starts, num_ws = len(targets), config.starts, G.config.num_ws
-    w, sigma = initial_w(G, targets, config, class_number)
+    w, sigma = initial_w(G, targets, config, label)
     noise = None
     if config.noise == "optimize" and G.config.noise:  # the model's maps are random, and as good a start as others
         noise = [
@@ -183,11 +181,9 @@ def project(
         return Projection(ws[chosen], noise and [maps.detach()[chosen] for maps in noise], images[chosen], loss[chosen])
 
 
-def initial_w(
-    G: Generator, targets: Tensor, config: ProjectionConfig, class_number: int | None
-) -> tuple[Tensor, Tensor]:
+def initial_w(G: Generator, targets: Tensor, config: ProjectionConfig, label: Tensor | None) -> tuple[Tensor, Tensor]:
     """The w that the search starts from, [N · starts, 1 or num_ws, w_dim], and the standard deviation of w, []."""
-    random = random_ws(G, W_COUNT, config.seed, class_number)
+    random = random_ws(G, W_COUNT, config.seed, label)
     mean = random.mean(dim=0)
     sigma = (random - mean).square().sum(dim=1).mean().sqrt()
     if config.candidates:

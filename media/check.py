@@ -6,13 +6,14 @@ import io
 import os
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
 from media.dataset import CHANNELS, SUFFIXES, describe, describe_mismatch, open_files, read_labels
 from media.decode import Unusable, decode_image, open_image, stored_mode
-from media.labels import LabelFile
+from media.labels import Label, LabelFile
 from torch_utils.errors import UserError
 
 
@@ -27,6 +28,7 @@ class Check:
     label_problem: str | None = None  # why the labels cannot be used
     notes: tuple[str, ...] = ()  # what was left out of a folder
     class_names: tuple[str, ...] = ()
+    ranges: tuple[tuple[float, float], ...] | None = None  # of each number of label vectors
 
 
 def check_dataset(path: str | os.PathLike) -> Check:
@@ -58,8 +60,14 @@ def check_dataset(path: str | os.PathLike) -> Check:
     except UserError as error:
         label_problem = error.message
     labels = found.labels
+    known: Mapping[str, Label] | None = labels if found.vectors is None else found.vectors
+    if known is not None:
+        problems += [(name, "has no label") for name in names if name not in known]
+    ranges = None
+    if found.vectors is not None:
+        columns = zip(*(found.vectors[name] for name in names if name in found.vectors), strict=True)
+        ranges = tuple((min(column), max(column)) for column in columns)
     if labels is not None:
-        problems += [(name, "has no label") for name in names if name not in labels]
         classes = dict(sorted(Counter(labels[name] for name in names if name in labels).items()))
-    shown = describe(size, mode)
-    return Check(len(names), shown, classes, sorted(problems), label_problem, tuple(files.notes), found.class_names)
+    shown, notes = describe(size, mode), tuple(files.notes)
+    return Check(len(names), shown, classes, sorted(problems), label_problem, notes, found.class_names, ranges)

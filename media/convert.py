@@ -10,7 +10,7 @@ import shutil
 import sys
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from media.dataset import open_files, read_labels
 from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
 from media.image_files import LABEL_FILE, ImageFiles
-from media.labels import LabelFile, dump_labels
+from media.labels import Label, LabelFile, dump_labels
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
 from torch_utils.errors import UserError, printable
@@ -35,7 +35,7 @@ FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-LabelledImage = tuple[Image.Image, int | None]
+LabelledImage = tuple[Image.Image, Label | None]
 LABELS = ("auto", "json", "folders", "none")
 JPEG_QUALITY = 95
 # What becomes of images of another aspect ratio: their middle is taken, they are framed, or they are skipped.
@@ -122,7 +122,7 @@ def convert(
     """
     files = open_files(source)
     found = read_labels(files) if labels in ("auto", "json") else LabelFile(None)
-    by_name = found.labels
+    by_name: Mapping[str, Label] | None = found.labels if found.vectors is None else found.vectors
     if labels == "json" and by_name is None:
         raise UserError(
             f"{files.path} has no {LABEL_FILE} with labels; "
@@ -133,7 +133,7 @@ def convert(
     class_names = tuple(map(printable, class_folders)) or found.class_names
 
     def class_key(name: str) -> str | int | None:
-        return name.split("/")[0] if folders else (by_name or {}).get(name)
+        return name.split("/")[0] if folders else (found.labels or {}).get(name)
 
     skipped: list[tuple[str, str]] = []
     smaller: list[bool] = []
@@ -144,7 +144,7 @@ def convert(
     def usable() -> Iterator[LabelledImage]:
         for name in tqdm(names, desc="converting", unit=" files", file=sys.stderr, disable=None):
             try:
-                label = None
+                label: Label | None = None
                 if folders:
                     label = _class_of(class_folders, name)
                 elif by_name is not None:
@@ -254,7 +254,7 @@ def write_dataset(
         if shard_bytes:
             if out.suffix.lower() == ".zip":
                 raise UserError(f"{out} is the name of one file, but shards are several; name a folder with --out")
-            samples = ((stored.encode(image), stored.suffix[1:], label) for image, label in images)
+            samples = ((stored.encode(image), stored.suffix[1:], _class_for_shards(label)) for image, label in images)
             return _write_folder(out, lambda folder: write_shards(folder, samples, shard_bytes, class_names))
         if out.suffix.lower() != ".zip":
             return _write_folder(out, lambda folder: _write_files(folder, images, stored, class_names))
@@ -302,7 +302,7 @@ def _write_all(
     class_names: Sequence[str],
 ) -> int:
     names: list[str] = []
-    labels: list[int | None] = []
+    labels: list[Label | None] = []
     for index, (image, label) in enumerate(images):
         names.append(f"{index // 1000:05d}/img{index:08d}{stored.suffix}")
         labels.append(label)
@@ -328,6 +328,13 @@ def _class_folders(files: ImageFiles | ShardFiles) -> tuple[str, ...]:
             f"which holds {found}; name the right folder with --source"
         )
     return folders
+
+
+def _class_for_shards(label: Label | None) -> int | None:
+    """Raises UserError for a label vector, which shards cannot hold."""
+    if isinstance(label, tuple):
+        raise UserError("shards hold classes, not labels of numbers; leave out --shards, or add --labels none")
+    return label
 
 
 def _class_of(class_names: tuple[str, ...], name: str) -> int:

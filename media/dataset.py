@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
 from media.decode import Unusable, decode_image, open_image, stored_mode
 from media.image_files import LABEL_FILE, ImageFiles, normal_name
-from media.labels import LabelFile, parse_labels
+from media.labels import Label, LabelFile, parse_labels
 from media.shards import ShardFiles, is_sharded
 from torch_utils.errors import UserError, WorkerError, numbers_text, one_line, printable
 from torch_utils.sizes import EXPECTED, Resolution, is_possible, size_text, to_resolution, width_and_height
@@ -61,16 +61,17 @@ def read_labels(files: ImageFiles | ShardFiles) -> LabelFile:
     if data is None:
         return LabelFile(None)
     found = parse_labels(data, f"{LABEL_FILE} of {files.path}")
-    if found.labels is None:
-        return found
-    return replace(found, labels={normal_name(name): label for name, label in found.labels.items()})
+    labels = found.labels and {normal_name(name): label for name, label in found.labels.items()}
+    vectors = found.vectors and {normal_name(name): vector for name, vector in found.vectors.items()}
+    return replace(found, labels=labels, vectors=vectors)
 
 
 class ImageDataset(torch.utils.data.Dataset):
-    """Images with labels: `dataset[i]` is (uint8 [C, H, W], one-hot float32 [c_dim]).
+    """Images with labels: `dataset[i]` is (uint8 [C, H, W], float32 [c_dim]), a one-hot class or a label vector.
 
     `mirror` doubles the length: image n + i is image i of n, flipped left-right. With `use_labels`, `labels` holds the
-    classes, int64 [len], and `class_names` their names if they have some; otherwise `labels` is None, and c_dim is 0.
+    classes, int64 [len], and `class_names` their names if they have some, or with `vector_labels` float32 [len, c_dim];
+    otherwise `labels` is None, and c_dim is 0.
     If all images fit into MAX_CACHE_BYTES, each is decoded only once. With `skip_unreadable`, the next image that can
     be decoded takes the place of one that cannot, and `unreadable` tells which ones those are, uint8 [images].
 
@@ -116,13 +117,20 @@ class ImageDataset(torch.utils.data.Dataset):
         self.class_names: tuple[str, ...] = ()
         if use_labels:
             self.labels, self.class_names = self._read_labels()
-        self.c_dim = 0 if self.labels is None else len(self.class_names) or int(self.labels.max()) + 1
+        self.vector_labels = self.labels is not None and self.labels.ndim == 2
+        self.c_dim = 0
+        if self.labels is not None:
+            self.c_dim = self.labels.shape[1] if self.vector_labels else len(self.class_names) or self._classes()
 
     @property
     def notes(self) -> list[str]:
         """What a user should know before training, in lines."""
         notes = list(self.files.notes)
-        if self.labels is not None:
+        if self.vector_labels:
+            low, high = self.required_labels.aminmax(dim=0)
+            if constant := (low == high).nonzero().flatten().tolist():
+                notes.append(f"numbers of the labels of {self.path} that are always the same: {numbers_text(constant)}")
+        elif self.labels is not None:
             counts = torch.bincount(self.labels, minlength=self.c_dim)
             if unused := (counts == 0).nonzero().flatten().tolist():
                 notes.append(f"classes of {self.path} without an image: {one_line(numbers_text(unused))}")
@@ -130,12 +138,17 @@ class ImageDataset(torch.utils.data.Dataset):
             notes.append(f"{self.path} has labels, which are not used without --cond")
         return notes
 
+    def _classes(self) -> int:
+        """The number of classes without names: up to the largest that occurs."""
+        return int(self.required_labels.max()) + 1
+
     def _has_labels(self) -> bool:
         """Whether there are labels that --cond could use."""
         if isinstance(self.files, ShardFiles):
             return self.files.labels is not None
         with suppress(UserError):  # unusable labels, which nobody asked for
-            return read_labels(self.files).labels is not None
+            found = read_labels(self.files)
+            return found.labels is not None or found.vectors is not None
         return False
 
     @property
@@ -202,7 +215,10 @@ class ImageDataset(torch.utils.data.Dataset):
             pixels = pixels[:, :, ::-1]
         label = torch.zeros(self.c_dim)
         if self.labels is not None:
-            label[self.labels[number]] = 1
+            if self.vector_labels:
+                label.copy_(self.labels[number])
+            else:
+                label[self.labels[number]] = 1
         return torch.from_numpy(pixels.copy()), label
 
     def _decode(self, name: str, data: bytes | None = None) -> np.ndarray:
@@ -293,7 +309,7 @@ class ImageDataset(torch.utils.data.Dataset):
             labels = self._read_shard_labels(self.files)
             return torch.cat([labels, labels]) if self.mirror else labels, self.files.class_names
         found = read_labels(self.files)
-        by_name = found.labels
+        by_name: Mapping[str, Label] | None = found.labels if found.vectors is None else found.vectors
         if by_name is None:
             why = "its labels are null" if LABEL_FILE in self.files.checks else f"it has no {LABEL_FILE}"
             raise UserError(

@@ -12,15 +12,20 @@ from torch_utils.schema import parse_json
 
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 1000  # characters
+MAX_VECTOR = 1024  # numbers in a label
 FORM = '{"labels": [["name.png", 0], ...]}'
+
+
+Label = int | tuple[float, ...]  # a class, or numbers
 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """What a `dataset.json` says: a class for each file, and the names of the classes if it has them."""
+    """What a `dataset.json` says: a class for each file, and the names of the classes if it has them; or vectors."""
 
-    labels: dict[str, int] | None  # by the file's name as it stands there; None where the labels are null
+    labels: dict[str, int] | None  # by the file's name as it stands there; None where the labels are null, or vectors
     class_names: tuple[str, ...] = ()
+    vectors: dict[str, tuple[float, ...]] | None = None  # where a label is one number or more
 
 
 def parse_labels(data: bytes, where: str) -> LabelFile:
@@ -34,6 +39,11 @@ def parse_labels(data: bytes, where: str) -> LabelFile:
         return LabelFile(None)
     if not isinstance(entries, list):
         raise UserError(f"{where} holds no list of labels; it should read {FORM}")
+    names = content.get("class_names") if isinstance(content, dict) else None
+    if any(isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], (list, float)) for entry in entries):
+        if names is not None:
+            raise UserError(f"{where} names classes, but its labels are numbers; remove class_names")
+        return LabelFile(None, vectors=_parse_vectors(entries, where))
     labels = {}
     for entry in entries:
         match entry:
@@ -44,8 +54,32 @@ def parse_labels(data: bytes, where: str) -> LabelFile:
                     f"{where} has the label {one_line(entry)}; it should read {FORM}, "
                     f"with classes from 0 to {MAX_CLASSES - 1}"
                 )
-    names = content.get("class_names") if isinstance(content, dict) else None
     return LabelFile(labels, _check_class_names(names, labels, where))
+
+
+def _parse_vectors(entries: list[Any], where: str) -> dict[str, tuple[float, ...]]:
+    """The label vector of each file, all of one length. Raises UserError."""
+    vectors = {}
+    for entry in entries:
+        match entry:
+            case [str(name), list(numbers)] if 0 < len(numbers) <= MAX_VECTOR and all(map(_is_number, numbers)):
+                vectors[name] = tuple(map(float, numbers))
+            case [str(name), number] if _is_number(number):
+                vectors[name] = (float(number),)
+            case _:
+                raise UserError(
+                    f"{where} has the label {one_line(entry)} beside labels of numbers; it should read "
+                    f'["name.png", [0.2, 0.7]], with up to {MAX_VECTOR} numbers'
+                )
+    lengths = sorted({len(vector) for vector in vectors.values()})
+    if len(lengths) > 1:
+        raise UserError(f"{where} has labels of {lengths[0]} and of {lengths[-1]} numbers; give all as many")
+    return vectors
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value from JSON is a number that float32 can hold."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _check_class_names(names: Any, labels: dict[str, int], where: str) -> tuple[str, ...]:
@@ -72,7 +106,7 @@ def are_class_names(names: Any) -> bool:
     )
 
 
-def dump_labels(names: Sequence[str], labels: Sequence[int | None], class_names: Sequence[str] = ()) -> bytes:
+def dump_labels(names: Sequence[str], labels: Sequence[Label | None], class_names: Sequence[str] = ()) -> bytes:
     """The content of a `dataset.json` for files with these labels, all of which are None if there are none."""
     if None in labels and any(label is not None for label in labels):
         raise ValueError("some images have a label and some have none")

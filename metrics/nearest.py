@@ -206,7 +206,7 @@ def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages
     snapshot = find_snapshot(request.network)
     G, info = load_generator(snapshot, torch.device(request.device))
     given = request.class_name
-    chosen = None if given is None else chosen_class(given, G.config.c_dim, info, snapshot)
+    chosen = None if given is None else chosen_class(given, G.config, info, snapshot)
     check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
 
     def generate(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:

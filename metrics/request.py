@@ -192,5 +192,9 @@ def check_shape(what: str, channels: int, resolution: Resolution, dataset: Image
 
 def check_classes(snapshot: Path, G: Generator, dataset: ImageDataset, data: str) -> None:
     """Raises UserError where a generator and a data set have different numbers of classes."""
+    if dataset.vector_labels != G.config.vector_labels:
+        raise UserError(
+            f"of {snapshot} and {data}, only one has labels that are numbers; name its own data with --data"
+        )
     if dataset.c_dim != G.config.c_dim:
         raise UserError(f"{snapshot} knows {G.config.c_dim} classes, {data} has {dataset.c_dim}")

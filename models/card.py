@@ -13,7 +13,7 @@ from models.classes import class_names
 from models.stylegan2 import is_network_pickle
 from networks.generator import Generator
 from networks.stylizer import Stylizer
-from torch_utils.errors import one_line, plural
+from torch_utils.errors import one_line, plural, ranges_text
 from torch_utils.files import read_regular
 from torch_utils.schema import MAX_JSON_BYTES, parse_json, read_json
 from torch_utils.sizes import width_and_height
@@ -122,6 +122,11 @@ def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     channels, classes = G.config.img_channels, G.config.c_dim
     width, height = width_and_height(G.config.resolution)
     images = f"{width}x{height} images, {KINDS[channels]}"
+    if (vectors := G.mapping.labels) is not None:
+        ranges = ranges_text(list(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True)))
+        example = [float(f"{number:.4g}") for number in vectors.examples[0].tolist()]
+        values = {"images": f"{images}, of labels of {plural(classes, 'number')} ({ranges})", "c": f"c={example}, "}
+        return {**values, "samples": SAMPLE_SHEET, "shape": [3, channels, height, width]}
     names = class_names(info, classes)
     more = f" and {len(names) - MAX_CLASSES:,} more" * (len(names) > MAX_CLASSES)
     listed = f": {', '.join(map(_plain, names[:MAX_CLASSES]))}{more}" * bool(names)

@@ -1,4 +1,4 @@
-"""Classes of a model, by number or by name."""
+"""Labels of a model as users give them: classes by number or by name, and label vectors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from media.labels import are_class_names
-from torch_utils.errors import UserError, note, one_line
+from networks.generator import Generator, NetworkConfig
+from torch_utils.errors import UserError, note, one_line, plural, ranges_text
 
 MAX_LISTED = 10  # class names in a message
 
@@ -17,6 +21,29 @@ def class_names(info: Mapping[str, Any], c_dim: int) -> tuple[str, ...]:
     """The names of a model's classes from its file's `info`, which is not trusted; () if it has none that fit."""
     names: Any = info.get("class_names")
     return tuple(names) if are_class_names(names) and len(names) == c_dim else ()
+
+
+def chosen_label(given: Sequence[float], G: Generator, path: str | os.PathLike) -> Tensor:
+    """The label [c_dim] that `--label` gives to the model in the file `path`. Notes numbers that training did not have.
+
+    Raises UserError.
+    """
+    if (vectors := G.mapping.labels) is None:
+        what = "are classes; write --class" if G.config.c_dim else "are none; leave out --label"
+        raise UserError(f"--label: the labels of {path} {what}")
+    shown = ",".join(f"{number:g}" for number in given)
+    if len(given) != G.config.c_dim:
+        example = ",".join(f"{number:.4g}" for number in vectors.examples[0].tolist())
+        raise UserError(f"--label {shown}: the model takes {plural(G.config.c_dim, 'number')}, such as {example}")
+    ranges = list(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True))
+    if any(not low <= number <= high for number, (low, high) in zip(map(as_float32, given), ranges, strict=True)):
+        note(f"note: --label {shown} is beyond what training has seen: {ranges_text(ranges)}")
+    return torch.tensor(given, dtype=torch.float32)
+
+
+def as_float32(number: float) -> float:
+    """The number as labels hold it."""
+    return torch.tensor(number, dtype=torch.float32).item()
 
 
 def find_class(given: int | str, c_dim: int, names: Sequence[str] = ()) -> int:
@@ -42,14 +69,16 @@ def find_class(given: int | str, c_dim: int, names: Sequence[str] = ()) -> int:
     raise ValueError(f"the model has no class of this name; its classes are {', '.join(names[:MAX_LISTED])}{more}")
 
 
-def chosen_class(given: int | str, c_dim: int, info: Mapping[str, Any], path: str | os.PathLike) -> int:
+def chosen_class(given: int | str, config: NetworkConfig, info: Mapping[str, Any], path: str | os.PathLike) -> int:
     """The class that `--class` names, of the model in the file `path`. Raises UserError."""
     shown = one_line(given)
-    if not c_dim:
+    if config.vector_labels:
+        raise UserError(f"--class {shown}: the labels of {path} are {plural(config.c_dim, 'number')}; write --label")
+    if not config.c_dim:
         raise UserError(f"--class {shown}: {path} was trained without classes; leave out --class")
-    names = class_names(info, c_dim)
+    names = class_names(info, config.c_dim)
     try:
-        number = find_class(given, c_dim, names)
+        number = find_class(given, config.c_dim, names)
     except ValueError as error:
         raise UserError(f"--class {shown}: {error}") from None
     if isinstance(given, int) and shown in names and names[number] != shown:

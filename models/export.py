@@ -55,7 +55,7 @@ def in_half(graph: Graph) -> Graph:
 
 def check_half(module: nn.Module) -> None:
     """Raises UserError if a weight is too large for float16."""
-    if not all(parameter.half().isfinite().all() for parameter in module.parameters()):
+    if not all(tensor.half().isfinite().all() for tensor in module.state_dict().values()):
         raise UserError("--precision fp16: some weights are beyond float16's limit of 65504; take --precision fp32")
 
 

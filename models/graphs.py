@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from models.sampling import labels_in_turn
 from networks.generator import Generator
 from networks.stylizer import MIN_SIZE, STRIDE, Stylizer, from_tensors, to_tensors
+from torch_utils.errors import ranges_text
 from torch_utils.sizes import width_and_height
 
 # Sizes that stay open, so that one file takes any of them.
@@ -117,9 +119,11 @@ def of_generator(G: Generator) -> list[Graph]:
     if config.z_dim:
         inputs["z"] = Port(("batch", config.z_dim), "latent codes, drawn from a standard normal distribution")
     if config.c_dim:
-        inputs["c"] = Port(
-            ("batch", config.c_dim), "class: 1 at the class, 0 elsewhere; values between them mix classes"
-        )
+        meaning = "class: 1 at the class, 0 elsewhere; values between them mix classes"
+        if (vectors := G.mapping.labels) is not None:
+            ranges = list(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True))
+            meaning = f"label: numbers, which were in training {ranges_text(ranges)}"
+        inputs["c"] = Port(("batch", config.c_dim), meaning)
     inputs["psi"] = Port((), "truncation psi: 1 for none; towards 0, images approach the mean image")
     meaning = "images from -1 (black) to 1 (white); clamp values beyond"
     if config.img_channels == 4:
@@ -128,7 +132,7 @@ def of_generator(G: Generator) -> list[Graph]:
 
     def example(batch: int, _height: int, _width: int) -> tuple[Tensor, ...]:
         z = [torch.randn(batch, config.z_dim)] if config.z_dim else []
-        c = [torch.eye(config.c_dim)[torch.arange(batch) % config.c_dim]] if config.c_dim else []
+        c = [labels_in_turn(G, range(batch))] if config.c_dim else []
         return (*z, *c, torch.tensor(0.7))
 
     title = f"AdaConv generator of {width}x{height} images"

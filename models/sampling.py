@@ -79,6 +79,21 @@ def conditions(classes: Tensor | None, n: int, c_dim: int) -> Tensor:
     return one_hot(torch.zeros(n, dtype=torch.int64) if classes is None else classes, c_dim)
 
 
+def labels_in_turn(G: Generator, numbers: Sequence[int]) -> Tensor:
+    """c [N, c_dim] that has each of the model's labels in turn, for consecutive numbers; on the model's device.
+
+    Of classes these are the ones that occurred in training, as far as that is known; of label vectors, the model's
+    examples from the data. A model without labels has c [N, 0].
+    """
+    if (vectors := G.mapping.labels) is not None:
+        return vectors.in_turn(numbers)
+    classes = torch.arange(max(G.config.c_dim, 1))
+    if G.config.c_dim and G.class_w_count.any():
+        classes = G.class_w_count.cpu().nonzero().flatten()
+    chosen = classes[torch.tensor([number % len(classes) for number in numbers])]
+    return one_hot(chosen, G.config.c_dim).to(G.w_avg.device)
+
+
 @torch.no_grad()
 def ws_from_seeds(
     G: Generator,
@@ -94,13 +109,16 @@ def ws_from_seeds(
 
 @torch.no_grad()
 def class_centers(G: Generator, c: Tensor) -> Tensor:
-    """The mean w of each of c [N, c_dim], shares of classes, for truncation towards it: [N, w_dim].
+    """The mean w of each of c [N, c_dim], shares of classes or label vectors, for truncation towards it: [N, w_dim].
 
-    The mean of a class is tracked in training. Where it was not, as in older files, it is that of MEAN_SAMPLES codes z
-    drawn by the seed MEAN_SEED.
+    The mean of a class is tracked in training. Where it was not, as in older files, and of label vectors, it is that of
+    MEAN_SAMPLES codes z drawn by the seed MEAN_SEED.
     """
+    z = torch.randn(MEAN_SAMPLES, G.config.z_dim, generator=random_generator(MEAN_SEED)).to(G.w_avg)
+    if G.config.vector_labels:
+        labels, which = c.to(G.w_avg).unique(dim=0, return_inverse=True)
+        return torch.stack([G.mapping(z, label.expand(len(z), -1)).mean(dim=0) for label in labels])[which]
     c, means = c.to(G.class_w_avg), G.class_w_avg.clone()
-    z = torch.randn(MEAN_SAMPLES, G.config.z_dim, generator=random_generator(MEAN_SEED)).to(means)
     for number in ((c != 0).any(dim=0) & (G.class_w_count == 0)).nonzero().flatten().tolist():
         one = one_hot(torch.tensor([number]), G.config.c_dim).to(means)
         means[number] = G.mapping(z, one.expand(len(z), -1)).mean(dim=0)
@@ -126,10 +144,12 @@ def generate_batches(
 ) -> Iterator[Tensor]:
     """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each seed.
 
-    `classes` are class numbers [len(seeds)], or shares of the classes [len(seeds), c_dim]; psi is one number, or one
-    for each layer [num_ws]. With `noise="random"` each sample's noise is drawn from its seed as well. Truncation is
-    towards w_avg, or towards the `centers` [len(seeds), w_dim] of the images.
+    `classes` are class numbers [len(seeds)], or c [len(seeds), c_dim], shares of the classes or label vectors; psi is
+    one number, or one for each layer [num_ws]. With `noise="random"` each sample's noise is drawn from its seed as
+    well. Truncation is towards w_avg, or towards the `centers` [len(seeds), w_dim] of the images.
     """
+    if classes is None and G.config.vector_labels:
+        classes = labels_in_turn(G, seeds)
     classes = conditions(classes, len(seeds), G.config.c_dim)
     for start in range(0, len(seeds), batch):
         part = seeds[start : start + batch]
@@ -178,7 +198,7 @@ class Fakes:
         G, device = self.G, self.G.w_avg.device
         for numbers in batches:
             seeds = [self.seed * STRETCH + 2 * number for number in numbers]
-            c = one_hot(self.classes[list(numbers)], G.config.c_dim).to(device)
+            c = conditions(self.classes[list(numbers)], len(numbers), G.config.c_dim).to(device)
             first, second = (
                 G.ws(latents([seed + end for seed in seeds], G.config.z_dim).to(device), c, self.psi) for end in (0, 1)
             )

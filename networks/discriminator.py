@@ -70,7 +70,10 @@ class Discriminator(nn.Module):
         self.conv = Conv2d(channels + (config.mbstd_group > 0), channels, 3, act="lrelu", clamp=config.clamp)
         self.fc = Linear(channels * height * width, channels, act="lrelu")
         self.out = Linear(channels, channels if config.c_dim else 1)
-        self.mapping = MappingNetwork(0, config.c_dim, channels, config.map_depth) if config.c_dim else None
+        self.mapping = None
+        if config.c_dim:
+            vectors = config.vector_labels
+            self.mapping = MappingNetwork(0, config.c_dim, channels, config.map_depth, vector_labels=vectors)
 
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
         first = cast(DiscriminatorBlock, self.blocks[0]).compute_dtype if len(self.blocks) else None
@@ -79,5 +82,5 @@ class Discriminator(nn.Module):
         x = self.out(self.fc(x.flatten(1)))
         if self.mapping is None:
             return x
-        # projection (Miyato and Koyama 2018): how well the features match the embedding of the class
+        # projection (Miyato and Koyama 2018): how well the features match the embedding of the label
         return (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / x.shape[1] ** 0.5

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor, demodulation
+from networks.label_vectors import LabelVectors
 from networks.layers import RESAMPLE_TAPS, Linear, normalize_2nd_moment, upsample2d, upsample_conv2d
 from torch_utils.ops import bias_act, setup_filter
 from torch_utils.schema import Positive, Within
@@ -34,16 +35,22 @@ class NetworkConfig:
 
     resolution: Resolution = 256  # the side of a square, or (width, height)
     img_channels: Annotated[int, Within(1, 64)] = 3
-    c_dim: Annotated[int, Within(0, 2**17)] = 0  # number of classes, 0 for none
+    c_dim: Annotated[int, Within(0, 2**17)] = 0  # classes, or numbers in a label vector; 0 for no labels
     cbase: Annotated[int, Within(16, 2**20)] = 32768  # channels of a block of side s: min(cbase / s, cmax)
     cmax: Annotated[int, Within(1, 2**13)] = 512
     map_depth: Annotated[int, Within(1, 64)] = 8  # layers of the mapping network; in D, of the class embedding
     clamp: Positive | None = 256.0  # limits the layers' outputs, so that half precision does not overflow
+    vector_labels: bool = False  # whether a label is c_dim numbers, in place of one of c_dim classes
 
     def __post_init__(self):
         self.resolution = to_resolution(self.resolution)
         if self.cbase < (side := nominal_side(self.resolution)):
             raise ValueError(f"cbase: {self.cbase} leaves no channels at resolution {side}")
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; 0 where there are no labels, or label vectors."""
+        return 0 if self.vector_labels else self.c_dim
 
     @property
     def block_sizes(self) -> list[tuple[int, int]]:
@@ -99,12 +106,20 @@ class GeneratorConfig(NetworkConfig):
 
 
 class MappingNetwork(nn.Module):
-    """z [N, z_dim] and class c [N, c_dim] → w [N, w_dim]. StyleGAN2's f; with z_dim 0 an embedding of the class."""
+    """z [N, z_dim] and label c [N, c_dim] → w [N, w_dim]. StyleGAN2's f; with z_dim 0 an embedding of the label.
 
-    def __init__(self, z_dim: int, c_dim: int, w_dim: int, depth: int, lr_multiplier: float = 0.01):
+    c is a one-hot class or, with `vector_labels`, any numbers, which are standardized over the data set. Their
+    embedding has biases of 1 at first: what is normalized after it would otherwise keep only the direction of c, of a
+    single number its sign.
+    """
+
+    def __init__(
+        self, z_dim: int, c_dim: int, w_dim: int, depth: int, lr_multiplier: float = 0.01, vector_labels: bool = False
+    ):
         super().__init__()
         self.z_dim, self.c_dim = z_dim, c_dim
-        self.embed = Linear(c_dim, w_dim) if c_dim else None
+        self.labels = LabelVectors(c_dim) if c_dim and vector_labels else None
+        self.embed = Linear(c_dim, w_dim, bias_init=1.0 if vector_labels else 0.0) if c_dim else None
         width = z_dim + (w_dim if c_dim else 0)
         sizes = [width] + [w_dim] * depth
         self.layers = nn.Sequential(
@@ -118,7 +133,7 @@ class MappingNetwork(nn.Module):
                 raise ValueError(f"z: expected [N, {self.z_dim}], got None")
             parts.append(normalize_2nd_moment(z))
         if self.embed is not None:
-            parts.append(normalize_2nd_moment(self.embed(c)))
+            parts.append(normalize_2nd_moment(self.embed(c if self.labels is None else self.labels(c))))
         return self.layers(torch.cat(parts, dim=1))
 
 
@@ -348,12 +363,14 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig):
         super().__init__()
         self.config = config
-        self.mapping = MappingNetwork(config.z_dim, config.c_dim, config.w_dim, config.map_depth)
+        self.mapping = MappingNetwork(
+            config.z_dim, config.c_dim, config.w_dim, config.map_depth, vector_labels=config.vector_labels
+        )
         self.synthesis = SynthesisNetwork(config)
         self.register_buffer("w_avg", torch.zeros(config.w_dim))  # running mean of w, for truncation
-        if config.c_dim:  # running mean of w of each class, and how often it has moved (0: it is not known)
-            self.register_buffer("class_w_avg", torch.zeros(config.c_dim, config.w_dim))
-            self.register_buffer("class_w_count", torch.zeros(config.c_dim))
+        if config.classes:  # running mean of w of each class, and how often it has moved (0: it is not known)
+            self.register_buffer("class_w_avg", torch.zeros(config.classes, config.w_dim))
+            self.register_buffer("class_w_count", torch.zeros(config.classes))
 
     def ws(self, z: Tensor, c: Tensor | None = None, psi: float | Tensor = 1.0, center: Tensor | None = None) -> Tensor:
         """w for every layer, [N, num_ws, w_dim], with truncation: w_avg + psi · (w − w_avg) (Karras et al. 2019).
@@ -379,6 +396,6 @@ class Generator(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
         """Weights from before the classes' means were tracked do not have them; these are then not known."""
-        for name in CLASS_MEANS if self.config.c_dim else ():
+        for name in CLASS_MEANS if self.config.classes else ():
             state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *rest)

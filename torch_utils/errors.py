@@ -86,3 +86,9 @@ def numbers_text(numbers: Sequence[int]) -> str:
         else:
             runs.append([number])
     return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def ranges_text(ranges: Sequence[tuple[float, float]], most: int = 10) -> str:
+    """What each of several numbers goes from and to, such as `0 to 1, -3.5 to 4`; the first ten of them."""
+    more = f" and {len(ranges) - most:,} more" * (len(ranges) > most)
+    return ", ".join(f"{low:.6g} to {high:.6g}" for low, high in ranges[:most]) + more

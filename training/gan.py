@@ -18,7 +18,7 @@ from media.decode import WHITE
 from media.images import preview_grid, save_png, to_float
 from media.loader import endless_batches
 from metrics import PPL_EPSILON, Evaluator, NotFinite, higher_is_better
-from models.sampling import Fakes, generate_batches, one_hot
+from models.sampling import Fakes, conditions, generate_batches
 from models.snapshot import save_snapshot
 from networks.discriminator import Discriminator
 from networks.generator import Generator
@@ -72,6 +72,9 @@ class GANTrainer:
         self.modules |= {"augment": self.augment, "ada": self.ada}
         if config.init_from and fresh and distributed.rank() == 0:
             note(load_initial_weights(self.modules, Path(config.init_from), config.freezed))
+        for network in (G, D, self.G_ema):
+            if network.mapping is not None and network.mapping.labels is not None:
+                network.mapping.labels.fit(self.dataset.required_labels)
         freeze(D, config.freezed)
         set_precision(G, D, config.precision)
         # Only steps without regularizers can be compiled: a compiled graph cannot be differentiated twice.
@@ -155,7 +158,7 @@ class GANTrainer:
         w_means = torch.stack([w.mean(dim=0) for w, _ in codes])
         moved = G.w_avg.lerp(distributed.mean(w_means.mean(dim=0)), 1 - beta)
         G.w_avg.copy_(torch.where(moved.isfinite().all(), moved, G.w_avg))
-        if not G.config.c_dim:
+        if not G.config.classes:
             return
         sums = torch.stack([torch.cat([c.T @ w, c.sum(dim=0)[:, None]], dim=1) for w, c in codes]).sum(dim=0)
         sums = distributed.mean(sums)  # of w and of images for each class, [c_dim, w_dim + 1]
@@ -212,9 +215,9 @@ class GANTrainer:
             parameter.requires_grad_(True)
 
     def random_classes(self, count: int) -> Tensor:
-        """c [count, c_dim], drawn with the data set's frequencies."""
+        """c [count, c_dim], the labels of images that are drawn from the data set."""
         chosen = self.class_numbers[torch.randint(len(self.class_numbers), [count])]
-        c = one_hot(chosen, self.config.generator.c_dim)
+        c = conditions(chosen, count, self.config.generator.c_dim)
         # from pinned memory, so that nothing waits for the GPU
         return c.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else c
 

@@ -57,6 +57,7 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         background=options.get("background"),
         skip_unreadable=options.get("skip_unreadable", False),
     )
+    values["vector_labels"] = dataset.vector_labels
     config = resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
     if config.keep_best:
         higher_is_better(config.keep_best, config.metrics)  # or raises
@@ -104,7 +105,7 @@ def resolve(
     if values["precision"] == "fp32":  # nothing can overflow, and the published code clamps only in half precision
         values["clamp"] = None
     generator = generator_config(values, resolution, img_channels, c_dim)
-    shared = ("resolution", "img_channels", "c_dim", "cbase", "cmax", "clamp")
+    shared = ("resolution", "img_channels", "c_dim", "cbase", "cmax", "clamp", "vector_labels")
     discriminator = DiscriminatorConfig(
         **{name: getattr(generator, name) for name in shared},
         map_depth=values.get("class_map_depth", generator.map_depth),
@@ -162,6 +163,8 @@ def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> 
         raise click.UsageError("--data is missing: name a folder or ZIP of images with labels")
     gpus = distributed.count_gpus(options.get("gpus"))
     data = ImageDataset(options["data"], use_labels=True)
+    if data.vector_labels:
+        raise UserError(f"the labels of {data.path} are numbers; an encoder learns from classes, name a set with them")
     if len(data.required_labels.unique()) < 2:
         raise UserError(f"{data.path} has one class only; an encoder learns from telling several apart")
     if options.get("test"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from models.classes import chosen_class, class_names, find_class
+from networks.generator import NetworkConfig
 from torch_utils.errors import UserError
 
 NAMES = ("cat", "Dog", "dogfish", "golden retriever", "7")
@@ -16,7 +17,7 @@ NAMES = ("cat", "Dog", "dogfish", "golden retriever", "7")
 )
 def test_found(given, number):
     assert find_class(given, 5, NAMES) == number
-    assert chosen_class(given, 5, {"class_names": list(NAMES)}, "model") == number
+    assert chosen_class(given, NetworkConfig(c_dim=5), {"class_names": list(NAMES)}, "model") == number
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_not_found(given, names, words):
         find_class(given, 5, names)
     assert words in str(error.value)
     with pytest.raises(UserError) as mistake:
-        chosen_class(given, 5, {"class_names": list(names)}, "model")
+        chosen_class(given, NetworkConfig(c_dim=5), {"class_names": list(names)}, "model")
     assert words in mistake.value.message and f"--class {given}: " in mistake.value.message
 
 
@@ -62,13 +63,13 @@ def test_names_from_a_file_are_not_trusted():
 def test_a_number_that_is_another_classs_name_is_noted(capsys):
     """As where folders are called 0, 1, 10, 2: they are numbered in the order of their names."""
     info = {"class_names": ["0", "1", "10", "2"]}
-    assert chosen_class(2, 4, info, "model") == 2
+    assert chosen_class(2, NetworkConfig(c_dim=4), info, "model") == 2
     assert capsys.readouterr().err == (
         "note: --class 2 is the class of that number, named 10; the class with the name 2 has the number 3\n"
     )
-    assert chosen_class(1, 4, info, "model") == 1 and capsys.readouterr().err == ""
+    assert chosen_class(1, NetworkConfig(c_dim=4), info, "model") == 1 and capsys.readouterr().err == ""
 
 
 def test_without_classes():
     with pytest.raises(UserError, match=r"a\.safetensors was trained without classes; leave out --class"):
-        chosen_class("cat", 0, {}, "a.safetensors")
+        chosen_class("cat", NetworkConfig(), {}, "a.safetensors")
