@@ -156,10 +156,11 @@ def test_the_nearest_candidate_is_the_one_that_made_the_image():
 
 def test_codes_of_a_class():
     G = tiny(c_dim=3)
+    labels = torch.eye(3)
     for number in range(3):
-        ws = random_ws(G, 6, 0, number)
+        ws = random_ws(G, 6, 0, labels[number])
         with pytest.raises(AssertionError):
-            torch.testing.assert_close(ws, random_ws(G, 6, 0, (number + 1) % 3))
+            torch.testing.assert_close(ws, random_ws(G, 6, 0, labels[(number + 1) % 3]))
         torch.testing.assert_close(ws[number::3], random_ws(G, 6, 0)[number::3])
 
 
