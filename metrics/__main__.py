@@ -20,6 +20,7 @@ from metrics.detectors import OPTION, PUBLISHED, find_detector
 from metrics.encoders import SHIPPED
 from metrics.names import CLIP, DINOV2, LISTED, higher_is_better, parse_metric, values_of
 from metrics.nearest import NearestRequest, nearest_images
+from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
 from metrics.series import Record, best_record, charts, link_best, table
@@ -204,8 +205,10 @@ def check_paths(data: str | None, weights: Sequence[str]) -> None:
     default="metrics.svg",
     help="File of the curves, over the snapshots of --all or several values of --trunc.",
 )
+@option("What", "--per-class", is_flag=True, help="Compute the metrics of each class by itself, and their mean.")
 def evaluate_command(
     metrics: str,
+    per_class: bool,
     listed: bool,
     best: str | None,
     gpus: int | None,
@@ -229,19 +232,23 @@ def evaluate_command(
         raise UserError(f"{given}, not of --fakes; leave it out")
     if all_snapshots and trunc is not None and len(trunc) > 1:
         raise UserError("--all and several values of --trunc do not go together; give one value")
+    if per_class and (all_snapshots or (trunc is not None and len(trunc) > 1)):
+        raise UserError("--per-class is of one snapshot; leave out --all, and give one value of --trunc")
     if best is not None and not all_snapshots:
         raise UserError("--best is of the snapshots of a run; add --all, or leave it out")
     best = best or next(iter(parse_metric(names[0]).rankings()))
     higher_is_better(best, names)  # or raises
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
-    records = evaluate_together(request, gpus or procs)
+    records = evaluate_together(request, gpus or procs, evaluate_per_class if per_class else evaluate)
     left_out = records[0].get("left_out", {})
     names = [name for name in names if name not in left_out]
     if all_snapshots or len(records) > 1:
         print_series(records, names, best if all_snapshots else None, as_json, plot)
     elif as_json:
         print(json.dumps(records[0]))
+    elif per_class:
+        print(class_table(records[0]))
     else:
         for name in names:
             show(describe(name, records[0]))
@@ -272,11 +279,13 @@ def print_series(records: list[Record], names: list[str], best: str | None, as_j
         raise UserError(problem)
 
 
-def evaluate_together(request: Request, processes: int) -> list[Record]:
+def evaluate_together(
+    request: Request, processes: int, function: Callable[[Request, Path], None] = evaluate
+) -> list[Record]:
     """The records of a request, evaluated by that many processes. Raises UserError."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        distributed.launch(evaluate, request, result, processes=processes, gpus=request.gpus > 0)
+        distributed.launch(function, request, result, processes=processes, gpus=request.gpus > 0)
         if not result.exists():
             raise KeyboardInterrupt  # which, like SIGTERM, ends several processes without a word
         return json.loads(result.read_text())

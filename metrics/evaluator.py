@@ -122,13 +122,18 @@ class Evaluator:
         progress: bool = False,
     ):
         self.metrics = [parse_metric(name) for name in dict.fromkeys(names)]
-        if self.metrics and len(dataset) < 2:
-            raise UserError("the data set has only one image; the metrics need at least 2")
-        self.dataset, self.batch, self.workers = dataset, batch, workers
+        check_several(self.metrics, dataset)
+        self.batch, self.workers = batch, workers
         self.seed, self.device, self.progress, self.extrapolate = seed, device, progress, extrapolate
         self.notes: list[str] = []
         self.left_out: dict[str, str] = {}
         self._load_detectors(weights, optional)
+        self.set_images(dataset, fakes)
+
+    def set_images(self, dataset: ImageSet, fakes: int | None = None) -> None:
+        """Takes the real images of another data set, and for a folder of fakes their number. Raises UserError."""
+        check_several(self.metrics, dataset)
+        self.dataset, self.notes = dataset, list(self.notes)
         self.counts = {
             metric.name: {"real": metric.reals(len(dataset)), "fake": metric.fakes(len(dataset), fakes)}
             for metric in self.metrics
@@ -402,6 +407,13 @@ class Evaluator:
     def _say(self, line: str) -> None:
         if self.progress:
             note(line)
+
+
+def check_several(metrics: Sequence[Metric], dataset: ImageSet) -> None:
+    """Raises UserError for metrics of a data set with less than two images."""
+    if metrics and len(dataset) < 2:
+        count = "only one image" if len(dataset) else "no image"
+        raise UserError(f"the data set has {count}; the metrics need at least 2")
 
 
 def finite(tensors: Tensors) -> bool:

@@ -56,6 +56,11 @@ def evaluate(request: Request, result: Path) -> None:
     `left_out` says why. Raises UserError.
     """
     records = [evaluate_images(request)] if request.network is None else evaluate_networks(request)
+    write_records(records, result)
+
+
+def write_records(records: list[dict[str, Any]], result: Path) -> None:
+    """Writes records to the file `result`, as JSON; in rank 0 only."""
     if distributed.rank() == 0:
         with atomic_write(result) as file:
             file.write(json.dumps(records).encode())

@@ -1,0 +1,154 @@
+"""`python -m metrics --per-class`: the metrics of each class by itself, and their mean over the classes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from media.dataset import ImageDataset
+from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
+from metrics.features import dataset_source
+from metrics.request import (
+    Request,
+    check_classes,
+    check_shape,
+    load_finite_generator,
+    make_evaluator,
+    make_record,
+    open_fakes,
+    warn,
+    write_records,
+)
+from models.sampling import Fakes
+from models.snapshot import find_snapshot
+from torch_utils.errors import UserError
+
+
+class ClassImages:
+    """The images of one class of a data set, `chosen` by their numbers, as a data set of their own."""
+
+    def __init__(self, dataset: ImageDataset, chosen: Sequence[int]):
+        self.dataset, self.chosen = dataset, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.chosen[index]]
+
+    def content_hash(self, indices: Sequence[int], progress: bool = False) -> str:
+        """That of `ImageDataset`, by which the cache knows the images again."""
+        return self.dataset.content_hash([self.chosen[index] for index in indices], progress)
+
+
+def images_of_class(dataset: ImageDataset, number: int) -> ClassImages:
+    """The images of one class of a data set that was opened with its labels."""
+    return ClassImages(dataset, (dataset.required_labels == number).nonzero().flatten().tolist())
+
+
+def evaluate_per_class(request: Request, result: Path) -> None:
+    """Writes the record of all classes as `metrics.request.evaluate` writes its own. Raises UserError."""
+    write_records([evaluate_classes(request)], result)
+
+
+def evaluate_classes(request: Request) -> dict[str, Any]:
+    """One record: `classes` has the values of each class by its name, and the record itself their means.
+
+    A class with too few images is left out; `unusable` says why, by its name. Raises UserError where no class is left.
+    """
+    if request.network is None:
+        dataset, fakes = open_labelled(request, request.data), open_fakes_with_labels(request)
+        about: dict[str, Any] = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
+        check_shape(str(request.fakes), fakes.channels, fakes.resolution, dataset, request.data)
+        evaluator = make_evaluator(request, dataset, len(fakes))
+    else:
+        snapshot = find_snapshot(request.network)
+        G, info = load_finite_generator(snapshot, request.device)
+        dataset, truncation = open_labelled(request, request.data), request.truncations[0]
+        check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
+        check_classes(snapshot, G, dataset, request.data)
+        about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random", "truncation": truncation}
+        evaluator = make_evaluator(request, dataset)
+
+    def evaluate(number: int) -> dict[str, Any]:
+        real = images_of_class(dataset, number)
+        if request.network is None:
+            images = images_of_class(fakes, number)
+            own = over(evaluator, real, len(images))
+            source = dataset_source(images, choose(len(images), own.count, request.seed), request.workers)
+            values = own.evaluate(source)
+        else:
+            own, label = over(evaluator, real), torch.tensor([number])
+            made = Fakes(G, own.count, request.seed, label, truncation, request.background)
+            values = own.evaluate(made.images, partial(made.path_ends, epsilon=PPL_EPSILON))
+        return {**values, "images": own.counts}
+
+    found: dict[str, dict[str, Any]] = {}
+    unusable: dict[str, str] = {}
+    for number in range(dataset.c_dim):
+        name = f"{number} {dataset.class_names[number]}" if dataset.class_names else str(number)
+        try:
+            found[name] = evaluate(number)
+        except (UserError, NotFinite) as error:
+            unusable[name] = error.message
+            warn(f"class {name} is left out: {error.message}")
+    if not found:
+        raise UserError(f"no class of {request.data} can be evaluated by itself; leave out --per-class")
+    record = make_record(class_means(found), evaluator, dataset, request, about)
+    return {**record, "classes": found, "unusable": unusable}
+
+
+def over(evaluator: Evaluator, dataset: ClassImages, fakes: int | None = None) -> Evaluator:
+    """An evaluator with the metrics and the loaded detectors of another, over other images. Raises UserError."""
+    other = copy.copy(evaluator)
+    other.set_images(dataset, fakes)
+    return other
+
+
+def open_labelled(request: Request, path: str) -> ImageDataset:
+    """A data set with classes. Raises UserError."""
+    dataset = ImageDataset(path, use_labels=True, mirror=request.mirror, background=request.background)
+    if dataset.vector_labels:
+        raise UserError(f"the labels of {path} are numbers, not classes; leave out --per-class")
+    return dataset
+
+
+def open_fakes_with_labels(request: Request) -> ImageDataset:
+    """The images of --fakes, whose classes are those of --data. Raises UserError."""
+    path = open_fakes(str(request.fakes), request.background).path
+    fakes = ImageDataset(path, use_labels=True, background=request.background)
+    if fakes.vector_labels:
+        raise UserError(f"the labels of {path} are numbers, not classes; leave out --per-class")
+    return fakes
+
+
+def class_means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each value over the classes."""
+    rows = list(found.values())
+    return {
+        name: sum(row[name] for row in rows) / len(rows)
+        for name, value in rows[0].items()
+        if isinstance(value, float) and all(name in row for row in rows)
+    }
+
+
+def class_table(record: Mapping[str, Any]) -> str:
+    """A row for each class with its number of real images, and a last one with the means."""
+    classes: Mapping[str, Mapping[str, Any]] = record["classes"]
+    columns = list(class_means(classes))
+    rows = [["class", "real", *columns]]
+    for name, values in classes.items():
+        reals = max(counts["real"] for counts in values["images"].values())
+        rows.append([name, f"{reals:,}", *(f"{values[column]:.4g}" for column in columns)])
+    rows.append(["mean", "", *(f"{record[column]:.4g}" for column in columns)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for first, *others in rows:
+        cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    return "\n".join(lines)

@@ -1,0 +1,94 @@
+"""`python -m metrics --per-class`: each class by itself is what metrics of its images alone are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metrics.per_class import class_table
+from tests.metrics.test_main import evaluate, few_directions, mistake, write_images, write_snapshot  # noqa: F401
+
+
+def write_classes(folder, counts, first=0, names=None):
+    """A folder of smooth random images with so many of each class."""
+    total = sum(counts)
+    write_images(folder, total + first)
+    for number in range(first):
+        (folder / f"{number:04d}.png").unlink()
+    classes = [number for number, count in enumerate(counts) for _ in range(count)]
+    labels = [[f"{first + i:04d}.png", number] for i, number in enumerate(classes)]
+    content = {"labels": labels, **({"class_names": names} if names else {})}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def part(folder, to, number):
+    """A folder with the images of one class."""
+    to.mkdir()
+    for name, label in json.loads((folder / "dataset.json").read_text())["labels"]:
+        if label == number:
+            shutil.copy(folder / name, to)
+    return to
+
+
+def test_images_by_class(tmp_path, capsys):
+    """The values of a class are those of its images in folders of their own; a class with one image is left out."""
+    real = write_classes(tmp_path / "real", [12, 1, 15], names=["cat", "dog", "eel"])
+    fakes = write_classes(tmp_path / "fakes", [14, 5, 11], first=3)
+    evaluate("--data", real, "--fakes", fakes, "--metrics", "swd10", "--per-class", "--json")
+    captured = capsys.readouterr()
+    record = json.loads(captured.out)
+    assert "warning: class 1 dog is left out: the data set has only one image" in captured.err
+    assert list(record["classes"]) == ["0 cat", "2 eel"] and list(record["unusable"]) == ["1 dog"]
+    for number, name in ((0, "0 cat"), (2, "2 eel")):
+        alone = [part(folder, tmp_path / f"{folder.name}{number}", number) for folder in (real, fakes)]
+        evaluate("--data", alone[0], "--fakes", alone[1], "--metrics", "swd10", "--json")
+        expected = json.loads(capsys.readouterr().out)
+        assert record["classes"][name]["swd10"] == pytest.approx(expected["swd10"], rel=1e-5)
+        assert record["classes"][name]["images"] == expected["images"]
+    mean = np.mean([values["swd10"] for values in record["classes"].values()])
+    assert record["swd10"] == pytest.approx(mean)
+
+    evaluate("--data", real, "--fakes", fakes, "--metrics", "swd10", "--per-class")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == class_table(record).splitlines()
+    assert [line.split()[0] for line in lines] == ["class", "0", "2", "mean"]
+    assert f"{record['swd10']:.4g}" in lines[-1].split() and len({len(line) for line in lines}) == 1
+
+
+def test_a_generator_by_class(tmp_path, capsys):
+    """Each class has images of that class: a generator of which one class is white is bad at that class only."""
+    data = write_classes(tmp_path / "data", [12, 12])
+    write_snapshot(tmp_path / "snapshot.safetensors", c_dim=2)
+    options = ["--data", data, "--network", tmp_path / "snapshot.safetensors", "--metrics", "swd20", "--per-class"]
+    evaluate(*options, "--json")
+    first = json.loads(capsys.readouterr().out)
+    assert list(first["classes"]) == ["0", "1"] and first["settings"]["truncation"] == 1
+    for name in ("0000.png", "0005.png", "0011.png"):  # of class 0
+        Image.new("RGB", (16, 16), "white").save(data / name)
+    evaluate(*options, "--json")
+    second = json.loads(capsys.readouterr().out)
+    assert second["classes"]["1"]["swd20"] == pytest.approx(first["classes"]["1"]["swd20"], rel=1e-6)
+    assert second["classes"]["0"]["swd20"] != pytest.approx(first["classes"]["0"]["swd20"], rel=1e-3)
+
+
+def test_what_cannot_be_evaluated_by_class(tmp_path):
+    plain = write_images(tmp_path / "plain", 8)
+    (plain / "dataset.json").unlink()
+    data, few = write_classes(tmp_path / "data", [8, 8]), write_classes(tmp_path / "few", [1, 1])
+    numbers = write_classes(tmp_path / "numbers", [4, 4])
+    labels = json.loads((numbers / "dataset.json").read_text())["labels"]
+    (numbers / "dataset.json").write_text(json.dumps({"labels": [[name, label + 0.5] for name, label in labels]}))
+    for words, real, fake in (
+        ("has no labels", plain, data),
+        ("has no labels", data, plain),
+        ("are numbers, not classes", numbers, data),
+        ("are numbers, not classes", data, numbers),
+        ("no class of", few, data),
+    ):
+        assert words in mistake("--data", real, "--fakes", fake, "--metrics", "swd4", "--per-class"), (words, real)
+    assert "leave out --all" in mistake("--data", data, "--network", tmp_path, "--per-class", "--all")
