@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 import torch
 
-from latents.cli import Classes, seeds_name, sheet_name
+from latents.cli import Classes, ModelOptions, seeds_name, sheet_name
 from media.images import grid, save_png
 from models.sampling import generate_batches
 from torch_utils.errors import UserError
@@ -74,9 +74,8 @@ def generate(
     words = ["--network", name, "--seeds", text, *(["--grid", f"{side}x{side}"] if side > 1 else [])]
     words += [*options(trunc, classes), *(["--noise-mode", noise] if noise != "const" else [])]
     if side > 1:
-        file = sheet_name(
-            f"seeds{seeds_name(seeds)}", classes=Classes().convert(classes, None, None) if classes else None
-        )
+        shares = Classes().convert(classes, None, None) if classes else None
+        file = sheet_name(f"seeds{seeds_name(seeds)}", labels=ModelOptions(classes=shares).labels)
     else:
         file = f"seed{first:04d}"
     path = page.results.path(f"{file}.png")

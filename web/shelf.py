@@ -115,7 +115,7 @@ class Shelf:
         """The numbers and names of a generator's classes, as its file or FILE.classes.txt beside it says."""
         entry = self.entry(name, GENERATOR)
         G, info = self._load(entry, GENERATOR, "fp32")
-        count, names = G.config.c_dim, list(class_names(info, G.config.c_dim))
+        count, names = G.config.classes, list(class_names(info, G.config.classes))
         file = entry.path.with_suffix(".classes.txt")
         if not names and file.is_file() and file.stat().st_size < 1 << 20:
             names = file.read_text(encoding="utf-8", errors="replace").splitlines()[:count]
