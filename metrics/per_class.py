@@ -17,7 +17,6 @@ from metrics.request import (
     Request,
     check_classes,
     check_shape,
-    load_finite_generator,
     make_evaluator,
     make_record,
     open_fakes,
@@ -25,7 +24,7 @@ from metrics.request import (
     write_records,
 )
 from models.sampling import Fakes
-from models.snapshot import find_snapshot
+from models.snapshot import find_snapshot, load_generator
 from torch_utils.errors import UserError
 
 
@@ -68,7 +67,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         evaluator = make_evaluator(request, dataset, len(fakes))
     else:
         snapshot = find_snapshot(request.network)
-        G, info = load_finite_generator(snapshot, request.device)
+        G, info = load_generator(snapshot, request.device)
         dataset, truncation = open_labelled(request, request.data), request.truncations[0]
         check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
         check_classes(snapshot, G, dataset, request.data)
