@@ -274,7 +274,7 @@ def test_transformers_that_do_not_fit_are_refused(name, dinov2, clip):
 
 def test_what_is_in_the_cache_is_checked(small, inception, monkeypatch):
     path = small / INCEPTION.url.rpartition("/")[2]
-    small.mkdir()
+    small.mkdir(exist_ok=True)
     path.write_bytes(inception.read_bytes())
     with pytest.raises(UserError, match=r"is not what https.* was .*remove it"):
         published_weights(INCEPTION)

@@ -228,7 +228,7 @@ def test_list(small, command):
     assert code == 0
     for words in ("fid50k_full", "ppl2_wend", str(small), detectors.INCEPTION.url, detectors.VGG16.url):
         assert words in out
-    small.mkdir()
+    small.mkdir(exist_ok=True)
     (small / detectors.VGG16.url.rpartition("/")[2]).touch()
     assert detectors.VGG16.url not in command("--list")[1]
 
