@@ -79,7 +79,7 @@ def grouped_layer(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: Tensor | N
 
 def with_references() -> AbstractContextManager[object]:
     """Without kernels of our own."""
-    return mock.patch.object(native, "available", lambda device: False)
+    return mock.patch.object(native, "available", lambda device, op=None: False)
 
 
 @contextmanager

