@@ -72,11 +72,12 @@ def test_wrong_and_crashing_kernels_are_found(kernels, tmp_path):
     """Planted among the CPU's own; the ops after the one that crashes are checked as well."""
     source, library = tmp_path / "wrong.cpp", tmp_path / "wrong.so"
     source.write_text(WRONG_KERNELS)
-    include = Path(torch.__file__).parent / "include"
+    include, lib = (Path(torch.__file__).parent / name for name in ("include", "lib"))
     command = ["c++", "-std=c++20", "-O0", "-shared", "-fPIC", f"-I{include}", f"-I{include}/torch/csrc/api/include"]
-    subprocess.run([*command, str(source), "-o", str(library)], check=True)
+    command += [str(source), "-o", str(library), f"-L{lib}", f"-Wl,-rpath,{lib}", "-lc10", "-ltorch_cpu"]
+    subprocess.run(command, check=True)
     found = selfcheck.faults("cpu", [kernels, library], tmp_path)
-    assert found.keys() == {"moments", "upfirdn2d"}
+    assert found.keys() == {"moments", "upfirdn2d"}, found
     assert re.match(
         r"\[2, 3, 1, 1\].*float32: the result is wrong in \d+ of 6 values: at \[0, 0\] 0, not", found["moments"]
     )
