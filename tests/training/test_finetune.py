@@ -157,8 +157,9 @@ def test_a_path_that_leads_nowhere(tmp_path):
 
 
 def test_a_state_without_a_generator(tmp_path):
-    parts = ["config", "step", "random", "averages", "evaluating", "classifier"]
-    torch.save(dict.fromkeys(parts), tmp_path / "state-000001.pt")
+    """Such as that of an encoder's training."""
+    values = {"config": {}, "step": 1, "random": [], "averages": {}, "evaluating": False, "classifier": {}}
+    torch.save(values, tmp_path / "state-000001.pt")
     with pytest.raises(UserError, match="is of a run that trains no generator"):
         load_initial_weights({}, tmp_path / "state-000001.pt", 0)
 
