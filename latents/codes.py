@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latents.arrays import Arrays, ShapeError, open_arrays
 from media.images import to_uint8
 from networks.generator import Generator, Noise
+from torch_utils.arrays import Arrays, ShapeError, open_arrays
 from torch_utils.download import file_sha256
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import missing, write_file

@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latents.arrays import open_arrays
 from latents.mixing import FIELDS, PARTS, Part, generate_mix
 from latents.sheets import table, to_image
 from media.images import to_uint8
 from models.sampling import labels_in_turn, latents
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise, SynthesisBlock
+from torch_utils.arrays import open_arrays
 from torch_utils.errors import UserError, numbers_text, one_line
 from torch_utils.files import write_file
 

@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from media.labels import MAX_CLASSES
 from media.shard_rows import Row
+from torch_utils.arrays import Arrays, open_arrays
 from torch_utils.cache import cache_folder, check_private, make_private_folder
-from torch_utils.files import open_regular, write_file
+from torch_utils.files import write_file
 
 VERSION = 1  # of the file
 
@@ -72,22 +74,35 @@ def read_index(addresses: Sequence[str]) -> ShardIndex | None:
         with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             if path.is_relative_to(cache_folder()):
                 check_private(path)
-            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-                found = {name: arrays[name] for name in arrays.files}
-            names, stamps = tuple(found["addresses"].tolist()), tuple(found["stamps"].tolist())
-            index = ShardIndex(
-                tuple(addresses), stamps, found["counts"], found["sizes"], found["checksums"], found["labels"]
-            )
-            same = int(found["version"]) == VERSION and names == tuple(map(_name, addresses))
-            if same and stamps == tuple(map(stamp, addresses)) and len(index.labels) == index.counts.sum():
+            with open_arrays(path) as file:
+                index = _parse(file, addresses)
+            if index is not None and index.stamps == tuple(map(stamp, addresses)):
                 return index
     return None
+
+
+def _parse(file: Arrays, addresses: Sequence[str]) -> ShardIndex | None:
+    """The index in a file, which need not be ours; None if it is of other shards. Raises KeyError and ValueError."""
+    shards = (len(addresses),)
+    names = file.array("addresses", shards)
+    if int(file.array("version", ())) != VERSION or tuple(names.tolist()) != tuple(map(_name, addresses)):
+        return None
+    stamps = tuple(file.array("stamps", shards).tolist())
+    counts, sizes = (file.array(name, shards) for name in ("counts", "sizes"))
+    checksums, labels = file.array("checksums", shards), file.array("labels", (None,))
+    if [array.dtype.str[1:] for array in (counts, sizes, checksums, labels)] != ["i8", "i8", "u4", "i4"]:
+        raise ValueError("numbers of other types")
+    if counts.min() < 0 or sizes.min() < 0 or sum(counts.tolist()) != len(labels):
+        raise ValueError("numbers of images that do not fit the labels")
+    if len(labels) and not (labels.min() >= -1 and labels.max() < MAX_CLASSES):
+        raise ValueError("labels that are no classes")
+    return ShardIndex(tuple(addresses), stamps, counts, sizes, checksums, labels)
 
 
 def write_index(index: ShardIndex) -> None:
     """Keeps what was measured in the first place that can be written; in none, it is measured again the next time."""
     buffer = io.BytesIO()
-    np.savez_compressed(
+    np.savez(  # not compressed: labels that are all alike would become so small that the file looks like a bomb
         buffer,
         version=VERSION,
         addresses=np.array(list(map(_name, index.addresses))),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -18,10 +19,10 @@ from torch_utils.schema import read_json
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 1 << 20
+MAX_RATIO, MIN_BYTES = 64, 1 << 20  # of a compressed tar file: unpacked bytes to those read, where these are counted
 CLASS_FILE = "dataset.json"
 IMAGE_NAMES = ("image", "img", "png", "jpg", "jpeg", "webp")  # suffixes in tar files, or columns of Parquet files
 LABEL_NAMES = ("label", "labels", "cls", "class")
-PARQUET_ROWS = 64  # that are in memory at a time
 
 Row = tuple[bytes, int]  # an image file and its class; -1 for none
 
@@ -80,12 +81,14 @@ def tar_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
     """The samples of a tar file. Members that follow one another and differ in their suffixes only are one sample.
 
     A member `.png`, `.jpg` or `.webp` is the image. A member `.json` or `.cls` holds the class. What has no image is no
-    sample. Raises ShardError for a file that is cut off.
+    sample. Raises ShardError for a file that is cut off, or compressed to much less than images can be.
     """
     key, image, label, position = "", None, -1, 0
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all members, which would be the whole of the memory
+            if member.offset_data + member.size > MAX_RATIO * max(file.tell(), MIN_BYTES):
+                raise ShardError("it unpacks to much more than it has, as only harmful files do")
             folder, slash, name = member.name.rpartition("/")
             if not member.isfile() or name.startswith("."):
                 continue
@@ -104,13 +107,16 @@ def tar_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
 
 
 class Member(tarfile.TarInfo):
-    """A header. `tarfile` takes a file for whole that is cut off before one, or in it; the end has to be marked."""
+    """A header. `tarfile` takes a file for whole that is cut off or damaged at one; here the end has to be marked."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
         if len(buf) < tarfile.BLOCKSIZE:
             raise ShardError("it is cut off")
-        return super().frombuf(buf, encoding, errors)
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
+            raise ShardError("something other than a member of a tar file is in it") from None
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
@@ -132,7 +138,10 @@ def parse_label(data: bytes) -> int:
 
 
 def parquet_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
-    """The rows of a Parquet file: images as binary columns, or as the columns that Hugging Face's data sets have."""
+    """The rows of a Parquet file: images as binary columns, or as the columns that Hugging Face's data sets have.
+
+    One row is in memory at a time: all rows of a small file may share one value, which is as large as a page can be.
+    """
     parquet = import_parquet()
     with parquet.ParquetFile(file) as table:
         image, label = find_columns(table.schema_arrow)
@@ -140,18 +149,10 @@ def parquet_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
         while groups and start >= (count := table.metadata.row_group(groups[0]).num_rows):
             start -= count
             groups.pop(0)
-        if not groups:
-            return
         columns = [image] if label is None else [image, label]
-        for batch in table.iter_batches(PARQUET_ROWS, groups, columns):
-            if start >= len(batch):
-                start -= len(batch)
-                continue
-            part = batch.slice(start)
-            start = 0
-            labels = [None] * len(part) if label is None else part.column(label).to_pylist()
-            for value, number in zip(part.column(image).to_pylist(), labels, strict=True):
-                yield image_bytes(value), label_number(number)
+        for row in islice(table.iter_batches(1, groups, columns) if groups else (), start, None):
+            number = None if label is None else row.column(label)[0].as_py()
+            yield image_bytes(row.column(image)[0].as_py()), label_number(number)
 
 
 def import_parquet() -> Any:
@@ -169,6 +170,7 @@ def find_columns(schema: Any) -> tuple[str, str | None]:
     images += [name for name in IMAGE_NAMES if name in schema.names]
     labels = [name for name in schema.names if kinds.get(name) == "ClassLabel"]
     labels += [name for name in LABEL_NAMES if name in schema.names]
+    labels = [name for name in labels if str(schema.field(name).type).startswith(("int", "uint"))]
     if not images:
         raise ShardError(f"no column holds images; its columns are {one_line(', '.join(schema.names))}")
     return images[0], labels[0] if labels else None

@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import errno
 import glob
 import io
 import os
@@ -28,7 +29,7 @@ from torch_utils.errors import UserError, WorkerError, one_line, printable
 SUFFIXES = (".tar", ".parquet")
 HUB = "hf://"
 OPEN_SHARDS = 16  # whose positions a reader keeps, so that it need not start at the beginning of a shard again
-RETRY_SECONDS = (1, 4, 16)  # before a shard that could not be read, for example over a network, is tried again
+RETRY_SECONDS = (1, 4, 16)  # before a shard that could not be read over a network is tried again
 
 
 def is_sharded(path: str) -> bool:
@@ -80,6 +81,13 @@ def shards_on_hub(path: str) -> list[str]:
     builder = datasets.load_dataset_builder(f"{owner}/{name}", configuration or None, revision=revision or None)
     files = builder.config.data_files or {}
     return list(map(str, files["train"] if "train" in files else next(iter(files.values()), [])))
+
+
+def may_pass(error: Exception, address: str) -> bool:
+    """Whether a shard may be readable when it is tried again: a network failed, which a damaged file never mends."""
+    if isinstance(error, OSError) and "://" not in address:
+        return isinstance(error, ConnectionError | TimeoutError) or error.errno in (errno.EIO, errno.ESTALE)
+    return isinstance(error, OSError)
 
 
 class ShardReadError(WorkerError):
@@ -232,7 +240,7 @@ class ShardFiles:
             except UserError:
                 raise
             except Exception as error:  # of the network, of the file, of its format: the libraries raise many kinds
-                wait = next(waits, None) if isinstance(error, OSError) else None
+                wait = next(waits, None) if may_pass(error, self.addresses[shard]) else None
                 if wait is None:
                     address = printable(self.addresses[shard])
                     raise ShardReadError(

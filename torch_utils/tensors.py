@@ -4,6 +4,7 @@ than the file has bytes, and nothing in a pickle is executed.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
@@ -133,8 +134,7 @@ def _check_archive(file: BinaryIO, size: int) -> None:
         if len(pickles) != 1 or lengths[pickles[0]] > MAX_PICKLE_BYTES:
             raise ValueError(NO_PICKLE)
         folder = pickles[0].removesuffix("data.pkl")
-        with archive.open(pickles[0]) as member:
-            content = read_pickle(member, NAMES)
+        content = read_pickle(io.BytesIO(archive.read(pickles[0])), NAMES)
     _check_tensors(content, lambda key: lengths.get(f"{folder}data/{key}", 0))
 
 
@@ -142,35 +142,37 @@ def _check_stream(file: BinaryIO, size: int) -> None:
     """Checks what torch.save wrote before PyTorch 1.6: pickles one after the other, and then the numbers."""
     *_, content = (read_pickle(file, NAMES) for _ in range(4))  # a magic number, a version, the system, and the content
     _check_tensors(content, lambda key: size)
-    storages = {str(value[2]): value[4] * STORAGES[value[1].name] for value in _storages(content)}
+    found = [_storage(value) for value in _walk(content) if type(value) is PersistentId]
+    storages = {key: count * STORAGES[kind.name] for _, kind, key, _, count in found}
     if sum(storages.values()) > size:
         raise ValueError("its tensors claim more bytes than the file has")
 
 
 def _check_tensors(content: Any, bytes_of: Callable[[str], int]) -> None:
     """Raises ValueError where a storage claims more than its bytes, or a tensor more numbers than its storage."""
-    for value in _storages(content):
-        if value[4] * STORAGES[value[1].name] > bytes_of(value[2]):
-            raise ValueError("a tensor claims more bytes than the file has")
-    for call in _walk(content):
-        if type(call) is Call and call.name == TENSOR:
-            storage, _, shape = call.args[:3]
-            sizes_are_numbers = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
-            if type(storage) is not PersistentId or not sizes_are_numbers or math.prod(shape) > storage.value[4]:
-                raise ValueError("a tensor claims more numbers than its storage has")
-        elif type(call) is Call and call.name != PARAMETER:
-            raise ValueError(NO_PICKLE)
-
-
-def _storages(content: Any) -> Iterator[tuple]:
-    """The storages of a pickle: ("storage", type of the numbers, name, device, count)."""
+    tensors = []
     for found in _walk(content):
         if type(found) is PersistentId:
-            match found.value:
-                case ("storage", Global(name), str(), str(), int(count), *_) if name in STORAGES and count >= 0:
-                    yield found.value
-                case _:
-                    raise ValueError(NO_PICKLE)
+            _, kind, key, _, count = _storage(found)
+            if count * STORAGES[kind.name] > bytes_of(key):
+                raise ValueError("a tensor claims more bytes than the file has")
+        elif type(found) is Call and found.name == TENSOR:
+            tensors.append(found)
+        elif type(found) is Call and found.name != PARAMETER:
+            raise ValueError(NO_PICKLE)
+    for call in tensors:  # once all storages are known to be right
+        storage, _, shape = call.args[:3]
+        sizes_are_numbers = type(shape) is tuple and all(type(n) is int and n >= 0 for n in shape)
+        if type(storage) is not PersistentId or not sizes_are_numbers or math.prod(shape) > storage.value[4]:
+            raise ValueError("a tensor claims more numbers than its storage has")
+
+
+def _storage(found: PersistentId) -> tuple[str, Global, str, str, int]:
+    """A storage as a pickle names it: "storage", the type of its numbers, its name, device and count."""
+    match found.value:
+        case ("storage", Global(name), str(), str(), int(count), *_) if name in STORAGES and count >= 0:
+            return found.value[:5]
+    raise ValueError(NO_PICKLE)
 
 
 def _walk(content: Any) -> Iterator[Any]:

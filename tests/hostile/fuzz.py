@@ -29,10 +29,13 @@ from latents.directions import load_directions
 from media.check import check_dataset
 from media.files import read_image
 from media.labels import parse_labels
+from media.shard_index import read_index
+from media.shards import ShardFiles
 from media.video import frames
 from models.encoder import load_encoder, read_encoder
 from models.snapshot import load_generator, load_stylizer
 from styling.styles import load_kernels
+from tests.damage import damaged
 from torch_utils.errors import UserError
 from training.cli import check_options, recorded
 from training.log import read_records
@@ -59,8 +62,24 @@ def read_video(path: Path) -> None:
             return
 
 
+def read_shard(path: Path) -> None:
+    """All images of a shard. What is counted of it, which is kept beside it, goes again."""
+    try:
+        ShardFiles(str(path))
+    finally:
+        for counts in path.parent.glob("adaconv-shards-*.npz"):
+            counts.unlink()
+
+
+def read_counts(path: Path) -> None:
+    """What is known of the shard beside it."""
+    if read_index([str(path.parent / "counted.tar")]) is None:
+        raise UserError("it is counted again")
+
+
 def readers(folder: Path) -> dict[str, Callable[[Path], Any]]:
     """How each of the files in the folder is read, by its name."""
+    (counts,) = (folder / "counted").glob("*.npz")
     G, stylizer = load_generator(folder / "model.safetensors")[0], load_stylizer(folder / "stylizer.safetensors")[0]
     return {
         "model.safetensors": load_generator,
@@ -76,37 +95,11 @@ def readers(folder: Path) -> dict[str, Callable[[Path], Any]]:
         "stats.jsonl": read_records,
         "dataset.json": lambda path: parse_labels(path.read_bytes(), "dataset.json"),
         "data.zip": check_dataset,
+        **{f"images.{suffix}": read_shard for suffix in ("tar", "parquet")},
+        f"counted/{counts.name}": read_counts,
         **{f"image.{suffix}": read_image for suffix in ("png", "jpg", "webp", "gif", "bmp", "tiff", "ppm")},
         **{f"video.{suffix}": read_video for suffix in ("mp4", "mkv", "avi", "gif")},
     }
-
-
-def damaged(data: bytes, rng: random.Random) -> bytes:
-    """The file with one to four changes: of bits, bytes, runs, numbers, its length, or most often of its head."""
-    parts = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        if not parts:
-            break
-        end = len(parts) if rng.random() < 0.5 else min(len(parts), 600)
-        at, to, length = rng.randrange(end), rng.randrange(len(parts)), rng.choice((1, 2, 4, 8, 64, 1000))
-        match rng.randrange(8):
-            case 0:
-                parts[at] ^= 1 << rng.randrange(8)
-            case 1:
-                parts[at] = rng.choice((0, 255, 127, 128, 0x1B, *b'"[]{},:9-'))
-            case 2:
-                del parts[at : at + length]
-            case 3:
-                parts[at:at] = parts[to : to + length]
-            case 4:
-                parts[at : at + length] = parts[to : to + length]
-            case 5:
-                parts[at : at + 4] = rng.choice((b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4), b"9999", b"1e99"))
-            case 6:
-                parts[at:at] = rng.choice((b"NaN", b"-1", b"[" * 2000, b"\x1b[2J", b"null", b"1e999", b"true", b'""'))
-            case 7:
-                del parts[to:]
-    return bytes(parts)
 
 
 def outcome(read: Callable[[Path], Any], path: Path) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from media.shard_writer import write_shards
+from media.shards import ShardFiles
 from media.video_writer import VideoWriter
 from networks.vgg import VGG19
 from tests.hostile.attacks import untouched
+from tests.media.test_shards import write_parquet
 from tests.scripts import ROOT
 from training.runs import list_states
 
@@ -37,6 +41,14 @@ def folder(place, tmp_path) -> Path:
     shutil.copy(list_states(place.run)[-1], folder / "state.pt")
     for name in ("options.json", "config.json", "stats.jsonl"):
         shutil.copy(place.run / name, folder / name)
+    with zipfile.ZipFile(place.data) as archive:
+        files = [archive.read(name) for name in archive.namelist() if name.endswith(".png")]
+    (folder / "counted").mkdir()
+    write_shards(folder / "counted", [(data, "png", i % 3) for i, data in enumerate(files)], 10**9)
+    (folder / "counted" / "00000.tar").rename(folder / "counted" / "counted.tar")
+    shutil.copy(folder / "counted" / "counted.tar", folder / "images.tar")
+    ShardFiles(str(folder / "counted" / "counted.tar"))  # writes what it counts beside it
+    write_parquet(folder / "images.parquet", {"image": files, "label": [i % 3 for i in range(len(files))]})
     labels = {"labels": [[f"{i}.png", i % 3] for i in range(20)], "class_names": ["a", "b", "c"]}
     (folder / "dataset.json").write_text(json.dumps(labels))
     torch.save(VGG19(1 / 16).state_dict(), folder / "encoder.pth")

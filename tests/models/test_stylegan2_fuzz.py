@@ -10,6 +10,7 @@ import pytest
 
 from models.stylegan2 import load_networks
 from networks.generator import Generator
+from tests.damage import damaged
 from tests.models.stylegan2_pickles import network_pickle, small_networks
 from torch_utils.errors import UserError
 
@@ -23,29 +24,6 @@ class Harm:
 
     def __reduce__(self):
         return os.system, (f"touch {self.path}",)
-
-
-def damaged(data: bytes, harm: list[bytes], rng: random.Random) -> bytes:
-    """The pickle with one to four changes of bytes, runs of bytes or operations."""
-    parts = bytearray(data)
-    for _ in range(rng.randint(1, 4)):
-        at, to, length = rng.randrange(len(parts)), rng.randrange(len(parts)), rng.choice((1, 2, 4, 16, 200))
-        match rng.randrange(7):
-            case 0:
-                parts[at] ^= 1 << rng.randrange(8)
-            case 1:
-                parts[at] = rng.choice(OPERATIONS)
-            case 2:
-                del parts[at : at + length]
-            case 3:
-                parts[at:at] = parts[to : to + length]
-            case 4:
-                parts[at : at + length] = parts[to : to + length]
-            case 5:
-                parts[at:at] = rng.choice(harm)
-            case 6:
-                del parts[max(at, len(parts) - 300) :]
-    return bytes(parts)
 
 
 def small_pickles() -> list[bytes]:
@@ -77,7 +55,8 @@ def test_two_thousand_damaged_pickles(tmp_path):
     harm = [pickle.dumps(Harm(canary), protocol).rstrip(b".") for protocol in (0, *PROTOCOLS)]
     harm += [part.split(b"\x80", 1)[-1][1:] for part in harm[1:]]  # without the header
     modules = set(sys.modules)
-    read = sum(check(damaged(rng.choice(pickles), harm, rng), tmp_path / "x.pkl", canary) for _ in range(2000))
+    files = (damaged(rng.choice(pickles), rng, OPERATIONS, harm) for _ in range(2000))
+    read = sum(check(data, tmp_path / "x.pkl", canary) for data in files)
     assert 0 < read < 1900  # most damage is noticed, and what hits a weight makes another network
     imported = {name.split(".")[0] for name in set(sys.modules) - modules}
     assert imported <= {"encodings"}  # of text
@@ -88,7 +67,7 @@ def test_damaged_pickles_of_the_program_that_writes_them(published_pickles, tmp_
     pickles = [path.read_bytes() for path in sorted(published_pickles.glob("*.pkl"))]
     harm = [pickle.dumps(Harm(canary), 2)[2:-1], pickle.dumps(Harm(canary), 4)[11:-1]]
     for _ in range(100):
-        check(damaged(rng.choice(pickles), harm, rng), tmp_path / "x.pkl", canary)
+        check(damaged(rng.choice(pickles), rng, OPERATIONS, harm), tmp_path / "x.pkl", canary)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
