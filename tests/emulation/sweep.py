@@ -38,7 +38,8 @@ def run(what: str, *arguments: str, sanitizer: str = "", **variables: str) -> bo
 
 def main() -> int:
     cpu = str(native.build("cpu"))
-    results = []
+    compiling = ["tests/torch_utils/ops/test_native.py", "-k", "test_the_cuda_kernels_compile"]
+    results = [run("compiled by nvcc", "-m", "pytest", *compiling, TORCH_CUDA_ARCH_LIST=native.DEFAULT_ARCHITECTURES)]
     for test in TESTS:
         arguments = ["-m", "pytest", "-p", "tests.emulation.emulate", f"tests/torch_utils/ops/{test}.py"]
         results.append(run(test, *arguments, "-m", "not gpu", "-k", "not reference", EMULATED_SEED="1"))

@@ -1,4 +1,6 @@
-"""Which implementation the tests of an op test."""
+"""Which implementation the tests of an op test, and how thoroughly."""
+
+import os
 
 import pytest
 
@@ -13,3 +15,13 @@ def implementation(request, monkeypatch) -> str:
     elif not native.available("cpu"):
         pytest.skip("no kernels here: see python -m torch_utils.ops")
     return request.param
+
+
+@pytest.fixture(scope="session")
+def fast_mode() -> bool:
+    """Of gradcheck: derivatives along a random direction, and not by every value.
+
+    For the emulated kernels in `make test`, where every call of an op takes milliseconds. Derivatives by every value
+    are compared with those of a loop there, and numerically with the CPU's kernels; `make emulate` does both.
+    """
+    return bool(os.environ.get("EMULATED_FAST_GRADCHECK"))
