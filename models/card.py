@@ -107,11 +107,12 @@ def model_card(
     stated = f"The licence of the weights is {_plain(license)}." if license else "No licence of the weights is stated."
     if foreign:
         stated = "The weights come from a network pickle, and keep the licence of whoever published it."
+    count = sum(parameter.numel() for parameter in model.parameters())
     return f"---\n{front}\n---\n\n# {_plain(title)}\n\n" + (body + REST).format(
         repo=json.dumps(repo or "path/to/this/folder"),
         weights=weights,
         training=_table(facts),
-        construction=_table(asdict(model.config)),
+        construction=_table({"parameters": f"{count:,}", **asdict(model.config)}),
         license=stated,
         **values,
     )
