@@ -1,16 +1,23 @@
-"""Examples for the tab "Stylize", drawn when the page starts: a content, and styles with clear strokes and colours."""
+"""The examples of the tab "Stylize", in examples/: a content, and styles with clear strokes and colours.
+
+python -m web.examples      # draws them anew
+"""
 
 from __future__ import annotations
 
+import filecmp
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from media.faces import draw_face, random_face
+from web.shelf import shorten
 
-SIZE = 256
+FOLDER = Path(__file__).resolve().parent.parent / "examples"
+SIZE, COLORS = 256, 128
 INKS = {
     "waves": ((12, 44, 92), (36, 112, 168), (240, 226, 190), (244, 160, 60)),
     "mosaic": ((120, 24, 40), (220, 90, 40), (250, 200, 90), (40, 90, 80)),
@@ -19,16 +26,25 @@ INKS = {
 }
 
 
-def write_examples(folder: Path) -> tuple[Path, list[Path]]:
-    """Draws a content and styles into a folder, and gives their paths."""
+def copy_examples(folder: Path) -> tuple[Path, list[Path]]:
+    """Copies the content and the styles into a folder, and gives their paths there."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = folder / "face.png"
-    draw_face(random_face(0, 7), SIZE).save(content)
-    styles = []
-    for seed, name in enumerate(INKS):
-        styles.append(folder / f"{name}.png")
-        draw_style(name, seed).save(styles[-1])
+    content, *styles = (Path(shutil.copy(FOLDER / f"{name}.png", folder)) for name in ("face", *INKS))
     return content, styles
+
+
+def shipped_as(path: Path) -> str | None:
+    """The path of the example whose copy a file is, as one would type it here; None for any other file."""
+    example = FOLDER / path.name
+    return shorten(example) if example.is_file() and filecmp.cmp(path, example, shallow=False) else None
+
+
+def draw_examples(folder: Path) -> None:
+    """Draws the content and the styles into a folder."""
+    images = {"face": draw_face(random_face(0, 7), SIZE)}
+    images |= {name: draw_style(name, seed) for seed, name in enumerate(INKS)}
+    for name, image in images.items():
+        image.quantize(COLORS).save(folder / f"{name}.png", optimize=True)
 
 
 def draw_style(name: str, seed: int) -> Image.Image:
@@ -53,3 +69,7 @@ def draw_style(name: str, seed: int) -> Image.Image:
             turn = math.pi / 4 + rng.normal(0, 0.15)
             pen.line([(x, y), (x + 3 * reach * math.cos(turn), y + 3 * reach * math.sin(turn))], ink, 3)
     return image.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+
+
+if __name__ == "__main__":
+    draw_examples(FOLDER)
