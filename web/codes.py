@@ -11,7 +11,7 @@ import gradio as gr
 from latents.cli import Model
 from latents.codes import Codes
 from torch_utils.errors import UserError
-from web.generate import check_seed, seed_field
+from web.fields import check_seed, seed_field
 from web.page import Page
 
 SEED = "a seed"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,9 +15,8 @@ from latents.directions import METHODS, Directions, find_directions, sample_w
 from latents.mixing import check_layers
 from media.images import save_png
 from web.codes import code_fields, find_codes
-from web.generate import class_field, class_number, result_image, truncation
-from web.mix import layers_field, read_layers
-from web.page import Page, command_box, command_line
+from web.fields import class_fields, class_number, layers_field, psi_field, read_layers, result_image, truncation
+from web.page import Page, command_box, command_line, command_with
 
 NAME, TITLE = "edit", "Edit"
 COUNT = 6  # directions, each with a slider
@@ -64,26 +62,23 @@ def build(page: Page, tab: gr.Tab) -> None:
                 for i in range(COUNT)
             ]
             reset = gr.Button("Reset the directions", size="sm")
-            layers = layers_field("edit-layers")
-            psi = gr.Slider(-1, 2, 1, step=0.01, label="Truncation", elem_id="edit-psi")
-            of_class = class_field(page, "edit-class")
+            layers = layers_field(page, "edit-layers")
+            psi = psi_field(page, "edit-psi")
+            of_class = class_fields(page, "edit-class")
         with gr.Column(scale=2, min_width=280):
             image = result_image("Edited image", "edit-image")
-            file = gr.File(label="Its latents, for the command below", interactive=False, elem_id="edit-file")
+            file = gr.File(label="Its latents, which the command below reads", interactive=False, elem_id="edit-file")
             command = command_box("edit-command")
-    settings = page.settings
-    settings.choice("edit-method", method), settings.text("edit-layers", layers), settings.number("edit-psi", psi)
+    page.settings.choice("edit-method", method)
     for i, slider in enumerate(sliders):
-        settings.number(f"edit-{i}", slider)
+        page.settings.number(f"edit-{i}", slider)
     reset.click(None, None, sliders, js=f"() => Array({COUNT}).fill(0)", api_visibility="private")
 
     def show(*values: Any) -> tuple:
         return edit(page, finder, *values)
 
-    inputs = [page.model, page.precision, page.codes, source, seed, method, layers, psi, of_class, *sliders]
-    triggers = [tab.select, *(each.change for each in inputs[3:])]
-    page.quick(triggers, show, inputs, [image, file, command])
-    page.show_first(NAME, show, inputs, [image, file, command])
+    inputs = [page.model, page.precision, page.codes, source, seed, method, layers, psi, *of_class, *sliders]
+    page.view(NAME, tab, show, inputs, [image, file, command])
 
 
 def edit(
@@ -98,10 +93,11 @@ def edit(
     layers: str,
     psi: float,
     of_class: str,
+    of_mean: bool,
     *amounts: float,
-) -> tuple[str, str, str]:
+) -> tuple[str, str, Any]:
     """The files of the image and of its latents, and the command that makes the image from these."""
-    model = page.shelf.generator(name, precision, truncation(psi), class_number(of_class))
+    model = page.shelf.generator(name, precision, truncation(psi), class_number(of_class), of_mean)
     chosen = check_layers(model.G.config, read_layers(layers))
     distances = tuple(amount or 0.0 for amount in amounts)  # an empty field is 0
     codes = move(find_codes(model, source, seed, inverted), finder.find(model, method, chosen), distances)
@@ -110,7 +106,8 @@ def edit(
     about = {"network": name, "fingerprint": fingerprint(model.path), "method": method, "amounts": list(distances)}
     file = page.results.path(CODES)
     save_codes(file, Codes(codes.ws, codes.noise, about))
-    return str(path), str(file), w_command(name, CODES)
+    line = command_line("python", "generate.py", "--network", name, "--w", CODES)
+    return str(path), str(file), command_with(line, download=CODES)
 
 
 def move(codes: Codes, directions: Directions, amounts: tuple[float, ...]) -> Codes:
@@ -120,8 +117,3 @@ def move(codes: Codes, directions: Directions, amounts: tuple[float, ...]) -> Co
     ws = codes.ws.clone()
     ws[:, list(directions.layers)] += step
     return Codes(ws, codes.noise)
-
-
-def w_command(name: str, file: str | Path) -> str:
-    """The command that makes the images of a file of latents."""
-    return command_line("python", "generate.py", "--network", name, "--w", file)

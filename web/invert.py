@@ -17,10 +17,10 @@ from latents.targets import find_targets, read_targets
 from media.images import save_png, to_float, to_uint8
 from torch_utils.errors import printable
 from web.codes import Inverted, choices, keep
+from web.fields import noise_field, result_image
 from web.files import check_upload, image_upload
-from web.generate import result_image
 from web.limits import Stop, stream
-from web.page import Page, command_box, command_line
+from web.page import Page, command_box, command_line, command_with
 
 NAME, TITLE = "invert", "Invert"
 MAX_STEPS = 2000
@@ -38,9 +38,9 @@ def build(page: Page, tab: gr.Tab) -> None:
                 info="w can be edited best; w+ comes nearer to the image.",
             )  # fmt: skip
             steps = gr.Slider(10, MAX_STEPS, 300, step=10, label="Steps", elem_id="invert-steps")
-            noise = gr.Radio(
-                ["optimize", "const"], value="optimize", label="Noise", elem_id="invert-noise",
-                info="optimize: search for the noise as well, if the model has any.",
+            noise = noise_field(
+                page, "invert-noise", ["optimize", "const"],
+                "optimize: search for the noise as well. const: keep the model's constant noise.",
             )  # fmt: skip
             with gr.Row():
                 button = gr.Button("Invert", variant="primary", elem_id="invert-start")
@@ -52,7 +52,6 @@ def build(page: Page, tab: gr.Tab) -> None:
             command = command_box("invert-command")
     settings = page.settings
     settings.choice("invert-space", space), settings.number("invert-steps", steps)
-    settings.choice("invert-noise", noise)
 
     def run(request: gr.Request, *values: Any) -> Iterator[tuple]:
         with page.stops.start(request) as stopper:
@@ -65,9 +64,8 @@ def build(page: Page, tab: gr.Tab) -> None:
     ) -> dict:
         shown = {status: text, image: path}
         if more is not None:
-            codes, found, line = more
-            shown |= {file: codes, command: line, page.codes: found}
-            shown |= {source: choices(found) for source in page.sources}
+            codes, found, line, uploaded = more
+            shown |= {file: codes, command: command_with(line, [uploaded]), page.codes: found}
         return shown
 
     def updates(request: gr.Request, *values: Any) -> Iterator[dict]:
@@ -75,7 +73,11 @@ def build(page: Page, tab: gr.Tab) -> None:
             yield outputs(*each)
 
     inputs = [page.model, page.precision, page.codes, target, space, steps, noise]
-    page.long(button, stop, updates, inputs, [status, image, file, command, page.codes, *page.sources])
+    done = page.long(button, stop, updates, inputs, [status, image, file, command, page.codes])
+    done.then(
+        lambda found: [choices(found)] * len(page.sources), page.codes, page.sources,
+        queue=False, show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
 
 
 def invert(
@@ -89,7 +91,8 @@ def invert(
     steps: float,
     noise: Any,
 ) -> Iterator[tuple]:
-    """Yields texts and images of the search; at last also the file of the latents, all inverted images, a command."""
+    """Yields texts and images of the search; at last also the file of the latents, all inverted images, a command,
+    and the name of the upload that it reads."""
     model = page.shelf.generator(name, precision)
     path, config = check_upload(upload, "the image"), model.G.config
     label = printable(path.name)
@@ -112,7 +115,7 @@ def invert(
     words += ["--noise-mode", noise] * (noise != "optimize")
     line = command_line("python", "projector.py", *words)
     kept = keep(inverted, Inverted(label, model.path, codes))
-    yield text + "Choose it as the image in Mix, Edit or Kernels.", str(shown), (str(file), kept, line)
+    yield text + "Choose it as the image in Mix, Edit or Kernels.", str(shown), (str(file), kept, line, label)
 
 
 def search(

@@ -11,8 +11,17 @@ from latents import sheets
 from latents.kernel_views import kernel_sheet, kernel_views
 from latents.mixing import check_layers
 from web.codes import SEED, code_fields, find_codes
-from web.generate import class_field, class_number, options, result_image, truncation
-from web.mix import layers_field, layers_option, read_layers
+from web.fields import (
+    class_fields,
+    class_number,
+    layers_field,
+    layers_option,
+    options,
+    psi_field,
+    read_layers,
+    result_image,
+    truncation,
+)
 from web.page import Page, command_box, command_line
 
 NAME, TITLE = "kernels", "Kernels"
@@ -26,27 +35,25 @@ def build(page: Page, tab: gr.Tab) -> None:
             compare = gr.Checkbox(label="Compare with another one", elem_id="kernels-compare")
             with gr.Column(visible=False) as other:
                 second = code_fields(page, "The other image", 2, "kernels-b")
-            layers = layers_field("kernels-layers")
-            psi = gr.Slider(-1, 2, 1, step=0.01, label="Truncation", elem_id="kernels-psi")
-            of_class = class_field(page, "kernels-class")
+            layers = layers_field(page, "kernels-layers", kernels=True)
+            psi = psi_field(page, "kernels-psi")
+            of_class = class_fields(page, "kernels-class")
         with gr.Column(scale=3, min_width=280):
             gr.Markdown(
                 "Kernels minus the identity: blue is below zero, red above. **Structure**: the depthwise kernels. "
                 "**Channels**: the pointwise kernels. **Frequencies**: the gain of both together. **Singular values**: "
                 "the dotted line is the identity's. Open the sheet in full screen to read it."
             )
-            sheet = result_image("Kernels", "kernels-sheet", None, "sheet")
+            sheet = result_image("Kernels", "kernels-sheet", "sheet")
             command = command_box("kernels-command")
-    page.settings.flag("kernels-compare", compare), page.settings.text("kernels-layers", layers)
-    page.settings.number("kernels-psi", psi)
+    page.settings.flag("kernels-compare", compare)
     compare.change(lambda on: gr.Column(visible=on), compare, other, queue=False, api_visibility="private")
 
     def show(*values: Any) -> tuple:
         return kernels(page, *values)
 
-    inputs = [page.model, page.precision, page.codes, *first, compare, *second, layers, psi, of_class]
-    page.quick([tab.select, *(each.change for each in inputs[3:])], show, inputs, [sheet, command])
-    page.show_first(NAME, show, inputs, [sheet, command])
+    inputs = [page.model, page.precision, page.codes, *first, compare, *second, layers, psi, *of_class]
+    page.view(NAME, tab, show, inputs, [sheet, command])
 
 
 def kernels(
@@ -62,12 +69,13 @@ def kernels(
     layers: str,
     psi: float,
     of_class: str,
+    of_mean: bool,
 ) -> tuple[str, str]:
     """The file of the sheet, and the command that makes it, if only seeds take part."""
     trunc, classes = truncation(psi), class_number(of_class)
     shown = [(source, seed), *([(other_source, other_seed)] if compare else [])]
     seeds = [int(number) for origin, number in shown if origin == SEED and number is not None]
-    model = page.shelf.generator(name, precision, trunc, classes)
+    model = page.shelf.generator(name, precision, trunc, classes, of_mean)
     chosen = check_layers(model.G.config, read_layers(layers), "channels")
     if len(seeds) == len(shown):
         ws = model.ws(seeds)
@@ -80,5 +88,5 @@ def kernels(
         return str(path), "generate.py kernels shows seeds, not inverted images."
     words: list[object] = ["--network", name]
     words += ["--compare", f"{seeds[0]},{seeds[1]}"] if compare else ["--seed", seeds[0]]
-    words += layers_option(layers, "--layer")
-    return str(path), command_line("python", "generate.py", "kernels", *words, *options(trunc, classes))
+    words += [*layers_option(layers, "--layer"), *options(trunc, classes, model.trunc_class)]
+    return str(path), command_line("python", "generate.py", "kernels", *words)

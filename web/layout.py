@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -13,26 +12,37 @@ import gradio as gr
 from models.snapshot import GENERATOR
 from web import edit, generate, invert, kernels, mix, stylize, walk
 from web.files import Results
-from web.limits import QUICK, guarded
 from web.page import Page
 from web.shelf import PRECISIONS, Shelf
 
 # Invert comes after those that can start from what it finds.
 TABS = (generate, mix, walk, edit, kernels, invert, stylize)
 CSS = """
-.pixels img { image-rendering: pixelated; width: 100%; height: 100%; object-fit: contain }
-.sheet img, .strip img { margin-top: 2rem !important }
+.pixels .image-frame { width: 100% }
+.pixels img { image-rendering: pixelated; width: 100%; height: auto; max-width: 28rem; margin: 2rem auto 0.5rem;
+    object-fit: contain !important; /* and a chequerboard behind what is transparent */
+    background: repeating-conic-gradient(#ccc 0 25%, #fff 0 50%) 0 0 / 16px 16px }
+.pixels.strip img { max-width: 100% }
+.pixels .image-container:fullscreen img { width: min(90vw, 90vh); max-width: none; margin: auto }
 .unseen { display: none !important }
-.sheet img { width: auto; max-width: 100%; margin: auto }
+.sheet img { width: auto; max-width: 100%; margin: 2rem auto auto }
 .command textarea { font-family: var(--font-mono) }
 footer { display: none !important }
 """
-# Gradio gives a box with a copy button no label that a screen reader finds.
-LABELS = """() => new MutationObserver(() =>
-    document.querySelectorAll(".command textarea:not([aria-label])").forEach(box =>
-        box.setAttribute("aria-label", "The same on the command line"))
-).observe(document.body, {childList: true, subtree: true})"""
-INTRO = "# AdaConv\nPlay with trained models: every image comes with the command line that makes it again."
+WAITING = "waiting for other work of this server, yours or another page's; place $1 of $2 in the queue"
+# Gradio gives a box with a copy button no label that a screen reader finds, and says of waiting work only "queue: 1/2".
+SCRIPT = r"""() => new MutationObserver(() => {
+    for (const box of document.querySelectorAll(".command textarea:not([aria-label])"))
+        box.setAttribute("aria-label", "The same on the command line");
+    for (const status of document.querySelectorAll(".meta-text, .meta-text-center"))
+        for (const text of status.childNodes)
+            if (text.nodeType === Node.TEXT_NODE && text.data.includes("queue: "))
+                text.data = text.data.replace(/queue: (\d+)\/(\d+)/, "QUEUE");
+}).observe(document.body, {childList: true, characterData: true, subtree: true})""".replace("QUEUE", WAITING)
+INTRO = """# AdaConv
+AdaConv is a StyleGAN2-style image generator in which the style of an image is a set of small convolution kernels, so
+that it also describes local structure. Here you can play with trained models: every image comes with the command line
+that makes it again."""
 
 
 def build(shelf: Shelf, folder: Path) -> gr.Blocks:
@@ -47,26 +57,32 @@ def build(shelf: Shelf, folder: Path) -> gr.Blocks:
                 with gr.Tab(module.TITLE, id=module.NAME) as tab:
                     module.build(page, tab)
                 page.tabs[module.NAME] = tab
+        # hidden by CSS: Gradio forgets what it sets in components that are not visible
+        page.tab = gr.Radio(list(page.tabs), value="generate", label="Tab", elem_classes="unseen")
+        for name, each in page.tabs.items():
+            each.select(None, None, page.tab, js=f"() => {name!r}", api_visibility="private")
+        follow_model(page)
         keep_settings(page, blocks, tabs)
         blocks.unload(page.stops.stop)
     return blocks
 
 
 def choose_model(page: Page) -> None:
-    """The choice of the generator, and what is known about it."""
+    """The choice of the generator and its precision, and what is known about it."""
     choices = [(entry.label, entry.name) for entry in page.shelf.entries(GENERATOR)]
-    page.model = gr.Dropdown(
-        choices, value=choices[0][1], label="Model", elem_id="model", info=f"Computed on: {page.shelf.device}"
-    )
-    page.settings.choice("model", page.model)
-    with gr.Accordion("What is this model? Precision", open=False, elem_id="about") as about:
-        page.precision = gr.Radio(
-            list(PRECISIONS), value="fp32", label="Precision", elem_id="precision",
-            info="The commands below the images compute in fp32; on a GPU, the others are faster.",
+    with gr.Row():
+        page.model = gr.Dropdown(
+            choices, value=choices[0][1], label="Model", elem_id="model", info=f"Computed on: {page.shelf.device}",
+            scale=3, min_width=280,
         )  # fmt: skip
-        page.settings.choice("precision", page.precision)
-        card = gr.Markdown()
+        page.precision = gr.Dropdown(
+            list(PRECISIONS), value="fp32", label="Precision", elem_id="precision", filterable=False,
+            info="The commands compute in fp32; the others are faster on a GPU.", min_width=200,
+        )  # fmt: skip
+    page.settings.choice("model", page.model), page.settings.choice("precision", page.precision)
+    with gr.Accordion("What is this model?", open=False, elem_id="about") as about:
         sheet = gr.Image(label="Images of its last evaluation", interactive=False, visible=False)
+        card = gr.Markdown()
 
     def describe(name: str):
         found = page.shelf.sheet(name, GENERATOR)
@@ -77,31 +93,35 @@ def choose_model(page: Page) -> None:
     page.quick([about.expand, page.model.change], describe, [page.model], [card, sheet])
 
 
+def follow_model(page: Page) -> None:
+    """Fits the controls to another model, and then shows what it makes in the tab that is open."""
+    components, updates = zip(*page.followers, strict=True)
+
+    def fit(model: str, *values: Any) -> list[Any]:
+        return [gr.update(**update(model, value)) for update, value in zip(updates, values, strict=True)]
+
+    fitted = page.quick([page.model.change], fit, [page.model, *components], [*components], show_progress="hidden")
+    page.show_after(fitted)
+    shown = page.open_view()
+    page.quick([page.precision.change], shown.function, shown.inputs, shown.outputs)
+
+
 def keep_settings(page: Page, blocks: gr.Blocks, tabs: gr.Tabs) -> None:
     """Writes all settings into the address when one changes, and reads them when the page is opened."""
-    # hidden by CSS: Gradio forgets what it sets in components that are not visible
-    page.tab = gr.Radio(list(page.tabs), value="generate", label="Tab", elem_classes="unseen")
     page.settings.choice("tab", page.tab)
     query = gr.Textbox(label="Address", elem_classes="unseen")
-    for name, each in page.tabs.items():
-        each.select(None, None, page.tab, js=f"() => {name!r}", api_visibility="private")
-    restored = blocks.load(
-        guarded(lambda text: [*page.settings.restore(text), selected(text)]),
-        query,
-        [*page.settings.components, tabs],
-        js="() => [location.search]",
-        api_visibility="private",
-        **QUICK,
-    )
-    for tab, function, inputs, outputs in page.shown_first:
-        restored.then(
-            guarded(only_in(tab, function, len(outputs))),
-            [page.tab, *inputs],
-            outputs,
-            api_visibility="private",
-            **QUICK,
-        )
     components = page.settings.components
+
+    def restore(text: str) -> list[Any]:
+        values = page.settings.restore(text)
+        model = given(values[components.index(page.model)], page.model)
+        for component, update in page.followers:
+            i = components.index(component)
+            value = given(values[i], component)
+            values[i] = gr.update(**{"value": value, **update(model, value)})
+        return [*values, selected(text)]
+
+    page.show_after(page.quick([blocks.load], restore, [query], [*components, tabs], js="() => [location.search]"))
     gr.on(
         [component.change for component in components],
         None,
@@ -112,13 +132,9 @@ def keep_settings(page: Page, blocks: gr.Blocks, tabs: gr.Tabs) -> None:
     )
 
 
-def only_in(tab: str, function: Callable, count: int) -> Callable:
-    """The function for when `tab` is the one that is shown, and otherwise nothing, for `count` outputs."""
-
-    def call(shown: str, *values: Any) -> Any:
-        return function(*values) if shown == tab else [gr.skip()] * count
-
-    return call
+def given(value: Any, component: Any) -> Any:
+    """A value that has been restored, or the component's own if there was none."""
+    return component.value if value == gr.skip() else value
 
 
 def selected(query: str) -> Any:

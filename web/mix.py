@@ -8,13 +8,24 @@ import gradio as gr
 import torch
 
 from latents import sheets
-from latents.mixing import PARTS, check_layers, generate_mix, generate_mixes, mixing_sheet
-from media.images import grid, save_png, to_uint8
+from latents.mixing import check_layers, generate_mix, generate_mixes, mixing_sheet
+from media.images import preview_grid, save_png, to_uint8
 from models.sampling import images_of
-from torch_utils import cli
 from torch_utils.errors import numbers_text
 from web.codes import SEED, code_fields, find_codes
-from web.generate import check_seed, class_field, class_number, options, result_image, truncation
+from web.fields import (
+    check_seed,
+    class_fields,
+    class_number,
+    layers_field,
+    layers_option,
+    options,
+    part_field,
+    psi_field,
+    read_layers,
+    result_image,
+    truncation,
+)
 from web.page import Page, command_box, command_line
 
 NAME, TITLE = "mix", "Mix"
@@ -28,24 +39,20 @@ def build(page: Page, tab: gr.Tab) -> None:
         with gr.Column(scale=1, min_width=280):
             first = code_fields(page, "Image that is changed", 1, "mix-a")
             second = code_fields(page, "Image whose style it takes", 2, "mix-b")
-            layers = layers_field("mix-layers", "0-1")
-            part = part_field("mix-part")
-            psi = gr.Slider(-1, 2, 1, step=0.01, label="Truncation", elem_id="mix-psi")
-            of_class = class_field(page, "mix-class")
+            layers = layers_field(page, "mix-layers", "0-1")
+            part = part_field(page, "mix-part")
+            psi = psi_field(page, "mix-psi")
+            of_class = class_fields(page, "mix-class")
         with gr.Column(scale=2, min_width=280):
-            sheet = result_image("Mix: lower right", "mix-sheet", None, "sheet")
-            strip = result_image("From the first image to the mix", "mix-strip", 130)
+            sheet = result_image("Mix: lower right", "mix-sheet", "sheet")
+            strip = result_image("From the first image to the mix", "mix-strip", "pixels strip")
             command = command_box("mix-command")
-    settings = page.settings
-    settings.text("mix-layers", layers)
-    settings.choice("mix-part", part), settings.number("mix-psi", psi)
 
     def show(*values: Any) -> tuple:
         return mix(page, *values)
 
-    inputs = [page.model, page.precision, page.codes, *first, *second, layers, part, psi, of_class]
-    page.quick([tab.select, *(each.change for each in inputs[3:])], show, inputs, [sheet, strip, command])
-    page.show_first(NAME, show, inputs, [sheet, strip, command])
+    inputs = [page.model, page.precision, page.codes, *first, *second, layers, part, psi, *of_class]
+    page.view(NAME, tab, show, inputs, [sheet, strip, command])
 
 
 def mix(
@@ -61,10 +68,11 @@ def mix(
     part: Any,
     psi: float,
     of_class: str,
+    of_mean: bool,
 ) -> tuple[str, str, str]:
     """The files of the sheet and of the strip, and the command that makes the sheet, if only seeds take part."""
     trunc, classes = truncation(psi), class_number(of_class)
-    model = page.shelf.generator(name, precision, trunc, classes)
+    model = page.shelf.generator(name, precision, trunc, classes, of_mean)
     numbers = read_layers(layers)
     chosen = check_layers(model.G.config, numbers, part)
     seeds_only = source_a == source_b == SEED
@@ -84,34 +92,9 @@ def mix(
     others = ws[:1].lerp(ws[1:], torch.linspace(0, 1, STRIP, device=ws.device).view(-1, 1, 1))
     with torch.no_grad():
         images = generate_mix(model.G, ws[:1].expand(STRIP, -1, -1), others, chosen, part, noise or "const")
-    save_png(grid(to_uint8(images).cpu(), STRIP), strip, sync=False)
+    save_png(preview_grid(to_uint8(images).cpu(), STRIP), strip, sync=False)
     if not seeds_only:
         return str(path), str(strip), "generate.py mix mixes seeds, not inverted images."
-    words = ["--network", name, "--rows", names[0], "--cols", names[1], *options(trunc, classes)]
+    words = ["--network", name, "--rows", names[0], "--cols", names[1], *options(trunc, classes, model.trunc_class)]
     words += layers_option(layers) + ["--part", part] * (part != "all")
     return str(path), str(strip), command_line("python", "generate.py", "mix", *words, "--scale", scale)
-
-
-def layers_field(name: str, value: str = "") -> gr.Textbox:
-    """A field for layers."""
-    return gr.Textbox(
-        value, label="Layers", placeholder="0-3,5", info="0 is the coarsest. Empty: all.", max_length=200, elem_id=name
-    )
-
-
-def part_field(name: str) -> gr.Radio:
-    """The choice of the part of a style."""
-    return gr.Radio(
-        list(PARTS), value="all", label="Part of the style", elem_id=name,
-        info="structure: depthwise kernels. channels: pointwise kernels.",
-    )  # fmt: skip
-
-
-def read_layers(text: str | None) -> list[int] | None:
-    """The layers of a field; None for all. Raises click.BadParameter."""
-    return cli.NumberRanges().convert(text.strip(), None, None) if text and text.strip() else None
-
-
-def layers_option(text: str | None, name: str = "--layers") -> list[str]:
-    """The option of generate.py for the layers of a field, without the default."""
-    return [name, text.strip()] if text and text.strip() else []

@@ -16,7 +16,7 @@ from latents.cli import choose_device
 from models.snapshot import GENERATOR, STYLIZER
 from torch_utils.errors import UserError
 from web.gate import Gate
-from web.layout import CSS, LABELS, build
+from web.layout import CSS, SCRIPT, build
 from web.limits import MAX_UPLOAD, QUEUE, SESSIONS
 from web.shelf import Shelf, kind_of
 
@@ -63,7 +63,7 @@ def serve(
             state_session_capacity=SESSIONS,
             app_kwargs={"middleware": [Middleware(Gate, folder=folder, hosts=LOOPBACK if host in LOOPBACK else None)]},
             css=CSS,
-            js=LABELS,
+            js=SCRIPT,
             theme=gr.themes.Default(primary_hue="indigo"),
         )
     except OSError as error:

@@ -27,11 +27,12 @@ from models.snapshot import (
     run_number,
 )
 from models.stylegan2 import is_network_pickle
-from networks.generator import Generator, SynthesisBlock
+from networks.generator import Generator, GeneratorConfig, SynthesisBlock
 from networks.stylizer import Stylizer
 from torch_utils.errors import UserError
 from torch_utils.tensors import read_metadata
 from training.runs import sheet_path
+from web.terms import explain
 
 LOADED = 3  # models that stay in memory
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,25 +83,36 @@ class Shelf:
             raise UserError("there is no such model any more; choose another one above")
         return entry
 
-    def generator(self, name: str, precision: str = "fp32", trunc: str = "1", classes: str = "") -> Model:
-        """A generator with its truncation and classes, as `generate.py` takes them: see `Numbers` and `Classes`."""
+    def generator(
+        self, name: str, precision: str = "fp32", trunc: str = "1", classes: str = "", trunc_class: bool = False
+    ) -> Model:
+        """A generator with its truncation and classes, as `generate.py` takes them: see `Numbers` and `Classes`.
+
+        `trunc_class` counts where there is something to truncate: with labels, and a truncation other than 1.
+        """
         entry = self.entry(name, GENERATOR)
         G, info = self._load(entry, GENERATOR, precision)
         shares = Classes().convert(classes, None, None) if classes else None
-        options = ModelOptions(trunc=Numbers(-9, 9).convert(trunc, None, None), classes=shares)
-        return prepare_model(G, info, entry.path, options)
+        psi = Numbers(-9, 9).convert(trunc, None, None)
+        trunc_class = trunc_class and G.config.c_dim > 0 and any(number != 1 for number in psi)
+        return prepare_model(G, info, entry.path, ModelOptions(trunc=psi, trunc_class=trunc_class, classes=shares))
+
+    def config(self, name: str) -> GeneratorConfig:
+        """How a generator is built."""
+        return self._load(self.entry(name, GENERATOR), GENERATOR, "fp32")[0].config
 
     def stylizer(self, name: str) -> Stylizer:
         """A stylizer."""
         return self._load(self.entry(name, STYLIZER), STYLIZER, "fp32")[0]
 
     def card(self, name: str, kind: str) -> str:
-        """What is known about a model, in Markdown, without the front matter of its card."""
+        """What is known about a model, in Markdown: its card, without the front matter, and what the terms mean."""
         entry = self.entry(name, kind)
         model, info = self._load(entry, kind, "fp32")
-        card = model_card(model, {**facts_of_run(entry.path), **info}, entry.name)
+        card = model_card(model, {**facts_of_run(entry.path), **info}, entry.name, entry.name)
         body = card.split("---\n", 2)[2]
-        return "\n".join(line for line in body.splitlines() if not line.startswith("!["))
+        text = "\n".join(line for line in body.splitlines() if not line.startswith("!["))
+        return f"{text}\n\n## What the terms mean\n\n{explain(text)}"
 
     def sheet(self, name: str, kind: str) -> Path | None:
         """A sheet of the model's images: the one of its run's last evaluation, or the one beside its card."""

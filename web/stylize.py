@@ -18,10 +18,10 @@ from styling.apply import Progress, Settings, min_side, stylize_image, stylize_m
 from styling.mask import read_mask
 from styling.styles import CombinedStyle, read_style
 from torch_utils.errors import UserError
-from web.examples import write_examples
+from web.examples import copy_examples, shipped_as
 from web.files import GONE, check_upload, image_upload, mask_editor, video_upload
 from web.limits import Stop
-from web.page import Page, command_box, command_line
+from web.page import Page, command_box, command_line, command_with
 
 NAME, TITLE = "stylize", "Stylize"
 STYLES = 4
@@ -59,7 +59,7 @@ class Look:
 
 def build(page: Page, tab: gr.Tab) -> None:
     """Adds the controls and what they do."""
-    content_example, style_examples = write_examples(page.results.folder / "examples")
+    content_example, style_examples = copy_examples(page.results.folder / "examples")
     entries = page.shelf.entries(STYLIZER)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
@@ -68,8 +68,12 @@ def build(page: Page, tab: gr.Tab) -> None:
                 elem_id="stylizer",
             )  # fmt: skip
             content = image_upload("Content", "content", height=240)
-            with gr.Row():
-                styles = [image_upload(f"Style {i + 1}", f"style-{i + 1}", height=150, min_width=130) for i in range(4)]
+            styles = []
+            for first in range(0, STYLES, 2):
+                with gr.Row():
+                    for i in (first + 1, first + 2):
+                        more = {"height": 150, "min_width": 120, "placeholder": "Image"}  # Gradio's text is too long
+                        styles.append(image_upload(f"Style {i}", f"style-{i}", **more))
             with gr.Accordion("Weights of the styles", open=False):
                 weights = [
                     gr.Slider(0, 1, 1, step=0.01, label=f"Weight {i + 1}", elem_id=f"weight-{i + 1}") for i in range(4)
@@ -149,11 +153,11 @@ def reporter(stop: Stop, progress: gr.Progress, unit: str) -> Progress:
 def image(
     page: Page, report: Progress, name: str, painted: Image.Image | None, source: str | None,
     styles: Sequence[str | None], look: Look,
-) -> tuple[tuple[str, str], Any, str]:  # fmt: skip
+) -> tuple[tuple[str, str], Any, Any]:  # fmt: skip
     """The files of the content and of the result, of the mask if there is one, and the command."""
     path = check_upload(source, "the content")
     model = page.shelf.stylizer(name)
-    combined, words = read_styles(model, styles, look)
+    combined, files, words = read_styles(model, styles, look)
     out = page.results.path(f"{path.stem[:80]}-stylized.png")
     content = read_image(path, min_side=min_side(model))
     mask_file, masks = None, []
@@ -168,14 +172,15 @@ def image(
     else:
         stylized = stylize_image(model, content, combined[0], look.settings, report)
     write_image(stylized, out)
-    line = command_line("python", "stylize.py", "--model", name, "--content", path.name, *words, *masks)
+    line = command_line("python", "stylize.py", "--model", name, "--content", typed(path), *words, *masks)
     shown = gr.File(str(mask_file), visible=True) if mask_file else gr.File(None, visible=False)
-    return (str(path), str(out)), shown, line
+    mask_name = mask_file.name if mask_file else None
+    return (str(path), str(out)), shown, command_with(line, uploads_of([path, *files]), mask_name)
 
 
 def moving(
     page: Page, report: Progress, name: str, source: str | None, styles: Sequence[str | None], look: Look
-) -> tuple[str, str]:
+) -> tuple[str, Any]:
     """The file of the stylized video, and the command."""
     if source is None:
         raise UserError("the video is missing; upload one first")
@@ -186,11 +191,22 @@ def moving(
         raise UserError("a mask is for images; choose another way to combine the styles of a video")
     check_video(path)
     model = page.shelf.stylizer(name)
-    combined, words = read_styles(model, styles, look)
+    combined, files, words = read_styles(model, styles, look)
     out = page.results.path(f"{path.stem[:80]}-stylized.mp4")
     stylize_video(path, out, model, combined[0], look.settings, progress=report)
-    out_word = ["--out", f"out/{out.name}"]
-    return str(out), command_line("python", "stylize.py", "--model", name, "--content", path.name, *words, *out_word)
+    words += ["--out", f"out/{out.name}"]
+    line = command_line("python", "stylize.py", "--model", name, "--content", path.name, *words)
+    return str(out), command_with(line, uploads_of([path, *files]))
+
+
+def typed(path: Path) -> str:
+    """What a command line calls a file: the path of an example, and the name of an upload."""
+    return shipped_as(path) or path.name
+
+
+def uploads_of(paths: Sequence[Path]) -> list[str]:
+    """The names of those files that are not examples."""
+    return [path.name for path in paths if shipped_as(path) is None]
 
 
 def check_video(path: Path) -> None:
@@ -206,8 +222,10 @@ def check_video(path: Path) -> None:
                 raise UserError(f"{path.name} has more than {MAX_FRAMES} frames, the limit here; use stylize.py for it")
 
 
-def read_styles(model: Stylizer, uploads: Sequence[str | None], look: Look) -> tuple[list[CombinedStyle], list[str]]:
-    """The style, or with a mask both, and the options of stylize.py for them. Raises UserError."""
+def read_styles(
+    model: Stylizer, uploads: Sequence[str | None], look: Look
+) -> tuple[list[CombinedStyle], list[Path], list[str]]:
+    """The style, or with a mask both, their files, and the options of stylize.py for them. Raises UserError."""
     numbers = [i for i, upload in enumerate(uploads) if upload is not None]
     if look.together == MIXED:
         numbers = [i for i in numbers if look.weights[i] > 0] or numbers
@@ -221,15 +239,16 @@ def read_styles(model: Stylizer, uploads: Sequence[str | None], look: Look) -> t
     read = [read_style(model, file, look.scale) for file in files]
     words = options(look)
     if look.together == APART:
-        names = ["--structure-from", files[0].name, "--statistics-from", files[1].name]
-        return [CombinedStyle(tuple(read))], [*names, *words]
-    named = [word for file in files for word in ("--style", file.name)]
+        names = ["--structure-from", typed(files[0]), "--statistics-from", typed(files[1])]
+        return [CombinedStyle(tuple(read))], files, [*names, *words]
+    words = [word for file in files for word in ("--style", typed(file))] + words
     if look.together == MASKED:
-        return [CombinedStyle((style,)) for style in read], [*named, *words]
+        return [CombinedStyle((style,)) for style in read], files, words
     if len(read) == 1:
-        return [CombinedStyle((read[0],))], [*named, *words]
+        return [CombinedStyle((read[0],))], files, words
     shares = look.shares(numbers)
-    return [CombinedStyle(tuple(read), shares)], [*named, "--mix", ",".join(f"{share:g}" for share in shares), *words]
+    words += ["--mix", ",".join(f"{share:g}" for share in shares)]
+    return [CombinedStyle(tuple(read), shares)], files, words
 
 
 def options(look: Look) -> list[str]:

@@ -3,25 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 from torch import Tensor
 
 from latents import sheets, walks
-from latents.mixing import check_layers
+from latents.cli import Model
+from latents.mixing import Part, check_layers
 from media.animation import check_side, write_animation
 from torch_utils import cli
 from torch_utils.errors import UserError
 from torch_utils.sizes import width_and_height
-from web.generate import class_field, class_number, options, truncation
+from web.fields import (
+    class_fields,
+    class_number,
+    layers_field,
+    layers_option,
+    options,
+    part_field,
+    psi_field,
+    read_layers,
+    truncation,
+)
 from web.limits import Stop
-from web.mix import layers_field, layers_option, part_field, read_layers
 from web.page import Page, command_box, command_line
 
 NAME, TITLE = "walk", "Walk"
 SIDE = 128  # pixels that small images are enlarged to, as in generate.py
 MAX_SEEDS, MAX_FRAMES = 64, 900
+
+
+@dataclass(frozen=True)
+class WalkSettings:
+    """The values of the controls, in their order."""
+
+    network: str
+    precision: str
+    seeds: str
+    seconds: float
+    fps: float
+    interpolation: walks.Interpolation
+    space: walks.Space
+    layers: str
+    part: Part
+    psi: float
+    of_class: str
+    of_mean: bool
+    kind: str
 
 
 def build(page: Page, tab: gr.Tab) -> None:
@@ -33,10 +63,10 @@ def build(page: Page, tab: gr.Tab) -> None:
             fps = gr.Slider(5, 50, 25, step=1, label="Frames per second", elem_id="walk-fps")
             interpolation = gr.Radio(list(walks.INTERPOLATIONS), value="spline", label="Path", elem_id="walk-interp")
             space = gr.Radio(["w", "z"], value="w", label="Space", elem_id="walk-space")
-            layers = layers_field("walk-layers")
-            part = part_field("walk-part")
-            psi = gr.Slider(-1, 2, 1, step=0.01, label="Truncation", elem_id="walk-psi")
-            of_class = class_field(page, "walk-class")
+            layers = layers_field(page, "walk-layers")
+            part = part_field(page, "walk-part")
+            psi = psi_field(page, "walk-psi")
+            of_class = class_fields(page, "walk-class")
             kind = gr.Radio([".mp4", ".gif"], value=".mp4", label="File", elem_id="walk-file")
             with gr.Row():
                 button = gr.Button("Make the video", variant="primary", elem_id="walk-make")
@@ -50,70 +80,83 @@ def build(page: Page, tab: gr.Tab) -> None:
     settings = page.settings
     settings.text("walk-seeds", seeds), settings.number("walk-seconds", seconds), settings.number("walk-fps", fps)
     settings.choice("walk-interp", interpolation), settings.choice("walk-space", space)
-    settings.text("walk-layers", layers), settings.choice("walk-part", part), settings.number("walk-psi", psi)
     settings.choice("walk-file", kind)
-    inputs = [
-        page.model, page.precision, seeds, seconds, fps, interpolation, space, layers, part, psi, of_class, kind
-    ]  # fmt: skip
 
     def make(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
         with page.stops.start(request) as stopper:
-            path, line = walk(page, stopper, progress, *values)
-        moving = path.endswith(".gif")
-        return (
-            gr.Video(None if moving else path, visible=not moving),
-            gr.Image(path if moving else None, visible=moving),
-            line,
-        )
+            path = walk(page, stopper, progress, WalkSettings(*values))
+        if path.endswith(".gif"):
+            return gr.Video(None, visible=False), gr.Image(path, visible=True)
+        return gr.Video(path, visible=True), gr.Image(None, visible=False)
 
-    page.long(button, stop, make, inputs, [video, animation, command])
+    def line(*values: Any) -> str:
+        return command_of(WalkSettings(*values), plan(page, WalkSettings(*values)).model)
+
+    inputs = [
+        page.model, page.precision, seeds, seconds, fps, interpolation, space, layers, part, psi, *of_class, kind
+    ]  # fmt: skip
+    page.long(button, stop, make, inputs, [video, animation])
+    page.view(NAME, tab, line, inputs, [command])
 
 
-def walk(
-    page: Page,
-    stop: Stop,
-    progress: gr.Progress,
-    name: str,
-    precision: str,
-    seeds: str,
-    seconds: float,
-    fps: float,
-    interpolation: Any,
-    space: Any,
-    layers: str,
-    part: Any,
-    psi: float,
-    of_class: str,
-    kind: str,
-) -> tuple[str, str]:
-    """The file of the video, and the command that makes it."""
-    trunc, classes = truncation(psi), class_number(of_class)
-    model = page.shelf.generator(name, precision, trunc, classes)
-    numbers = cli.NumberRanges().convert(seeds or "", None, None)
-    count = round((seconds or 0) * (fps or 0))
-    if not 2 <= len(numbers) <= MAX_SEEDS:
+@dataclass(frozen=True)
+class Plan:
+    """What is computed for a video."""
+
+    model: Model
+    seeds: list[int]
+    layers: list[int]
+    count: int  # of frames
+    scale: int
+
+
+def plan(page: Page, given: WalkSettings) -> Plan:
+    """What the settings ask for. Raises UserError if it is not possible, or too much."""
+    model = page.shelf.generator(
+        given.network, given.precision, truncation(given.psi), class_number(given.of_class), given.of_mean
+    )
+    config = model.G.config
+    seeds = cli.NumberRanges().convert(given.seeds or "", None, None)
+    count = round((given.seconds or 0) * (given.fps or 0))
+    if not 2 <= len(seeds) <= MAX_SEEDS:
         raise UserError(f"a walk needs 2 to {MAX_SEEDS} seeds; write e.g. 0-7")
     if not 2 <= count <= MAX_FRAMES:
         raise UserError(f"this is {count} frames; take 2 to {MAX_FRAMES}, by fewer seconds or frames per second")
-    chosen = check_layers(model.G.config, read_layers(layers), part)
-    scale = sheets.enlargement(model.G.config.resolution, SIDE)
-    path = page.results.path(f"walk{kind}")
-    check_side(path, scale * max(width_and_height(model.G.config.resolution)))
-    through = walks.w_walk(model.G, *model.zc(numbers), space, interpolation)
+    chosen = check_layers(config, read_layers(given.layers), given.part)
+    scale = sheets.enlargement(config.resolution, SIDE)
+    check_side(f"walk{given.kind}", scale * max(width_and_height(config.resolution)))
+    return Plan(model, seeds, chosen, count, scale)
+
+
+def walk(page: Page, stop: Stop, progress: gr.Progress, given: WalkSettings) -> str:
+    """The file of the video."""
+    todo = plan(page, given)
+    model = todo.model
+    z, c = model.zc(todo.seeds)
     frames = walks.frames(
-        model.G, through, count, len(numbers), psi=model.psi, layers=chosen, part=part, batch=model.batch, scale=scale
-    )
+        model.G, walks.w_walk(model.G, z, c, given.space, given.interpolation), todo.count, len(todo.seeds),
+        psi=model.psi, layers=todo.layers, part=given.part, batch=model.batch, scale=todo.scale,
+        centers=model.centers(c),
+    )  # fmt: skip
 
     def watched() -> Iterator[Tensor]:
         for number, frame in enumerate(frames):
             stop.check()
-            progress((number, count), unit="frames")
+            progress((number, todo.count), unit="frames")
             yield frame
 
-    write_animation(path, watched(), count, fps)
-    words: list[object] = ["--network", name, "--seeds", seeds.replace(" ", ""), "--seconds", f"{seconds:g}"]
-    words += ["--fps", f"{fps:g}"]
-    words += ["--interp", interpolation] * (interpolation != "spline") + ["--space", space] * (space != "w")
-    words += layers_option(layers) + ["--part", part] * (part != "all")
-    words += [*options(trunc, classes), "--out", f"out/walk{kind}"]
-    return str(path), command_line("python", "generate.py", "video", *words)
+    path = page.results.path(f"walk{given.kind}")
+    write_animation(path, watched(), todo.count, given.fps)
+    return str(path)
+
+
+def command_of(given: WalkSettings, model: Model) -> str:
+    """The command that makes the video."""
+    trunc, classes = truncation(given.psi), class_number(given.of_class)
+    words: list[object] = ["--network", given.network, "--seeds", given.seeds.replace(" ", "")]
+    words += ["--seconds", f"{given.seconds:g}", "--fps", f"{given.fps:g}"]
+    words += ["--interp", given.interpolation] * (given.interpolation != "spline")
+    words += ["--space", given.space] * (given.space != "w")
+    words += layers_option(given.layers) + ["--part", given.part] * (given.part != "all")
+    words += [*options(trunc, classes, model.trunc_class), "--out", f"out/walk{given.kind}"]
+    return command_line("python", "generate.py", "video", *words)

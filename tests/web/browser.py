@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,21 +19,22 @@ from page_client import Server
 from PIL import Image
 
 from media.images import save_png
-from models.snapshot import save_snapshot
+from models.snapshot import PRETRAINED, save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from tests.scripts import done, script_here
+from torch_utils.sizes import Resolution
 from training.runs import sheet_path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT = 60_000  # milliseconds; the cores may be busy
 
 
-def write_run(folder: Path, number: int, swd: float, resolution: int = 16, c_dim: int = 0) -> Path:
+def write_run(folder: Path, number: int, swd: float, resolution: Resolution = 16, **config: Any) -> Path:
     """A run with a snapshot of random weights, its metric and its sheet of images."""
     run = folder / "runs" / f"{number:05d}-test"
     run.mkdir(parents=True)
     torch.manual_seed(number)
-    G = Generator(GeneratorConfig(resolution, 3, c_dim=c_dim, cbase=512, cmax=16, z_dim=32, w_dim=32)).eval()
+    G = Generator(GeneratorConfig(resolution, cbase=512, cmax=16, z_dim=32, w_dim=32, **config)).eval()
     save_snapshot(run / "snapshot-000008.safetensors", G, {"kimg": 8.0, "data": "test"})
     (run / "config.json").write_text(json.dumps({"batch": 8, "about": {}}))
     (run / "metrics.jsonl").write_text(json.dumps({"kimg": 8.0, "swd2k": swd}) + "\n")
@@ -121,8 +123,8 @@ def wait_until(holds: Callable[[], bool]) -> None:
         time.sleep(0.3)
 
 
-def pixels(data: bytes | Path) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data) if isinstance(data, bytes) else data).convert("RGB"))
+def pixels(data: bytes | Path, mode: str = "RGB") -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data) if isinstance(data, bytes) else data).convert(mode))
 
 
 def run_command(line: str, folder: Path) -> Path:
@@ -137,3 +139,24 @@ def run_command(line: str, folder: Path) -> Path:
 def error_sentence(page) -> str:
     """The sentence of the error that the page shows."""
     return page.get_by_test_id("toast-text").first.inner_text()
+
+
+def shipped() -> str:
+    return str(PRETRAINED / "faces32.safetensors")
+
+
+def same_as_the_command(page, server: Server, command: str, selector: str) -> None:
+    """The image of the page is, pixel for pixel, what its command line writes, transparency included."""
+    image, file = pixels(fetch(page, selector), "RGBA"), pixels(run_command(command, server.folder), "RGBA")
+    assert image.shape == file.shape and (image == file).all()
+
+
+def same_pixels(images: list[np.ndarray], file: Path) -> bool:
+    """Whether one of the images is that of the file."""
+    return any(image.shape == pixels(file).shape and (image == pixels(file)).all() for image in images)
+
+
+def results(page, name: str) -> list[np.ndarray]:
+    """The images of a before/after slider."""
+    sources = [image.get_attribute("src") for image in page.locator(f"#{name} img").all()]
+    return [pixels(page.request.get(source).body()) for source in sources if source]
