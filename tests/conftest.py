@@ -14,6 +14,14 @@ from networks.stylizer import Stylizer, StylizerConfig
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def number_of_threads():
+    """Fails a test that leaves PyTorch with another number of threads: all tests after it would be slower."""
+    before = torch.get_num_threads()
+    yield
+    assert torch.get_num_threads() == before
+
+
 @pytest.fixture(scope="session")
 def faces16(tmp_path_factory) -> Path:
     """500 drawn faces of 16 × 16 with labels."""
