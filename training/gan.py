@@ -70,6 +70,8 @@ class GANTrainer:
         self.ada = AdaptiveP(config.target, config.ada_kimg).to(device)
         self.modules: dict[str, nn.Module] = {"G": G, "D": D, "G_ema": self.G_ema, "path_length": self.path_length}
         self.modules |= {"augment": self.augment, "ada": self.ada}
+        if self.dataset.unreadable is not None:
+            self.modules["skipped_images"] = SkippedImages(self.dataset.unreadable)
         if config.init_from and fresh and distributed.rank() == 0:
             note(load_initial_weights(self.modules, Path(config.init_from), config.freezed))
         for network in (G, D, self.G_ema):
@@ -251,7 +253,10 @@ class GANTrainer:
         """Collects from all processes which images were skipped, and names new ones."""
         opened = (self.dataset, self.unmirrored, self.measured)
         flags = torch.stack([data.unreadable for data in opened if data.unreadable is not None]).amax(dim=0)
-        names = self.dataset.check_unreadable(torch.stack(distributed.gather(flags.to(self.device))).amax(dim=0))
+        flags = torch.stack(distributed.gather(flags.to(self.device))).amax(dim=0).cpu()
+        if self.dataset.unreadable is not None:
+            self.dataset.unreadable.copy_(flags)  # which the state holds, of all processes
+        names = self.dataset.check_unreadable(flags)
         if distributed.rank() == 0 and (new := sorted(set(names) - set(self.unreadable))):
             note(f"skipped, as they cannot be decoded: {', '.join(new)}")
         self.unreadable = names
@@ -319,6 +324,14 @@ class GANTrainer:
         """The real images of the sheets, by their numbers in the data set."""
         count = self.columns * max(min(768 // width_and_height(self.dataset.resolution)[1], 8), 3)
         return self.unmirrored.choose(count, self.config.seed)
+
+
+class SkippedImages(nn.Module):
+    """Which images could not be decoded, in the training state: a resumed run goes on counting and naming them."""
+
+    def __init__(self, unreadable: Tensor):
+        super().__init__()
+        self.register_buffer("unreadable", unreadable)  # the data set's own uint8 [images], into which a state is read
 
 
 def open_data(config: TrainConfig, mirror: bool = False, background: Color | None = None) -> ImageDataset:

@@ -20,7 +20,7 @@ from torch_utils.files import RUN_MARKER, check_own_file, check_own_folder, writ
 from torch_utils.schema import Count, check_values, is_number
 from torch_utils.tensors import FLOATS, is_finite, read_pickled, tensors_in
 
-STATE_TYPES = FLOATS | {torch.float64, torch.int64}  # of the tensors in a training state
+STATE_TYPES = FLOATS | {torch.float64, torch.int64, torch.uint8}  # of the tensors in a training state
 STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which lines are added
 
 
