@@ -93,6 +93,7 @@ def test_write_pngs_writes_each_image_to_its_path(tmp_path):
 
 def test_write_pngs_has_no_more_than_the_batch_in_the_making(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # it would stay at 4 for all tests after this
     making, most, lock = 0, 0, threading.Lock()
 
     def make_images(part: slice):
