@@ -35,7 +35,7 @@ def first_error(emulation: Emulation, bug: Bug, number: int) -> str | None:
 
 
 def _first_error(emulation: Emulation, bug: Bug) -> str | None:
-    op = bug.file.split(".")[0]
+    op = bug.file.split(".")[0].removesuffix("_grad_kernel")
     if op == "cuda":
         op = "moments" if "launch" in bug.what or "block sum" in bug.what else "adaconv"
     if error := check.check(op, "cpu"):
@@ -90,7 +90,7 @@ def main(with_sanitizer: bool) -> int:
 
 def address_error(number: int, bug: Bug) -> str | None:
     """What AddressSanitizer says of a bug, in a process of its own, which it ends."""
-    command = [sys.executable, "-m", "torch_utils.ops.check", "cpu", bug.file.split(".")[0]]
+    command = [sys.executable, "-m", "torch_utils.ops.check", "cpu", bug.file.split(".")[0].removesuffix("_grad_kernel")]
     command += [str(native.build("cpu")), str(build("address"))]
     environment = {**os.environ, **preload("address"), "EMULATED_BUG": str(number)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

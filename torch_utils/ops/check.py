@@ -64,6 +64,7 @@ def _adaconv() -> Iterator[Case]:
     ops = torch.ops.adaconv
     sizes = [(1, 3, 17, 33), (1, 3, 9, 70), (1, 1, 6, 40), (2, 3, 20, 9), (3, 3, 7, 35), (8, 3, 18, 10), (15, 1, 6, 6)]
     sizes += [(4, 3, 33, 40), (16, 3, 5, 6), (2, 5, 9, 34), (1, 7, 12, 8)]
+    sizes += [(1, 3, 16, 11), (8, 3, 24, 9), (2, 3, 8, 3), (36, 3, 8, 5)]  # strips of CUDA's that end with the image
     both = itertools.cycle([*ORDERS, *ORDERS[::-1]])  # with zeros and with reflection
     for (group, k, h, w), mode in itertools.product(sizes, ("zeros", "reflect")):
         n, channels = 2, group * (2 if group < 4 else 1)

@@ -1,12 +1,13 @@
 // AdaConv on the GPU: every sample convolved with its own grouped kernel, "same" size. See adaconv.cpp for the
 // formulas.
 //
-// adaconv_convolve (forward, grad_x): a block of threads computes a tile of pixels of one group of one sample, 8
-// outputs at a time; the inputs of the tile pass through shared memory one by one. adaconv_correlate (grad_kernel): a
-// block sums up over a part of the image for one input and some outputs, all taps at once.
+// Forward and gradient by x: adaconv_rows, for 1x1 and 3x3, computes a strip of pixels of a column in each thread, for
+// up to 8 outputs of a group; threads read x through the L1 cache, and the weights from shared memory. adaconv_any, for
+// other sizes, has the inputs of a tile pass through shared memory one by one. The gradient by the
+// kernel is in adaconv_grad_kernel.cu.
 //
 // Where the border was reflected, the gradient by a pixel near it is that by the pixel and by its reflections: outputs
-// of the same convolution of dy, beyond the border. adaconv_convolve adds them up (`fold`) before it rounds and stores.
+// of the same convolution of dy, beyond the border. They are added up before the sum is rounded and stored.
 
 #include <ATen/ops/empty.h>
 #include <c10/core/ScalarType.h>
@@ -16,42 +17,33 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <type_traits>
 
+#include "adaconv.cuh"
 #include "common.h"
 #include "cuda.cuh"
 
 namespace {
 
+using namespace adaconv;
+
 constexpr int kTileX = 32, kTileY = 8, kPixels = 2;  // threads of a block, and rows for each thread
 constexpr int kThreads = 256;
+constexpr int kInputs = 32;  // of a group, whose weights are in shared memory at once
 
-// The sizes of x and of its kernels [.., C/G, k, k], what lies beyond the border, and whether the kernels are turned
-// round: inputs and outputs exchanged, taps flipped, as the gradient by x has them. With `fold`, what comes out beyond
-// the border is added to where the border was reflected from.
-struct Convolution {
-  int channels, height, width, group, size;
-  bool reflect = false, turned = false, fold = false;
-};
+// Calls f(std::integral_constant<int, t>) for t < N.
+template <int N, int t = 0, class F>
+__device__ __forceinline__ void for_taps(F f) {
+  if constexpr (t < N) {
+    f(std::integral_constant<int, t>{});
+    for_taps<N, t + 1>(f);
+  }
+}
 
 // The outputs of every group that a launch computes: `count` blocks from `first` on.
 struct Outputs {
   int first, count;
 };
-
-__device__ int reflected(int i, int size) {
-  i = abs(i);
-  return i < size ? i : 2 * (size - 1) - i;
-}
-
-// Value (y, x) of a plane, with what lies beyond its border.
-template <class S, class A>
-__device__ A pixel(const S* plane, int y, int x, int height, int width, bool reflect) {
-  if (reflect) {
-    y = reflected(y, height);
-    x = reflected(x, width);
-  }
-  return y >= 0 && y < height && x >= 0 && x < width ? static_cast<A>(plane[int64_t(y) * width + x]) : A(0);
-}
 
 // The places beyond a border of which i is the reflection, within `pad` of it: with `which` = 1 beyond the first
 // border, 2 beyond the last; i itself for 0. Where there is none, kNowhere.
@@ -63,13 +55,99 @@ __device__ int reflection(int i, int size, int pad, int which) {
   return i <= size - 2 && i >= size - 1 - pad ? 2 * (size - 1) - i : kNowhere;
 }
 
-// O outputs of a group from `first` + blockIdx.z · O on. K is the kernel's size, or 0 if the compiler does not know it.
-template <class S, int O, int K, bool fold>
-__global__ void __launch_bounds__(kTileX* kTileY)
-    adaconv_convolve(const S* x, const S* kernel, const S* bias, S* y, Convolution shape, int first) {
+// The weights of a tap for O outputs, in as few loads as can be.
+template <class A, int O>
+struct alignas(sizeof(A) * O < 16 ? sizeof(A) * O : 16) Weights {
+  A of[O];
+};
+
+// How many rows a thread computes: as many as there are registers for.
+template <class A>
+constexpr int kRows = sizeof(A) == 8 ? 2 : 8;
+
+// Adds to O outputs of each row what a tap of an input makes of it.
+template <int t, int K, Border border, class A, int rows, int O>
+__device__ __forceinline__ void add_tap(A (&sum)[rows][O], const A (&window)[rows + K - 1][K],
+                                        const Weights<A, O>& weight, int top, int height) {
+  constexpr int ky = t / K, kx = t % K;
+#pragma unroll
+  for (int p = 0; p < rows; p++) {
+    A value = window[p + ky][kx];
+    if (border == kFolded && ky == 2 && p == 1 && top == 0) value += window[p][kx];
+    if (border == kFolded && ky == 0 && p == rows - 2 && top == height - rows) value += window[p + 2][kx];
+#pragma unroll
+    for (int o = 0; o < O; o++) sum[p][o] += weight.of[o] * value;
+  }
+}
+
+// O outputs of a group from `first` + blockIdx.z · O on, K × K taps. kFolded wants whole strips.
+template <class S, int O, int K, Border border>
+__global__ void __launch_bounds__(kThreads, 2)
+    adaconv_rows(const S* x, const S* kernel, const S* bias, S* y, Convolution shape, int first) {
+  using A = Accumulate<S>;
+  using W = Weights<A, O>;
+  constexpr int rows = kRows<A>, taps = K * K;
+  const int group = shape.group, o0 = first + blockIdx.z * O;
+  const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;
+  const int column = thread % shape.width, top = thread / shape.width * rows;
+  const int64_t plane = int64_t(shape.height) * shape.width, g = blockIdx.y;  // of all groups of all samples
+  const S* kernels = kernel + g * group * group * taps;
+  const S* input = x + g * group * plane;
+
+  A sum[rows][O];
+#pragma unroll
+  for (int o = 0; o < O; o++) {
+    const A shift = bias ? static_cast<A>(bias[g * group + o0 + o]) : A(0);
+#pragma unroll
+    for (int p = 0; p < rows; p++) sum[p][o] = shift;
+  }
+  const auto add = [&](const W* weights) {
+    A window[rows + K - 1][K];
+    load_window<S, rows + K - 1, K, border>(input, top - K / 2, column, shape, window);
+    for_taps<taps>([&](auto t) { add_tap<t.value, K, border>(sum, window, weights[t.value], top, shape.height); });
+  };
+  if constexpr (O == 1) {  // no thread reads many weights
+#pragma unroll 1
+    for (int i = 0; i < group; i++, input += plane) {
+      const S* of = kernels + (shape.turned ? int64_t(i) * group + o0 : int64_t(o0) * group + i) * taps;
+      W weights[taps];
+#pragma unroll
+      for (int t = 0; t < taps; t++) weights[t].of[0] = static_cast<A>(shape.turned ? of[taps - 1 - t] : of[t]);
+      add(weights);
+    }
+  } else {
+    __shared__ W weights[kInputs * taps];
+    for (int i0 = 0; i0 < group; i0 += kInputs) {
+      const int inputs = min(kInputs, group - i0);
+      __syncthreads();  // the weights before have been read
+#pragma unroll 1
+      for (int j = threadIdx.x; j < inputs * taps * O; j += blockDim.x) {
+        const int o = o0 + j % O, t = j / O % taps, i = i0 + j / (O * taps);
+        const int line = shape.turned ? i * group + o : o * group + i, tap = shape.turned ? taps - 1 - t : t;
+        weights[j / O].of[j % O] = static_cast<A>(kernels[int64_t(line) * taps + tap]);
+      }
+      __syncthreads();
+#pragma unroll 1
+      for (int i = 0; i < inputs; i++, input += plane) add(weights + i * taps);
+    }
+  }
+  S* output = y + (g * group + o0) * plane + (top * shape.width + column);
+#pragma unroll
+  for (int p = 0; p < rows; p++, output += shape.width) {
+    if (top + p >= shape.height) break;
+    S* to = output;
+#pragma unroll
+    for (int o = 0; o < O; o++, to += plane) *to = static_cast<S>(sum[p][o]);
+  }
+}
+
+// O outputs of a group from `first` + blockIdx.z · O on, any number of taps.
+template <class S, int O>
+__global__ void __launch_bounds__(kThreads, 2)
+    adaconv_any(const S* x, const S* kernel, const S* bias, S* y, Convolution shape, int first) {
   using A = Accumulate<S>;
   extern __shared__ char memory[];
-  const int k = K ? K : shape.size, pad = k / 2, taps = k * k, group = shape.group;
+  const int k = shape.size, pad = k / 2, taps = k * k, group = shape.group;
   const int tile_width = kTileX + k - 1, tile_height = kTileY * kPixels + k - 1;
   A* tile = reinterpret_cast<A*>(memory);
   A* weight = tile + tile_width * tile_height;  // [taps][O]
@@ -99,7 +177,6 @@ __global__ void __launch_bounds__(kTileX* kTileY)
     }
     __syncthreads();
     for (int ky = 0; ky < k; ky++) {
-#pragma unroll
       for (int kx = 0; kx < k; kx++) {
         A value[kPixels];
         for (int p = 0; p < kPixels; p++)
@@ -109,7 +186,7 @@ __global__ void __launch_bounds__(kTileX* kTileY)
           for (int p = 0; p < kPixels; p++) sum[p][o] += weight[(ky * k + kx) * O + o] * value[p];
       }
     }
-    if constexpr (!fold) continue;
+    if (!shape.fold) continue;
     // the same for the reflections of a pixel: of the taps there few fall on the image, and the tile holds those values
 #pragma unroll
     for (int p = 0; p < kPixels; p++)
@@ -134,35 +211,44 @@ __global__ void __launch_bounds__(kTileX* kTileY)
   }
 }
 
-template <class S, int O, int K>
-void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y,
-                     const Convolution& shape, Outputs outputs) {
-  const int64_t groups = x.size(0) * shape.channels / shape.group;
-  const int64_t tiles = blocks_of(shape.width, kTileX) * blocks_of(shape.height, kTileY * kPixels);
-  const size_t memory = sizeof(Accumulate<S>) *
-                        ((kTileX + shape.size - 1) * (kTileY * kPixels + shape.size - 1) + shape.size * shape.size * O);
-  TORCH_CHECK_VALUE(memory <= 48 << 10, "kernel: ", shape.size, "x", shape.size, " is too large for the GPU kernel");
-  // the grid's second dimension ends at 65535
+// Calls f(first group, groups) for as many at a time as the grid's second dimension holds.
+template <class F>
+void for_groups(int64_t groups, F f) {
   for (int64_t g = 0; g < groups; g += 65535) {
     const int64_t chunk = std::min<int64_t>(groups - g, 65535);
-    const int64_t plane = int64_t(shape.height) * shape.width * shape.group;
-    const int64_t values = int64_t(shape.group) * shape.group * shape.size * shape.size;
-    launch(shape.fold && K != 1 ? adaconv_convolve<S, O, K, K != 1> : adaconv_convolve<S, O, K, false>,
-           dim3(tiles, chunk, outputs.count), dim3(kTileX, kTileY), memory, x.const_data_ptr<S>() + g * plane,
-           kernel.const_data_ptr<S>() + g * values,
-           bias.defined() ? bias.const_data_ptr<S>() + g * shape.group : nullptr, y.mutable_data_ptr<S>() + g * plane,
-           shape, outputs.first);
+    f(g, chunk);
   }
 }
 
 template <class S, int O>
 void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y,
                      const Convolution& shape, Outputs outputs) {
-  switch (shape.size) {
-    case 1: return launch_convolve<S, O, 1>(x, kernel, bias, y, shape, outputs);
-    case 3: return launch_convolve<S, O, 3>(x, kernel, bias, y, shape, outputs);
-    default: return launch_convolve<S, O, 0>(x, kernel, bias, y, shape, outputs);
+  using A = Accumulate<S>;
+  const int k = shape.size;
+  const int64_t plane = int64_t(shape.height) * shape.width * shape.group;
+  const int64_t values = int64_t(shape.group) * shape.group * k * k;
+  const auto run = [&](auto function, int64_t blocks, dim3 threads, size_t memory) {
+    for_groups(x.size(0) * shape.channels / shape.group, [&](int64_t g, int64_t groups) {
+      launch(function, dim3(blocks, groups, outputs.count), threads, memory, x.const_data_ptr<S>() + g * plane,
+             kernel.const_data_ptr<S>() + g * values,
+             bias.defined() ? bias.const_data_ptr<S>() + g * shape.group : nullptr, y.mutable_data_ptr<S>() + g * plane,
+             shape, outputs.first);
+    });
+  };
+  if (k == 1 || (k == 3 && (!shape.fold || shape.height % kRows<A> == 0))) {
+    const int64_t strips = int64_t(shape.width) * blocks_of(shape.height, kRows<A>);
+    const int64_t threads = std::min<int64_t>(blocks_of(strips, 32) * 32, kThreads);
+    run(k == 1          ? adaconv_rows<S, O, 1, kZeros>
+        : shape.fold    ? adaconv_rows<S, O, 3, kFolded>
+        : shape.reflect ? adaconv_rows<S, O, 3, kReflected>
+                        : adaconv_rows<S, O, 3, kZeros>,
+        blocks_of(strips, threads), threads, 0);
+    return;
   }
+  const size_t memory = sizeof(A) * ((kTileX + k - 1) * (kTileY * kPixels + k - 1) + k * k * O);
+  TORCH_CHECK_VALUE(memory <= 48 << 10, "kernel: ", k, "x", k, " is too large for the GPU kernel");
+  run(adaconv_any<S, O>, blocks_of(shape.width, kTileX) * blocks_of(shape.height, kTileY * kPixels),
+      dim3(kTileX, kTileY), memory);
 }
 
 template <class S>
@@ -174,84 +260,6 @@ void convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& b
   if (group - o >= 4) launch_convolve<S, 4>(x, kernel, bias, y, shape, {o, 1}), o += 4;
   if (group - o >= 2) launch_convolve<S, 2>(x, kernel, bias, y, shape, {o, 1}), o += 2;
   if (group - o >= 1) launch_convolve<S, 1>(x, kernel, bias, y, shape, {o, 1});
-}
-
-// Sums of dy[o] · x[i] over part blockIdx.z of the image, for O outputs and K × T taps (T columns from `tap` on).
-template <class S, int O, int K, int T>
-__global__ void __launch_bounds__(kThreads)
-    adaconv_correlate(const S* x, const S* dy, Accumulate<S>* parts, Convolution shape, int64_t groups, int tap) {
-  using A = Accumulate<S>;
-  constexpr int sums = O * K * T, whole = sums / 32 * 32, rest = sums % 32;
-  static_assert(whole <= 32);
-  __shared__ A shared[kThreads / 32][sums];
-  const int group = shape.group, k = shape.size, taps = k * k, pad = k / 2;
-  const int blocks = (group + O - 1) / O;
-  const int64_t g = blockIdx.x / (int64_t(blocks) * group);
-  const int o0 = blockIdx.x / group % blocks * O, i = blockIdx.x % group, first_row = K > 1 ? 0 : tap / k;
-  const int first_column = K > 1 ? 0 : tap % k;
-  const int64_t plane = int64_t(shape.height) * shape.width;
-  const S* input = x + (g * group + i) * plane;
-  const S* output = dy + (g * group + o0) * plane;
-
-  A sum[sums] = {};  // [O][K][T]
-  for (int j = blockIdx.z * kThreads + threadIdx.x; j < plane; j += gridDim.z * kThreads) {
-    const int row = j / shape.width, column = j % shape.width;
-    const int top = row + first_row - pad, left = column + first_column - pad;
-    const bool within = top >= 0 && top + K <= shape.height && left >= 0 && left + T <= shape.width;
-    const S* window = input + int64_t(top) * shape.width + left;
-    A d[O];
-#pragma unroll
-    for (int o = 0; o < O; o++) d[o] = o0 + o < group ? static_cast<A>(output[o * plane + j]) : A(0);
-#pragma unroll
-    for (int ky = 0; ky < K; ky++)
-#pragma unroll
-      for (int kx = 0; kx < T; kx++) {
-        const A value = within ? static_cast<A>(window[ky * shape.width + kx])
-                               : pixel<S, A>(input, top + ky, left + kx, shape.height, shape.width, shape.reflect);
-#pragma unroll
-        for (int o = 0; o < O; o++) sum[(o * K + ky) * T + kx] += d[o] * value;
-      }
-  }
-  // over the lanes of each warp, then over the warps, all sums at once
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if constexpr (whole > 0) {
-    A part[32];
-#pragma unroll
-    for (int n = 0; n < 32; n++) part[n] = sum[n];
-    shared[warp][lane] = warp_sums<32>(part);
-  }
-  if constexpr (rest > 0) {
-    constexpr int size = rest > 16 ? 32 : rest > 8 ? 16 : rest > 4 ? 8 : 4, lanes = 32 / size;
-    A part[size] = {};
-#pragma unroll
-    for (int n = 0; n < rest; n++) part[n] = sum[whole + n];
-    const A total = warp_sums<size>(part);
-    if (lane % lanes == 0 && lane / lanes < rest) shared[warp][whole + lane / lanes] = total;
-  }
-  __syncthreads();
-  const int n = threadIdx.x, o = n / (K * T), ky = n / T % K, kx = n % T;
-  if (n >= sums || o0 + o >= group) return;
-  A total = 0;
-  for (int from = 0; from < kThreads / 32; from++) total += shared[from][n];
-  parts[(blockIdx.z * groups * group + g * group + o0 + o) * group * taps + int64_t(i) * taps + (first_row + ky) * k +
-        first_column + kx] = total;
-}
-
-template <class S, int O, int K, int T>
-void launch_correlate(const at::Tensor& x, const at::Tensor& dy, at::Tensor& parts, const Convolution& shape, int tap) {
-  const int64_t groups = x.size(0) * shape.channels / shape.group;
-  const int64_t blocks = groups * blocks_of(shape.group, O) * shape.group;
-  launch(adaconv_correlate<S, O, K, T>, dim3(blocks, 1, parts.size(0)), kThreads, 0, x.const_data_ptr<S>(),
-         dy.const_data_ptr<S>(), parts.mutable_data_ptr<Accumulate<S>>(), shape, groups, tap);
-}
-
-Convolution check(const at::Tensor& x, at::IntArrayRef kernel, const at::Tensor& other, bool reflect) {
-  check_adaconv(x, kernel, other, reflect);
-  constexpr int64_t most = std::numeric_limits<int>::max();
-  TORCH_CHECK_VALUE(x.size(2) * x.size(3) <= most / 2 && x.size(1) <= most && kernel[3] < 1 << 14 &&
-                        x.size(0) * x.size(1) * kernel[2] <= most,
-                    "x: ", x.sizes(), " is too large for the GPU kernel");
-  return {int(x.size(1)), int(x.size(2)), int(x.size(3)), int(kernel[2]), int(kernel[3]), reflect};
 }
 
 at::Tensor adaconv_cuda(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias,
@@ -278,37 +286,9 @@ at::Tensor adaconv_grad_x_cuda(const at::Tensor& dy_, const at::Tensor& kernel, 
   return dx.contiguous(order_of(dy_));
 }
 
-at::Tensor adaconv_grad_kernel_cuda(const at::Tensor& x_, const at::Tensor& dy_, at::IntArrayRef sizes, bool reflect) {
-  const Convolution shape = check(x_, sizes, dy_, reflect);
-  check_like(x_, dy_, "dy", "x");
-  const c10::cuda::CUDAGuard guard(x_.device());
-  at::Tensor dkernel = empty_output(sizes, x_.options());
-  if (x_.numel() == 0) return dkernel.zero_();
-  const at::Tensor x = x_.contiguous(), dy = dy_.contiguous();
-  DISPATCH_FLOATING(x.scalar_type(), "adaconv_grad_kernel", [&] {
-    // parts of the image, so that few groups keep the GPU busy too; each is summed up in a fixed order
-    const int64_t groups = x.size(0) * shape.channels, plane = x.size(2) * x.size(3);
-    const int64_t count = std::clamp<int64_t>(std::min(4096 / groups, plane / (8 * kThreads)), 1, 64);
-    at::Tensor parts = at::empty({count, x.size(0) * x.size(1), shape.group, shape.size, shape.size},
-                                 x.options().dtype(c10::CppTypeToScalarType<Accumulate<scalar_t>>::value));
-    if (shape.size == 1) {
-      launch_correlate<scalar_t, 8, 1, 1>(x, dy, parts, shape, 0);
-    } else if (shape.size == 3) {
-      shape.group == 1 ? launch_correlate<scalar_t, 1, 3, 3>(x, dy, parts, shape, 0)
-                       : launch_correlate<scalar_t, 4, 3, 3>(x, dy, parts, shape, 0);
-    } else {
-      for (int tap = 0; tap < shape.size * shape.size; tap++)
-        launch_correlate<scalar_t, 8, 1, 1>(x, dy, parts, shape, tap);
-    }
-    dkernel.copy_(parts.sum(0).view(sizes));
-  });
-  return dkernel;
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(adaconv, CUDA, m) {
   m.impl("adaconv", &adaconv_cuda);
   m.impl("adaconv_grad_x", &adaconv_grad_x_cuda);
-  m.impl("adaconv_grad_kernel", &adaconv_grad_kernel_cuda);
 }

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 inline int64_t blocks_of(int64_t work, int64_t size) { return (work + size - 1) / size; }
 
@@ -22,6 +23,19 @@ template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t shared, Arguments... arguments) {
   kernel<<<grid, threads, shared, c10::cuda::getCurrentCUDAStream()>>>(arguments...);
   C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Has the compiler keep a value in a register, and neither compute it again nor take it apart, if it is the address of
+// a tensor.
+template <class T>
+__device__ __forceinline__ void keep(T& value) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == 8)
+    asm("" : "+l"(value));
+  else
+    asm("" : "+r"(value));
+  if constexpr (std::is_pointer_v<T>) __builtin_assume(__isGlobal(value));
+#endif
 }
 
 // N sums of a value each over the lanes of a warp, N a power of two up to 32: each lane gets the one of number
