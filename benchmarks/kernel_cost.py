@@ -55,12 +55,25 @@ class Case:
 
     what: str
     kernel: str
-    trips: tuple[int, ...]
+    trips: tuple[float, ...]
     values: int | None
     moved: float
 
 
+# AdaConv at 256², batch 32, 64 channels: with C/G 8, a block of 256 threads brings 576 weights into shared memory, by
+# one of two loops, and each thread runs 8 inputs; for the gradient by the kernel, a warp takes a sixteenth of an image.
 CASES = (
+    Case("adaconv, C/G 8", r"adaconv_rowsISLi8ELi3ELN\w+BorderE0E", (1, 2.25, 0, 8), 64, 2),
+    Case("adaconv, C/G 8, reflect", r"adaconv_rowsISLi8ELi3ELN\w+BorderE1E", (1, 2.25, 0, 8), 64, 2),
+    Case("its gradient by x, C/G 8, reflect", r"adaconv_rowsISLi8ELi3ELN\w+BorderE2E", (1, 2.25, 0, 8), 64, 2),
+    Case("adaconv, C/G 1", r"adaconv_rowsISLi1ELi3ELN\w+BorderE0E", (1,), 8, 2),
+    Case("adaconv, C/G 1, reflect", r"adaconv_rowsISLi1ELi3ELN\w+BorderE1E", (1,), 8, 2),
+    Case("its gradient by x, C/G 1, reflect", r"adaconv_rowsISLi1ELi3ELN\w+BorderE2E", (1,), 8, 2),
+    # 4 of 8 × 8 pairs of an input and an output: a sixteenth of the work of 8 values, for 4 pixels
+    Case("its gradient by the kernel, C/G 8", r"adaconv_correlateISLi4ELi3ELN\w+BorderE0E", (32,), 64, 2),
+    Case("its gradient by the kernel, C/G 8, reflect", r"adaconv_correlateISLi4ELi3ELN\w+BorderE1E", (32,), 64, 2),
+    Case("its gradient by the kernel, C/G 1", r"adaconv_correlateISLi1ELi3ELN\w+BorderE0E", (32,), 128, 2),
+    Case("its gradient by the kernel, C/G 1, reflect", r"adaconv_correlateISLi1ELi3ELN\w+BorderE1E", (32,), 128, 2),
     Case("upfirdn2d, 4 taps, up 2", r"upfirdn2d_rowsISLi2ELi1ELb1E", (), 8, 1.25),
     Case("upfirdn2d, 4 taps, down 2", r"upfirdn2d_rowsISLi1ELi2ELb1E", (), 8, 5),
     Case("upfirdn2d, 4 taps, up 1, down 1", r"upfirdn2d_rowsISLi1ELi1ELb1E", (), 8, 2),
@@ -87,7 +100,7 @@ def functions(sass: str) -> dict[str, list[str]]:
     return result
 
 
-def count(body: list[str], trips: tuple[int, ...]) -> float:
+def count(body: list[str], trips: tuple[float, ...]) -> float:
     """The instructions that a thread executes, with loops run `trips` times.
 
     Raises:

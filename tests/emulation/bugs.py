@@ -71,7 +71,7 @@ BUGS = (
         "adaconv.cu",
         "if (top + p >= shape.height) break;",
         "if (top + p >= shape.height + BUG) break;",
-        "values",
+        "crash",
     ),
     Bug(
         "gradient by x: what lies beyond the border is folded onto it",

@@ -34,10 +34,16 @@ def first_error(emulation: Emulation, bug: Bug, number: int) -> str | None:
     return f"it ended with signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else message or None
 
 
-def _first_error(emulation: Emulation, bug: Bug) -> str | None:
+def op_of(bug: Bug) -> str:
+    """The op whose inputs show a bug."""
     op = bug.file.split(".")[0].removesuffix("_grad_kernel")
     if op == "cuda":
-        op = "moments" if "launch" in bug.what or "block sum" in bug.what else "adaconv"
+        return "moments" if "launch" in bug.what or "block sum" in bug.what else "adaconv"
+    return op
+
+
+def _first_error(emulation: Emulation, bug: Bug) -> str | None:
+    op = op_of(bug)
     if error := check.check(op, "cpu"):
         return error
     try:
@@ -90,7 +96,7 @@ def main(with_sanitizer: bool) -> int:
 
 def address_error(number: int, bug: Bug) -> str | None:
     """What AddressSanitizer says of a bug, in a process of its own, which it ends."""
-    command = [sys.executable, "-m", "torch_utils.ops.check", "cpu", bug.file.split(".")[0].removesuffix("_grad_kernel")]
+    command = [sys.executable, "-m", "torch_utils.ops.check", "cpu", op_of(bug)]
     command += [str(native.build("cpu")), str(build("address"))]
     environment = {**os.environ, **preload("address"), "EMULATED_BUG": str(number)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
