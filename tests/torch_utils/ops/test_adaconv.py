@@ -117,6 +117,25 @@ def test_first_and_second_derivatives_equal_those_of_the_loop(group, k, mode):
     torch.testing.assert_close(derivatives(adaconv), derivatives(reference), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(8, 5), (16, 2), (9, 6), (2, 3), (3, 3)])
+@pytest.mark.parametrize("group", [1, 2])
+def test_the_gradient_by_a_reflected_x_is_rounded_once_and_the_same_every_time(group, size, dtype, implementation):
+    """What comes back from beyond the border is added before the sum is rounded, and in a fixed order."""
+    if implementation == "reference":
+        pytest.skip("PyTorch's own gradient of reflection rounds more often")
+    torch.manual_seed(0)
+    x, kernel, _ = (a.detach().to(dtype) for a in arguments(2, 4, group, 3, size))
+    x, dy = x.requires_grad_(), torch.randn_like(x)
+    first, second = (torch.autograd.grad(adaconv(x, kernel, None, "reflect"), x, dy)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    exact = x.detach().double().requires_grad_()
+    expected = torch.autograd.grad(reference(exact, kernel.double(), None, "reflect"), exact, dy.double())[0]
+    # half a unit in the last place of the result, and what float32's sums are off by
+    allowed = torch.finfo(dtype).eps / 2 * expected.abs() + 40 * torch.finfo(torch.float32).eps
+    assert ((first.double() - expected).abs() <= allowed).all()
+
+
 def test_gradients_of_one_argument_alone():
     torch.manual_seed(0)
     x, kernel, _ = arguments()
