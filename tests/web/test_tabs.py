@@ -218,8 +218,10 @@ def test_a_mask_can_be_painted(page, app):
 
 def test_a_video_is_stylized_as_by_stylize_py(page, app):
     pytest.importorskip("av")
-    _, styles = write_pictures(app.folder)
-    frames = (torch.full((3, 48, 64), 20 * i, dtype=torch.uint8) for i in range(6))
+    content, styles = write_pictures(app.folder)
+    # Not of one colour, whose features have no deviation: normalized, they would be rounding errors alone.
+    pixels = torch.from_numpy(np.array(Image.open(content).resize((64, 48)))).permute(2, 0, 1)
+    frames = (pixels.roll(3 * i, 2) for i in range(6))
     write_animation(app.folder / "film.mp4", frames, 6, 10)
     open_tab(page, "Stylize")
     upload(page, "style-1", styles[0])
@@ -230,8 +232,7 @@ def test_a_video_is_stylized_as_by_stylize_py(page, app):
     command = command_with(page, "stylize-command", "--content film.mp4", "--out out/film-stylized.mp4")
     (app.folder / "filmed.mp4").write_bytes(fetch(page, "#filmed video"))
     ours, theirs = frames_of(app.folder / "filmed.mp4"), frames_of(run_command(command, app.folder))
-    # x264's threads do not always find the same bits
-    assert ours.shape == theirs.shape == (6, 3, 48, 64) and (ours - theirs).abs().mean() < 1
+    assert ours.shape == theirs.shape == (6, 3, 48, 64) and (ours - theirs).abs().mean() < 0.5
 
 
 def frames_of(path: Path) -> torch.Tensor:
