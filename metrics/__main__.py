@@ -19,7 +19,7 @@ from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
 from metrics.encoders import SHIPPED
 from metrics.names import CLIP, DINOV2, LISTED, higher_is_better, parse_metric, values_of
-from metrics.nearest import NearestRequest, nearest_images
+from metrics.nearest import FIGURES, NearestRequest, nearest_images
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
@@ -302,6 +302,13 @@ def evaluate_together(
     help="Folder or ZIP of images of the same kind that were not trained on: whether fakes lie nearer to the training "
     "images than these do is then tested (C_T).",
 )
+@option(
+    "What",
+    "--fld",
+    is_flag=True,
+    help="With --test, add the feature likelihood divergence (FLD), which grows with bad images, lost modes, copies. "
+    "It takes minutes for tens of thousands of images.",
+)
 @option("What", "--seeds", type=NumberRanges(), default="0-15", help="Seeds and ranges of seeds, such as 0-99,200,3.")
 @option("What", "--class", "class_name", type=ClassName(), help="Class of all images, by number or by name.")
 @option("What", "--trunc", type=Float(-10, 10), default=1.0, help="Truncation psi of the images; 1 is none.")
@@ -357,13 +364,14 @@ def nearest_command(
             f"({row['nearest_to_another']:.4g} from there to another real image){verdict}"
         )
     authentic = sum(row["authentic"] for row in found.rows)
-    c_t = f"; C_T {found.figures['c_t']:.2f}" if "c_t" in found.figures else ""
-    print(f"{authentic} of {len(found.rows)} authentic{c_t}; the sheet is {out}")
+    tests = [f"; {name} {found.figures[key]:.2f}" for key, name in FIGURES.items() if key in found.figures]
+    print(f"{authentic} of {len(found.rows)} authentic{''.join(tests)}; the sheet is {out}")
 
 
 @main.command("report", example=REPORT)
 @evaluation_options
-@option("What", "--test", metavar="PATH", help="Images that were not trained on, for C_T.")
+@option("What", "--test", metavar="PATH", help="Folder or ZIP of images that were not trained on, for C_T.")
+@option("What", "--fld", is_flag=True, help="With --test, add the feature likelihood divergence (FLD).")
 @option("What", "--seeds", type=NumberRanges(), default="0-199", help="Seeds of the images whose nearest are searched.")
 @option(
     "How",
@@ -376,6 +384,7 @@ def report_command(
     metrics: str,
     trunc: list[float] | None,
     test: str | None,
+    fld: bool,
     seeds: list[int],
     detector: str | None,
     gpus: int | None,
@@ -401,7 +410,7 @@ def report_command(
     records = evaluate_together(request, gpus or procs)
     device = "cuda" if gpus else "cpu"
     nearest = NearestRequest(
-        network=request.network, fakes=None, data=data, test=test, seeds=seeds, class_name=None,
+        network=request.network, fakes=None, data=data, test=test, fld=fld, seeds=seeds, class_name=None,
         trunc=request.truncations[0], detector=detector or next(iter(SHIPPED)), detector_weights=weights,
         neighbours=5, rows=8, batch=request.batch, workers=request.workers, device=device,
     )  # fmt: skip
@@ -409,7 +418,7 @@ def report_command(
     try:
         found = nearest_images(nearest)
     except UserError as error:
-        if detector or test:
+        if detector or test or fld:
             raise
         problem = error.message
         note(f"warning: nearest training images are left out: {problem}")

@@ -22,6 +22,7 @@ from media.images import grid
 from metrics import detectors, encoders
 from metrics.detectors import PublishedDetector
 from metrics.features import Features, Source, dataset_source, describe_images
+from metrics.fld import feature_likelihood_divergence
 from metrics.memorization import copying_test
 from metrics.request import check_shape, open_fakes
 from metrics.scores import BLOCK_ROWS
@@ -31,6 +32,7 @@ from models.snapshot import find_snapshot, load_generator
 from torch_utils.errors import Failure, UserError
 
 BLOCK_FAKES = 128  # whose distances to all real images are in memory at a time
+FIGURES = {"c_t": "C_T", "fld": "FLD"}  # of the memorization, with --test, and what they are called
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class NearestRequest:
     fakes: str | None  # or images
     data: str
     test: str | None  # images of the same source that were not trained on
+    fld: bool  # whether to compute FLD as well, which takes long for many images
     seeds: list[int]
     class_name: int | str | None
     trunc: float
@@ -89,7 +92,7 @@ class Found:
     sheet: Tensor  # uint8 [C, …, …]
     rows: list[dict[str, Any]]  # of all fakes, see `make_rows`
     shown: list[int]  # the fakes on the sheet
-    figures: dict[str, float]  # authentic, and c_t where there are test images
+    figures: dict[str, float]  # authentic, c_t where there are test images, and fld where it is wanted
 
 
 # --- features and distances -----------------------------------------------------------------------------------------
@@ -179,6 +182,8 @@ def exact_distances(a: Tensor, real: Tensor, indices: Tensor) -> Tensor:
 
 def nearest_images(request: NearestRequest) -> Found:
     """What `python -m metrics nearest` shows and prints. Raises UserError."""
+    if request.fld and request.test is None:
+        raise UserError("--fld compares with images that were not trained on; name them with --test")
     dataset = ImageDataset(request.data, mirror=True, background=WHITE)
     if len(dataset.names) < 2:
         raise UserError(f"{request.data} has only one image; at least 2 are needed")
@@ -194,8 +199,10 @@ def nearest_images(request: NearestRequest) -> Found:
         source = dataset_source(test, range(len(test)), request.workers)
         new = collect(source, len(test), request.batch, describe, "test images")
         distances = find_nearest(new, real, 1, mirrored=True).distances[:, 0]
-        train = real[: len(dataset.names)]
-        figures["c_t"] = copying_test(train, new, fake, distances, found.distances[:, 0])
+        versions = real.view(2, len(dataset.names), -1)  # the images, and flipped
+        figures["c_t"] = copying_test(versions[0], new, fake, distances, found.distances[:, 0])
+        if request.fld:
+            figures["fld"] = feature_likelihood_divergence(versions, new, fake)
     shown = found.most_suspicious(request.rows)
     images = torch.cat(list(fakes.source([shown])))
     return Found(nearest_sheet(images, dataset, found, shown), make_rows(fakes.origins, dataset, found), shown, figures)

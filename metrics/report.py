@@ -140,6 +140,8 @@ def nearest_section(page: Page) -> str:
     text += "their nearest training image has another training image that is nearer to it."
     if "c_t" in found.figures:
         text += f" C_T is {found.figures['c_t']:.2f}; far below 0, training images are copied."
+    if "fld" in found.figures:
+        text += f" FLD is {found.figures['fld']:.2f}; 0 means as good as training images, and copies raise it."
     rows = []
     for number in found.shown:
         row = found.rows[number]

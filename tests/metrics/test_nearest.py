@@ -126,13 +126,14 @@ def test_c_t_tells_copies_from_new_images(command, copies, encoder_file, tmp_pat
     for name, fakes in (("copied", copied), ("new", new)):
         fakes = write_images(tmp_path / name, fakes)
         out = command(
-            "nearest", "--fakes", fakes, *arguments, "--detector", encoder_file, "--workers", 0, "--json",
+            "nearest", "--fakes", fakes, *arguments, "--detector", encoder_file, "--workers", 0, "--json", "--fld",
             "--out", tmp_path / "sheet.png",
         )  # fmt: skip
         assert out[0] == 0, out[2]
         values.append(json.loads(out[1]))
     assert values[0]["c_t"] < -5 and abs(values[1]["c_t"]) < 3
     assert values[0]["authentic"] < 0.1 < values[1]["authentic"]
+    assert values[0]["fld"] > values[1]["fld"] + 10
 
 
 def test_mistakes_are_one_line(command, copies, encoder_file, tmp_path, faces16):  # noqa: F811
@@ -145,6 +146,7 @@ def test_mistakes_are_one_line(command, copies, encoder_file, tmp_path, faces16)
         (["--detector", encoder_file], "--data"),
         (["--data", data, "--detector", encoder_file, "--test", data], "the same images"),
         (["--data", data, "--detector", encoder_file, "--test", faces16], "16x16"),
+        (["--data", data, "--detector", encoder_file, "--fld"], "name them with --test"),
         (["--data", data, "--detector", encoder_file, "--fakes", data], "name --network or --fakes, not both"),
     ]:
         code, _, err = command("nearest", "--network", snapshot, *arguments, *out)
