@@ -19,7 +19,7 @@ from torch_utils.schema import read_json
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 1 << 20
-MAX_RATIO, MIN_BYTES = 64, 1 << 20  # of a compressed tar file: unpacked bytes to those read, where these are counted
+MAX_RATIO = 64  # of a compressed tar file: unpacked bytes to those read
 CLASS_FILE = "dataset.json"
 IMAGE_NAMES = ("image", "img", "png", "jpg", "jpeg", "webp")  # suffixes in tar files, or columns of Parquet files
 LABEL_NAMES = ("label", "labels", "cls", "class")
@@ -87,7 +87,7 @@ def tar_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all members, which would be the whole of the memory
-            if member.offset_data + member.size > MAX_RATIO * max(file.tell(), MIN_BYTES):
+            if is_bomb(archive, member, file):
                 raise ShardError("it unpacks to much more than it has, as only harmful files do")
             folder, slash, name = member.name.rpartition("/")
             if not member.isfile() or name.startswith("."):
@@ -104,6 +104,13 @@ def tar_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
                 label = parse_label(read_member(archive, member, MAX_LABEL_BYTES))
         if image is not None and position + 1 > start:
             yield image, label
+
+
+def is_bomb(archive: tarfile.TarFile, member: tarfile.TarInfo, file: BinaryIO) -> bool:
+    """Whether a compressed file claims far more bytes than images can become. Of a plain one, what it has is all."""
+    if archive.fileobj.comptype == "tar":  # type: ignore[attr-defined]
+        return False
+    return member.offset_data + member.size > MAX_IMAGE_BYTES + MAX_RATIO * file.tell()
 
 
 class Member(tarfile.TarInfo):

@@ -19,7 +19,7 @@ from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
 from metrics.encoders import SHIPPED
 from metrics.names import CLIP, DINOV2, LISTED, higher_is_better, parse_metric, values_of
-from metrics.nearest import FIGURES, NearestRequest, nearest_images
+from metrics.nearest import FIGURES, FLD_NEEDS_TEST, NearestRequest, nearest_images
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
@@ -399,6 +399,8 @@ def report_command(
     names = parse_names(metrics, generator=True)
     data, weights = options["data"], options["detector_weights"]
     check_paths(data, weights)
+    if fld and test is None:
+        raise UserError(FLD_NEEDS_TEST)
     if detector:
         find_detector(detector)
     gpus = distributed.count_gpus(gpus)

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+SAME = 1e-6  # of the squared distance in each dimension, of copies
 MIN_VARIANCE = 0.1**2
 MAX_STEPS, TOLERANCE = 100, 1e-3  # of the fit, which ends where a step adds less to 100/d · mean log p
 BLOCK_ROWS = 1024  # images whose densities are in memory at a time
@@ -53,7 +54,7 @@ def fit_variances(centres: Tensor, train: Tensor, own: Tensor | None = None) -> 
     """σ² [M] by which training images [K, n, D] are most likely, by expectation maximization from σ = 1.
 
     With rᵢⱼ the share of Gaussian j in p(xᵢ), a step sets σⱼ² = Σᵢ rᵢⱼ ‖xᵢ − gⱼ‖² / (d Σᵢ rᵢⱼ), or the floor if that is
-    higher. `own` [M] is the training image that each centre is, which it does not explain.
+    higher. `own` [M] is the training image that each centre is; it explains neither that one nor copies of it.
     """
     dimensions, variances, before = train.shape[2], centres.new_ones(len(centres)), -math.inf
     for _ in range(MAX_STEPS):
@@ -61,7 +62,9 @@ def fit_variances(centres: Tensor, train: Tensor, own: Tensor | None = None) -> 
         for numbers, x in numbered_blocks(train):
             terms, squares = log_terms(x, centres, variances)
             if own is not None:
-                terms = terms.masked_fill(numbers[:, None] == own, -math.inf)
+                same = (numbers[:, None] == own) | (squares <= SAME * dimensions)
+                kept = ~same.all(dim=1)  # an image that only itself and its copies could explain says nothing
+                terms, squares = terms.masked_fill(same, -math.inf)[kept], squares[kept]
             density = terms.logsumexp(dim=1, keepdim=True)
             shares = (terms - density).exp()
             weights += shares.sum(dim=0)

@@ -32,6 +32,7 @@ from models.snapshot import find_snapshot, load_generator
 from torch_utils.errors import Failure, UserError
 
 BLOCK_FAKES = 128  # whose distances to all real images are in memory at a time
+FLD_NEEDS_TEST = "--fld compares with images that were not trained on; name them with --test"
 FIGURES = {"c_t": "C_T", "fld": "FLD"}  # of the memorization, with --test, and what they are called
 
 
@@ -183,7 +184,7 @@ def exact_distances(a: Tensor, real: Tensor, indices: Tensor) -> Tensor:
 def nearest_images(request: NearestRequest) -> Found:
     """What `python -m metrics nearest` shows and prints. Raises UserError."""
     if request.fld and request.test is None:
-        raise UserError("--fld compares with images that were not trained on; name them with --test")
+        raise UserError(FLD_NEEDS_TEST)
     dataset = ImageDataset(request.data, mirror=True, background=WHITE)
     if len(dataset.names) < 2:
         raise UserError(f"{request.data} has only one image; at least 2 are needed")

@@ -32,7 +32,7 @@ from training.finetune import freeze, load_initial_weights
 from training.log import Averages, Log
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
 from training.optimizer import GuardedOptimizer, ema_beta, lazy_adam, update_ema
-from training.runs import record_unreadable
+from training.runs import SKIPPED, record_unreadable
 
 HALF_RESOLUTIONS = 4
 METRICS_BACKGROUND = WHITE  # of transparent images in metrics
@@ -71,7 +71,7 @@ class GANTrainer:
         self.modules: dict[str, nn.Module] = {"G": G, "D": D, "G_ema": self.G_ema, "path_length": self.path_length}
         self.modules |= {"augment": self.augment, "ada": self.ada}
         if self.dataset.unreadable is not None:
-            self.modules["skipped_images"] = SkippedImages(self.dataset.unreadable)
+            self.modules[SKIPPED] = SkippedImages(self.dataset.unreadable)
         if config.init_from and fresh and distributed.rank() == 0:
             note(load_initial_weights(self.modules, Path(config.init_from), config.freezed))
         for network in (G, D, self.G_ema):
@@ -254,8 +254,8 @@ class GANTrainer:
         opened = (self.dataset, self.unmirrored, self.measured)
         flags = torch.stack([data.unreadable for data in opened if data.unreadable is not None]).amax(dim=0)
         flags = torch.stack(distributed.gather(flags.to(self.device))).amax(dim=0).cpu()
-        if self.dataset.unreadable is not None:
-            self.dataset.unreadable.copy_(flags)  # which the state holds, of all processes
+        if self.dataset.unreadable is not None:  # it is in the state; workers may set others at the same time
+            self.dataset.unreadable[flags.bool()] = 1
         names = self.dataset.check_unreadable(flags)
         if distributed.rank() == 0 and (new := sorted(set(names) - set(self.unreadable))):
             note(f"skipped, as they cannot be decoded: {', '.join(new)}")

@@ -23,7 +23,7 @@ from torch_utils.memory import keep_freed_memory, out_of_memory
 from training.config import RunConfig
 from training.log import Averages, Log
 from training.optimizer import GuardedOptimizer
-from training.runs import check_state, evaluation_is_due, load_state, module_state, save_state
+from training.runs import SKIPPED, check_state, evaluation_is_due, load_state, module_state, save_state
 
 MAX_NONFINITE_STEPS = 50  # in a row, after which training has diverged
 SECOND_INTERRUPT_SECONDS = 3  # after the first ^C, from which on another one ends the training at once
@@ -155,6 +155,8 @@ def restore(
     step, evaluation_due = 0, False
     if state_path is not None:
         state = distributed.on_rank_0(load_state, state_path)  # other machines may not have the file
+        if SKIPPED in trainer.modules:  # which a run that began without --skip-unreadable has not counted
+            state.setdefault(SKIPPED, module_state(trainer.modules[SKIPPED]))
         try:
             check_state(state, trainer.modules, trainer.optimizers)
             set_random_state(state["random"], device)
@@ -198,6 +200,7 @@ def training_state(
     trainer: Trainer, config: RunConfig, step: int, evaluating: bool, device: torch.device
 ) -> dict[str, Any]:
     """Everything that the next step depends on, gathered from all processes."""
+    trainer.statistics()  # gathers what the modules count in each process, such as the images that were skipped
     state: dict[str, Any] = {name: module_state(module) for name, module in trainer.modules.items()}
     state |= {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
     state |= {"step": step, "random": random_states(device), "averages": trainer.averages.state()}

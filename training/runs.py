@@ -21,6 +21,7 @@ from torch_utils.schema import Count, check_values, is_number
 from torch_utils.tensors import FLOATS, is_finite, read_pickled, tensors_in
 
 STATE_TYPES = FLOATS | {torch.float64, torch.int64, torch.uint8}  # of the tensors in a training state
+SKIPPED = "skipped_images"  # the part of a state that has the images that could not be decoded
 STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which lines are added
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import gradio as gr
@@ -59,7 +60,8 @@ def class_fields(page: Page, name: str) -> list[Any]:
 
     def of_class(model: str, value: Any) -> dict[str, Any]:
         names = [ANY_CLASS, *page.shelf.class_names(model)]
-        return {"choices": names, "value": value if value in names else ANY_CLASS, "visible": len(names) > 1}
+        known = value in names or (len(names) > 1 and re.fullmatch(r"\d+(\+\d+)*", str(value)))  # "2", "1+3"
+        return {"choices": names, "value": value if known else ANY_CLASS, "visible": len(names) > 1}
 
     def toward(model: str, value: Any) -> dict[str, Any]:
         labelled = page.shelf.config(model).c_dim > 0

@@ -56,6 +56,7 @@ TERMS = {
 }  # fmt: skip
 ALWAYS = ("parameters", "kimg", "metric")  # explained even where a table has none
 ROW = re.compile(r"^\| ([^|]+) \|", re.MULTILINE)
+NAME = re.compile(r"[\w.@-]+")
 KIND = re.compile("[a-z]+")
 COUNT = re.compile(",? of [0-9,]+ (images|paths)")  # of the names in LISTED
 
@@ -63,7 +64,7 @@ COUNT = re.compile(",? of [0-9,]+ (images|paths)")  # of the names in LISTED
 def explain(card: str) -> str:
     """A list, in Markdown, of the terms in the tables of a card, with their meanings."""
     rows = [name.replace("\\", "").strip() for name in ROW.findall(card)]
-    names = dict.fromkeys([*ALWAYS, *rows])
+    names = dict.fromkeys([*ALWAYS, *filter(NAME.fullmatch, rows)])  # what is in a file can be anything
     meanings = {name: TERMS.get(name) or metric_meaning(name) for name in names}
     return "\n".join(f"- `{name}`: {text}" for name, text in meanings.items() if text)
 

@@ -121,3 +121,14 @@ def test_features_may_be_constant_and_fakes_few():
         value = feature_likelihood_divergence(train[None], new, cloud(count, seed=2))
         assert np.isfinite(value)
     assert feature_likelihood_divergence(train[None], new, train[:1]) == pytest.approx(0, abs=60)
+
+
+def test_copies_among_the_training_images_change_little():
+    """They would explain each other: a constant from Gaussians as narrow as the floor would praise every model."""
+    train, new, fakes = cloud(100, seed=1), cloud(100, seed=2), cloud(100, seed=3)
+    alone = feature_likelihood_divergence(train[None], new, fakes)
+    twice = feature_likelihood_divergence(train.repeat(2, 1)[None], new, fakes)
+    assert abs(twice - alone) < 5, (alone, twice)
+    copies = feature_likelihood_divergence(train.repeat(2, 1)[None], new, train)
+    assert copies > twice + 50
+    assert abs(feature_likelihood_divergence(train[:1].repeat(10, 1)[None], new, fakes)) < 1e6  # finite, if no use

@@ -36,3 +36,9 @@ def test_metrics_are_explained_by_what_they_are(name, meaning):
 def test_only_the_terms_of_the_card_are_explained():
     text = explain("| | |\n|---|---|\n| c\\_dim | 6 |\n| swd2k\\_32 | 9 |\n| something | 1 |\n")
     assert [line.split("`")[1] for line in text.splitlines()] == ["parameters", "kimg", "metric", "c_dim", "swd2k_32"]
+
+
+def test_names_from_a_file_are_no_markup():
+    name = "fd5k\\_full@x` ![i](http://evil.example/i.png) `y"
+    text = explain(f"| | |\n|---|---|\n| {name} | 9 |\n")
+    assert "evil" not in text and "`kimg`" in text

@@ -58,9 +58,10 @@ BUILDER = """
 import json, sys
 import torch
 from torch.utils.cpp_extension import load
-# `load` builds and loads, but only whoever asked for the library loads it: here one with a sanitizer cannot be loaded.
-torch.ops.load_library = lambda path: None
-load(**json.loads(sys.argv[1]), verbose=True, is_python_module=False)
+options = json.loads(sys.argv[1])
+if any(flag.startswith("-fsanitize") for flag in options.get("extra_ldflags", [])):
+    torch.ops.load_library = lambda path: None  # it needs the sanitizer's own libraries, which are not here
+load(**options, verbose=True, is_python_module=False)
 """
 
 
