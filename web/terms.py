@@ -56,7 +56,7 @@ TERMS = {
 }  # fmt: skip
 ALWAYS = ("parameters", "kimg", "metric")  # explained even where a table has none
 ROW = re.compile(r"^\| ([^|]+) \|", re.MULTILINE)
-NAME = re.compile(r"[\w.@-]+")
+NAME = re.compile(r"[\w.@ -]+")
 KIND = re.compile("[a-z]+")
 COUNT = re.compile(",? of [0-9,]+ (images|paths)")  # of the names in LISTED
 
