@@ -47,6 +47,8 @@ def find_codes(model: Model, source: str, seed: float | None, inverted: list[Inv
         raise UserError(
             f"{source} was inverted with another model; choose that model, or invert the image with this one"
         )
+    if model.trunc_class:
+        raise UserError(f"{source} is of no class; turn off the truncation towards the mean of the class")
     return Codes(model.G.truncated(found.codes.ws, model.psi), found.codes.noise)
 
 
