@@ -232,7 +232,10 @@ def test_a_video_is_stylized_as_by_stylize_py(page, app):
     command = command_with(page, "stylize-command", "--content film.mp4", "--out out/film-stylized.mp4")
     (app.folder / "filmed.mp4").write_bytes(fetch(page, "#filmed video"))
     ours, theirs = frames_of(app.folder / "filmed.mp4"), frames_of(run_command(command, app.folder))
-    assert ours.shape == theirs.shape == (6, 3, 48, 64) and (ours - theirs).abs().mean() < 0.5
+    assert ours.shape == theirs.shape == (6, 3, 48, 64)
+    # x264 does not always spend its bits alike on frames after the first one: two results differ by up to 1.6.
+    assert (ours - theirs).abs().mean() < 3 and (ours[0] - theirs[0]).abs().mean() < 1
+    assert (ours - frames_of(app.folder / "film.mp4")).abs().mean() > 12  # so that this says something
 
 
 def frames_of(path: Path) -> torch.Tensor:
