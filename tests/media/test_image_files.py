@@ -1,0 +1,86 @@
+"""media.image_files: which files a data set has, under which names, and what is said of those that it leaves out."""
+
+import json
+import unicodedata
+import zipfile
+
+import numpy as np
+import pytest
+
+from media.check import check_dataset
+from media.dataset import ImageDataset
+from media.image_files import ImageFiles
+from tests.media.test_dataset import encoded, fails, image, make_folder, make_zip, numbered
+from torch_utils.errors import UserError
+from training.runs import mark
+
+
+@pytest.mark.parametrize("make", [make_zip, make_folder])
+def test_names_are_compared_in_one_form(tmp_path, make):
+    """Whatever spelling members and labels have, each image has its label; a wrapping folder changes nothing."""
+    names = ["a/é.png", "b/c.png"]
+    labels = [[names[0], 1], [names[1], 0]]
+    files = {name: encoded(image(i)) for i, name in enumerate(names)}
+    table = {"dataset.json": json.dumps({"labels": labels}).encode()}
+    spellings = {
+        "plain": files | table,
+        "decomposed": {unicodedata.normalize("NFD", name): data for name, data in files.items()} | table,
+        "wrapped": {f"set/{name}": data for name, data in (files | table).items()},
+    }
+    if make is make_zip:
+        spellings["dots"] = {f"./{name}": data for name, data in (files | table).items()}
+        spellings["backslashes"] = {name.replace("/", "\\"): data for name, data in files.items()} | table
+        spellings["macos"] = spellings["wrapped"] | {"__MACOSX/set/._c.png": b"", "set/.DS_Store": b""}
+    other = [[unicodedata.normalize("NFD", ".\\a\\é.png"), 1], ["./b//c.png", 0]]
+    spellings["labels"] = files | {"dataset.json": json.dumps({"labels": other}).encode()}
+    for spelling, members in spellings.items():
+        data = ImageDataset(make(tmp_path / f"{spelling}.zip", members), use_labels=True)
+        assert (data.names, data.labels.tolist()) == (names, [1, 0]), spelling
+        assert all(np.array_equal(data[i][0], np.array(image(i)).transpose(2, 0, 1)) for i in (0, 1))
+        assert check_dataset(data.path).problems == []
+
+
+def test_two_spellings_of_one_name_are_refused(tmp_path):
+    fails(make_zip(tmp_path / "a.zip", {"a/b.png": encoded(image()), "./a/b.png": encoded(image(1))}), "one name")
+
+
+def test_links_to_folders_are_followed_and_cycles_noticed(tmp_path):
+    make_folder(tmp_path / "elsewhere", {"x.png": encoded(image(0)), "in/y.png": encoded(image(1))})
+    make_folder(tmp_path / "set", {"a/z.png": encoded(image(2))})
+    (tmp_path / "set/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/a/up").symlink_to(tmp_path / "set")
+    (tmp_path / "elsewhere/in/self").symlink_to("../in")
+    (tmp_path / "set/gone").symlink_to(tmp_path / "nowhere")
+    files = ImageFiles(tmp_path / "set")
+    assert files.names == ["a/z.png", "b/in/y.png", "b/x.png"]
+    assert sorted(files.cycles) == ["a/up", "b/in/self"]
+    assert len(ImageDataset(tmp_path / "set")) == 3
+
+
+def test_folders_of_runs_are_left_out_with_a_note(tmp_path):
+    make_folder(tmp_path / "set", numbered(2) | {"runs/00000-x/fakes.png": encoded(image(9))})
+    assert len(ImageFiles(tmp_path / "set", (".png",)).names) == 3
+    mark(tmp_path / "set" / "runs" / "00000-x")
+    files = ImageFiles(tmp_path / "set", (".png",))
+    assert len(files.names) == 2 and files.runs == ["runs/00000-x"] and "runs/00000-x" in files.notes[0]
+    named = ImageFiles(tmp_path / "set" / "runs" / "00000-x", (".png",))  # a run that is named itself is meant
+    assert named.names == ["fakes.png"] and named.notes == []
+
+
+def test_notes_about_labels(tmp_path):
+    names = sorted(numbered(3))[:3]
+    path = make_zip(tmp_path / "a.zip", numbered(3, [[names[0], 1], [names[1], 3], [names[2], 6]]))
+    assert ImageDataset(path, use_labels=True).notes == [f"classes of {path} without an image: 0,2,4-5"]
+    assert ImageDataset(path).notes == [f"{path} has labels, which are not used without --cond"]
+    for labels in (None, [["x.png", "cat"]]):
+        assert ImageDataset(make_zip(tmp_path / "b.zip", numbered(3, labels))).notes == []
+
+
+def test_names_in_archives_that_are_no_text(tmp_path):
+    """A ZIP that says its names are UTF-8, and they are not; found by damaging files at random."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("é.png", b"x")
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(data.replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(UserError, match="is not a ZIP file"):
+        ImageDataset(tmp_path / "a.zip")
