@@ -16,6 +16,7 @@ from media.transcode import Transcoded, transcode
 from media.video import VideoReader
 from networks.adaconv import AdaConvKernels
 from networks.stylizer import Kernels, Statistics, Stylizer, apply_strength, own_kernels, pad_to_stride
+from networks.vgg import STRIDE
 from styling.color import keep_colors
 from styling.mask import blend
 from styling.smooth import CutDetector, MotionFilter, MovingAverage
@@ -30,6 +31,7 @@ Progress = Callable[[int, int | None], None]  # called with the number of steps 
 MAX_WHOLE_PIXELS = 1 << 21  # larger images are tiled with "auto"; a frame of 1920 × 1080 is not
 WHOLE_BYTES_PER_PIXEL = 1600  # memory for a whole image at full width: 1080 to 1390 were measured
 BATCH_PIXELS = 1 << 20  # of the frames of a video in one batch on a GPU; on a CPU batches are no faster
+MARGIN = 48  # pixels; with more of them the outermost pixels differ from a continued image no more than all others do
 ROWS_PER_BLOCK = 256  # rows of an image that are in memory as floats at a time
 
 
@@ -47,19 +49,24 @@ class Settings:
 def stylize_image(
     model: Stylizer, content: Tensor, style: CombinedStyle, settings: Settings, progress: Progress | None = None
 ) -> Tensor:
-    """A content, uint8 [3, H, W], in a style, in the same format. Raises UserError if the memory is too small."""
-    tile = tile_side(model, content.shape[1], content.shape[2], settings.tile)
+    """A content, uint8 [3, H, W], in a style, in the same format. Raises UserError if the memory is too small.
+
+    The content is continued beyond its borders (`continued`), so that the style draws no frame along them.
+    """
+    beyond = continued(content)
+    tile = tile_side(model, beyond.shape[1], beyond.shape[2], settings.tile)
     kernels = style.kernels_in_colors_of(model, content) if settings.color == "histogram" else style.kernels()
     if tile is None:
         device = next(model.parameters()).device
-        x = to_float(content[None].to(device))
         if settings.strength < 1:
-            kernels = apply_strength(own_kernels(model, x), kernels, settings.strength)
-        image = to_uint8(model(x, kernels))[0].cpu()
+            own = own_kernels(model, to_float(content[None].to(device)))
+            kernels = apply_strength(own, kernels, settings.strength)
+        image = to_uint8(model(to_float(beyond[None].to(device)), kernels))[0].cpu()
     else:
         if settings.strength < 1:
             kernels = apply_strength(own_kernels_tiled(model, content, tile), kernels, settings.strength)
-        image = stylize_in_tiles(model, content, kernels, tile, progress)
+        image = stylize_in_tiles(model, beyond, kernels, tile, progress)
+    image = inner(image, content)
     if settings.color == "luminance":
         image = by_rows(lambda y, x: to_uint8(keep_colors(to_float(y), to_float(x))), image, content)
     return image
@@ -114,18 +121,20 @@ class FrameStylizer:
 
     def stylize_scene(self, content: Tensor, cuts: Sequence[bool]) -> Tensor:
         """Frames of one scene, float [N, 3, H, W] → uint8; only the first of them may be a cut."""
+        beyond = continued(content)
         if self.tile is None:  # decided once, so that it does not depend on how much memory is free later
-            self.tile = tile_side(self.model, content.shape[2], content.shape[3], self.settings.tile) or 0
+            self.tile = tile_side(self.model, beyond.shape[2], beyond.shape[3], self.settings.tile) or 0
         tile = self.tile or None
         if tile is None:
-            x = stylize_whole(self.model, content, self.scene_kernels(content, cuts, None), self.adjust(cuts))
+            x = stylize_whole(self.model, beyond, self.scene_kernels(content, cuts, None), self.adjust(cuts))
             y = to_uint8(x).cpu()
         else:
             images = []
-            for i, image in enumerate(to_uint8(content).cpu()):
+            for i, image in enumerate(to_uint8(beyond).cpu()):
                 kernels = self.scene_kernels(content[i : i + 1], cuts[i : i + 1], tile)
                 images.append(stylize_in_tiles(self.model, image, kernels, tile, adjust=self.adjust(cuts[i : i + 1])))
             y = torch.stack(images)
+        y = inner(y, content)
         if self.settings.color == "luminance":
             y = to_uint8(keep_colors(to_float(y), content.cpu()))
         return y
@@ -184,6 +193,32 @@ def stylize_video(
         on_gpu = next(model.parameters()).device.type != "cpu"
         batch = min(max(BATCH_PIXELS // max(height * width, 1), 1), 16) if on_gpu else 1
     return transcode(source, out, FrameStylizer(model, style, settings), batch=batch, progress=progress)
+
+
+def continued(content: Tensor) -> Tensor:
+    """Images [..., H, W] continued by reflection on all sides, by 48 pixels or as many as a smaller image allows.
+
+    A convolution reads zeros or single pixels beyond a border, in each layer anew; instance normalization and the
+    style's kernels make a frame of the difference. Reflected once in the image, the border lies inside of it instead.
+    """
+    for dim in (-2, -1):
+        size = content.shape[dim]
+        margin = margin_of(size)
+        index = torch.arange(-margin, size + margin, device=content.device).abs()
+        content = content.index_select(dim, torch.minimum(index, 2 * (size - 1) - index))
+    return content
+
+
+def inner(image: Tensor, content: Tensor) -> Tensor:
+    """The part of the stylized `continued(content)` where the content is."""
+    height, width = content.shape[-2:]
+    top, left = margin_of(height), margin_of(width)
+    return image[..., top : top + height, left : left + width]
+
+
+def margin_of(size: int) -> int:
+    """By how many pixels a side of `size` pixels is continued: a multiple of the encoder's stride, below the side."""
+    return min(MARGIN, (size - 1) // STRIDE * STRIDE)
 
 
 def stylize_whole(model: Stylizer, content: Tensor, kernels: Kernels, adjust: Adjust | None = None) -> Tensor:

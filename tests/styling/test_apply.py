@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -23,15 +24,26 @@ from networks.stylizer import (
     to_tensors,
 )
 from styling import apply
-from styling.apply import FrameStylizer, Settings, own_kernels_tiled, stylize_image, stylize_masked, tile_side
+from styling.apply import (
+    FrameStylizer,
+    Settings,
+    continued,
+    inner,
+    own_kernels_tiled,
+    stylize_image,
+    stylize_masked,
+    tile_side,
+)
 from styling.color import keep_colors, luma, match_colors
 from styling.mask import soften
 from styling.smooth import MovingAverage
 from styling.styles import CombinedStyle, Style, identity, load_kernels, read_style, resize_style, save_style
 from styling.tasks import names_folder, plan_folder
+from tests.stylize import running
 from torch_utils.errors import UserError
 from torch_utils.ops import moments
 
+ROOT = Path(__file__).resolve().parents[2]
 PLAIN = Settings(tile="none")
 
 
@@ -51,9 +63,13 @@ def model(request, stylizer, stylizer_adain):
     return {"adaconv": stylizer, "adain": stylizer_adain}[request.param]
 
 
+def beyond(x: torch.Tensor, margin: int = 48) -> torch.Tensor:
+    """Images [N, 3, H, W] continued by reflection on all sides."""
+    return F.pad(x, [margin] * 4, mode="reflect")
+
+
 def plainly(model, content: torch.Tensor, kernels) -> torch.Tensor:
-    with torch.no_grad():
-        return to_uint8(model(to_float(content[None]), kernels))[0]
+    return running.plainly(model, to_float(content[None]), kernels)
 
 
 def most(a: torch.Tensor, b: torch.Tensor) -> int:
@@ -126,7 +142,7 @@ def test_tiled_is_untiled(model, settings):
     tiled = stylize_image(model, content, combined, Settings(tile=64, **settings), lambda *done: calls.append(done))
     whole = stylize_image(model, content, combined, Settings(tile="none", **settings))
     assert most(tiled, whole) <= 1 and (tiled != whole).float().mean() < 0.02
-    assert calls[-1] == (60, 60)
+    assert calls[-1] == (125, 125)  # 5 × 5 tiles of the continued content, encoded once and decoded in four stages
 
 
 def test_what_is_small_is_not_tiled(stylizer, monkeypatch):
@@ -139,6 +155,62 @@ def test_what_is_small_is_not_tiled(stylizer, monkeypatch):
     monkeypatch.setattr(apply, "free_memory", lambda: 1 << 20)
     with pytest.raises(UserError, match=r"1920x1080 pixels need .* GiB, 0.0 are free; make it smaller"):
         tile_side(stylizer, 1080, 1920, "auto")
+
+
+@pytest.mark.parametrize("size", [(17, 300), (9, 9), (56, 57), (120, 40)], ids=str)
+def test_contents_are_continued_by_reflection_as_far_as_they_reach(size):
+    content = scene(3, *size)
+    found = continued(content)
+    y, x = (min(48, (side - 1) // 8 * 8) for side in size)
+    assert torch.equal(found, torch.from_numpy(np.pad(content.numpy(), [(0, 0), (y, y), (x, x)], mode="reflect")))
+    assert torch.equal(inner(found, content), content)
+    assert torch.equal(continued(content[None].double()), found[None].double())
+
+
+def edge_changes(model, content: torch.Tensor, kernels, stylize) -> tuple[float, float]:
+    """How much the outer 8 pixels and the others change, of 255, if the content is extended by 96 reflected pixels."""
+    larger = beyond(content[None].double(), 96)[0].to(torch.uint8)
+    changes = (stylize(larger)[:, 96:-96, 96:-96].float() - stylize(content).float()).abs().mean(0)
+    outer = torch.ones_like(changes, dtype=torch.bool)
+    outer[8:-8, 8:-8] = False
+    return changes[outer].mean().item(), changes[~outer].mean().item()
+
+
+def test_the_shipped_model_draws_no_frame_around_a_disc_on_white():
+    model = load_stylizer(ROOT / "pretrained" / "stylizer-small.safetensors")[0]
+    y, x = torch.meshgrid(torch.arange(200.0), torch.arange(264.0), indexing="ij")
+    content = (255 * (((y - 100) ** 2 + (x - 132) ** 2) > 30**2)).to(torch.uint8).expand(3, -1, -1)
+    combined = CombinedStyle((style(model, 4),))
+
+    def spread(image):  # of each channel along the border
+        image = image.float()
+        edges = (image[:, :8], image[:, -8:], image[:, :, :8], image[:, :, -8:])
+        return torch.cat([edge.flatten(1) for edge in edges], 1).std(1).max().item()
+
+    with torch.no_grad():
+        bare = to_uint8(model(to_float(content[None]), combined.kernels()))[0]
+    assert spread(bare) > 10 and spread(stylize_image(model, content, combined, PLAIN)) < 1
+
+
+def test_the_shipped_model_changes_at_borders_no_more_than_inside():
+    """A larger image has other statistics, which change all of its pixels a little."""
+    model = load_stylizer(ROOT / "pretrained" / "stylizer-small.safetensors")[0]
+    bare, now = [], []
+    for seed in range(3):
+        combined, content = CombinedStyle((style(model, seed),)), scene(10 + seed, 256, 256)
+        kernels = combined.kernels()
+
+        def without(image, kernels=kernels):
+            with torch.no_grad():
+                return to_uint8(model(to_float(image[None]), kernels))[0]
+
+        def shipped(image, combined=combined):
+            return stylize_image(model, image, combined, PLAIN)
+
+        bare.append(edge_changes(model, content, kernels, without))
+        now.append(edge_changes(model, content, kernels, shipped))
+    assert all(outer > 10 for outer, _ in bare)  # the frame that it would draw
+    assert all(outer < 5 and outer < inside + 1 for outer, inside in now)
 
 
 def test_a_mask_divides(stylizer):
@@ -272,12 +344,12 @@ def test_statistics_are_averages_over_frames(model):
     """Stage by stage, by hand."""
     combined, content = CombinedStyle((style(model, 1),)), to_float(film(5))
     cuts = [True, False, False, False, False]
-    x = model.encode(content)
+    x = model.encode(beyond(content))
     for i, k in enumerate(model.decoder.each(combined.kernels())):
         statistics = MovingAverage(0.95 * 0.6)(moments(x.contiguous()), cuts)
         x = model.decoder.stage(i, x, k, statistics)
     made = FrameStylizer(model, combined, Settings(smooth=0.6)).stylize_scene(content, cuts)
-    assert most(made, to_uint8(x)) <= 1
+    assert most(made, to_uint8(x)[..., 48:-48, 48:-48]) <= 1
     assert not torch.equal(made, FrameStylizer(model, combined, Settings(smooth=0)).stylize_scene(content, cuts))
 
 

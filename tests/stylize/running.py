@@ -63,9 +63,17 @@ def save(path: Path, seed: int, height: int = 48, width: int = 64) -> Path:
     return path
 
 
-def plain(model: Stylizer, content: Path, kernels) -> torch.Tensor:
+def plainly(model: Stylizer, x: torch.Tensor, kernels) -> torch.Tensor:
+    """What stylize.py makes of contents x [1, 3, H, W], uint8 [3, H, W]: continued by 48 pixels, or what 8 divides."""
+    height, width = x.shape[2:]
+    top, left = (min(48, (side - 1) // 8 * 8) for side in (height, width))
     with torch.no_grad():
-        return to_uint8(model(to_float(read_image(content)[None]), kernels))[0]
+        y = to_uint8(model(F.pad(x, [left, left, top, top], mode="reflect"), kernels))[0]
+    return y[:, top : top + height, left : left + width]
+
+
+def plain(model: Stylizer, content: Path, kernels) -> torch.Tensor:
+    return plainly(model, to_float(read_image(content)[None]), kernels)
 
 
 def most(path: Path, expected: Path | torch.Tensor) -> int:
