@@ -27,6 +27,13 @@ POSITIVE = cli.Float(0, min_open=True)
     help="Side of the content crops in pixels; they are cut from images whose shorter side is scaled to twice that."
     "  [default: 256]",
 )
+@cli.option(
+    "Data",
+    "--style-scales",
+    type=cli.Float(1, 4),
+    help="Draw each style crop larger or smaller by a random factor of up to this, so that strokes of several sizes "
+    "are learned; 2 draws between half and double.  [default: 1]",
+)
 @training_cli.run_options(kimg=1280, tick=4, snap=10)
 @training_cli.machine_options(half="convolutions", compiled="the steps", cpu="bf16 or fp32, whichever is faster,")
 @cli.option(

@@ -24,7 +24,9 @@ USABLE, UNUSABLE = 1, 2  # the status of an image; 0: not read yet
 class ImageCrops(torch.utils.data.Dataset):
     """`crops[position, number]` is a random crop of image `number`, uint8 [3, size, size].
 
-    The crop is taken from the image scaled so that its shorter side has `reduced` pixels, by default 2 · size. The
+    The crop is taken from the image scaled so that its shorter side has `reduced` pixels, by default 2 · size. With
+    `scales` above 1, that number is multiplied by a factor which is drawn anew for each crop, from 1 / scales to
+    scales, evenly in its logarithm; it stays at least `size`, with which the crop reaches from side to side. The
     position in the stream of images seeds its place: the result depends only on (seed, position, number), not on the
     process or on earlier reads, so that a resumed run continues exactly. `NumberedSampler` yields these pairs. An image
     that cannot be used is replaced by another one, which depends on the same three numbers.
@@ -32,12 +34,23 @@ class ImageCrops(torch.utils.data.Dataset):
     Raises UserError if `path` holds no images, or, on reading, if none of them can be used.
     """
 
-    def __init__(self, path: str | os.PathLike, size: int = 256, *, seed: int = 0, reduced: int | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        size: int = 256,
+        *,
+        seed: int = 0,
+        reduced: int | None = None,
+        scales: float = 1.0,
+    ):
         self.files = ImageFiles(path, ALL_SUFFIXES)
         self.path, self.names = self.files.path, self.files.names
         self.size, self.seed, self.reduced = size, seed, reduced or 2 * size
+        self.scales = scales
         if self.reduced < size:
             raise ValueError(f"crops of {size} from images of {self.reduced} pixels")
+        if scales < 1:
+            raise ValueError(f"scales: expected a number from 1, got {scales:g}")
         # Shared with the worker processes, so that the main process can report the unusable images they found.
         self._status = torch.zeros(len(self.names), dtype=torch.uint8).share_memory_()
 
@@ -50,9 +63,12 @@ class ImageCrops(torch.utils.data.Dataset):
         reason = None
         for _ in range(MAX_ATTEMPTS):
             where = draw.random(2)
+            reduced = self.reduced
+            if self.scales > 1:
+                reduced = max(round(reduced * self.scales ** draw.uniform(-1, 1)), self.size)
             if self._status[number] != UNUSABLE:
                 try:
-                    pixels = self._crop(self.names[number], where)
+                    pixels = self._crop(self.names[number], where, reduced)
                     self._status[number] = USABLE
                     return pixels
                 except Unusable as unusable:
@@ -75,8 +91,11 @@ class ImageCrops(torch.utils.data.Dataset):
         """A hash of the files, 16 hex digits, with which a resumed run recognizes its data."""
         return self.files.fingerprint
 
-    def _crop(self, name: str, where: np.ndarray) -> torch.Tensor:
-        """The crop at the relative position `where`, x and y in 0..1: (0, 0) is the top left. Raises Unusable."""
+    def _crop(self, name: str, where: np.ndarray, reduced: int) -> torch.Tensor:
+        """The crop at the relative position `where`, x and y in 0..1, of the image with that shorter side.
+
+        (0, 0) is the top left. Raises Unusable.
+        """
         image = open_image(io.BytesIO(self.files.read(name)), ALL_FORMATS)
         if min(image.size) * MAX_ENLARGEMENT < self.reduced:
             width, height = image.size
@@ -84,10 +103,10 @@ class ImageCrops(torch.utils.data.Dataset):
                 f"has {width}x{height} pixels; each side needs {-(-self.reduced // MAX_ENLARGEMENT)} or more"
             )
         image.draft(
-            "RGB", (2 * self.reduced, 2 * self.reduced)
+            "RGB", (2 * reduced, 2 * reduced)
         )  # JPEGs are decoded at a reduced size, where that is large enough
         image = decode_image(image)
-        scale = min(image.size) / self.reduced
+        scale = min(image.size) / reduced
         box = []
         for side, part in zip(image.size, where, strict=True):
             scaled = round(side / scale)  # the side of the scaled image, of which only the crop is computed

@@ -226,6 +226,7 @@ class StylizerTrainConfig(RunConfig):
     encoder_weights: str | None = None  # None: torchvision's, of ImageNet
     init_from: str | None = None  # a stylizer whose weights the training starts from
     size: Annotated[int, Within(16, 2048)] = 256  # side of the content crops
+    style_scales: Annotated[float, Within(1, 4)] = 1.0  # how much larger or smaller than usual style crops are drawn
     batch: Batch = 8
     batch_gpu: Batch = 8
     kimg: Kimg = 1280.0  # 160,000 steps of 8

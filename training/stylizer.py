@@ -85,7 +85,8 @@ class StylizerTrainer:
         """Builds model and optimizer. `fresh`: the weights do not come from a state, so they are initialized."""
         self.config, self.device, self.averages = config, device, Averages()
         self.contents = ImageCrops(config.data, config.size, seed=config.seed)
-        self.styles = ImageCrops(config.style, config.stylizer.style_size, seed=config.seed + 1)
+        style_size, scales = config.stylizer.style_size, config.style_scales
+        self.styles = ImageCrops(config.style, style_size, seed=config.seed + 1, scales=scales)
         self.model = Stylizer(config.stylizer)
         if fresh:
             initialize_stylizer(self.model, config)

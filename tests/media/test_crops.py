@@ -72,6 +72,23 @@ def test_a_crop_is_a_part_of_the_image_with_its_shorter_side_reduced(tmp_path, s
     assert len(places) > 30
 
 
+def test_the_scale_of_crops_is_drawn_evenly_in_its_logarithm(tmp_path):
+    """The slope of the pixels says the scale: 250 over the image's width, which has `reduced` = 64 · factor pixels."""
+    place = folder(tmp_path / "in", {"a.png": encoded(slopes(260, 260))})
+    data = ImageCrops(place, 32, scales=2, reduced=64)
+    slope = [(crop[0, :, 24:].float().mean() - crop[0, :, :8].float().mean()) / 24 for crop in stream(data, 200)]
+    factors = np.sort(np.log2(250 / np.array(slope) / 64))
+    assert factors[0] > -1.1 and factors[-1] < 1.1
+    assert np.abs(factors - np.linspace(-1, 1, 200)).max() < 0.23 + 0.05  # Kolmogorov's distance · 2, and rounding
+    fixed = stream(ImageCrops(place, 32, reduced=64), 20)
+    assert torch.equal(fixed, stream(ImageCrops(place, 32, reduced=64, scales=1), 20))
+    whole = ImageCrops(place, 32, scales=4, reduced=32)  # a crop is never larger than the image
+    smallest = min((c[0, :, 24:].float().mean() - c[0, :, :8].float().mean()).item() / 24 for c in stream(whole, 40))
+    assert smallest > 250 / (4.2 * 32) and torch.equal(stream(whole, 9, start=11), stream(whole, 20)[11:])
+    with pytest.raises(ValueError, match=r"scales: expected a number from 1, got 0\.5"):
+        ImageCrops(place, 32, scales=0.5)
+
+
 def test_crops_come_from_everywhere_alike(tmp_path):
     data = ImageCrops(folder(tmp_path / "in", {"a.png": encoded(slopes(200, 100))}), 32)
     centers = (

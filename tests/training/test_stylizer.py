@@ -129,6 +129,12 @@ def test_every_weight_learns_but_the_encoders(material):
         assert torch.equal(p, before[name]) == name.startswith("encoder."), name
 
 
+def test_only_styles_are_drawn_at_several_scales(material):
+    plain, scaled = (StylizerTrainer(tiny(material, style_scales=scales), CPU) for scales in (1.0, 2.0))
+    (a, b), (c, d) = (next(task.batches(0))[0] for task in (plain, scaled))
+    assert torch.equal(a, c) and b.shape == d.shape and not torch.equal(b, d)
+
+
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16", "identity_weight": 1.0, "batch_gpu": 2}])
 def test_a_resumed_run_equals_one_without_a_stop(tmp_path, material, options):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
