@@ -151,13 +151,10 @@ def main(**options: Any) -> None:
     Sheets of images, snapshots, metrics and TensorBoard events go into a new run folder under --outdir. ^C saves the
     training state and stops; --resume continues exactly where the run stopped.
     """
-    from training.gan import GANTrainer  # takes a second, which --help need not wait for
-    from training.options import configure_gan
-    from training.r3gan import R3GANTrainer
+    from training.options import configure_gan  # takes a second, which --help need not wait for
+    from training.r3gan import trainer_of
 
-    training_cli.start(
-        "train.py", configure_gan, lambda config: R3GANTrainer if config.schedules else GANTrainer, options
-    )
+    training_cli.start("train.py", configure_gan, trainer_of, options)
 
 
 if __name__ == "__main__":

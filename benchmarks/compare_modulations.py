@@ -46,12 +46,13 @@ import json, sys
 from pathlib import Path
 import torch
 from training.options import resolve
+from training.r3gan import trainer_of
 from media.dataset import ImageDataset
-from training.gan import GANTrainer
 from training.loop import train
 run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 data = ImageDataset(options["data"])
-train(GANTrainer, resolve(options, data.resolution, data.channels, 0, 0), run)
+config = resolve(options, data.resolution, data.channels, 0, 0)
+train(trainer_of(config), config, run)
 """
 
 

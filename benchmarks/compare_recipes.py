@@ -46,13 +46,14 @@ COST_WORKER = """
 import json, sys, time
 from pathlib import Path
 from media.dataset import ImageDataset
-from training.gan import GANTrainer
 from training.loop import train
 from training.options import resolve
+from training.r3gan import trainer_of
 run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 data = ImageDataset(options["data"])
 start = time.process_time()
-train(GANTrainer, resolve(options, data.resolution, data.channels, 0, 0), run)
+config = resolve(options, data.resolution, data.channels, 0, 0)
+train(trainer_of(config), config, run)
 (run / "seconds").write_text(str(time.process_time() - start))
 """
 
@@ -83,7 +84,7 @@ def cpu_seconds_per_kimg(folder: Path, options: Mapping[str, dict[str, Any]], ro
             for images in (64, 64 + COST_IMAGES):
                 run = folder / f"cost{turn}-{file_name(name)}-{images}"
                 run.mkdir(parents=True, exist_ok=True)
-                short = {**values, "kimg": images / 1000, "metrics": [], "schedules": None}
+                short = {**values, "kimg": images / 1000, "metrics": []}
                 command = [sys.executable, "-c", COST_WORKER, str(run), json.dumps(short)]
                 environment = {**os.environ, "OMP_NUM_THREADS": "1"}
                 subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)

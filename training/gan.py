@@ -51,6 +51,8 @@ class GANTrainer:
 
     def __init__(self, config: TrainConfig, device: torch.device, fresh: bool = True):
         """Builds networks and optimizers. `fresh`: the weights do not come from a state, so --init-from is read."""
+        if config.schedules and type(self) is GANTrainer:
+            raise ValueError("schedules: those of R3GAN's recipe are followed by training.r3gan.R3GANTrainer")
         self.config, self.device, self.averages = config, device, Averages()
         self.dataset, self.unmirrored = (  # the second is what sheets show
             open_data(config, mirror, config.background) for mirror in (config.mirror, False)

@@ -114,3 +114,8 @@ class R3GANTrainer(GANTrainer):
         """Numbers of a tick beside the averages."""
         lr = self.G_opt.optimizer.param_groups[0]["lr"]
         return super().statistics() | {"lr": lr, "gamma": self.gamma}
+
+
+def trainer_of(config: TrainConfig) -> type[GANTrainer]:
+    """The trainer for a configuration: R3GAN's recipe if it has that recipe's schedules, otherwise StyleGAN2's."""
+    return R3GANTrainer if config.schedules else GANTrainer

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from tests.training.test_loop import assert_same, stats, tiny
 from torch_utils.errors import UserError
+from training.gan import GANTrainer
 from training.loop import train
 from training.options import resolve
-from training.r3gan import R3GANTrainer, ramp
+from training.r3gan import R3GANTrainer, ramp, trainer_of
 from training.runs import find_state, load_state
 
 SMALL = {"cfg": "r3gan", "cbase": 256, "cmax": 16, "z_dim": 16, "w_dim": 16, "style_channels": 8, "noise": False}
@@ -132,3 +133,11 @@ def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16):
     for x, y in zip(stats(straight), stats(stopped), strict=True):
         assert {**x, "it_per_s": 0} == {**y, "it_per_s": 0}
     assert 0 < stats(straight)[-1]["ada/p"] < 0.55 and stats(straight)[-1]["lr"] < 2e-4
+
+
+def test_no_other_trainer_takes_its_configuration(faces16):
+    """It would train by StyleGAN2's recipe under the name of R3GAN's."""
+    config, other = config_of(faces16), tiny(faces16)
+    assert trainer_of(config) is R3GANTrainer and trainer_of(other) is GANTrainer
+    with pytest.raises(ValueError, match=r"followed by training\.r3gan\.R3GANTrainer"):
+        GANTrainer(config, torch.device("cpu"))
