@@ -17,7 +17,7 @@ import torch
 
 from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
-from metrics.encoders import SHIPPED
+from metrics.encoders import DEFAULT, SHIPPED
 from metrics.names import CLIP, DINOV2, LISTED, higher_is_better, parse_metric, values_of
 from metrics.nearest import FIGURES, FLD_NEEDS_TEST, NearestRequest, nearest_images
 from metrics.per_class import class_table, evaluate_per_class
@@ -64,7 +64,7 @@ def list_metrics() -> None:
     print(
         "\nAny number of images can stand in a name: fid5k_full, kid2k, pr10k3, swd500, ppl2_wend5k.\n"
         "With _full, fakes are compared with all real images; without, with as many real images as fakes.\n"
-        "fd, kd, pr and dc take a detector of this list after an @, or @ and a file that train_encoder.py made; "
+        "fd, kd, pr and dc take a detector of this list after an @, or @ and the file of an encoder or a stylizer; "
         "cmmd takes a clip-… one."
     )
     print(f"\nDetectors, downloaded into {cache_folder()} (ADACONV_CACHE names another folder) or given by {OPTION}:")
@@ -316,9 +316,9 @@ def evaluate_together(
     "How",
     "--detector",
     metavar="NAME",
-    default="tiny-imagenet",
-    help="Detector in whose features images are near: tiny-imagenet, vgg16, inception, dinov2-vit-l-14, another of "
-    "python -m metrics --list, or an encoder's file.",
+    default=DEFAULT,
+    help="Detector in whose features images are near: stylizer-small, which is shipped, vgg16, inception, "
+    "dinov2-vit-l-14, another of python -m metrics --list, or the file of an encoder or a stylizer.",
 )
 @option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of a published detector.")
 @option("How", "--neighbours", type=click.IntRange(1, 100), default=5, help="Number of nearest images to show.")
@@ -377,7 +377,7 @@ def nearest_command(
     "How",
     "--detector",
     metavar="NAME",
-    help="Detector in whose features the nearest training images are searched.  [default: tiny-imagenet]",
+    help="Detector in whose features the nearest training images are searched.  [default: stylizer-small]",
 )
 @option("Output", "--out", metavar="HTML", default="report.html", help="The page.")
 def report_command(
@@ -413,7 +413,7 @@ def report_command(
     device = "cuda" if gpus else "cpu"
     nearest = NearestRequest(
         network=request.network, fakes=None, data=data, test=test, fld=fld, seeds=seeds, class_name=None,
-        trunc=request.truncations[0], detector=detector or next(iter(SHIPPED)), detector_weights=weights,
+        trunc=request.truncations[0], detector=detector or DEFAULT, detector_weights=weights,
         neighbours=5, rows=8, batch=request.batch, workers=request.workers, device=device,
     )  # fmt: skip
     found, problem = None, ""

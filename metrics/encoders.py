@@ -1,8 +1,8 @@
 """Our own detectors: the encoders that train_encoder.py makes, VGG-19 up to relu4_1 (networks/vgg.py).
 
-A metric names one after an @: `fd5k_full@tiny-imagenet` for the one that comes with the project, or
-`fd5k_full@runs/00000-…/snapshot-000400.safetensors`. Its values compare with those of the same file only, and are
-never called FID.
+A metric names one after an @: `fd5k_full@stylizer-small` for the encoder inside of the stylizer that comes with the
+project, or `fd5k_full@runs/00000-…/snapshot-000400.safetensors` for another file of an encoder or a stylizer. Its
+values compare with those of the same file only, and are never called FID.
 """
 
 from __future__ import annotations
@@ -16,40 +16,43 @@ from torch import Tensor, nn
 
 from media.images import to_float
 from models.encoder import read_encoder as read_encoder_file
-from models.snapshot import PRETRAINED
+from models.snapshot import PRETRAINED, STYLIZER, load_stylizer, says_kind
 from networks.vgg import CHANNELS, VGG19, scale_channels
 from torch_utils.download import file_sha256
 from torch_utils.errors import UserError
 from torch_utils.files import missing
 
-SHIPPED = {"tiny-imagenet": PRETRAINED / "encoder-tiny-imagenet.safetensors"}
+DEFAULT = "stylizer-small"
+SHIPPED = {DEFAULT: PRETRAINED / f"{DEFAULT}.safetensors"}
 LAYER = "mean of relu4_1"
 
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """An encoder, the resolution that it was trained at, 0 where the file does not say it, and the file's SHA-256."""
+    """An encoder, the resolution of its images, 0 for any, and the SHA-256 of the file that it comes from."""
 
     encoder: VGG19
     resolution: int
     sha256: str
+    enlarge: bool = True  # whether smaller images are enlarged to the resolution
 
 
 class EncoderFeatures(nn.Module):
     """Images uint8 [N, 3, H, W] → the mean of relu4_1 over all positions, in a tuple as of torch-fidelity's: ([N, D],).
 
     Images of another size than the squares that the encoder was trained with are resized to it (bicubic, antialiased),
-    also where that changes their shape, as FID's Inception network does.
+    also where that changes their shape, as FID's Inception network does. Of a stylizer's encoder, which has seen small
+    and large ones, only sides that are longer are reduced.
     """
 
     def __init__(self, weights: EncoderWeights):
         super().__init__()
-        self.encoder, self.resolution = weights.encoder, weights.resolution
+        self.encoder, self.resolution, self.enlarge = weights.encoder, weights.resolution, weights.enlarge
         self.dimensions = scale_channels(int(CHANNELS[-1]), weights.encoder.width)  # D
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         x = to_float(images)
-        size = [self.resolution, self.resolution]
+        size = [self.resolution if self.enlarge else min(side, self.resolution) for side in x.shape[2:]]
         if self.resolution and list(x.shape[2:]) != size:
             x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
         return (self.encoder(x)[-1].mean(dim=(2, 3)),)
@@ -61,7 +64,7 @@ def find_encoder(name: str) -> Path:
         if not path.is_file():
             raise UserError(
                 f"the encoder {name} is not in this copy of the project: {path} is missing; get it from where this "
-                "project is from, or train an encoder with train_encoder.py and write @ and its file"
+                "project is from, or name the file of an encoder or a stylizer that you have trained"
             )
         return path
     if not Path(name).is_file():
@@ -79,6 +82,9 @@ def read_encoder(name: str) -> EncoderWeights:
     """The encoder that a metric names after its @, on the CPU. Raises UserError."""
     path = find_encoder(name)
     with torch.random.fork_rng(devices=[]):  # weights are drawn and replaced, and training's random numbers stay
+        if says_kind(path, STYLIZER):
+            stylizer, _ = load_stylizer(path)
+            return EncoderWeights(stylizer.encoder, stylizer.config.style_size, file_sha256(path), enlarge=False)
         encoder, info = read_encoder_file(path)
     resolution = info.get("resolution", 0)
     if type(resolution) is not int or not 0 <= resolution <= 4096:

@@ -1,9 +1,9 @@
 """Names of metrics as StyleGAN2-ADA's users know them: what is computed, of how many images, by which detector.
 
-    fid50k_full              50 000 fakes against all real images
-    fid50k                   50 000 fakes against 50 000 real images
-    fdd50k_full              the Fréchet distance by DINOv2's features
-    fd5k_full@tiny-imagenet  the Fréchet distance of 5000 fakes by the features of another detector
+    fid50k_full               50 000 fakes against all real images
+    fid50k                    50 000 fakes against 50 000 real images
+    fdd50k_full               the Fréchet distance by DINOv2's features
+    fd5k_full@stylizer-small  the Fréchet distance of 5000 fakes by the features of another detector
 
 Any number can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
 """
@@ -59,8 +59,8 @@ LISTED = {
     "ppl2_wend": "perceptual path length in W at the paths' ends, of 50,000 paths; lower is smoother",
     "swd": "sliced Wasserstein distance of 8192 images; lower is better; needs no download",
     "pr50k3_full@dinov2-vit-l-14": "precision and recall in the features of a detector; dc10k5_full takes one as well",
-    "fd5k_full@tiny-imagenet": "Fréchet distance of an encoder's features (@FILE of train_encoder.py); lower is better",
-    "kd5k_full@tiny-imagenet": "kernel distance of the same features; lower is better",
+    "fd5k_full@stylizer-small": "Fréchet distance of the shipped encoder's features, or of a file's; lower is better",
+    "kd5k_full@stylizer-small": "kernel distance of the same features; lower is better",
 }
 
 
@@ -154,7 +154,7 @@ def higher_is_better(value: str, names: Iterable[str]) -> bool:
 def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
     """Raises UserError where the name has a detector that it cannot have, or has none that it needs."""
     if kind in NEEDS_DETECTOR and not detector:
-        raise UserError(f"{name} needs a detector: write {name.rstrip('@')}@tiny-imagenet, or @ and an encoder's file")
+        raise UserError(f"{name} needs a detector: write {name.rstrip('@')}@stylizer-small, or @ and an encoder's file")
     if at and kind in NAMED:
         other = name.replace("dd", "d", 1)
         raise UserError(f"{name}: this name stands for the features of {DINOV2}; write {other} for another detector")
@@ -164,7 +164,7 @@ def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
     if at and kind not in TAKES_DETECTOR:
         raise UserError(f"{name}: this metric takes no detector; write {name.partition('@')[0]}")
     if at and not detector:
-        raise UserError(f"{name}: after the @ the name or the file of an encoder is missing; write @tiny-imagenet")
+        raise UserError(f"{name}: after the @ the name or the file of an encoder is missing; write @stylizer-small")
     if at and kind == "cmmd" and not detector.startswith("clip-"):
         other = name.replace("cmmd", "kd", 1)
         raise UserError(f"{name}: CMMD is of CLIP's features; write {other} for a kernel distance of others")

@@ -265,10 +265,15 @@ def _may_be(path: Path, kind: str) -> bool:
 
     A file that cannot be read counts as one, so that loading it reports the damage, in place of an older file.
     """
+    return says_kind(path, kind, unreadable=True)
+
+
+def says_kind(path: Path, kind: str, unreadable: bool = False) -> bool:
+    """Whether a file says in its header that it holds a model of that kind; `unreadable` where it cannot be read."""
     try:
         return describe(read_metadata(path)).get("format") == kind
     except (OSError, ValueError):
-        return True
+        return unreadable
 
 
 # --- runs -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tests.metrics.test_encoders import encoder_file  # noqa: F401 (a fixture)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from compare_damages import LEVELS, damages, memorization, read
+from compare_damages import LEVELS, damages, memorization, read, shuffled
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -44,6 +44,15 @@ def test_fewer_modes_leave_fewer_classes(faces16):
     assert all(any(torch.equal(image, one) for one in allowed) for image in left)
 
 
+def test_metrics_of_the_first_images_see_the_same_share_of_a_damage():
+    images, others = torch.zeros(400, 3, 8, 8, dtype=torch.uint8), torch.ones(400, 3, 8, 8, dtype=torch.uint8)
+    mixed = damages(images, None, others, images)["images of another kind"](0.2)
+    assert mixed.float().mean() == pytest.approx(0.2)
+    first = shuffled(mixed)[:100]
+    assert 0.1 < first.float().mean() < 0.3
+    assert torch.equal(shuffled(mixed).sort(dim=0).values, mixed.sort(dim=0).values)
+
+
 def test_copies_are_caught_and_no_distance_sees_them(faces16, encoder_file):  # noqa: F811
     """The more images are copied from the real side, the better is the distance, and the fewer are authentic."""
     images, _ = read(str(faces16), 360, seed=0)
@@ -56,4 +65,5 @@ def test_copies_are_caught_and_no_distance_sees_them(faces16, encoder_file):  # 
     for better in (name, "authentic", "c_t"):
         values = [values[better] for values in found]
         assert values[0] > values[1] > values[2], (better, values)
+    assert found[2]["fld"] > found[0]["fld"] + 10
     assert found[2]["authentic"] == 0 and found[2]["c_t"] < -5 and abs(found[0]["c_t"]) < 3

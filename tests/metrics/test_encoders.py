@@ -17,6 +17,7 @@ from metrics.encoders import EncoderFeatures, find_encoder, read_encoder
 from metrics.features import tensor_source
 from metrics.frechet import frechet_distance
 from models.encoder import save_encoder
+from models.snapshot import PRETRAINED, STYLIZER, find_snapshot, load_stylizer
 from networks.vgg import MEAN, STD, VGG19
 from tests.metrics.archives import photographs
 from tests.metrics.evaluating import evaluate
@@ -189,12 +190,26 @@ def test_two_processes_compute_the_same(small, slices, encoder_file, tmp_path):
 # --- names and files ------------------------------------------------------------------------------------------------
 
 
-def test_shipped_encoder_by_name(monkeypatch, tmp_path, encoder_file):
-    monkeypatch.setattr(encoders, "SHIPPED", {"tiny-imagenet": tmp_path / "encoder-tiny-imagenet.safetensors"})
-    with pytest.raises(UserError, match=r"the encoder tiny-imagenet is not in this copy .* train_encoder\.py"):
-        find_encoder("tiny-imagenet")
-    (tmp_path / "encoder-tiny-imagenet.safetensors").write_bytes(encoder_file.read_bytes())
-    assert find_encoder("tiny-imagenet") == tmp_path / "encoder-tiny-imagenet.safetensors"
+def test_the_shipped_encoder_is_that_of_the_shipped_stylizer():
+    """Of small images as they are; of larger ones, each side that is longer than a style's is reduced to that."""
+    stylizer, _ = load_stylizer(find_snapshot(PRETRAINED / "stylizer-small.safetensors", STYLIZER))
+    network = EncoderFeatures(read_encoder(encoders.DEFAULT))
+    for height, width in ((32, 32), (40, 24), (256, 256)):
+        images = random_images(2, size=256)[:, :, :height, :width]
+        features = stylizer.encode(images / 127.5 - 1).mean(dim=(2, 3))
+        assert features.shape == (2, network.dimensions) and features.std(dim=0).mean() > 0
+        torch.testing.assert_close(network(images)[0], features, rtol=1e-4, atol=1e-4)
+    flat = torch.full((1, 3, 512, 32), 90, dtype=torch.uint8)
+    torch.testing.assert_close(network(flat)[0], network(flat[:, :, :256])[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_missing_shipped_encoder_is_one_line(monkeypatch, tmp_path, encoder_file):
+    file = tmp_path / "shipped.safetensors"
+    monkeypatch.setattr(encoders, "SHIPPED", {encoders.DEFAULT: file})
+    with pytest.raises(UserError, match=r"the encoder stylizer-small is not in this copy .* name the file of"):
+        find_encoder(encoders.DEFAULT)
+    file.write_bytes(encoder_file.read_bytes())
+    assert find_encoder(encoders.DEFAULT) == file
 
 
 def test_other_files_are_refused(faces16, tmp_path, encoder_file):

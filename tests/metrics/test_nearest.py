@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d, pad
 
 from media.dataset import ImageDataset
 from media.faces import faces
@@ -72,10 +73,13 @@ def copies(tmp_path):
     return snapshot, write_images(tmp_path / "data", images)
 
 
-def test_copies_are_found(command, copies, encoder_file, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("shipped", [False, True])
+def test_copies_are_found(command, copies, encoder_file, tmp_path, shipped):  # noqa: F811
+    """By an encoder's file, and by what a fresh clone has: without --detector."""
     snapshot, data = copies
     arguments = ["nearest", "--network", snapshot, "--data", data, "--seeds", "1-3", "--neighbours", 2]
-    arguments += ["--detector", encoder_file, "--workers", 0, "--out", tmp_path / "sheet.png"]
+    arguments += ["--workers", 0, "--out", tmp_path / "sheet.png"]
+    arguments += [] if shipped else ["--detector", encoder_file]
     code, out, err = command(*arguments, "--json")
     assert code == 0, err
     rows = {row["seed"]: row for row in json.loads(out)["images"]}
@@ -111,6 +115,27 @@ def test_copies_among_many_images_are_shown_first(command, copies, encoder_file,
     )
     assert read_image(tmp_path / "sheet.png").shape == (3, 2 * 32, 7 * 32)
     assert len(json.loads(command(*arguments, "--json")[1])["images"]) == 20
+
+
+def test_the_shipped_detector_finds_changed_copies(command, tmp_path):
+    """Of drawn faces, which resemble each other: copies with noise, of fewer levels, blurred or mirrored."""
+    images = torch.stack([torch.from_numpy(np.array(face)).permute(2, 0, 1) for face, _ in faces(120, 32, seed=1)])
+    train, new = images[:100], images[100:]
+    noise = 4 * torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    soft = avg_pool2d(pad(train[10:15].float(), [1, 1, 1, 1], mode="replicate"), 3, stride=1)
+    changed = [train[:5] + noise, train[5:10] // 8 * 8 + 4, 0.3 * soft + 0.7 * train[10:15], train[15:20].flip(3)]
+    copied = torch.cat([part.round().clamp(0, 255).byte() for part in changed])
+    fakes = write_images(tmp_path / "fakes", torch.cat([copied, new]))
+    arguments = ["nearest", "--fakes", fakes, "--data", write_images(tmp_path / "data", train), "--workers", 0]
+    code, out, err = command(*arguments, "--out", tmp_path / "sheet.png", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["detector"] == "stylizer-small"
+    rows = found["images"]
+    assert [row["nearest"] for row in rows[:20]] == [f"{n:04}.png" for n in range(20)]
+    assert [row["flipped"] for row in rows[15:20]] == [True] * 5 and not any(row["flipped"] for row in rows[:15])
+    assert not any(row["authentic"] for row in rows[:20])
+    assert sum(row["authentic"] for row in rows[20:]) >= 5
 
 
 def test_c_t_tells_copies_from_new_images(command, copies, encoder_file, tmp_path):  # noqa: F811
