@@ -96,6 +96,7 @@ class Options:
     overwrite: bool
     tile: int | Literal["auto", "none"]
     batch: int | None
+    precision: str
     device: str | None
 
     @property
@@ -224,6 +225,7 @@ class Plan:
     type=cli.Integer(1, 1024),
     help="Frames of a video that are stylized together.  [default: 1, or on a GPU by their size]",
 )
+@cli.inference_precision_option()
 @cli.device_option()
 def main(**given: Any) -> None:
     """Stylize an image, a video, or a folder of them."""
@@ -245,7 +247,7 @@ def main(**given: Any) -> None:
         show(options.save_style)
     if plan.tasks:
         cli.writable_folder(plan.folder or plan.tasks[0].out.parent, "--out")
-        settings = Settings(options.strength, options.preserve_color, options.tile, options.smooth)
+        settings = Settings(options.strength, options.preserve_color, options.tile, options.smooth, options.precision)
         stylize(Worker(model, styles, settings, mask=mask, batch=options.batch), tasks, plan)
 
 

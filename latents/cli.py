@@ -109,6 +109,7 @@ class ModelOptions:
     label: tuple[tuple[float, ...], ...] = ()
     noise_mode: Literal["const", "random", "none"] = "const"
     batch: int | None = None
+    precision: str = "fp32"
     device: str | None = None
 
     @property
@@ -151,6 +152,7 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
         cli.option("Images", "--label", type=Numbers(-1e30, 1e30), multiple=True, help=label_help),
         cli.option("Images", "--noise-mode", type=modes, default="const", help=noise_help),
         cli.option("Machine", "--batch", type=cli.Integer(1, 2**16), help=batch_help),
+        cli.inference_precision_option(),
         cli.device_option(),
     )
 
@@ -247,6 +249,7 @@ def open_model(options: ModelOptions) -> Model:
     keep_freed_memory()
     path = find_snapshot(options.network)
     G, info = load_generator(path, choose_device(options.device))
+    G.synthesis.compute_in(options.precision)
     return prepare_model(G, info, path, options)
 
 

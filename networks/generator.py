@@ -22,6 +22,7 @@ from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor, demodul
 from networks.label_vectors import LabelVectors
 from networks.layers import RESAMPLE_TAPS, Linear, normalize_2nd_moment, upsample2d, upsample_conv2d
 from torch_utils.ops import bias_act, setup_filter
+from torch_utils.precision import COMPUTE_DTYPES
 from torch_utils.schema import Positive, Within
 from torch_utils.sizes import Resolution, block_sizes, nominal_side, nominal_sides, to_resolution
 
@@ -296,6 +297,14 @@ class SynthesisNetwork(nn.Module):
 
     def layers(self) -> list[SynthesisLayer]:
         return [layer for block in self.blocks for layer in block.layers()]
+
+    def compute_in(self, precision: str) -> None:
+        """Lets all layers compute in half precision, or with "fp32" in that of the weights.
+
+        The image is summed up, and kernels and demodulation are computed, in the precision of the weights in any case.
+        """
+        for block in self.blocks:
+            block.compute_dtype = COMPUTE_DTYPES[precision]
 
     def noise(self, mode: Noise, n: int) -> Sequence[Tensor | None]:
         """The noise of every layer for n samples: [n, 1, H, W], [1, 1, H, W] for "const", None for "none".

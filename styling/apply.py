@@ -15,7 +15,15 @@ from media.images import to_float, to_uint8
 from media.transcode import Transcoded, transcode
 from media.video import VideoReader
 from networks.adaconv import AdaConvKernels
-from networks.stylizer import Kernels, Statistics, Stylizer, apply_strength, own_kernels, pad_to_stride
+from networks.stylizer import (
+    Kernels,
+    Statistics,
+    Stylizer,
+    apply_strength,
+    at_least_float32,
+    own_kernels,
+    pad_to_stride,
+)
 from networks.vgg import STRIDE
 from styling.color import keep_colors
 from styling.mask import blend
@@ -25,6 +33,7 @@ from styling.tiles import Adjust, encode_tiled, stylize_tiled, tile_for
 from torch_utils.errors import UserError
 from torch_utils.memory import free_memory, release_freed_memory
 from torch_utils.ops import moments
+from torch_utils.precision import autocast
 
 Progress = Callable[[int, int | None], None]  # called with the number of steps done, and of all steps if it is known
 
@@ -43,6 +52,7 @@ class Settings:
     color: Literal["luminance", "histogram"] | None = None  # how the content's colours are kept, if they are
     tile: int | Literal["auto", "none"] = "auto"  # side of the tiles of large images in pixels
     smooth: float = 0.8  # how much changes from frame to frame of a video are damped, 0..1
+    precision: str = "fp32"  # of the convolutions: "fp32", "bf16" or "fp16"
 
 
 @torch.no_grad()
@@ -61,11 +71,14 @@ def stylize_image(
         if settings.strength < 1:
             own = own_kernels(model, to_float(content[None].to(device)))
             kernels = apply_strength(own, kernels, settings.strength)
-        image = to_uint8(model(to_float(beyond[None].to(device)), kernels))[0].cpu()
+        with autocast(device, settings.precision):
+            y = model(to_float(beyond[None].to(device)), kernels)
+        image = to_uint8(y.float())[0].cpu()
     else:
         if settings.strength < 1:
             kernels = apply_strength(own_kernels_tiled(model, content, tile), kernels, settings.strength)
-        image = stylize_in_tiles(model, beyond, kernels, tile, progress)
+        with autocast(next(model.parameters()).device, settings.precision):
+            image = stylize_in_tiles(model, beyond, kernels, tile, progress)
     image = inner(image, content)
     if settings.color == "luminance":
         image = by_rows(lambda y, x: to_uint8(keep_colors(to_float(y), to_float(x))), image, content)
@@ -126,13 +139,17 @@ class FrameStylizer:
             self.tile = tile_side(self.model, beyond.shape[2], beyond.shape[3], self.settings.tile) or 0
         tile = self.tile or None
         if tile is None:
-            x = stylize_whole(self.model, beyond, self.scene_kernels(content, cuts, None), self.adjust(cuts))
-            y = to_uint8(x).cpu()
+            kernels = self.scene_kernels(content, cuts, None)
+            with autocast(self.device, self.settings.precision):
+                x = stylize_whole(self.model, beyond, kernels, self.adjust(cuts))
+            y = to_uint8(x.float()).cpu()
         else:
             images = []
             for i, image in enumerate(to_uint8(beyond).cpu()):
                 kernels = self.scene_kernels(content[i : i + 1], cuts[i : i + 1], tile)
-                images.append(stylize_in_tiles(self.model, image, kernels, tile, adjust=self.adjust(cuts[i : i + 1])))
+                with autocast(self.device, self.settings.precision):
+                    adjust = self.adjust(cuts[i : i + 1])
+                    images.append(stylize_in_tiles(self.model, image, kernels, tile, adjust=adjust))
             y = torch.stack(images)
         y = inner(y, content)
         if self.settings.color == "luminance":
@@ -229,7 +246,7 @@ def stylize_whole(model: Stylizer, content: Tensor, kernels: Kernels, adjust: Ad
     x = model.encode(pad_to_stride(content, model.config.min_size))
     for i, k in enumerate(model.decoder.each(kernels)):
         x = x.contiguous()  # the memory format that `moments` and the stage read
-        statistics = None if k is None else adjust(i, moments(x))
+        statistics = None if k is None else adjust(i, moments(at_least_float32(x)))
         x = model.decoder.stage(i, x, k, statistics)
     return x[:, :, :height, :width]
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from networks.adaconv import AdaConvKernels
-from networks.stylizer import CHANNELS, ENCODER_HALO, HALO, Statistics, Stylizer
+from networks.stylizer import CHANNELS, ENCODER_HALO, HALO, Statistics, Stylizer, at_least_float32
 from networks.vgg import STRIDE
 from torch_utils.memory import free_memory
 from torch_utils.ops import moments
@@ -38,7 +38,7 @@ class RunningMoments:
     def add(self, x: Tensor) -> None:
         """Adds a part, x [N, C, h, w]."""
         count = x.shape[2] * x.shape[3]
-        mean, var = (t.double() for t in moments(x))
+        mean, var = (t.double() for t in moments(at_least_float32(x)))
         if self._sums is None:
             self._sums = count, mean, var * count
             return
@@ -109,7 +109,7 @@ def stylize_tiled(
             x, running = store(outputs, shape, tick)
         else:
             for (top, bottom, left, right), part in outputs:
-                pixels = (part[0] * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
+                pixels = (part[0].float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
                 image[top:bottom, left:right] = pixels.cpu().numpy()
                 tick()
     return image[:height, :width]

@@ -12,10 +12,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import adaconv
 import generate
 from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
-from tests.scripts import done, mistake, script_here
+from tests.scripts import ROOT, done, mistake, script_here
 
 CLASSES = 3
 
@@ -164,6 +165,26 @@ def test_edits_keep_what_the_file_says_but_for_what_is_given(network, tmp_path):
     ]  # fmt: skip
     modconv = snapshot(tmp_path / "modconv.safetensors", modulation="modconv")
     assert "predicts no spatial kernels" in mistake("generate.py", *edit[:3], "--network", modconv)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_hardly_seen(tmp_path, precision):
+    """Of the shipped model; the library computes the same."""
+    shipped = ROOT / "pretrained" / "faces32.safetensors"
+    for name in ("fp32", precision):
+        run("--network", shipped, "--seeds", "0-7", "--precision", name, "--outdir", tmp_path / name)
+    exact, half = (
+        np.stack([pixels(tmp_path / name / f"seed{seed:04d}.png") for seed in range(8)]).astype(float)
+        for name in ("fp32", precision)
+    )
+    assert 0 < np.abs(exact - half).mean() <= 1
+    G = adaconv.Generator.from_pretrained(shipped)
+    G.synthesis.compute_in(precision)
+    with torch.no_grad():
+        made = adaconv.to_uint8(G(G.latents(range(8)), c=[seed % G.config.c_dim for seed in range(8)]))
+    assert np.abs(made.permute(0, 2, 3, 1).numpy() - half).mean() < 0.1
+    G.synthesis.compute_in("fp32")
+    assert all(block.compute_dtype is None for block in G.synthesis.blocks)
 
 
 def test_mistakes_are_one_line(network, tmp_path):

@@ -20,9 +20,10 @@ from models.encoder import save_encoder
 from models.snapshot import kimg_name
 from networks.vgg import Classifier
 from torch_utils import distributed
+from torch_utils.precision import autocast
 from training.config import ClassifierConfig
 from training.log import Averages, Log
-from training.optimizer import GuardedOptimizer, autocast
+from training.optimizer import GuardedOptimizer
 
 Batch = list[tuple[Tensor, Tensor]]  # microbatches of uint8 images and their one-hot classes
 EVALUATED = 5000  # images of --data that are classified at an evaluation where there is no --test

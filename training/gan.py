@@ -25,6 +25,7 @@ from networks.generator import Generator
 from torch_utils import distributed
 from torch_utils.errors import note
 from torch_utils.ops import native
+from torch_utils.precision import COMPUTE_DTYPES
 from torch_utils.sizes import width_and_height
 from training.augment import AdaptiveP, AugmentPipe
 from training.config import TrainConfig
@@ -352,7 +353,7 @@ def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
     There the discriminator works in channels-last memory, in which convolutions in half precision are faster: its
     weights get that order, and convolutions follow the order of their weights.
     """
-    compute_dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    compute_dtype = COMPUTE_DTYPES[precision]
     for block in [*G.synthesis.blocks[1:][-HALF_RESOLUTIONS:], *D.blocks[:HALF_RESOLUTIONS]]:
         block.compute_dtype = compute_dtype
     if compute_dtype:

@@ -80,12 +80,6 @@ class GuardedOptimizer:
             getattr(self, name).copy_(state[name])
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Convolutions and matrix products in float16 ("fp16") or bfloat16 ("bf16"); with "fp32" nothing changes."""
-    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=precision != "fp32")
-
-
 class AveragedConfig(Protocol):
     """The part of a configuration that says how the weights are averaged."""
 

@@ -21,9 +21,10 @@ from networks.stylizer import Stylizer, reduce_style_channels, resize_square
 from torch_utils import distributed
 from torch_utils.errors import UserError
 from torch_utils.ops import moments
+from torch_utils.precision import autocast
 from training.config import StylizerTrainConfig
 from training.log import Averages, Log
-from training.optimizer import GuardedOptimizer, autocast, ema_beta, update_ema
+from training.optimizer import GuardedOptimizer, ema_beta, update_ema
 
 IDENTITY_PART = 4  # one in so many contents of a batch is rebuilt in its own style, for the identity loss
 NARROWED_BY = 256  # crops of styles, whose main directions remain where --init-from has more style channels

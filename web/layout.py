@@ -10,10 +10,11 @@ from urllib.parse import parse_qs
 import gradio as gr
 
 from models.snapshot import GENERATOR
+from torch_utils.precision import COMPUTE_DTYPES
 from web import edit, generate, invert, kernels, mix, stylize, walk
 from web.files import Results
 from web.page import Page
-from web.shelf import PRECISIONS, Shelf
+from web.shelf import Shelf
 
 # Invert comes after those that can start from what it finds.
 TABS = (generate, mix, walk, edit, kernels, invert, stylize)
@@ -76,7 +77,7 @@ def choose_model(page: Page) -> None:
             scale=3, min_width=280,
         )  # fmt: skip
         page.precision = gr.Dropdown(
-            list(PRECISIONS), value="fp32", label="Precision", elem_id="precision", filterable=False,
+            list(COMPUTE_DTYPES), value="fp32", label="Precision", elem_id="precision", filterable=False,
             info="The commands compute in fp32; the others are faster on a GPU.", min_width=200,
         )  # fmt: skip
     page.settings.choice("model", page.model), page.settings.choice("precision", page.precision)

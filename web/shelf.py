@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latents.cli import Classes, Model, ModelOptions, Numbers, prepare_model
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names
@@ -27,15 +25,15 @@ from models.snapshot import (
     run_number,
 )
 from models.stylegan2 import is_network_pickle
-from networks.generator import Generator, GeneratorConfig, SynthesisBlock
+from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer
 from torch_utils.errors import UserError
+from torch_utils.precision import COMPUTE_DTYPES
 from torch_utils.tensors import read_metadata
 from training.runs import sheet_path
 from web.terms import explain
 
 LOADED = 3  # models that stay in memory
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 RUNS = Path("runs")
 
 
@@ -136,8 +134,8 @@ class Shelf:
         return [f"{i}: {text[:60]}" for i, text in enumerate([*names, *[""] * (count - len(names))])]
 
     def _load(self, entry: Entry, kind: str, precision: str) -> tuple[Any, dict[str, Any]]:
-        if precision not in PRECISIONS:
-            raise UserError(f"there is no precision {precision}; choose one of {', '.join(PRECISIONS)}")
+        if precision not in COMPUTE_DTYPES:
+            raise UserError(f"there is no precision {precision}; choose one of {', '.join(COMPUTE_DTYPES)}")
         key = entry.path, entry.path.stat().st_mtime_ns, precision
         with self._lock:  # so that two requests do not load the same model
             if key not in self._loaded:
@@ -146,17 +144,10 @@ class Shelf:
                 load = load_generator if kind == GENERATOR else load_stylizer
                 model, info = load(entry.path, self.device)
                 if isinstance(model, Generator):
-                    set_precision(model, PRECISIONS[precision])
+                    model.synthesis.compute_in(precision)
                 self._loaded[key] = model, info
             self._loaded.move_to_end(key)
             return self._loaded[key]
-
-
-def set_precision(G: Generator, dtype: torch.dtype | None) -> None:
-    """Makes the layers of a generator compute in a type; None for that of the weights."""
-    for module in G.synthesis.modules():
-        if isinstance(module, SynthesisBlock):
-            module.compute_dtype = dtype
 
 
 def kind_of(path: Path) -> str | None:

@@ -213,6 +213,22 @@ def test_the_shipped_model_changes_at_borders_no_more_than_inside():
     assert all(outer < 5 and outer < inside + 1 for outer, inside in now)
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_hardly_seen(precision):
+    model = load_stylizer(ROOT / "pretrained" / "stylizer-small.safetensors")[0]
+    combined, content = CombinedStyle((style(model, 1),)), scene(1, 128, 160)
+    exact = stylize_image(model, content, combined, PLAIN).float()
+    half, tiled = (
+        stylize_image(model, content, combined, Settings(tile=tile, precision=precision)).float()
+        for tile in ("none", 64)
+    )
+    frame = FrameStylizer(model, combined, Settings(smooth=0, precision=precision))(content[None])[0].float()
+    for image in (half, tiled, frame):
+        assert 0 < (image - exact).abs().mean() <= 2, (image - exact).abs().mean()
+    for image in (tiled, frame):
+        assert (image - half).abs().mean() <= 0.5, (image - half).abs().mean()
+
+
 def test_a_mask_divides(stylizer):
     styles, content = [CombinedStyle((style(stylizer, i),)) for i in (1, 2)], scene(0, 64, 300)
     mask = torch.zeros(1, 64, 300)
