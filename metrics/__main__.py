@@ -189,13 +189,19 @@ def check_paths(data: str | None, weights: Sequence[str]) -> None:
 @evaluation_options
 @option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to evaluate, instead of --network.")
 @option("What", "--list", "listed", is_flag=True, help="List the metrics, and where their detectors are, and stop.")
-@option("What", "--all", "all_snapshots", is_flag=True, help="Evaluate all snapshots of the run that --network names.")
+@option(
+    "What",
+    "--all",
+    "all_snapshots",
+    is_flag=True,
+    help="Evaluate all snapshots of the run that --network names, or all network pickles of StyleGAN2 in that folder.",
+)
 @option(
     "What",
     "--best",
     metavar="NAME",
-    help="Value by which --all marks the best snapshot, and links it as best.safetensors in the run, such as swd2k or "
-    "pr10k3_recall.  [default: the first of --metrics]",
+    help="Value by which --all marks the best snapshot, and links it as best.safetensors (of pickles, best.pkl) in "
+    "the run, such as swd2k or pr10k3_recall.  [default: the first of --metrics]",
 )
 @option("How", "--json", "as_json", is_flag=True, help="Print one JSON object, with all that the metrics depend on.")
 @option(

@@ -11,7 +11,7 @@ from metrics.names import Metric, parse_metric
 from metrics.plot import Point, line_chart, stacked
 from torch_utils.errors import UserError
 
-BEST = "best.safetensors"
+BEST = "best"  # the name of the link to the best model, before its suffix
 
 Record = dict[str, Any]  # the values of an evaluation and its settings, see request.make_record
 
@@ -32,12 +32,18 @@ def best_record(records: Sequence[Record], value: str, higher_is_better: bool) -
 
 
 def table(records: Sequence[Record], setting: str, names: Sequence[str], best: int | None = None) -> str:
-    """A Markdown table: a row for each record, with its setting (kimg, truncation) and values; the best is marked."""
+    """A Markdown table: a row for each record, with its setting (kimg, truncation) and values; the best is marked.
+
+    Where two snapshots have the same kimg, as pickles without a number in their names, rows begin with names of files.
+    """
     values = list(ranked_values(records, names))
+    settings = [f"{record['settings'][setting]:g}" for record in records]
+    if setting == "kimg" and len(set(settings)) < len(settings):
+        setting, settings = "network", [Path(record["settings"]["network"]).name for record in records]
     rows = [[setting, *values]]
     for number, record in enumerate(records):
         texts = [f"{record[value]:.4g}" if value in record else "–" for value in values]
-        rows.append([f"{record['settings'][setting]:g}" + (" (best)" if number == best else ""), *texts])
+        rows.append([settings[number] + (" (best)" if number == best else ""), *texts])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -87,14 +93,14 @@ def charts(records: Sequence[Record], setting: str, names: Sequence[str], best: 
 
 
 def link_best(snapshot: Path) -> Path:
-    """Makes `best.safetensors` beside a snapshot a link to it, in place of an earlier link.
+    """Makes `best.safetensors` beside a snapshot (or `best.pkl` beside a pickle) a link to it, replacing an older link.
 
     Raises UserError where that is a file, which `train.py --keep-best` has written: it may be a model of its own.
     """
-    link = snapshot.parent / BEST
+    link = snapshot.with_name(BEST + snapshot.suffix)
     if link.exists() and not link.is_symlink():
-        raise UserError(f"{link} is not replaced: it is a model that train.py --keep-best wrote; move it elsewhere")
-    beside = link.with_name(f".{BEST}.{os.getpid()}")
+        raise UserError(f"{link} is no link but a model, such as train.py --keep-best writes; move it elsewhere")
+    beside = link.with_name(f".{link.name}.{os.getpid()}")
     try:
         beside.symlink_to(snapshot.name)
         beside.replace(link)

@@ -92,7 +92,7 @@ def load_networks(
         raise UserError(f"{path} cannot be read as StyleGAN2's networks ({reason}); {ANOTHER}") from None
     for network in networks.values():
         network.eval().requires_grad_(False)
-    return networks, {"kimg": _kimg(path), "source": _source(path, data, kind)}
+    return networks, {"kimg": kimg_of_name(path), "source": _source(path, data, kind)}
 
 
 def _bytes(path: Path) -> bytes:
@@ -134,7 +134,7 @@ def _kind(found: dict[str, Any]) -> str:
     return "stylegan3 --cfg stylegan2" if "channel_base" in arguments else "stylegan2-ada-pytorch"
 
 
-def _kimg(path: Path) -> float:
+def kimg_of_name(path: Path) -> float:
     """Of a name as network-snapshot-025000.pkl; 0 where the name does not say."""
     match = re.search(r"snapshot-(\d{1,9})$", path.stem, re.ASCII)
     return float(match[1]) if match else 0.0

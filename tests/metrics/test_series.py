@@ -13,6 +13,7 @@ from models.sampling import generate_batches
 from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from tests.metrics.archives import write_images
+from tests.models.stylegan2_pickles import network_pickle, small_networks
 from torch_utils.errors import UserError
 
 
@@ -69,7 +70,7 @@ def test_a_link_is_replaced_and_a_model_is_not(tmp_path):
     assert link_best(second).read_text() == "two" and (tmp_path / "best.safetensors").is_symlink()
     (tmp_path / "best.safetensors").unlink()
     (tmp_path / "best.safetensors").write_text("kept")
-    with pytest.raises(UserError, match=r"best\.safetensors is not replaced.* --keep-best"):
+    with pytest.raises(UserError, match=r"best\.safetensors is no link but a model.* --keep-best"):
         link_best(first)
     assert (tmp_path / "best.safetensors").read_text() == "kept" and len(list(tmp_path.iterdir())) == 3
 
@@ -113,6 +114,44 @@ def test_all_snapshots_of_a_run(command, run, tmp_path):
     assert found["best"].endswith("snapshot-000002.safetensors") and len(found["records"]) == 3
     alone = ["--network", folder / "snapshot-000010.safetensors", *arguments[3:], "--json"]
     assert json.loads(command(*alone)[1])["swd40"] == pytest.approx(found["records"][2]["swd40"], rel=1e-6)
+
+
+def test_all_pickles_in_a_folder(command, tmp_path):
+    """Of StyleGAN2's, by the numbers in their names; others that do not fit are left out, and a link is none."""
+    folder = tmp_path / "pickles"
+    folder.mkdir()
+    for seed, kimg in enumerate((200, 1000, 400)):
+        G, _ = small_networks(seed=seed)
+        (folder / f"network-snapshot-{kimg}.pkl").write_bytes(network_pickle(G))
+    (folder / "network-snapshot-500.pkl").write_bytes(network_pickle(small_networks(c_dim=3)[0]))
+    (folder / "network-snapshot-600.pkl").write_bytes(b"no pickle")
+    images = torch.cat(list(generate_batches(small_networks(seed=2)[0], range(1000, 1040))))
+    arguments = ["--network", folder, "--all", "--data", write_images(tmp_path / "data", images), "--metrics", "swd40"]
+    arguments += ["--gpus", 0, "--workers", 0, "--plot", tmp_path / "curve.svg"]
+    for _ in range(2):  # the second time with the link of the first
+        code, out, err = command(*arguments)
+        assert code == 0, err
+        rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
+        assert rows == ["kimg", rows[1], "200", "400 (best)", "1000"]
+        assert "network-snapshot-500.pkl knows 3 classes" in err and "network-snapshot-600.pkl" in err
+        assert err.count("it is left out") == 2
+    link = folder / "best.pkl"
+    assert link.is_symlink() and link.resolve().name == "network-snapshot-400.pkl"
+    assert load_generator(link)[0].config == small_networks(seed=2)[0].config
+    assert f"The best snapshot by swd40 is network-snapshot-400.pkl, linked as {link}." in out
+    code, _, err = command(*arguments, "--per-class")
+    assert code == 2 and "--per-class is of one snapshot" in err
+
+
+def test_files_without_a_number_are_told_apart_by_their_names():
+    records = [record(0, swd20=2.0), record(0, swd20=1.0)]
+    records[1]["settings"]["network"] = "published/cats.pkl"
+    lines = table(records, "kimg", ["swd20"], 1).splitlines()
+    assert [line.split("|")[1].strip() for line in (lines[0], *lines[2:])] == [
+        "network",
+        "snapshot-0",
+        "cats.pkl (best)",
+    ]
 
 
 def test_truncations(command, run, tmp_path):
