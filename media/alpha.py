@@ -43,6 +43,11 @@ def on_background(images: Tensor, color: Color) -> Tensor:
     return _over(images, torch.tensor(color, device=images.device).view(3, 1, 1))
 
 
+def opaque(images: Tensor, color: Color) -> Tensor:
+    """Images [N, C, H, W] without transparency: transparent ones over a colour, others as they are."""
+    return on_background(images, color) if images.shape[1] == 4 else images
+
+
 def on_chequerboard(images: Tensor) -> Tensor:
     """Images uint8 [N, C, H, W] as they can be shown: transparent ones over a chequerboard, others as they are."""
     if images.shape[1] != 4:

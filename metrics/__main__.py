@@ -97,6 +97,13 @@ def main() -> None:
     """
 
 
+BACKGROUND = option(
+    "How",
+    "--background",
+    default="white",
+    type=Color(),
+    help="Colour that transparent images, real and generated ones, are laid on, since metrics see colours only.",
+)
 OPTIONS = (  # of all that evaluates
     option(
         "What",
@@ -114,13 +121,7 @@ OPTIONS = (  # of all that evaluates
         "snapshot is evaluated.",
     ),
     option("What", "--data", metavar="PATH", help="Folder or ZIP of the real images."),
-    option(
-        "How",
-        "--background",
-        default="white",
-        type=Color(),
-        help="Colour that transparent images, real and generated ones, are laid on, since metrics see colours only.",
-    ),
+    BACKGROUND,
     option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image."),
     option(
         "How",
@@ -327,6 +328,7 @@ def evaluate_together(
     "dinov2-vit-l-14, another of python -m metrics --list, or the file of an encoder or a stylizer.",
 )
 @option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of a published detector.")
+@BACKGROUND
 @option("How", "--neighbours", type=click.IntRange(1, 100), default=5, help="Number of nearest images to show.")
 @option("How", "--batch", type=click.IntRange(1, 2**16), default=64, help="Batch size. It changes the memory only.")
 @option("How", "--workers", type=click.IntRange(0, 64), default=2, help="Number of processes that read images.")
@@ -421,6 +423,7 @@ def report_command(
         network=request.network, fakes=None, data=data, test=test, fld=fld, seeds=seeds, class_name=None,
         trunc=request.truncations[0], detector=detector or DEFAULT, detector_weights=weights,
         neighbours=5, rows=8, batch=request.batch, workers=request.workers, device=device,
+        background=request.background,
     )  # fmt: skip
     found, problem = None, ""
     try:
@@ -430,7 +433,7 @@ def report_command(
             raise
         problem = error.message
         note(f"warning: nearest training images are left out: {problem}")
-    page = write_page(Page(records, history, found, nearest.detector, problem), device)
+    page = write_page(Page(records, history, found, nearest.detector, problem, request.background), device)
     write_file(out, page.encode())
     print(f"The report is {out}.")
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from media.alpha import on_background
+from media.alpha import Color, opaque
 from media.dataset import ImageDataset
 from media.decode import WHITE
 from media.images import grid
@@ -55,6 +55,7 @@ class NearestRequest:
     batch: int
     workers: int
     device: str
+    background: Color = WHITE  # of transparent images
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def nearest_images(request: NearestRequest) -> Found:
     """What `python -m metrics nearest` shows and prints. Raises UserError."""
     if request.fld and request.test is None:
         raise UserError(FLD_NEEDS_TEST)
-    dataset = ImageDataset(request.data, mirror=True, background=WHITE)
+    dataset = ImageDataset(request.data, mirror=True, background=request.background)
     if len(dataset.names) < 2:
         raise UserError(f"{request.data} has only one image; at least 2 are needed")
     fakes = open_generator(request, dataset) if request.fakes is None else open_images(request, dataset)
@@ -222,7 +223,7 @@ def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages
             seeds = [request.seeds[number] for number in numbers]
             classes = None if chosen is None else torch.full([len(seeds)], chosen)
             for images in generate_batches(G, seeds, request.batch, classes, request.trunc):
-                yield on_background(images, WHITE) if images.shape[1] == 4 else images
+                yield opaque(images, request.background)
 
     return FakeImages([{"seed": seed} for seed in request.seeds], generate)
 
@@ -230,7 +231,7 @@ def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages
 def open_images(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
     """The images of --fakes. Raises UserError."""
     assert request.fakes is not None
-    fakes = open_fakes(request.fakes)
+    fakes = open_fakes(request.fakes, request.background)
     check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data)
     return FakeImages(
         [{"file": name} for name in fakes.names], dataset_source(fakes, range(len(fakes)), request.workers)
@@ -241,7 +242,7 @@ def open_test(request: NearestRequest, dataset: ImageDataset) -> ImageDataset | 
     """The images of --test. Raises UserError."""
     if request.test is None:
         return None
-    test = ImageDataset(request.test, background=WHITE)
+    test = ImageDataset(request.test, background=request.background)
     check_shape(request.test, test.channels, test.resolution, dataset, request.data)
     if test.fingerprint == dataset.fingerprint:
         raise UserError("--test and --data are the same images; name images that were not trained on with --test")

@@ -64,6 +64,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         dataset, fakes = open_labelled(request, request.data), open_fakes_with_labels(request)
         about: dict[str, Any] = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
         check_shape(str(request.fakes), fakes.channels, fakes.resolution, dataset, request.data)
+        transparent = fakes.transparent
         evaluator = make_evaluator(request, dataset, len(fakes))
     else:
         snapshot = find_snapshot(request.network)
@@ -71,6 +72,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         dataset, truncation = open_labelled(request, request.data), request.truncations[0]
         check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
         check_classes(snapshot, G, dataset, request.data)
+        transparent = G.config.img_channels == 4
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random", "truncation": truncation}
         evaluator = make_evaluator(request, dataset)
 
@@ -98,7 +100,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
             warn(f"class {name} is left out: {error.message}")
     if not found:
         raise UserError(f"no class of {request.data} can be evaluated by itself; leave out --per-class")
-    record = make_record(class_means(found), evaluator, dataset, request, about)
+    record = make_record(class_means(found), evaluator, dataset, request, about, transparent)
     return {**record, "classes": found, "unusable": unusable}
 
 

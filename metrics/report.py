@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from media.alpha import Color, opaque
 from media.dataset import ImageDataset
-from media.images import encode_png, preview_grid
+from media.decode import WHITE
+from media.images import encode_png, grid
 from metrics.evaluator import choose
 from metrics.names import parse_metric, values_of
 from metrics.nearest import Found
@@ -47,6 +49,7 @@ class Page:
     found: Found | None  # the nearest training images
     detector: str  # in whose features they are near
     note: str  # why there are none, or ""
+    background: Color = WHITE  # of transparent images
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
@@ -154,20 +157,22 @@ def nearest_section(page: Page) -> str:
     return f"<p>{escape(text)}</p>" + inline_image(found.sheet, caption) + html_table(head, rows)
 
 
-def image_sheets(snapshot: Path, data: str, truncation: float, device: str) -> str:
-    """Generated and real images beside each other; of a model with classes, the generated ones have the real's."""
+def image_sheets(snapshot: Path, data: str, truncation: float, background: Color, device: str) -> str:
+    """Generated and real images beside each other, as the metrics see them: transparent ones on the background.
+
+    Of a model with classes, the generated images have those of the real ones.
+    """
     G, _ = load_generator(snapshot, torch.device(device))
-    dataset = ImageDataset(data, use_labels=G.config.c_dim > 0)
+    dataset = ImageDataset(data, use_labels=G.config.c_dim > 0, background=background)
     width = dataset[0][0].shape[2]
     columns = max(min(SHEET // 2 // width, 10), 3)
     chosen = choose(len(dataset), columns * ROWS, seed=0)
     reals = torch.stack([dataset[number][0] for number in chosen])
     classes = None if dataset.labels is None else dataset.labels[chosen]
     fakes = torch.cat(list(generate_batches(G, range(len(chosen)), 16, classes, truncation)))
-    generated = inline_image(
-        preview_grid(fakes, columns), f"Generated images, seeds 0 to {len(chosen) - 1}, ψ {truncation:g}"
-    )
-    return generated + inline_image(preview_grid(reals, columns), "Real images")
+    fakes = opaque(fakes, background)
+    generated = inline_image(grid(fakes, columns), f"Generated images, seeds 0 to {len(chosen) - 1}, ψ {truncation:g}")
+    return generated + inline_image(grid(reals, columns), "Real images")
 
 
 def write_page(page: Page, device: str) -> str:
@@ -181,7 +186,8 @@ def write_page(page: Page, device: str) -> str:
         sections.append(("Truncation", truncation_section(page.records)))
     if page.history:
         sections.append(("Over training", history_figures(page.history)))
-    sections.append(("Images", image_sheets(snapshot, settings["data"], settings["truncation"], device)))
+    sheets = image_sheets(snapshot, settings["data"], settings["truncation"], page.background, device)
+    sections.append(("Images", sheets))
     sections.append(("Nearest training images", nearest_section(page)))
     sections.append(("Settings", settings_table(record)))
     body = "\n".join(f"<h2>{escape(name)}</h2>\n{content}" for name, content in sections)

@@ -107,7 +107,8 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
                     raise
                 warn(f"{snapshot}: {error.message}")
                 values = error.values
-            records.append(make_record(values, evaluator, dataset, request, {**about, "truncation": truncation}))
+            settings = {**about, "truncation": truncation}
+            records.append(make_record(values, evaluator, dataset, request, settings, G.config.img_channels == 4))
     if not records:
         raise UserError(f"{request.network} has no snapshot that can be evaluated; name another run with --network")
     return records
@@ -150,7 +151,7 @@ def evaluate_images(request: Request) -> dict[str, Any]:
     source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
     values = evaluator.evaluate(source)
     about = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
-    return make_record(values, evaluator, dataset, request, about)
+    return make_record(values, evaluator, dataset, request, about, fakes.transparent)
 
 
 def make_evaluator(request: Request, dataset: ImageDataset, fakes: int | None = None) -> Evaluator:
@@ -177,11 +178,19 @@ def make_evaluator(request: Request, dataset: ImageDataset, fakes: int | None = 
 
 
 def make_record(
-    values: dict[str, float], evaluator: Evaluator, dataset: ImageDataset, request: Request, about: dict[str, Any]
+    values: dict[str, float],
+    evaluator: Evaluator,
+    dataset: ImageDataset,
+    request: Request,
+    about: dict[str, Any],
+    transparent: bool,
 ) -> dict[str, Any]:
-    """The values with what they depend on."""
+    """The values with what they depend on: `about` the fakes, and the background where these, or real images, need it.
+
+    `transparent` says whether the fakes do.
+    """
     data: dict[str, Any] = {"data": request.data, "data_hash": dataset.fingerprint, "mirror": request.mirror}
-    if dataset.transparent:
+    if dataset.transparent or transparent:
         data["background"] = request.background
     record = {**values, "images": evaluator.counts, "settings": {**evaluator.settings(), **about, **data}}
     return {**record, "left_out": evaluator.left_out} if evaluator.left_out else record

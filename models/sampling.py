@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from media.alpha import Color, on_background
+from media.alpha import Color, opaque
 from media.decode import WHITE
 from media.images import to_uint8
 from networks.generator import Generator, Noise, SynthesisBlock
@@ -187,7 +187,7 @@ class Fakes:
             seeds = [self.seed * STRETCH + number for number in numbers]
             noise: Noise = noise_from_seeds(G, seeds, G.w_avg.device) if noisy else "none"
             batches_of_these = generate_batches(G, seeds, len(seeds), self.classes[list(numbers)], self.psi, noise)
-            yield from map(self._opaque, batches_of_these)
+            yield from (opaque(images, self.background) for images in batches_of_these)
 
     @torch.no_grad()
     def path_ends(self, batches: Sequence[Sequence[int]], epsilon: float) -> Iterator[Tensor]:
@@ -204,11 +204,7 @@ class Fakes:
             )
             with full_precision(G):
                 images = G.synthesis(torch.cat([first, first.lerp(second, epsilon)]), "const").float()
-            yield self._opaque(images)
-
-    def _opaque(self, images: Tensor) -> Tensor:
-        """[N, 4, H, W] over the background as [N, 3, H, W]; others as they are."""
-        return on_background(images, self.background) if images.shape[1] == 4 else images
+            yield opaque(images, self.background)
 
 
 @contextmanager

@@ -138,6 +138,19 @@ def test_the_shipped_detector_finds_changed_copies(command, tmp_path):
     assert sum(row["authentic"] for row in rows[20:]) >= 5
 
 
+def test_copies_of_transparent_images_are_found_on_the_background_that_they_were_trained_on(command, tmp_path):
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (12, 4, 32, 32), generator=random, dtype=torch.uint8)
+    pixels[:, 3] = 255 * (pixels[:, 3] > 127)
+    data = write_images(tmp_path / "data", pixels)
+    fakes = write_images(tmp_path / "fakes", pixels[:3, :3] * (pixels[:3, 3:] > 0))
+    arguments = ["nearest", "--fakes", fakes, "--data", data, "--workers", 0, "--out", tmp_path / "sheet.png", "--json"]
+    for color, copied in (("black", True), ("white", False)):
+        code, out, err = command(*arguments, "--background", color)
+        assert code == 0, err
+        assert all((row["distance"] < 1e-3) == copied for row in json.loads(out)["images"])
+
+
 def test_c_t_tells_copies_from_new_images(command, copies, encoder_file, tmp_path):  # noqa: F811
     """Of images of one source: those of the training set, slightly changed, against those of neither set."""
     images = torch.stack([torch.from_numpy(np.array(face)).permute(2, 0, 1) for face, _ in faces(180, 32, seed=1)])

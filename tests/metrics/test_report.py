@@ -9,9 +9,18 @@ import re
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from media.alpha import opaque
+from media.dataset import ImageDataset
+from media.images import save_png
+from metrics.evaluator import choose
+from models.sampling import generate_batches
+from models.snapshot import load_generator, save_snapshot
+from networks.generator import Generator, GeneratorConfig
 from tests.metrics.test_encoders import encoder_file  # noqa: F401 (a fixture)
 from tests.metrics.test_nearest import copies  # noqa: F401 (a fixture)
 
@@ -87,6 +96,42 @@ def test_a_page_needs_no_other_file(command, run, encoder_file, tmp_path):  # no
     assert f"{values['swd20']:.4g}" in page.texts
     assert values["settings"]["data_hash"] in page.texts
     assert len(re.findall("<svg", html)) == 1 + 2  # over training; precision against recall within a whole
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_page_of_wide_transparent_images(command, tmp_path, monkeypatch, channels):
+    """Sheets show what the metrics see: images on the --background. A model may have been trained on it, in RGB."""
+    monkeypatch.setattr("metrics.swd.DIRECTIONS", 32)
+    torch.manual_seed(0)
+    sizes = {"cbase": 256, "cmax": 8, "map_depth": 1, "z_dim": 16, "w_dim": 16, "style_channels": 8}
+    snapshot = tmp_path / "snapshot-000001.safetensors"
+    save_snapshot(snapshot, Generator(GeneratorConfig(resolution=(48, 32), img_channels=channels, **sizes)), {})
+    fakes = torch.cat(list(generate_batches(load_generator(snapshot)[0], range(30))))
+    random = torch.Generator().manual_seed(0)
+    reals = torch.randint(0, 256, (30, 4, 32, 48), generator=random, dtype=torch.uint8)
+    reals = torch.cat([reals[:, :3].minimum(reals[:, 3:]), reals[:, 3:]], dim=1)  # premultiplied
+    copy = fakes[2:3] if channels == 4 else torch.cat([fakes[2:3], torch.full((1, 1, 32, 48), 255)], dim=1)
+    reals[7] = torch.cat([copy[:, :3].minimum(copy[:, 3:]), copy[:, 3:]], dim=1).byte()
+    (tmp_path / "data").mkdir()
+    for number, image in enumerate(reals):
+        save_png(image, tmp_path / "data" / f"{number:04}.png")
+
+    arguments = ["--network", snapshot, "--data", tmp_path / "data", "--gpus", 0, "--workers", 0, "--metrics", "swd20"]
+    code, _, err = command(
+        "report", *arguments, "--background", "black", "--seeds", "0-5", "--out", tmp_path / "a.html"
+    )
+    assert code == 0, err
+    page = Page((tmp_path / "a.html").read_text())
+    generated, real, nearest = (torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in page.images)
+    assert generated.shape == real.shape == (3, 5 * 32, 6 * 48)
+    assert torch.equal(generated[:, 32:64, 48:96], opaque(fakes, (0, 0, 0))[7])
+    shown = ImageDataset(tmp_path / "data", background=(0, 0, 0))
+    assert torch.equal(real[:, 32:64, 48:96], shown[choose(30, 30, 0)[7]][0])
+    assert nearest.shape == (3, 6 * 32, 7 * 48)
+    row = page.texts.index("seed 2")
+    assert page.texts[row + 1] == "0007.png" and page.texts[row + 4] == "not authentic"
+    assert "[0, 0, 0]" in page.texts  # among the settings
+    assert torch.equal(nearest[:, 64:96, 96:144], shown[7][0])
 
 
 def test_without_the_default_detector_the_page_says_so(command, run, tmp_path, monkeypatch):
