@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -161,6 +161,19 @@ def table(damage: str, rows: list[dict[str, float]], rankings: dict[str, bool]) 
     return "\n".join([*lines, ""])
 
 
+def overview(found: dict[str, list[dict[str, float]]], rankings: Iterable[str]) -> str:
+    """A Markdown table of all damages: a column for each value that models can be ranked by, a row for each level."""
+    names = list(rankings)
+    lines = ["| images | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    labels = {"undamaged": next(iter(found.values()))[0]}
+    for damage, rows in found.items():
+        labels |= {f"{damage}: {level:g}": row for level, row in zip(LEVELS[damage], rows[1:], strict=True)}
+    lines += [
+        f"| {label} | " + " | ".join(f"{row[name]:.3g}" for name in names) + " |" for label, row in labels.items()
+    ]
+    return "\n".join(lines)
+
+
 @click.command(cls=cli.Command, example="python benchmarks/compare_damages.py --data faces64.zip --other other.zip")
 @cli.option(
     "What", "--data", metavar="PATH", required=True, help="Folder or ZIP of images, three times as many as --count."
@@ -215,6 +228,7 @@ def main(
         if json_path:
             record = {"data": data, "other": other, "count": count, "seed": seed, "levels": LEVELS, "values": found}
             write_file(json_path, json.dumps({**record, "settings": evaluator.settings()}, indent=1).encode())
+    print(overview(found, rankings))
 
 
 if __name__ == "__main__":

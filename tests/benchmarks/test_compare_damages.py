@@ -15,7 +15,7 @@ from tests.metrics.test_encoders import encoder_file  # noqa: F401 (a fixture)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from compare_damages import LEVELS, damages, memorization, read, shuffled
+from compare_damages import LEVELS, damages, memorization, overview, read, shuffled
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -51,6 +51,21 @@ def test_metrics_of_the_first_images_see_the_same_share_of_a_damage():
     first = shuffled(mixed)[:100]
     assert 0.1 < first.float().mean() < 0.3
     assert torch.equal(shuffled(mixed).sort(dim=0).values, mixed.sort(dim=0).values)
+
+
+def test_the_overview_has_a_row_for_each_level():
+    rows = [{"swd": 10.0 + n, "of no rank": 0.0} for n in range(4)]
+    assert overview({"modes left": rows, "images of another kind": rows}, {"swd": False}).splitlines() == [
+        "| images | swd |",
+        "|---|---|",
+        "| undamaged | 10 |",
+        "| modes left: 0.5 | 11 |",
+        "| modes left: 0.2 | 12 |",
+        "| modes left: 0.1 | 13 |",
+        "| images of another kind: 0.05 | 11 |",
+        "| images of another kind: 0.2 | 12 |",
+        "| images of another kind: 0.5 | 13 |",
+    ]
 
 
 def test_copies_are_caught_and_no_distance_sees_them(faces16, encoder_file):  # noqa: F811
