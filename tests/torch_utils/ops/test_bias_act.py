@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 
 from torch_utils.ops import bias_act
-from torch_utils.ops.bias_act import ACTIVATIONS
+from torch_utils.ops.bias_act import ACTIVATIONS, bias_act_reference
 
 pytestmark = pytest.mark.usefixtures("implementation")
 
@@ -83,6 +83,35 @@ def test_nothing_flows_where_the_clamp_cuts():
     assert y.tolist() == [[-4.0, -0.2, 1.0, 4.0]]
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert gradient.tolist() == [[0.0, 0.4, 2.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_no_number_and_infinity(act, device, dtype):
+    """Forward and gradient as PyTorch's functions have them, for each pair of what comes in from both sides."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    special = [float("nan"), float("inf"), float("-inf"), 0.0, -0.0, 1.0, -1.0, 3.0, -3.0]
+    x, dy = (t.to(dtype).view(1, 1, -1).repeat(1, 2, 1) for t in torch.cartesian_prod(*[torch.tensor(special)] * 2).T)
+    for gain, clamp in [(1.0, None), (2.0, 1.5), (-1.0, None), (-0.5, 0.3), (1.0, 0.0), (-2.0, 100.0)]:
+        results = []
+        for op, where, as_type in ((bias_act, device, dtype), (bias_act_reference, "cpu", torch.float64)):
+            t = x.to(where, as_type).requires_grad_()
+            bias = torch.zeros(2, dtype=as_type, device=where)
+            y = op(t, bias, act, gain, clamp)
+            (gradient,) = torch.autograd.grad(y, t, dy.to(y))
+            results.append([value.detach().double().cpu() for value in (y, gradient)])
+        edge = clamp is not None and results[1][0].abs() == clamp  # there PyTorch lets pass, and an op that sees y cuts
+        results = [
+            (y, torch.where(edge, 0, gradient)) if clamp is not None else (y, gradient) for y, gradient in results
+        ]
+        eps = 8 * torch.finfo(dtype).eps
+        for value, want in zip(*results, strict=True):
+            message = f"gain {gain}, clamp {clamp}"
+            torch.testing.assert_close(
+                value, want, rtol=eps, atol=eps, equal_nan=True, msg=lambda m, w=message: f"{w}: {m}"
+            )
 
 
 def test_gains_keep_the_second_moment():

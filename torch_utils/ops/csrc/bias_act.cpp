@@ -65,19 +65,21 @@ struct Function {
     return y < -clamp ? Vector<A>{} - clamp : y;
   }
 
-  // dy/dx from y
+  // dx from dy and y. Nothing passes where the clamp cuts, whatever dy is. At NaN as PyTorch: it is not inside a clamp;
+  // ReLU passes what comes to it, the leaky one as for negative numbers; the slope of a sigmoid is NaN.
   template <bool curved>
-  Vector<A> derivative(Vector<A> y) const {
-    Vector<A> d;
+  Vector<A> gradient(Vector<A> dy, Vector<A> y) const {
+    const Vector<A> zero = {};
     if constexpr (curved) {
-      d = act == kSigmoid ? y * (A(1) - y / gain) : gain - y * y / gain;
-    } else {
-      // where y is no number, as PyTorch: for ReLU as where it is positive, for the leaky one as where it is not
-      const Vector<A> rest = slope == 0 ? (y != y ? Vector<A>{} + gain : Vector<A>{}) : Vector<A>{} + gain * slope;
-      d = (gain > 0 ? y > 0 : y < 0) ? Vector<A>{} + gain : rest;
+      const Vector<A> dx = dy * (act == kSigmoid ? y * (A(1) - y / gain) : gain - y * y / gain);
+      if (clamp == std::numeric_limits<A>::infinity()) return dx;
+      return (y >= clamp) | (y <= -clamp) ? zero : dx;
     }
-    if (clamp == std::numeric_limits<A>::infinity()) return d;
-    return (y < clamp) & (y > -clamp) ? d : Vector<A>{};
+    const auto positive = gain > 0 ? y > 0 : y < 0;
+    const Vector<A> dx =
+        slope == 0 ? (positive | (y != y) ? dy * gain : zero) : dy * (positive ? zero + gain : zero + gain * slope);
+    if (clamp == std::numeric_limits<A>::infinity()) return dx;
+    return (y < clamp) & (y > -clamp) ? dx : zero;
   }
 };
 
@@ -223,8 +225,8 @@ void gradient_planes(const Shape& shape, const S* dy, bool channels_last, const 
     const int64_t offset = plane * shape.inner + first;
     Vector<A> whole = {}, rest = {};
     for_vectors<A>(count, count, [&](int64_t at, int64_t, auto... how_many) {
-      const Vector<A> slopes = function.template derivative<curved>(load_as<A>(y + offset + at, how_many...));
-      const Vector<A> d = load_as<A>(from + at, how_many...) * slopes;
+      const Vector<A> d = function.template gradient<curved>(load_as<A>(from + at, how_many...),
+                                                             load_as<A>(y + offset + at, how_many...));
       store_as<A>(dx + offset + at, d, how_many...);
       sizeof...(how_many) == 0 ? whole += d : rest += d;
     });
@@ -245,8 +247,8 @@ void gradient_pixels(const Shape& shape, const Chunks& chunks, const S* dy, bool
     for (int64_t begin = 0; begin < count; begin += block) {
       for_vectors<A>(std::min(block, count - begin), chunks.period, [&](int64_t at, int64_t column, auto... how_many) {
         const int64_t offset = first + begin + at;
-        const Vector<A> slopes = function.template derivative<curved>(load_as<A>(y + offset, how_many...));
-        const Vector<A> d = load_as<A>(from + begin + at, how_many...) * slopes;
+        const Vector<A> d = function.template gradient<curved>(load_as<A>(from + begin + at, how_many...),
+                                                               load_as<A>(y + offset, how_many...));
         store_as<A>(dx + offset, d, how_many...);
         Simd<A>::store(part.data() + column, Simd<A>::load(part.data() + column) + d);
       });

@@ -18,45 +18,53 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// clamp(gain · act(…)), for values of the type S: of the sigmoid and tanh where `curved`, and else of a leaky ReLU with
-// any slope (1: linear, 0: ReLU).
+// What a kernel is compiled for: linear and the leaky ReLU, which differ by a number; ReLU; the sigmoid and tanh.
+enum Kind { kStraight, kRectified, kCurved };
+
+// y = clamp(gain · act(x)) and its gradient, for values of the type S. Each line is a few instructions without a
+// branch; at NaN and infinity they are what PyTorch's own functions are.
 template <class S>
 struct Function {
   using A = Accumulate<S>;
   Activation act;
   A slope, gain, clamp;  // the clamp as it comes out in the type of y; infinite for none
+  A sign;                // of the gain
+  bool clamped;
 
   Function(Activation act, double gain, double clamp)
       : act(act),
-        slope(act == kLinear ? 1
-              : act == kRelu ? 0
-                             : 0.2),
+        slope(act == kLinear ? 1 : 0.2),
         gain(gain),
-        clamp(clamp < 0 ? std::numeric_limits<A>::infinity() : static_cast<A>(static_cast<S>(clamp))) {}
+        clamp(clamp < 0 ? std::numeric_limits<A>::infinity() : static_cast<A>(static_cast<S>(clamp))),
+        sign(gain > 0 ? 1 : -1),
+        clamped(clamp >= 0) {}
 
-  template <bool curved>
+  template <Kind kind>
   __device__ A value(A x) const {
-    A y = x > 0 ? x : x * slope;
-    if constexpr (curved) {
+    A y;
+    if constexpr (kind == kCurved) {
       y = act == kSigmoid ? A(1) / (A(1) + exp(-x)) : tanh(x);
-    } else if (slope == 0) {
-      y = x <= 0 ? A(0) : x;  // −∞ times 0 would be no number
+    } else if constexpr (kind == kRectified) {
+      y = x <= 0 ? A(0) : x;
+    } else {
+      y = x > 0 ? x : x * slope;
     }
     y *= gain;
-    return y > clamp ? clamp : y < -clamp ? -clamp : y;
+    return y != y ? y : fmin(fmax(y, -clamp), clamp);
   }
 
-  // The derivative by x, from y; as PyTorch's where y is no number.
-  template <bool curved>
-  __device__ A derivative(A y) const {
-    A d = slope == 0 ? (y != y ? gain : A(0)) : gain * slope;
-    if constexpr (curved) {
-      d = act == kSigmoid ? y * (A(1) - y / gain) : gain - y * y / gain;
-    } else if (gain > 0 ? y > 0 : y < 0) {
-      d = gain;
+  // dx from dy and y. Nothing passes where the clamp cuts, whatever dy is. NaN is not inside a clamp, but the slope of
+  // a sigmoid there is NaN, which is more than the 0 that comes to it.
+  template <Kind kind>
+  __device__ A gradient(A dy, A y) const {
+    if constexpr (kind == kCurved) {
+      const A dx = dy * (act == kSigmoid ? y * (A(1) - y / gain) : gain - y * y / gain);
+      return clamped && fabs(y) >= clamp ? A(0) : dx;
     }
-    const bool inside = clamp == std::numeric_limits<A>::infinity() || (y < clamp && y > -clamp);
-    return inside ? d : A(0);
+    const bool inside = !clamped || fabs(y) < clamp;
+    if constexpr (kind == kRectified) return inside && !(sign * y <= 0) ? dy * gain : A(0);
+    const A dx = dy * (sign * y > 0 ? gain : gain * slope);
+    return inside ? dx : A(0);
   }
 };
 
@@ -66,33 +74,32 @@ struct alignas(sizeof(S) * V) Pack {
   S value[V];
 };
 
-// `count` packs. `inner` packs beside each other share a channel; with 0, the values of a pack are those of V channels
+// Where the bias of a pack comes from: there is none; all its values share a channel; or they are those of V channels
 // beside each other.
-template <class S, int V, class Index, bool curved>
+enum Shift { kNone, kOfPlane, kOfPixel };
+
+// `count` packs, of which `inner` beside each other share a channel, where that is so.
+template <class S, int V, class Index, Kind kind, Shift shift>
 __global__ void __launch_bounds__(kThreads)
     bias_act_forward(const Pack<S, V>* x, const S* bias, Pack<S, V>* y, Index count, Index inner, Index channels,
                      Function<S> function) {
   using A = Accumulate<S>;
   for (Index j = Index(blockIdx.x) * kThreads + threadIdx.x; j < count; j += Index(gridDim.x) * kThreads) {
     const Pack<S, V> from = x[j];
-    Pack<S, V> to, shift;
-    if (bias && inner > 0) {
-      const S b = bias[j / inner % channels];
-#pragma unroll
-      for (int k = 0; k < V; k++) shift.value[k] = b;
-    } else if (bias) {
-      shift = reinterpret_cast<const Pack<S, V>*>(bias)[j % (channels / V)];
-    }
+    Pack<S, V> to, of = {};
+    if constexpr (shift == kOfPlane) of.value[0] = bias[j / inner % channels];
+    if constexpr (shift == kOfPixel) of = reinterpret_cast<const Pack<S, V>*>(bias)[j % (channels / V)];
 #pragma unroll
     for (int k = 0; k < V; k++) {
-      const A b = bias ? static_cast<A>(shift.value[k]) : A(0);
-      to.value[k] = static_cast<S>(function.template value<curved>(static_cast<A>(from.value[k]) + b));
+      const A b = static_cast<A>(of.value[shift == kOfPixel ? k : 0]);
+      const A value = static_cast<A>(from.value[k]);
+      to.value[k] = static_cast<S>(function.template value<kind>(shift == kNone ? value : value + b));
     }
     y[j] = to;
   }
 }
 
-template <class S, int V, class Index, bool curved>
+template <class S, int V, class Index, Kind kind>
 __global__ void __launch_bounds__(kThreads)
     bias_act_gradient(const Pack<S, V>* dy, const Pack<S, V>* y, Pack<S, V>* dx, Index count, Function<S> function) {
   using A = Accumulate<S>;
@@ -100,31 +107,34 @@ __global__ void __launch_bounds__(kThreads)
     const Pack<S, V> out = y[j], from = dy[j];
     Pack<S, V> to;
 #pragma unroll
-    for (int k = 0; k < V; k++) {
-      const A slope = function.template derivative<curved>(static_cast<A>(out.value[k]));
-      to.value[k] = static_cast<S>(static_cast<A>(from.value[k]) * slope);
-    }
+    for (int k = 0; k < V; k++)
+      to.value[k] =
+          static_cast<S>(function.template gradient<kind>(static_cast<A>(from.value[k]), static_cast<A>(out.value[k])));
     dx[j] = to;
   }
 }
 
 int64_t grid(int64_t count) { return std::min<int64_t>(blocks_of(count, kThreads), 1 << 20); }
 
-// Calls f with the values of a pack, the type of an index, and whether the function is curved. A pack has 16 bytes
-// where all addresses and `size` allow; an index has 32 bits where that is enough.
+template <auto value>
+using Constant = std::integral_constant<decltype(value), value>;
+
+// Calls f with the values of a pack, the type of an index, and the kind of the function. A pack has 16 bytes where all
+// addresses and `size` allow; an index has 32 bits where that is enough.
 template <class S, class F>
 void with_packs(std::initializer_list<const void*> addresses, int64_t size, int64_t count, int64_t act, F f) {
   constexpr int V = 16 / sizeof(S);
   bool whole = size % V == 0;
   for (const void* address : addresses) whole = whole && reinterpret_cast<uintptr_t>(address) % 16 == 0;
   const auto with_function = [&](auto v, auto index) {
-    act >= kSigmoid ? f(v, index, std::true_type()) : f(v, index, std::false_type());
+    if (act == kRelu) return f(v, index, Constant<kRectified>());
+    act >= kSigmoid ? f(v, index, Constant<kCurved>()) : f(v, index, Constant<kStraight>());
   };
   const auto with_index = [&](auto v) {
     // the last step beyond the end is to fit as well
     count <= std::numeric_limits<int>::max() ? with_function(v, unsigned()) : with_function(v, int64_t());
   };
-  whole ? with_index(std::integral_constant<int, V>()) : with_index(std::integral_constant<int, 1>());
+  whole ? with_index(Constant<V>()) : with_index(Constant<1>());
 }
 
 at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& bias_, int64_t act, double gain,
@@ -142,12 +152,16 @@ at::Tensor bias_act_cuda(const at::Tensor& x_, const std::optional<at::Tensor>& 
     const scalar_t* shift = bias.defined() ? bias.const_data_ptr<scalar_t>() : nullptr;
     scalar_t* to = y.mutable_data_ptr<scalar_t>();
     const int64_t size = inner > 1 ? inner : x.size(1);
-    with_packs<scalar_t>({from, shift, to}, size, x.numel(), act, [&](auto v, auto index, auto curved) {
+    with_packs<scalar_t>({from, shift, to}, size, x.numel(), act, [&](auto v, auto index, auto kind) {
       using Index = decltype(index);
       using P = Pack<scalar_t, v>;
-      launch(bias_act_forward<scalar_t, v, Index, curved>, grid(x.numel() / v), kThreads, 0,
-             reinterpret_cast<const P*>(from), shift, reinterpret_cast<P*>(to), Index(x.numel() / v),
-             Index(inner > 1 ? inner / v : 0), Index(x.size(1)), Function<scalar_t>(Activation(act), gain, clamp));
+      const auto with_shift = [&](auto of) {
+        launch(bias_act_forward<scalar_t, v, Index, kind, of>, grid(x.numel() / v), kThreads, 0,
+               reinterpret_cast<const P*>(from), shift, reinterpret_cast<P*>(to), Index(x.numel() / v),
+               Index(inner > 1 ? inner / v : 0), Index(x.size(1)), Function<scalar_t>(Activation(act), gain, clamp));
+      };
+      if (!shift) return with_shift(Constant<kNone>());
+      inner > 1 ? with_shift(Constant<kOfPlane>()) : with_shift(Constant<kOfPixel>());
     });
   });
   return y;
@@ -165,10 +179,10 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, con
     DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad", [&] {
       const scalar_t *out = y.const_data_ptr<scalar_t>(), *from = dy.const_data_ptr<scalar_t>();
       scalar_t* to = dx.mutable_data_ptr<scalar_t>();
-      with_packs<scalar_t>({out, from, to}, dy.numel(), dy.numel(), act, [&](auto v, auto index, auto curved) {
+      with_packs<scalar_t>({out, from, to}, dy.numel(), dy.numel(), act, [&](auto v, auto index, auto kind) {
         using Index = decltype(index);
         using P = Pack<scalar_t, v>;
-        launch(bias_act_gradient<scalar_t, v, Index, curved>, grid(dy.numel() / v), kThreads, 0,
+        launch(bias_act_gradient<scalar_t, v, Index, kind>, grid(dy.numel() / v), kThreads, 0,
                reinterpret_cast<const P*>(from), reinterpret_cast<const P*>(out), reinterpret_cast<P*>(to),
                Index(dy.numel() / v), Function<scalar_t>(Activation(act), gain, clamp));
       });

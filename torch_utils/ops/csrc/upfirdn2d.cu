@@ -26,18 +26,25 @@ struct Shape {
 // The first tap that falls on a value of x, where `start` is the place of tap 0 in the upsampled image.
 __device__ __forceinline__ int first_tap(int start, int up) { return ((-start) % up + up) % up; }
 
+// V values beside each other, of which a thread computes as many columns.
+template <class S, int V>
+struct alignas(sizeof(S) * V) Pack {
+  S value[V];
+};
+
 // kRows outputs of a column, of which the first is `above` rows above a multiple of kRows, so that its tap 0 falls on a
-// value of x. `planes`: neighbours in a row lie beside each other.
-template <class S, int up, int down, bool planes>
+// value of x. `planes`: neighbours in a row lie beside each other; else V channels do.
+template <class S, int up, int down, bool planes, int V>
 __global__ void __launch_bounds__(kThreads)
     upfirdn2d_rows(const S* x, const Accumulate<S>* f, S* y, unsigned columns, Shape shape, int above, double gain) {
   using A = Accumulate<S>;
-  static_assert(kTaps % up == 0 && kRows % up == 0);
+  using P = Pack<S, V>;
+  static_assert(kTaps % up == 0 && kRows % up == 0 && (V == 1 || !planes));
   constexpr int n = kTaps / up;                                 // taps that fall on values, along each axis
   constexpr int rows = ((kRows - 1) * down + up - 1) / up + n;  // of x that are read
   const unsigned j = blockIdx.x * kThreads + threadIdx.x;
   if (j >= columns) return;
-  const unsigned beside = planes ? 1 : shape.beside, width = shape.out_width,
+  const unsigned beside = planes ? 1 : shape.beside / V, width = shape.out_width,
                  strips = (shape.out_height + above - 1) / kRows + 1;
   const unsigned pixel = j / beside, strip = pixel / width % strips;
   const int64_t picture = pixel / width / strips;
@@ -46,8 +53,8 @@ __global__ void __launch_bounds__(kThreads)
   const int start_x = ox * down - shape.left, tap = first_tap(start_x, up), column = (start_x + tap) / up;
   const int row = (oy * down - shape.top) / up;
   const int64_t stride = shape.width * shape.beside;  // of the rows of x
-  const S* from = x + picture * shape.height * stride + row * stride + column * shape.beside + j % beside;
-  A along[n], across[kTaps], sum[kRows] = {};
+  const S* from = x + picture * shape.height * stride + row * stride + column * shape.beside + j % beside * V;
+  A along[n], across[kTaps], sum[kRows][V] = {};
   bool inside[n];
 #pragma unroll
   for (int t = 0; t < n; t++) along[t] = f[tap + t * up], inside[t] = column + t >= 0 && column + t < shape.width;
@@ -56,23 +63,34 @@ __global__ void __launch_bounds__(kThreads)
 
 #pragma unroll
   for (int m = 0; m < rows; m++, from += stride) {
-    A value = 0;
+    A value[V] = {};
     if (row + m >= 0 && row + m < shape.height) {
 #pragma unroll
-      for (int t = 0; t < n; t++)
-        if (inside[t]) value += along[t] * static_cast<A>(from[planes ? t : t * shape.beside]);
+      for (int t = 0; t < n; t++) {
+        if (!inside[t]) continue;
+        const P pack = *reinterpret_cast<const P*>(from + (planes ? t : t * shape.beside));
+#pragma unroll
+        for (int v = 0; v < V; v++) value[v] += along[t] * static_cast<A>(pack.value[v]);
+      }
     }
 #pragma unroll
     for (int r = 0; r < kRows; r++) {
       // the taps of output r begin at `phase`, on row `first` of those that are read
       const int phase = (up - r * down % up) % up, first = (r * down + phase) / up;
-      if (m >= first && m < first + n) sum[r] += across[phase + (m - first) * up] * value;
+      if (m < first || m >= first + n) continue;
+#pragma unroll
+      for (int v = 0; v < V; v++) sum[r][v] += across[phase + (m - first) * up] * value[v];
     }
   }
-  S* to = y + ((picture * shape.out_height + oy) * width + ox) * shape.beside + j % beside;
+  S* to = y + ((picture * shape.out_height + oy) * width + ox) * shape.beside + j % beside * V;
 #pragma unroll
-  for (int r = 0; r < kRows; r++)
-    if (oy + r >= 0 && oy + r < shape.out_height) to[r * width * shape.beside] = static_cast<S>(sum[r]);
+  for (int r = 0; r < kRows; r++) {
+    if (oy + r < 0 || oy + r >= shape.out_height) continue;
+    P pack;
+#pragma unroll
+    for (int v = 0; v < V; v++) pack.value[v] = static_cast<S>(sum[r][v]);
+    *reinterpret_cast<P*>(to + r * width * shape.beside) = pack;
+  }
 }
 
 template <class S>
@@ -111,9 +129,16 @@ bool launch_rows(const at::Tensor& x, const at::Tensor& filter, at::Tensor& y, c
   const int64_t strips = (shape.out_height + above - 1) / kRows + 1, columns = y.numel() / shape.out_height * strips;
   if (above == up || columns > std::numeric_limits<int>::max() || shape.beside > std::numeric_limits<int>::max())
     return false;
-  launch(shape.beside == 1 ? upfirdn2d_rows<S, up, down, true> : upfirdn2d_rows<S, up, down, false>,
-         blocks_of(columns, kThreads), kThreads, 0, x.const_data_ptr<S>(), filter.const_data_ptr<Accumulate<S>>(),
-         y.mutable_data_ptr<S>(), unsigned(columns), shape, above, gain);
+  const S* from = x.const_data_ptr<S>();
+  S* to = y.mutable_data_ptr<S>();
+  const auto aligned = [](const S* address) { return reinterpret_cast<uintptr_t>(address) % sizeof(Pack<S, 2>) == 0; };
+  const bool pairs = shape.beside % 2 == 0 && aligned(from) && aligned(to);
+  const int64_t threads = pairs ? columns / 2 : columns;
+  launch(shape.beside == 1 ? upfirdn2d_rows<S, up, down, true, 1>
+         : pairs           ? upfirdn2d_rows<S, up, down, false, 2>
+                           : upfirdn2d_rows<S, up, down, false, 1>,
+         blocks_of(threads, kThreads), kThreads, 0, from, filter.const_data_ptr<Accumulate<S>>(), to, unsigned(threads),
+         shape, above, gain);
   return true;
 }
 
