@@ -3,9 +3,10 @@
     make ops; python benchmarks/kernel_cost.py ~/.cache/adaconv/cuda-*/adaconv_cuda.so --json kernel-cost-sm90.json
 
 It counts the instructions of a thread in the SASS of a built library: those outside of loops once, and those of a loop
-as often as the table CASES says that it is run. Code that only pixels near the border reach is counted for all, so that
-the counts are upper bounds. At perfect issue an SM starts 4 × 32 of them in each cycle. The time that takes, divided by
-the time of copying the same bytes, is the ratio: 1 or less means that memory is the limit.
+as often as the table CASES says that it is run, which a test compares with what the emulated kernels run. Code that
+only pixels near the border reach is counted for all, so that the counts are upper bounds. At perfect issue an SM starts
+4 × 32 of them in each cycle. That time, divided by the time of copying the same bytes, is the ratio: 1 or less
+means that memory is the limit.
 """
 
 from __future__ import annotations
@@ -45,43 +46,74 @@ TYPES = {"fp32": ("f", 4), "bf16": ("N3c108BFloat16E", 2)}
 
 
 @dataclass(frozen=True)
+class Loop:
+    """A loop that stays one in compiled code: its first line in the source, and how often a thread runs it on average.
+
+    The compiler may make `copies` of a loop, of which a thread runs one.
+    """
+
+    line: str
+    trips: float
+    copies: int = 1
+
+
+@dataclass(frozen=True)
 class Case:
     """A kernel, and what a thread of it computes.
 
-    `kernel` is a pattern of the mangled name, in which S stands for the type. `trips` says how often the loops are run,
-    in the order of their first instruction; `values` how many outputs a thread makes (None: those of 16 bytes), and
-    `moved` how many values are read and written for each, in the least.
+    `kernel` is a pattern of the mangled name, in which S stands for the type. The loops are in the order of their first
+    instruction. `values` is how many outputs a thread makes (None: those of 16 bytes), and `moved` how many values are
+    read and written for each, in the least.
     """
 
     what: str
     kernel: str
-    trips: tuple[float, ...]
+    loops: tuple[Loop, ...]
     values: int | None
     moved: float
 
+    @property
+    def trips(self) -> tuple[float, ...]:
+        """Of the loops in compiled code."""
+        return tuple(trips for loop in self.loops for trips in (loop.trips, *[0.0] * (loop.copies - 1)))
 
-# AdaConv at 256², batch 32, 64 channels: with C/G 8, a block of 256 threads brings 576 weights into shared memory, by
-# one of two loops, and each thread runs 8 inputs; for the gradient by the kernel, a warp takes a sixteenth of an image.
+
+# AdaConv at 256², batch 32, 64 channels: with C/G 8, a block of 256 threads brings 576 weights into shared memory, and
+# each thread runs 8 inputs; for the gradient by the kernel, a warp takes a sixteenth of an image.
+GROUPED = (
+    Loop("for (int i0 = 0; i0 < group; i0 += kInputs) {", 1),
+    Loop("for (int j = threadIdx.x; j < inputs * taps * O; j += blockDim.x) {", 2.25, copies=2),
+    Loop("for (int i = 0; i < inputs; i++, input += plane)", 8),
+)
+SINGLE = (Loop("for (int i = 0; i < group; i++, input += plane) {", 1),)
+CORRELATE = (Loop("while (top < shape.height) {", 32),)
+PACKS = "for (Index j = Index(blockIdx.x) * kThreads + threadIdx.x; j < count; j += Index(gridDim.x) * kThreads) {"
+
 CASES = (
-    Case("adaconv, C/G 8", r"adaconv_rowsISLi8ELi3ELN\w+BorderE0E", (1, 2.25, 0, 8), 64, 2),
-    Case("adaconv, C/G 8, reflect", r"adaconv_rowsISLi8ELi3ELN\w+BorderE1E", (1, 2.25, 0, 8), 64, 2),
-    Case("its gradient by x, C/G 8, reflect", r"adaconv_rowsISLi8ELi3ELN\w+BorderE2E", (1, 2.25, 0, 8), 64, 2),
-    Case("adaconv, C/G 1", r"adaconv_rowsISLi1ELi3ELN\w+BorderE0E", (1,), 8, 2),
-    Case("adaconv, C/G 1, reflect", r"adaconv_rowsISLi1ELi3ELN\w+BorderE1E", (1,), 8, 2),
-    Case("its gradient by x, C/G 1, reflect", r"adaconv_rowsISLi1ELi3ELN\w+BorderE2E", (1,), 8, 2),
+    Case("adaconv, C/G 8", r"adaconv_rowsISLi8ELi3ELN\w+BorderE0E", GROUPED, 64, 2),
+    Case("adaconv, C/G 8, reflect", r"adaconv_rowsISLi8ELi3ELN\w+BorderE1E", GROUPED, 64, 2),
+    Case("its gradient by x, C/G 8, reflect", r"adaconv_rowsISLi8ELi3ELN\w+BorderE2E", GROUPED, 64, 2),
+    Case("adaconv, C/G 1", r"adaconv_rowsISLi1ELi3ELN\w+BorderE0E", SINGLE, 8, 2),
+    Case("adaconv, C/G 1, reflect", r"adaconv_rowsISLi1ELi3ELN\w+BorderE1E", SINGLE, 8, 2),
+    Case("its gradient by x, C/G 1, reflect", r"adaconv_rowsISLi1ELi3ELN\w+BorderE2E", SINGLE, 8, 2),
     # 4 of 8 × 8 pairs of an input and an output: a sixteenth of the work of 8 values, for 4 pixels
-    Case("its gradient by the kernel, C/G 8", r"adaconv_correlateISLi4ELi3ELN\w+BorderE0E", (32,), 64, 2),
-    Case("its gradient by the kernel, C/G 8, reflect", r"adaconv_correlateISLi4ELi3ELN\w+BorderE1E", (32,), 64, 2),
-    Case("its gradient by the kernel, C/G 1", r"adaconv_correlateISLi1ELi3ELN\w+BorderE0E", (32,), 128, 2),
-    Case("its gradient by the kernel, C/G 1, reflect", r"adaconv_correlateISLi1ELi3ELN\w+BorderE1E", (32,), 128, 2),
-    Case("upfirdn2d, 4 taps, up 2", r"upfirdn2d_rowsISLi2ELi1ELb1E", (), 8, 1.25),
-    Case("upfirdn2d, 4 taps, down 2", r"upfirdn2d_rowsISLi1ELi2ELb1E", (), 8, 5),
-    Case("upfirdn2d, 4 taps, up 1, down 1", r"upfirdn2d_rowsISLi1ELi1ELb1E", (), 8, 2),
-    Case("upfirdn2d, 4 taps, up 2, down 2", r"upfirdn2d_rowsISLi2ELi2ELb1E", (), 8, 2),
-    Case("upfirdn2d, 4 taps, up 1, down 1, channels-last", r"upfirdn2d_rowsISLi1ELi1ELb0E", (), 8, 2),
-    # the loops with and without a bias
-    Case("bias_act, linear, relu or lrelu", r"bias_act_forwardISLi[48]EjLb0E", (1, 0), None, 2),
-    Case("its gradient", r"bias_act_gradientISLi[48]EjLb0E", (1,), None, 3),
+    Case("its gradient by the kernel, C/G 8", r"adaconv_correlateISLi4ELi3ELN\w+BorderE0E", CORRELATE, 64, 2),
+    Case("its gradient by the kernel, C/G 8, reflect", r"adaconv_correlateISLi4ELi3ELN\w+BorderE1E", CORRELATE, 64, 2),
+    Case("its gradient by the kernel, C/G 1", r"adaconv_correlateISLi1ELi3ELN\w+BorderE0E", CORRELATE, 128, 2),
+    Case("its gradient by the kernel, C/G 1, reflect", r"adaconv_correlateISLi1ELi3ELN\w+BorderE1E", CORRELATE, 128, 2),
+    Case("upfirdn2d, 4 taps, up 2", r"upfirdn2d_rowsISLi2ELi1ELb1ELi1E", (), 8, 1.25),
+    Case("upfirdn2d, 4 taps, down 2", r"upfirdn2d_rowsISLi1ELi2ELb1ELi1E", (), 8, 5),
+    Case("upfirdn2d, 4 taps, up 1, down 1", r"upfirdn2d_rowsISLi1ELi1ELb1ELi1E", (), 8, 2),
+    Case("upfirdn2d, 4 taps, up 2, down 2", r"upfirdn2d_rowsISLi2ELi2ELb1ELi1E", (), 8, 2),
+    Case("upfirdn2d, 4 taps, up 1, down 1, channels-last", r"upfirdn2d_rowsISLi1ELi1ELb0ELi2E", (), 16, 2),
+    Case("the same, an odd number of channels", r"upfirdn2d_rowsISLi1ELi1ELb0ELi1E", (), 8, 2),
+    Case(
+        "bias_act, linear or lrelu", r"bias_act_forwardISLi[48]EjLN\w+KindE0ELN\w+ShiftE1E", (Loop(PACKS, 1),), None, 2
+    ),
+    Case("the same, channels-last", r"bias_act_forwardISLi[48]EjLN\w+KindE0ELN\w+ShiftE2E", (Loop(PACKS, 1),), None, 2),
+    Case("bias_act, relu", r"bias_act_forwardISLi[48]EjLN\w+KindE1ELN\w+ShiftE1E", (Loop(PACKS, 1),), None, 2),
+    # with a clamp and without
+    Case("its gradient", r"bias_act_gradientISLi[48]EjLN\w+KindE0E", (Loop(PACKS, 1, copies=2),), None, 3),
 )
 
 

@@ -34,14 +34,19 @@ def occupancy(registers: int) -> float:
 
 
 def parse(text: str, architecture: str) -> list[dict]:
-    """The kernels of an architecture in what `cuobjdump --dump-resource-usage` prints, with names made readable."""
+    """The kernels of an architecture in what `cuobjdump --dump-resource-usage` prints, with names made readable.
+
+    Of a file that has one architecture alone, it prints none.
+    """
     rows, found, name = [], None, ""
     for line in text.splitlines():
         if match := re.search(r"arch = (\w+)", line):
             found = match[1]
         elif match := re.search(r"Function (?:void )?(?:\(anonymous namespace\)::)?([\w:]+<[^>]*>)", line):
-            name = match[1].replace("c10::", "")
-        elif found == architecture and (match := re.search(r"REG:(\d+) STACK:\d+ SHARED:(\d+) LOCAL:(\d+)", line)):
+            name = re.sub(r"c10::|\(\(anonymous namespace\)::\w+\)|\(adaconv::\w+\)", "", match[1])
+        elif found in (None, architecture) and (
+            match := re.search(r"REG:(\d+) STACK:\d+ SHARED:(\d+) LOCAL:(\d+)", line)
+        ):
             registers, shared, spills = map(int, match.groups())
             row = {"kernel": name, "registers": registers, "shared": shared, "spills": spills, "threads": THREADS}
             rows.append({**row, "occupancy": occupancy(registers)})
@@ -51,7 +56,13 @@ def parse(text: str, architecture: str) -> list[dict]:
 @click.command(cls=cli.Command, example="python benchmarks/kernel_resources.py adaconv_cuda.so --json resources.json")
 @click.argument("files", nargs=-1, required=True)
 @cli.option("Options", "--architecture", default="sm_90")
-@cli.option("Options", "--all", "everything", is_flag=True, help="Also float64 and float16, which is as bfloat16.")
+@cli.option(
+    "Options",
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Also float64, float16, which is as bfloat16, and what large or odd tensors take.",
+)
 @cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
 def main(files: tuple[str, ...], architecture: str, everything: bool, json_path: str | None) -> None:
     """Lists the resources of the kernels in built libraries or object files."""
@@ -64,7 +75,9 @@ def main(files: tuple[str, ...], architecture: str, everything: bool, json_path:
             raise UserError(f"{path} cannot be read: {' '.join(dump.stderr.split())[:200]}; name a built library")
         plain = subprocess.run(["c++filt", "-t"], input=dump.stdout, capture_output=True, text=True, check=True).stdout
         rows += parse(plain, architecture)
-    rows = [row for row in rows if everything or not re.search(r"double|Half", row["kernel"])]
+    rows = [
+        row for row in rows if everything or not re.search(r"double|Half|long|(float|16), 1, unsigned", row["kernel"])
+    ]
     for row in rows:
         print(f"{row['kernel']:36}{row['registers']:5} registers{row['spills']:6} bytes spilled", end="")
         print(f"{100 * row['occupancy']:6.0f} % of the threads of an SM")

@@ -1,7 +1,7 @@
 """benchmarks/kernel_cost.py on code written by hand."""
 
 import pytest
-from kernel_cost import A100, H100, count, functions, ratio
+from kernel_cost import A100, CASES, H100, Case, Loop, count, functions, ratio
 
 SASS = """
 .section .text._Z3onefv
@@ -39,3 +39,9 @@ def test_the_ratio_is_1_where_instructions_and_bytes_take_as_long():
     assert ratio(H100.issue * 8 / H100.bandwidth, 2, 4, H100) == pytest.approx(1)
     assert H100.issue * 8 / H100.bandwidth == pytest.approx(70.8, abs=0.1)
     assert ratio(50, 2, 2, A100) == pytest.approx(2 * ratio(50, 2, 4, A100))
+
+
+def test_of_the_copies_of_a_loop_one_is_run():
+    case = Case("a kernel", "", (Loop("for (int i = 0; i < n; i++)", 3, copies=2), Loop("while (more)", 5)), 1, 2)
+    assert case.trips == (3, 0, 5)
+    assert len({case.what for case in CASES}) == len(CASES)
