@@ -98,7 +98,7 @@ lint: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports --no-cache --no-logo
-	$(VENV)/bin/clang-format --dry-run --Werror torch_utils/ops/csrc/* tests/emulation/cuda.h
+	$(VENV)/bin/clang-format --dry-run --Werror torch_utils/ops/csrc/* tests/emulation/*.h
 
 clean:
 	rm -rf $(DEMO) .pytest_cache .ruff_cache .mypy_cache

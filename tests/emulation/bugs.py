@@ -14,6 +14,7 @@ class Bug:
     old: str
     new: str
     by: str  # what finds it: a key of BY
+    race: bool = False  # whether ThreadSanitizer has to find it as well
 
 
 BY = {
@@ -30,6 +31,7 @@ BUGS = (
         "__syncthreads();  // the tile before has been read",
         "if (!BUG) __syncthreads();",
         "values",
+        race=True,
     ),
     Bug(
         "AdaConv: a tile is read before it is full",
@@ -37,6 +39,7 @@ BUGS = (
         "    __syncthreads();\n    for (int ky = 0; ky < k; ky++) {",
         "    if (!BUG) __syncthreads();\n    for (int ky = 0; ky < k; ky++) {",
         "values",
+        race=True,
     ),
     Bug(
         "block sum: the next one overwrites what is still read",
@@ -44,6 +47,7 @@ BUGS = (
         "__syncthreads();  // an earlier sum may still be read",
         "if (!BUG) __syncthreads();",
         "values",
+        race=True,
     ),
     Bug(
         "block sum: read before all warps have written",
@@ -51,6 +55,7 @@ BUGS = (
         "= value;\n  __syncthreads();",
         "= value;\n  if (!BUG) __syncthreads();",
         "values",
+        race=True,
     ),
     Bug(
         "upfirdn2d: taps are read before they are there",
@@ -58,6 +63,7 @@ BUGS = (
         "  __syncthreads();",
         "  if (!BUG) __syncthreads();",
         "values",
+        race=True,
     ),
     Bug(
         "AdaConv: weights are exchanged while those before are read",
@@ -65,6 +71,7 @@ BUGS = (
         "__syncthreads();  // the weights before have been read",
         "if (!BUG) __syncthreads();",
         "values",
+        race=True,
     ),
     Bug(
         "AdaConv: rows below the image are written",
@@ -93,6 +100,7 @@ BUGS = (
         "group = shape.group, o0 = first + blockIdx.z * O;",
         "group = shape.group, o0 = first + (BUG ? 0 : blockIdx.z) * O;",
         "values",
+        race=True,
     ),
     Bug(
         "AdaConv: a row too far is written",
@@ -117,6 +125,14 @@ BUGS = (
     ),
     Bug("moments: a value too many", "moments.cu", "j < inner;", "j < inner + BUG;", "values"),
     Bug(
+        "moments: two blocks write the same sums",
+        "moments.cu",
+        "* gridDim.y + blockIdx.y) * 2",
+        "* gridDim.y + (BUG ? 0 : blockIdx.y)) * 2",
+        "values",
+        race=True,
+    ),
+    Bug(
         "reflected one too far",
         "adaconv.cuh",
         "return i < size ? i : 2 * (size - 1) - i;",
@@ -127,14 +143,14 @@ BUGS = (
         "AdaConv: threads beyond the image return before a barrier",
         "adaconv.cu",
         "  A sum[kPixels][O];\n",
-        "  A sum[kPixels][O];\n  if (BUG && x0 + threadIdx.x >= shape.width) return;\n",
+        "  A sum[kPixels][O]; if (BUG && x0 + threadIdx.x >= shape.width) return;\n",
         "emulator",
     ),
     Bug(
         "moments: threads without a value return before a shuffle",
         "moments.cu",
         "  A sum = 0, squares = 0;",
-        "  A sum = 0, squares = 0;\n  if (BUG && threadIdx.x >= inner) return;",
+        "  A sum = 0, squares = 0; if (BUG && threadIdx.x >= inner) return;",
         "emulator",
     ),
     Bug(
@@ -148,7 +164,7 @@ BUGS = (
         "bias_act: no device guard",
         "bias_act.cu",
         "  const c10::cuda::CUDAGuard guard(x_.device());",
-        "  std::optional<c10::cuda::CUDAGuard> guard;\n  if (!BUG) guard.emplace(x_.device());",
+        "  std::optional<c10::cuda::CUDAGuard> guard; if (!BUG) guard.emplace(x_.device());",
         "emulator",
     ),
     Bug(
@@ -185,6 +201,7 @@ BUGS = (
         "      __syncthreads();\n#pragma unroll 1",
         "      if (!BUG) __syncthreads();\n#pragma unroll 1",
         "values",
+        race=True,
     ),
     Bug(
         "gradient by the kernel: outputs beyond the group are written",

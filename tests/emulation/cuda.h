@@ -31,20 +31,7 @@
 #include <utility>
 #include <vector>
 
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-extern "C" void AnnotateBenignRaceSized(const char*, int, const volatile void*, size_t, const char*);
-#define NOT_OF_THE_KERNEL __attribute__((no_sanitize_thread))
-#else
-#define NOT_OF_THE_KERNEL
-#endif
+#include "fiber.h"
 
 #define __global__
 #define __device__
@@ -66,19 +53,26 @@ using std::min;
 namespace emulated {
 
 constexpr int kWarp = 32;
-constexpr size_t kSharedMemory = 48 << 10, kStack = 64 << 10;
+constexpr size_t kSharedMemory = 48 << 10;
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kGuard = 0;
 #else
 constexpr size_t kGuard = 64;  // bytes behind shared memory that nobody may write
 #endif
 
+inline int number(const char* variable, int otherwise) {
+  const char* text = std::getenv(variable);
+  return text ? std::atoi(text) : otherwise;
+}
+
 // What a test sets and reads, through the functions at the end of this file.
 enum Order { kForward, kReverse, kRandom, kOrders };
-inline int orders = kOrders;           // in which every op is run, and must give the same bits
+inline int orders = number("EMULATED_ORDERS", kOrders);  // in which every op is run, and must give the same bits
 inline std::vector<int64_t> selected;  // of a launch's blocks, for tensors too large to run all of them; empty: all
-inline int bug = std::getenv("EMULATED_BUG") ? std::atoi(std::getenv("EMULATED_BUG")) : 0;  // of bugs.py; 0: none
-inline int64_t launches = 0;
+inline int bug = number("EMULATED_BUG", 0);  // of bugs.py; 0: none
+inline int64_t launches = 0, threads = 0;
+// Of every loop that is not unrolled, by the number that rewrite.py gives it.
+inline int64_t trips[1 << 14];
 
 inline Order order = kForward;
 inline std::mt19937 random;
@@ -87,38 +81,6 @@ inline bool unchecked = false;  // the last launch, by C10_CUDA_KERNEL_LAUNCH_CH
 inline std::string error;       // of the block that runs
 
 // --- fibers ----------------------------------------------------------------------------------------------------------
-
-// Where a fiber, or what called it, was left.
-#if defined(__x86_64__)
-struct Context {
-  void* stack_pointer = nullptr;
-
-  // Stores what the ABI wants kept on the stack of one, and takes it from the stack of the other.
-  __attribute__((naked, noinline)) static void jump(Context& /*from*/, Context& /*to*/) {
-    asm("pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15;"
-        "movq %rsp, (%rdi); movq (%rsi), %rsp;"
-        "popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp; ret");
-  }
-  NOT_OF_THE_KERNEL void begin(char* stack, void (*entry)()) {
-    void** top = reinterpret_cast<void**>(reinterpret_cast<uintptr_t>(stack + kStack) & ~uintptr_t(63));
-    *--top = nullptr;  // where `entry` would return to
-    *--top = reinterpret_cast<void*>(entry);
-    for (int i = 0; i < 6; i++) *--top = nullptr;
-    stack_pointer = top;
-  }
-};
-#else
-struct Context {
-  ucontext_t state;
-
-  static void jump(Context& from, Context& to) { swapcontext(&from.state, &to.state); }
-  void begin(char* stack, void (*entry)()) {
-    getcontext(&state);
-    state.uc_stack.ss_sp = stack, state.uc_stack.ss_size = kStack, state.uc_link = nullptr;
-    makecontext(&state, entry, 0);
-  }
-};
-#endif
 
 enum State { kReady, kAtBarrier, kInShuffle, kEnded };
 
@@ -138,6 +100,7 @@ struct Fiber {
 // The block that runs.
 struct Block {
   std::vector<Fiber> fibers;
+  Fiber* threads = nullptr;  // the same, without a function of the library, which ThreadSanitizer would look into
   Context main;
   int current = 0;
   const std::function<void()>* kernel = nullptr;
@@ -151,9 +114,6 @@ struct Block {
 #endif
 #if defined(__SANITIZE_THREAD__)
   void* tsan_main = nullptr;
-  std::vector<void*> tsan_ended;
-  std::vector<std::map<int, std::unique_ptr<char[]>>>
-      before;                        // of other blocks; freed, their addresses would be reused
   char begin = 0, end = 0;           // of the launch
   std::unique_ptr<char[]> barriers;  // two in turn: a thread leaves one when others may have come to the next
 #endif
@@ -162,7 +122,7 @@ inline Block block;
 
 // To a fiber, or with `to` = −1 back to what runs the block. The sanitizers want to know.
 NOT_OF_THE_KERNEL inline void switch_to(int to) {
-  Fiber& fiber = block.fibers[to < 0 ? block.current : to];
+  Fiber& fiber = block.threads[to < 0 ? block.current : to];
 #if defined(__SANITIZE_ADDRESS__)
   void* frames = nullptr;
   if (to < 0) {
@@ -192,7 +152,7 @@ NOT_OF_THE_KERNEL inline void run_thread() {
 #if defined(__SANITIZE_THREAD__)
   __tsan_release(&block.end);
 #endif
-  block.fibers[block.current].state = kEnded;
+  block.threads[block.current].state = kEnded;
   switch_to(-1);
   std::abort();
 }
@@ -202,8 +162,8 @@ NOT_OF_THE_KERNEL inline void start(Fiber& fiber) {
   __asan_unpoison_memory_region(fiber.stack.get(), kStack);  // of a fiber before, which never returned
 #endif
 #if defined(__SANITIZE_THREAD__)
-  if (fiber.tsan) block.tsan_ended.push_back(fiber.tsan);
   fiber.tsan = __tsan_create_fiber(0), fiber.barriers = 0;
+  fiber.stack.reset(new char[kStack]);  // two fibers that write to one stack would be a race
 #endif
   fiber.context.begin(fiber.stack.get(), &run_thread);
   fiber.state = kReady;
@@ -218,7 +178,7 @@ NOT_OF_THE_KERNEL inline void resume(int thread) {
 // --- what a kernel calls ---------------------------------------------------------------------------------------------
 
 NOT_OF_THE_KERNEL inline void syncthreads(int line) {
-  Fiber& fiber = block.fibers[block.current];
+  Fiber& fiber = block.threads[block.current];
   fiber.state = kAtBarrier, fiber.line = line;
 #if defined(__SANITIZE_THREAD__)
   char* barrier = block.barriers.get() + fiber.barriers++ % 2;
@@ -233,9 +193,10 @@ NOT_OF_THE_KERNEL inline void syncthreads(int line) {
 // The value that another lane of the warp gives; all 32 take part.
 template <class T>
 NOT_OF_THE_KERNEL T shuffle(unsigned mask, T value, int source) {
+  const Unseen bookkeeping;
   static_assert(sizeof(T) <= sizeof(Fiber::value));
   const int warp = block.current / kWarp, first = warp * kWarp;
-  Fiber& fiber = block.fibers[block.current];
+  Fiber& fiber = block.threads[block.current];
   if (mask != ~0u) error = "a shuffle of a part of a warp";
   if (int(block.fibers.size()) < first + kWarp) error = "a shuffle in a warp that is not full";
   memcpy(fiber.value, &value, sizeof(T));
@@ -243,10 +204,10 @@ NOT_OF_THE_KERNEL T shuffle(unsigned mask, T value, int source) {
   if (++block.in_shuffle[warp] == kWarp) {
     char given[kWarp][sizeof(Fiber::value)];
     for (int lane = 0; lane < kWarp; lane++)
-      memcpy(given[lane], block.fibers[first + block.fibers[first + lane].source].value, sizeof given[lane]);
+      memcpy(given[lane], block.threads[first + block.threads[first + lane].source].value, sizeof given[lane]);
     for (int lane = 0; lane < kWarp; lane++) {
-      memcpy(block.fibers[first + lane].value, given[lane], sizeof given[lane]);
-      block.fibers[first + lane].state = kReady;
+      memcpy(block.threads[first + lane].value, given[lane], sizeof given[lane]);
+      block.threads[first + lane].state = kReady;
     }
     block.in_shuffle[warp] = 0;
   }
@@ -256,7 +217,14 @@ NOT_OF_THE_KERNEL T shuffle(unsigned mask, T value, int source) {
 }
 inline int lane() { return block.current % kWarp; }
 
+// Follows the condition of a loop: counts how often its body is run.
+NOT_OF_THE_KERNEL inline bool trip(int loop) {
+  const Unseen bookkeeping;
+  return ++trips[loop];
+}
+
 NOT_OF_THE_KERNEL inline char* shared_memory(int line, size_t bytes) {
+  const Unseen bookkeeping;
   std::unique_ptr<char[]>& memory = block.shared[line];
   if (!memory) {
     memory.reset(new char[bytes + kGuard]);
@@ -270,7 +238,7 @@ template <class Array>
 Array& shared_array(int line) {
   return *reinterpret_cast<Array*>(shared_memory(line, sizeof(Array)));
 }
-inline char* launched_shared() { return block.shared[0].get(); }
+inline char* launched_shared() { return shared_memory(0, 0); }
 
 // --- launches --------------------------------------------------------------------------------------------------------
 
@@ -292,7 +260,7 @@ NOT_OF_THE_KERNEL inline void run_to_barrier(std::vector<int>& turn) {
     for (bool any = true; any;) {
       any = false;
       for (int i = first; i < std::min(first + together, threads); i++)
-        if (block.fibers[turn[i]].state == kReady) resume(turn[i]), any = true;
+        if (block.threads[turn[i]].state == kReady) resume(turn[i]), any = true;
     }
 }
 
@@ -318,18 +286,20 @@ NOT_OF_THE_KERNEL inline bool leave_barrier() {
 
 NOT_OF_THE_KERNEL inline void run_block(size_t shared) {
 #if defined(__SANITIZE_THREAD__)
-  block.before.push_back(std::move(block.shared));
-  block.before.emplace_back()[0] = std::move(block.barriers);
-  block.barriers.reset(new char[2]);
+  block.barriers.reset(new char[2]);  // others than those of the block before
 #endif
   block.shared.clear(), block.guards.clear(), block.shared_bytes = 0;
   memset(block.in_shuffle, 0, sizeof block.in_shuffle);
   shared_memory(0, shared);
+  threads += block.fibers.size();
   for (Fiber& fiber : block.fibers) start(fiber);
   std::vector<int> turn(block.fibers.size());
   std::iota(turn.begin(), turn.end(), 0);
   if (order == kReverse) std::reverse(turn.begin(), turn.end());
   for (bool ended = false; !ended && error.empty(); ended = leave_barrier()) run_to_barrier(turn);
+#if defined(__SANITIZE_THREAD__)
+  for (Fiber& fiber : block.fibers) __tsan_destroy_fiber(fiber.tsan);  // it knows some thousands at once
+#endif
   for (const char* guard : block.guards)
     if (!std::all_of(guard, guard + kGuard, [](char c) { return c == char(0xFF); }))
       error = "written beyond shared memory";
@@ -350,6 +320,7 @@ NOT_OF_THE_KERNEL inline std::vector<int64_t> blocks_in_order(int64_t count) {
 template <class... Parameters, class... Arguments>
 NOT_OF_THE_KERNEL void launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t shared, int /*stream*/,
                               Arguments... arguments) {
+  const Unseen bookkeeping;
   TORCH_CHECK(guards > 0, "launched without a device guard");
   TORCH_CHECK(!unchecked, "the launch before was not checked");
   const auto within = [](int64_t size, int64_t most) { return size >= 1 && size <= most; };
@@ -362,6 +333,7 @@ NOT_OF_THE_KERNEL void launch(void (*kernel)(Parameters...), dim3 grid, dim3 thr
   blockDim = {unsigned(threads.x), unsigned(threads.y), unsigned(threads.z)};
   while (int64_t(block.fibers.size()) < count) block.fibers.emplace_back();
   block.fibers.resize(count);
+  block.threads = block.fibers.data();
   const std::function<void()> run = [&]() NOT_OF_THE_KERNEL { kernel(static_cast<Parameters>(arguments)...); };
   block.kernel = &run;
 #if defined(__SANITIZE_THREAD__)
@@ -375,9 +347,6 @@ NOT_OF_THE_KERNEL void launch(void (*kernel)(Parameters...), dim3 grid, dim3 thr
   }
 #if defined(__SANITIZE_THREAD__)
   __tsan_acquire(&block.end);
-  for (Fiber& fiber : block.fibers) block.tsan_ended.push_back(std::exchange(fiber.tsan, nullptr));
-  for (void* fiber : block.tsan_ended) __tsan_destroy_fiber(fiber);
-  block.tsan_ended.clear(), block.before.clear();
 #endif
 }
 
@@ -446,6 +415,8 @@ FOR_TESTS void emulated_orders(int count) { emulated::orders = count; }
 FOR_TESTS void emulated_seed(unsigned seed) { emulated::random.seed(seed); }
 FOR_TESTS void emulated_plant(int bug) { emulated::bug = bug; }
 FOR_TESTS int64_t emulated_launches() { return emulated::launches; }
+FOR_TESTS int64_t emulated_threads() { return emulated::threads; }
+FOR_TESTS int64_t emulated_trips(int loop) { return emulated::trips[loop]; }
 FOR_TESTS void emulated_select(int64_t count, const int64_t* blocks) {
   emulated::selected.assign(blocks, blocks + count);
 }

@@ -77,7 +77,8 @@ class Emulation:
         native.register_fakes()
         torch.ops.load_library(library)
         self.library = ctypes.CDLL(str(library))
-        self.library.emulated_launches.restype = ctypes.c_int64
+        for name in ("launches", "threads", "trips"):
+            getattr(self.library, f"emulated_{name}").restype = ctypes.c_int64
         native._loaded.update({"cpu": True, "cuda": False})
         native.on_gpu = lambda x: True
 
@@ -100,11 +101,18 @@ class Emulation:
     def launches(self) -> int:
         return self.library.emulated_launches()
 
+    def threads(self) -> int:
+        """That have been run."""
+        return self.library.emulated_threads()
+
+    def trips(self, file: str, line: int) -> int:
+        """How often the body of a loop was run, by all threads; the loop must not be unrolled."""
+        return self.library.emulated_trips(rewrite.loop_number(file, line))
+
 
 def pytest_configure(config) -> None:  # as a plugin of pytest
     library = os.environ.get("EMULATED_LIBRARY")
     emulation = Emulation(Path(library) if library else build(os.environ.get("EMULATED_SANITIZER", "")))
-    emulation.orders(int(os.environ.get("EMULATED_ORDERS", "3")))
     emulation.seed(int(os.environ.get("EMULATED_SEED", "0")))
     config.stash[LOADED] = emulation
 

@@ -1,6 +1,7 @@
 """Plants the bugs of bugs.py one after the other, and tells what finds each.
 
-python -m tests.emulation.find_bugs      # make emulate does so as well, and with the sanitizers
+python -m tests.emulation.find_bugs            # those that the plain build shows
+python -m tests.emulation.find_bugs thread     # or address: those that the sanitizer reports
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 
 from tests.emulation.bugs import BUGS, Bug
 from tests.emulation.emulate import Emulation, build, preload
-from torch_utils.ops import check, native
+from torch_utils.ops import check
 
 
 def first_error(emulation: Emulation, bug: Bug, number: int) -> str | None:
@@ -73,15 +74,15 @@ def many_values(emulation: Emulation) -> None:
     assert (y[0, -1, 3, 3:-3] == 16 * 3).all(), "values beyond 2³¹ are wrong"
 
 
-def main(with_sanitizer: bool) -> int:
-    """Plants the bugs that a plain build can show, or those that need a sanitizer; how many nothing found."""
-    emulation = Emulation(Path(os.environ.get("EMULATED_LIBRARY") or build()))
+def main(sanitizer: str = "") -> int:
+    """Plants the bugs that a plain build can show, or those for a sanitizer; how many nothing found."""
     missed, sound = 0, dict[str, str | None]()
+    emulation = None if sanitizer else Emulation(Path(os.environ.get("EMULATED_LIBRARY") or build()))
     for number, bug in enumerate(BUGS, start=1):
-        if (bug.by == "address") != with_sanitizer:
+        if not {"": bug.by != "address", "address": bug.by == "address", "thread": bug.race}[sanitizer]:
             continue
-        if with_sanitizer:
-            error = address_error(number, bug)
+        if emulation is None:
+            error = report(sanitizer, number, bug)
         else:
             if bug.file not in sound:
                 sound[bug.file] = first_error(emulation, bug, 0)
@@ -94,14 +95,15 @@ def main(with_sanitizer: bool) -> int:
     return missed
 
 
-def address_error(number: int, bug: Bug) -> str | None:
-    """What AddressSanitizer says of a bug, in a process of its own, which it ends."""
-    command = [sys.executable, "-m", "torch_utils.ops.check", "cpu", op_of(bug)]
-    command += [str(native.build("cpu")), str(build("address"))]
-    environment = {**os.environ, **preload("address"), "EMULATED_BUG": str(number)}
+def report(sanitizer: str, number: int, bug: Bug) -> str | None:
+    """The line in which a sanitizer tells of a bug, in a process of its own, which that ends."""
+    command = [sys.executable, "-m", "tests.emulation.watch", op_of(bug)]
+    environment = {**os.environ, **preload(sanitizer), "EMULATED_BUG": str(number)}
+    environment["EMULATED_LIBRARY"] = str(build(sanitizer))
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    return next((line for line in done.stderr.splitlines() if "ERROR: AddressSanitizer" in line), None)
+    begins = {"address": "ERROR: AddressSanitizer", "thread": "WARNING: ThreadSanitizer: data race"}[sanitizer]
+    return next((line for line in done.stderr.splitlines() if begins in line), None)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:] == ["address"]))
+    raise SystemExit(main(*sys.argv[1:]))

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 SOURCES = HERE.parents[1] / "torch_utils" / "ops" / "csrc"
+FILES = sorted(path.name for path in SOURCES.glob("*.cu*"))
+
+
+def loop_number(file: str, line: int) -> int:
+    """By which the emulated kernels count the trips of the loop that begins on a line, from 1 on."""
+    return 1000 * FILES.index(file) + line
+
+
+def count_trips(text: str, file: str) -> str:
+    """Has every loop that is not unrolled count how often its body is run."""
+    lines = text.split("\n")
+    for number, (before, line) in enumerate(pairwise(lines), start=2):
+        if before.strip() == "#pragma unroll":
+            continue
+        trip = f"emulated::trip({loop_number(file, number)})"
+        line = re.sub(r"^( *for \([^;]*; )([^;]+)(;.*)$", rf"\1(\2) && {trip}\3", line)
+        lines[number - 1] = re.sub(r"^( *while \()([^()]+)(\) \{)$", rf"\1(\2) && {trip}\3", line)
+    return "\n".join(lines)
 
 
 def rewrite(text: str) -> str:
@@ -47,8 +66,9 @@ def write_sources(folder: Path, edits: dict[str, list[tuple[str, str]]] | None =
             text = text.replace(old, new)
         cuda = path.suffix in (".cu", ".cuh")
         name = path.name + ".cpp" if path.suffix == ".cu" else path.name
-        (folder / name).write_text(f'#line 1 "{path.name}"\n{rewrite(text)}' if cuda else text)
+        (folder / name).write_text(f'#line 1 "{path.name}"\n{rewrite(count_trips(text, path.name))}' if cuda else text)
         if path.suffix == ".cu":
             names.append(name)
-    shutil.copy(HERE / "cuda.h", folder)
+    for header in HERE.glob("*.h"):
+        shutil.copy(header, folder)
     return sorted(names)

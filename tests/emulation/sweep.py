@@ -32,12 +32,11 @@ def run(what: str, *arguments: str, sanitizer: str = "", **variables: str) -> bo
     verdict = "right" if done.returncode == 0 else f"WRONG (exit code {done.returncode})"
     print(f"{what}: {verdict}, {time.monotonic() - start:.0f} s", flush=True)
     if done.returncode:
-        print(done.stdout[-6000:] + done.stderr[-6000:])
+        print(done.stdout[-6000:] + done.stderr[-6000:], flush=True)
     return done.returncode == 0
 
 
 def main() -> int:
-    cpu = str(native.build("cpu"))
     compiling = ["tests/torch_utils/ops/test_native.py", "-k", "test_the_cuda_kernels_compile"]
     results = [run("compiled by nvcc", "-m", "pytest", *compiling, TORCH_CUDA_ARCH_LIST=native.DEFAULT_ARCHITECTURES)]
     for test in TESTS:
@@ -45,10 +44,10 @@ def main() -> int:
         results.append(run(test, *arguments, "-m", "not gpu", "-k", "not reference", EMULATED_SEED="1"))
     results.append(run("planted bugs", "-m", "tests.emulation.find_bugs"))
     for sanitizer in ("address", "thread"):
-        library = str(emulate.build(sanitizer))
-        arguments = ["-m", "torch_utils.ops.check", "cpu", ",".join(selfcheck.OPS["cuda"]), cpu, library]
-        results.append(run(f"sanitizer: {sanitizer}", *arguments, sanitizer=sanitizer))
-    results.append(run("bugs that the sanitizer of addresses finds", "-m", "tests.emulation.find_bugs", "address"))
+        watched = ["-m", "tests.emulation.watch", ",".join(selfcheck.OPS["cuda"])]
+        results.append(run(f"sanitizer: {sanitizer}", *watched, sanitizer=sanitizer))
+        bugs = ["-m", "tests.emulation.find_bugs", sanitizer]
+        results.append(run(f"planted bugs that the sanitizer reports: {sanitizer}", *bugs))
     results.append(run("training", "-m", "tests.emulation.train", "200"))
     return not all(results)
 

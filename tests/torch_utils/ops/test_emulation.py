@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import kernel_cost
 import pytest
 
 from tests.emulation import bugs, emulate, rewrite
@@ -92,6 +94,23 @@ def test_a_training_equals_that_of_the_references(faulty, library):
     assert difference < 1e-9, done.stdout
 
 
+def test_loops_are_run_as_often_as_the_cost_of_the_kernels_is_counted_with(library):
+    done = run(library, "-m", "tests.emulation.trips")
+    assert done.returncode == 0, done.stderr
+    expected = {case.what: [loop.trips for loop in case.loops] for case in kernel_cost.CASES if case.loops}
+    assert json.loads(done.stdout) == expected
+
+
+def test_every_loop_that_is_not_unrolled_counts_its_trips():
+    for name in rewrite.FILES:
+        before = ""
+        for line in rewrite.count_trips((native.SOURCES / name).read_text(), name).splitlines():
+            text = line.lstrip()
+            loop = re.match(r"for \([^:]*;", text) or re.match(r"while \(.*\{$", text)
+            assert ("emulated::trip(" in line) == bool(loop and before != "#pragma unroll"), line
+            before = line.strip()
+
+
 def test_sources_keep_their_lines(tmp_path):
     """An error names the line of the CUDA source."""
     for name in rewrite.write_sources(tmp_path):
@@ -115,4 +134,5 @@ def test_every_bug_fits_its_source():
     for bug in bugs.BUGS:
         assert (native.SOURCES / bug.file).read_text().count(bug.old) == 1, bug.what
         assert "BUG" in bug.new
+        assert bug.new.count("\n") == bug.old.count("\n"), "the loops would be counted for other lines"
     assert len(bugs.BUGS) >= 17
