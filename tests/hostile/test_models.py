@@ -316,9 +316,9 @@ def test_large_finite_weights_are_no_infinities(place, tmp_path):
 def test_groups_of_the_largest_models_are_found_at_once():
     from networks.generator import GeneratorConfig
 
-    start = time.perf_counter()
+    start = time.process_time()
     with no_hang():
         for channels in (1, 8191, 8192):
             config = GeneratorConfig(16, cmax=8192, cbase=2**20)
             assert channels % config.group(channels) == 0
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
