@@ -31,8 +31,8 @@ POSITIVE = cli.Float(0, min_open=True)
     "Data",
     "--style-scales",
     type=cli.Float(1, 4),
-    help="Draw each style crop larger or smaller by a random factor of up to this, so that strokes of several sizes "
-    "are learned; 2 draws between half and double.  [default: 1]",
+    help="Scale each style image by a random factor before the crop is taken, from one over this number to this number "
+    "but at least by half, so that strokes of several sizes are learned.  [default: 1]",
 )
 @training_cli.run_options(kimg=1280, tick=4, snap=10)
 @training_cli.machine_options(half="convolutions", compiled="the steps", cpu="bf16 or fp32, whichever is faster,")

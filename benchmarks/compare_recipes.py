@@ -40,6 +40,7 @@ from training.presets import preset  # noqa: E402
 SIZES = ("batch", "cbase", "cmax", "z_dim", "w_dim", "style_channels", "map_depth", "noise")  # the demo's
 BASE, ON, CONVERTED, SCRATCH = "modconv", "modconv, trained on", "converted to AdaConv", "AdaConv from scratch"
 R3GAN, R3GAN_FASTER = "R3GAN's recipe", "R3GAN's recipe, glr and dlr 0.001"
+R3GAN_SMALL = "R3GAN's recipe, glr and dlr 0.001, gamma 1, no augmentation"
 COST_IMAGES = 256
 
 COST_WORKER = """
@@ -69,6 +70,7 @@ def arms(demo: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         SCRATCH: {},
         R3GAN: recipe,
         R3GAN_FASTER: {**recipe, "glr": 0.001, "dlr": 0.001},
+        R3GAN_SMALL: {**recipe, "glr": 0.001, "dlr": 0.001, "gamma": 1.0, "aug": "noaug"},
     }
 
 
@@ -132,10 +134,10 @@ def main(data, kimg, seeds, rounds, outdir, jobs, json_path) -> None:
     options = {name: {**shared, **own} for name, own in arms(demo).items()}
     timed = {name: options[name] for name in (BASE, SCRATCH, R3GAN)}
     cost = cpu_seconds_per_kimg(folder, timed, rounds)
-    cost |= {ON: cost[BASE], CONVERTED: cost[SCRATCH], R3GAN_FASTER: cost[R3GAN]}
+    cost |= {ON: cost[BASE], CONVERTED: cost[SCRATCH], R3GAN_FASTER: cost[R3GAN], R3GAN_SMALL: cost[R3GAN]}
     # The longest that anything is compared at: the time of AdaConv from scratch, and R3GAN's recipe in that time.
     lengths = dict.fromkeys((BASE, ON, CONVERTED), kimg) | {SCRATCH: 2 * kimg}
-    lengths |= {name: round(2 * kimg * cost[SCRATCH] / cost[R3GAN], 1) for name in (R3GAN, R3GAN_FASTER)}
+    lengths |= {name: round(2 * kimg * cost[SCRATCH] / cost[R3GAN], 1) for name in (R3GAN, R3GAN_FASTER, R3GAN_SMALL)}
 
     def run(name: str, seed: int) -> dict[float, float]:
         values = {**options[name], "seed": seed, "kimg": lengths[name], "tick": lengths[name] / 8, "snap": 1}
@@ -169,7 +171,7 @@ def main(data, kimg, seeds, rounds, outdir, jobs, json_path) -> None:
             "curves": {str(seed): {f"{k:g}": round(v, 2) for k, v in curves[name, seed].items()} for seed in seeds},
         }
         print(
-            f"{name:34} {cost[name]:6.1f} s/kimg  kimg {lengths[name]:4g}: {plus_minus(ends):14} "
+            f"{name:60} {cost[name]:6.1f} s/kimg  kimg {lengths[name]:4g}: {plus_minus(ends):14} "
             f"kimg {kimg_then:4.1f}: {plus_minus(then)}"
         )
     write_record(json_path, "cpu", {"data": Path(data).name, "kimg": kimg, "seeds": seeds, "arms": table})

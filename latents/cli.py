@@ -249,8 +249,16 @@ def open_model(options: ModelOptions) -> Model:
     keep_freed_memory()
     path = find_snapshot(options.network)
     G, info = load_generator(path, choose_device(options.device))
-    G.synthesis.compute_in(options.precision)
+    set_precision(G, options.precision)
     return prepare_model(G, info, path, options)
+
+
+def set_precision(G: Generator, precision: str) -> None:
+    """Lets a generator compute in a precision. Raises UserError if it could overflow in that."""
+    try:
+        G.synthesis.compute_in(precision)
+    except ValueError as error:
+        raise UserError(f"--precision {precision}: {error}") from None
 
 
 def prepare_model(G: Generator, info: Mapping[str, Any], path: Path, options: ModelOptions) -> Model:

@@ -26,10 +26,12 @@ class ImageCrops(torch.utils.data.Dataset):
 
     The crop is taken from the image scaled so that its shorter side has `reduced` pixels, by default 2 · size. With
     `scales` above 1, that number is multiplied by a factor which is drawn anew for each crop, from 1 / scales to
-    scales, evenly in its logarithm; it stays at least `size`, with which the crop reaches from side to side. The
-    position in the stream of images seeds its place: the result depends only on (seed, position, number), not on the
-    process or on earlier reads, so that a resumed run continues exactly. `NumberedSampler` yields these pairs. An image
-    that cannot be used is replaced by another one, which depends on the same three numbers.
+    scales, evenly in its logarithm. The number stays at least `size`, with which the crop reaches from side to side,
+    and at most 8 times the image's own.
+
+    The position in the stream of images seeds the crop's place: the result depends only on (seed, position, number),
+    not on the process or on earlier reads, so that a resumed run continues exactly. `NumberedSampler` yields these
+    pairs. An image that cannot be used is replaced by another one, which depends on the same three numbers.
 
     Raises UserError if `path` holds no images, or, on reading, if none of them can be used.
     """
@@ -102,6 +104,7 @@ class ImageCrops(torch.utils.data.Dataset):
             raise Unusable(
                 f"has {width}x{height} pixels; each side needs {-(-self.reduced // MAX_ENLARGEMENT)} or more"
             )
+        reduced = min(reduced, MAX_ENLARGEMENT * min(image.size))
         image.draft(
             "RGB", (2 * reduced, 2 * reduced)
         )  # JPEGs are decoded at a reduced size, where that is large enough

@@ -71,7 +71,7 @@ def find_encoder(name: str) -> Path:
         raise UserError(
             missing(
                 Path(name),
-                f"name a file of train_encoder.py, {next(iter(SHIPPED))}, or a "
+                f"name a file of train_encoder.py or train_stylizer.py, {next(iter(SHIPPED))}, or a "
                 "published detector; python -m metrics --list names them",
             )
         )

@@ -154,7 +154,10 @@ def higher_is_better(value: str, names: Iterable[str]) -> bool:
 def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
     """Raises UserError where the name has a detector that it cannot have, or has none that it needs."""
     if kind in NEEDS_DETECTOR and not detector:
-        raise UserError(f"{name} needs a detector: write {name.rstrip('@')}@stylizer-small, or @ and an encoder's file")
+        raise UserError(
+            f"{name} needs a detector: write {name.rstrip('@')}@stylizer-small, or @ and the file of an encoder or a "
+            "stylizer"
+        )
     if at and kind in NAMED:
         other = name.replace("dd", "d", 1)
         raise UserError(f"{name}: this name stands for the features of {DINOV2}; write {other} for another detector")

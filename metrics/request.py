@@ -15,7 +15,6 @@ from media.dataset import ImageDataset
 from media.decode import WHITE
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
-from metrics.series import BEST
 from models.sampling import Fakes
 from models.snapshot import find_snapshot, load_generator
 from models.stylegan2 import kimg_of_name
@@ -71,10 +70,12 @@ def write_records(records: list[dict[str, Any]], result: Path) -> None:
 def evaluate_networks(request: Request) -> list[dict[str, Any]]:
     """Of the images of one snapshot or more, which share the evaluator. A bad one among several is left out.
 
-    A snapshot with classes gets those of the data set, with their frequencies. The first that can be read has to fit
-    the data set; of several, others that do not fit are left out.
+    A snapshot with classes gets those of the data set, with their frequencies. Of several, those that do not fit the
+    data set are left out.
     """
     evaluator, records = None, []
+    if request.all_snapshots:
+        ImageDataset(request.data, background=request.background)  # so that a mistake in --data is told once
     for snapshot in distributed.on_rank_0(find_snapshots, request.network, request.all_snapshots):
         try:
             G, info = load_generator(snapshot, request.device)
@@ -83,16 +84,16 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
                 raise
             warn(f"{error.message}; it is left out")
             continue
-        if evaluator is None:
-            with_labels = G.config.c_dim > 0
-            dataset = ImageDataset(
-                request.data, use_labels=with_labels, mirror=request.mirror, background=request.background
-            )
         try:
+            if evaluator is None:  # with the first that fits the data set
+                with_labels = G.config.c_dim > 0
+                dataset = ImageDataset(
+                    request.data, use_labels=with_labels, mirror=request.mirror, background=request.background
+                )
             check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
             check_classes(snapshot, G, dataset, request.data)
         except UserError as error:
-            if evaluator is None:
+            if not request.all_snapshots:
                 raise
             warn(f"{error.message}; it is left out")
             continue
@@ -117,21 +118,22 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
 def find_snapshots(network: str | None, all_snapshots: bool) -> list[Path]:
     """The snapshot that --network names, or with --all, those of the run that it is in, by their kimg.
 
-    With --all, a folder with network pickles in it is such a run too. Raises UserError where there are none.
+    With --all, a folder with network pickles and no snapshots is such a run too. Raises UserError where there are none.
     """
     if not all_snapshots:
         return [find_snapshot(network)]
     if network is not None and Path(network).is_file():
         raise UserError(f"--all evaluates the snapshots of a run, {network} is a file; name the run's folder")
-    if network is not None and (pickles := find_pickles(Path(network))):
+    if network is not None and not any(Path(network).glob("snapshot-*")) and (pickles := find_pickles(Path(network))):
         return pickles
     newest = find_snapshot(network)
     return sorted(newest.parent.glob("snapshot-*.safetensors"), key=lambda path: float(path.stem.partition("-")[2]))
 
 
 def find_pickles(folder: Path) -> list[Path]:
-    """The network pickles in a folder by the kimg in their names, then by the names; without an earlier link to one."""
-    found = [path for path in folder.glob("*.pkl") if not (path.stem == BEST and path.is_symlink())]
+    """The network pickles in a folder by the kimg in their names, then by the names; without links to one of them."""
+    files = {path.resolve() for path in folder.glob("*.pkl") if not path.is_symlink()}
+    found = [path for path in folder.glob("*.pkl") if not path.is_symlink() or path.resolve() not in files]
     return sorted(found, key=lambda path: (kimg_of_name(path), path.name))
 
 

@@ -302,7 +302,12 @@ class SynthesisNetwork(nn.Module):
         """Lets all layers compute in half precision, or with "fp32" in that of the weights.
 
         The image is summed up, and kernels and demodulation are computed, in the precision of the weights in any case.
+
+        Raises:
+            ValueError: for "fp16" if the layers have no clamp, without which float16 can overflow.
         """
+        if precision == "fp16" and any(layer.clamp is None for layer in self.layers()):
+            raise ValueError("fp16 can overflow in a model without a clamp; take bf16 or fp32")
         for block in self.blocks:
             block.compute_dtype = COMPUTE_DTYPES[precision]
 

@@ -37,10 +37,10 @@ from torch_utils.precision import autocast
 
 Progress = Callable[[int, int | None], None]  # called with the number of steps done, and of all steps if it is known
 
-MAX_WHOLE_PIXELS = 1 << 21  # larger images are tiled with "auto"; a frame of 1920 × 1080 is not
 WHOLE_BYTES_PER_PIXEL = 1600  # memory for a whole image at full width: 1080 to 1390 were measured
 BATCH_PIXELS = 1 << 20  # of the frames of a video in one batch on a GPU; on a CPU batches are no faster
 MARGIN = 48  # pixels; with more of them the outermost pixels differ from a continued image no more than all others do
+MAX_WHOLE_PIXELS = (1920 + 2 * MARGIN) * (1080 + 2 * MARGIN)  # larger images, with their margin, are tiled by "auto"
 ROWS_PER_BLOCK = 256  # rows of an image that are in memory as floats at a time
 
 
@@ -297,7 +297,7 @@ def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int 
     try:
         return tile_for(model.config.width, height, width, memory, working)
     except ValueError as error:
-        raise UserError(f"{error}; make it smaller, or try --tile 64") from None
+        raise UserError(f"with the margins around it, {error}; make the content smaller, or try --tile 64") from None
 
 
 def by_rows(function: Callable[..., Tensor], *images: Tensor) -> Tensor:

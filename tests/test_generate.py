@@ -183,6 +183,11 @@ def test_half_precision_is_hardly_seen(tmp_path, precision):
     with torch.no_grad():
         made = adaconv.to_uint8(G(G.latents(range(8)), c=[seed % G.config.c_dim for seed in range(8)]))
     assert np.abs(made.permute(0, 2, 3, 1).numpy() - half).mean() < 0.1
+    with pytest.raises(ValueError, match="fp16 can overflow in a model without a clamp"):
+        Generator(GeneratorConfig(16, cbase=64, cmax=4, clamp=None)).synthesis.compute_in("fp16")
+    unclamped = snapshot(tmp_path / "unclamped.safetensors", clamp=None)
+    halved = ["--network", unclamped, "--seeds", "0", "--precision", "fp16"]
+    assert "take bf16 or fp32" in mistake("generate.py", *halved)
     G.synthesis.compute_in("fp32")
     assert all(block.compute_dtype is None for block in G.synthesis.blocks)
 

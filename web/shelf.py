@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from latents.cli import Classes, Model, ModelOptions, Numbers, prepare_model
+from latents.cli import Classes, Model, ModelOptions, Numbers, prepare_model, set_precision
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names
 from models.snapshot import (
@@ -144,7 +144,7 @@ class Shelf:
                 load = load_generator if kind == GENERATOR else load_stylizer
                 model, info = load(entry.path, self.device)
                 if isinstance(model, Generator):
-                    model.synthesis.compute_in(precision)
+                    set_precision(model, precision)
                 self._loaded[key] = model, info
             self._loaded.move_to_end(key)
             return self._loaded[key]

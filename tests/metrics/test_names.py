@@ -92,7 +92,7 @@ def test_detector_of_a_name(name, kind, count, detector):
         ("kid50k_full@other", "write kd50k_full@other"),
         ("swd2k@stylizer-small", "takes no detector; write swd2k"),
         ("is50k@", "takes no detector; write is50k"),
-        ("fd5k", "fd5k@stylizer-small, or @ and an encoder's file"),
+        ("fd5k", "fd5k@stylizer-small, or @ and the file of an encoder or a stylizer"),
         ("kd5k_full@", "kd5k_full@stylizer-small"),
         ("fdd5k@dinov2-vit-s-14", "write fd5k@dinov2-vit-s-14 for another detector"),
         ("cmmd5k@dinov2-vit-s-14", "write kd5k@dinov2-vit-s-14"),

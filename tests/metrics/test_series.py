@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
+from metrics.request import find_snapshots
 from metrics.series import best_record, link_best, precision_against_recall, ranked_values, table
 from models.sampling import generate_batches
 from models.snapshot import load_generator, save_snapshot
@@ -123,7 +124,7 @@ def test_all_pickles_in_a_folder(command, tmp_path):
     for seed, kimg in enumerate((200, 1000, 400)):
         G, _ = small_networks(seed=seed)
         (folder / f"network-snapshot-{kimg}.pkl").write_bytes(network_pickle(G))
-    (folder / "network-snapshot-500.pkl").write_bytes(network_pickle(small_networks(c_dim=3)[0]))
+    (folder / "network-snapshot-100.pkl").write_bytes(network_pickle(small_networks(c_dim=3)[0]))
     (folder / "network-snapshot-600.pkl").write_bytes(b"no pickle")
     images = torch.cat(list(generate_batches(small_networks(seed=2)[0], range(1000, 1040))))
     arguments = ["--network", folder, "--all", "--data", write_images(tmp_path / "data", images), "--metrics", "swd40"]
@@ -133,8 +134,13 @@ def test_all_pickles_in_a_folder(command, tmp_path):
         assert code == 0, err
         rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
         assert rows == ["kimg", rows[1], "200", "400 (best)", "1000"]
-        assert "network-snapshot-500.pkl knows 3 classes" in err and "network-snapshot-600.pkl" in err
+        assert "network-snapshot-600.pkl" in err
         assert err.count("it is left out") == 2
+    (folder / "latest.pkl").symlink_to("network-snapshot-200.pkl")  # no further model
+    assert len(find_snapshots(str(folder), True)) == 5
+    G = small_networks(seed=2)[0]
+    save_snapshot(folder / "snapshot-000001.safetensors", G, {"kimg": 1})
+    assert [path.name for path in find_snapshots(str(folder), True)] == ["snapshot-000001.safetensors"]
     link = folder / "best.pkl"
     assert link.is_symlink() and link.resolve().name == "network-snapshot-400.pkl"
     assert load_generator(link)[0].config == small_networks(seed=2)[0].config

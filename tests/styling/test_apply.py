@@ -148,12 +148,13 @@ def test_tiled_is_untiled(model, settings):
 def test_what_is_small_is_not_tiled(stylizer, monkeypatch):
     assert tile_side(stylizer, 1080, 1920, "none") is None and tile_side(stylizer, 100, 100, 64) == 64
     monkeypatch.setattr(apply, "free_memory", lambda: 8 << 30)
-    assert tile_side(stylizer, 1080, 1920, "auto") is None
+    frame = continued(torch.zeros(3, 1080, 1920, dtype=torch.uint8))
+    assert tile_side(stylizer, *frame.shape[1:], "auto") is None  # as it is stylized, with its margins
     assert tile_side(stylizer, 4000, 6000, "auto") == 1024
     monkeypatch.setattr(apply, "free_memory", lambda: 100 << 20)
     assert 64 <= tile_side(stylizer, 1080, 1920, "auto") < 1024
     monkeypatch.setattr(apply, "free_memory", lambda: 1 << 20)
-    with pytest.raises(UserError, match=r"1920x1080 pixels need .* GiB, 0.0 are free; make it smaller"):
+    with pytest.raises(UserError, match=r"1920x1080 pixels need .* GiB, 0.0 are free; make the content smaller"):
         tile_side(stylizer, 1080, 1920, "auto")
 
 
