@@ -66,6 +66,11 @@ class ClassifierTrainer:
         ):
             yield list(zip(images.split(config.batch_gpu), labels.split(config.batch_gpu), strict=True))
 
+    def side(self, step: int) -> int | None:
+        """What a step reduces its images to; None where they stay as they are."""
+        sizes = self.config.sizes
+        return sizes[min(step * len(sizes) // self.steps, len(sizes) - 1)] if sizes else None
+
     def train_step(self, batch: Batch, step: int) -> None:
         """One step down the mean of the losses of the microbatches."""
         for group in self.optimizer.optimizer.param_groups:
@@ -73,7 +78,7 @@ class ClassifierTrainer:
         before = joined(self.norm_statistics)
         self.optimizer.zero_grad()
         for images, labels in batch:
-            loss, correct = classification_loss(self.compiled, images, labels, self.config)
+            loss, correct = classification_loss(self.compiled, images, labels, self.config, self.side(step))
             self.optimizer.backward(loss, len(batch))
             self.averages.add(**{"loss/cross_entropy": loss, "accuracy/train": 100 * correct})
         self.optimizer.step()
@@ -195,16 +200,24 @@ def sgd(model: nn.Module, config: ClassifierConfig) -> torch.optim.SGD:
 
 
 def classification_loss(
-    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, config: ClassifierConfig
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    config: ClassifierConfig,
+    side: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """uint8 [N, C, H, W] with one-hot labels [N, classes] → cross entropy of augmented images, labels smoothed.
 
+    Crops that are reduced to a smaller `side` show things at the size at which whole images show them (Touvron et al.
+    2019, "Fixing the train-test resolution discrepancy"), and cost less.
     The second is the fraction of the images whose class gets the highest logit; mixed images count as the class of
     which they have more.
     """
     x = to_float(augment(images, config.shift, config.mirror))
     if config.crop < 1:
         x = random_crops(x, config.crop)
+    if side and side < x.shape[2]:
+        x = F.interpolate(x, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
     if config.cutmix and float(torch.rand([])) < config.cutmix:
         x, labels = cutmix(x, labels)
     with autocast(x.device, config.precision):

@@ -24,6 +24,7 @@ Batch = Annotated[int, Within(1, 2**16)]
 Kimg = Annotated[float, Within(0, 1e9, above=True)]
 Tick = Annotated[float, Within(0.001, 1e9)]
 Interval = Annotated[int, Within(1, 2**31)]
+Side = Annotated[int, Within(1, 2**16)]  # of a square, in pixels
 Byte = Annotated[int, Within(0, 255)]
 AugPipe = Literal[
     "blit", "geom", "color", "filter", "noise", "cutout", "bg", "bgc", "bgcf", "bgcfn", "bgcfnc", "r3gan"
@@ -206,6 +207,7 @@ class ClassifierConfig(RunConfig):
     shift: Fraction = 1 / 8  # the largest random shift, as a fraction of the side
     mirror: bool = True  # flip half of the images left-right
     crop: Annotated[float, Within(0, 1, above=True)] = 1.0  # smallest area of the random crops, as a fraction
+    sizes: list[Side] = field(default_factory=list)  # of the images in equal parts of the run; none: their own
     cutmix: Fraction = 0.0  # probability of CutMix, for each microbatch
 
     @property

@@ -180,9 +180,16 @@ def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> 
             f"{data.path} has images of {size_text(data.resolution)}, but an encoder learns from squares; make them "
             "with dataset_tool.py convert --resolution"
         )
-    if config.batch_gpu * (data.resolution // Classifier.STRIDE) ** 2 < 2:
+    least, most = Classifier.STRIDE, data.resolution
+    if any(not least <= side <= most for side in config.sizes):
         raise UserError(
-            f"{config.batch_gpu} image of {data.resolution}² at a time is too little for batch normalization, which "
+            f"--sizes {','.join(map(str, config.sizes))}: take sides from {least}, the classifier's stride, to {most}, "
+            "that of the images"
+        )
+    side = min([data.resolution, *config.sizes])
+    if config.batch_gpu * (side // Classifier.STRIDE) ** 2 < 2:
+        raise UserError(
+            f"{config.batch_gpu} image of {side}² at a time is too little for batch normalization, which "
             "needs two values of a channel; take at least 2 with --batch and --batch-gpu"
         )
     return config
