@@ -42,6 +42,7 @@ def test_bad_data_for_an_encoder(faces16, tmp_path):
     assert "absent.zip" in mistake(*train, faces16, "--test", tmp_path / "absent.zip")
     for name, side, label in (("one", 16, 1), ("large", 32, 1), ("more", 16, 6)):
         write_dataset(tmp_path / f"{name}.zip", [(Image.new("RGB", (side, side)), label)] * 3)
+    write_dataset(tmp_path / "classes.zip", [(Image.new("RGB", (32, 32)), label) for label in range(3)])
     assert "one.zip has one class only" in mistake(*train, tmp_path / "one.zip")
     assert "large.zip has images of 32x32" in mistake(*train, faces16, "--test", tmp_path / "large.zip")
     assert "more.zip has classes up to 6, but" in mistake(*train, faces16, "--test", tmp_path / "more.zip")
@@ -50,4 +51,9 @@ def test_bad_data_for_an_encoder(faces16, tmp_path):
     assert "--batch 9 cannot be split" in mistake(*train, faces16, "--batch", 9, "--procs", 2)
     for options in (["--batch", 1], ["--batch", 4, "--batch-gpu", 1]):
         assert "1 image of 16² at a time is too little for batch normal" in mistake(*train, faces16, *options)
+    large = ["--sizes", "16,32", "--batch", 2, "--batch-gpu", 1]
+    for sizes in ("15", "16,33", "0"):
+        message = mistake(*train, tmp_path / "classes.zip", "--sizes", sizes)
+        assert f"--sizes {sizes}: take sides from 16, the classifier's stride, to 32, that of the images" in message
+    assert "1 image of 16² at a time is too little" in mistake(*train, tmp_path / "classes.zip", *large)
     assert not (tmp_path / "runs").exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from media.convert import write_dataset
 from media.dataset import ImageDataset
@@ -243,6 +244,34 @@ def test_random_crops_are_enlarged_parts():
     area, ratio = width * height, width / height
     assert 0.38 < area.min() < 0.45 and 0.93 < area.max() <= 1.001 and 0.65 < area.mean() < 0.75
     assert 3 / 4 - 0.01 < ratio.min() < 0.8 and 1.25 < ratio.max() < 4 / 3 + 0.01
+
+
+def test_a_run_reduces_its_images_to_one_size_after_the_other(faces16, tmp_path):
+    """In equal parts of the run."""
+    write_dataset(data := tmp_path / "large.zip", [(Image.new("RGB", (32, 32)), i % 2) for i in range(64)])
+    task = ClassifierTrainer(tiny(data, kimg=0.352, sizes=[16, 24, 32]), torch.device("cpu"))
+    assert [task.side(step) for step in range(task.steps + 1)] == [16] * 4 + [24] * 4 + [32] * 4
+    sides = []
+    task.compiled = lambda x: sides.append(x.shape[2:]) or task.classifier(x)
+    batches = task.batches(0)
+    for step in (0, 4, 8):
+        task.train_step(next(batches), step)
+    assert sides == [(16, 16), (24, 24), (32, 32)]
+    assert ClassifierTrainer(tiny(faces16), torch.device("cpu")).side(0) is None
+
+
+def test_reduced_images_are_smoothed():
+    """Stripes of one pixel become grey, not white or black as the pixels that are nearest would be."""
+    seen = []
+    stripes = (torch.arange(32) % 2 * 255).to(torch.uint8).expand(2, 3, 32, 32)
+    config = ClassifierConfig(data="x", shift=0, mirror=False, precision="fp32")
+
+    def model(x):
+        seen.append(x)
+        return torch.zeros(2, 3)
+
+    classification_loss(model, stripes, F.one_hot(torch.tensor([0, 1]), 3).float(), config, side=16)
+    assert seen[0].shape == (2, 3, 16, 16) and seen[0][..., 1:-1].abs().max() < 0.1
 
 
 def test_cutmix_mixes_labels_by_area():
