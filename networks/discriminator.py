@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.generator import MappingNetwork, NetworkConfig
-from networks.layers import Conv2d, Linear
+from networks.layers import Conv2d, Linear, in_fast_order
 from torch_utils.schema import Within
 
 
@@ -77,7 +77,7 @@ class Discriminator(nn.Module):
 
     def forward(self, img: Tensor, c: Tensor | None = None) -> Tensor:
         first = cast(DiscriminatorBlock, self.blocks[0]).compute_dtype if len(self.blocks) else None
-        x = self.blocks(self.fromrgb(img.to(first or img.dtype))).to(img.dtype)
+        x = self.blocks(self.fromrgb(in_fast_order(img.to(first or img.dtype)))).to(img.dtype)
         x = self.conv(minibatch_std(x, self.config.mbstd_group) if self.config.mbstd_group else x)
         x = self.out(self.fc(x.flatten(1)))
         if self.mapping is None:

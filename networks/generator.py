@@ -15,13 +15,12 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor, demodulation
 from networks.label_vectors import LabelVectors
-from networks.layers import RESAMPLE_TAPS, Linear, normalize_2nd_moment, upsample2d, upsample_conv2d
-from torch_utils.ops import bias_act, setup_filter
+from networks.layers import RESAMPLE_TAPS, Linear, in_fast_order, normalize_2nd_moment, upsample2d, upsample_conv2d
+from torch_utils.ops import bias_act, conv3x3, setup_filter
 from torch_utils.precision import COMPUTE_DTYPES
 from torch_utils.schema import Positive, Within
 from torch_utils.sizes import Resolution, block_sizes, nominal_side, nominal_sides, to_resolution
@@ -227,7 +226,7 @@ class SynthesisLayer(nn.Module):
             weight = weight / weight.abs().amax(dim=(1, 2, 3), keepdim=True) * self.weight_gain
         x = self.adaconv(x, kernels)
         applied = weight.to(x.dtype)
-        x = upsample_conv2d(x, applied, self.filter) if self.up else F.conv2d(x, applied, padding=1)
+        x = upsample_conv2d(x, applied, self.filter) if self.up else conv3x3(x, applied)
         # ε stands beside the weights as they are before their gain, as in StyleGAN2.
         eps = 1e-8 * self.weight_gain**2
         scale = demodulation(weight, kernels.composed, eps).to(x.dtype)[:, :, None, None] if demodulated else None
@@ -347,7 +346,7 @@ class SynthesisNetwork(nn.Module):
         n, layers = ws.shape[0], self._checked(ws)
         if kernels is not None and len(kernels) != len(layers):
             raise ValueError(f"kernels: expected those of each of {len(layers)} layers, got {len(kernels)}")
-        x, img = self.const.expand(n, -1, -1, -1), None
+        x, img = in_fast_order(self.const.expand(n, -1, -1, -1)), None
         noises, each_w = list(self.noise(noise, n)), ws.unbind(dim=1)
         styles = each_w if kernels is None else kernels
         i = 0

@@ -82,15 +82,15 @@ class Conv2d(nn.Module):
         if self.down:
             y = downsample_conv2d(x, weight, self.filter)
         else:
-            y = F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+            y = conv3x3(x, weight) if weight.shape[-1] == 3 else F.conv2d(x, weight, padding=weight.shape[-1] // 2)
         return bias_act(y, bias, self.act, gain=gain, clamp=self.clamp)
 
 
 class Conv3x3(nn.Conv2d):
-    """A plain 3 × 3 convolution with one pixel of padding ("zeros" or "reflect"), channels-last, fast in inference."""
+    """A plain 3 × 3 convolution with one pixel of padding ("zeros" or "reflect"), channels-last."""
 
-    def __init__(self, in_channels: int, out_channels: int, border: PaddingMode = "zeros"):
-        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode=border)
+    def __init__(self, in_channels: int, out_channels: int, border: PaddingMode = "zeros", bias: bool = True):
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias, padding_mode=border)
         self.border = border
         self.prepared = PreparedWeight()
         self.to(memory_format=torch.channels_last)
@@ -98,6 +98,14 @@ class Conv3x3(nn.Conv2d):
     def forward(self, x: Tensor, relu: bool = False) -> Tensor:
         """[N, in, H, W] → [N, out, H, W], followed by a ReLU if `relu` is set."""
         return conv3x3(x, self.weight, self.bias, self.border, relu, self.prepared)
+
+
+def in_fast_order(x: Tensor) -> Tensor:
+    """x [N, C, H, W] in channels-last memory on the CPU, where convolutions are faster in it; elsewhere x itself.
+
+    All layers return the memory order that they are given.
+    """
+    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 
 
 def upsample2d(x: Tensor, f: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class Classifier(nn.Module):
 
 
 def normalized_conv(in_channels: int, out_channels: int) -> NormalizedConv:
-    conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+    conv = Conv3x3(in_channels, out_channels, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return NormalizedConv(conv, nn.BatchNorm2d(out_channels))
 

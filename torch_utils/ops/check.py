@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torch_utils.ops.adaconv import adaconv_reference
@@ -122,6 +123,15 @@ def _conv3x3() -> Iterator[Case]:
             (_draw(*shape), _draw(outputs, shape[1], 3, 3), _draw(outputs)),
             dtypes=(torch.float32,),
             gradients=False,
+        )
+    for shape, outputs, padding in [((2, 16, 9, 14), 32, 1), ((1, 32, 8, 33), 16, 0)]:
+        yield Case(
+            "conv3x3",
+            f"learned, {list(shape)}, {outputs} outputs, padding {padding}",
+            lambda x, w, padding=padding: ops.winograd(x, w, padding),
+            lambda x, w, padding=padding: F.conv2d(x, w, padding=padding),
+            (_draw(*shape), _draw(outputs, shape[1], 3, 3)),
+            dtypes=(torch.float32,),
         )
 
 

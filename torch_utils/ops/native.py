@@ -369,7 +369,7 @@ def _self_check(device: str) -> dict[str, str]:
 
 def register_fakes() -> None:
     """Tells PyTorch the shapes of the kernels' results, once they are loaded."""
-    for name in ("adaconv", "bias_act", "moments", "upfirdn2d"):
+    for name in ("adaconv", "bias_act", "conv3x3", "moments", "upfirdn2d"):
         importlib.import_module(f"torch_utils.ops.{name}").register()
 
 
@@ -379,11 +379,7 @@ def on_gpu(x: torch.Tensor) -> bool:
 
 
 def fake_output(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """What a kernel gives for `like` when only shapes are asked for.
-
-    Channels-last stays channels-last on GPUs, and in half precision on the CPU.
-    """
+    """What a kernel gives for `like` when only shapes are asked for. Channels-last stays channels-last."""
     last = like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
-    stays = on_gpu(like) or like.dtype in (torch.float16, torch.bfloat16)
-    order = torch.channels_last if last and stays else torch.contiguous_format
+    order = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from torch_utils.ops import PreparedWeight, conv3x3, native
-from torch_utils.ops.conv3x3 import G, prepare
+from torch_utils.ops.conv3x3 import G, conv3x3_reference, prepare
 
 needs_kernels = pytest.mark.skipif(not native.available("cpu"), reason="no kernels on this machine")
 
@@ -120,8 +120,93 @@ def test_a_changed_weight_is_prepared_again():
     assert copied.kept[2] is None
 
 
+@needs_kernels
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize(("channels", "size"), [((16, 16), (9, 14)), ((32, 48), (8, 4)), ((64, 16), (5, 21))])
+def test_first_and_second_derivatives(padding, channels, size):
+    """Of a sum of squares of gradients, as the penalties of training are, against float64 by direct convolutions."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(3, channels[0], *size), torch.randn(channels[1], channels[0], 3, 3) / channels[0] ** 0.5
+    found = []
+    for dtype, convolve in ((torch.float32, torch.ops.adaconv.winograd), (torch.float64, direct)):
+        a, w = x.to(dtype).requires_grad_(), weight.to(dtype).requires_grad_()
+        y = convolve(a, w, padding)
+        first = torch.autograd.grad(y.pow(3).sum(), [a, w], create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), [a, w])
+        found.append([t.detach() for t in (y, *first, *second)])
+    for value, expected in zip(*found, strict=True):
+        assert_near(value, expected, 1e-4)
+
+
+def direct(x, weight, padding):
+    return F.conv2d(x, weight, padding=padding)
+
+
+@needs_kernels
+def test_training_takes_it_where_it_pays():
+    """With 64 tiles of 4 × 4 or more, of zeros and of reflected borders; with fewer, to the last bit PyTorch's."""
+    x, weight, bias = example(32, 16, (16, 15), 4)
+    for mode, relu in itertools.product(["zeros", "reflect"], [False, True]):
+        a, w, b = (t.clone().requires_grad_() for t in (x, weight, bias))
+        y = conv3x3(a, w, b, mode, relu)
+        exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+        expected = definition(*exact, mode, relu)
+        assert_near(y, expected)
+        assert not torch.equal(y, conv3x3_reference(a, w, b, mode, relu))
+        gradients = torch.autograd.grad(y.square().sum(), [a, w, b])
+        for value, want in zip(gradients, torch.autograd.grad(expected.square().sum(), exact), strict=True):
+            assert_near(value, want, 5e-5)
+    few = x[:3]
+    assert torch.equal(conv3x3(few, weight, bias), F.conv2d(few, weight, bias, padding=1))
+
+
+@needs_kernels
+def test_derivatives_are_the_same_for_any_number_of_threads():
+    x, weight = torch.randn(4, 32, 30, 26), torch.randn(48, 32, 3, 3)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            a, w = x.clone().requires_grad_(), weight.clone().requires_grad_()
+            y = torch.ops.adaconv.winograd(a, w, 1)
+            found.append((y.detach(), *torch.autograd.grad(y.sin().sum(), [a, w])))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("wrong", ["channels", "weight", "padding", "gradient", "small"])
+def test_a_learned_convolution_refuses_what_would_read_beyond(wrong):
+    x, weight, dy, padding = torch.randn(2, 16, 8, 8), torch.randn(16, 16, 3, 3), torch.randn(2, 16, 8, 8), 1
+    if wrong == "channels":
+        x, weight, dy = x[:, :12], weight[:12, :12], dy[:, :12]
+    elif wrong == "weight":
+        weight = weight[:, :, :2]
+    elif wrong == "padding":
+        padding = 3
+    elif wrong == "gradient":
+        dy = dy[:, :, :7]
+    else:
+        x, padding = x[:, :, :2], 0
+    if wrong != "gradient":
+        with pytest.raises(ValueError, match="expected"):
+            torch.ops.adaconv.winograd(x, weight, padding)
+    if wrong != "weight":
+        with pytest.raises(ValueError, match="expected"):
+            torch.ops.adaconv.winograd_grad_weight(x, dy, padding)
+
+
+@needs_kernels
+def test_opcheck():
+    inputs = torch.randn(2, 16, 8, 9), torch.randn(32, 16, 3, 3)
+    torch.library.opcheck(torch.ops.adaconv.winograd, (*(t.requires_grad_() for t in inputs), 1))
+    dy = torch.randn(2, 32, 8, 9).requires_grad_()
+    torch.library.opcheck(torch.ops.adaconv.winograd_grad_weight, (inputs[0], dy, 1))
+
+
 def test_where_the_algorithm_is_not_taken():
-    """Gradients, other types and channels that do not fill vectors: the plain way, to the last bit."""
+    """Few pixels, other types and channels that do not fill vectors: the plain way, to the last bit."""
     x, weight, bias = example()
     prepared = PreparedWeight()
     trained = weight.clone().requires_grad_()

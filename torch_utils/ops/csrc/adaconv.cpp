@@ -396,7 +396,7 @@ at::Tensor adaconv_cpu(const at::Tensor& x, const at::Tensor& kernel, const std:
                        bool reflect) {
   check_adaconv(x, kernel.sizes(), kernel, reflect);
   const at::Tensor shift = check_shift(x, bias);
-  at::Tensor y = empty_output(x.sizes(), x.options(), order_of_result(x));
+  at::Tensor y = empty_output(x.sizes(), x.options(), order_of(x));
   if (y.numel() == 0) return y;
   DISPATCH_FLOATING(x.scalar_type(), "adaconv", [&] {
     const scalar_t* bias_data = shift.defined() ? shift.const_data_ptr<scalar_t>() : nullptr;
@@ -407,7 +407,7 @@ at::Tensor adaconv_cpu(const at::Tensor& x, const at::Tensor& kernel, const std:
 
 at::Tensor adaconv_grad_x_cpu(const at::Tensor& dy, const at::Tensor& kernel, bool reflect) {
   check_adaconv(dy, kernel.sizes(), kernel, reflect);
-  at::Tensor dx = empty_output(dy.sizes(), dy.options(), order_of_result(dy));
+  at::Tensor dx = empty_output(dy.sizes(), dy.options(), order_of(dy));
   if (dx.numel() == 0) return dx;
   const bool fold = reflect && kernel.size(3) > 1;
   DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x",

@@ -1,7 +1,9 @@
 // The derivatives of all ops, made of the ops themselves: so they can be differentiated again, on any device.
 //
 // AdaConv is bilinear, and its forward, gradient by x and gradient by the kernel are a closed family: the derivatives
-// of each are the other two. upfirdn2d is its own derivative, with up and down exchanged and the filter turned round.
+// of each are the other two. So are those of a learned convolution, whose gradient by x is a convolution as well (with
+// its kernel turned round, and 2 − padding). upfirdn2d is its own derivative, with up and down exchanged and the filter
+// turned round.
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -52,6 +54,15 @@ std::tuple<Tensor, Tensor> bias_act_grad(const Tensor& dy, const Tensor& y, int6
   static auto op = find<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, int64_t, double, double, bool)>(
       "adaconv::bias_act_grad");
   return op.call(dy, y, act, gain, clamp, with_bias);
+}
+
+Tensor winograd(const Tensor& x, const Tensor& weight, int64_t padding) {
+  static auto op = find<Tensor(const Tensor&, const Tensor&, int64_t)>("adaconv::winograd");
+  return op.call(x, weight, padding);
+}
+Tensor winograd_grad_weight(const Tensor& x, const Tensor& dy, int64_t padding) {
+  static auto op = find<Tensor(const Tensor&, const Tensor&, int64_t)>("adaconv::winograd_grad_weight");
+  return op.call(x, dy, padding);
 }
 
 // Where an input needs no gradient, its place stays undefined.
@@ -217,6 +228,45 @@ struct BiasActGrad : Function<BiasActGrad> {
   }
 };
 
+// A kernel [O, I, 3, 3] with which the gradient by x is convolved.
+Tensor turned(const Tensor& weight) { return weight.flip({2, 3}).transpose(0, 1); }
+
+struct Winograd : Function<Winograd> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& weight, int64_t padding) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({x, weight});
+    ctx->saved_data["padding"] = padding;
+    return winograd(x, weight, padding);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &dy = grads[0], &x = saved[0], &weight = saved[1];
+    const int64_t padding = ctx->saved_data["padding"].toInt();
+    Tensor dx, dweight;
+    if (ctx->needs_input_grad(0)) dx = winograd(dy, turned(weight), 2 - padding);
+    if (ctx->needs_input_grad(1)) dweight = winograd_grad_weight(x, dy, padding);
+    return {dx, dweight, Tensor()};
+  }
+};
+
+struct WinogradGradWeight : Function<WinogradGradWeight> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& dy, int64_t padding) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    ctx->save_for_backward({x, dy});
+    ctx->saved_data["padding"] = padding;
+    return winograd_grad_weight(x, dy, padding);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &ddweight = grads[0], &x = saved[0], &dy = saved[1];
+    const int64_t padding = ctx->saved_data["padding"].toInt();
+    Tensor dx, ddy;
+    if (ctx->needs_input_grad(0)) dx = winograd(dy, turned(ddweight), 2 - padding);
+    if (ctx->needs_input_grad(1)) ddy = winograd(x, ddweight, padding);
+    return {dx, ddy, Tensor()};
+  }
+};
+
 std::tuple<Tensor, Tensor> pair(const variable_list& list) { return {list[0], list[1]}; }
 
 }  // namespace
@@ -236,6 +286,10 @@ TORCH_LIBRARY_IMPL(adaconv, Autograd, m) {
   m.impl("bias_act", [](const Tensor& x, const OptionalTensor& bias, int64_t act, double gain, double clamp) {
     return BiasAct::apply(x, bias, act, gain, clamp);
   });
+  m.impl("winograd",
+         [](const Tensor& x, const Tensor& weight, int64_t padding) { return Winograd::apply(x, weight, padding); });
+  m.impl("winograd_grad_weight",
+         [](const Tensor& x, const Tensor& dy, int64_t padding) { return WinogradGradWeight::apply(x, dy, padding); });
   m.impl("bias_act_grad", [](const Tensor& dy, const Tensor& y, int64_t act, double gain, double clamp,
                              bool with_bias) { return pair(BiasActGrad::apply(dy, y, act, gain, clamp, with_bias)); });
 }

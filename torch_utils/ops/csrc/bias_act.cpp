@@ -83,11 +83,18 @@ struct Function {
   }
 };
 
-// x [N, C, ...] as N · C planes of `inner` values, or as N · inner pixels of C values.
+// x [N, C, ...] as N · C planes of `inner` values, or as N · inner pixels of C values. Vectors [N, C] are the pixels of
+// one image.
 struct Shape {
   int64_t samples, channels, inner;
+  bool pixels;
   explicit Shape(const at::Tensor& x)
-      : samples(x.size(0)), channels(x.size(1)), inner(x.numel() / std::max<int64_t>(samples * channels, 1)) {}
+      : samples(x.size(0)),
+        channels(x.size(1)),
+        inner(x.numel() / std::max<int64_t>(samples * channels, 1)),
+        pixels(inner == 1 || order_of(x) == at::MemoryFormat::ChannelsLast) {
+    if (inner == 1) std::swap(samples, inner);
+  }
 };
 
 // Calls f(plane, first value, count, values) for strips of all planes of x. Where x is channels-last, the values of a
@@ -162,10 +169,9 @@ void for_vectors(int64_t count, int64_t period, F f) {
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 template <bool curved, class S>
-void forward_planes(const Shape& shape, const S* x, bool channels_last, const S* bias, const Function<S>& function,
-                    S* y) {
+void forward_planes(const Shape& shape, const S* x, const S* bias, const Function<S>& function, S* y) {
   using A = Accumulate<S>;
-  for_strips(shape, x, channels_last, [&](int64_t plane, int64_t first, int64_t count, const auto* from) {
+  for_strips(shape, x, false, [&](int64_t plane, int64_t first, int64_t count, const auto* from) {
     const A b = bias ? static_cast<A>(bias[plane % shape.channels]) : A(0);
     S* to = y + plane * shape.inner + first;
     for_vectors<A>(count, count, [&](int64_t at, int64_t, auto... how_many) {
@@ -193,8 +199,7 @@ at::Tensor bias_act_cpu(const at::Tensor& x_, const std::optional<at::Tensor>& b
                         double clamp) {
   check_bias_act(x_, act, gain);
   const at::Tensor x = x_.contiguous(order_of(x_)), bias = check_bias(x_, bias_);
-  const bool channels_last = order_of(x) == at::MemoryFormat::ChannelsLast;
-  at::Tensor y = empty_output(x.sizes(), x.options(), order_of_result(x));
+  at::Tensor y = empty_output(x.sizes(), x.options(), order_of(x));
   if (y.numel() == 0) return y;
   DISPATCH_FLOATING(x.scalar_type(), "bias_act", [&] {
     const Function<scalar_t> function(Activation(act), gain, clamp);
@@ -203,11 +208,8 @@ at::Tensor bias_act_cpu(const at::Tensor& x_, const std::optional<at::Tensor>& b
     const auto run = [&](auto curved) {
       const scalar_t* from = x.const_data_ptr<scalar_t>();
       scalar_t* to = y.mutable_data_ptr<scalar_t>();
-      if (order_of(y) == at::MemoryFormat::ChannelsLast) {
-        forward_pixels<curved>(shape, from, b, function, to);
-      } else {
-        forward_planes<curved>(shape, from, channels_last, b, function, to);
-      }
+      shape.pixels ? forward_pixels<curved>(shape, from, b, function, to)
+                   : forward_planes<curved>(shape, from, b, function, to);
     };
     function.curved() ? run(std::true_type()) : run(std::false_type());
   });
@@ -262,24 +264,24 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cpu(const at::Tensor& dy_, cons
                                                      double gain, double clamp, bool with_bias) {
   check_bias_act(dy_, act, gain);
   check_like(dy_, y_, "y", "dy");
-  const at::MemoryFormat order = order_of_result(y_);
+  const at::MemoryFormat order = order_of(y_);
   const at::Tensor dy = dy_.contiguous(order_of(dy_)), y = y_.contiguous(order);
-  const bool last = order == at::MemoryFormat::ChannelsLast, dy_last = order_of(dy) == at::MemoryFormat::ChannelsLast;
   at::Tensor dx = empty_output(dy.sizes(), dy.options(), order), sums;
   DISPATCH_FLOATING(dy.scalar_type(), "bias_act_grad", [&] {
     const Function<scalar_t> function(Activation(act), gain, clamp);
-    const Shape shape(dy);
+    const Shape shape(y);
+    const bool dy_pixels = Shape(dy).pixels;
     const Chunks chunks(shape, Simd<Accumulate<scalar_t>>::width);
-    sums = at::zeros({last ? chunks.count : shape.samples, shape.channels}, dy.options().dtype(at::kDouble));
+    sums = at::zeros({shape.pixels ? chunks.count : shape.samples, shape.channels}, dy.options().dtype(at::kDouble));
     if (dx.numel() == 0) return;
     const auto run = [&](auto curved) {
       const scalar_t *from = dy.const_data_ptr<scalar_t>(), *out = y.const_data_ptr<scalar_t>();
       scalar_t* to = dx.mutable_data_ptr<scalar_t>();
       double* total = sums.mutable_data_ptr<double>();
-      if (last) {
-        gradient_pixels<curved>(shape, chunks, from, !dy_last, out, function, to, total);
+      if (shape.pixels) {
+        gradient_pixels<curved>(shape, chunks, from, !dy_pixels, out, function, to, total);
       } else {
-        gradient_planes<curved>(shape, from, dy_last, out, function, to, total);
+        gradient_planes<curved>(shape, from, dy_pixels, out, function, to, total);
       }
     };
     function.curved() ? run(std::true_type()) : run(std::false_type());

@@ -1,14 +1,22 @@
-// Learned 3 × 3 convolutions on the CPU, for inference, in channels-last: Winograd's F(4 × 4, 3 × 3) (Lavin and Gray
-// 2016, section 4.3), which takes 36 multiplications for 16 outputs in place of 144.
+// Learned 3 × 3 convolutions on the CPU, in channels-last: Winograd's F(4 × 4, 3 × 3) (Lavin and Gray 2016, section
+// 4.3), which takes 36 multiplications for 16 outputs in place of 144.
 //
 //   V = Bᵀ d B     of every tile d of 6 × 6 inputs, for each input channel
-//   M = V · U      36 matrix products [tiles, I] · [I, O], U = G g Gᵀ being the kernels (conv3x3.py)
+//   M = V · U      36 matrix products [tiles, I] · [I, O], U = G g Gᵀ being the kernels
 //   y = Aᵀ M A     the tile's 4 × 4 outputs, with bias and ReLU
+//
+// The gradient by the kernel is the same bilinear form, read from its other end:
+//
+//   Y = A dy Aᵀ    of every tile of 4 × 4 gradients
+//   W = Vᵀ · Y     36 matrix products [I, tiles] · [tiles, O], summed over all tiles
+//   dg = Gᵀ W G
 //
 // What lies beyond the border is looked up where it is reflected from, so no padded copy is made.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -51,6 +59,19 @@ inline void from_points(const V* m, int64_t stride, V* y) {
   y[3] = b + 8 * d + m[5 * stride];
 }
 
+// A applied to four values.
+template <class V>
+inline void to_sums(const V* y, int64_t stride, V* m) {
+  const V a = y[0] + y[2 * stride], b = y[stride] + y[3 * stride];
+  const V c = y[0] + 4 * y[2 * stride], d = 2 * y[stride] + 8 * y[3 * stride];
+  m[0] = y[0];
+  m[1] = a + b;
+  m[2] = a - b;
+  m[3] = c + d;
+  m[4] = c - d;
+  m[5] = y[3 * stride];
+}
+
 // Where pixel i is read from; -1: nowhere, it is zero.
 int64_t beyond(int64_t i, int64_t size, bool reflect) {
   if (i >= 0 && i < size) return i;
@@ -58,10 +79,20 @@ int64_t beyond(int64_t i, int64_t size, bool reflect) {
   return i < 0 ? -i : 2 * (size - 1) - i;
 }
 
-// rows × (vectors · width) of C = A · B, A [rows, K], B [K, ·], C [rows, ·] with these distances from row to row.
-template <int rows, int vectors>
-inline void block(const float* a, int64_t a_stride, const float* b, float* c, int64_t stride, int64_t K) {
+// The first factor of a matrix product: rows of K values, with the distances from row to row and from value to value.
+struct Rows {
+  const float* from;
+  int64_t row, value;
+};
+
+// C = A · B, or with `add` C += A · B: rows × (vectors · width) of C [rows, ·], with B [K, ·], both with the distance
+// `stride` from row to row.
+template <int rows, int vectors, bool add>
+inline void block(const Rows& a, const float* b, float* c, int64_t stride, int64_t K) {
   Vector sum[rows][vectors] = {};
+  if (add)
+    for (int i = 0; i < rows; i++)
+      for (int j = 0; j < vectors; j++) sum[i][j] = Lanes::load(c + i * stride + j * Lanes::width);
   for (int64_t k = 0; k < K; k++) {
     Vector with[vectors];
     for (int j = 0; j < vectors; j++) {
@@ -69,44 +100,46 @@ inline void block(const float* a, int64_t a_stride, const float* b, float* c, in
       keep_in_register(with[j]);
     }
     for (int i = 0; i < rows; i++)
-      for (int j = 0; j < vectors; j++) sum[i][j] += a[i * a_stride + k] * with[j];
+      for (int j = 0; j < vectors; j++) sum[i][j] += a.from[i * a.row + k * a.value] * with[j];
   }
   for (int i = 0; i < rows; i++)
     for (int j = 0; j < vectors; j++) Lanes::store(c + i * stride + j * Lanes::width, sum[i][j]);
 }
 
 // `count` rows of such a product, at most `rows` at a time.
-template <int rows, int vectors>
-inline void blocks(const float* a, int64_t a_stride, const float* b, float* c, int64_t stride, int64_t K,
-                   int64_t count) {
-  for (; count >= rows; count -= rows, a += rows * a_stride, c += rows * stride)
-    block<rows, vectors>(a, a_stride, b, c, stride, K);
+template <int rows, int vectors, bool add>
+inline void blocks(Rows a, const float* b, float* c, int64_t stride, int64_t K, int64_t count) {
+  for (; count >= rows; count -= rows, a.from += rows * a.row, c += rows * stride)
+    block<rows, vectors, add>(a, b, c, stride, K);
   if constexpr (rows > 1) {
-    if (count > 0) blocks<rows / 2, vectors>(a, a_stride, b, c, stride, K, count);
+    if (count > 0) blocks<rows / 2, vectors, add>(a, b, c, stride, K, count);
   }
 }
 
-// C = A · B, with as many sums in registers as there are, less those for a row of B. Libraries are as fast on the
-// processors that they are tuned for, and half as fast on others.
-void multiply(const float* a, const float* b, float* c, int64_t count, int64_t K, int64_t columns) {
+// The same for all of C [count, columns], with as many sums in registers as there are, less those for a row of B.
+// Libraries are as fast on the processors that they are tuned for, and half as fast on others.
+template <bool add>
+void multiply(const Rows& a, const float* b, float* c, int64_t count, int64_t K, int64_t columns) {
   constexpr int kVectors = 2, kRows = (kVectorRegisters - 2 * kVectors) / kVectors;
   constexpr int64_t width = Lanes::width;
   int64_t j = 0;
   for (; j + kVectors * width <= columns; j += kVectors * width)
-    blocks<kRows, kVectors>(a, K, b + j, c + j, columns, K, count);
-  if (j < columns) blocks<kRows, 1>(a, K, b + j, c + j, columns, K, count);
+    blocks<kRows, kVectors, add>(a, b + j, c + j, columns, K, count);
+  if (j < columns) blocks<kRows, 1, add>(a, b + j, c + j, columns, K, count);
 }
 
 // The sizes of a convolution, and its tiles of 4 × 4 outputs: `chunk` of them are transformed and multiplied at a time.
 struct Plan {
-  int64_t inputs, height, width, outputs, padded;  // padded: outputs, rounded up to the widest vectors of any machine
+  int64_t inputs, in_height, in_width, outputs, height, width;
+  int64_t border;  // pixels around x, zeros or x reflected
+  int64_t padded;  // outputs, rounded up to the widest vectors of any machine
   int64_t rows, columns, tiles, chunk;
   int64_t v_stride, m_stride;  // from the matrix of one point to that of the next
-  bool reflect, relu;
+  bool reflect = false, relu = false;
 
-  Plan(const at::Tensor& x, const at::Tensor& kernel, int64_t outputs, bool reflect, bool relu)
-      : inputs(x.size(1)), height(x.size(2)), width(x.size(3)), outputs(outputs), reflect(reflect), relu(relu) {
-    padded = kernel.size(2);
+  Plan(const at::Tensor& x, int64_t outputs, int64_t padded, int64_t border)
+      : inputs(x.size(1)), in_height(x.size(2)), in_width(x.size(3)), outputs(outputs), border(border), padded(padded) {
+    height = in_height + 2 * border - 2, width = in_width + 2 * border - 2;
     rows = (height + kOut - 1) / kOut, columns = (width + kOut - 1) / kOut, tiles = x.size(0) * rows * columns;
     chunk = kChunkBytes / int64_t(sizeof(float)) / (kPoints * (inputs + padded));
     chunk = std::clamp<int64_t>(chunk, 16, 1024);
@@ -129,10 +162,10 @@ struct Tile {
 void transform_input(const Plan& plan, const Tile& tile, const float* x, const float* zeros, float* v) {
   const float* pixels[kPoints];
   for (int64_t i = 0; i < kIn; i++) {
-    const int64_t r = beyond(tile.row + i - 1, plan.height, plan.reflect);
+    const int64_t r = beyond(tile.row + i - plan.border, plan.in_height, plan.reflect);
     for (int64_t j = 0; j < kIn; j++) {
-      const int64_t c = beyond(tile.column + j - 1, plan.width, plan.reflect);
-      const int64_t pixel = (tile.sample * plan.height + r) * plan.width + c;
+      const int64_t c = beyond(tile.column + j - plan.border, plan.in_width, plan.reflect);
+      const int64_t pixel = (tile.sample * plan.in_height + r) * plan.in_width + c;
       pixels[i * kIn + j] = r < 0 || c < 0 ? zeros : x + pixel * plan.inputs;
     }
   }
@@ -172,6 +205,23 @@ void transform_output(const Plan& plan, const Tile& tile, const float* m, const 
   }
 }
 
+// Y = A dy Aᵀ of a tile.
+void transform_gradient(const Plan& plan, const Tile& tile, const float* dy, float* y) {
+  const int64_t high = std::min(kOut, plan.height - tile.row), wide = std::min(kOut, plan.width - tile.column);
+  const float* const from = dy + ((tile.sample * plan.height + tile.row) * plan.width + tile.column) * plan.outputs;
+  for (int64_t o = 0; o < plan.outputs; o += Lanes::width) {
+    Vector d[kOut] = {}, half[kIn * kOut] = {}, m[kIn];  // half[i][x]: the rows' sums at point x, done
+    for (int64_t i = 0; i < high; i++) {
+      for (int64_t j = 0; j < wide; j++) d[j] = Lanes::load(from + (i * plan.width + j) * plan.outputs + o);
+      to_sums(d, 1, half + i * kIn);
+    }
+    for (int64_t x = 0; x < kIn; x++) {
+      to_sums(half + x, kIn, m);
+      for (int64_t i = 0; i < kIn; i++) Lanes::store(y + (i * kIn + x) * plan.m_stride + o, m[i]);
+    }
+  }
+}
+
 // Chunks [begin, end) of the tiles, in one thread.
 void convolve(const Plan& plan, const float* x, const float* kernel, const at::Tensor& bias, float* y, int64_t begin,
               int64_t end) {
@@ -187,11 +237,49 @@ void convolve(const Plan& plan, const float* x, const float* kernel, const at::T
     for (int64_t t = 0; t < count; t++)
       transform_input(plan, Tile(plan, first + t), x, zeros.get(), v + t * plan.inputs);
     for (int64_t point = 0; point < kPoints; point++)
-      multiply(v + point * plan.v_stride, kernel + point * plan.inputs * plan.padded, m + point * plan.m_stride, count,
-               plan.inputs, plan.padded);
+      multiply<false>({v + point * plan.v_stride, plan.inputs, 1}, kernel + point * plan.inputs * plan.padded,
+                      m + point * plan.m_stride, count, plan.inputs, plan.padded);
     for (int64_t t = 0; t < count; t++)
       transform_output(plan, Tile(plan, first + t), m + t * plan.padded, shift.get(), y);
   }
+}
+
+// W += Vᵀ · Y for all tiles. All threads share a chunk: first its tiles, then the points. So sums are in the same order
+// for any number of threads.
+void add_products(const Plan& plan, const float* x, const float* dy, float* w) {
+  Scratch<float> v(kPoints * plan.v_stride), y(kPoints * plan.m_stride), zeros(plan.inputs);
+  std::fill_n(zeros.get(), plan.inputs, 0.f);
+  for (int64_t first = 0; first < plan.tiles; first += plan.chunk) {
+    const int64_t count = std::min(plan.chunk, plan.tiles - first);
+    at::parallel_for(0, count, 8, [&](int64_t begin, int64_t end) {
+      for (int64_t t = begin; t < end; t++) {
+        const Tile tile(plan, first + t);
+        transform_input(plan, tile, x, zeros.get(), v.get() + t * plan.inputs);
+        transform_gradient(plan, tile, dy, y.get() + t * plan.outputs);
+      }
+    });
+    at::parallel_for(0, kPoints, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t point = begin; point < end; point++)
+        multiply<true>({v.get() + point * plan.v_stride, 1, plan.inputs}, y.get() + point * plan.m_stride,
+                       w + point * plan.inputs * plan.outputs, plan.inputs, count, plan.outputs);
+    });
+  }
+}
+
+// G ⊗ G [36, 9]: what each of the 9 values of a kernel adds to each of its 36 points.
+at::Tensor points_of_values() {
+  const double third = 1 / 6., g[kIn][3] = {{1 / 4., 0, 0},
+                                            {-third, -third, -third},
+                                            {-third, third, -third},
+                                            {1 / 24., 1 / 12., third},
+                                            {1 / 24., -1 / 12., third},
+                                            {0, 0, 1}};
+  at::Tensor t = at::empty({kPoints, 9}, at::kFloat);
+  float* to = t.mutable_data_ptr<float>();
+  for (int64_t point = 0; point < kPoints; point++)
+    for (int64_t value = 0; value < 9; value++)
+      *to++ = static_cast<float>(g[point / kIn][value / 3] * g[point % kIn][value % 3]);
+  return t;
 }
 
 void check(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias, int64_t outputs,
@@ -208,6 +296,13 @@ void check(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at
   TORCH_CHECK_VALUE(!reflect || std::min(x.size(2), x.size(3)) > 1, "x: too small to be reflected");
 }
 
+void run(const Plan& plan, const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y) {
+  const float *from = x.const_data_ptr<float>(), *u = kernel.const_data_ptr<float>();
+  float* to = y.mutable_data_ptr<float>();
+  at::parallel_for(0, (plan.tiles + plan.chunk - 1) / plan.chunk, 1,
+                   [&](int64_t begin, int64_t end) { convolve(plan, from, u, bias, to, begin, end); });
+}
+
 at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel, const std::optional<at::Tensor>& bias_,
                        int64_t outputs, bool reflect, bool relu) {
   check(x_, kernel, bias_, outputs, reflect);
@@ -216,14 +311,55 @@ at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel, const std
       at::empty({x.size(0), outputs, x.size(2), x.size(3)}, x.options().memory_format(at::MemoryFormat::ChannelsLast));
   if (y.numel() == 0) return y;
   const at::Tensor bias = bias_ ? bias_->contiguous() : at::Tensor();
-  const Plan plan(x, kernel, outputs, reflect, relu);
-  const float *from = x.const_data_ptr<float>(), *u = kernel.const_data_ptr<float>();
-  float* to = y.mutable_data_ptr<float>();
-  at::parallel_for(0, (plan.tiles + plan.chunk - 1) / plan.chunk, 1,
-                   [&](int64_t begin, int64_t end) { convolve(plan, from, u, bias, to, begin, end); });
+  Plan plan(x, outputs, kernel.size(2), 1);
+  plan.reflect = reflect, plan.relu = relu;
+  run(plan, x, kernel, bias, y);
   return y;
+}
+
+void check_learned(const at::Tensor& x, int64_t outputs, int64_t border) {
+  TORCH_CHECK_VALUE(x.dim() == 4 && x.scalar_type() == at::kFloat, "x: expected [N, I, H, W] in float32");
+  TORCH_CHECK_VALUE(x.size(1) % Lanes::width == 0 && outputs % Lanes::width == 0, "expected multiples of ",
+                    Lanes::width, " channels");
+  TORCH_CHECK_VALUE(border >= 0 && border <= 2 && std::min(x.size(2), x.size(3)) + 2 * border > 2,
+                    "padding: expected 0 to 2, and an image that is not smaller than the kernel");
+}
+
+at::Tensor winograd_cpu(const at::Tensor& x_, const at::Tensor& weight, int64_t border) {
+  TORCH_CHECK_VALUE(weight.dim() == 4 && weight.sizes() == at::IntArrayRef({weight.size(0), x_.size(1), 3, 3}) &&
+                        weight.scalar_type() == at::kFloat,
+                    "weight: expected [O, I, 3, 3] in float32");
+  const int64_t outputs = weight.size(0);
+  check_learned(x_, outputs, border);
+  const at::Tensor x = x_.contiguous(at::MemoryFormat::ChannelsLast);
+  const Plan plan(x, outputs, outputs, border);
+  at::Tensor y =
+      empty_output({x.size(0), outputs, plan.height, plan.width}, x.options(), at::MemoryFormat::ChannelsLast);
+  if (y.numel() == 0) return y;
+  const at::Tensor values = weight.permute({2, 3, 1, 0}).reshape({9, -1});
+  run(plan, x, at::mm(points_of_values(), values), {}, y);
+  return y;
+}
+
+at::Tensor winograd_grad_weight_cpu(const at::Tensor& x_, const at::Tensor& dy_, int64_t border) {
+  check_learned(x_, dy_.size(1), border);
+  const at::Tensor x = x_.contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor dy = dy_.contiguous(at::MemoryFormat::ChannelsLast);
+  const Plan plan(x, dy.size(1), dy.size(1), border);
+  TORCH_CHECK_VALUE(dy.sizes() == at::IntArrayRef({x.size(0), plan.outputs, plan.height, plan.width}) &&
+                        dy.scalar_type() == at::kFloat,
+                    "dy: expected the gradient of what x becomes");
+  at::Tensor w = at::zeros({kPoints, plan.inputs * plan.outputs}, x.options());
+  if (plan.tiles > 0)
+    add_products(plan, x.const_data_ptr<float>(), dy.const_data_ptr<float>(), w.mutable_data_ptr<float>());
+  const at::Tensor values = at::mm(points_of_values().t(), w).view({3, 3, plan.inputs, plan.outputs});
+  return values.permute({3, 2, 0, 1}).contiguous();
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(adaconv, CPU, m) { m.impl("conv3x3", &conv3x3_cpu); }
+TORCH_LIBRARY_IMPL(adaconv, CPU, m) {
+  m.impl("conv3x3", &conv3x3_cpu);
+  m.impl("winograd", &winograd_cpu);
+  m.impl("winograd_grad_weight", &winograd_grad_weight_cpu);
+}

@@ -48,13 +48,6 @@ inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& o
   return t;
 }
 
-// The order of an op's result. Half precision stays in the order of x, so that nothing is converted between
-// convolutions. In float32 the result is contiguous: convolutions round differently in the two orders, and trainings
-// are repeatable.
-inline at::MemoryFormat order_of_result(const at::Tensor& x) {
-  return at::isReducedFloatingType(x.scalar_type()) ? order_of(x) : at::MemoryFormat::Contiguous;
-}
-
 // Copies `count` values that lie `stride` apart, converted.
 template <class From, class To>
 void copy_row(const From* from, int64_t stride, To* to, int64_t count) {

@@ -10,6 +10,8 @@ TORCH_LIBRARY(adaconv, m) {
   m.def("upfirdn2d(Tensor x, Tensor f, int up, int down, SymInt[] padding, float gain) -> Tensor");
   m.def("bias_act(Tensor x, Tensor? bias, int act, float gain, float clamp) -> Tensor");
   m.def("conv3x3(Tensor x, Tensor kernel, Tensor? bias, int outputs, bool reflect, bool relu) -> Tensor");
+  m.def("winograd(Tensor x, Tensor weight, int padding) -> Tensor");
+  m.def("winograd_grad_weight(Tensor x, Tensor dy, int padding) -> Tensor");
   m.def(
       "bias_act_grad(Tensor dy, Tensor y, int act, float gain, float clamp, bool with_bias=True)"
       " -> (Tensor dx, Tensor db)");

@@ -233,7 +233,7 @@ void resample(const at::Tensor& x, const std::vector<double>& filter, int64_t up
 at::Tensor upfirdn2d_cpu(const at::Tensor& x_, const at::Tensor& f, int64_t up, int64_t down, at::IntArrayRef padding,
                          double gain) {
   const auto [height, width] = check_upfirdn2d(x_, f, up, down, padding);
-  at::Tensor y = empty_output({x_.size(0), x_.size(1), height, width}, x_.options(), order_of_result(x_));
+  at::Tensor y = empty_output({x_.size(0), x_.size(1), height, width}, x_.options(), order_of(x_));
   if (y.numel() == 0) return y;
   if (x_.numel() == 0) return y.zero_();
   const at::Tensor x = x_.contiguous(order_of(x_)), taps = f.to(at::kDouble).contiguous();
