@@ -4,7 +4,9 @@
 //   grad_x        dx[n,i]   = Σ_o dy[n,o] ⋆ K[n,o,i] turned round, folded back at a reflected border
 //   grad_kernel   dK[n,o,i] = x[n,i] ⋆ dy[n,o]                      (adaconv_grad_kernel.cpp)
 //
-// A job is one group of one sample, or several in channels-last memory, and a strip of rows. A tile of O output
+// 3 × 3 kernels in channels-last memory are computed by adaconv_pixels.h, all others in planes.
+//
+// A job is one group of one sample, and a strip of rows. A tile of O output
 // channels by Q rows by P vectors of pixels stays in registers while all inputs and taps are added up. The input of a
 // strip is copied to scratch memory with the border around it, converted to the type of the arithmetic; where there is
 // nothing to convert and rows are whole vectors, 3 × 3 kernels are computed in place, and what lies beyond the border
@@ -20,6 +22,7 @@
 #include <type_traits>
 
 #include "adaconv.h"
+#include "adaconv_pixels.h"
 #include "common.h"
 #include "simd.h"
 
@@ -191,39 +194,30 @@ struct Plan {
   int64_t computed, vectors;     // columns of a row, and the vectors that they take
   int64_t lead, in_row;          // rows in scratch memory begin so that the image in them is aligned, without its halo
   int64_t in_plane, rows, strips;
-  int64_t out_row, folded_plane, result_plane;  // of results in scratch memory, before and after folding
-  int64_t at_once, blocks, jobs;                // groups in a job, blocks of them in a sample
-  bool to_pixels;                               // the result is channels-last
-  bool in_place;                                // the input is read where it lies
+  int64_t out_row, folded_plane;  // of results in scratch memory, before folding
+  int64_t groups, jobs;           // groups of a sample, and jobs of all samples
+  bool in_place;                  // the input is read where it lies
 
-  Plan(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& y, bool fold)
+  Plan(const at::Tensor& x, const at::Tensor& kernel, bool fold)
       : channels(x.size(1)), height(x.size(2)), width(x.size(3)), group(kernel.size(2)), size(kernel.size(3)) {
     constexpr int64_t lanes = Simd<A>::width;
-    const bool from_pixels = order_of(x) == at::MemoryFormat::ChannelsLast;
-    to_pixels = order_of(y) == at::MemoryFormat::ChannelsLast;
     pad = size / 2, halo = fold ? 2 * pad : pad, halo_rows = fold ? 3 * pad : pad;
     computed = fold ? width + 2 * pad : width, vectors = (computed + lanes - 1) / lanes;
     lead = round_up(halo, lanes) - halo;
     in_row = round_up(lead + std::max(vectors * lanes + size - 1, width + 2 * halo), lanes);
-    at_once = adaconv::groups_at_once(channels / group, group, lanes, from_pixels || to_pixels);
-    blocks = (channels / group + at_once - 1) / at_once;
-    // several groups are written to scratch memory as well, and should stay in a smaller cache
-    const int64_t bytes = at_once > 1 ? adaconv::kScratchBytes / 4 : adaconv::kScratchBytes;
-    rows = bytes / int64_t(sizeof(A)) / (group * at_once * in_row) - 2 * halo_rows;
-    rows = std::clamp<int64_t>(rows, std::min<int64_t>(height, at_once > 1 ? 4 : 8), height);
-    strips = (height + rows - 1) / rows, jobs = x.size(0) * blocks * strips;
-    // planes a power of two apart would all want the same few lines of the cache
-    in_plane = (rows + 2 * halo_rows) * in_row + (at_once > 1 ? lanes : 0);
-    out_row = vectors * lanes, folded_plane = (rows + 4 * pad) * out_row, result_plane = rows * out_row + lanes;
-    in_place = std::is_same_v<S, A> && vectors * lanes == width && size == 3 && x.stride(3) == 1 && !from_pixels &&
-               !to_pixels && !fold;
+    rows = adaconv::kScratchBytes / int64_t(sizeof(A)) / (group * in_row) - 2 * halo_rows;
+    rows = std::clamp<int64_t>(rows, std::min<int64_t>(height, 8), height);
+    groups = channels / group, strips = (height + rows - 1) / rows, jobs = x.size(0) * groups * strips;
+    in_plane = (rows + 2 * halo_rows) * in_row;
+    out_row = vectors * lanes, folded_plane = (rows + 4 * pad) * out_row;
+    in_place = std::is_same_v<S, A> && vectors * lanes == width && size == 3 && x.stride(3) == 1 && !fold;
   }
-  int64_t grain() const { return 1 + adaconv::kMinimalWork / (at_once * group * group * size * size * rows * width); }
+  int64_t grain() const { return 1 + adaconv::kMinimalWork / (group * group * size * size * rows * width); }
 };
 
-// Some groups of one sample, and rows [first, last) of them.
+// A group of one sample from a channel on, and rows [first, last) of it.
 struct Job {
-  int64_t n, channel, groups, first, last;
+  int64_t n, channel, first, last;
 };
 
 // A thread's part of a convolution, with its scratch memory.
@@ -239,14 +233,13 @@ class Worker {
         kernels_(kernels),
         bias_(bias),
         y_(y),
-        scratch_(plan.in_place ? 0 : plan.at_once * plan.group * plan.in_plane),
+        scratch_(plan.in_place ? 0 : plan.group * plan.in_plane),
         packed_(plan.group * plan.group * plan.size * plan.size),
         shift_(plan.group),
         folded_(how.fold ? plan.group * plan.folded_plane : 0),
-        result_(plan.to_pixels ? plan.at_once * plan.group * plan.result_plane : 0),
         sums_(plan.width),
         in_(scratch_.get() + plan.lead) {
-    if (!plan.in_place) std::fill_n(scratch_.get(), plan.at_once * plan.group * plan.in_plane, A(0));
+    if (!plan.in_place) std::fill_n(scratch_.get(), plan.group * plan.in_plane, A(0));
   }
 
   // Jobs [begin, end), strip by strip of one group after another.
@@ -254,27 +247,20 @@ class Worker {
     for (int64_t index = begin; index < end; index++) {
       const Job job = this->job(index);
       if (!plan_.in_place) load_strip(job);
-      for (int64_t k = 0; k < job.groups; k++) {
-        if (plan_.at_once > 1 || index == begin || job.first == 0) load_kernel(job, k);
-        how_.fold ? compute_folded(job, k) : compute(job, k, index + 1 < end);
-      }
-      if (plan_.to_pixels) store_pixels(job);
+      if (index == begin || job.first == 0) load_kernel(job);
+      how_.fold ? compute_folded(job) : compute(job, index + 1 < end);
     }
   }
 
  private:
   Job job(int64_t index) const {
-    const int64_t n = index / (plan_.strips * plan_.blocks), in_sample = index % (plan_.strips * plan_.blocks);
-    // blocks of channels of one strip share lines of the cache; strips of one plane follow each other in memory
-    const int64_t block = plan_.at_once > 1 ? in_sample % plan_.blocks : in_sample / plan_.strips;
-    const int64_t strip = plan_.at_once > 1 ? in_sample / plan_.blocks : in_sample % plan_.strips;
-    const int64_t g = block * plan_.at_once, first = strip * plan_.rows;
-    return {n, g * plan_.group, std::min(plan_.at_once, plan_.channels / plan_.group - g), first,
+    const int64_t group = index / plan_.strips, first = index % plan_.strips * plan_.rows;
+    return {group / plan_.groups, group % plan_.groups * plan_.group, first,
             std::min(first + plan_.rows, plan_.height)};
   }
 
-  void load_kernel(const Job& job, int64_t k) {
-    const int64_t group = plan_.group, output = job.n * plan_.channels + job.channel + k * group;
+  void load_kernel(const Job& job) {
+    const int64_t group = plan_.group, output = job.n * plan_.channels + job.channel;
     pack_kernel(kernels_ + output * group * plan_.size * plan_.size, group, plan_.size, how_.turned, packed_.get());
     for (int64_t o = 0; o < group; o++) shift_.get()[o] = bias_ ? static_cast<A>(bias_[output + o]) : A(0);
   }
@@ -286,32 +272,25 @@ class Worker {
                                how_.reflect,
                                plan_.in_plane,
                                plan_.in_row};
-    copy_strip(x_, job.n, job.channel, job.groups * plan_.group, strip, in_);
+    copy_strip(x_, job.n, job.channel, plan_.group, strip, in_);
   }
 
-  // Rows [first, last) of group k, which may lie beyond the border.
+  // Rows [first, last), which may lie beyond the border.
   template <class Out>
-  Rows<A, Out> rows(const Job& job, int64_t k, int64_t first, int64_t last, Out* out, int64_t plane,
-                    int64_t row) const {
-    const A* in = in_ + k * plan_.group * plan_.in_plane;
-    in += (first - job.first + plan_.halo_rows - plan_.pad) * plan_.in_row;
+  Rows<A, Out> rows(const Job& job, int64_t first, int64_t last, Out* out, int64_t plane, int64_t row) const {
+    const A* in = in_ + (first - job.first + plan_.halo_rows - plan_.pad) * plan_.in_row;
     return {in,  plan_.in_plane, plan_.in_row, packed_.get(), plan_.group,   plan_.size,    shift_.get(),
             out, plane,          row,          last - first,  plan_.vectors, plan_.computed};
   }
 
-  // All rows of a strip, to where they belong, or for channels-last results to scratch memory.
-  void compute(const Job& job, int64_t k, bool another_follows) {
-    const int64_t channel = job.channel + k * plan_.group;
-    if (plan_.to_pixels) {
-      A* out = result_.get() + k * plan_.group * plan_.result_plane;
-      return compute_any(rows(job, k, job.first, job.last, out, plan_.result_plane, plan_.out_row));
-    }
-    S* out = y_ + ((job.n * plan_.channels + channel) * plan_.height + job.first) * plan_.width;
-    Rows<A, S> work = rows(job, k, job.first, job.last, out, plan_.height * plan_.width, plan_.width);
+  // All rows of a strip.
+  void compute(const Job& job, bool another_follows) {
+    S* out = y_ + ((job.n * plan_.channels + job.channel) * plan_.height + job.first) * plan_.width;
+    Rows<A, S> work = rows(job, job.first, job.last, out, plan_.height * plan_.width, plan_.width);
     work.next = next(job, another_follows);
     if constexpr (std::is_same_v<S, A>) {
       if (plan_.in_place) {
-        work.in = x_.plane(job.n, channel) + job.first * x_.stride_y;
+        work.in = x_.plane(job.n, job.channel) + job.first * x_.stride_y;
         work.in_plane = x_.stride_c, work.in_row = x_.stride_y;
         work.first = job.first, work.height = plan_.height, work.reflect = how_.reflect;
         return compute_rows<3, true>(work);
@@ -331,23 +310,22 @@ class Worker {
   }
 
   // All rows of a strip, with the rows and columns beyond the border that are reflections of theirs added.
-  void compute_folded(const Job& job, int64_t k) {
+  void compute_folded(const Job& job) {
     const int64_t pad = plan_.pad, bottom = plan_.height - 1;
     int64_t begin = job.first, end = job.last;
     if (begin <= pad) begin = -std::min(end - 1, pad);
     if (end > bottom - pad) end = 2 * bottom - std::max(job.first, bottom - pad) + 1;
     begin = std::min(begin, job.first), end = std::max(end, job.last);
-    compute_any(rows(job, k, begin, end, folded_.get(), plan_.folded_plane, plan_.out_row));
-    for (int64_t o = k * plan_.group; o < (k + 1) * plan_.group; o++) {
-      const A* plane = folded_.get() + (o - k * plan_.group) * plan_.folded_plane - begin * plan_.out_row;
-      A* result = result_.get() + o * plan_.result_plane;
+    compute_any(rows(job, begin, end, folded_.get(), plan_.folded_plane, plan_.out_row));
+    for (int64_t o = 0; o < plan_.group; o++) {
+      const A* plane = folded_.get() + o * plan_.folded_plane - begin * plan_.out_row;
       S* y = y_ + ((job.n * plan_.channels + job.channel + o) * plan_.height + job.first) * plan_.width;
-      for (int64_t r = job.first; r < job.last; r++, result += plan_.out_row, y += plan_.width) {
+      for (int64_t r = job.first; r < job.last; r++, y += plan_.width) {
         std::fill_n(sums_.get(), plan_.width, A(0));
         add_folded_row(plane + r * plan_.out_row);
         if (r >= 1 && r <= pad) add_folded_row(plane - r * plan_.out_row);
         if (r >= bottom - pad && r < bottom) add_folded_row(plane + (2 * bottom - r) * plan_.out_row);
-        plan_.to_pixels ? copy_row(sums_.get(), 1, result, plan_.width) : copy_row(sums_.get(), 1, y, plan_.width);
+        copy_row(sums_.get(), 1, y, plan_.width);
       }
     }
   }
@@ -363,55 +341,55 @@ class Worker {
     }
   }
 
-  void store_pixels(const Job& job) {
-    for (int64_t r = job.first; r < job.last; r++) {
-      S* pixels = y_ + (job.n * plan_.height + r) * plan_.width * plan_.channels + job.channel;
-      transpose<A>(result_.get() + (r - job.first) * plan_.out_row, plan_.result_plane, job.groups * plan_.group,
-                   plan_.width, pixels, plan_.channels);
-    }
-  }
-
   const Plan<S>& plan_;
   const Convolution how_;
   const Image<S>& x_;
   const S *kernels_, *bias_;
   S* y_;
-  Scratch<A> scratch_, packed_, shift_, folded_, result_, sums_;
+  Scratch<A> scratch_, packed_, shift_, folded_, sums_;
   A* const in_;
 };
 
-// The convolution of x [N, C, H, W] with contiguous kernels [N, C, C/G, k, k].
+// The convolution of x [N, C, H, W] with contiguous kernels [N, C, C/G, k, k], in the memory order of x.
 template <class S>
-void convolve(const at::Tensor& x, const at::Tensor& kernel, const S* bias, const Convolution& how, at::Tensor& y) {
-  const Plan<S> plan(x, kernel, y, how.fold);
+at::Tensor convolve(const at::Tensor& x_, const at::Tensor& kernel, const S* bias, const Convolution& how) {
+  const bool pixels = adaconv::pixels::computable<S>(x_, kernel.sizes()) && !how.fold;
+  const at::Tensor x = pixels ? x_ : adaconv::in_planes(x_);
+  at::Tensor y = empty_output(x.sizes(), x.options(), order_of(x));
+  if (pixels) {
+    adaconv::pixels::convolve<S>(x, kernel, bias, how.reflect, how.turned, y);
+    return y;
+  }
+  const Plan<S> plan(x, kernel, how.fold);
   const Image<S> image(x);
   const S* kernels = kernel.const_data_ptr<S>();
   S* out = y.mutable_data_ptr<S>();
   at::parallel_for(0, plan.jobs, plan.grain(), [&](int64_t begin, int64_t end) {
     Worker<S>(plan, how, image, kernels, bias, out).run(begin, end);
   });
+  return y.contiguous(order_of(x_));
 }
 
 at::Tensor adaconv_cpu(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias,
                        bool reflect) {
   check_adaconv(x, kernel.sizes(), kernel, reflect);
   const at::Tensor shift = check_shift(x, bias);
-  at::Tensor y = empty_output(x.sizes(), x.options(), order_of(x));
-  if (y.numel() == 0) return y;
+  if (x.numel() == 0) return empty_output(x.sizes(), x.options(), order_of(x));
+  at::Tensor y;
   DISPATCH_FLOATING(x.scalar_type(), "adaconv", [&] {
     const scalar_t* bias_data = shift.defined() ? shift.const_data_ptr<scalar_t>() : nullptr;
-    convolve<scalar_t>(x, kernel.contiguous(), bias_data, {.reflect = reflect}, y);
+    y = convolve<scalar_t>(x, kernel.contiguous(), bias_data, {.reflect = reflect});
   });
   return y;
 }
 
 at::Tensor adaconv_grad_x_cpu(const at::Tensor& dy, const at::Tensor& kernel, bool reflect) {
   check_adaconv(dy, kernel.sizes(), kernel, reflect);
-  at::Tensor dx = empty_output(dy.sizes(), dy.options(), order_of(dy));
-  if (dx.numel() == 0) return dx;
-  const bool fold = reflect && kernel.size(3) > 1;
+  if (dy.numel() == 0) return empty_output(dy.sizes(), dy.options(), order_of(dy));
+  const Convolution how{.turned = true, .fold = reflect && kernel.size(3) > 1};
+  at::Tensor dx;
   DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x",
-                    [&] { convolve<scalar_t>(dy, kernel.contiguous(), nullptr, {.turned = true, .fold = fold}, dx); });
+                    [&] { dx = convolve<scalar_t>(dy, kernel.contiguous(), nullptr, how); });
   return dx;
 }
 

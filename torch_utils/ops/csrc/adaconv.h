@@ -20,7 +20,6 @@ template <class S>
 struct Image {
   const S* data;
   int64_t channels, height, width, stride_n, stride_c, stride_y, stride_x;
-  bool channels_last;
 
   explicit Image(const at::Tensor& t)
       : data(t.const_data_ptr<S>()),
@@ -30,10 +29,14 @@ struct Image {
         stride_n(t.stride(0)),
         stride_c(t.stride(1)),
         stride_y(t.stride(2)),
-        stride_x(t.stride(3)),
-        channels_last(order_of(t) == at::MemoryFormat::ChannelsLast) {}
+        stride_x(t.stride(3)) {}
   const S* plane(int64_t n, int64_t c) const { return data + n * stride_n + c * stride_c; }
 };
+
+// Channels-last memory in planes; any other order as it is.
+inline at::Tensor in_planes(const at::Tensor& x) {
+  return order_of(x) == at::MemoryFormat::ChannelsLast ? x.contiguous() : x;
+}
 
 // The index that `i` beyond the border is reflected to.
 inline int64_t reflected(int64_t i, int64_t size) {
@@ -53,8 +56,8 @@ struct Strip {
 template <class S, class A>
 void copy_strip(const Image<S>& x, int64_t n, int64_t c, int64_t count, const Strip& strip, A* out) {
   const S* from = x.plane(n, c);
-  const int64_t halo = strip.halo, at_once = x.channels_last ? count : 1;
-  for (int64_t i = 0; i < count; i += at_once)
+  const int64_t halo = strip.halo;
+  for (int64_t i = 0; i < count; i++)
     for (int64_t y = strip.first; y < strip.last; y++) {
       A* row = out + i * strip.plane_stride + (y - strip.first) * strip.row_stride;
       const bool inside = y >= 0 && y < x.height;
@@ -62,19 +65,14 @@ void copy_strip(const Image<S>& x, int64_t n, int64_t c, int64_t count, const St
       const int64_t source = inside ? y : std::clamp<int64_t>(reflected(y, x.height), 0, x.height - 1);
       const S* pixels = from + i * x.stride_c + source * x.stride_y;
       if (!inside && !strip.reflect) {
-        for (int64_t k = 0; k < at_once; k++) std::fill_n(row + k * strip.plane_stride + halo, x.width, A(0));
+        std::fill_n(row + halo, x.width, A(0));
         continue;
       }
-      if (x.channels_last) {
-        transpose<A>(pixels, x.stride_x, x.width, count, row + halo, strip.plane_stride);
-      } else {
-        copy_row(pixels, x.stride_x, row + halo, x.width);
+      copy_row(pixels, x.stride_x, row + halo, x.width);
+      for (int64_t j = 1; strip.reflect && j <= halo; j++) {
+        row[halo - j] = row[halo + j];
+        row[halo + x.width - 1 + j] = row[halo + x.width - 1 - j];
       }
-      for (int64_t k = 0; strip.reflect && k < at_once; k++, row += strip.plane_stride)
-        for (int64_t j = 1; j <= halo; j++) {
-          row[halo - j] = row[halo + j];
-          row[halo + x.width - 1 + j] = row[halo + x.width - 1 - j];
-        }
     }
 }
 
@@ -87,16 +85,11 @@ struct Next {
   template <class S>
   Next(const Image<S>& x, int64_t n, int64_t c, int64_t y, int64_t lanes) {
     constexpr int64_t value = sizeof(S);
-    if (x.stride_x != 1 || x.channels_last) return;
+    if (x.stride_x != 1) return;
     data = reinterpret_cast<const char*>(x.plane(n, c) + y * x.stride_y);
     plane = x.stride_c * value, row = x.stride_y * value, vector = lanes * value;
   }
 };
-
-// How many groups are computed at once: one, or where the order of pixels and channels changes, those of a vector.
-inline int64_t groups_at_once(int64_t groups, int64_t group, int64_t lanes, bool change) {
-  return change ? std::clamp<int64_t>(lanes / group, 1, groups) : 1;
-}
 
 template <int N>
 constexpr std::integral_constant<int, N> constant{};

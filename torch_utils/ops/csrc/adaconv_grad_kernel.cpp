@@ -1,6 +1,7 @@
 // AdaConv's gradient by the kernel on the CPU: dK[n,o,i] = x[n,i] ⋆ dy[n,o], a correlation over all pixels.
 //
-// A job is one group of one sample, or several in channels-last memory, and where these are few, a part of the rows.
+// A job is one group of one sample, and where these are few, a part of the rows. (For channels-last memory see
+// adaconv_pixels.h.)
 // For every pair of channels and every tap a vector of sums is kept; they are added up in float64 after a certain
 // number of additions. What is not in the type of the arithmetic, has strides or has rows of other sizes than whole
 // vectors, is copied to scratch memory.
@@ -10,6 +11,7 @@
 #include <torch/library.h>
 
 #include "adaconv.h"
+#include "adaconv_pixels.h"
 #include "common.h"
 #include "simd.h"
 
@@ -84,10 +86,10 @@ template <class S>
 struct Plan {
   using A = Accumulate<S>;
   int64_t channels, height, width, group, size, taps, per_group, pad;
-  int64_t groups, at_once, blocks;       // of all samples; in a job; and blocks of so many in a sample
+  int64_t groups;                        // of all samples
   int64_t vectors, dy_row, lead, x_row;  // the image in a row of x is aligned, without its halo of lead + pad
   int64_t x_plane, dy_plane;             // in scratch memory
-  int64_t rows, loaded, inner;           // of a strip; of it, at once in memory, and before the next pair of channels
+  int64_t rows, inner;                   // of a strip; and of it, before the next pair of channels
   int64_t parts, part_rows;              // Few jobs are cut into parts, so that all threads have work.
   bool reflect;
   bool dy_in_place, x_in_place;  // read where it lies: whole vectors, and of x no border but zeros
@@ -98,24 +100,20 @@ struct Plan {
     constexpr bool same_type = std::is_same_v<S, A>;
     groups = samples * channels / group, taps = size * size, per_group = group * group * taps, pad = size / 2;
     vectors = (width + lanes - 1) / lanes, dy_row = vectors * lanes;
-    const bool change = x.channels_last || dy.channels_last;
-    at_once = adaconv::groups_at_once(channels / group, group, lanes, change);
-    blocks = (channels / group + at_once - 1) / at_once;
-    dy_in_place = same_type && !change && dy_row == width && dy.stride_y == width && dy.stride_x == 1;
-    x_in_place = same_type && !change && size == 3 && !reflect && dy_row == width && x.stride_x == 1;
+    dy_in_place = same_type && dy_row == width && dy.stride_y == width && dy.stride_x == 1;
+    x_in_place = same_type && size == 3 && !reflect && dy_row == width && x.stride_x == 1;
     lead = round_up(pad, lanes) - pad;
     x_row = round_up(lead + std::max(dy_row + size - 1, width + 2 * pad), lanes);
     rows = std::clamp<int64_t>(adaconv::kScratchBytes / value / (group * x_row) - 2 * pad, 1, height);
-    loaded = std::clamp<int64_t>(adaconv::kScratchBytes / value / (at_once * group * x_row) - 2 * pad, 1, rows);
-    inner = std::clamp<int64_t>(kInnerBytes / value / (std::min<int64_t>(group, 4) * dy_row), 1, loaded);
+    inner = std::clamp<int64_t>(kInnerBytes / value / (std::min<int64_t>(group, 4) * dy_row), 1, rows);
     // planes a power of two apart would all want the same few lines of the cache
-    x_plane = (loaded + 2 * pad) * x_row + (change ? lanes : 0), dy_plane = loaded * dy_row + lanes;
+    x_plane = (rows + 2 * pad) * x_row, dy_plane = rows * dy_row + lanes;
     const int64_t wanted = 2 * at::get_num_threads() / std::max<int64_t>(groups, 1);
     parts = std::clamp<int64_t>(wanted, 1, (height + rows - 1) / rows);
     part_rows = (height + parts - 1) / parts;
   }
-  int64_t jobs() const { return groups / (channels / group) * blocks * parts; }
-  int64_t grain() const { return 1 + adaconv::kMinimalWork / (at_once * per_group * part_rows * width); }
+  int64_t jobs() const { return groups * parts; }
+  int64_t grain() const { return 1 + adaconv::kMinimalWork / (per_group * part_rows * width); }
 };
 
 // A thread's part of a correlation, with its sums and scratch memory.
@@ -131,73 +129,65 @@ class Worker {
         x_(x),
         dy_(dy),
         totals_(sums),
-        x_scratch_(plan.x_in_place ? 0 : plan.at_once * plan.group * plan.x_plane),
-        dy_scratch_(plan.dy_in_place ? 0 : plan.at_once * plan.group * plan.dy_plane),
-        sums_(plan.at_once * plan.per_group * V::width) {
-    std::fill_n(sums_.get(), plan.at_once * plan.per_group * V::width, A(0));
-    if (!plan.x_in_place) std::fill_n(x_scratch_.get(), plan.at_once * plan.group * plan.x_plane, A(0));
-    if (!plan.dy_in_place) std::fill_n(dy_scratch_.get(), plan.at_once * plan.group * plan.dy_plane, A(0));
+        x_scratch_(plan.x_in_place ? 0 : plan.group * plan.x_plane),
+        dy_scratch_(plan.dy_in_place ? 0 : plan.group * plan.dy_plane),
+        sums_(plan.per_group * V::width) {
+    std::fill_n(sums_.get(), plan.per_group * V::width, A(0));
+    if (!plan.x_in_place) std::fill_n(x_scratch_.get(), plan.group * plan.x_plane, A(0));
+    if (!plan.dy_in_place) std::fill_n(dy_scratch_.get(), plan.group * plan.dy_plane, A(0));
   }
 
-  // Block `job` of all samples' groups, or beyond these, of their next part.
+  // Group `job` of all samples' groups, or beyond these, of their next part.
   void run(int64_t job) {
-    const int64_t in_sample = plan_.channels / plan_.group, all_blocks = plan_.groups / in_sample * plan_.blocks;
-    const int64_t part = job / all_blocks, block = job % plan_.blocks * plan_.at_once;
-    n_ = job % all_blocks / plan_.blocks, channel_ = block * plan_.group;
-    const int64_t count = std::min(plan_.at_once, in_sample - block);
-    double* total = totals_ + (part * plan_.groups + n_ * in_sample + block) * plan_.per_group;
+    const int64_t in_sample = plan_.channels / plan_.group, part = job / plan_.groups, group = job % plan_.groups;
+    n_ = group / in_sample, channel_ = group % in_sample * plan_.group;
+    double* total = totals_ + job * plan_.per_group;
     const int64_t end = std::min((part + 1) * plan_.part_rows, plan_.height);
     int64_t unflushed = 0;
     for (int64_t first = part * plan_.part_rows; first < end; first += plan_.rows) {
       const int64_t last = std::min(first + plan_.rows, end);
-      for (int64_t row = first; row < last; row += plan_.loaded) {
-        const int64_t until = std::min(row + plan_.loaded, last);
-        load_strip(row, until, count * plan_.group);
-        for (int64_t k = 0; k < count; k++) correlate_strip(row, until, k);
-      }
+      load_strip(first, last);
+      correlate_strip(first, last);
       unflushed += (last - first) * plan_.vectors;
       if (unflushed < kFlush && last < end) continue;
-      for (int64_t j = 0; j < count * plan_.per_group; j++) total[j] += V::sum(V::load(sums_.get() + j * V::width));
-      std::fill_n(sums_.get(), count * plan_.per_group * V::width, A(0));
+      for (int64_t j = 0; j < plan_.per_group; j++) total[j] += V::sum(V::load(sums_.get() + j * V::width));
+      std::fill_n(sums_.get(), plan_.per_group * V::width, A(0));
       unflushed = 0;
     }
   }
 
  private:
-  void load_strip(int64_t first, int64_t last, int64_t channels) {
-    const int64_t pad = plan_.pad;
+  void load_strip(int64_t first, int64_t last) {
+    const int64_t pad = plan_.pad, channels = plan_.group;
     const adaconv::Strip of_x{first - pad, last + pad, pad, plan_.reflect, plan_.x_plane, plan_.x_row};
     const adaconv::Strip of_dy{first, last, 0, false, plan_.dy_plane, plan_.dy_row};
     if (!plan_.x_in_place) copy_strip(x_, n_, channel_, channels, of_x, x_scratch_.get() + plan_.lead);
     if (!plan_.dy_in_place) copy_strip(dy_, n_, channel_, channels, of_dy, dy_scratch_.get());
   }
 
-  // Rows [first, last) of group k of the block. In scratch memory they are below the middle tap of the first pixel.
-  Pair<A> rows_of_group(int64_t first, int64_t k) const {
-    const int64_t c = k * plan_.group;
-    const A* x = x_scratch_.get() + plan_.lead + c * plan_.x_plane + plan_.pad * plan_.x_row + plan_.pad;
-    const A* dy = dy_scratch_.get() + c * plan_.dy_plane;
-    Pair<A> strip{x, dy, plan_.x_plane, plan_.x_row, plan_.dy_plane, plan_.dy_row};
+  // Rows of the strip that begins at `first`. In scratch memory they are below the middle tap of the first pixel.
+  Pair<A> rows_of_strip(int64_t first) const {
+    const A* x = x_scratch_.get() + plan_.lead + plan_.pad * plan_.x_row + plan_.pad;
+    Pair<A> strip{x, dy_scratch_.get(), plan_.x_plane, plan_.x_row, plan_.dy_plane, plan_.dy_row};
     strip.vectors = plan_.vectors, strip.sums_o = plan_.group * plan_.taps * V::width;
     if constexpr (std::is_same_v<S, A>) {
       if (plan_.dy_in_place) {
-        strip.dy = dy_.plane(n_, channel_ + c) + first * dy_.stride_y;
+        strip.dy = dy_.plane(n_, channel_) + first * dy_.stride_y;
         strip.dy_plane = dy_.stride_c;
       }
       if (plan_.x_in_place) {
-        strip.x = x_.plane(n_, channel_ + c) + first * x_.stride_y;
+        strip.x = x_.plane(n_, channel_) + first * x_.stride_y;
         strip.x_plane = x_.stride_c, strip.x_row = x_.stride_y;
       }
     }
     return strip;
   }
 
-  // All pairs of channels of group k: some rows of all pairs before the next ones.
-  void correlate_strip(int64_t first, int64_t last, int64_t k) {
-    const Pair<A> strip = rows_of_group(first, k);
+  // All pairs of channels: some rows of all pairs before the next ones.
+  void correlate_strip(int64_t first, int64_t last) {
+    const Pair<A> strip = rows_of_strip(first);
     // what will be wanted next: rows that are read where they lie, or the next strip
     const int64_t ahead = std::is_same_v<S, A> ? first + plan_.inner : last;
-    A* const sums = sums_.get() + k * plan_.per_group * V::width;
     for (int64_t r = 0; r < last - first; r += plan_.inner) {
       const int64_t count = std::min(plan_.inner, last - first - r);
       for_blocks<kOutputs>(plan_.group, [&](int64_t o, auto block) {
@@ -205,13 +195,13 @@ class Worker {
           for (int64_t ky = 0; ky < plan_.size; ky++) {
             Pair<A> pair = rows_of_tap(strip, first, r, count, ky);
             pair.x += i * strip.x_plane, pair.dy += o * strip.dy_plane;
-            const int64_t channel = channel_ + k * plan_.group + i;
+            const int64_t channel = channel_ + i;
             if (o == 0 && ky == 0) {
               pair.next = {x_, n_, channel, ahead + r + plan_.pad, V::width};
             } else if (o + block == plan_.group && ky + 1 == plan_.size) {
               pair.next = {dy_, n_, channel, ahead + r, V::width};
             }
-            correlate<block>(pair, sums + ((o * plan_.group + i) * plan_.taps + ky * plan_.size) * V::width);
+            correlate<block>(pair, sums_.get() + ((o * plan_.group + i) * plan_.taps + ky * plan_.size) * V::width);
           }
       });
     }
@@ -271,7 +261,13 @@ at::Tensor adaconv_grad_kernel_cpu(const at::Tensor& x, const at::Tensor& dy, at
   check_like(x, dy, "dy", "x");
   at::Tensor dkernel = empty_output(shape, x.options());
   if (x.numel() == 0) return dkernel.zero_();
-  DISPATCH_FLOATING(x.scalar_type(), "adaconv_grad_kernel", [&] { grad_kernel<scalar_t>(x, dy, reflect, dkernel); });
+  DISPATCH_FLOATING(x.scalar_type(), "adaconv_grad_kernel", [&] {
+    if (adaconv::pixels::computable<scalar_t>(x, shape)) {
+      adaconv::pixels::correlate<scalar_t>(x, dy.contiguous(order_of(x)), reflect, dkernel);
+    } else {
+      grad_kernel<scalar_t>(adaconv::in_planes(x), adaconv::in_planes(dy), reflect, dkernel);
+    }
+  });
   return dkernel;
 }
 

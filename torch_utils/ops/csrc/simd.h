@@ -76,6 +76,11 @@ struct Simd {
   static Vector odd_values(Vector a, Vector b) {
     return pick(a, b, Lanes{}, [](int j) { return 2 * j + 1; });
   }
+  // Of groups of so many lanes, lane j of each in all lanes of its group.
+  template <int group, int lane>
+  static Vector lane_of_group(Vector v) {
+    return pick(v, v, Lanes{}, [](int j) { return j / group * group + lane; });
+  }
   static A sum(Vector v) {
     A total = 0;
     for (int64_t j = 0; j < width; j++) total += v[j];
