@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from networks.discriminator import Discriminator, DiscriminatorConfig
+from networks.generator import Generator, GeneratorConfig
 from networks.layers import (
     RESAMPLE_TAPS,
     Conv2d,
@@ -16,6 +18,7 @@ from networks.layers import (
     upsample_conv2d,
 )
 from torch_utils.ops import setup_filter
+from training.gan import set_precision
 
 TAPS = setup_filter(RESAMPLE_TAPS).double()
 TAPS_2D = torch.outer(TAPS, TAPS)
@@ -183,3 +186,42 @@ def test_upsample2d_known_values():
     expected = torch.tensor([0.0, 1.0, 3.0, 5.0, 7.0, 6.0, 2.0, 0.0]).double()
     torch.testing.assert_close(upsample2d(x, TAPS)[0, 0, 3], expected)
     torch.testing.assert_close(upsample2d(x.transpose(2, 3), TAPS)[0, 0, :, 3], expected)
+
+
+def images_of_layers(network, *inputs):
+    """The results of all modules of a network that are images, by the module's name."""
+    found, hooks = {}, []
+    for name, module in network.named_modules():
+
+        def keep(module, given, result, name=name):
+            if isinstance(result, torch.Tensor) and result.ndim == 4:
+                found[name] = result
+
+        hooks.append(module.register_forward_hook(keep))
+    network(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("modulation", "norm"), [("adaconv", "demod"), ("adaconv", "instance"), ("modconv", "demod"), ("adain", "instance")]
+)
+def test_on_the_cpu_all_layers_work_in_channels_last_memory(precision, modulation, norm):
+    """Forward and backward: an order that changes between two layers costs a copy. Not ToRGB, whose 3 channels are
+    small, nor the discriminator's last layers at 4 × 4."""
+    torch.manual_seed(0)
+    sizes = {"resolution": 32, "cbase": 512, "cmax": 32}
+    G = Generator(GeneratorConfig(**sizes, w_dim=16, z_dim=16, modulation=modulation, norm=norm))
+    D = Discriminator(DiscriminatorConfig(**sizes))
+    set_precision(G, D, precision)
+    features = images_of_layers(G.synthesis, torch.randn(4, G.config.num_ws, 16))
+    features = {name: x for name, x in features.items() if "torgb" not in name and "." in name}
+    seen = images_of_layers(D, torch.randn(4, 3, 32, 32, requires_grad=True))
+    features |= {name: x for name, x in seen.items() if name.startswith(("fromrgb", "blocks."))}
+    assert len(features) >= 3 * 4
+    gradients = torch.autograd.grad([x.float().square().sum() for x in features.values()], list(features.values()))
+    for name, x, dx in zip(features, features.values(), gradients, strict=True):
+        for what, tensor in (("the result", x), ("its gradient", dx)):
+            assert tensor.is_contiguous(memory_format=torch.channels_last), (name, what)
