@@ -140,7 +140,8 @@ class Classifier(nn.Module):
 
 def normalized_conv(in_channels: int, out_channels: int) -> NormalizedConv:
     conv = Conv3x3(in_channels, out_channels, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    drawn = torch.empty(conv.weight.shape)  # in planes: the order of memory is the order of the random numbers
+    conv.weight.data.copy_(nn.init.kaiming_normal_(drawn, mode="fan_out", nonlinearity="relu"))
     return NormalizedConv(conv, nn.BatchNorm2d(out_channels))
 
 
