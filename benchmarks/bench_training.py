@@ -11,7 +11,9 @@ On a GPU it also times whole steps, one after another on that schedule, as train
 that time the GPU had nothing to do: 1 − (the time in which some kernel ran, of the same steps under PyTorch's profiler)
 ÷ (their time without it, as it slows Python down).
 
---compile adds each modulation compiled. --references adds AdaConv with the ops' plain PyTorch references.
+--compile adds each modulation compiled. --references adds AdaConv with the ops' plain PyTorch references. --planes adds
+AdaConv with PyTorch's convolutions only, and on a CPU with tensors in planes, as they are by default in PyTorch.
+--profile tells, on a CPU, what a step of the generator and one of the discriminator spend their time on.
 --peer-baseline adds StyleGAN2 as others train it: modulated kernels as further groups of one convolution (Karras et al.
 2020, StyleGAN2, appendix B), and plain PyTorch for filters and activations.
 """
@@ -44,6 +46,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import Call, seconds, set_precision, write_record
 
+import networks.discriminator
+import networks.generator
+import networks.layers
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
@@ -52,6 +57,7 @@ from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
 from torch_utils.ops.bias_act import bias_act_reference
+from torch_utils.ops.conv3x3 import conv3x3_reference
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 from training.gan import GANTrainer
 from training.options import resolve
@@ -83,6 +89,18 @@ def with_references() -> AbstractContextManager[object]:
 
 
 @contextmanager
+def in_planes() -> Iterator[None]:
+    """With PyTorch's convolutions, and its default order of memory."""
+    with (
+        mock.patch.object(networks.layers, "conv3x3", conv3x3_reference),
+        mock.patch.object(networks.generator, "conv3x3", conv3x3_reference),
+        mock.patch.object(networks.discriminator, "in_fast_order", lambda x: x),
+        mock.patch.object(networks.generator, "in_fast_order", lambda x: x),
+    ):
+        yield
+
+
+@contextmanager
 def as_peers_do() -> Iterator[None]:
     """With the references, and with modulated kernels in groups."""
     with with_references(), mock.patch.object(SynthesisLayer, "forward", grouped_layer):
@@ -100,8 +118,17 @@ class Candidate:
 CANDIDATES = {
     **{m: Candidate({"modulation": m}) for m in ("modconv", "adaconv", "adain")},
     **{f"{m} compiled": Candidate({"modulation": m, "compile": True}) for m in ("modconv", "adaconv", "adain")},
+    "in planes": Candidate({"modulation": "adaconv"}, in_planes),
     "references": Candidate({"modulation": "adaconv"}, with_references),
     "peer baseline": Candidate({"modulation": "modconv"}, as_peers_do),
+}
+KINDS = {  # of what a step spends its time on, by the beginning of the profiler's names
+    "convolutions": ("aten::convolution_backward", "aten::mkldnn_convolution", "adaconv::winograd"),
+    "matrix products": ("aten::mm", "aten::bmm", "aten::addmm"),
+    "adaconv": ("adaconv::adaconv",),
+    "upfirdn2d": ("adaconv::upfirdn2d",),
+    "bias_act": ("adaconv::bias_act",),
+    "copies": ("aten::copy_",),
 }
 WHOLE = 16  # steps, of which one is with R1 and every fourth with the path length penalty
 
@@ -123,6 +150,7 @@ class Row(WholeSteps):
     s_per_kimg: float
     without_path_length: float
     gib: float
+    s_by_kind: dict[str, float]
     vs_first: float
 
 
@@ -146,6 +174,21 @@ def whole_steps(gan: GANTrainer, count: int) -> Callable[[], None]:
             gan.train_step(reals, i)
 
     return run
+
+
+def time_by_kind(gan: GANTrainer) -> dict[str, float]:
+    """Of a step of the generator and one of the discriminator on a CPU, the seconds for each of KINDS, and the rest."""
+    from torch.profiler import ProfilerActivity, profile
+
+    parts = steps(gan)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        parts["G"]()
+        parts["D"]()
+    found = dict.fromkeys([*KINDS, "rest"], 0.0)
+    for event in seen.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), "rest")
+        found[kind] += event.self_cpu_time_total / 1e6
+    return found
 
 
 def busy_seconds(function: Callable[[], None]) -> float:
@@ -183,7 +226,10 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 @cli.option("Options", "--compile", "compiled", is_flag=True, help="Add each modulation compiled.")
 @cli.option("Options", "--references", is_flag=True, help="Add AdaConv without the ops' kernels.")
 @cli.option("Options", "--peer-baseline", is_flag=True, help="Add StyleGAN2 in plain PyTorch.")
+@cli.option("Options", "--planes", is_flag=True, help="Add AdaConv in planes, with PyTorch's convolutions.")
+@cli.option("Options", "--profile", "profiled", is_flag=True, help="Tell what the steps spend their time on; CPU only.")
 @cli.option("Options", "--cbase", type=click.IntRange(16), default=16384)
+@cli.option("Options", "--cmax", type=click.IntRange(1), default=512)
 @cli.option("Options", "--aug", type=click.Choice(["noaug", "fixed"]), default="noaug", help="fixed: bgc with p 0.2.")
 @cli.option("Options", "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
 @cli.option("Options", "--rounds", type=click.IntRange(1), default=3)
@@ -196,7 +242,10 @@ def main(
     compiled: bool,
     references: bool,
     peer_baseline: bool,
+    planes: bool,
+    profiled: bool,
     cbase: int,
+    cmax: int,
     aug: str,
     precision: str,
     rounds: int,
@@ -207,12 +256,12 @@ def main(
     if place.type == "cpu":
         keep_freed_memory()
     set_precision(precision)
-    options: dict[str, str | float] = {"batch": batch, "cbase": cbase, "aug": aug, "workers": 0}
+    options: dict[str, str | float] = {"batch": batch, "cbase": cbase, "cmax": cmax, "aug": aug, "workers": 0}
     options["precision"] = precision.replace("tf", "fp")
     if aug == "fixed":
         options["p"] = 0.2
     names = [*modulation, *[f"{m} compiled" for m in modulation if compiled]]
-    names += [*["references"] * references, *["peer baseline"] * peer_baseline]
+    names += [*["in planes"] * planes, *["references"] * references, *["peer baseline"] * peer_baseline]
     times: dict[str, dict[str, list[float]]] = {name: {part: [] for part in PARTS} for name in names}
     memory: dict[str, float] = {}
     every: dict[str, dict[str, Call]] = {}
@@ -252,6 +301,11 @@ def main(
     if place.type == "cpu":  # of all candidates together
         memory = dict.fromkeys(names, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
+    kinds: dict[str, dict[str, float]] = {name: {} for name in names}
+    for name in names if profiled else []:
+        with CANDIDATES[name].context():
+            kinds[name] = time_by_kind(gans[name])
+
     rows: list[Row] = []
     for name in names:
         config = gans[name].config
@@ -266,11 +320,12 @@ def main(
             "without_path_length": total - median["path length"] / config.pl_interval,
             "gib": memory[name],
             **whole[name],
+            "s_by_kind": kinds[name],
             "vs_first": total * 1000 / rows[0]["s_per_kimg"] if rows else 1.0,
         }
         rows.append(row)
-    print_table(rows, f"{resolution}², batch {batch}, cbase {cbase}, {device}, {precision}, {aug}")
-    asked = {"resolution": resolution, "batch": batch, "cbase": cbase, "precision": precision, "aug": aug}
+    print_table(rows, f"{resolution}², batch {batch}, cbase {cbase}, cmax {cmax}, {device}, {precision}, {aug}")
+    asked = {"resolution": resolution, "batch": batch, "cbase": cbase, "cmax": cmax, "precision": precision, "aug": aug}
     write_record(json_path, device, {**asked, "rows": rows})
 
 
@@ -282,6 +337,11 @@ def print_table(rows: list[Row], title: str) -> None:
         values = [row["data"], *(row["s_per_image"][part] for part in PARTS)]
         print(f"{row['name']:18}" + "".join(f"{value:13.4f}" for value in values), end="")
         print(f"{row['without_path_length']:15.4f}{row['s_per_kimg']:9.1f}{row['vs_first']:16.2f}{row['gib']:7.1f}")
+    for row in rows:
+        if row["s_by_kind"]:
+            total = sum(row["s_by_kind"].values())
+            shares = ", ".join(f"{kind} {100 * s / total:.0f} %" for kind, s in row["s_by_kind"].items())
+            print(f"{row['name']:22}G and D, {total:.3f} s: {shares}")
     for row in rows:
         if "s_per_step" in row:
             print(f"{row['name']:22}whole steps: {row['s_per_step'] * 1e3:.1f} ms, ", end="")
