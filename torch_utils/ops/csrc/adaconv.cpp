@@ -4,7 +4,8 @@
 //   grad_x        dx[n,i]   = Σ_o dy[n,o] ⋆ K[n,o,i] turned round, folded back at a reflected border
 //   grad_kernel   dK[n,o,i] = x[n,i] ⋆ dy[n,o]                      (adaconv_grad_kernel.cpp)
 //
-// 3 × 3 kernels in channels-last memory are computed by adaconv_pixels.h, all others in planes.
+// 3 × 3 kernels in channels-last memory, and 1 × 1 with one channel per group, are computed by adaconv_pixels.h, all
+// others in planes.
 //
 // A job is one group of one sample, and a strip of rows. A tile of O output
 // channels by Q rows by P vectors of pixels stays in registers while all inputs and taps are added up. The input of a
