@@ -188,7 +188,8 @@ std::tuple<at::Tensor, at::Tensor> bias_act_grad_cuda(const at::Tensor& dy_, con
       });
     });
   if (!with_bias) return {dx, at::empty({0}, dx.options())};
-  // half precision is summed up in float32 by `sum`
+  // `sum` adds up in float32 what half precision has rounded dx to; reading dy and y again would be more exact, and
+  // slower
   if (order == at::MemoryFormat::ChannelsLast) return {dx, dx.sum(at::IntArrayRef{0, 2, 3})};
   const int64_t planes = dx.size(0) * dx.size(1), inner = planes ? dx.numel() / planes : 0;
   return {dx, dx.view({dx.size(0), dx.size(1), inner}).sum(at::IntArrayRef{0, 2})};
