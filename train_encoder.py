@@ -35,7 +35,7 @@ python train_encoder.py --resume
 @cli.option(
     "Data",
     "--sizes",
-    type=cli.NumberRanges(),
+    type=cli.Integers(1, 2**16),
     help="Sides that training reduces its images to, such as 32,48 for the first and the second half of the run: "
     "faster, and with --crop often better.  [default: the side of the images]",
 )

@@ -123,7 +123,12 @@ CANDIDATES = {
     "peer baseline": Candidate({"modulation": "modconv"}, as_peers_do),
 }
 KINDS = {  # of what a step spends its time on, by the beginning of the profiler's names
-    "convolutions": ("aten::convolution_backward", "aten::mkldnn_convolution", "adaconv::winograd"),
+    "convolutions": (
+        "aten::convolution_backward",
+        "aten::_convolution",
+        "aten::mkldnn_convolution",
+        "adaconv::winograd",
+    ),
     "matrix products": ("aten::mm", "aten::bmm", "aten::addmm"),
     "adaconv": ("adaconv::adaconv",),
     "upfirdn2d": ("adaconv::upfirdn2d",),

@@ -103,7 +103,7 @@ class Conv3x3(nn.Conv2d):
 def in_fast_order(x: Tensor) -> Tensor:
     """x [N, C, H, W] in channels-last memory on the CPU, where convolutions are faster in it; elsewhere x itself.
 
-    All layers return the memory order that they are given.
+    The layers that follow return the memory order that they are given.
     """
     return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
 

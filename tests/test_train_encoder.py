@@ -52,8 +52,9 @@ def test_bad_data_for_an_encoder(faces16, tmp_path):
     for options in (["--batch", 1], ["--batch", 4, "--batch-gpu", 1]):
         assert "1 image of 16² at a time is too little for batch normal" in mistake(*train, faces16, *options)
     large = ["--sizes", "16,32", "--batch", 2, "--batch-gpu", 1]
-    for sizes in ("15", "16,33", "0"):
+    for sizes in ("15", "16,33"):
         message = mistake(*train, tmp_path / "classes.zip", "--sizes", sizes)
         assert f"--sizes {sizes}: take sides from 16, the classifier's stride, to 32, that of the images" in message
+    assert "'16-32' is not a valid integer" in mistake(*train, tmp_path / "classes.zip", "--sizes", "16-32")
     assert "1 image of 16² at a time is too little" in mistake(*train, tmp_path / "classes.zip", *large)
     assert not (tmp_path / "runs").exists()

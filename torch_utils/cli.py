@@ -178,6 +178,20 @@ class Floats(click.ParamType):
         return list(dict.fromkeys(self.number.convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
+class Integers(click.ParamType):
+    """Whole numbers such as `32,32,48`: a list in the order given, each within the bounds."""
+
+    name = "integers"
+
+    def __init__(self, low: int, high: int):
+        self.number = Integer(low, high)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        if isinstance(value, list):
+            return value
+        return [self.number.convert(part.strip(), param, ctx) for part in value.split(",")]
+
+
 class Color(click.ParamType):
     """A colour as `white` or `#rrggbb`."""
 

@@ -35,8 +35,8 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
         padding_mode: what lies beyond the border: zeros, or the image reflected (needs H, W > k // 2).
 
     Returns:
-        [N, C, H, W], twice differentiable by all three tensors. In half precision everything is added up in float32,
-        and on the CPU channels-last stays channels-last.
+        [N, C, H, W], twice differentiable by all three tensors. In half precision everything is added up in float32.
+        Channels-last stays channels-last, but in the plain reference.
 
     Under autocast, all three tensors are converted to its precision first.
 

@@ -34,8 +34,8 @@ def bias_act(
         clamp: limits the result to [-clamp, clamp]; None for no limit.
 
     Returns:
-        The shape of x; twice differentiable. In half precision it is computed in float32 and rounded once, and
-        channels-last stays channels-last.
+        The shape of x; twice differentiable. In half precision it is computed in float32 and rounded once.
+        Channels-last stays channels-last.
 
     Raises:
         ValueError: for an unknown activation, an x without channels, or a bias of another length than C.

@@ -42,7 +42,7 @@ def upfirdn2d(
 
     Returns:
         [N, C, (H·up + top + bottom - fh) // down + 1, (W·up + left + right - fw) // down + 1]; differentiable any
-        number of times. In half precision it is computed in float32 and rounded once, and channels-last stays
+        number of times. In half precision it is computed in float32 and rounded once. Channels-last stays
         channels-last.
 
     Raises:

@@ -175,6 +175,47 @@ def test_training_takes_it_where_it_pays():
 
 
 @needs_kernels
+def test_autocast_begins_or_ends_between_forward_and_backward():
+    """The gradient has the type of what it is of, whatever autocast would convert to by then."""
+    x, weight, _ = example(32, 16, (16, 16), 4)
+    expected = torch.autograd.grad(
+        conv3x3(a := x.requires_grad_(), w := weight.requires_grad_()).square().sum(), [a, w]
+    )
+    y = conv3x3(x, weight)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(y.square().sum(), [x, weight])
+        assert torch.equal(torch.ops.adaconv.winograd(x, weight, 1), y)
+    assert all(torch.equal(g, e) for g, e in zip(found, expected, strict=True))
+
+
+@needs_kernels
+def test_tiles_that_are_mostly_empty_are_left_to_pytorch():
+    for side, taken in [(2, False), (4, True), (5, False), (6, True), (9, True)]:
+        x, weight, _ = example(32, 16, (side, side), 64)
+        same = torch.equal(conv3x3(x, weight), F.conv2d(x, weight, padding=1))
+        assert same is not taken, side
+
+
+def test_no_channels_are_a_mistake_as_in_pytorch():
+    with pytest.raises(RuntimeError):
+        conv3x3(torch.randn(4, 0, 32, 32), torch.randn(0, 0, 3, 3))
+    if native.available("cpu"):
+        with pytest.raises(ValueError, match="expected multiples"):
+            torch.ops.adaconv.winograd(torch.randn(4, 0, 32, 32), torch.randn(0, 0, 3, 3), 1)
+
+
+@needs_kernels
+def test_evaluation_of_a_weight_in_training_prepares_nothing():
+    """It would be prepared anew for each batch, as its changes cannot be told."""
+    x, weight, bias = example(32, 16, (16, 16), 4)
+    prepared = PreparedWeight()
+    with torch.no_grad():
+        y = conv3x3(x, weight.requires_grad_(), bias, "reflect", True, prepared)
+    assert prepared.kept[2] is None
+    assert_near(y, definition(x, weight, bias, "reflect", True))
+
+
+@needs_kernels
 def test_derivatives_are_the_same_for_any_number_of_threads():
     x, weight = torch.randn(4, 32, 30, 26), torch.randn(48, 32, 3, 3)
     before, found = torch.get_num_threads(), []

@@ -4,14 +4,14 @@
 //   grad_x        dx[n,i]   = Σ_o dy[n,o] ⋆ K[n,o,i] turned round, folded back at a reflected border
 //   grad_kernel   dK[n,o,i] = x[n,i] ⋆ dy[n,o]                      (adaconv_grad_kernel.cpp)
 //
-// 3 × 3 kernels in channels-last memory, and 1 × 1 with one channel per group, are computed by adaconv_pixels.h, all
-// others in planes.
+// Channels-last memory is computed by adaconv_pixels.h where the kernels are 3 × 3 (or 1 × 1 with one channel per
+// group), the channels are whole vectors, and a vector is whole groups. All else is computed in planes, as is the
+// gradient by x with reflection.
 //
-// A job is one group of one sample, and a strip of rows. A tile of O output
-// channels by Q rows by P vectors of pixels stays in registers while all inputs and taps are added up. The input of a
-// strip is copied to scratch memory with the border around it, converted to the type of the arithmetic; where there is
-// nothing to convert and rows are whole vectors, 3 × 3 kernels are computed in place, and what lies beyond the border
-// is made up as it is loaded.
+// A job is one group of one sample, and a strip of rows. A tile of O output channels by Q rows by P vectors of pixels
+// stays in registers while all inputs and taps are added up. The input of a strip is copied to scratch memory with the
+// border around it, converted to the type of the arithmetic; where there is nothing to convert and rows are whole
+// vectors, 3 × 3 kernels are computed in place, and what lies beyond the border is made up as it is loaded.
 
 #include <ATen/Parallel.h>
 #include <torch/library.h>

@@ -1,4 +1,4 @@
-// What AdaConv's two CPU kernels share: strips of an image with the border around them, and blocks of outputs.
+// What AdaConv's CPU kernels share: strips of an image with the border around them, and blocks of outputs.
 #pragma once
 
 #include <ATen/core/Tensor.h>

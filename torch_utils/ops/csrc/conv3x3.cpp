@@ -11,11 +11,10 @@
 //   W = Vᵀ · Y     36 matrix products [I, tiles] · [tiles, O], summed over all tiles
 //   dg = Gᵀ W G
 //
-// What lies beyond the border is looked up where it is reflected from, so no padded copy is made.
+// In inference, what lies beyond the border is looked up where it is reflected from, so that no padded copy is made.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -124,13 +123,13 @@ inline void blocks(Rows a, const float* b, float* c, int64_t stride, int64_t K, 
 // The same for all of C [count, columns], with as many sums in registers as there are, less those for a row of B.
 // Libraries are as fast on the processors that they are tuned for, and half as fast on others.
 template <bool add>
-void multiply(const Rows& a, const float* b, float* c, int64_t count, int64_t K, int64_t columns) {
+void multiply(const Rows& a, const float* b, float* c, int64_t stride, int64_t count, int64_t K, int64_t columns) {
   constexpr int kVectors = 2, kRows = (kVectorRegisters - 2 * kVectors) / kVectors;
   constexpr int64_t width = Lanes::width;
   int64_t j = 0;
   for (; j + kVectors * width <= columns; j += kVectors * width)
-    blocks<kRows, kVectors, add>(a, b + j, c + j, columns, K, count);
-  if (j < columns) blocks<kRows, 1, add>(a, b + j, c + j, columns, K, count);
+    blocks<kRows, kVectors, add>(a, b + j, c + j, stride, K, count);
+  if (j < columns) blocks<kRows, 1, add>(a, b + j, c + j, stride, K, count);
 }
 
 // The sizes of a convolution, and its tiles of 4 × 4 outputs: `chunk` of them are transformed and multiplied at a time.
@@ -243,7 +242,7 @@ void convolve(const Plan& plan, const float* x, const float* kernel, const at::T
       transform_input(plan, Tile(plan, first + t), x, zeros.get(), v + t * plan.inputs);
     for (int64_t point = 0; point < kPoints; point++)
       multiply<false>({v + point * plan.v_stride, plan.inputs, 1}, kernel + point * plan.inputs * plan.padded,
-                      m + point * plan.m_stride, count, plan.inputs, plan.padded);
+                      m + point * plan.m_stride, plan.padded, count, plan.inputs, plan.padded);
     for (int64_t t = 0; t < count; t++)
       transform_output(plan, Tile(plan, first + t), m + t * plan.padded, shift.get(), y);
   }
@@ -266,33 +265,47 @@ void add_products(const Plan& plan, const float* x, const float* dy, float* w) {
     at::parallel_for(0, kPoints, 1, [&](int64_t begin, int64_t end) {
       for (int64_t point = begin; point < end; point++)
         multiply<true>({v.get() + point * plan.v_stride, 1, plan.inputs}, y.get() + point * plan.m_stride,
-                       w + point * plan.inputs * plan.outputs, plan.inputs, count, plan.outputs);
+                       w + point * plan.inputs * plan.outputs, plan.outputs, plan.inputs, count, plan.outputs);
     });
   }
 }
 
-// G ⊗ G [36, 9]: what each of the 9 values of a kernel adds to each of its 36 points.
-at::Tensor points_of_values() {
-  const double a = std::sqrt(0.5), b = std::sqrt(2.);
-  const double g[kIn][3] = {{1, 0, 0},
-                            {-2 / 3., -2 / 3. * a, -1 / 3.},
-                            {-2 / 3., 2 / 3. * a, -1 / 3.},
-                            {1 / 6., b / 6, 1 / 3.},
-                            {1 / 6., -b / 6, 1 / 3.},
-                            {0, 0, 1}};
-  at::Tensor t = at::empty({kPoints, 9}, at::kFloat);
-  float* to = t.mutable_data_ptr<float>();
-  for (int64_t point = 0; point < kPoints; point++)
-    for (int64_t value = 0; value < 9; value++)
-      *to++ = static_cast<float>(g[point / kIn][value / 3] * g[point % kIn][value % 3]);
-  return t;
+// What each of the 9 values of a kernel adds to each of its 36 points: G ⊗ G [36, 9].
+struct Points {
+  float values[kPoints * 9];
+
+  Points() {
+    const double a = std::sqrt(0.5), b = std::sqrt(2.);
+    const double g[kIn][3] = {{1, 0, 0},
+                              {-2 / 3., -2 / 3. * a, -1 / 3.},
+                              {-2 / 3., 2 / 3. * a, -1 / 3.},
+                              {1 / 6., b / 6, 1 / 3.},
+                              {1 / 6., -b / 6, 1 / 3.},
+                              {0, 0, 1}};
+    for (int64_t point = 0; point < kPoints; point++)
+      for (int64_t value = 0; value < 9; value++)
+        values[point * 9 + value] = static_cast<float>(g[point / kIn][value / 3] * g[point % kIn][value % 3]);
+  }
+};
+
+// A · B, A [rows, K] and B [K, ·], whose columns are whole vectors.
+at::Tensor product(const Rows& a, int64_t rows, const at::Tensor& b_) {
+  const at::Tensor b = b_.contiguous();
+  at::Tensor c = at::empty({rows, b.size(1)}, b.options());
+  const float* from = b.const_data_ptr<float>();
+  float* to = c.mutable_data_ptr<float>();
+  at::parallel_for(0, b.size(1) / Lanes::width, 256, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * Lanes::width, columns = (end - begin) * Lanes::width;
+    multiply<false>(a, from + first, to + first, b.size(1), rows, b.size(0), columns);
+  });
+  return c;
 }
 
 void check(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at::Tensor>& bias, int64_t outputs,
            bool reflect) {
   TORCH_CHECK_VALUE(x.dim() == 4 && x.scalar_type() == at::kFloat, "x: expected [N, I, H, W] in float32");
   const int64_t inputs = x.size(1), padded = kernel.dim() == 3 ? kernel.size(2) : 0;
-  TORCH_CHECK_VALUE(inputs % Lanes::width == 0, "x: expected a multiple of ", Lanes::width, " channels");
+  TORCH_CHECK_VALUE(inputs > 0 && inputs % Lanes::width == 0, "x: expected a multiple of ", Lanes::width, " channels");
   TORCH_CHECK_VALUE(kernel.sizes() == at::IntArrayRef({kPoints, inputs, padded}) && kernel.is_contiguous() &&
                         kernel.scalar_type() == at::kFloat && outputs >= 0 && padded >= outputs &&
                         padded % Lanes::width == 0,
@@ -325,8 +338,8 @@ at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel, const std
 
 void check_learned(const at::Tensor& x, int64_t outputs, int64_t border) {
   TORCH_CHECK_VALUE(x.dim() == 4 && x.scalar_type() == at::kFloat, "x: expected [N, I, H, W] in float32");
-  TORCH_CHECK_VALUE(x.size(1) % Lanes::width == 0 && outputs % Lanes::width == 0, "expected multiples of ",
-                    Lanes::width, " channels");
+  TORCH_CHECK_VALUE(x.size(1) > 0 && outputs > 0 && x.size(1) % Lanes::width == 0 && outputs % Lanes::width == 0,
+                    "expected multiples of ", Lanes::width, " channels");
   TORCH_CHECK_VALUE(border >= 0 && border <= 2 && std::min(x.size(2), x.size(3)) + 2 * border > 2,
                     "padding: expected 0 to 2, and an image that is not smaller than the kernel");
 }
@@ -343,7 +356,7 @@ at::Tensor winograd_cpu(const at::Tensor& x_, const at::Tensor& weight, int64_t 
       empty_output({x.size(0), outputs, plan.height, plan.width}, x.options(), at::MemoryFormat::ChannelsLast);
   if (y.numel() == 0) return y;
   const at::Tensor values = weight.permute({2, 3, 1, 0}).reshape({9, -1});
-  run(plan, x, at::mm(points_of_values(), values), {}, y);
+  run(plan, x, product({Points().values, 9, 1}, kPoints, values), {}, y);
   return y;
 }
 
@@ -358,7 +371,7 @@ at::Tensor winograd_grad_weight_cpu(const at::Tensor& x_, const at::Tensor& dy_,
   at::Tensor w = at::zeros({kPoints, plan.inputs * plan.outputs}, x.options());
   if (plan.tiles > 0)
     add_products(plan, x.const_data_ptr<float>(), dy.const_data_ptr<float>(), w.mutable_data_ptr<float>());
-  const at::Tensor values = at::mm(points_of_values().t(), w).view({3, 3, plan.inputs, plan.outputs});
+  const at::Tensor values = product({Points().values, 1, 9}, 9, w).view({3, 3, plan.inputs, plan.outputs});
   return values.permute({3, 2, 0, 1}).contiguous();
 }
 
