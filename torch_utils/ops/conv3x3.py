@@ -85,8 +85,8 @@ def conv3x3(
         [N, O, H, W].
 
     On the CPU in float32, Winograd's algorithm is used where I is a multiple of 16 and the weight can be prepared ahead
-    (it needs no gradient), or O is one as well and there are many pixels. It takes a quarter of the multiplications. Results differ from those
-    of a direct convolution by about 1e-6 of their size (the largest by 3e-6).
+    (it needs no gradient), or O is one as well and there are many pixels. It takes a quarter of the multiplications.
+    Results differ from those of a direct convolution by about 1e-6 of their size (the largest by 3e-6).
     """
     if _computable(x, weight, bias):
         reflect, differentiable = padding_mode == "reflect", _differentiable(x, weight, bias)
