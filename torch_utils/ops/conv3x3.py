@@ -61,9 +61,10 @@ def prepare(weight: Tensor) -> Tensor:
     """[O, I, 3, 3] → U = G g Gᵀ at each of 36 points, [36, I, O rounded up to whole vectors]."""
     g = torch.tensor(G, dtype=torch.float64)
     of_values = torch.einsum("xk,yl->xykl", g, g).reshape(36, 9).float()
-    O, I = weight.shape[:2]
-    u = (of_values @ weight.float().permute(2, 3, 1, 0).reshape(9, I * O)).view(36, I, O)
-    return F.pad(u, [0, -O % LANES]).contiguous()
+    outputs, inputs = weight.shape[:2]
+    values = weight.float().permute(2, 3, 1, 0).reshape(9, inputs * outputs)
+    u = (of_values @ values).view(36, inputs, outputs)
+    return F.pad(u, [0, -outputs % LANES]).contiguous()
 
 
 def conv3x3(
