@@ -16,7 +16,7 @@ from tests.emulation import emulate
 from torch_utils.ops import native, selfcheck
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ["test_adaconv", "test_bias_act", "test_half_precision", "test_kernels", "test_upfirdn2d"]
+TESTS = ["test_adaconv", "test_bias_act", "test_half_precision", "test_kernels", "test_memory_order", "test_upfirdn2d"]
 
 
 def run(what: str, *arguments: str, sanitizer: str = "", **variables: str) -> bool:
