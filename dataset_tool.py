@@ -1,4 +1,4 @@
-"""Makes, converts and checks data sets. `python dataset_tool.py check --data data.zip`"""
+"""Makes, converts, splits and checks data sets. `python dataset_tool.py check --data data.zip`"""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from media.convert import CROPS, FILTERS, JPEG_QUALITY, LABELS, Conversion, File
 from media.dataset import SQUARES
 from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
+from media.split import split
 from torch_utils.cli import Color, Command, option, run
 from torch_utils.errors import UserError, note, plural, printable, ranges_text, show
 from torch_utils.sizes import EXPECTED, Resolution, is_possible, parse_resolution, size_text
@@ -54,9 +55,9 @@ class Bytes(click.ParamType):
 @click.group(invoke_without_command=True)
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Make, convert and check data sets: folders or ZIPs of images of one size."""
+    """Make, convert, split and check data sets: folders or ZIPs of images of one size."""
     if ctx.invoked_subcommand is None:
-        raise UserError("name a command: faces, convert or check (see --help)")
+        raise UserError("name a command: faces, convert, split or check (see --help)")
 
 
 @main.command(
@@ -243,6 +244,32 @@ def list_problems(problems: list[tuple[str, str]]) -> list[str]:
     """A line for each of the first ten files, with what is wrong with it, and a line with the number of the others."""
     lines = [f"{printable(name)} {reason}" for name, reason in problems[:MAX_LISTED]]
     return lines + [f"... and {len(problems) - MAX_LISTED:,} more"] * (len(problems) > MAX_LISTED)
+
+
+@main.command(
+    "split",
+    cls=Command,
+    example="dataset_tool.py split --source data.zip --train train.zip --held-out held-out.zip",
+)
+@option("Data", "--source", required=True, metavar="PATH", help="The images: a folder or a ZIP.")
+@option("Data", "--train", required=True, metavar="FILE", help="The ZIP to write with the images to train with.")
+@option("Data", "--held-out", required=True, metavar="FILE", help="The ZIP to write with the other images.")
+@option("Data", "--overwrite", is_flag=True, help="Replace existing ZIP files.")
+@option(
+    "Data",
+    "--every",
+    default=10,
+    type=click.IntRange(min=2),
+    help="Hold out one image of this many, the last of each group in the order of their names.",
+)
+def split_command(source: str, train: str, held_out: str, overwrite: bool, every: int) -> None:
+    """Hold out a part of a data set, to judge a model by images that it was not trained with.
+
+    Files are copied as they are, with their labels; the same source is always split alike.
+    """
+    kept, held = split(source, train, held_out, every=every, overwrite=overwrite)
+    show(f"{train}: {kept:,} images")
+    show(f"{held_out}: {held:,} images")
 
 
 @main.command("check", cls=Command, example="dataset_tool.py check --data data.zip")

@@ -263,7 +263,9 @@ def write_dataset(
         if out.exists() and not overwrite:
             raise UserError(f"{out} exists; name another file with --out, or replace it with --overwrite")
         with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            return _write_all(images, lambda name, data: archive.writestr(_member(name), data), stored, class_names)
+            return _write_all(
+                images, lambda name, data: archive.writestr(archive_member(name), data), stored, class_names
+            )
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write {out}: {reason}; name another path with --out") from None
@@ -311,7 +313,7 @@ def _write_all(
     return len(names)
 
 
-def _member(name: str) -> zipfile.ZipInfo:
+def archive_member(name: str) -> zipfile.ZipInfo:
     """An archive member whose metadata does not depend on the machine and the time."""
     member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     member.create_system, member.external_attr = 3, 0o644 << 16

@@ -1,0 +1,72 @@
+"""Splits a data set into the images that a model is trained with and those that it is held to afterwards."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from media.convert import archive_member
+from media.dataset import open_files, read_labels
+from media.decode import ALL_SUFFIXES, Unusable
+from media.image_files import LABEL_FILE, ImageFiles
+from media.labels import Label, dump_labels
+from torch_utils.errors import UserError, printable
+from torch_utils.files import atomic_write
+
+
+def split(
+    source: str | os.PathLike,
+    train: str | os.PathLike,
+    held_out: str | os.PathLike,
+    *,
+    every: int = 10,
+    overwrite: bool = False,
+) -> tuple[int, int]:
+    """Writes two ZIP files with the image files of a folder or ZIP as they are, and returns how many each holds.
+
+    In the order of their names, the last of each `every` files is held out, so that both sets have all folders and
+    classes, and the same source is always split alike. Labels go with their files.
+
+    Raises:
+        UserError: if the source cannot be read or has fewer than `every` images, or a file cannot be written.
+    """
+    files = open_files(source, ALL_SUFFIXES)
+    if not isinstance(files, ImageFiles):
+        raise UserError(f"{files.path} is in shards, which are not split; make the data set again from its images")
+    if len(files.names) < every:
+        raise UserError(f"{files.path} has {len(files.names):,} images, fewer than --every {every}; name a smaller one")
+    if Path(train) == Path(held_out):
+        raise UserError(f"{train} cannot hold both parts; name two different files")
+    for out in (Path(train), Path(held_out)):
+        if out.suffix.lower() != ".zip":
+            raise UserError(f"{out} is not the name of a ZIP file; let it end with .zip")
+        if out.exists() and not overwrite:
+            raise UserError(f"{out} exists; name another file, or replace both with --overwrite")
+    held = files.names[every - 1 :: every]
+    kept = sorted(set(files.names) - set(held))
+    found = read_labels(files)
+    by_name: Mapping[str, Label] = found.labels or found.vectors or {}
+    if by_name and (without := [name for name in files.names if name not in by_name]):
+        text = f"{files.path}: {printable(without[0])} has no label in {LABEL_FILE}, but other files have"
+        raise UserError(f"{text}; add the label, or remove the file")
+    for out, names in ((Path(train), kept), (Path(held_out), held)):
+        labels = dump_labels(names, [by_name.get(name) for name in names], found.class_names)
+        write_files(out, files, names, labels)
+    return len(kept), len(held)
+
+
+def write_files(out: Path, files: ImageFiles, names: Sequence[str], labels: bytes) -> None:
+    """Writes some files of a data set to a ZIP, beside their dataset.json. Raises UserError."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for name in names:
+                try:
+                    archive.writestr(archive_member(name), files.read(name))
+                except Unusable as reason:
+                    raise UserError(f"{files.path}: {printable(name)} {reason}; remove it, or copy it again") from None
+            archive.writestr(archive_member(LABEL_FILE), labels)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}; name another path") from None

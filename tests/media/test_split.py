@@ -1,0 +1,95 @@
+"""A data set, split into a part to train with and a part that is held out."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from media.dataset import ImageDataset
+from media.split import split
+from torch_utils.errors import UserError
+
+
+def image_bytes(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16), (shade, shade, shade)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_source(path: Path, count: int, labels: bool = True, missing: int = -1) -> dict[str, bytes]:
+    """A ZIP of `count` images in two folders; without the label of image `missing`."""
+    content = {f"{'ab'[i % 2]}/{i:03d}.png": image_bytes(i) for i in range(count)}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+        if labels:
+            found = [[name, int(name[2:5]) % 3] for name in content if int(name[2:5]) != missing]
+            archive.writestr("dataset.json", json.dumps({"labels": found, "class_names": ["x", "y", "z"]}))
+    return content
+
+
+def images_of(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name != "dataset.json"}
+
+
+@pytest.mark.parametrize(("count", "every"), [(40, 10), (43, 10), (9, 2)])
+def test_each_image_is_in_one_of_the_two_sets_as_it_was(count, every, tmp_path):
+    source, train, held = (tmp_path / name for name in ("all.zip", "train.zip", "held.zip"))
+    content = write_source(source, count)
+    counts = split(source, train, held, every=every)
+    kept, left_out = images_of(train), images_of(held)
+    assert counts == (len(kept), len(left_out)) == (count - count // every, count // every)
+    assert kept | left_out == content and not kept.keys() & left_out.keys()
+    assert sorted(left_out) == sorted(content)[every - 1 :: every]
+
+
+def test_labels_go_with_their_files(tmp_path):
+    write_source(tmp_path / "all.zip", 40)
+    split(tmp_path / "all.zip", tmp_path / "train.zip", tmp_path / "held.zip")
+    for name in ("train.zip", "held.zip"):
+        dataset = ImageDataset(tmp_path / name, use_labels=True)
+        assert dataset.class_names == ("x", "y", "z")
+        for image, label in dataset:
+            assert int(label.argmax()) == int(image[0, 0, 0]) % 3  # its shade is its number
+
+
+def test_a_set_without_labels_stays_without(tmp_path):
+    write_source(tmp_path / "all.zip", 20, labels=False)
+    split(tmp_path / "all.zip", tmp_path / "train.zip", tmp_path / "held.zip")
+    with pytest.raises(UserError, match="label"):
+        ImageDataset(tmp_path / "train.zip", use_labels=True)
+
+
+def test_the_same_source_gives_the_same_bytes(tmp_path):
+    write_source(tmp_path / "all.zip", 40)
+    for run in "12":
+        split(tmp_path / "all.zip", tmp_path / f"train{run}.zip", tmp_path / f"held{run}.zip")
+    assert (tmp_path / "train1.zip").read_bytes() == (tmp_path / "train2.zip").read_bytes()
+    assert (tmp_path / "held1.zip").read_bytes() == (tmp_path / "held2.zip").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": "train"}, "let it end with .zip"),
+        ({"train": "there.zip"}, "--overwrite"),
+        ({"held_out": "there.zip"}, "--overwrite"),
+        ({"held_out": "train.zip"}, "two different files"),
+        ({"every": 41}, "fewer than --every 41"),
+        ({"source": "there.zip", "every": 2}, "other"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(changes, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_source(Path("all.zip"), 40)
+    write_source(Path("there.zip"), 5, missing=2)
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    with pytest.raises(UserError, match=message):
+        split(**{"source": "all.zip", "train": "train.zip", "held_out": "held.zip", **changes})
+    assert {path: path.read_bytes() for path in Path().iterdir()} == before
