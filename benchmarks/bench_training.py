@@ -197,14 +197,15 @@ def time_by_kind(gan: GANTrainer) -> dict[str, float]:
 
 
 def busy_seconds(function: Callable[[], None]) -> float:
-    """For how long some kernel ran on the GPU, as PyTorch's profiler saw it."""
+    """For how long some kernel ran on the GPU, as PyTorch's profiler saw it; 0 where it may not see the GPU."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         function()
         torch.cuda.synchronize()
-    spans = ((e.time_range.start, e.time_range.end) for e in seen.events() if e.device_type == DeviceType.CUDA)
-    return covered(spans) / 1e6
+    # without the profiler's own marks, such as "Optimizer.step", which cover the gaps between kernels
+    kernels = [e for e in seen.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    return covered((e.time_range.start, e.time_range.end) for e in kernels) / 1e6
 
 
 def covered(spans: Iterable[tuple[float, float]]) -> float:
@@ -302,7 +303,9 @@ def main(
             with CANDIDATES[name].context():
                 busy = busy_seconds(runs[name]) / WHOLE
             s = statistics.median(spent[name])
-            whole[name] = {"s_per_step": s, "s_per_kimg_whole": s / batch * 1000, "gpu_idle": 1 - busy / s}
+            whole[name] = {"s_per_step": s, "s_per_kimg_whole": s / batch * 1000}
+            if busy:
+                whole[name]["gpu_idle"] = 1 - busy / s
     if place.type == "cpu":  # of all candidates together
         memory = dict.fromkeys(names, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
@@ -351,7 +354,7 @@ def print_table(rows: list[Row], title: str) -> None:
         if "s_per_step" in row:
             print(f"{row['name']:22}whole steps: {row['s_per_step'] * 1e3:.1f} ms, ", end="")
             print(f"{row['s_per_kimg_whole']:.2f} s/kimg, ", end="")
-            print(f"the GPU idle for {100 * row['gpu_idle']:.1f} %")
+            print(f"the GPU idle for {100 * row['gpu_idle']:.1f} %" if "gpu_idle" in row else "idle time not seen")
 
 
 if __name__ == "__main__":

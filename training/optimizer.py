@@ -57,9 +57,17 @@ class GuardedOptimizer:
         if self.scaling:
             torch._foreach_div_(gradients, self.scale)
         nonfinite = (~torch.nn.utils.get_total_norm(gradients).isfinite()).float()
+        self._begin_momenta()
         self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # fused kernels skip the step where it is 1
         self.optimizer.step()
         self._count(nonfinite)
+
+    def _begin_momenta(self) -> None:
+        """Gives SGD's momenta zeros to begin with: the fused kernel leaves new memory as it is if it skips a step."""
+        for group in self.optimizer.param_groups:
+            for p in group["params"] if group.get("momentum") else ():
+                if p.grad is not None and self.optimizer.state[p].get("momentum_buffer") is None:
+                    self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     def _count(self, nonfinite: Tensor) -> None:
         self.skipped += nonfinite

@@ -72,6 +72,20 @@ def test_a_step_that_is_not_finite_is_left_out(value, kind):
     assert (float(optimizer.skipped), float(optimizer.nonfinite_in_a_row)) == (2, 0)
 
 
+def test_a_first_step_that_is_left_out_leaves_nothing_behind(monkeypatch):
+    """SGD's momenta begin in the first step, even where that is skipped; what lay in their memory must not count."""
+    monkeypatch.setattr(torch, "empty_like", lambda p, **options: torch.full_like(p, float("nan")))
+    results = []
+    for skips in (0, 1):
+        module = linear()
+        sgd = torch.optim.SGD(module.parameters(), lr=0.01, momentum=0.9, nesterov=True, fused=True)
+        optimizer = GuardedOptimizer(sgd)
+        for factor in [float("nan")] * skips + [1.0, 1.0]:
+            take_step(optimizer, (module(torch.ones(8, 5)) * factor).square().mean())
+        results.append(module.weight.detach().clone())
+    assert results[0].isfinite().all() and torch.equal(*results)
+
+
 def test_the_scale_is_halved_by_overflow_and_doubled_by_patience():
     module = linear()
     optimizer = optimizer_of(module, 1e-6, scaling=True)
