@@ -1,9 +1,13 @@
-"""Modulations and variants of AdaConv, trained alike: SWD at equal kimg.
+"""Modulations and variants of AdaConv, trained alike: their distances at equal kimg and at equal time.
 
-    python benchmarks/compare_modulations.py --data faces32.zip --kimg 8 --seeds 0,1
+    python benchmarks/compare_modulations.py --data faces32.zip --kimg 24 --seeds 0,1
+    python benchmarks/compare_modulations.py --data faces64.zip --cbase 2048 --cmax 128 --mirror --aug ada --kimg 60 \
+        --every 10 --seeds 0-2 --variants modconv,adaconv,adaconv-instance,adain --final fd5k_full@tiny-imagenet
 
-Each run is one single-threaded process, `--jobs` of them at a time. A run that is there already is not run again, so
-that variants can be added. `docs/adaconv.md` holds what came out.
+The networks are those of `train.py --cfg demo` but for the options. Each run is one single-threaded process, `--jobs`
+of them at a time. A run that is there already is not run again and one that was stopped goes on, so that variants can
+be added, and days of training divided. --final names metrics of the saved snapshots, such as those of a detector. What
+comes out is in docs/results.md and docs/adaconv.md.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -26,82 +32,130 @@ from measure import write_record  # noqa: E402
 from torch_utils import cli  # noqa: E402
 
 # What differs from `train.py --cfg demo`, by fields of GeneratorConfig.
-VARIANTS: dict[str, dict] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "modconv": {"modulation": "modconv"},
     "adain": {"modulation": "adain"},
     "adaconv": {},
     "adaconv-maplr0.1": {"map_lr": 0.1},
     "adaconv-depthwise0.3-maplr0.1": {"depthwise_scale": 0.3, "map_lr": 0.1},
     "adaconv-depthwise0.3": {"depthwise_scale": 0.3},
+    "adaconv-depthwise0.03": {"depthwise_scale": 0.03},
+    "adaconv-upto32": {"kernels_up_to": 32},
+    "adaconv-upto16": {"kernels_up_to": 16},
     "adaconv-mixing0": {"mixing_scale": 0.0},
     "adaconv-mixing1": {"mixing_scale": 1.0},
     "adaconv-bias": {"predict_bias": True},
+    "adaconv-noise": {"noise": True},
     "adaconv-instance": {"norm": "instance"},
     "adaconv-rank8": {"style_channels": 8},
     "adaconv-1x1": {"kernel_size": 1},
+    "adaconv-5x5": {"kernel_size": 5},
 }
 
 WORKER = """
 import json, sys
 from pathlib import Path
-import torch
-from training.options import resolve
-from training.r3gan import trainer_of
 from media.dataset import ImageDataset
 from training.loop import train
+from training.options import resolve
+from training.r3gan import trainer_of
+from training.runs import find_state, list_states
 run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-data = ImageDataset(options["data"])
-config = resolve(options, data.resolution, data.channels, 0, 0)
-train(trainer_of(config), config, run)
+data = ImageDataset(options["data"], use_labels=options.get("cond", False))
+config = resolve(options, data.resolution, data.channels, data.c_dim, 0)
+finished = train(trainer_of(config), config, run, find_state(run) if list_states(run) else None)
+sys.exit(0 if finished else 3)
 """
 
 
-def train_one(run: Path, options: dict) -> dict[float, dict]:
-    """Trains in a process of its own, unless the run is there; returns its metrics by kimg."""
+def python(arguments: list[str], run: Path, output: str) -> None:
+    """Runs Python with one thread; a file of the run gets what it prints. Raises CalledProcessError."""
+    with open(run / output, "w") as file, open(run / "log.txt", "a") as errors:
+        subprocess.run(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=file,
+            stderr=errors,
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+
+def train_one(run: Path, options: Mapping[str, Any]) -> dict[float, dict]:
+    """Trains in a process of its own, as far as that is not done yet; returns the run's metrics by kimg."""
     if not (run / "done").exists():
         run.mkdir(parents=True, exist_ok=True)
-        with open(run / "output.txt", "w") as output:
-            subprocess.run(
-                [sys.executable, "-c", WORKER, str(run), json.dumps(options)],
-                cwd=ROOT, stdout=output, stderr=output, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+        python(["-c", WORKER, str(run), json.dumps(options)], run, "trained.txt")
         (run / "done").touch()
-    metrics = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        metrics[values["kimg"]] = values
-    return metrics
+    return {line["kimg"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+
+
+def evaluate_snapshots(run: Path, options: Mapping[str, Any], metrics: str) -> dict[float, dict]:
+    """Metrics of a run's snapshots, by kimg; computed once."""
+    record = run / f"{metrics.replace('/', '_')}.json"
+    if not record.exists():
+        what = ["--metrics", metrics, "--network", str(run), "--all", "--data", options["data"], "--gpus", "0"]
+        what += ["--mirror"] * options["mirror"] + ["--json", "--plot", str(run / "metrics.svg")]
+        python(["-m", "metrics", *what], run, "evaluated.json")
+        (run / "evaluated.json").rename(record)
+    return {line["settings"]["kimg"]: line for line in json.loads(record.read_text())["records"]}
+
+
+def train_and_evaluate(run: Path, options: Mapping[str, Any], final: str) -> dict[float, dict]:
+    """The metrics of training and of the saved snapshots, by kimg."""
+    found = train_one(run, options)
+    for kimg, values in evaluate_snapshots(run, options, final).items() if final else ():
+        found[kimg] |= values
+    return found
 
 
 @click.command(cls=cli.Command, example="python benchmarks/compare_modulations.py --data faces32.zip --kimg 8")
-@click.option("--data", required=True, type=click.Path(exists=True))
-@click.option("--kimg", default=8.0, type=cli.Float(0, min_open=True))
-@click.option("--seeds", default="0,1", type=cli.NumberRanges())
-@click.option("--variants", default=",".join(VARIANTS))
-@click.option("--outdir", default="runs/compare")
-@click.option("--jobs", default=2)
-@click.option("--json", "json_path", metavar="FILE", help="Write the table there as well.")
-def main(data, kimg, seeds, variants, outdir, jobs, json_path) -> None:
-    """Train each variant with each seed and print a table of SWD."""
+@cli.option("Data", "--data", required=True, type=click.Path(exists=True), help="Training images.")
+@cli.option("Data", "--cond", is_flag=True, help="Train with the class labels.")
+@cli.option("Data", "--mirror", is_flag=True, help="Add flipped copies.")
+@cli.option("Training", "--kimg", default=8.0, type=cli.Float(0, min_open=True), help="Length of each run.")
+@cli.option("Training", "--every", type=cli.Float(0, min_open=True), help="Interval between two evaluations, in kimg.")
+@cli.option("Training", "--seeds", default="0,1", type=cli.NumberRanges(), help="Seeds of each variant.")
+@cli.option("Training", "--aug", default="noaug", type=click.Choice(["noaug", "ada"]), help="Augmentation.")
+@cli.option("Model", "--variants", default=",".join(VARIANTS), help="Names of variants; all where it is left out.")
+@cli.option("Model", "--cbase", default=1024, type=cli.Integer(16, 2**20), help="As in train.py.")
+@cli.option("Model", "--cmax", default=64, type=cli.Integer(1, 2**13), help="As in train.py.")
+@cli.option("Output", "--metrics", default="swd2k", help="Metrics during training.")
+@cli.option("Output", "--final", default="", metavar="METRICS", help="Metrics of the saved snapshots, afterwards.")
+@cli.option("Output", "--outdir", default="runs/compare", help="Folder of the runs.")
+@cli.option("Output", "--jobs", default=2, type=cli.Integer(1, 64), help="Runs at a time.")
+@cli.option("Output", "--json", "json_path", metavar="FILE", help="Write the table there as well.")
+def main(variants: str, seeds: list[int], kimg: float, every: float | None, outdir: str, jobs: int, **rest) -> None:
+    """Train each variant with each seed and print a table of the metrics at the end."""
+    final, json_path, metrics = rest.pop("final"), rest.pop("json_path"), rest.pop("metrics").split(",")
+    rest["data"] = str(Path(rest["data"]).resolve())
+    common = {"cfg": "demo", "kimg": kimg, "procs": 1, "workers": 0, "metrics": metrics}
+    common |= {"tick": (every or kimg / 4) / 5, "snap": 5, **rest}
     work = []
-    for name in variants.split(","):
-        for seed in seeds:
-            options = {"cfg": "demo", "data": str(Path(data).resolve()), "seed": seed, "kimg": kimg, "procs": 1}
-            options |= {"workers": 0, "metrics": ["swd2k"], "tick": kimg / 4, "snap": 1, **VARIANTS[name]}
-            work.append((name, Path(outdir).resolve() / f"{name}-seed{seed}", options))
+    for seed in seeds:  # all variants with the first seed come first
+        for name in variants.split(","):
+            run = Path(outdir).resolve() / f"{name}-seed{seed}"
+            work.append((name, run, {**common, "seed": seed, **VARIANTS[name]}))
     with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(lambda item: train_one(item[1], item[2]), work))
+        results = list(pool.map(lambda item: train_and_evaluate(item[1], item[2], final), work))
 
-    table: dict[str, dict] = {}
-    for (name, _, _), metrics in zip(work, results, strict=True):
-        kimgs = sorted(metrics)
-        row = table.setdefault(name, {"kimg": kimgs, "swd2k": []})
-        row["swd2k"].append([round(metrics[k]["swd2k"], 1) for k in kimgs])
+    table: dict[str, dict[str, Any]] = {}
+    for (name, _, _), found in zip(work, results, strict=True):
+        row = table.setdefault(name, {"kimg": sorted(found)})
+        for metric in [*metrics, *filter(None, final.split(","))]:
+            values = [float(f"{found[k][metric]:.4g}") for k in sorted(found) if metric in found[k]]
+            row.setdefault(metric, []).append(values)
     for name, row in table.items():
-        last = [swd[-1] for swd in row["swd2k"]]
-        spread = f"± {statistics.stdev(last):.1f}" if len(last) > 1 else ""
-        print(f"{name:24} {statistics.mean(last):7.1f} {spread:6}  {row['swd2k']}")
-    write_record(json_path, "cpu", {"data": Path(data).name, "kimg": kimg, "seeds": seeds, "variants": table})
+        ends = [f"{metric} {spread([values[-1] for values in row[metric]])}" for metric in row if metric != "kimg"]
+        print(f"{name:30}", "   ".join(ends))
+    record = {**rest, "data": Path(rest["data"]).name, "kimg": kimg, "seeds": seeds, "variants": table}
+    write_record(json_path, "cpu", record)
+
+
+def spread(values: list[float]) -> str:
+    """Mean ± standard deviation, where there are several."""
+    text = f"{statistics.mean(values):.4g}"
+    return f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 1 else text
 
 
 if __name__ == "__main__":

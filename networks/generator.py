@@ -82,6 +82,7 @@ class GeneratorConfig(NetworkConfig):
     mixing_scale: float = 0.3  # the same for their entries between channels
     map_lr: float = 1.0  # learning rate multiplier of the style map
     predict_bias: bool = False
+    kernels_up_to: Annotated[int, Within(4, 2**14)] | None = None  # largest side whose layers have predicted kernels
     noise: bool = True  # whether layers add noise; small models that are trained briefly are better without it
 
     def __post_init__(self):
@@ -179,9 +180,10 @@ class ChannelStyle(nn.Module):
         )
 
 
-def style_predictor(config: GeneratorConfig, channels: int) -> nn.Module:
-    """The module that predicts the kernels of a layer with `channels` input channels from w."""
-    if config.modulation != "adaconv":
+def style_predictor(config: GeneratorConfig, channels: int, size: tuple[int, int]) -> nn.Module:
+    """The module that predicts the kernels of a layer with `channels` input channels and this output size from w."""
+    scales_only = config.kernels_up_to is not None and max(size) > config.kernels_up_to
+    if config.modulation != "adaconv" or scales_only:
         return ChannelStyle(config.w_dim, channels, bias=config.modulation == "adain")
     return KernelStyle(config, channels)
 
@@ -199,7 +201,7 @@ class SynthesisLayer(nn.Module):
         self.up, self.norm, self.clamp = up, config.norm, config.clamp
         instance = config.norm == "instance"
         self.adaconv = AdaConv2d(
-            style_predictor(config, in_channels),
+            style_predictor(config, in_channels, size),
             norm="instance" if instance else "none",
             padding_mode="reflect" if instance else "zeros",
         )
