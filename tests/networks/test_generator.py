@@ -64,6 +64,29 @@ def up_convolution(x, weight):
 # Layers.
 
 
+@pytest.mark.parametrize(
+    ("limit", "resolution", "sides"), [(8, 16, [4, 8, 8]), (4, 16, [4]), (16, (24, 16), [4, 8, 8])]
+)
+def test_kernels_can_be_limited_to_small_layers(limit, resolution, sides):
+    """Larger layers are the modulated convolution, parameter by parameter; the longer side counts."""
+    limited, plain = generator(resolution, kernels_up_to=limit), generator(resolution, "modconv")
+    layers, others = limited.synthesis.layers(), plain.synthesis.layers()
+    assert [layer.size[0] for layer in layers if "map.weight" in layer.adaconv.predictor.state_dict()] == sides
+    for layer, other in list(zip(layers, others, strict=True))[len(sides) :]:
+        layer.load_state_dict(other.state_dict())
+        side = (layer.size[0] // (2 if layer.up else 1), layer.size[1] // (2 if layer.up else 1))
+        x, w, noise = normal(2, layer.weight.shape[1], *side), codes(2), normal(2, 1, *layer.size)
+        assert torch.equal(layer(x, w, noise), other(x, w, noise))
+    assert limited(torch.randn(2, 8, dtype=torch.float64)).isfinite().all()
+
+
+def test_a_limit_beyond_the_image_changes_nothing():
+    G, same = generator(16), generator(16, kernels_up_to=16)
+    same.load_state_dict(G.state_dict())
+    z = codes(2)
+    assert torch.equal(G(z, noise="none"), same(z, noise="none"))
+
+
 def layer_and_inputs(modulation, norm, up, size=8):
     torch.manual_seed(0)
     c = config(32, modulation, norm, cbase=256, cmax=16, clamp=2.0)

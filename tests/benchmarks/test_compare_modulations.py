@@ -1,0 +1,57 @@
+"""benchmarks/compare_modulations.py: runs are trained once, go on where they stopped, and are evaluated afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import compare_modulations
+
+from training.config import TrainConfig
+
+SMALL = {"cbase": 256, "cmax": 8, "z_dim": 16, "w_dim": 16, "style_channels": 8, "map_depth": 1, "batch": 8}
+
+
+def options(data: Path, **changes) -> dict:
+    common = {"cfg": "demo", "data": str(data), "mirror": True, "kimg": 0.064, "tick": 0.032, "snap": 1, "seed": 0}
+    return {**common, **SMALL, "procs": 1, "workers": 0, "metrics": ["swd50"], **changes}
+
+
+@pytest.mark.parametrize("name", compare_modulations.VARIANTS)
+def test_a_variant_names_fields_of_the_generator(name, faces16, monkeypatch):
+    from training.options import resolve
+
+    config = resolve({**options(faces16), **compare_modulations.VARIANTS[name]}, 16, 3, 0, 0)
+    assert isinstance(config, TrainConfig)
+    found = {field: getattr(config.generator, field) for field in compare_modulations.VARIANTS[name]}
+    assert found == compare_modulations.VARIANTS[name]
+
+
+def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(faces16, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = compare_modulations.train_one(whole, options(faces16))
+    compare_modulations.train_one(parts, options(faces16, kimg=0.032))
+    (parts / "done").unlink()  # as if it had been stopped there
+    found = compare_modulations.train_one(parts, options(faces16))
+    assert list(found) == list(expected) == [0, 0.032, 0.064]
+    assert [found[k]["swd50"] for k in found] == [expected[k]["swd50"] for k in expected]
+    last = "snapshot-000000.064.safetensors"
+    assert (parts / last).read_bytes() == (whole / last).read_bytes()
+
+
+def test_a_finished_run_is_not_trained_again_and_its_snapshots_are_evaluated_once(faces16, tmp_path, monkeypatch):
+    run, given = tmp_path / "run", options(faces16)
+    first = compare_modulations.train_and_evaluate(run, given, "swd40")
+    assert [sorted(values.keys() & {"swd50", "swd40"}) for values in first.values()] == [
+        ["swd50"],
+        ["swd40", "swd50"],
+        ["swd40", "swd50"],
+    ]
+    monkeypatch.setattr(subprocess, "run", lambda *a, **b: pytest.fail("something was run again"))
+    assert json.dumps(compare_modulations.train_and_evaluate(run, given, "swd40")) == json.dumps(first)
