@@ -31,7 +31,7 @@ from measure import write_record  # noqa: E402
 
 from torch_utils import cli  # noqa: E402
 
-# What differs from `train.py --cfg demo`, by fields of GeneratorConfig.
+# What differs from `train.py --cfg demo`, by fields of GeneratorConfig or options of train.py.
 VARIANTS: dict[str, dict[str, Any]] = {
     "modconv": {"modulation": "modconv"},
     "adain": {"modulation": "adain"},
@@ -39,6 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adaconv-maplr0.1": {"map_lr": 0.1},
     "adaconv-depthwise0.3-maplr0.1": {"depthwise_scale": 0.3, "map_lr": 0.1},
     "adaconv-depthwise0.3": {"depthwise_scale": 0.3},
+    "adaconv-bf16": {"precision": "bf16"},
     "adaconv-depthwise0.03": {"depthwise_scale": 0.03},
     "adaconv-upto32": {"kernels_up_to": 32},
     "adaconv-upto16": {"kernels_up_to": 16},
