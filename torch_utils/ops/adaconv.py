@@ -44,7 +44,7 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
         ValueError: for shapes, dtypes or devices that do not fit together, named with what was expected.
     """
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):  # meta has no autocast, and PyTorch raises for it
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return adaconv(x.to(dtype), kernel.to(dtype), None if bias is None else bias.to(dtype), padding_mode)

@@ -263,3 +263,35 @@ def test_make_ops_fails_where_compiling_does(empty_cache, sources, monkeypatch):
     assert "this cannot be compiled" in line and not there
     line, there = describe("cuda", build=True)
     assert line.startswith("cuda: none") and there  # nothing that a user of the CPU has to mend
+
+
+def messages(source: str) -> list[tuple[str, list[str]]]:
+    """Of every check in C++ code, its line and the arguments after the condition."""
+    found = []
+    for match in re.finditer(r"\bTORCH_(?:INTERNAL_ASSERT|CHECK|WARN)\w*\(", source):
+        text = re.sub(r'"(?:[^"\\]|\\.)*"', '""', source[match.end() :])
+        depth, parts = 1, [""]
+        for letter in text:
+            depth += (letter in "([{") - (letter in ")]}")
+            if depth == 0:
+                break
+            parts = [*parts, ""] if depth == 1 and letter == "," else [*parts[:-1], parts[-1] + letter]
+        found.append((source[: match.start()].count("\n") + 1, [part.strip() for part in parts[1:]]))
+    return found
+
+
+def test_a_message_with_two_parts_is_seen():
+    source = 'a;\nTORCH_CHECK_VALUE(f(a, b) && c, "x, y(: ", g(1, 2));\nTORCH_CHECK(a, "b" + text(c, d));'
+    assert messages(source) == [(2, ['""', "g(1, 2)"]), (3, ['"" + text(c, d)'])]
+
+
+@pytest.mark.parametrize("path", sorted(native.SOURCES.iterdir()), ids=lambda path: path.name)
+def test_messages_are_put_together_without_streams(path):
+    """A stream that formats a number crashes where the linker puts a copy of the C++ library into ours.
+
+    PyTorch's checks put several parts of a message together with a stream; one string they take as it is.
+    """
+    source = path.read_text()
+    for line, parts in messages(source):
+        assert len(parts) == 1, f"{path.name}:{line}: give one string, with text() and std::to_string()"
+    assert not re.search(r"\b(?:\w*stringstream|c10::str|iostream|ostream|std::cout|std::cerr|AT_ERROR)\b", source)

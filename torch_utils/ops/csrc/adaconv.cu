@@ -17,6 +17,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <string>
 #include <type_traits>
 
 #include "adaconv.cuh"
@@ -246,7 +247,8 @@ void launch_convolve(const at::Tensor& x, const at::Tensor& kernel, const at::Te
     return;
   }
   const size_t memory = sizeof(A) * ((kTileX + k - 1) * (kTileY * kPixels + k - 1) + k * k * O);
-  TORCH_CHECK_VALUE(memory <= 48 << 10, "kernel: ", k, "x", k, " is too large for the GPU kernel");
+  TORCH_CHECK_VALUE(memory <= 48 << 10,
+                    "kernel: " + std::to_string(k) + "x" + std::to_string(k) + " is too large for the GPU kernel");
   run(adaconv_any<S, O>, blocks_of(shape.width, kTileX) * blocks_of(shape.height, kTileY * kPixels),
       dim3(kTileX, kTileY), memory);
 }

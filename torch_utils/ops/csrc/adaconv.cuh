@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
 
 #include "common.h"
 #include "cuda.cuh"
@@ -77,7 +78,7 @@ inline Convolution check(const at::Tensor& x, at::IntArrayRef kernel, const at::
   constexpr int64_t most = std::numeric_limits<int>::max();
   TORCH_CHECK_VALUE(x.size(2) * x.size(3) <= most / 2 && x.size(1) <= most && kernel[3] < 1 << 14 &&
                         x.size(0) * x.size(1) * kernel[2] <= most,
-                    "x: ", x.sizes(), " is too large for the GPU kernel");
+                    "x: " + text(x.sizes()) + " is too large for the GPU kernel");
   return {int(x.size(1)), int(x.size(2)), int(x.size(3)), int(kernel[2]), int(kernel[3]), reflect};
 }
 

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -20,6 +21,15 @@ using Accumulate = std::conditional_t<std::is_same_v<Storage, double>, double, f
 
 #define DISPATCH_FLOATING(TYPE, NAME, ...) \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, NAME, __VA_ARGS__)
+
+// Sizes for a message, "[2, 3, 4]". Messages are strings that are put together without streams, and so are given to
+// TORCH_CHECK_VALUE as one: where the linker puts a copy of the C++ library into ours, a stream that formats a number
+// may take that copy's data for those of PyTorch's, and crash.
+inline std::string text(at::IntArrayRef sizes) {
+  std::string list = "[";
+  for (size_t i = 0; i < sizes.size(); i++) list += (i ? ", " : "") + std::to_string(sizes[i]);
+  return list + "]";
+}
 
 // Channels-last for what is dense in that order alone; else contiguous.
 inline at::MemoryFormat order_of(const at::Tensor& x) {
@@ -35,7 +45,7 @@ inline void check_adaconv(const at::Tensor& x, at::IntArrayRef kernel, const at:
   TORCH_CHECK_VALUE(x.dim() == 4, "x: expected [N, C, H, W]");
   TORCH_CHECK_VALUE(kernel.size() == 5 && kernel[0] == x.size(0) && kernel[1] == x.size(1) && kernel[2] > 0 &&
                         kernel[1] % kernel[2] == 0 && kernel[3] == kernel[4] && kernel[3] % 2 == 1,
-                    "kernel: expected [N, C, C/G, k, k] with odd k for x ", x.sizes(), ", got ", kernel);
+                    "kernel: expected [N, C, C/G, k, k] with odd k for x " + text(x.sizes()) + ", got " + text(kernel));
   TORCH_CHECK_VALUE(!reflect || std::min(x.size(2), x.size(3)) > kernel[3] / 2, "x: too small to be reflected");
   TORCH_CHECK_VALUE(other.scalar_type() == x.scalar_type() && other.device() == x.device(),
                     "expected one dtype and one device");
@@ -54,12 +64,12 @@ inline at::Tensor check_shift(const at::Tensor& x, const std::optional<at::Tenso
 inline void check_like(const at::Tensor& like, const at::Tensor& other, const char* name, const char* of) {
   TORCH_CHECK_VALUE(
       other.sizes() == like.sizes() && other.scalar_type() == like.scalar_type() && other.device() == like.device(),
-      name, ": expected the shape, dtype and device of ", of);
+      std::string(name) + ": expected the shape, dtype and device of " + of);
 }
 
 inline void check_bias_act(const at::Tensor& x, int64_t act, double gain) {
-  TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected [N, C, ...], got ", x.sizes());
-  TORCH_CHECK_VALUE(act >= kLinear && act <= kTanh, "act: expected 0 to 4, got ", act);
+  TORCH_CHECK_VALUE(x.dim() >= 2, "x: expected [N, C, ...], got " + text(x.sizes()));
+  TORCH_CHECK_VALUE(act >= kLinear && act <= kTanh, "act: expected 0 to 4, got " + std::to_string(act));
   TORCH_CHECK_VALUE(gain != 0, "gain: expected another number than 0");
 }
 
@@ -68,7 +78,7 @@ inline at::Tensor check_bias(const at::Tensor& x, const std::optional<at::Tensor
   if (!bias) return {};
   TORCH_CHECK_VALUE(bias->dim() == 1 && bias->size(0) == x.size(1) && bias->scalar_type() == x.scalar_type() &&
                         bias->device() == x.device(),
-                    "bias: expected [", x.size(1), "] of the dtype and device of x");
+                    "bias: expected [" + std::to_string(x.size(1)) + "] of the dtype and device of x");
   return bias->contiguous();
 }
 
@@ -101,7 +111,7 @@ inline std::pair<int64_t, int64_t> check_upfirdn2d(const at::Tensor& x, const at
   constexpr int64_t most = std::numeric_limits<int>::max() / 4;
   bool fits = x.size(2) <= most / up && x.size(3) <= most / up;
   for (int64_t p : padding) fits = fits && p >= -most && p <= most;
-  TORCH_CHECK_VALUE(fits, "up, down, padding: out of range for x ", x.sizes());
+  TORCH_CHECK_VALUE(fits, "up, down, padding: out of range for x " + text(x.sizes()));
   const int64_t height = x.size(2) * up + padding[2] + padding[3], width = x.size(3) * up + padding[0] + padding[1];
   TORCH_CHECK_VALUE(height >= f.numel() && width >= f.numel(),
                     "x: smaller than the filter after upsampling and padding");

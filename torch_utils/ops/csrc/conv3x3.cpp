@@ -22,6 +22,7 @@
 #include <cmath>
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "common.h"
 #include "memory.h"
@@ -305,7 +306,8 @@ void check(const at::Tensor& x, const at::Tensor& kernel, const std::optional<at
            bool reflect) {
   TORCH_CHECK_VALUE(x.dim() == 4 && x.scalar_type() == at::kFloat, "x: expected [N, I, H, W] in float32");
   const int64_t inputs = x.size(1), padded = kernel.dim() == 3 ? kernel.size(2) : 0;
-  TORCH_CHECK_VALUE(inputs > 0 && inputs % Lanes::width == 0, "x: expected a multiple of ", Lanes::width, " channels");
+  TORCH_CHECK_VALUE(inputs > 0 && inputs % Lanes::width == 0,
+                    "x: expected a multiple of " + std::to_string(Lanes::width) + " channels");
   TORCH_CHECK_VALUE(kernel.sizes() == at::IntArrayRef({kPoints, inputs, padded}) && kernel.is_contiguous() &&
                         kernel.scalar_type() == at::kFloat && outputs >= 0 && padded >= outputs &&
                         padded % Lanes::width == 0,
@@ -339,7 +341,7 @@ at::Tensor conv3x3_cpu(const at::Tensor& x_, const at::Tensor& kernel, const std
 void check_learned(const at::Tensor& x, int64_t outputs, int64_t border) {
   TORCH_CHECK_VALUE(x.dim() == 4 && x.scalar_type() == at::kFloat, "x: expected [N, I, H, W] in float32");
   TORCH_CHECK_VALUE(x.size(1) > 0 && outputs > 0 && x.size(1) % Lanes::width == 0 && outputs % Lanes::width == 0,
-                    "expected multiples of ", Lanes::width, " channels");
+                    "expected multiples of " + std::to_string(Lanes::width) + " channels");
   TORCH_CHECK_VALUE(border >= 0 && border <= 2 && std::min(x.size(2), x.size(3)) + 2 * border > 2,
                     "padding: expected 0 to 2, and an image that is not smaller than the kernel");
 }

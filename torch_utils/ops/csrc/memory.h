@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <type_traits>
 
 #include "common.h"
@@ -25,7 +26,7 @@ class Scratch {
  public:
   explicit Scratch(int64_t count) {
     void* memory = std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(A), 64));
-    TORCH_CHECK(memory != nullptr, "out of memory for ", count, " values of scratch");
+    TORCH_CHECK(memory != nullptr, "out of memory for " + std::to_string(count) + " values of scratch");
     data_.reset(static_cast<A*>(memory));
   }
   A* get() const { return data_.get(); }

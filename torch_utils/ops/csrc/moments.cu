@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <string>
 #include <tuple>
 
 #include "common.h"
@@ -68,7 +69,8 @@ std::tuple<at::Tensor, at::Tensor> moments_cuda(const at::Tensor& x_) {
   const at::Tensor x = x_.contiguous();
   at::Tensor mean = at::empty({x.size(0), x.size(1)}, x.options()), var = at::empty(mean.sizes(), x.options());
   const int64_t planes = mean.numel(), inner = x.size(2) * x.size(3);
-  TORCH_CHECK_VALUE(planes <= std::numeric_limits<int>::max(), "x: ", x.sizes(), " is too large for the GPU kernel");
+  TORCH_CHECK_VALUE(planes <= std::numeric_limits<int>::max(),
+                    "x: " + text(x.sizes()) + " is too large for the GPU kernel");
   if (planes == 0) return {mean, var};
   // the same on every GPU, so that the sums are
   const int64_t worth = std::min(kBlocks / planes, inner / kValues), count = std::clamp<int64_t>(worth, 1, kParts);
