@@ -7,6 +7,8 @@ A step of training is a step of the generator and one of the discriminator; the 
 decode an image, which training does in other processes at the same time. Medians over rounds in which every candidate
 has its turn.
 
+Every time is printed on stderr as it is taken; the table of medians comes last.
+
 On a GPU it also times whole steps, one after another on that schedule, as training has them, and says for how much of
 that time the GPU had nothing to do: 1 − (the time in which some kernel ran, of the same steps under PyTorch's profiler)
 ÷ (their time without it, as it slows Python down).
@@ -30,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 from unittest import mock
 
 import click
@@ -70,7 +72,7 @@ def grouped_layer(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: Tensor | N
     n, channels, height, width = x.shape
     scale = layer.adaconv.predictor(w).pointwise.view(n, 1, channels, 1, 1)
     weight = layer.weight * layer.weight_gain * scale
-    weight = weight * (weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+    weight = (weight * (weight.square().sum(dim=(2, 3, 4), keepdim=True) + 1e-8).rsqrt()).to(x.dtype)
     x = x.reshape(1, n * channels, height, width)
     if layer.up:
         turned = weight.transpose(1, 2).reshape(n * channels, -1, 3, 3)
@@ -79,8 +81,8 @@ def grouped_layer(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: Tensor | N
     else:
         x = F.conv2d(x, weight.flatten(0, 1), padding=1, groups=n).unflatten(1, (n, -1))[0]
     if noise is not None and layer.noise_strength is not None:
-        x = x + noise * layer.noise_strength
-    return bias_act_reference(x, layer.bias, "lrelu", 2**0.5, layer.clamp)
+        x = x + (noise * layer.noise_strength).to(x.dtype)
+    return bias_act_reference(x, layer.bias.to(x.dtype), "lrelu", 2**0.5, layer.clamp)
 
 
 def with_references() -> AbstractContextManager[object]:
@@ -262,7 +264,7 @@ def main(
     if place.type == "cpu":
         keep_freed_memory()
     set_precision(precision)
-    options: dict[str, str | float] = {"batch": batch, "cbase": cbase, "cmax": cmax, "aug": aug, "workers": 0}
+    options: dict[str, Any] = {"batch": batch, "cbase": cbase, "cmax": cmax, "aug": aug, "workers": 0, "metrics": []}
     options["precision"] = precision.replace("tf", "fp")
     if aug == "fixed":
         options["p"] = 0.2
@@ -274,10 +276,12 @@ def main(
     gans: dict[str, GANTrainer] = {}
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "faces.zip"
-        write_dataset(data, faces(batch, resolution))
+        progress(f"drawing {batch} images")
+        write_dataset(data, ((face, None) for face, _ in faces(batch, resolution)))
         dataset = ImageDataset(data)
         reading = seconds(lambda: [dataset[i] for i in range(batch)], torch.device("cpu")) / batch
         for name in names:
+            progress(f"{name}: building the networks")
             own = {**options, "data": str(data), **CANDIDATES[name].options}
             gans[name] = GANTrainer(resolve(own, resolution, 3, 0, 0), place)
             every[name] = steps(gans[name])
@@ -288,6 +292,9 @@ def main(
             for part, step in every[name].items():
                 with CANDIDATES[name].context():
                     elapsed = seconds(step, place) / batch
+                progress(
+                    f"{name}, {f'round {i} of {rounds}' if i else 'warm-up'}: {part} {elapsed * 1e3:.2f} ms an image"
+                )
                 if i:
                     times[name][part].append(elapsed)
             if place.type == "cuda":
@@ -299,6 +306,7 @@ def main(
         for _, name in itertools.product(range(rounds), names):
             with CANDIDATES[name].context():
                 spent[name].append(seconds(runs[name], place) / WHOLE)
+            progress(f"{name}: whole steps of {spent[name][-1] * 1e3:.1f} ms")
         for name in names:
             with CANDIDATES[name].context():
                 busy = busy_seconds(runs[name]) / WHOLE
@@ -335,6 +343,11 @@ def main(
     print_table(rows, f"{resolution}², batch {batch}, cbase {cbase}, cmax {cmax}, {device}, {precision}, {aug}")
     asked = {"resolution": resolution, "batch": batch, "cbase": cbase, "cmax": cmax, "precision": precision, "aug": aug}
     write_record(json_path, device, {**asked, "rows": rows})
+
+
+def progress(text: str) -> None:
+    """Says on stderr what has been done: the table comes last, and on a GPU that is lent it may not come at all."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def print_table(rows: list[Row], title: str) -> None:

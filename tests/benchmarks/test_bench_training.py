@@ -10,7 +10,7 @@ from networks.generator import Generator, GeneratorConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from bench_training import as_peers_do, in_planes, steps, time_by_kind
+from bench_training import CANDIDATES, as_peers_do, in_planes, steps, time_by_kind
 
 from training.gan import GANTrainer
 from training.options import resolve
@@ -25,6 +25,23 @@ def test_the_peer_baseline_is_the_modulated_convolution():
         peers = G(z, noise="const")
     torch.testing.assert_close(own, peers)
     assert not torch.equal(own, peers)  # another way of computing it
+
+
+@pytest.mark.parametrize("name", list(CANDIDATES))
+def test_every_candidate_trains_in_half_precision(faces16, name):
+    """Each step, the path length's second derivatives included, with layers in bfloat16."""
+    candidate = CANDIDATES[name]
+    own = {"cfg": "demo", "data": str(faces16), "batch": 4, "procs": 1, "workers": 0, "cbase": 256, "cmax": 16}
+    own |= {"precision": "bf16", **candidate.options, "compile": False}
+    gan = GANTrainer(resolve(own, 16, 3, 0, 0), torch.device("cpu"))
+    assert any(block.compute_dtype == torch.bfloat16 for block in gan.G.synthesis.blocks)
+    before = [p.clone() for p in (*gan.G.parameters(), *gan.D.parameters())]
+    with candidate.context():
+        for step in steps(gan).values():
+            step()
+    after = [*gan.G.parameters(), *gan.D.parameters()]
+    assert all(p.isfinite().all() for p in after)
+    assert sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True)) > len(after) / 2
 
 
 def test_planes_are_another_way_to_the_same_images():
