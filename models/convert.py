@@ -53,6 +53,7 @@ def adaconv_config(config: GeneratorConfig, like: GeneratorConfig | None = None)
     return replace(
         config,
         modulation="adaconv",
+        kernels_up_to=None,
         predict_bias=like.predict_bias or config.modulation == "adain",
         **{name: getattr(like, name) for name in names},
     )
@@ -60,7 +61,7 @@ def adaconv_config(config: GeneratorConfig, like: GeneratorConfig | None = None)
 
 def modulation_of(weights: dict[str, Tensor]) -> str:
     """The `modulation` of the generator that has these weights: "modconv", "adain" or "adaconv"."""
-    if not any(map(SCALE.fullmatch, weights)):
+    if any(STYLE_MAP in name for name in weights):  # of some layers at least, see kernels_up_to
         return "adaconv"
     return "adain" if any(map(BIAS.fullmatch, weights)) else "modconv"
 

@@ -98,6 +98,7 @@ class RunConfig:
 TAKEN_OVER = (
     *("cbase", "cmax", "map_depth", "z_dim", "w_dim", "noise", "norm", "predict_bias"),
     *("kernel_size", "style_channels", "depthwise_scale", "pointwise_scale", "mixing_scale", "map_lr"),
+    "kernels_up_to",
 )
 
 

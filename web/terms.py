@@ -52,6 +52,7 @@ TERMS = {
     "mixing_scale": "How large the pointwise kernels between channels are before training.",
     "map_lr": "A factor on the learning rate of the style map.",
     "predict_bias": "Whether a style also predicts what is added to each channel.",
+    "kernels_up_to": "The largest side of layers with predicted kernels; in larger ones a style scales the channels.",
     "noise": "Whether layers add random noise, for details such as hair.",
 }  # fmt: skip
 ALWAYS = ("parameters", "kimg", "metric")  # explained even where a table has none
