@@ -87,6 +87,9 @@ GROUPED = (
 )
 SINGLE = (Loop("for (int i = 0; i < group; i++, input += plane) {", 1),)
 CORRELATE = (Loop("while (top < shape.height) {", 32),)
+# On tensor cores, in half precision and channels-last memory: a warp goes down a strip of 32 rows, 16 columns and 16
+# channels, and reads a row above and one below. A product of matrices counts as one instruction.
+STRIP = (Loop("for (int m = top - pad; m < bottom + pad; m++) {", 34),)
 PACKS = "for (Index j = Index(blockIdx.x) * kThreads + threadIdx.x; j < count; j += Index(gridDim.x) * kThreads) {"
 
 CASES = (
@@ -101,6 +104,9 @@ CASES = (
     Case("its gradient by the kernel, C/G 8, reflect", r"adaconv_correlateISLi4ELi3ELN\w+BorderE1E", CORRELATE, 64, 2),
     Case("its gradient by the kernel, C/G 1", r"adaconv_correlateISLi1ELi3ELN\w+BorderE0E", CORRELATE, 128, 2),
     Case("its gradient by the kernel, C/G 1, reflect", r"adaconv_correlateISLi1ELi3ELN\w+BorderE1E", CORRELATE, 128, 2),
+    Case("adaconv, tensor cores, C/G 8", r"adaconv_channelsISLi3ELN\w+BorderE0E", STRIP, 256, 2),
+    Case("adaconv, tensor cores, C/G 8, reflect", r"adaconv_channelsISLi3ELN\w+BorderE1E", STRIP, 256, 2),
+    Case("its gradient by x, tensor cores, C/G 8, reflect", r"adaconv_channelsISLi3ELN\w+BorderE2E", STRIP, 256, 2),
     Case("upfirdn2d, 4 taps, up 2", r"upfirdn2d_rowsISLi2ELi1ELb1ELi1E", (), 8, 1.25),
     Case("upfirdn2d, 4 taps, down 2", r"upfirdn2d_rowsISLi1ELi2ELb1ELi1E", (), 8, 5),
     Case("upfirdn2d, 4 taps, up 1, down 1", r"upfirdn2d_rowsISLi1ELi1ELb1ELi1E", (), 8, 2),

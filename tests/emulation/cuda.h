@@ -217,6 +217,36 @@ NOT_OF_THE_KERNEL T shuffle(unsigned mask, T value, int source) {
 }
 inline int lane() { return block.current % kWarp; }
 
+// What tensor cores make of the registers of a warp: see cuda.cuh. Each lane computes what it keeps.
+template <class S>
+NOT_OF_THE_KERNEL void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const Unseen bookkeeping;
+  struct Given {
+    const uint32_t *a, *b;
+  };
+  const auto value = [](uint32_t pair, int which) {
+    S s;
+    s.x = uint16_t(which ? pair >> 16 : pair);
+    return static_cast<float>(s);
+  };
+  shuffle(~0u, Given{a, b}, lane());  // until all lanes have given theirs
+  const Fiber* warp = block.threads + block.current / kWarp * kWarp;
+  const auto given = [&](int lane) {
+    Given of;
+    memcpy(&of, warp[lane].value, sizeof of);
+    return of;
+  };
+  for (int r = 0; r < 4; r++) {
+    const int row = lane() / 4 + 8 * (r / 2), column = 2 * (lane() % 4) + r % 2;
+    for (int k = 0; k < 16; k++) {
+      const int quarter = k % 8 / 2;
+      c[r] += value(given(4 * (row % 8) + quarter).a[row / 8 + k / 8 * 2], k % 2) *
+              value(given(4 * column + quarter).b[k / 8], k % 2);
+    }
+  }
+  shuffle(~0u, Given{a, b}, lane());  // and until all have read them
+}
+
 // Follows the condition of a loop: counts how often its body is run.
 NOT_OF_THE_KERNEL inline bool trip(int loop) {
   const Unseen bookkeeping;
@@ -397,6 +427,10 @@ struct InAllOrders<op> {
   emulated::shuffle(mask, value, emulated::lane() + (by) < 32 ? emulated::lane() + (by) : emulated::lane())
 #define __shfl_xor_sync(mask, value, by) emulated::shuffle(mask, value, emulated::lane() ^ (by))
 #define C10_CUDA_KERNEL_LAUNCH_CHECK() (emulated::unchecked = false)
+
+enum { cudaDevAttrComputeCapabilityMajor };
+inline int cudaDeviceGetAttribute(int* value, int, int) { return *value = 8, 0; }
+#define C10_CUDA_CHECK(call) (call)
 
 namespace c10::cuda {
 struct CUDAGuard {

@@ -37,7 +37,9 @@ def first_error(emulation: Emulation, bug: Bug, number: int) -> str | None:
 
 def op_of(bug: Bug) -> str:
     """The op whose inputs show a bug."""
-    op = bug.file.split(".")[0].removesuffix("_grad_kernel")
+    op = bug.file.split(".")[0].removesuffix("_grad_kernel").removesuffix("_channels")
+    if op == "reorder":
+        return "adaconv"
     if op == "cuda":
         return "moments" if "launch" in bug.what or "block sum" in bug.what else "adaconv"
     return op

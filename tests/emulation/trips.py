@@ -27,9 +27,11 @@ N, C, SIZE = 32, 64, 256
 
 def call_of(case: Case) -> Callable[[], object]:
     """The op that launches the kernel of a case, with as much as its name says."""
-    ops = torch.ops.adaconv
-    x, group = torch.empty(N, C, SIZE, SIZE), 8 if "C/G 8" in case.what else 1
-    kernel, reflect = torch.empty(N, C, group, 3, 3), "reflect" in case.what
+    ops, tensor_cores = torch.ops.adaconv, "tensor cores" in case.what
+    dtype = torch.bfloat16 if tensor_cores else torch.float32
+    x_order = torch.channels_last if tensor_cores else torch.contiguous_format
+    x, group = torch.empty(N, C, SIZE, SIZE, dtype=dtype, memory_format=x_order), 8 if "C/G 8" in case.what else 1
+    kernel, reflect = torch.empty(N, C, group, 3, 3, dtype=dtype), "reflect" in case.what
     if case.what.startswith("adaconv"):
         return lambda: ops.adaconv(x, kernel, None, reflect)
     if "gradient by x" in case.what:

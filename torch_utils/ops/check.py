@@ -67,15 +67,18 @@ def _adaconv() -> Iterator[Case]:
     sizes += [(4, 3, 33, 40), (16, 3, 5, 6), (2, 5, 9, 34), (1, 7, 12, 8)]
     sizes += [(1, 3, 16, 11), (8, 3, 24, 9), (2, 3, 8, 3), (36, 3, 8, 5)]  # strips of CUDA's that end with the image
     both = itertools.cycle([*ORDERS, *ORDERS[::-1]])  # with zeros and with reflection
-    for (group, k, h, w), mode in itertools.product(sizes, ("zeros", "reflect")):
-        n, channels = 2, group * (2 if group < 4 else 1)
+    plain = [(group, k, h, w, group * (2 if group < 4 else 1)) for group, k, h, w in sizes]
+    # on tensor cores: strips that end with the image, before and after it, and several parts of an image
+    last = [(1, 3, 9, 16, 32), (2, 3, 2, 2, 16), (4, 1, 35, 17, 16), (8, 3, 40, 33, 16), (16, 3, 17, 18, 32)]
+    for (group, k, h, w, channels), mode in itertools.product([*plain, *last], ("zeros", "reflect")):
+        n, order = 2, torch.channels_last if (group, k, h, w, channels) in last else next(both)
         yield Case(
             "adaconv",
             f"{group} channels a group, {k}x{k}, {h}x{w}, {mode}",
             lambda x, kernel, bias, reflect=mode == "reflect": ops.adaconv(x, kernel, bias, reflect),
             lambda x, kernel, bias, mode=mode: adaconv_reference(x, kernel, bias, mode),
             (_draw(n, channels, h, w), _draw(n, channels, group, k, k), _draw(n, channels)),
-            next(both),
+            order,
         )
 
 
@@ -160,6 +163,7 @@ def compare(case: Case, dtype: torch.dtype, device: str) -> str | None:
         y = y if isinstance(y, tuple) else (y,)
         torch.manual_seed(1)
         dy = [_draw(*t.shape).to(t) for t in y]
+        dy = [t.contiguous(memory_format=case.order) if t.ndim == 4 else t for t in dy]
         gradients = torch.autograd.grad(y, given, dy)
         results.append([t.detach() for t in (*y, *gradients)])
     outputs = len(results[0]) - (len(inputs) if case.gradients else 0)

@@ -40,7 +40,15 @@ CPU_SOURCES = [
     "moments.cpp",
     "upfirdn2d.cpp",
 ]
-CUDA_SOURCES = ["adaconv.cu", "adaconv_grad_kernel.cu", "bias_act.cu", "moments.cu", "upfirdn2d.cu"]
+CUDA_SOURCES = [
+    "adaconv.cu",
+    "adaconv_channels.cu",
+    "adaconv_grad_kernel.cu",
+    "bias_act.cu",
+    "moments.cu",
+    "reorder.cu",
+    "upfirdn2d.cu",
+]
 
 # The vector instructions that PyTorch found on this machine. GCC's -march=native would also tune, and so run into a
 # wrong code bug of GCC 12 (a flag overwritten before a conditional move).

@@ -4,7 +4,8 @@
 // Forward and gradient by x: adaconv_rows, for 1x1 and 3x3, computes a strip of pixels of a column in each thread, for
 // up to 8 outputs of a group; threads read x through the L1 cache, and the weights from shared memory. adaconv_any, for
 // other sizes, has the inputs of a tile pass through shared memory one by one. The gradient by the
-// kernel is in adaconv_grad_kernel.cu.
+// kernel is in adaconv_grad_kernel.cu. Half precision in channels-last memory goes to adaconv_channels.cu; all else is
+// computed in planes.
 //
 // Where the border was reflected, the gradient by a pixel near it is that by the pixel and by its reflections: outputs
 // of the same convolution of dy, beyond the border. They are added up before the sum is rounded and stored.
@@ -269,23 +270,34 @@ at::Tensor adaconv_cuda(const at::Tensor& x, const at::Tensor& kernel, const std
   const Convolution shape = check(x, kernel.sizes(), kernel, reflect);
   const c10::cuda::CUDAGuard guard(x.device());
   const at::Tensor shift = check_shift(x, bias);
+  if (x.numel() == 0) return empty_output(x.sizes(), x.options(), order_of(x));
+  if (on_tensor_cores(x, shape)) {
+    at::Tensor y = empty_output(x.sizes(), x.options(), order_of(x));
+    convolve_channels(x, kernel.contiguous(), shift, y, shape);
+    return y;
+  }
+  const at::Tensor planes = reorder(x, at::MemoryFormat::Contiguous);
   at::Tensor y = empty_output(x.sizes(), x.options());
-  if (y.numel() == 0) return y.contiguous(order_of(x));
   DISPATCH_FLOATING(x.scalar_type(), "adaconv",
-                    [&] { convolve<scalar_t>(x.contiguous(), kernel.contiguous(), shift, y, shape); });
-  return y.contiguous(order_of(x));
+                    [&] { convolve<scalar_t>(planes, kernel.contiguous(), shift, y, shape); });
+  return reorder(y, order_of(x));
 }
 
 at::Tensor adaconv_grad_x_cuda(const at::Tensor& dy_, const at::Tensor& kernel, bool reflect) {
   Convolution shape = check(dy_, kernel.sizes(), kernel, reflect);
   const c10::cuda::CUDAGuard guard(dy_.device());
   if (dy_.numel() == 0) return empty_output(dy_.sizes(), dy_.options(), order_of(dy_));
-  const at::Tensor dy = dy_.contiguous();
   shape.reflect = false, shape.turned = true, shape.fold = reflect && shape.size > 1;
+  if (on_tensor_cores(dy_, shape)) {
+    at::Tensor dx = empty_output(dy_.sizes(), dy_.options(), order_of(dy_));
+    convolve_channels(dy_, kernel.contiguous(), at::Tensor(), dx, shape);
+    return dx;
+  }
+  const at::Tensor dy = reorder(dy_, at::MemoryFormat::Contiguous);
   at::Tensor dx = empty_output(dy.sizes(), dy.options());
   DISPATCH_FLOATING(dy.scalar_type(), "adaconv_grad_x",
                     [&] { convolve<scalar_t>(dy, kernel.contiguous(), at::Tensor(), dx, shape); });
-  return dx.contiguous(order_of(dy_));
+  return reorder(dx, order_of(dy_));
 }
 
 }  // namespace

@@ -82,4 +82,11 @@ inline Convolution check(const at::Tensor& x, at::IntArrayRef kernel, const at::
   return {int(x.size(1)), int(x.size(2)), int(x.size(3)), int(kernel[2]), int(kernel[3]), reflect};
 }
 
+// adaconv_channels.cu: half precision in channels-last memory. Whether its kernels take x on its GPU; forward and
+// gradient by x, into y; and parts of the gradient by the kernel [parts, N, C, C/G, k, k], in float32, to be added up.
+bool on_tensor_cores(const at::Tensor& x, const Convolution& shape);
+void convolve_channels(const at::Tensor& x, const at::Tensor& kernel, const at::Tensor& bias, at::Tensor& y,
+                       const Convolution& shape);
+at::Tensor correlate_channels(const at::Tensor& x, const at::Tensor& dy, const Convolution& shape);
+
 }  // namespace adaconv

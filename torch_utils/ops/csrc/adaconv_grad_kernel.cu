@@ -126,7 +126,12 @@ at::Tensor adaconv_grad_kernel_cuda(const at::Tensor& x_, const at::Tensor& dy_,
   const c10::cuda::CUDAGuard guard(x_.device());
   at::Tensor dkernel = empty_output(sizes, x_.options());
   if (x_.numel() == 0) return dkernel.zero_();
-  const at::Tensor x = x_.contiguous(), dy = dy_.contiguous();
+  if (on_tensor_cores(x_, shape) && on_tensor_cores(dy_, shape)) {
+    dkernel.copy_(correlate_channels(x_, dy_, shape).sum(0));
+    return dkernel;
+  }
+  constexpr at::MemoryFormat planes = at::MemoryFormat::Contiguous;
+  const at::Tensor x = reorder(x_, planes), dy = reorder(dy_, planes);
   DISPATCH_FLOATING(x.scalar_type(), "adaconv_grad_kernel", [&] {
     // parts of the image, so that few groups keep the GPU busy too; each is summed up in a fixed order
     const int inputs = inputs_of_block(shape.group), segments = kWarps / inputs;

@@ -91,9 +91,10 @@ C10_HOST_DEVICE A median(A a, A b, A c) {
 }
 
 template <class S>
-C10_HOST_DEVICE Accumulate<S> moments_origin(const S* plane, int64_t count) {
+C10_HOST_DEVICE Accumulate<S> moments_origin(const S* plane, int64_t count, int64_t stride = 1) {
   using A = Accumulate<S>;
-  return median(static_cast<A>(plane[0]), static_cast<A>(plane[count / 2]), static_cast<A>(plane[count - 1]));
+  return median(static_cast<A>(plane[0]), static_cast<A>(plane[count / 2 * stride]),
+                static_cast<A>(plane[(count - 1) * stride]));
 }
 
 inline void check_moments(const at::Tensor& x) {

@@ -18,6 +18,16 @@ inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& o
   return at::empty(sizes, options.memory_format(order));
 }
 
+// x in an order of memory: itself where it has that order. On its GPU, under a guard. In reorder.cu.
+at::Tensor reorder(const at::Tensor& x, at::MemoryFormat order);
+
+// The first digit of a GPU's compute capability: 8 for sm_80.
+inline int compute_capability(at::Device device) {
+  int major = 0;
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()));
+  return major;
+}
+
 // Runs a kernel on the current stream, with `shared` bytes of memory for each block.
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t shared, Arguments... arguments) {
@@ -58,6 +68,33 @@ __device__ __forceinline__ A warp_sums(A* value) {
     }
     return warp_sums<N / 2, step / 2>(value);
   }
+}
+
+// Of a warp, on tensor cores of sm_80 and later: c += a · b, [16, 8] += [16, 16] · [16, 8], added up in float32. Of a,
+// register r of a lane holds row lane / 4 + 8 · (r % 2) in columns 2 · (lane % 4) + 8 · (r / 2) and the next; of b,
+// column lane / 4 in rows 2 · (lane % 4) + 8 · r and the next; of c, row lane / 4 + 8 · (r / 2) in column
+// 2 · (lane % 4) + r % 2 (PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type"). All lanes take part:
+// volatile, so that the compiler moves it into no branch that some of them take.
+template <class S>
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<S, at::Half>)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#elif defined(__CUDA_ARCH__)
+  __trap();  // never launched there
+#elif !defined(__CUDACC__)
+  emulated::multiply_add<S>(c, a, b);
+#endif
 }
 
 // The sum of a value over all threads of a block, in thread 0. `shared` holds a value for each warp.

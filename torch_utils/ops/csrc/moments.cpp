@@ -63,9 +63,7 @@ void sums_over_pixels(const S* x, int64_t channels, int64_t count, int64_t pixel
   constexpr int64_t lanes = kVectors * V::width;
   A origin[lanes] = {};
   double sum[lanes] = {}, squares[lanes] = {};
-  for (int64_t c = 0; c < count; c++)
-    origin[c] = median(static_cast<A>(x[c]), static_cast<A>(x[pixels / 2 * channels + c]),
-                       static_cast<A>(x[(pixels - 1) * channels + c]));
+  for (int64_t c = 0; c < count; c++) origin[c] = moments_origin(x + c, pixels, channels);
   const auto block = [&](int64_t begin, int64_t end, auto load) {  // in float64 after each
     typename V::Vector s[kVectors] = {}, q[kVectors] = {};
     for (int64_t p = begin; p < end; p++)
