@@ -68,12 +68,6 @@ struct Function {
   }
 };
 
-// V values that are loaded and stored at once.
-template <class S, int V>
-struct alignas(sizeof(S) * V) Pack {
-  S value[V];
-};
-
 // Where the bias of a pack comes from: there is none; all its values share a channel; or they are those of V channels
 // beside each other.
 enum Shift { kNone, kOfPlane, kOfPixel };

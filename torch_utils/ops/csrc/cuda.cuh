@@ -35,6 +35,12 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t share
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
+// V values beside each other, as a thread loads and stores them: columns of a row, or channels of a pixel.
+template <class S, int V>
+struct alignas(sizeof(S) * V) Pack {
+  S value[V];
+};
+
 // Has the compiler keep a value in a register, and neither compute it again nor take it apart, if it is the address of
 // a tensor.
 template <class T>

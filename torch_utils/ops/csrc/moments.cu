@@ -52,14 +52,8 @@ __global__ void __launch_bounds__(kThreads) moments(const S* x, S* mean, S* var,
   part[0] = sum, part[1] = squares;
 }
 
-// Channels that lie beside each other, as a thread loads them.
-template <class S, int V>
-struct alignas(sizeof(S) * V) Pack {
-  S value[V];
-};
-
-// Channels-last: of sample blockIdx.z, kBeside vectors of channels from blockIdx.x on. A warp takes kRows pixels at
-// once.
+// Channels-last: of sample blockIdx.z, kBeside vectors of V channels from blockIdx.x · kBeside on. One belongs to every
+// kBeside-th thread.
 template <class S, int V>
 __global__ void __launch_bounds__(kThreads)
     moments_last(const S* x, S* mean, S* var, Accumulate<S>* parts, int64_t inner, int channels, int64_t first) {

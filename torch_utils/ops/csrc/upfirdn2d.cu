@@ -26,12 +26,6 @@ struct Shape {
 // The first tap that falls on a value of x, where `start` is the place of tap 0 in the upsampled image.
 __device__ __forceinline__ int first_tap(int start, int up) { return ((-start) % up + up) % up; }
 
-// V values beside each other, of which a thread computes as many columns.
-template <class S, int V>
-struct alignas(sizeof(S) * V) Pack {
-  S value[V];
-};
-
 // kRows outputs of a column, of which the first is `above` rows above a multiple of kRows, so that its tap 0 falls on a
 // value of x. `planes`: neighbours in a row lie beside each other; else V channels do.
 template <class S, int up, int down, bool planes, int V>
