@@ -23,14 +23,14 @@ from measure import write_record
 from torch_utils import cli
 from torch_utils.errors import UserError
 
-THREADS = 256  # of a block, in all kernels
+THREADS, SMALL_BLOCKS = 256, {"adaconv_channels": 128}  # of a block, and of kernels whose names begin so
 REGISTERS, SM_THREADS = 65536, 2048  # of an SM of compute capability 8.0 and 9.0
 
 
-def occupancy(registers: int) -> float:
+def occupancy(registers: int, threads: int = THREADS) -> float:
     """The part of an SM's threads that its registers allow; a warp gets them in blocks of 256."""
-    of_block = -(-registers * 32 // 256) * 256 * THREADS // 32
-    return min(REGISTERS // of_block * THREADS, SM_THREADS) / SM_THREADS
+    of_block = -(-registers * 32 // 256) * 256 * threads // 32
+    return min(REGISTERS // of_block * threads, SM_THREADS) / SM_THREADS
 
 
 def parse(text: str, architecture: str) -> list[dict]:
@@ -42,14 +42,17 @@ def parse(text: str, architecture: str) -> list[dict]:
     for line in text.splitlines():
         if match := re.search(r"arch = (\w+)", line):
             found = match[1]
-        elif match := re.search(r"Function (?:void )?(?:\(anonymous namespace\)::)?([\w:]+<[^>]*>)", line):
+        elif match := re.search(
+            r"Function (?:void )?(?:adaconv::)?(?:\(anonymous namespace\)::)?([\w:]+<[^>]*>)", line
+        ):
             name = re.sub(r"c10::|\(\(anonymous namespace\)::\w+\)|\(adaconv::\w+\)", "", match[1])
         elif found in (None, architecture) and (
             match := re.search(r"REG:(\d+) STACK:\d+ SHARED:(\d+) LOCAL:(\d+)", line)
         ):
             registers, shared, spills = map(int, match.groups())
-            row = {"kernel": name, "registers": registers, "shared": shared, "spills": spills, "threads": THREADS}
-            rows.append({**row, "occupancy": occupancy(registers)})
+            threads = next((count for begin, count in SMALL_BLOCKS.items() if name.startswith(begin)), THREADS)
+            row = {"kernel": name, "registers": registers, "shared": shared, "spills": spills, "threads": threads}
+            rows.append({**row, "occupancy": occupancy(registers, threads)})
     return rows
 
 

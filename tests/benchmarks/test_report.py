@@ -52,6 +52,7 @@ def test_a_broken_record_is_named(tmp_path):
 def test_occupancy():
     """By NVIDIA's rules: 32 registers fill an SM of 2048 threads; 106 are 112, of which 2 blocks of 256 fit."""
     assert [occupancy(r) for r in (16, 32, 33, 64, 106)] == [1, 1, 0.75, 0.5, 0.25]
+    assert [occupancy(r, 128) for r in (126, 147)] == [0.25, 0.1875]
 
 
 def test_resources_of_one_architecture():
