@@ -1,13 +1,15 @@
 """How metrics rise with known damages of images: blur, noise, JPEG, images of another kind, fewer modes; and copies.
 
     python benchmarks/compare_damages.py --data cifar10-test.zip --other faces32.zip
+    python benchmarks/compare_damages.py --data cifar10-test.zip --other faces32.zip --damages blur --json damages.json
 
 A third of the images drawn are the real side, another third is damaged, and undamaged for comparison. A metric is of
 use where it is worse for each level of a damage than for the level before. Copies are images of the real side: metrics
 find them better, and only authenticity, and C_T and FLD by the last third of the images, tell that they are copied.
 
 A metric may be of fewer images than --count, as `fid100` of an extractor that is slow: fakes are shuffled, so that it
-sees the same share of a damage.
+sees the same share of a damage. A long measurement can be made in parts: damages that the file of --json already has
+are not measured again.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -32,10 +35,10 @@ from media.dataset import ImageDataset, read_labels
 from media.decode import decode_image
 from metrics import Evaluator, choose, parse_metric
 from metrics.detectors import OPTION
-from metrics.encoders import DEFAULT
 from metrics.features import tensor_source
 from metrics.fld import feature_likelihood_divergence
 from metrics.memorization import copying_test
+from metrics.names import DEFAULT_DETECTOR
 from metrics.nearest import collect, find_nearest, load_describe
 from torch_utils import cli
 from torch_utils.errors import UserError
@@ -128,6 +131,20 @@ def memorization(
     return figures
 
 
+def earlier_values(path: str | None, record: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """The values of each damage in the file of --json, if there is one. Raises UserError if it is of other settings."""
+    if path is None or not Path(path).exists():
+        return {}
+    try:
+        earlier = json.loads(Path(path).read_text())
+        values = earlier.pop("values")
+    except (ValueError, KeyError, AttributeError):
+        raise UserError(f"{path} is no record of this script; name another file with --json") from None
+    if earlier != json.loads(json.dumps(record)):
+        raise UserError(f"{path} was measured with other options; repeat those, or name another file with --json")
+    return values
+
+
 def read(path: str, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
     """Images uint8 [count, C, H, W] drawn from a data set, and their classes [count] if it has classes."""
     dataset = ImageDataset(path)
@@ -180,18 +197,34 @@ def overview(found: dict[str, list[dict[str, float]]], rankings: Iterable[str]) 
 )
 @cli.option("What", "--other", metavar="PATH", required=True, help="Images of another kind, which are mixed in.")
 @cli.option("What", "--count", default=2000, type=click.IntRange(20), help="Number of images of each side.")
-@cli.option("What", "--metrics", metavar="NAMES", default=f"swd2k,fd2k@{DEFAULT}", help="Metrics to compute.")
-@cli.option("What", "--detector", metavar="NAME", default=DEFAULT, help="Detector for authenticity, C_T and FLD.")
+@cli.option("What", "--metrics", metavar="NAMES", default=f"swd2k,fd2k@{DEFAULT_DETECTOR}", help="Metrics to compute.")
+@cli.option(
+    "What",
+    "--memorization/--no-memorization",
+    "memorized",
+    default=True,
+    help="Also compute authenticity, C_T and FLD, which takes about as long as the metrics of one detector.",
+)
+@cli.option(
+    "What", "--detector", metavar="NAME", default=DEFAULT_DETECTOR, help="Detector for authenticity, C_T and FLD."
+)
 @cli.option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of a published detector.")
 @cli.option("What", "--damages", "chosen", metavar="WORDS", help="Damages by their first words: blur,noise,modes.")
 @cli.option("How", "--seed", default=0, type=click.IntRange(0, 2**30), help="Seed for the choice of images.")
 @cli.option("How", "--device", default="cpu", type=cli.Device(), help="Device of the detectors: cpu or cuda.")
-@cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the values to.")
+@cli.option(
+    "How",
+    "--json",
+    "json_path",
+    metavar="FILE",
+    help="File to write the values to, or to add those of further damages to.",
+)
 def main(
     data: str,
     other: str,
     count: int,
     metrics: str,
+    memorized: bool,
     detector: str,
     detector_weights: tuple[str, ...],
     chosen: str | None,
@@ -202,33 +235,36 @@ def main(
     """Show how metrics rise with known damages of images, as tables."""
     names = metrics.split(",")
     rankings = {value: higher for name in names for value, higher in parse_metric(name).rankings().items()}
-    rankings |= {"authentic": True, "c_t": True, "fld": False}
+    if memorized:
+        rankings |= {"authentic": True, "c_t": True, "fld": False}
     images, labels = read(data, 3 * count, seed)
     others, _ = read(other, count, seed)
     if others.shape[1:] != images.shape[1:]:
         raise UserError(f"the images of {other} have another size than those of {data}; convert them to it")
     real, fake, test = images.split(count)
-    dataset = torch.utils.data.TensorDataset(real)
-    evaluator = Evaluator(names, dataset, seed=seed, device=device, weights=detector_weights)
-    figures = memorization(detector, detector_weights, real, test, device)
+    evaluator = Evaluator(
+        names, torch.utils.data.TensorDataset(real), seed=seed, device=device, weights=detector_weights
+    )
+    figures = memorization(detector, detector_weights, real, test, device) if memorized else lambda _: {}
     damage = damages(fake, None if labels is None else labels[count : 2 * count], others, real)
 
     def evaluate(images: Tensor) -> dict[str, float]:
         return {**evaluator.evaluate(tensor_source(shuffled(images))), **figures(images)}
 
-    undamaged = evaluate(fake)
-    found = {}
+    record = {"data": data, "other": other, "count": count, "seed": seed, "metrics": names, "levels": LEVELS}
+    record["settings"] = evaluator.settings()
+    found = earlier_values(json_path, record)
+    undamaged = next(iter(found.values()))[0] if found else evaluate(fake)
     words = tuple(chosen.split(",")) if chosen else ("",)
     for name, levels in LEVELS.items():
         if not name.startswith(words):
             continue
-        rows = [evaluate(damage[name](level)) for level in levels]
-        found[name] = [undamaged, *rows]
+        if name not in found:
+            found[name] = [undamaged, *(evaluate(damage[name](level)) for level in levels)]
         print(table(name, found[name], rankings), flush=True)
         if json_path:
-            record = {"data": data, "other": other, "count": count, "seed": seed, "levels": LEVELS, "values": found}
-            write_file(json_path, json.dumps({**record, "settings": evaluator.settings()}, indent=1).encode())
-    print(overview(found, rankings))
+            write_file(json_path, json.dumps({**record, "values": found}, indent=1).encode())
+    print(overview({name: found[name] for name in LEVELS if name in found}, rankings))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import torch
 
 from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
-from metrics.encoders import DEFAULT, SHIPPED
-from metrics.names import CLIP, DINOV2, LISTED, higher_is_better, parse_metric, values_of
+from metrics.encoders import SHIPPED
+from metrics.names import CLIP, DEFAULT_DETECTOR, DINOV2, LISTED, higher_is_better, parse_metric, values_of
 from metrics.nearest import FIGURES, FLD_NEEDS_TEST, NearestRequest, nearest_images
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
@@ -36,7 +36,7 @@ python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs -
 python -m metrics --metrics fid5k_full,swd --fakes my_images/ --data faces32.zip --json
 python -m metrics --metrics fid50k_full,pr50k3_full --network runs --data ffhq.zip --trunc 0.5,0.7,1
 python -m metrics --metrics swd2k --network runs/00003-ffhq-auto --all --data ffhq.zip
-python -m metrics --metrics fd5k_full@encoder.safetensors --network runs --data faces64.zip
+python -m metrics --metrics swd2k,fd5k_full@tiny-imagenet --network runs --data faces64.zip
 """
 REPORT = """\
 python -m metrics report --network runs/00003-ffhq-auto --data ffhq.zip --metrics fid50k_full,pr50k3_full
@@ -323,8 +323,8 @@ def evaluate_together(
     "How",
     "--detector",
     metavar="NAME",
-    default=DEFAULT,
-    help="Detector in whose features images are near: stylizer-small, which is shipped, vgg16, inception, "
+    default=DEFAULT_DETECTOR,
+    help="Detector in whose features images are near: tiny-imagenet, which is shipped, vgg16, inception, "
     "dinov2-vit-l-14, another of python -m metrics --list, or the file of an encoder or a stylizer.",
 )
 @option("How", OPTION, metavar="FILE", multiple=True, help="File with the weights of a published detector.")
@@ -385,7 +385,7 @@ def nearest_command(
     "How",
     "--detector",
     metavar="NAME",
-    help="Detector in whose features the nearest training images are searched.  [default: stylizer-small]",
+    help="Detector in whose features the nearest training images are searched.  [default: tiny-imagenet]",
 )
 @option("Output", "--out", metavar="HTML", default="report.html", help="The page.")
 def report_command(
@@ -421,7 +421,7 @@ def report_command(
     device = "cuda" if gpus else "cpu"
     nearest = NearestRequest(
         network=request.network, fakes=None, data=data, test=test, fld=fld, seeds=seeds, class_name=None,
-        trunc=request.truncations[0], detector=detector or DEFAULT, detector_weights=weights,
+        trunc=request.truncations[0], detector=detector or DEFAULT_DETECTOR, detector_weights=weights,
         neighbours=5, rows=8, batch=request.batch, workers=request.workers, device=device,
         background=request.background,
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Our own detectors: the encoders that train_encoder.py makes, VGG-19 up to relu4_1 (networks/vgg.py).
 
-A metric names one after an @: `fd5k_full@stylizer-small` for the encoder inside of the stylizer that comes with the
-project, or `fd5k_full@runs/00000-…/snapshot-000400.safetensors` for another file of an encoder or a stylizer. Its
-values compare with those of the same file only, and are never called FID.
+A metric names one after an @. Two come with the project: `fd5k_full@tiny-imagenet`, which was trained to tell the 200
+classes of Tiny ImageNet apart, and `fd5k_full@stylizer-small`, the encoder inside of the stylizer. Other files of
+encoders and stylizers are named by their paths: `fd5k_full@runs/00000-…/snapshot-000400.safetensors`. Values compare
+with those of the same file only, and are never called FID.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from media.images import to_float
+from metrics.names import DEFAULT_DETECTOR
 from models.encoder import read_encoder as read_encoder_file
 from models.snapshot import PRETRAINED, STYLIZER, load_stylizer, says_kind
 from networks.vgg import CHANNELS, VGG19, scale_channels
@@ -22,8 +24,7 @@ from torch_utils.download import file_sha256
 from torch_utils.errors import UserError
 from torch_utils.files import missing
 
-DEFAULT = "stylizer-small"
-SHIPPED = {DEFAULT: PRETRAINED / f"{DEFAULT}.safetensors"}
+SHIPPED = {name: PRETRAINED / f"{name}.safetensors" for name in (DEFAULT_DETECTOR, "stylizer-small")}
 LAYER = "mean of relu4_1"
 
 
@@ -71,7 +72,7 @@ def find_encoder(name: str) -> Path:
         raise UserError(
             missing(
                 Path(name),
-                f"name a file of train_encoder.py or train_stylizer.py, {next(iter(SHIPPED))}, or a "
+                f"name a file of train_encoder.py or train_stylizer.py, {DEFAULT_DETECTOR}, or a "
                 "published detector; python -m metrics --list names them",
             )
         )

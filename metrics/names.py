@@ -3,7 +3,7 @@
     fid50k_full               50 000 fakes against all real images
     fid50k                    50 000 fakes against 50 000 real images
     fdd50k_full               the Fréchet distance by DINOv2's features
-    fd5k_full@stylizer-small  the Fréchet distance of 5000 fakes by the features of another detector
+    fd5k_full@tiny-imagenet   the Fréchet distance of 5000 fakes by the features of another detector
 
 Any number can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
 """
@@ -36,6 +36,7 @@ PATTERNS = {
 DEFAULT_COUNTS = {"ppl": "50k", "swd": "8192"}  # where the name has none
 NEEDS_DETECTOR = {"fd", "kd"}  # FID and KID are those of Inception-v3, and no others are called so
 TAKES_DETECTOR = {*NEEDS_DETECTOR, "pr", "dc", "cmmd"}
+DEFAULT_DETECTOR = "tiny-imagenet"  # the encoder that comes with the project for this, see metrics/encoders.py
 DINOV2, CLIP = "dinov2-vit-l-14", "clip-vit-l-14-336px"
 NAMED = {"fdd": ("fd", DINOV2), "kdd": ("kd", DINOV2)}  # another metric and its detector under a name of their own
 CLEAN = "2048 of clean-fid"  # a layer: Inception-v3's pool3 of images that are resized as clean-fid does
@@ -59,8 +60,8 @@ LISTED = {
     "ppl2_wend": "perceptual path length in W at the paths' ends, of 50,000 paths; lower is smoother",
     "swd": "sliced Wasserstein distance of 8192 images; lower is better; needs no download",
     "pr50k3_full@dinov2-vit-l-14": "precision and recall in the features of a detector; dc10k5_full takes one as well",
-    "fd5k_full@stylizer-small": "Fréchet distance of the shipped encoder's features, or of a file's; lower is better",
-    "kd5k_full@stylizer-small": "kernel distance of the same features; lower is better",
+    f"fd5k_full@{DEFAULT_DETECTOR}": "Fréchet distance of a shipped encoder's features; lower is better; no download",
+    f"kd5k_full@{DEFAULT_DETECTOR}": "kernel distance of the same features; lower is better",
 }
 
 
@@ -155,8 +156,8 @@ def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
     """Raises UserError where the name has a detector that it cannot have, or has none that it needs."""
     if kind in NEEDS_DETECTOR and not detector:
         raise UserError(
-            f"{name} needs a detector: write {name.rstrip('@')}@stylizer-small, or @ and the file of an encoder or a "
-            "stylizer"
+            f"{name} needs a detector: write {name.rstrip('@')}@{DEFAULT_DETECTOR}, or @ and the file of an encoder "
+            "or a stylizer"
         )
     if at and kind in NAMED:
         other = name.replace("dd", "d", 1)
@@ -167,7 +168,7 @@ def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
     if at and kind not in TAKES_DETECTOR:
         raise UserError(f"{name}: this metric takes no detector; write {name.partition('@')[0]}")
     if at and not detector:
-        raise UserError(f"{name}: after the @ the name or the file of an encoder is missing; write @stylizer-small")
+        raise UserError(f"{name}: after the @ the name or the file of an encoder is missing; write @{DEFAULT_DETECTOR}")
     if at and kind == "cmmd" and not detector.startswith("clip-"):
         other = name.replace("cmmd", "kd", 1)
         raise UserError(f"{name}: CMMD is of CLIP's features; write {other} for a kernel distance of others")

@@ -16,6 +16,7 @@ from metrics import Evaluator, choose, encoders
 from metrics.encoders import EncoderFeatures, find_encoder, read_encoder
 from metrics.features import tensor_source
 from metrics.frechet import frechet_distance
+from metrics.names import DEFAULT_DETECTOR
 from models.encoder import save_encoder
 from models.snapshot import PRETRAINED, STYLIZER, find_snapshot, load_stylizer
 from networks.vgg import MEAN, STD, VGG19
@@ -190,10 +191,10 @@ def test_two_processes_compute_the_same(small, slices, encoder_file, tmp_path):
 # --- names and files ------------------------------------------------------------------------------------------------
 
 
-def test_the_shipped_encoder_is_that_of_the_shipped_stylizer():
+def test_the_encoder_of_the_shipped_stylizer():
     """Of small images as they are; of larger ones, each side that is longer than a style's is reduced to that."""
     stylizer, _ = load_stylizer(find_snapshot(PRETRAINED / "stylizer-small.safetensors", STYLIZER))
-    network = EncoderFeatures(read_encoder(encoders.DEFAULT))
+    network = EncoderFeatures(read_encoder("stylizer-small"))
     for height, width in ((32, 32), (40, 24), (256, 256)):
         images = random_images(2, size=256)[:, :, :height, :width]
         features = stylizer.encode(images / 127.5 - 1).mean(dim=(2, 3))
@@ -205,11 +206,11 @@ def test_the_shipped_encoder_is_that_of_the_shipped_stylizer():
 
 def test_a_missing_shipped_encoder_is_one_line(monkeypatch, tmp_path, encoder_file):
     file = tmp_path / "shipped.safetensors"
-    monkeypatch.setattr(encoders, "SHIPPED", {encoders.DEFAULT: file})
-    with pytest.raises(UserError, match=r"the encoder stylizer-small is not in this copy .* name the file of"):
-        find_encoder(encoders.DEFAULT)
+    monkeypatch.setattr(encoders, "SHIPPED", {DEFAULT_DETECTOR: file})
+    with pytest.raises(UserError, match=r"the encoder tiny-imagenet is not in this copy .* name the file of"):
+        find_encoder(DEFAULT_DETECTOR)
     file.write_bytes(encoder_file.read_bytes())
-    assert find_encoder(encoders.DEFAULT) == file
+    assert find_encoder(DEFAULT_DETECTOR) == file
 
 
 def test_other_files_are_refused(faces16, tmp_path, encoder_file):

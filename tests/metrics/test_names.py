@@ -70,7 +70,8 @@ def test_what_is_no_name(name):
 @pytest.mark.parametrize(
     "name, kind, count, detector",
     [
-        ("fd5k_full@stylizer-small", "fd", 5000, "stylizer-small"),
+        ("fd5k_full@tiny-imagenet", "fd", 5000, "tiny-imagenet"),
+        ("dc5k5@stylizer-small", "dc", 5000, "stylizer-small"),
         ("kd2k@runs/00000-a/snapshot-000400.safetensors", "kd", 2000, "runs/00000-a/snapshot-000400.safetensors"),
         ("pr5k3_full@a@b", "pr", 5000, "a@b"),
         ("dc1005@x", "dc", 100, "x"),
@@ -90,14 +91,14 @@ def test_detector_of_a_name(name, kind, count, detector):
     [
         ("fid50k@other", "write fd50k@other for another detector"),
         ("kid50k_full@other", "write kd50k_full@other"),
-        ("swd2k@stylizer-small", "takes no detector; write swd2k"),
+        ("swd2k@tiny-imagenet", "takes no detector; write swd2k"),
         ("is50k@", "takes no detector; write is50k"),
-        ("fd5k", "fd5k@stylizer-small, or @ and the file of an encoder or a stylizer"),
-        ("kd5k_full@", "kd5k_full@stylizer-small"),
+        ("fd5k", "fd5k@tiny-imagenet, or @ and the file of an encoder or a stylizer"),
+        ("kd5k_full@", "kd5k_full@tiny-imagenet"),
         ("fdd5k@dinov2-vit-s-14", "write fd5k@dinov2-vit-s-14 for another detector"),
         ("cmmd5k@dinov2-vit-s-14", "write kd5k@dinov2-vit-s-14"),
         ("cleanfid5k@x", "takes no detector; write cleanfid5k"),
-        ("pr5k3@", "name or the file of an encoder is missing"),
+        ("pr5k3@", "name or the file of an encoder is missing; write @tiny-imagenet"),
     ],
 )
 def test_wrong_detectors(name, message):

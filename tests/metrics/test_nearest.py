@@ -130,7 +130,7 @@ def test_the_shipped_detector_finds_changed_copies(command, tmp_path):
     code, out, err = command(*arguments, "--out", tmp_path / "sheet.png", "--json")
     assert code == 0, err
     found = json.loads(out)
-    assert found["detector"] == "stylizer-small"
+    assert found["detector"] == "tiny-imagenet"
     rows = found["images"]
     assert [row["nearest"] for row in rows[:20]] == [f"{n:04}.png" for n in range(20)]
     assert [row["flipped"] for row in rows[15:20]] == [True] * 5 and not any(row["flipped"] for row in rows[:15])

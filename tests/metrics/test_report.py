@@ -136,13 +136,13 @@ def test_a_page_of_wide_transparent_images(command, tmp_path, monkeypatch, chann
 
 def test_without_the_default_detector_the_page_says_so(command, run, tmp_path, monkeypatch):
     folder, data = run
-    monkeypatch.setattr("metrics.encoders.SHIPPED", {"stylizer-small": tmp_path / "absent.safetensors"})
+    monkeypatch.setattr("metrics.encoders.SHIPPED", {"tiny-imagenet": tmp_path / "absent.safetensors"})
     (folder / "metrics.jsonl").unlink()
     arguments = ["--network", folder, "--data", data, "--gpus", 0, "--workers", 0, "--metrics", "swd20"]
     code, _, err = command("report", *arguments, "--out", tmp_path / "b.html")
-    assert code == 0 and "warning: nearest training images are left out: the encoder stylizer-small" in err
+    assert code == 0 and "warning: nearest training images are left out: the encoder tiny-imagenet" in err
     page = Page((tmp_path / "b.html").read_text())
-    assert any("the encoder stylizer-small is not in this copy" in text for text in page.texts)
+    assert any("the encoder tiny-imagenet is not in this copy" in text for text in page.texts)
     assert len(page.images) == 2 and "Over training" not in page.texts
 
 
