@@ -138,7 +138,7 @@ def earlier_values(path: str | None, record: dict[str, Any]) -> dict[str, list[d
     try:
         earlier = json.loads(Path(path).read_text())
         values = earlier.pop("values")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path} is no record of this script; name another file with --json") from None
     if earlier != json.loads(json.dumps(record)):
         raise UserError(f"{path} was measured with other options; repeat those, or name another file with --json")
@@ -263,7 +263,8 @@ def main(
             found[name] = [undamaged, *(evaluate(damage[name](level)) for level in levels)]
         print(table(name, found[name], rankings), flush=True)
         if json_path:
-            write_file(json_path, json.dumps({**record, "values": found}, indent=1).encode())
+            values = {name: found[name] for name in LEVELS if name in found}
+            write_file(json_path, json.dumps({**record, "values": values}, indent=1).encode())
     print(overview({name: found[name] for name in LEVELS if name in found}, rankings))
 
 

@@ -1,5 +1,6 @@
 """What is compared are images of the data set, with their own classes."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from media.faces import faces
 from metrics import Evaluator
 from metrics.features import tensor_source
 from tests.metrics.test_encoders import encoder_file  # noqa: F401 (a fixture)
+from torch_utils.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from compare_damages import LEVELS, damages, memorization, overview, read, shuffled
+from compare_damages import LEVELS, damages, main, memorization, overview, read, shuffled
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -82,3 +84,25 @@ def test_copies_are_caught_and_no_distance_sees_them(faces16, encoder_file):  # 
         assert values[0] > values[1] > values[2], (better, values)
     assert found[2]["fld"] > found[0]["fld"] + 10
     assert found[2]["authentic"] == 0 and found[2]["c_t"] < -5 and abs(found[0]["c_t"]) < 3
+
+
+def test_a_measurement_in_parts_gives_the_record_of_one(faces16, encoder_file, tmp_path, capsys):  # noqa: F811
+    def measure(name: str, damages: str, count: int = 20) -> dict:
+        arguments = ["--data", faces16, "--other", faces16, "--count", count, "--metrics", f"kd20@{encoder_file}"]
+        arguments += ["--no-memorization", "--damages", damages, "--json", tmp_path / name]
+        main([*map(str, arguments)], standalone_mode=False)
+        return json.loads((tmp_path / name).read_text())
+
+    whole = measure("whole.json", "blur,modes")
+    table = capsys.readouterr().out.split("\n\n")[-1]
+    measure("parts.json", "blur")
+    assert measure("parts.json", "modes") == whole and [*whole["values"]] == ["blur, σ in pixels", "modes left"]
+    assert capsys.readouterr().out.split("\n\n")[-1] == table
+    assert all(
+        row.keys() == {f"kd20@{encoder_file}", f"kd20_std@{encoder_file}"} for row in whole["values"]["modes left"]
+    )
+    with pytest.raises(UserError, match=r"parts\.json was measured with other options; repeat those, or name another"):
+        measure("parts.json", "noise", count=30)
+    (tmp_path / "no.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"no\.json is no record of this script; name another file"):
+        measure("no.json", "noise")
