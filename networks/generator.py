@@ -77,7 +77,7 @@ class GeneratorConfig(NetworkConfig):
     norm: Literal["instance", "demod"] = "demod"
     kernel_size: Annotated[int, Within(1, 31)] = 3  # of the predicted kernels; also the size of the style map
     style_channels: Annotated[int, Within(1, 2**13)] = 64  # of the style map
-    depthwise_scale: float = 0.1  # initial deviation of the depthwise kernels from the identity
+    depthwise_scale: float = 0.03  # initial deviation of the depthwise kernels from the identity
     pointwise_scale: float = 1.0  # the same for the pointwise kernels' entries of each channel with itself
     mixing_scale: float = 0.3  # the same for their entries between channels
     map_lr: float = 1.0  # learning rate multiplier of the style map
