@@ -67,7 +67,8 @@ gpu-check: $(GPU_SETUP)
 	ADACONV_OPS=native $(RUN) -m pytest -m gpu
 	@if command -v compute-sanitizer > /dev/null; then \
 	    ADACONV_OPS=native PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 3 \
-	    $(RUN) -m pytest -m gpu tests/torch_utils/ops/test_kernels.py -k "opcheck or channels_last or folded"; \
+	    $(RUN) -m pytest -m gpu tests/torch_utils/ops/test_kernels.py tests/torch_utils/ops/test_memory_order.py \
+	    -k "opcheck or channels_last or folded or test_memory_order"; \
 	else echo "note: compute-sanitizer is not there; memory accesses were not checked" >&2; fi
 	$(RUN) benchmarks/compare_kernels.py --device cuda --json $(OUT)/kernels-cuda-fp32.json
 	$(RUN) benchmarks/compare_kernels.py --device cuda --precision bf16 --json $(OUT)/kernels-cuda-bf16.json

@@ -346,7 +346,7 @@ def main(
 
 
 def progress(text: str) -> None:
-    """Says on stderr what has been done: the table comes last, and on a GPU that is lent it may not come at all."""
+    """Says on stderr what has been done: the table comes last, and may not come at all where the time on a GPU is short."""
     print(text, file=sys.stderr, flush=True)
 
 

@@ -252,7 +252,7 @@ def main(
         return {**evaluator.evaluate(tensor_source(shuffled(images))), **figures(images)}
 
     record = {"data": data, "other": other, "count": count, "seed": seed, "metrics": names, "levels": LEVELS}
-    record["settings"] = evaluator.settings()
+    record |= {"settings": evaluator.settings(), "memorization": detector if memorized else None}
     found = earlier_values(json_path, record)
     undamaged = next(iter(found.values()))[0] if found else evaluate(fake)
     words = tuple(chosen.split(",")) if chosen else ("",)

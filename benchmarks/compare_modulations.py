@@ -29,7 +29,10 @@ sys.path.insert(0, str(ROOT))
 
 from measure import write_record  # noqa: E402
 
+from metrics import parse_metric  # noqa: E402
 from torch_utils import cli  # noqa: E402
+from torch_utils.errors import UserError  # noqa: E402
+from torch_utils.files import write_file  # noqa: E402
 
 # What differs from `train.py --cfg demo`, by fields of GeneratorConfig or options of train.py.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -48,6 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adaconv-bias": {"predict_bias": True},
     "adaconv-noise": {"noise": True},
     "adaconv-instance": {"norm": "instance"},
+    "adaconv-depthwise0.1-instance": {"depthwise_scale": 0.1, "norm": "instance"},
     "adaconv-rank8": {"style_channels": 8},
     "adaconv-1x1": {"kernel_size": 1},
     "adaconv-5x5": {"kernel_size": 5},
@@ -57,14 +61,18 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from media.dataset import ImageDataset
+from training.cli import check_resumable
 from training.loop import train
 from training.options import resolve
 from training.r3gan import trainer_of
-from training.runs import find_state, list_states
+from training.runs import find_state, list_states, load_state
 run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 data = ImageDataset(options["data"], use_labels=options.get("cond", False))
 config = resolve(options, data.resolution, data.channels, data.c_dim, 0)
-finished = train(trainer_of(config), config, run, find_state(run) if list_states(run) else None)
+state = find_state(run) if list_states(run) else None
+if state:
+    check_resumable(load_state(state), run, config)
+finished = train(trainer_of(config), config, run, state)
 sys.exit(0 if finished else 3)
 """
 
@@ -83,9 +91,20 @@ def python(arguments: list[str], run: Path, output: str) -> None:
 
 
 def train_one(run: Path, options: Mapping[str, Any]) -> dict[float, dict]:
-    """Trains in a process of its own, as far as that is not done yet; returns the run's metrics by kimg."""
+    """Trains in a process of its own, as far as that is not done yet; returns the run's metrics by kimg.
+
+    Raises UserError where the folder is that of a run with other options.
+    """
+    asked = run / "asked.json"
+    before = json.loads(asked.read_text()) if asked.exists() else options
+    free = ("workers",) if (run / "done").exists() else ("workers", "kimg")
+    if changed := [
+        name for name in {**before, **options} if before.get(name) != options.get(name) and name not in free
+    ]:
+        raise UserError(f"{run} was trained with another {', '.join(changed)}; name another --outdir, or remove it")
     if not (run / "done").exists():
         run.mkdir(parents=True, exist_ok=True)
+        write_file(asked, json.dumps(dict(options), indent=1).encode())
         python(["-c", WORKER, str(run), json.dumps(options)], run, "trained.txt")
         (run / "done").touch()
     return {line["kimg"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
@@ -106,7 +125,8 @@ def train_and_evaluate(run: Path, options: Mapping[str, Any], final: str) -> dic
     """The metrics of training and of the saved snapshots, by kimg."""
     found = train_one(run, options)
     for kimg, values in evaluate_snapshots(run, options, final).items() if final else ():
-        found[kimg] |= values
+        if kimg in found:  # a run that was stopped has a snapshot at that place as well
+            found[kimg] |= values
     return found
 
 
@@ -143,14 +163,16 @@ def main(variants: str, seeds: list[int], kimg: float, every: float | None, outd
     table: dict[str, dict[str, Any]] = {}
     for (name, _, _), found in zip(work, results, strict=True):
         row = table.setdefault(name, {"kimg": sorted(found)})
-        for metric in [*metrics, *filter(None, final.split(","))]:
-            values = [float(f"{found[k][metric]:.4g}") for k in sorted(found) if metric in found[k]]
-            row.setdefault(metric, []).append(values)
-    for name, row in table.items():
-        ends = [f"{metric} {spread([values[-1] for values in row[metric]])}" for metric in row if metric != "kimg"]
-        print(f"{name:30}", "   ".join(ends))
+        for value in (
+            v for metric in [*metrics, *filter(None, final.split(","))] for v in parse_metric(metric).rankings()
+        ):
+            values = [float(f"{found[k][value]:.4g}") for k in sorted(found) if value in found[k]]
+            row.setdefault(value, []).append(values)
     record = {**rest, "data": Path(rest["data"]).name, "kimg": kimg, "seeds": seeds, "variants": table}
     write_record(json_path, "cpu", record)
+    for name, row in table.items():
+        ends = [f"{value} {spread([run[-1] for run in row[value]])}" for value in row if value != "kimg"]
+        print(f"{name:30}", "   ".join(ends))
 
 
 def spread(values: list[float]) -> str:

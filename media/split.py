@@ -37,8 +37,10 @@ def split(
         raise UserError(f"{files.path} is in shards, which are not split; make the data set again from its images")
     if len(files.names) < every:
         raise UserError(f"{files.path} has {len(files.names):,} images, fewer than --every {every}; name a smaller one")
-    if Path(train) == Path(held_out):
+    if Path(train).resolve() == Path(held_out).resolve():
         raise UserError(f"{train} cannot hold both parts; name two different files")
+    if Path(source).resolve() in (Path(train).resolve(), Path(held_out).resolve()):
+        raise UserError(f"{source} is what is split, and stays as it is; name other files for its parts")
     for out in (Path(train), Path(held_out)):
         if out.suffix.lower() != ".zip":
             raise UserError(f"{out} is not the name of a ZIP file; let it end with .zip")

@@ -24,7 +24,14 @@ from torch_utils import cli, distributed
 from torch_utils.errors import UserError, note, one_line
 from torch_utils.files import write_file
 from torch_utils.schema import check_values, read_json
-from training.config import ClassifierConfig, RunConfig, StylizerTrainConfig, TrainConfig, differences
+from training.config import (
+    WITHOUT_OPTION,
+    ClassifierConfig,
+    RunConfig,
+    StylizerTrainConfig,
+    TrainConfig,
+    differences,
+)
 from training.loop import Trainer, train
 from training.runs import check_run, evaluation_is_due, find_state, load_state, mark, new_run
 
@@ -264,7 +271,7 @@ def prepare_resumed(
     check_options(run, options, script)
     given = {**options, **given}
     check_data_paths(run, given)
-    config = configure(given, True)
+    config = configure({**kept_fields(state), **given}, True)
     trainer_class = trainer_for(config)
     data_hash = trainer_class.fingerprint(config)
     kimg = check_resumable(state, run, config)
@@ -286,6 +293,18 @@ def prepare_resumed(
     note(f"run: {run}, from {state_path.name}")
     print_note(config)
     return Start(config, run, state_path, data_hash)
+
+
+def kept_fields(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a generator that no option sets: a run keeps those that it began with when their defaults change.
+
+    Of states that are no generator's, nothing; what is wrong with a damaged one, `check_resumable` says.
+    """
+    try:
+        generator = TrainConfig.from_dict(state["config"]).generator
+    except (TypeError, KeyError, ValueError):
+        return {}
+    return {name: getattr(generator, name) for name in WITHOUT_OPTION}
 
 
 def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:

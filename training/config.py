@@ -100,6 +100,8 @@ TAKEN_OVER = (
     *("kernel_size", "style_channels", "depthwise_scale", "pointwise_scale", "mixing_scale", "map_lr"),
     "kernels_up_to",
 )
+OPTIONS = ("cbase", "cmax", "map_depth", "norm")  # those that train.py has options for
+WITHOUT_OPTION = tuple(name for name in TAKEN_OVER if name not in OPTIONS)
 
 
 Ramp = tuple[NotNegative, NotNegative]  # the first and the last value of a schedule

@@ -57,7 +57,7 @@ def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
         fields = load_state(path)["config"].get("generator")
         if fields is None:
             raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
-    taken = {name: fields[name] for name in TAKEN_OVER}
+    taken = {name: fields[name] for name in TAKEN_OVER if name in fields}  # states of earlier versions lack some
     if modulation not in (None, fields["modulation"]):  # the norm belongs to the modulation
         del taken["norm"]
     if fields["modulation"] == "adain" and modulation in (

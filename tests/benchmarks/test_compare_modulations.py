@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import compare_modulations
 
+from torch_utils.errors import UserError
 from training.config import TrainConfig
 
 SMALL = {"cbase": 256, "cmax": 8, "z_dim": 16, "w_dim": 16, "style_channels": 8, "map_depth": 1, "batch": 8}
@@ -51,6 +52,8 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(faces16, tmp_path)
 def test_a_finished_run_is_not_trained_again_and_its_snapshots_are_evaluated_once(faces16, tmp_path, monkeypatch):
     run, given = tmp_path / "run", options(faces16)
     first = compare_modulations.train_and_evaluate(run, given, "swd40")
+    with pytest.raises(UserError, match="was trained with another depthwise_scale; name another --outdir"):
+        compare_modulations.train_one(run, {**given, "depthwise_scale": 0.1})
     assert [sorted(values.keys() & {"swd50", "swd40"}) for values in first.values()] == [
         ["swd50"],
         ["swd40", "swd50"],

@@ -81,15 +81,19 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
         ({"train": "there.zip"}, "--overwrite"),
         ({"held_out": "there.zip"}, "--overwrite"),
         ({"held_out": "train.zip"}, "two different files"),
+        ({"held_out": "x/../train.zip"}, "two different files"),
+        ({"train": "all.zip", "overwrite": True}, "stays as it is"),
+        ({"held_out": "./all.zip", "overwrite": True}, "stays as it is"),
         ({"every": 41}, "fewer than --every 41"),
         ({"source": "there.zip", "every": 2}, "other"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(changes, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
     write_source(Path("all.zip"), 40)
     write_source(Path("there.zip"), 5, missing=2)
-    before = {path: path.read_bytes() for path in Path().iterdir()}
+    before = {path: path.read_bytes() for path in Path().rglob("*.zip")}
     with pytest.raises(UserError, match=message):
         split(**{"source": "all.zip", "train": "train.zip", "held_out": "held.zip", **changes})
-    assert {path: path.read_bytes() for path in Path().iterdir()} == before
+    assert {path: path.read_bytes() for path in Path().rglob("*.zip")} == before

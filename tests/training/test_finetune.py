@@ -8,9 +8,10 @@ import torch
 
 from models.snapshot import load_generator, save_snapshot
 from networks.discriminator import Discriminator
-from networks.generator import Generator
+from networks.generator import Generator, GeneratorConfig
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
+from training import cli, finetune
 from training.finetune import copy_matching_weights, find_initial, freeze, load_initial_weights
 from training.gan import GANTrainer, ema_beta
 from training.loop import train
@@ -170,3 +171,36 @@ def test_the_averaged_weights_stay_averaged(faces16):
     assert (config.ema_rampup, config.ada_kimg) == (None, 100)
     assert ema_beta(config, 0) == ema_beta(config, 100) > 0.99
     assert (tiny(faces16, aug="ada").ema_rampup, tiny(faces16, aug="ada").ada_kimg) == (0.05, 500)
+
+
+def test_a_run_keeps_what_no_option_sets_when_defaults_change(tmp_path, faces16):
+    """A run that began with another initial deviation, as earlier versions had, goes on with that."""
+    own = {"cfg": "demo", "cbase": 256, "cmax": 8, "batch": 8, "workers": 0, "metrics": "none"}
+    given = {**own, "data": str(faces16), "procs": 1, "kimg": 0.016, "tick": 0.008}
+
+    def as_before(options, resuming):
+        return configure_gan({**options, "depthwise_scale": 0.2, "map_lr": 0.5}, resuming)
+
+    begun = cli.prepare("train.py", as_before, lambda config: GANTrainer, given, str(tmp_path), None, False)
+    train(GANTrainer, begun.config, begun.run)
+    longer = {"kimg": 0.024}
+    again = cli.prepare(
+        "train.py", configure_gan, lambda config: GANTrainer, longer, str(tmp_path), str(begun.run), False
+    )
+    assert again.config.generator == begun.config.generator
+    assert again.config.generator.depthwise_scale == 0.2 != GeneratorConfig().depthwise_scale
+    once_more = cli.prepare(  # its record is still one that could have been typed
+        "train.py", configure_gan, lambda config: GANTrainer, longer, str(tmp_path), str(begun.run), False
+    )
+    assert once_more.config == again.config
+
+
+def test_a_state_of_an_earlier_version_lacks_new_fields(tmp_path, faces16, monkeypatch):
+    run = tmp_path / "run"
+    run.mkdir()
+    train(GANTrainer, tiny(faces16, kimg=0.008, style_channels=4), run)
+    state = load_state(find_state(run))
+    del state["config"]["generator"]["kernels_up_to"], state["config"]["generator"]["noise"]
+    monkeypatch.setattr(finetune, "load_state", lambda path: state)
+    fields = finetune.initial_fields(find_state(run), None)
+    assert fields["style_channels"] == 4 and not {"kernels_up_to", "noise"} & fields.keys()

@@ -70,6 +70,7 @@ def _adaconv() -> Iterator[Case]:
     plain = [(group, k, h, w, group * (2 if group < 4 else 1)) for group, k, h, w in sizes]
     # on tensor cores: strips that end with the image, before and after it, and several parts of an image
     last = [(1, 3, 9, 16, 32), (2, 3, 2, 2, 16), (4, 1, 35, 17, 16), (8, 3, 40, 33, 16), (16, 3, 17, 18, 32)]
+    last += [(8, 3, 3, 1040, 16)]  # so wide that a warp of the gradient by the kernel takes several strips
     for (group, k, h, w, channels), mode in itertools.product([*plain, *last], ("zeros", "reflect")):
         n, order = 2, torch.channels_last if (group, k, h, w, channels) in last else next(both)
         yield Case(
@@ -140,9 +141,17 @@ def _conv3x3() -> Iterator[Case]:
 
 def _moments() -> Iterator[Case]:
     # the last one's planes are shared by several of CUDA's blocks
-    for shape in [(2, 3, 1, 1), (2, 3, 5, 7), (1, 2, 17, 65), (1, 16, 40, 60), (1, 2, 96, 99)]:
+    for shape in [
+        (2, 3, 1, 1),
+        (2, 3, 5, 7),
+        (1, 2, 17, 65),
+        (1, 16, 40, 60),
+        (1, 2, 96, 99),
+        (2, 72, 9, 7),
+        (3, 80, 40, 30),
+    ]:
         for order in ORDERS:
-            x = _draw(*shape) + torch.arange(shape[1], dtype=torch.float64)[:, None, None]
+            x = _draw(*shape) + (torch.arange(shape[1], dtype=torch.float64) % 16)[:, None, None]
             yield Case("moments", f"{list(shape)}", torch.ops.adaconv.moments, moments_reference, (x,), order)
 
 
@@ -154,6 +163,7 @@ def compare(case: Case, dtype: torch.dtype, device: str) -> str | None:
         inputs[0] = inputs[0].contiguous(memory_format=case.order)
     inputs = [t.requires_grad_() for t in inputs]
     results = []
+    dy_orders = list(dict.fromkeys([case.order, torch.contiguous_format]))  # as the next layer may give its gradient
     for function, given in ((case.kernel, inputs), (case.reference, exact)):
         if not case.gradients:
             with torch.no_grad():
@@ -163,10 +173,15 @@ def compare(case: Case, dtype: torch.dtype, device: str) -> str | None:
         y = y if isinstance(y, tuple) else (y,)
         torch.manual_seed(1)
         dy = [_draw(*t.shape).to(t) for t in y]
-        dy = [t.contiguous(memory_format=case.order) if t.ndim == 4 else t for t in dy]
-        gradients = torch.autograd.grad(y, given, dy)
+        gradients = [
+            gradient
+            for order in dy_orders
+            for gradient in torch.autograd.grad(
+                y, given, [t.contiguous(memory_format=order) if t.ndim == 4 else t for t in dy], retain_graph=True
+            )
+        ]
         results.append([t.detach() for t in (*y, *gradients)])
-    outputs = len(results[0]) - (len(inputs) if case.gradients else 0)
+    outputs = len(results[0]) - (len(inputs) * len(dy_orders) if case.gradients else 0)
     for place, (value, want) in enumerate(zip(*results, strict=True)):
         name = "the result" if place < outputs else "a gradient"
         if value.dtype != dtype or value.shape != want.shape:
