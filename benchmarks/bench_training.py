@@ -346,7 +346,7 @@ def main(
 
 
 def progress(text: str) -> None:
-    """Says on stderr what has been done: the table comes last, and may not come at all where the time on a GPU is short."""
+    """Says on stderr what has been done: the table comes last, or not at all where the time on a GPU runs out."""
     print(text, file=sys.stderr, flush=True)
 
 
