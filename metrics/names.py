@@ -60,7 +60,7 @@ LISTED = {
     "ppl2_wend": "perceptual path length in W at the paths' ends, of 50,000 paths; lower is smoother",
     "swd": "sliced Wasserstein distance of 8192 images; lower is better; needs no download",
     "pr50k3_full@dinov2-vit-l-14": "precision and recall in the features of a detector; dc10k5_full takes one as well",
-    f"fd5k_full@{DEFAULT_DETECTOR}": "Fréchet distance of a shipped encoder's features, or of a file's; lower is better",
+    f"fd5k_full@{DEFAULT_DETECTOR}": "Fréchet distance of an encoder's features, shipped or a file's; lower is better",
     f"kd5k_full@{DEFAULT_DETECTOR}": "kernel distance of the same features; lower is better",
 }
 

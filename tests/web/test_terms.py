@@ -25,7 +25,7 @@ def test_every_term_of_a_card_is_explained_in_a_sentence(name):
             "pr50k3_full_recall",
             "Precision and recall with the 3rd nearest neighbour in VGG-16's features; higher is better.",
         ),
-        ("fd5k_full@faces", "Fréchet distance of a shipped encoder's features, or of a file's; lower is better."),
+        ("fd5k_full@faces", "Fréchet distance of an encoder's features, shipped or a file's; lower is better."),
         ("batch", None),
     ],
 )
