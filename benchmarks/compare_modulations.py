@@ -5,7 +5,8 @@
         --every 10 --seeds 0-2 --variants modconv,adaconv,adaconv-instance,adain --final fd5k_full@tiny-imagenet
 
 The networks are those of `train.py --cfg demo` but for the options. Each run is one single-threaded process, `--jobs`
-of them at a time. A run that is there already is not run again and one that was stopped goes on, so that variants can
+of them at a time; with --gpus 1 all of them share one GPU, which such small networks leave idle for most of the time. A
+run that is there already is not run again and one that was stopped goes on, so that variants can
 be added, and days of training divided. --final names metrics of the saved snapshots, such as those of a detector. What
 comes out is in docs/results.md and docs/adaconv.md.
 """
@@ -68,7 +69,7 @@ from training.r3gan import trainer_of
 from training.runs import find_state, list_states, load_state
 run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 data = ImageDataset(options["data"], use_labels=options.get("cond", False))
-config = resolve(options, data.resolution, data.channels, data.c_dim, 0)
+config = resolve(options, data.resolution, data.channels, data.c_dim, options.get("gpus", 0))
 state = find_state(run) if list_states(run) else None
 if state:
     check_resumable(load_state(state), run, config)
@@ -114,7 +115,8 @@ def evaluate_snapshots(run: Path, options: Mapping[str, Any], metrics: str) -> d
     """Metrics of a run's snapshots, by kimg; computed once."""
     record = run / f"{metrics.replace('/', '_')}.json"
     if not record.exists():
-        what = ["--metrics", metrics, "--network", str(run), "--all", "--data", options["data"], "--gpus", "0"]
+        what = ["--metrics", metrics, "--network", str(run), "--all", "--data", options["data"]]
+        what += ["--gpus", str(options.get("gpus", 0))]
         what += ["--mirror"] * options["mirror"] + ["--json", "--plot", str(run / "metrics.svg")]
         python(["-m", "metrics", *what], run, "evaluated.json")
         (run / "evaluated.json").rename(record)
@@ -144,14 +146,17 @@ def train_and_evaluate(run: Path, options: Mapping[str, Any], final: str) -> dic
 @cli.option("Output", "--metrics", default="swd2k", help="Metrics during training.")
 @cli.option("Output", "--final", default="", metavar="METRICS", help="Metrics of the saved snapshots, afterwards.")
 @cli.option("Output", "--outdir", default="runs/compare", help="Folder of the runs.")
-@cli.option("Output", "--jobs", default=2, type=cli.Integer(1, 64), help="Runs at a time.")
+@cli.option("Machine", "--gpus", default=0, type=cli.Integer(0, 1), help="1 trains on a GPU that all runs share.")
+@cli.option("Machine", "--jobs", default=2, type=cli.Integer(1, 64), help="Runs at a time.")
 @cli.option("Output", "--json", "json_path", metavar="FILE", help="Write the table there as well.")
-def main(variants: str, seeds: list[int], kimg: float, every: float | None, outdir: str, jobs: int, **rest) -> None:
+def main(variants: str, seeds: list[int], kimg: float, every: float | None, outdir: str, gpus: int, jobs: int, **rest) -> None:
     """Train each variant with each seed and print a table of the metrics at the end."""
     final, json_path, metrics = rest.pop("final"), rest.pop("json_path"), rest.pop("metrics").split(",")
     rest["data"] = str(Path(rest["data"]).resolve())
     common = {"cfg": "demo", "kimg": kimg, "procs": 1, "workers": 0, "metrics": metrics}
     common |= {"tick": (every or kimg / 4) / 5, "snap": 5, **rest}
+    if gpus:
+        common |= {"gpus": gpus, "workers": 1}  # a process that decodes while the GPU computes
     work = []
     for seed in seeds:  # all variants with the first seed come first
         for name in variants.split(","):
@@ -169,7 +174,7 @@ def main(variants: str, seeds: list[int], kimg: float, every: float | None, outd
             values = [float(f"{found[k][value]:.4g}") for k in sorted(found) if value in found[k]]
             row.setdefault(value, []).append(values)
     record = {**rest, "data": Path(rest["data"]).name, "kimg": kimg, "seeds": seeds, "variants": table}
-    write_record(json_path, "cpu", record)
+    write_record(json_path, "cuda" if gpus else "cpu", record)
     for name, row in table.items():
         ends = [f"{value} {spread([run[-1] for run in row[value]])}" for value in row if value != "kimg"]
         print(f"{name:30}", "   ".join(ends))

@@ -61,3 +61,22 @@ def test_a_finished_run_is_not_trained_again_and_its_snapshots_are_evaluated_onc
     ]
     monkeypatch.setattr(subprocess, "run", lambda *a, **b: pytest.fail("something was run again"))
     assert json.dumps(compare_modulations.train_and_evaluate(run, given, "swd40")) == json.dumps(first)
+
+
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_training_and_metrics_run_where_they_were_asked_to(gpus, faces16, tmp_path, monkeypatch):
+    asked = []
+
+    def python(arguments: list[str], run: Path, output: str) -> None:
+        if arguments[0] == "-c":
+            options = json.loads(arguments[2])
+            asked.append((options.get("gpus", 0), options["workers"]))
+            (run / "metrics.jsonl").write_text(json.dumps({"kimg": 0, "swd2k": 1.0}) + "\n")
+        else:
+            asked.append(arguments[arguments.index("--gpus") + 1])
+            (run / output).write_text(json.dumps({"records": [{"settings": {"kimg": 0}, "swd50": 2.0}]}))
+
+    monkeypatch.setattr(compare_modulations, "python", python)
+    arguments = ["--data", str(faces16), "--variants", "adaconv", "--seeds", "0", "--final", "swd50", "--jobs", "1"]
+    compare_modulations.main([*arguments, "--gpus", str(gpus), "--outdir", str(tmp_path)], standalone_mode=False)
+    assert asked == [(gpus, gpus), str(gpus)]
