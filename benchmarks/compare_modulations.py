@@ -7,14 +7,19 @@
 The networks are those of `train.py --cfg demo` but for the options. Each run is one single-threaded process, `--jobs`
 of them at a time; with --gpus 1 all of them share one GPU, which such small networks leave idle for most of the time. A
 run that is there already is not run again and one that was stopped goes on, so that variants can
-be added, and days of training divided. --final names metrics of the saved snapshots, such as those of a detector. What
-comes out is in docs/results.md and docs/adaconv.md.
+be added, and days of training divided. --final names metrics of the saved snapshots, such as those of a detector.
+
+The cost of a variant is the CPU time of a thousand images in short runs that take turns, which other work on the
+machine disturbs least; on a GPU it is the time that passes. With --cost-rounds, the table has the metrics at the time
+that the cheapest variant took as well. benchmarks/plot_comparison.py draws the curves of a record; what came out is in
+docs/results.md and docs/adaconv.md.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,6 +39,9 @@ from metrics import parse_metric  # noqa: E402
 from torch_utils import cli  # noqa: E402
 from torch_utils.errors import UserError  # noqa: E402
 from torch_utils.files import write_file  # noqa: E402
+
+Curve = Mapping[float, Mapping[str, Any]]  # metrics by kimg
+Row = dict[str, Any]  # of the table: a variant's metrics
 
 # What differs from `train.py --cfg demo`, by fields of GeneratorConfig or options of train.py.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -78,6 +86,24 @@ sys.exit(0 if finished else 3)
 """
 
 
+COST_IMAGES = 256
+COST_WORKER = """
+import json, sys, time
+from pathlib import Path
+from media.dataset import ImageDataset
+from training.loop import train
+from training.options import resolve
+from training.r3gan import trainer_of
+run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
+data, gpus = ImageDataset(options["data"], use_labels=options.get("cond", False)), options.get("gpus", 0)
+clock = time.perf_counter if gpus else time.process_time
+start = clock()
+config = resolve(options, data.resolution, data.channels, data.c_dim, gpus)
+train(trainer_of(config), config, run)
+(run / "seconds").write_text(str(clock() - start))
+"""
+
+
 def python(arguments: list[str], run: Path, output: str) -> None:
     """Runs Python with one thread; a file of the run gets what it prints. Raises CalledProcessError."""
     with open(run / output, "w") as file, open(run / "log.txt", "a") as errors:
@@ -91,7 +117,7 @@ def python(arguments: list[str], run: Path, output: str) -> None:
         )
 
 
-def train_one(run: Path, options: Mapping[str, Any]) -> dict[float, dict]:
+def train_one(run: Path, options: Mapping[str, Any]) -> Curve:
     """Trains in a process of its own, as far as that is not done yet; returns the run's metrics by kimg.
 
     Raises UserError where the folder is that of a run with other options.
@@ -111,7 +137,7 @@ def train_one(run: Path, options: Mapping[str, Any]) -> dict[float, dict]:
     return {line["kimg"]: line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
 
 
-def evaluate_snapshots(run: Path, options: Mapping[str, Any], metrics: str) -> dict[float, dict]:
+def evaluate_snapshots(run: Path, options: Mapping[str, Any], metrics: str) -> Curve:
     """Metrics of a run's snapshots, by kimg; computed once."""
     record = run / f"{metrics.replace('/', '_')}.json"
     if not record.exists():
@@ -123,13 +149,78 @@ def evaluate_snapshots(run: Path, options: Mapping[str, Any], metrics: str) -> d
     return {line["settings"]["kimg"]: line for line in json.loads(record.read_text())["records"]}
 
 
-def train_and_evaluate(run: Path, options: Mapping[str, Any], final: str) -> dict[float, dict]:
+def train_and_evaluate(run: Path, options: Mapping[str, Any], final: str) -> Curve:
     """The metrics of training and of the saved snapshots, by kimg."""
-    found = train_one(run, options)
+    found = {kimg: dict(values) for kimg, values in train_one(run, options).items()}
     for kimg, values in evaluate_snapshots(run, options, final).items() if final else ():
         if kimg in found:  # a run that was stopped has a snapshot at that place as well
             found[kimg] |= values
     return found
+
+
+def seconds_per_kimg(folder: Path, options: Mapping[str, Mapping[str, Any]], rounds: int) -> dict[str, float]:
+    """The time of a thousand images, start and snapshots left out, for each of `options`: medians over rounds.
+
+    It is kept in the folder, and measured anew for all where one of `options` is not among them.
+    """
+    kept = folder / "seconds-per-kimg.json"
+    if kept.exists() and options.keys() <= (known := json.loads(kept.read_text())).keys():
+        return {name: known[name] for name in options}
+    found: dict[str, list[float]] = {name: [] for name in options}
+    for turn in range(rounds):
+        for name, values in options.items():
+            seconds = []
+            for images in (64, 64 + COST_IMAGES):
+                run = folder / f"cost{turn}-{file_name(name)}-{images}"
+                run.mkdir(parents=True, exist_ok=True)
+                short = {**values, "kimg": images / 1000, "metrics": []}
+                command = [sys.executable, "-c", COST_WORKER, str(run), json.dumps(short)]
+                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+                subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
+                seconds.append(float((run / "seconds").read_text()))
+            found[name].append((seconds[1] - seconds[0]) / COST_IMAGES * 1000)
+    medians = {name: statistics.median(values) for name, values in found.items()}
+    kept.write_text(json.dumps(medians))
+    return medians
+
+
+def value_at(curve: Mapping[float, float], kimg: float) -> float:
+    """The value of a curve at `kimg`, by straight lines between its points. Raises UserError outside of them."""
+    points = sorted(curve)
+    if not points or not points[0] <= kimg <= points[-1] * (1 + 1e-6):
+        raise UserError(f"a run has no value at kimg {kimg:g}; train it for longer")
+    after = next((point for point in points if point >= kimg), points[-1])
+    before = max((point for point in points if point <= kimg), default=after)
+    share = (kimg - before) / (after - before) if after > before else 0.0
+    return curve[before] + share * (curve[after] - curve[before])
+
+
+def tabulate(curves: Mapping[str, list[Curve]], metrics: list[str], cost: Mapping[str, float]) -> dict[str, Row]:
+    """For each variant the values of each metric, seed by seed, at all kimg; with costs also those at equal time.
+
+    Equal time is what the cheapest variant took for the shortest of the runs.
+    """
+    length = min(max(curve) for found in curves.values() for curve in found)
+    table: dict[str, Row] = {}
+    for name, found in curves.items():
+        row = table[name] = {"kimg": sorted(set.intersection(*map(set, found)))}
+        for metric in metrics:
+            row[metric] = [[rounded(curve[k][metric]) for k in row["kimg"] if metric in curve[k]] for curve in found]
+        if name in cost:
+            kimg = length * min(cost.values()) / cost[name]
+            row |= {"seconds_per_kimg": rounded(cost[name]), "kimg_at_equal_time": rounded(kimg)}
+            for metric in metrics:
+                at = [value_at({k: v[metric] for k, v in curve.items() if metric in v}, kimg) for curve in found]
+                row[f"{metric} at equal time"] = [rounded(value) for value in at]
+    return table
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def file_name(name: str) -> str:
+    return re.sub("[^a-zA-Z0-9.]+", "-", name)
 
 
 @click.command(cls=cli.Command, example="python benchmarks/compare_modulations.py --data faces32.zip --kimg 8")
@@ -148,35 +239,38 @@ def train_and_evaluate(run: Path, options: Mapping[str, Any], final: str) -> dic
 @cli.option("Output", "--outdir", default="runs/compare", help="Folder of the runs.")
 @cli.option("Machine", "--gpus", default=0, type=cli.Integer(0, 1), help="1 trains on a GPU that all runs share.")
 @cli.option("Machine", "--jobs", default=2, type=cli.Integer(1, 64), help="Runs at a time.")
+@cli.option("Output", "--cost-rounds", default=0, type=cli.Integer(0), help="Rounds in which costs are measured.")
 @cli.option("Output", "--json", "json_path", metavar="FILE", help="Write the table there as well.")
-def main(variants: str, seeds: list[int], kimg: float, every: float | None, outdir: str, gpus: int, jobs: int, **rest) -> None:
+def main(
+    variants: str, seeds: list[int], kimg: float, every: float | None, outdir: str, gpus: int, jobs: int, **rest
+) -> None:
     """Train each variant with each seed and print a table of the metrics at the end."""
     final, json_path, metrics = rest.pop("final"), rest.pop("json_path"), rest.pop("metrics").split(",")
+    rounds, folder = rest.pop("cost_rounds"), Path(outdir).resolve()
     rest["data"] = str(Path(rest["data"]).resolve())
     common = {"cfg": "demo", "kimg": kimg, "procs": 1, "workers": 0, "metrics": metrics}
     common |= {"tick": (every or kimg / 4) / 5, "snap": 5, **rest}
     if gpus:
         common |= {"gpus": gpus, "workers": 1}  # a process that decodes while the GPU computes
-    work = []
-    for seed in seeds:  # all variants with the first seed come first
-        for name in variants.split(","):
-            run = Path(outdir).resolve() / f"{name}-seed{seed}"
-            work.append((name, run, {**common, "seed": seed, **VARIANTS[name]}))
+    options = {name: {**common, **VARIANTS[name]} for name in variants.split(",")}
+    work = [(name, seed) for seed in seeds for name in options]  # all variants with the first seed come first
     with ThreadPoolExecutor(jobs) as pool:
-        results = list(pool.map(lambda item: train_and_evaluate(item[1], item[2], final), work))
+        runs = [(folder / f"{name}-seed{seed}", {**options[name], "seed": seed}, final) for name, seed in work]
+        results = dict(zip(work, pool.map(lambda run: train_and_evaluate(*run), runs), strict=True))
 
-    table: dict[str, dict[str, Any]] = {}
-    for (name, _, _), found in zip(work, results, strict=True):
-        row = table.setdefault(name, {"kimg": sorted(found)})
-        for value in (
-            v for metric in [*metrics, *filter(None, final.split(","))] for v in parse_metric(metric).rankings()
-        ):
-            values = [float(f"{found[k][value]:.4g}") for k in sorted(found) if value in found[k]]
-            row.setdefault(value, []).append(values)
+    cost = seconds_per_kimg(folder, options, rounds) if rounds else {}
+    curves = {name: [results[name, seed] for seed in seeds] for name in options}
+    names = [
+        value for metric in [*metrics, *filter(None, final.split(","))] for value in parse_metric(metric).rankings()
+    ]
+    table = tabulate(curves, names, cost)
     record = {**rest, "data": Path(rest["data"]).name, "kimg": kimg, "seeds": seeds, "variants": table}
     write_record(json_path, "cuda" if gpus else "cpu", record)
     for name, row in table.items():
-        ends = [f"{value} {spread([run[-1] for run in row[value]])}" for value in row if value != "kimg"]
+        ends = [f"{value} {spread([run[-1] for run in row[value]])}" for value in names]
+        if name in cost:
+            ends += [f"at kimg {row['kimg_at_equal_time']}:"]
+            ends += [f"{value} {spread(row[f'{value} at equal time'])}" for value in names]
         print(f"{name:30}", "   ".join(ends))
 
 

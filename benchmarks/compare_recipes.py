@@ -13,11 +13,7 @@ which other work on the machine disturbs least. A run that is there already is n
 
 from __future__ import annotations
 
-import json
-import os
-import re
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +25,10 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from compare_modulations import train_one  # noqa: E402
+from compare_modulations import file_name, seconds_per_kimg, train_one, value_at  # noqa: E402
 from measure import write_record  # noqa: E402
 
 from torch_utils import cli  # noqa: E402
-from torch_utils.errors import UserError  # noqa: E402
 from training.finetune import find_initial  # noqa: E402
 from training.presets import preset  # noqa: E402
 
@@ -41,22 +36,6 @@ SIZES = ("batch", "cbase", "cmax", "z_dim", "w_dim", "style_channels", "map_dept
 BASE, ON, CONVERTED, SCRATCH = "modconv", "modconv, trained on", "converted to AdaConv", "AdaConv from scratch"
 R3GAN, R3GAN_FASTER = "R3GAN's recipe", "R3GAN's recipe, glr and dlr 0.001"
 R3GAN_SMALL = "R3GAN's recipe, glr and dlr 0.001, gamma 1, no augmentation"
-COST_IMAGES = 256
-
-COST_WORKER = """
-import json, sys, time
-from pathlib import Path
-from media.dataset import ImageDataset
-from training.loop import train
-from training.options import resolve
-from training.r3gan import trainer_of
-run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-data = ImageDataset(options["data"])
-start = time.process_time()
-config = resolve(options, data.resolution, data.channels, 0, 0)
-train(trainer_of(config), config, run)
-(run / "seconds").write_text(str(time.process_time() - start))
-"""
 
 
 def arms(demo: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -72,44 +51,6 @@ def arms(demo: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         R3GAN_FASTER: {**recipe, "glr": 0.001, "dlr": 0.001},
         R3GAN_SMALL: {**recipe, "glr": 0.001, "dlr": 0.001, "gamma": 1.0, "aug": "noaug"},
     }
-
-
-def cpu_seconds_per_kimg(folder: Path, options: Mapping[str, dict[str, Any]], rounds: int) -> dict[str, float]:
-    """The CPU time of a thousand images, start and snapshots left out, for each of `options`: medians over rounds."""
-    kept = folder / "seconds-per-kimg.json"
-    if kept.exists():
-        return json.loads(kept.read_text())
-    found: dict[str, list[float]] = {name: [] for name in options}
-    for turn in range(rounds):
-        for name, values in options.items():
-            seconds = []
-            for images in (64, 64 + COST_IMAGES):
-                run = folder / f"cost{turn}-{file_name(name)}-{images}"
-                run.mkdir(parents=True, exist_ok=True)
-                short = {**values, "kimg": images / 1000, "metrics": []}
-                command = [sys.executable, "-c", COST_WORKER, str(run), json.dumps(short)]
-                environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-                subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
-                seconds.append(float((run / "seconds").read_text()))
-            found[name].append((seconds[1] - seconds[0]) / COST_IMAGES * 1000)
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    kept.write_text(json.dumps(medians))
-    return medians
-
-
-def value_at(curve: Mapping[float, float], kimg: float) -> float:
-    """The value of a curve at `kimg`, by straight lines between its points. Raises UserError outside of them."""
-    points = sorted(curve)
-    if not points or not points[0] <= kimg <= points[-1] * (1 + 1e-6):
-        raise UserError(f"a run has no value at kimg {kimg:g}; train it for longer")
-    after = next((point for point in points if point >= kimg), points[-1])
-    before = max((point for point in points if point <= kimg), default=after)
-    share = (kimg - before) / (after - before) if after > before else 0.0
-    return curve[before] + share * (curve[after] - curve[before])
-
-
-def file_name(arm: str) -> str:
-    return re.sub("[^a-zA-Z0-9.]+", "-", arm)
 
 
 def plus_minus(values: list[float]) -> str:
@@ -133,7 +74,7 @@ def main(data, kimg, seeds, rounds, outdir, jobs, json_path) -> None:
     shared = {"cfg": "demo", "data": str(Path(data).resolve()), "procs": 1, "workers": 0, "metrics": ["swd2k"]}
     options = {name: {**shared, **own} for name, own in arms(demo).items()}
     timed = {name: options[name] for name in (BASE, SCRATCH, R3GAN)}
-    cost = cpu_seconds_per_kimg(folder, timed, rounds)
+    cost = seconds_per_kimg(folder, timed, rounds)
     cost |= {ON: cost[BASE], CONVERTED: cost[SCRATCH], R3GAN_FASTER: cost[R3GAN], R3GAN_SMALL: cost[R3GAN]}
     # The longest that anything is compared at: the time of AdaConv from scratch, and R3GAN's recipe in that time.
     lengths = dict.fromkeys((BASE, ON, CONVERTED), kimg) | {SCRATCH: 2 * kimg}

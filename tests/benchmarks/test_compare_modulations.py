@@ -69,7 +69,7 @@ def test_training_and_metrics_run_where_they_were_asked_to(gpus, faces16, tmp_pa
 
     def python(arguments: list[str], run: Path, output: str) -> None:
         if arguments[0] == "-c":
-            options = json.loads(arguments[2])
+            options = json.loads(arguments[3])
             asked.append((options.get("gpus", 0), options["workers"]))
             (run / "metrics.jsonl").write_text(json.dumps({"kimg": 0, "swd2k": 1.0}) + "\n")
         else:
@@ -80,3 +80,36 @@ def test_training_and_metrics_run_where_they_were_asked_to(gpus, faces16, tmp_pa
     arguments = ["--data", str(faces16), "--variants", "adaconv", "--seeds", "0", "--final", "swd50", "--jobs", "1"]
     compare_modulations.main([*arguments, "--gpus", str(gpus), "--outdir", str(tmp_path)], standalone_mode=False)
     assert asked == [(gpus, gpus), str(gpus)]
+
+
+def test_values_at_equal_time_are_those_at_fewer_kimg_of_the_dearer_variant():
+    """The dearer of two takes 1.25 times as long, so that it has had 80 kimg in the time of 100."""
+    curves = {
+        "cheap": [{0: {"swd2k": 50.0}, 100: {"swd2k": 10.0}}],
+        "dear": [{0: {"swd2k": 50.0}, 60: {"swd2k": 20.0}, 100: {"swd2k": 8.0}}] * 2,
+    }
+    table = compare_modulations.tabulate(curves, ["swd2k"], {"cheap": 20.0, "dear": 25.0})
+    assert table["cheap"]["kimg_at_equal_time"] == 100 and table["cheap"]["swd2k at equal time"] == [10.0]
+    assert table["dear"]["kimg_at_equal_time"] == 80 and table["dear"]["swd2k at equal time"] == [14.0, 14.0]
+    assert table["dear"]["swd2k"] == [[50.0, 20.0, 8.0]] * 2 and table["dear"]["seconds_per_kimg"] == 25.0
+
+
+def test_costs_leave_out_the_start_and_are_measured_anew_for_a_variant_that_they_lack(tmp_path, monkeypatch):
+    """Of runs that take 7 s to start, and 20 or 25 s for a thousand images."""
+    turns = []
+
+    def run(command: list[str], **_) -> None:
+        folder, asked = Path(command[3]), json.loads(command[4])
+        turns.append((asked["modulation"], asked["kimg"]))
+        speed = {"adain": 20.0, "adaconv": 25.0}[asked["modulation"]]
+        (folder / "seconds").write_text(str(7 + speed * asked["kimg"]))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    given = {"cheap": {"modulation": "adain"}, "dear": {"modulation": "adaconv"}}
+    cheap = {"cheap": given["cheap"]}
+    for _ in range(2):
+        assert compare_modulations.seconds_per_kimg(tmp_path, cheap, 2) == {"cheap": pytest.approx(20)}
+    assert turns == [("adain", 0.064), ("adain", 0.32)] * 2
+    found = compare_modulations.seconds_per_kimg(tmp_path, given, 1)
+    assert found == {"cheap": pytest.approx(20), "dear": pytest.approx(25)}
+    assert [modulation for modulation, _ in turns[4:]] == ["adain", "adain", "adaconv", "adaconv"]

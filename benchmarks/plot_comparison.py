@@ -1,0 +1,75 @@
+"""The curves of a record of compare_modulations.py over what was trained and over time: `pip install matplotlib` first.
+
+    python benchmarks/plot_comparison.py benchmarks/results/modulations-faces64.json --metric swd2k --out curves.png
+
+A line is the mean over the seeds, its band the standard deviation. Time is that of one core, or of the GPU, at the cost
+that the record has for a thousand images (--cost-rounds); without it there is no second panel.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch_utils import cli
+from torch_utils.errors import UserError
+
+
+def mean_and_deviation(runs: list[list[float]]) -> tuple[list[float], list[float]]:
+    """At each point of runs of equal length: the mean over the runs, and the deviation (0 of a single run)."""
+    points = list(zip(*runs, strict=True))
+    means = [statistics.mean(point) for point in points]
+    return means, [statistics.stdev(point) if len(point) > 1 else 0.0 for point in points]
+
+
+def draw(axes: Any, variants: dict[str, dict[str, Any]], metric: str, over_time: bool) -> None:
+    """Lines with bands over kimg or hours, from the first evaluation after the start on."""
+    for name, row in variants.items():
+        means, deviations = mean_and_deviation(row[metric])
+        scale = row["seconds_per_kimg"] / 3600 if over_time else 1.0
+        x = [kimg * scale for kimg in row["kimg"]]
+        low = [m - d for m, d in zip(means, deviations, strict=True)]
+        high = [m + d for m, d in zip(means, deviations, strict=True)]
+        axes.plot(x[1:], means[1:], marker="o", markersize=3, label=f"{name} ({len(row[metric])})")
+        axes.fill_between(x[1:], low[1:], high[1:], alpha=0.2)
+    axes.set(xlabel="hours" if over_time else "kimg", ylabel=metric, yscale="log")
+    axes.grid(alpha=0.3, which="both")
+
+
+@click.command(
+    cls=cli.Command,
+    example="python benchmarks/plot_comparison.py benchmarks/results/modulations-faces32.json --metric swd2k "
+    "--out curves.png",
+)
+@click.argument("record", type=click.Path(exists=True, dir_okay=False))
+@cli.option("Options", "--metric", default="swd2k", help="One of the record's metrics.")
+@cli.option("Options", "--out", metavar="PNG", required=True, help="The image.")
+def main(record: str, metric: str, out: str) -> None:
+    """Draw a metric of all variants of a record, with bands over the seeds."""
+    variants = json.loads(Path(record).read_text())["variants"]
+    if missing := [name for name, row in variants.items() if metric not in row]:
+        known = ", ".join(
+            key for key, value in variants[missing[0]].items() if isinstance(value, list) and key != "kimg"
+        )
+        raise UserError(f"{record} has no {metric} of {missing[0]}; --metric can be {known}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise UserError("matplotlib is not installed; pip install matplotlib") from None
+    panels = [False, True] if all("seconds_per_kimg" in row for row in variants.values()) else [False]
+    figure = Figure(figsize=(5 * len(panels), 3.5), layout="constrained")
+    for axes, over_time in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axes, variants, metric, over_time)
+    figure.axes[0].legend(fontsize=8, title="variant (seeds)", title_fontsize=8)
+    figure.savefig(out, dpi=120)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,43 @@
+"""benchmarks/plot_comparison.py: bands over seeds, and what it says of metrics that a record lacks."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import plot_comparison
+
+from torch_utils.errors import UserError
+
+
+def test_the_band_is_the_standard_deviation_over_seeds():
+    assert plot_comparison.mean_and_deviation([[10.0, 2.0], [14.0, 2.0], [12.0, 5.0]]) == (
+        [12.0, 3.0],
+        [2.0, pytest.approx(3**0.5)],
+    )
+    assert plot_comparison.mean_and_deviation([[4.0, 3.0]]) == ([4.0, 3.0], [0.0, 0.0])
+
+
+def test_a_metric_that_a_record_lacks_is_named_with_those_it_has(tmp_path):
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"variants": {"adain": {"kimg": [0, 1], "swd2k": [[3, 2]], "fd2k": [[2, 1]]}}}))
+    with pytest.raises(UserError, match=r"has no kd2k of adain; --metric can be swd2k, fd2k$"):
+        plot_comparison.main([str(record), "--metric", "kd2k", "--out", str(tmp_path / "c.png")], standalone_mode=False)
+
+
+def test_there_is_a_panel_over_hours_where_the_record_has_costs(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
+    seen = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, out, **_: seen.append(self.axes))
+    row = {"kimg": [0.0, 1.8, 3.6], "swd2k": [[9, 4, 2], [9, 6, 4]], "seconds_per_kimg": 1000.0}
+    record = tmp_path / "record.json"
+    record.write_text(json.dumps({"variants": {"adain": row}}))
+    plot_comparison.main([str(record), "--out", "curves.png"], standalone_mode=False)
+    kimg, hours = (axes.lines[0] for axes in seen[0])
+    assert list(kimg.get_xdata()) == [1.8, 3.6] and list(hours.get_xdata()) == [0.5, 1.0]
+    assert list(kimg.get_ydata()) == list(hours.get_ydata()) == [5, 3]
