@@ -212,6 +212,17 @@ def test_every_command_has_the_options_that_it_is_given(document):
     assert not wrong
 
 
+def test_help_gives_the_default_of_an_option_once():
+    """By click from the value, or in the words of the help where there is no value or it depends on others."""
+    twice = set()
+    for name, parameters in all_options().items():
+        for parameter in parameters:
+            record = parameter.get_help_record(click.Context(click.Command("any"), show_default=True))
+            if record is not None and record[1].count("[default: ") > 1:
+                twice.add(f"{name}: {record[1]}")
+    assert not twice
+
+
 @every_document
 def test_every_option_that_is_named_alone_exists(document):
     """`--aug ada` in the text is an option of some command, which takes that value."""

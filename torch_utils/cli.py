@@ -130,7 +130,7 @@ def inference_precision_option(group: str = "Machine", **settings: Any) -> Calla
     """`--precision` of a trained model: float32, or half precision where a device is faster in it."""
     help_text = (
         "Precision of the layers. bf16 and fp16 are faster on GPUs and on CPUs with units for them, and change images "
-        "by a level or two of 255 on average.  [default: fp32]"
+        "by a level or two of 255 on average."
     )
     choice = click.Choice(["fp32", "bf16", "fp16"])
     return option(group, "--precision", type=choice, **{"default": "fp32", "help": help_text, **settings})
