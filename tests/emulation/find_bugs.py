@@ -1,6 +1,7 @@
 """Plants the bugs of bugs.py one after the other, and tells what finds each.
 
 python -m tests.emulation.find_bugs            # those that the plain build shows
+python -m tests.emulation.find_bugs sample     # of those, one of each file
 python -m tests.emulation.find_bugs thread     # or address: those that the sanitizer reports
 """
 
@@ -76,20 +77,31 @@ def many_values(emulation: Emulation) -> None:
     assert (y[0, -1, 3, 3:-3] == 16 * 3).all(), "values beyond 2³¹ are wrong"
 
 
-def main(sanitizer: str = "") -> int:
-    """Plants the bugs that a plain build can show, or those for a sanitizer; how many nothing found."""
+def chosen(which: str = "") -> dict[int, Bug]:
+    """The bugs that are planted, by number: those that a plain build shows or a sample of them, or a sanitizer's."""
+    numbered = dict(enumerate(BUGS, start=1))
+    if which in ("address", "thread"):
+        return {n: bug for n, bug in numbered.items() if (bug.race if which == "thread" else bug.by == "address")}
+    plain = {n: bug for n, bug in numbered.items() if bug.by != "address"}
+    if which == "sample":
+        first = {bug.file: n for n, bug in reversed(plain.items())}
+        return {n: plain[n] for n in sorted(first.values())}
+    return plain
+
+
+def main(which: str = "") -> int:
+    """Plants the bugs of `chosen`; how many nothing found."""
     missed, sound = 0, dict[str, str | None]()
-    emulation = None if sanitizer else Emulation(Path(os.environ.get("EMULATED_LIBRARY") or build()))
-    for number, bug in enumerate(BUGS, start=1):
-        if not {"": bug.by != "address", "address": bug.by == "address", "thread": bug.race}[sanitizer]:
-            continue
+    sanitized = which in ("address", "thread")
+    emulation = None if sanitized else Emulation(Path(os.environ.get("EMULATED_LIBRARY") or build()))
+    for number, bug in chosen(which).items():
         if emulation is None:
-            error = report(sanitizer, number, bug)
+            error = report(which, number, bug)
         else:
-            if bug.file not in sound:
-                sound[bug.file] = first_error(emulation, bug, 0)
-            if sound[bug.file]:
-                print(f"{bug.file} is wrong without a bug: {sound[bug.file]}", flush=True)
+            if (op := op_of(bug)) not in sound:
+                sound[op] = first_error(emulation, bug, 0)
+            if sound[op]:
+                print(f"{op} is wrong without a bug: {sound[op]}", flush=True)
                 return len(BUGS)
             error = first_error(emulation, bug, number)
         missed += error is None
