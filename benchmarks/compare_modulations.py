@@ -251,7 +251,8 @@ def main(
     common = {"cfg": "demo", "kimg": kimg, "procs": 1, "workers": 0, "metrics": metrics}
     common |= {"tick": (every or kimg / 4) / 5, "snap": 5, **rest}
     if gpus:
-        common |= {"gpus": gpus, "workers": 1}  # a process that decodes while the GPU computes
+        # a process that decodes while the GPU computes, and the precision of the CPU
+        common |= {"gpus": gpus, "workers": 1, "precision": "fp32"}
     options = {name: {**common, **VARIANTS[name]} for name in variants.split(",")}
     work = [(name, seed) for seed in seeds for name in options]  # all variants with the first seed come first
     with ThreadPoolExecutor(jobs) as pool:
