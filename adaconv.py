@@ -3,7 +3,7 @@
     from adaconv import Generator
 
     G = Generator.from_pretrained("runs")      # a snapshot, a run, a folder of runs, or owner/name on the Hub
-    images = G(G.latents([0, 1, 2]), psi=0.7)  # [3, C, H, W], −1..1
+    images = G(G.latents([0, 1, 2]), psi=0.7)  # [3, C, H, W], about −1..1
 
 Everything but the Hub works without huggingface_hub.
 """
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import networks.generator
 import networks.stylizer
+from media.files import read_image
 from media.images import preview_grid, save_png, to_float, to_uint8
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names, find_class
@@ -263,4 +264,4 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
         self.info = {"kimg": 0.0}
 
 
-__all__ = ["Generator", "Stylizer", "UserError", "__version__", "save_png", "to_float", "to_uint8"]
+__all__ = ["Generator", "Stylizer", "UserError", "__version__", "read_image", "save_png", "to_float", "to_uint8"]

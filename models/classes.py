@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,30 @@ from networks.generator import Generator, NetworkConfig
 from torch_utils.errors import UserError, note, one_line, plural, ranges_text
 
 MAX_LISTED = 10  # class names in a message
+NAMES_SUFFIX = ".classes.txt"
+MAX_NAMES_BYTES = 1 << 20
 
 
 def class_names(info: Mapping[str, Any], c_dim: int) -> tuple[str, ...]:
     """The names of a model's classes from its file's `info`, which is not trusted; () if it has none that fit."""
     names: Any = info.get("class_names")
     return tuple(names) if are_class_names(names) and len(names) == c_dim else ()
+
+
+def names_beside(path: str | os.PathLike, classes: int) -> list[str]:
+    """The names in NAME.classes.txt beside NAME.safetensors, one in each line; [] where there is no such file.
+
+    A note says so where they do not fit the model's number of classes.
+    """
+    file = Path(path).with_suffix(NAMES_SUFFIX)
+    if not classes or not file.is_file():
+        return []
+    if file.stat().st_size <= MAX_NAMES_BYTES:
+        names = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+        if are_class_names(names) and len(names) == classes:
+            return names
+    note(f"note: {file} is not used; it needs {plural(classes, 'line')}, a name of its own in each")
+    return []
 
 
 def chosen_label(given: Sequence[float], G: Generator, path: str | os.PathLike) -> Tensor:

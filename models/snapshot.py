@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from media.dataset import CHANNELS
+from models.classes import names_beside
 from models.stylegan2 import is_network_pickle, load_stylegan2
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
@@ -174,6 +175,8 @@ def load_generator(
     if is_network_pickle(path):
         return load_stylegan2(path, device, cls)
     G, info = load_model(path, GENERATOR, partial(_build_generator, cls))
+    if "class_names" not in info and (names := names_beside(path, G.config.classes)):
+        info["class_names"] = names
     return G.to(device), info
 
 

@@ -122,16 +122,11 @@ class Shelf:
         return next((sheet for sheet in sheets if sheet.is_file()), None)
 
     def class_names(self, name: str) -> list[str]:
-        """The numbers and names of a generator's classes, as its file or FILE.classes.txt beside it says."""
-        entry = self.entry(name, GENERATOR)
-        G, info = self._load(entry, GENERATOR, "fp32")
-        count, names = G.config.classes, list(class_names(info, G.config.classes))
-        file = entry.path.with_suffix(".classes.txt")
-        if not names and file.is_file() and file.stat().st_size < 1 << 20:
-            names = file.read_text(encoding="utf-8", errors="replace").splitlines()[:count]
-        if not names:
-            return [f"class {i}" for i in range(count)]
-        return [f"{i}: {text[:60]}" for i, text in enumerate([*names, *[""] * (count - len(names))])]
+        """The numbers and names of a generator's classes, as its file or NAME.classes.txt beside it says."""
+        G, info = self._load(self.entry(name, GENERATOR), GENERATOR, "fp32")
+        if not (names := class_names(info, G.config.classes)):
+            return [f"class {i}" for i in range(G.config.classes)]
+        return [f"{i}: {text[:60]}" for i, text in enumerate(names)]
 
     def _load(self, entry: Entry, kind: str, precision: str) -> tuple[Any, dict[str, Any]]:
         if precision not in COMPUTE_DTYPES:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from models.classes import chosen_class, class_names, find_class
+from models.classes import chosen_class, class_names, find_class, names_beside
+from models.snapshot import PRETRAINED, load_generator
 from networks.generator import NetworkConfig
 from torch_utils.errors import UserError
 
@@ -73,3 +74,22 @@ def test_a_number_that_is_another_classs_name_is_noted(capsys):
 def test_without_classes():
     with pytest.raises(UserError, match=r"a\.safetensors was trained without classes; leave out --class"):
         chosen_class("cat", NetworkConfig(), {}, "a.safetensors")
+
+
+def test_names_are_read_from_a_file_beside_the_model(tmp_path, capsys):
+    beside = tmp_path / "net.classes.txt"
+    beside.write_text("cat\nDog \nsea eel\n")
+    assert names_beside(tmp_path / "net.safetensors", 3) == ["cat", "Dog", "sea eel"]
+    assert names_beside(tmp_path / "other.safetensors", 3) == names_beside(tmp_path / "net.safetensors", 0) == []
+    assert capsys.readouterr().err == ""
+    for text in ("cat\nDog\n", "cat\nDog\n\n", "cat\nDog\nDog\n", "cat\nDog\n\x1b[2J\n", "\n" * (2 << 20)):
+        beside.write_text(text)
+        assert names_beside(tmp_path / "net.safetensors", 3) == []
+        assert capsys.readouterr().err == f"note: {beside} is not used; it needs 3 lines, a name of its own in each\n"
+
+
+def test_the_shipped_generator_knows_its_classes_by_name():
+    _, info = load_generator(PRETRAINED / "faces32.safetensors")
+    assert chosen_class("Blond hair", NetworkConfig(c_dim=6), info, "model") == 2
+    with pytest.raises(UserError, match="did you mean blond hair"):
+        chosen_class("blond", NetworkConfig(c_dim=6), info, "model")
