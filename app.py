@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +15,7 @@ import click
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from torch_utils import cli
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, note
 
 EXAMPLE = """\
 python app.py
@@ -21,6 +23,36 @@ python app.py --network runs/00003-ffhq-adaconv-auto8 --port 8080
 python app.py --host 0.0.0.0 --password secret
 """
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def check_models(files: tuple[str, ...]) -> None:
+    """Raises UserError where a file is not there, or holds no model that the page can show."""
+    for file in files:
+        if not os.path.exists(file):
+            raise UserError(f"{file} does not exist; name a snapshot or a run with --network")
+    if files:
+        from models.snapshot import GENERATOR, STYLIZER
+        from web.shelf import kind_of
+
+        for file in files:
+            if kind_of(Path(file)) not in (GENERATOR, STYLIZER):
+                raise UserError(f"{file} holds no model of this project; name another one with --network")
+
+
+def check_port(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises UserError where nobody can listen there."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: after its last stop
+            probe.bind(address)
+            return probe.getsockname()[1]
+    except socket.gaierror:
+        raise UserError(f"--host {host} is no address of this machine; take 127.0.0.1 or 0.0.0.0") from None
+    except OSError as error:
+        reason = error.strerror or error
+        remedy = "another --port, or 0 for a free one" if error.errno != errno.EADDRNOTAVAIL else "another --host"
+        raise UserError(f"cannot serve at {host}:{port} ({reason}); choose {remedy}") from None
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
@@ -62,6 +94,9 @@ def main(
         )
     if find_spec("gradio") is None:
         raise UserError("the page needs gradio, which is not installed; install it with: pip install 'gradio>=6'")
+    check_models(files)
+    port = check_port(host, port)
+    note("starting; the address of the page follows")  # importing Gradio takes seconds
     with tempfile.TemporaryDirectory(prefix="adaconv-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads and results; gradio reads it when it is imported
         from web.server import serve

@@ -20,8 +20,8 @@ from models.classes import names_beside
 from models.stylegan2 import is_network_pickle, load_stylegan2
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
-from torch_utils.errors import UserError, one_line
-from torch_utils.files import write_file
+from torch_utils.errors import UserError, note, one_line
+from torch_utils.files import as_typed, write_file
 from torch_utils.schema import Count, Within, build, check_values, parse_json, repr_of
 from torch_utils.tensors import check_types, is_finite, read_metadata, read_safetensors
 
@@ -213,14 +213,18 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR, hint: s
     """The snapshot that `path` names: the file itself, or the newest one of that kind in a run or a folder of runs.
 
     A folder may also be one that `save_pretrained` wrote (adaconv.py). Without a path, it is the newest snapshot under
-    `runs`, or the model that is shipped with the project.
+    `runs`, of which a note tells, or the model that is shipped with the project.
 
     Raises UserError, which ends with the `hint`, if there is none. The default hint names the script and the option
     for that kind of model.
     """
     script, option = TRAINED_BY[kind]
     if path is None:
-        return _newest(Path("runs"), kind) or _shipped(kind)
+        if (newest := _newest(Path("runs"), kind)) is None:
+            return _shipped(kind)
+        shipped = as_typed(PRETRAINED / SHIPPED[kind])
+        note(f"note: taking the newest {kind_name(kind)} under runs; the shipped one is {option} {shipped}")
+        return newest
     path = Path(path)
     if os.path.isfile(path):
         return path

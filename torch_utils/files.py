@@ -178,6 +178,12 @@ def short_name(name: str, limit: int = MAX_NAME) -> str:
     return data[: limit - len(digest)].decode(errors="ignore") + digest
 
 
+def as_typed(path: Path) -> str:
+    """A path as one would type it in the current folder."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
 def remove_leftovers(folder: Path) -> None:
     """Removes the temporary files that `atomic_write` left under `folder` when a process was killed."""
     for path in folder.rglob(".*.tmp"):

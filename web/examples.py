@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from media.faces import draw_face, random_face
-from web.shelf import shorten
+from torch_utils.files import as_typed
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 SIZE, COLORS = 256, 128
@@ -36,7 +36,7 @@ def copy_examples(folder: Path) -> tuple[Path, list[Path]]:
 def shipped_as(path: Path) -> str | None:
     """The path of the example whose copy a file is, as one would type it here; None for any other file."""
     example = FOLDER / path.name
-    return shorten(example) if example.is_file() and filecmp.cmp(path, example, shallow=False) else None
+    return as_typed(example) if example.is_file() and filecmp.cmp(path, example, shallow=False) else None
 
 
 def draw_examples(folder: Path) -> None:

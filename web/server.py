@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -13,12 +12,11 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from latents.cli import choose_device
-from models.snapshot import GENERATOR, STYLIZER
 from torch_utils.errors import UserError
 from web.gate import Gate
 from web.layout import CSS, SCRIPT, build
 from web.limits import MAX_UPLOAD, QUEUE, SESSIONS
-from web.shelf import Shelf, kind_of
+from web.shelf import Shelf
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -34,13 +32,8 @@ def serve(
 ) -> None:
     """Serves the page until the process is stopped, with uploads and results in `folder`.
 
-    Raises UserError if a model or the port cannot be used.
+    Raises UserError if the port cannot be used.
     """
-    for file in files:
-        if not os.path.exists(file):
-            raise UserError(f"{file} does not exist; name a snapshot or a run with --network")
-        if kind_of(Path(file)) not in (GENERATOR, STYLIZER):
-            raise UserError(f"{file} holds no model of this project; name another one with --network")
     blocks = build(Shelf(files, str(choose_device(device))), folder)
     blocks.queue(max_size=QUEUE, default_concurrency_limit=1)
 
@@ -50,7 +43,7 @@ def serve(
     try:
         _, url, _ = blocks.launch(
             server_name=host,
-            server_port=port or free_port(host),
+            server_port=port,
             auth=admit if password else None,
             auth_message="Any user name, and the password of the one who started the page." if password else None,
             share=False,
@@ -74,12 +67,3 @@ def serve(
         threading.Event().wait()
     finally:
         blocks.close(verbose=False)
-
-
-def free_port(host: str) -> int:
-    """A port that nobody listens to."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]

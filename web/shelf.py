@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from models.stylegan2 import is_network_pickle
 from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer
 from torch_utils.errors import UserError
+from torch_utils.files import as_typed
 from torch_utils.precision import COMPUTE_DTYPES
 from torch_utils.tensors import read_metadata
 from training.runs import sheet_path
@@ -59,16 +59,16 @@ class Shelf:
     def entries(self, kind: str) -> list[Entry]:
         """The models of a kind: the given files, the runs from the newest on, and the shipped one."""
         given = [path for path in self.files if kind_of(path) == kind]
-        found = [Entry(shorten(path), path.name, find_snapshot(path, kind)) for path in given]
+        found = [Entry(as_typed(path), path.name, find_snapshot(path, kind)) for path in given]
         for run in sorted(list_runs(RUNS), key=run_number, reverse=True):
             try:
                 snapshot = find_snapshot(run, kind)
             except UserError:
                 continue  # no snapshot yet, or of the other kind
-            found.append(Entry(shorten(run), f"{run.name}{metric_text(snapshot)}", snapshot))
+            found.append(Entry(as_typed(run), f"{run.name}{metric_text(snapshot)}", snapshot))
         for path in sorted(PRETRAINED.glob("*.safetensors")):
             if kind_of(path) == kind:
-                found.append(Entry(shorten(path), f"{path.stem} (comes with the project)", path))
+                found.append(Entry(as_typed(path), f"{path.stem} (comes with the project)", path))
         self._known.update({(kind, entry.name): entry for entry in found})
         return found
 
@@ -174,9 +174,3 @@ def metric_text(snapshot: Path) -> str:
     if kimg.replace(".", "", 1).isdigit():
         parts.append(f"{float(kimg):g} kimg")
     return "".join(f" · {part}" for part in parts)
-
-
-def shorten(path: Path) -> str:
-    """A path as one would type it here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
