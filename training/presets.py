@@ -75,9 +75,9 @@ def preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
             "glr": 0.0025,
             "dlr": 0.0025,
             "ema_kimg": 5.0,
-            "kimg": 24,
+            "kimg": 40,
             "tick": 1.0,
-            "snap": 12,
+            "snap": 10,
             "metrics": ["swd2k"],
             "procs": 2,  # of one thread each: small networks gain nothing from threads
             "workers": 1,
