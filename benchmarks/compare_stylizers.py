@@ -2,17 +2,23 @@
 
     python benchmarks/compare_stylizers.py --content photos/ --style paintings/ --model a.safetensors --out sheet.png
 
-Content and style losses are those of training, with the encoder of the first model for all. Structure is the sliced
-Wasserstein distance of normalized 7 × 7 patches (metrics/swd.py) between the outputs and the style: colours and
-contrast do not count, only what they do from pixel to pixel. The contents as they are show where it begins.
+Content and style losses are those of training, with the encoder of the first model for all; normalized, the content
+loss leaves out the means and deviations of channels, which belong to the style. Structure is the sliced Wasserstein
+distance of normalized 7 × 7 patches (metrics/swd.py) between the outputs and the style: colours and contrast do not
+count, only what they do from pixel to pixel. The contents as they are show where it begins.
+
+The table is of --count contents in as many styles, which are those of the sheet; or with --pairs 60 of the first
+content in the first style, the second in the second, and so on. Several --model of one modulation are trainings of it:
+the table ends with the mean ± standard deviation over them.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -25,26 +31,39 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from measure import write_record
+
+from media.dataset import ImageDataset
 from media.files import list_images, read_image
 from media.images import grid, save_png, to_float, to_uint8
 from metrics.swd import PatchDescriptors, sliced_wasserstein
 from models.snapshot import load_stylizer
-from networks.stylizer import resize_square
+from networks.stylizer import Stylizer, resize_square
 from networks.vgg import VGG19
 from torch_utils import cli
-from torch_utils.errors import UserError
-from torch_utils.files import write_file
+from torch_utils.errors import UserError, plural
 from training.stylizer import channel_statistics, content_loss, style_loss
 
+UNCHANGED = "content as it is"
 REPEATS = 32  # of an image, with patches cut at other places
 
 
 def images(paths: tuple[str, ...], count: int, size: int) -> Tensor:
-    """The first `count` images of files and folders, the square in the middle: [count, 3, size, size] in −1..1."""
-    files = [file for path in paths for file in (list_images(path) if Path(path).is_dir() else [Path(path)])]
-    if len(files) < count:
-        raise UserError(f"{', '.join(paths)}: {len(files)} images, {count} are needed; name more, or lower --count")
-    return torch.cat([resize_square(to_float(read_image(file)[None]), size) for file in files[:count]])
+    """The first `count` images of files, folders and ZIPs, squares from the middle: [count, 3, size, size] in −1..1."""
+    there = [image for path in paths for image in readers(Path(path))]
+    if len(there) < count:
+        raise UserError(
+            f"{', '.join(paths)}: {len(there)} images, {count} are needed; name more, or lower --count and --pairs"
+        )
+    return torch.cat([resize_square(to_float(image()[None]), size) for image in there[:count]])
+
+
+def readers(path: Path) -> list[Callable[[], Tensor]]:
+    """For each image at the path, what reads it: uint8 [3, H, W]."""
+    if path.suffix.lower() == ".zip":
+        data = ImageDataset(path)
+        return [partial(lambda data, i: torch.as_tensor(data[i][0]), data, i) for i in range(len(data))]
+    return [partial(read_image, file) for file in (list_images(path) if path.is_dir() else [path])]
 
 
 def patches(images: Tensor) -> dict[int, Tensor]:
@@ -63,18 +82,50 @@ def measure(encoder: VGG19, contents: Tensor, style: Tensor, outputs: Tensor) ->
     there, here = patches(to_uint8(style)), patches(to_uint8(outputs))
     return {
         "content loss": float(content_loss(taps[-1], encoder(contents)[-1])),
+        "normalized content": float(content_loss(taps[-1], encoder(contents)[-1], normalize=True)),
         "style loss": float(style_loss(taps, goals)),
         "structure": sliced_wasserstein(there, here)["swd"],
     }
 
 
+Figures = dict[str, float]  # of one style: the losses and the structure
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, where there are several."""
+    deviation = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.4g}{deviation}"
+
+
+def means(rows: Sequence[Figures]) -> Figures:
+    return {key: statistics.mean(row[key] for row in rows) for key in rows[0]}
+
+
+def by_modulation(results: Mapping[str, Sequence[Figures]]) -> dict[str, list[Figures]]:
+    """For each modulation, the first word of a model's name, the means of each of its trainings."""
+    found: dict[str, list[Figures]] = {}
+    for name, rows in results.items():
+        if name != UNCHANGED:
+            found.setdefault(name.split()[0], []).append(means(rows))
+    return found
+
+
+def table(rows: Mapping[str, Sequence[Figures]]) -> str:
+    """A line for each name: the mean ± standard deviation of its rows."""
+    keys = list(next(iter(rows.values()))[0])
+    cells = [["", *keys], *([name, *(spread([row[key] for row in of]) for key in keys)] for name, of in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
 @click.command(
     cls=cli.Command, example="python benchmarks/compare_stylizers.py --content a/ --style b/ --model m.safetensors"
 )
-@cli.option("Options", "--content", multiple=True, required=True, help="Content images, or folders of them.")
-@cli.option("Options", "--style", multiple=True, required=True, help="Style images, or folders of them.")
+@cli.option("Options", "--content", multiple=True, required=True, help="Content images, folders or ZIPs of them.")
+@cli.option("Options", "--style", multiple=True, required=True, help="Style images, folders or ZIPs of them.")
 @cli.option("Options", "--model", "models", multiple=True, required=True, help="Stylizers, one beneath the other.")
-@cli.option("Options", "--count", type=click.IntRange(1), default=4, help="So many of each.")
+@cli.option("Options", "--count", type=click.IntRange(1), default=4, help="Contents and styles of the sheet.")
+@cli.option("Options", "--pairs", type=click.IntRange(1), help="Pairs of a content and a style for the table.")
 @cli.option("Options", "--size", type=click.IntRange(64), default=256, help="Side of the images.")
 @cli.option("Options", "--out", metavar="FILE", help="Write the sheet there, a PNG.")
 @cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
@@ -84,40 +135,49 @@ def main(
     style: tuple[str, ...],
     models: tuple[str, ...],
     count: int,
+    pairs: int | None,
     size: int,
     out: str | None,
     json_path: str | None,
 ) -> None:
     """Compare stylizers on the same images."""
-    contents, styles = images(content, count, size), images(style, count, size)
-    loaded = {f"{load_stylizer(path)[0].config.modulation} {path}": load_stylizer(path)[0] for path in models}
-    encoder = next(iter(loaded.values())).encoder
+    most = max(count, pairs or 0)
+    contents, styles = images(content, most, size), images(style, most, size)
+    loaded = [load_stylizer(path)[0] for path in models]
+    named = {f"{model.config.modulation} {path}": model for model, path in zip(loaded, models, strict=True)}
+    encoder = loaded[0].encoder
 
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in ("content as it is", *loaded)}
-    sheets: dict[str, list[Tensor]] = {name: [] for name in loaded}
-    for one in styles.split(1):
-        results["content as it is"].append(measure(encoder, contents, one, contents))
-        for name, model in loaded.items():
-            outputs = model(contents, model.kernels(one)).clamp(-1, 1)
-            sheets[name].append(outputs)
-            results[name].append(measure(encoder, contents, one, outputs))
-
-    rows = {name: {key: statistics.mean(r[key] for r in list_) for key in list_[0]} for name, list_ in results.items()}
-    width = max(map(len, rows))
-    print(f"{'':{width}}  content loss  style loss  structure")
-    for name, row in rows.items():
-        print(f"{name:{width}}  {row['content loss']:12.3f}  {row['style loss']:10.3f}  {row['structure']:9.1f}")
+    # the contents of each style: one where there are pairs, else all of the sheet
+    of_style = [contents[i : i + 1] for i in range(pairs)] if pairs else [contents[:count]] * count
+    results: dict[str, list[Figures]] = {name: [] for name in (UNCHANGED, *named)}
+    for one, its_contents in zip(styles.split(1), of_style, strict=False):
+        results[UNCHANGED].append(measure(encoder, its_contents, one, its_contents))
+        for name, model in named.items():
+            outputs = model(its_contents, model.kernels(one)).clamp(-1, 1)
+            results[name].append(measure(encoder, its_contents, one, outputs))
+    print(f"mean ± standard deviation over {plural(len(of_style), 'pair' if pairs else 'style')}")
+    print(table(results))
+    print("\nmean ± standard deviation over trainings")
+    print(table(trainings := by_modulation(results)))
     if json_path:
-        about = {"torch": torch.__version__, "count": count, "size": size}
-        write_file(json_path, json.dumps({**about, "rows": rows}, indent=2).encode())
+        given = {"count": count, "pairs": pairs, "size": size}
+        record = {**given, "rows": {n: means(r) for n, r in results.items()}, "trainings": trainings, "all": results}
+        write_record(json_path, "cpu", record)
     if out:
-        blank = torch.ones_like(contents[:1])
-        lines = [torch.cat([blank, styles])]
-        for i in range(count):
-            for name in loaded:
-                lines.append(torch.cat([contents[i : i + 1], *(s[i : i + 1] for s in sheets[name])]))
-        sheet = F.interpolate(torch.cat(lines), scale_factor=128 / size, mode="area")
-        save_png(grid(to_uint8(sheet), count + 1), out)
+        save_png(grid(to_uint8(sheet(contents[:count], styles[:count], named)), count + 1), out)
+
+
+def sheet(contents: Tensor, styles: Tensor, models: Mapping[str, Stylizer]) -> Tensor:
+    """The images of a sheet of 128² cells: the styles on top, and for each content a row of each model."""
+    made = {
+        name: [model(contents, model.kernels(one)).clamp(-1, 1) for one in styles.split(1)]
+        for name, model in models.items()
+    }
+    lines = [torch.ones_like(contents[:1]), styles]
+    for i in range(len(contents)):
+        for of_styles in made.values():
+            lines += [contents[i : i + 1], *(outputs[i : i + 1] for outputs in of_styles)]
+    return F.interpolate(torch.cat(lines), size=(128, 128), mode="area")
 
 
 if __name__ == "__main__":

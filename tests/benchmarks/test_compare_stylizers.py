@@ -1,0 +1,70 @@
+"""benchmarks/compare_stylizers.py: images from ZIPs and folders, pairs, and the spread over trainings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import compare_stylizers
+
+from media.convert import write_dataset
+from metrics import swd
+from models.snapshot import PRETRAINED
+from torch_utils.errors import UserError
+
+MODEL = str(PRETRAINED / "stylizer-small.safetensors")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    path = tmp_path / "images"
+    path.mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, [64, 64, 3], dtype=np.uint8)
+        Image.fromarray(pixels).save(path / f"{i}.png")
+    return path
+
+
+def test_a_zip_has_the_images_of_its_folder(folder, tmp_path):
+    write_dataset(tmp_path / "images.zip", ((Image.open(file), None) for file in sorted(folder.glob("*.png"))))
+    found = [compare_stylizers.images((str(path),), 3, 64) for path in (folder, tmp_path / "images.zip")]
+    assert torch.equal(*found) and found[0].shape == (3, 3, 64, 64)
+    with pytest.raises(UserError, match="3 images, 4 are needed"):
+        compare_stylizers.images((str(folder),), 4, 64)
+
+
+def test_trainings_are_told_apart_by_their_modulation():
+    results = {
+        compare_stylizers.UNCHANGED: [{"structure": 9.0}],
+        "adaconv a": [{"structure": 1.0}, {"structure": 3.0}],
+        "adaconv b": [{"structure": 4.0}],
+        "adain c": [{"structure": 5.0}],
+    }
+    found = compare_stylizers.by_modulation(results)
+    assert found == {"adaconv": [{"structure": 2.0}, {"structure": 4.0}], "adain": [{"structure": 5.0}]}
+    lines = compare_stylizers.table(found).splitlines()
+    assert [line.split() for line in lines] == [["structure"], ["adaconv", "3", "±", "1.4"], ["adain", "5"]]
+
+
+def test_a_pair_is_one_content_in_one_style(folder, tmp_path, monkeypatch):
+    """Of the image with itself as content and style, unchanged, nothing differs but where patches are cut."""
+    monkeypatch.setattr(compare_stylizers, "REPEATS", 2)
+    monkeypatch.setattr(swd, "DIRECTIONS", 32)
+    record, out = tmp_path / "record.json", tmp_path / "sheet.png"
+    arguments = ["--content", str(folder), "--style", str(folder), "--model", MODEL, "--size", "64", "--count", "1"]
+    arguments += ["--pairs", "2", "--json", str(record), "--out", str(out)]
+    compare_stylizers.main(arguments, standalone_mode=False)
+    rows = json.loads(record.read_text())["all"]
+    assert [len(of) for of in rows.values()] == [2, 2]
+    for row in rows[compare_stylizers.UNCHANGED]:
+        assert row["content loss"] == row["normalized content"] == 0 and row["style loss"] < 1e-9
+        assert row["structure"] < 0.5 * rows[f"adaconv {MODEL}"][0]["structure"]
+    assert Image.open(out).size == (2 * 128, 2 * 128)
