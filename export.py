@@ -22,7 +22,16 @@ from models.export import (
     write_program,
 )
 from models.graphs import Graph
-from models.snapshot import GENERATOR, STYLIZER, find_snapshot, kind_name, load_generator, load_stylizer, save_model
+from models.snapshot import (
+    GENERATOR,
+    STYLIZER,
+    find_snapshot,
+    found_text,
+    kind_name,
+    load_generator,
+    load_stylizer,
+    save_model,
+)
 from networks.generator import Generator
 from networks.stylizer import Stylizer
 from torch_utils import cli
@@ -115,7 +124,7 @@ def main(network: str | None, model: str | None, modulation: str | None, target:
     path = find_snapshot(model or network, kind)
     module, info = load(path, kind)
     cli.writable_folder(target.outdir)
-    note(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg)")
+    note(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg){found_text(model or network, path, kind)}")
     if "source" in info:
         note(f"note: the weights keep the licence of whoever published {info['source']['file']}")
     if modulation and isinstance(module, Generator):

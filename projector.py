@@ -29,7 +29,7 @@ from media.images import preview_grid, save_png, to_float, to_uint8
 from media.video_writer import VideoWriter
 from models.classes import chosen_class, chosen_label
 from models.sampling import one_hot
-from models.snapshot import find_snapshot, load_generator
+from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.errors import UserError, note, plural, show
@@ -161,7 +161,7 @@ def main(request: Request, config: ProjectionConfig) -> None:
     folder = cli.writable_folder(request.outdir)
     for reason in targets.skipped:
         note(f"skipped: {reason}")
-    note(f"network: {path} ({info['kimg']:g} kimg)")
+    note(f"network: {path} ({info['kimg']:g} kimg){found_text(request.network, path)}")
     hint = "" if isinstance(features, VGGFeatures) else "; --encoder-weights FILE compares by VGG-19"
     note(f"images are compared by {compared}{hint}")
 

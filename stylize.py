@@ -18,16 +18,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
+from latents.kernel_views import KernelViews, kernel_sheet, layer_views
+from latents.sheets import encode_png, to_image
 from media.files import read_image
+from media.images import to_uint8
 from media.video import VideoReader
-from models.snapshot import STYLIZER, find_snapshot, load_stylizer
-from networks.stylizer import Stylizer
+from models.snapshot import STYLIZER, find_snapshot, found_text, load_stylizer
+from networks.stylizer import Stylizer, resize_square
 from styling.apply import Settings
 from styling.mask import read_mask
 from styling.styles import SUFFIX, CombinedStyle, read_style, save_style
 from styling.tasks import Task, Worker, check_inputs_survive, find_contents, names_folder, plan_file, plan_folder
 from torch_utils import cli
 from torch_utils.errors import UserError, note, show
+from torch_utils.files import write_file
 from torch_utils.memory import keep_freed_memory
 
 OUT = "out"  # the folder of the results without --out
@@ -86,6 +90,7 @@ class Options:
     statistics_from: str | None
     style_scale: float
     save_style: str | None
+    show_kernels: str | None
     strength: float
     preserve_color: Literal["luminance", "histogram"] | None
     mask: str | None
@@ -168,6 +173,12 @@ class Plan:
     "Style", "--save-style", metavar="FILE", help="Save the style as predicted kernels, in a .safetensors file."
 )
 @cli.option(
+    "Style",
+    "--show-kernels",
+    metavar="PNG",
+    help="Draw the kernels that one or two styles predict, layer by layer, and their differences. Needs no --content.",
+)
+@cli.option(
     "Look",
     "--strength",
     type=cli.Float(0, 1),
@@ -237,7 +248,7 @@ def main(**given: Any) -> None:
     snapshot = find_snapshot(options.model, STYLIZER)
     check_inputs_survive(outputs(options, plan), inputs(options, snapshot))
     tasks = unfinished(options, plan)
-    if not tasks and options.save_style is None:
+    if not tasks and options.save_style is None and options.show_kernels is None:
         return report(tasks, plan.folder)
     mask = check_inputs(options, plan)
     model, styles = load(options, snapshot)
@@ -245,6 +256,9 @@ def main(**given: Any) -> None:
         cli.writable_folder(Path(options.save_style).parent, "--save-style")
         save_style(options.save_style, model, styles[0].kernels())
         show(options.save_style)
+    if options.show_kernels is not None:
+        cli.writable_folder(Path(options.show_kernels).parent, "--show-kernels")
+        draw_kernels(Path(options.show_kernels), styles, model.config.style_size)
     if plan.tasks:
         cli.writable_folder(plan.folder or plan.tasks[0].out.parent, "--out")
         settings = Settings(options.strength, options.preserve_color, options.tile, options.smooth, options.precision)
@@ -293,7 +307,22 @@ def check_other_options(options: Options) -> None:
             raise UserError(
                 f"--save-style {options.save_style} exists already; name another file, or replace it with --overwrite"
             )
-    if options.content is None and (options.out is not None or options.save_style is None):
+    if options.show_kernels is not None:
+        if len(options.styles) > 2:
+            raise UserError(
+                f"--show-kernels draws one or two styles, and there are {len(options.styles)}; leave some out"
+            )
+        if Path(options.show_kernels).suffix.lower() != ".png":
+            raise UserError(
+                f"--show-kernels {options.show_kernels}: the sheet is a PNG; name a file that ends with .png"
+            )
+        if os.path.exists(options.show_kernels) and not options.overwrite:
+            raise UserError(
+                f"--show-kernels {options.show_kernels} exists already; name another file, or replace it with "
+                "--overwrite"
+            )
+    alone = options.save_style is not None or options.show_kernels is not None
+    if options.content is None and (options.out is not None or not alone):
         raise UserError("--content is missing; only --save-style without --out needs none (see --help)")
 
 
@@ -326,7 +355,9 @@ def plan_results(options: Options) -> Plan:
 
 def outputs(options: Options, plan: Plan) -> list[Path]:
     """The files that are written."""
-    return [task.out for task in plan.tasks] + [Path(name) for name in [options.save_style] if name]
+    return [task.out for task in plan.tasks] + [
+        Path(name) for name in [options.save_style, options.show_kernels] if name
+    ]
 
 
 def inputs(options: Options, snapshot: Path) -> list[Path]:
@@ -342,6 +373,18 @@ def unfinished(options: Options, plan: Plan) -> list[Task]:
     if plan.folder is None or options.out is None or options.overwrite:
         return plan.tasks
     return [task for task in plan.tasks if not os.path.exists(task.out)]
+
+
+def draw_kernels(path: Path, styles: list[CombinedStyle], size: int) -> None:
+    """Writes the sheet of one or two styles' kernels, for contents of size² pixels."""
+    kernels = [style.kernels() for style in styles]
+    names = [" + ".join(dict.fromkeys(part.path.stem for part in style.styles)) for style in styles]
+    read = {part.path.stem: part.image for style in styles for part in style.styles if part.image is not None}
+    images = {name: to_image(to_uint8(resize_square(image, 128))[0].cpu(), 1) for name, image in read.items()}
+    sides = [size >> 3 - i for i in range(len(kernels[0]))]  # each stage of the decoder doubles relu4_1's, size / 8
+    layers = [layer_views(i, (side, side), [each[i] for each in kernels]) for i, side in enumerate(sides)]
+    write_file(path, encode_png(kernel_sheet(KernelViews(names, images, layers))))
+    show(path)
 
 
 def check_inputs(options: Options, plan: Plan) -> Tensor | None:
@@ -366,7 +409,8 @@ def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle
     """The model and the styles, each file of which is read once."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = load_stylizer(snapshot, device)
-    note(f"model: {snapshot} ({model.config.modulation}, width {model.config.width:g})")
+    about = f"{model.config.modulation}, width {model.config.width:g}"
+    note(f"model: {snapshot} ({about}){found_text(options.model, snapshot, STYLIZER)}")
     read = {file: read_style(model, file, options.style_scale) for file in dict.fromkeys(options.style_files)}
     return model, [CombinedStyle(tuple(read[file] for file in files), options.mix) for files in options.styles]
 

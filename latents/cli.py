@@ -20,7 +20,7 @@ from latents.codes import fingerprint
 from latents.mixing import PARTS
 from models.classes import chosen_class, chosen_label
 from models.sampling import class_centers, labels_in_turn, latents
-from models.snapshot import find_snapshot, load_generator
+from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.errors import UserError, note, numbers_text
@@ -206,6 +206,7 @@ class Model:
     batch: int
     labels: Tensor | None = None  # [K, c_dim], the label vectors of --label
     trunc_class: bool = False  # whether truncation is towards the mean of the class
+    found: str = ""  # how the path was found, where the user named none
 
     def shares(self, seeds: Sequence[int]) -> Tensor:
         """c [N, c_dim] for seeds: what --class or --label give in turn, or the model's label of the seed's number."""
@@ -236,7 +237,7 @@ class Model:
 
     def announce(self) -> None:
         """Prints which model it is."""
-        note(f"network: {self.path} ({self.kimg:g} kimg)")
+        note(f"network: {self.path} ({self.kimg:g} kimg){self.found}")
 
     def compare_origin(self, file: str, origin: object) -> None:
         """Prints a note if a file was made with another model; `origin` is the fingerprint in it, if there is one."""
@@ -271,7 +272,8 @@ def prepare_model(G: Generator, info: Mapping[str, Any], path: Path, options: Mo
     if options.trunc_class:
         check_trunc_class(options, G, path)
     psi = layer_psi(options.trunc, G.config.num_ws)
-    return Model(G, path, info["kimg"], psi, classes, batch, labels, options.trunc_class)
+    found = found_text(options.network, path)
+    return Model(G, path, info["kimg"], psi, classes, batch, labels, options.trunc_class, found)
 
 
 def check_trunc_class(options: ModelOptions, G: Generator, path: Path) -> None:

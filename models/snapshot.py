@@ -20,7 +20,7 @@ from models.classes import names_beside
 from models.stylegan2 import is_network_pickle, load_stylegan2
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
-from torch_utils.errors import UserError, note, one_line
+from torch_utils.errors import UserError, one_line
 from torch_utils.files import as_typed, write_file
 from torch_utils.schema import Count, Within, build, check_values, parse_json, repr_of
 from torch_utils.tensors import check_types, is_finite, read_metadata, read_safetensors
@@ -213,18 +213,14 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR, hint: s
     """The snapshot that `path` names: the file itself, or the newest one of that kind in a run or a folder of runs.
 
     A folder may also be one that `save_pretrained` wrote (adaconv.py). Without a path, it is the newest snapshot under
-    `runs`, of which a note tells, or the model that is shipped with the project.
+    `runs`, or the model that is shipped with the project.
 
     Raises UserError, which ends with the `hint`, if there is none. The default hint names the script and the option
     for that kind of model.
     """
     script, option = TRAINED_BY[kind]
     if path is None:
-        if (newest := _newest(Path("runs"), kind)) is None:
-            return _shipped(kind)
-        shipped = as_typed(PRETRAINED / SHIPPED[kind])
-        note(f"note: taking the newest {kind_name(kind)} under runs; the shipped one is {option} {shipped}")
-        return newest
+        return _newest(Path("runs"), kind) or _shipped(kind)
     path = Path(path)
     if os.path.isfile(path):
         return path
@@ -236,6 +232,14 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR, hint: s
         hint = hint or f"train one with {script}, or {named}"
         raise UserError(f"no snapshot of a {kind_name(kind)} under {path}; {hint}")
     return newest
+
+
+def found_text(given: str | os.PathLike | None, found: Path, kind: str = GENERATOR) -> str:
+    """What to say of a snapshot that `find_snapshot` found under `runs` without being given a path; else nothing."""
+    shipped = PRETRAINED / SHIPPED[kind]
+    if given is not None or found == shipped:
+        return ""
+    return f", the newest under runs; {TRAINED_BY[kind][1]} {as_typed(shipped)} is the shipped one"
 
 
 def _newest(path: Path, kind: str) -> Path | None:

@@ -77,6 +77,26 @@ def test_a_saved_style_is_the_style(start, place, tmp_path):
     assert "exists already" in mistake(*start[:2], "--style", place / "b.png", "--save-style", saved)
 
 
+def test_the_kernels_of_styles_are_drawn(start, place, tmp_path):
+    """Of a style beside itself there is nothing but white in the columns of differences; beside another there is."""
+    sheets = {}
+    for name, styles in (("same", ["a.png", "copy.png"]), ("two", ["a.png", "b.png"]), ("one", ["a.png"])):
+        (tmp_path / "copy.png").write_bytes((place / "a.png").read_bytes())
+        files = [tmp_path / style if style == "copy.png" else place / style for style in styles]
+        sheet = tmp_path / f"{name}.png"
+        given = [word for file in files for word in ("--style", file)]
+        assert done(*start[:2], *given, "--show-kernels", sheet) == f"{sheet}\n"
+        sheets[name] = np.asarray(Image.open(sheet).convert("RGB")).astype(int)
+    reds = {name: int((sheet[..., 0] - sheet[..., 2] > 60).sum()) for name, sheet in sheets.items()}  # above zero
+    assert sheets["same"].shape == sheets["two"].shape and sheets["one"].shape[1] < sheets["two"].shape[1]
+    assert reds["two"] > reds["same"] > 0
+    message = mistake(*start[:2], "--style", place / "a.png", "--show-kernels", tmp_path / "one.png")
+    assert "exists already" in message
+    assert "ends with .png" in mistake(*start[:2], "--style", place / "a.png", "--show-kernels", tmp_path / "k.jpg")
+    three = [word for name in ("a.png", "b.png", "photo.png") for word in ("--style", place / name)]
+    assert "one or two styles, and there are 3" in mistake(*start[:2], *three, "--show-kernels", tmp_path / "k.png")
+
+
 def test_a_grey_content_stays_grey(start, place, tmp_path):
     Image.open(place / "photo.png").convert("L").save(tmp_path / "grey.png")
     done(*start[:2], "--content", tmp_path / "grey.png", "--style", place / "a.png", "--out", tmp_path / "color.png")
@@ -140,7 +160,10 @@ def test_which_model(place, stylizer, tmp_path, monkeypatch):
     for i, path in enumerate(paths[:2]):
         os.utime(path, (i, i))
     result = stylize(*style, cwd=tmp_path)
-    assert result.code == 0 and result.err == "model: runs/00000-x/snapshot-000001.safetensors (adaconv, width 0.125)\n"
+    found = "model: runs/00000-x/snapshot-000001.safetensors (adaconv, width 0.125), the newest under runs; "
+    assert (
+        result.code == 0 and result.err == f"{found}--model pretrained/stylizer-small.safetensors is the shipped one\n"
+    )
     assert find_snapshot(tmp_path / "runs") == paths[1]
     assert "no snapshot of a stylizer under" in mistake("--model", runs[1], *style)
     assert "holds a model of kind 'generator'; name the file of a stylizer" in mistake("--model", paths[1], *style)
