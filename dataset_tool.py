@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from media.check import check_dataset
 from media.convert import CROPS, FILTERS, JPEG_QUALITY, LABELS, Conversion, FileFormat, convert, write_dataset
-from media.dataset import SQUARES
 from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
 from media.split import split
 from torch_utils.cli import Color, Command, option, run
 from torch_utils.errors import UserError, note, plural, printable, ranges_text, show
-from torch_utils.sizes import EXPECTED, Resolution, is_possible, parse_resolution, size_text
+from torch_utils.sizes import Resolution, is_no_size, is_possible, parse_resolution, size_option, size_text
 
 MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
 
@@ -34,9 +33,7 @@ class Size(click.ParamType):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if not is_possible(resolution):
-            examples = ", ".join(map(str, SQUARES))
-            text = f"{size_text(resolution)} is no size for a model, which needs {EXPECTED}"
-            self.fail(f"{text}; write e.g. {examples} or 640x384", param, ctx)
+            self.fail(is_no_size(resolution), param, ctx)
         return resolution
 
 
@@ -61,7 +58,9 @@ def main(ctx: click.Context) -> None:
 
 
 @main.command(
-    "faces", cls=Command, example="dataset_tool.py faces --out faces32.zip --count 4000 --resolution 32 --seed 0"
+    "faces",
+    cls=Command,
+    example="python dataset_tool.py faces --out faces32.zip --count 4000 --resolution 32 --seed 0",
 )
 @option(
     "Options",
@@ -82,14 +81,14 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: Resolution,
         faces(count, resolution, seed), desc="drawing", total=count, unit=" faces", file=sys.stderr, disable=None
     )
     write_dataset(out, images, overwrite=overwrite, class_names=HAIR_COLORS)
-    print(f"{out}: {count:,} faces of {resolution}x{resolution} pixels")
+    print(f"{out}: {plural(count, 'face')} of {resolution}x{resolution} pixels")
     print("classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(HAIR_COLORS)))
 
 
 @main.command(
     "convert",
     cls=Command,
-    example="dataset_tool.py convert --source images --out data.zip --resolution 64 --background white",
+    example="python dataset_tool.py convert --source images --out data.zip --resolution 64 --background white",
 )
 @option(
     "Data",
@@ -216,18 +215,14 @@ def convert_command(
         stored=stored,
         shard_bytes=shard_bytes,
     )
-    show(
-        f"{out}: {done.count:,} images of {size_text(resolution)} pixels, "
-        f"{channels} channel{'s' if channels != '1' else ''}"
-    )
+    show(f"{out}: {plural(done.count, 'image')} of {size_text(resolution)} pixels, {plural(int(channels), 'channel')}")
     if done.class_names:
         show("classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(done.class_names)))
     if done.empty_folders:
         empty = ", ".join(map(printable, done.empty_folders))
         note(f"note: folders without a usable image, which are no classes: {empty}")
     if done.enlarged:
-        size = resolution if isinstance(resolution, int) else size_text(resolution)
-        note(f"note: enlarged images, smaller than {size} pixels: {done.enlarged:,}")
+        note(f"note: enlarged images, smaller than {size_option(resolution)} pixels: {done.enlarged:,}")
     print_notes(done.notes)
     for line in list_problems(done.skipped):
         note(f"skipped: {line}")
@@ -249,7 +244,7 @@ def list_problems(problems: list[tuple[str, str]]) -> list[str]:
 @main.command(
     "split",
     cls=Command,
-    example="dataset_tool.py split --source data.zip --train train.zip --held-out held-out.zip",
+    example="python dataset_tool.py split --source data.zip --train train.zip --held-out held-out.zip",
 )
 @option("Data", "--source", required=True, metavar="PATH", help="The images: a folder or a ZIP.")
 @option("Data", "--train", required=True, metavar="FILE", help="The ZIP to write with the images to train with.")
@@ -268,11 +263,11 @@ def split_command(source: str, train: str, held_out: str, overwrite: bool, every
     Files are copied as they are, with their labels; the same source is always split alike.
     """
     kept, held = split(source, train, held_out, every=every, overwrite=overwrite)
-    show(f"{train}: {kept:,} images")
-    show(f"{held_out}: {held:,} images")
+    show(f"{train}: {plural(kept, 'image')}")
+    show(f"{held_out}: {plural(held, 'image')}")
 
 
-@main.command("check", cls=Command, example="dataset_tool.py check --data data.zip")
+@main.command("check", cls=Command, example="python dataset_tool.py check --data data.zip")
 @option("Options", "--data", required=True, metavar="PATH", help="The data set: a folder or a ZIP.")
 def check_command(data: str) -> None:
     """Decode every image of a data set, read the labels, and list all problems."""
@@ -280,7 +275,7 @@ def check_command(data: str) -> None:
     print_notes(found.notes)
     for line in list_problems(found.problems):
         show(line)
-    show(f"{data}: {found.count:,} images, {found.kind}")
+    show(f"{data}: {plural(found.count, 'image')}, {found.kind}")
     if found.ranges is not None:
         print(f"labels of {plural(len(found.ranges), 'number')}: {ranges_text(found.ranges)}")
     elif found.classes is None:
@@ -288,21 +283,19 @@ def check_command(data: str) -> None:
     else:
         called = {number: f"{number} {name}" for number, name in enumerate(found.class_names)}
         counts = ", ".join(f"{called.get(label, label)}: {count:,}" for label, count in found.classes.items())
-        print(f"{len(found.classes):,} classes with images: {counts}")
+        print(f"{plural(len(found.classes), 'class', 'es')} with images: {counts}")
         total = len(found.class_names) or max(found.classes, default=-1) + 1
         if unused := sorted(set(range(total)) - found.classes.keys()):
             more = f" and {len(unused) - MAX_LISTED:,} more" * (len(unused) > MAX_LISTED)
             print(f"classes without images: {', '.join(str(called.get(n, n)) for n in unused[:MAX_LISTED])}{more}")
     if found.label_problem:
         show(found.label_problem)
-    if not found.count:
-        raise UserError(f"{data}: none of its {len(found.problems):,} files can be used, for the reasons above")
+    if not found.convert:
+        raise UserError(f"{data}: of its {plural(len(found.problems), 'file')} none can be used, for the reasons above")
     if found.problems:
         labels = " --labels none" if found.label_problem else ""
-        raise UserError(
-            f"{data}: {len(found.problems):,} files cannot be used as they are; convert them "
-            f"with: dataset_tool.py convert --source {data} --out NEW.zip --resolution N{labels}"
-        )
+        count = plural(len(found.problems), "file")
+        raise UserError(f"{data}: {count} cannot be used so; convert the images with: {found.convert}{labels}")
     if found.label_problem:
         raise UserError(f"{data}: only its labels cannot be used; correct {LABEL_FILE}, or train without --cond")
 

@@ -11,10 +11,21 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from media.dataset import CHANNELS, SUFFIXES, describe, describe_mismatch, open_files, read_labels
+from media.dataset import (
+    CHANNELS,
+    SUFFIXES,
+    convert_command,
+    describe,
+    describe_mismatch,
+    open_files,
+    possible_resolution,
+    read_labels,
+)
 from media.decode import Unusable, decode_image, open_image, stored_mode
 from media.labels import Label, LabelFile
 from torch_utils.errors import UserError
+
+NONE_USABLE = "none can be used"
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Check:
     notes: tuple[str, ...] = ()  # what was left out of a folder
     class_names: tuple[str, ...] = ()
     ranges: tuple[tuple[float, float], ...] | None = None  # of each number of label vectors
+    convert: str = ""  # the command that makes a data set of the images that can be decoded
 
 
 def check_dataset(path: str | os.PathLike) -> Check:
@@ -45,15 +57,17 @@ def check_dataset(path: str | os.PathLike) -> Check:
         except Unusable as reason:
             problems.append((name, str(reason)))
     if not names_of:
-        return Check(0, "none can be used", None, problems, notes=tuple(files.notes))
+        return Check(0, NONE_USABLE, None, problems, notes=tuple(files.notes))
     (size, mode), names = max(names_of.items(), key=lambda item: len(item[1]))
     for kind, others in names_of.items():
         if kind != (size, mode):
             problems += [
                 (name, f"is {describe(*kind)}, unlike the {len(names):,} of {describe(size, mode)}") for name in others
             ]
+    count, shown = len(names), describe(size, mode)
     if problem := describe_mismatch(size, mode):
         problems += [(name, problem) for name in names]
+        count, shown = 0, NONE_USABLE
     classes, label_problem, found = None, None, LabelFile(None)
     try:
         found = read_labels(files)
@@ -69,5 +83,6 @@ def check_dataset(path: str | os.PathLike) -> Check:
         ranges = tuple((min(column), max(column)) for column in columns)
     if labels is not None:
         classes = dict(sorted(Counter(labels[name] for name in names if name in labels).items()))
-    shown, notes = describe(size, mode), tuple(files.notes)
-    return Check(len(names), shown, classes, sorted(problems), label_problem, notes, found.class_names, ranges)
+    remedy = convert_command(files, possible_resolution(size), CHANNELS.get(mode, 3))
+    notes = tuple(files.notes)
+    return Check(count, shown, classes, sorted(problems), label_problem, notes, found.class_names, ranges, remedy)

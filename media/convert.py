@@ -25,7 +25,7 @@ from media.image_files import LABEL_FILE, ImageFiles
 from media.labels import Label, LabelFile, dump_labels
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
-from torch_utils.errors import UserError, printable
+from torch_utils.errors import UserError, plural, printable
 from torch_utils.files import atomic_write, temporary_path
 from torch_utils.sizes import Resolution, size_text, width_and_height
 
@@ -162,7 +162,8 @@ def convert(
     first = next(images, None)
     if first is None:
         name, reason = skipped[0]
-        raise UserError(f"none of the {len(skipped):,} files in {files.path} can be used: {printable(name)} {reason}")
+        files_text = plural(len(skipped), "file")
+        raise UserError(f"of the {files_text} in {files.path} none can be used: {printable(name)} {reason}")
     everything = itertools.chain([first], images)
     count = write_dataset(
         out, everything, overwrite=overwrite, stored=stored, class_names=class_names, shard_bytes=shard_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,21 +24,24 @@ from media.decode import Unusable, decode_image, open_image, stored_mode
 from media.image_files import LABEL_FILE, ImageFiles, normal_name
 from media.labels import Label, LabelFile, parse_labels
 from media.shards import ShardFiles, is_sharded
-from torch_utils.errors import UserError, WorkerError, numbers_text, one_line, printable
-from torch_utils.sizes import EXPECTED, Resolution, is_possible, size_text, to_resolution, width_and_height
+from torch_utils.errors import UserError, WorkerError, command_line, numbers_text, one_line, printable
+from torch_utils.sizes import RULE, Resolution, is_possible, size_option, to_resolution, width_and_height
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 SQUARES = tuple(16 << i for i in range(7))  # the sides that messages propose: powers of two from 16 to 1024
 HEADERS_CHECKED = 100  # images whose headers are read on opening a data set, spread over all of it
-
-
+CONVERT = "python", "dataset_tool.py", "convert"
 MAX_UNREADABLE = 0.01  # of all images may be skipped
 MAX_CACHE_BYTES = 1 << 30  # decoded images of a data set that are kept in memory
 
 
 class ImageError(WorkerError):
     """An image of the data set that cannot be used."""
+
+
+class NoLabels(UserError):
+    """A data set without labels, where they are needed."""
 
 
 class UnreadableError(ImageError):
@@ -76,7 +80,8 @@ class ImageDataset(torch.utils.data.Dataset):
     be decoded takes the place of one that cannot, and `unreadable` tells which ones those are, uint8 [images].
 
     Transparent images have 4 channels and premultiplied colours (media/alpha.py); with a `background` they are laid on
-    that colour, and have 3.
+    that colour, and have 3. A message on images that have to be resized proposes `model_resolution`, that of the model
+    which they are for.
 
     Raises UserError if the data set is malformed; most images are checked only when they are read.
     """
@@ -89,12 +94,13 @@ class ImageDataset(torch.utils.data.Dataset):
         mirror: bool = False,
         background: Color | None = None,
         skip_unreadable: bool = False,
+        model_resolution: Resolution | None = None,
     ):
         self.files = open_files(path, SUFFIXES)
         self.path = self.files.path
         self.name = self.files.name
         self.names = self.files.names
-        self.mirror, self.background = mirror, background
+        self.mirror, self.background, self.model_resolution = mirror, background, model_resolution
         self.resolution: Resolution = 0
         self.channels = 0
         # In memory that all processes share which read, also those that are no forks.
@@ -196,7 +202,7 @@ class ImageDataset(torch.utils.data.Dataset):
             raise ImageError(
                 f"{self.path}: {len(names):,} of {len(self.names):,} images cannot be decoded, of which "
                 f"--skip-unreadable leaves out up to {MAX_UNREADABLE:.0%}; the first is {printable(names[0])}, all are "
-                f"listed by: dataset_tool.py check --data {self.path}"
+                f"listed by: {self._check_command()}"
             )
         return names
 
@@ -273,24 +279,24 @@ class ImageDataset(torch.utils.data.Dataset):
         mode = stored_mode(image)
         if not self.resolution:
             if problem := describe_mismatch(image.size, mode):
-                square = max((side for side in SQUARES if side <= min(image.size)), default=SQUARES[0])
-                raise ImageError(f"{self.path}: {printable(name)} {problem}; {self._convert_command(square)}")
+                command = self._convert_command(possible_resolution(image.size), CHANNELS.get(mode, 3))
+                raise ImageError(f"{self.path}: {printable(name)} {problem}; convert the images with: {command}")
             self.resolution, self.channels = to_resolution(image.size), CHANNELS[mode]
             self._first = image.size, mode
         if (image.size, CHANNELS.get(mode)) != (self._first[0], CHANNELS[self._first[1]]):
             first = describe(*self._first)
+            channels = CHANNELS[mode] if mode == self._first[1] else 3
             raise ImageError(
-                f"{self.path}: {printable(name)} is {describe(image.size, mode)}, but "
-                f"{printable(self.names[0])} is {first}; {self._convert_command(self.resolution)}"
+                f"{self.path}: {printable(name)} is {describe(image.size, mode)}, but {printable(self.names[0])} is "
+                f"{first}; convert the images with: {self._convert_command(self.resolution, channels)}"
             )
 
-    def _convert_command(self, resolution: Resolution) -> str:
-        """The end of a message: how to convert the images to a resolution."""
-        size = resolution if isinstance(resolution, int) else size_text(resolution)
-        return (
-            f"convert them with: dataset_tool.py convert --source {self.path} "
-            f"--out {self.name}-{size}.zip --resolution {size}"
-        )
+    def _convert_command(self, resolution: Resolution, channels: int) -> str:
+        """The command that makes all images alike, of the model's resolution where it is known."""
+        return convert_command(self.files, self.model_resolution or resolution, channels)
+
+    def _check_command(self) -> str:
+        return command_line("python", "dataset_tool.py", "check", "--data", self.path)
 
     @contextmanager
     def _name_unusable(self, name: str = "") -> Iterator[None]:
@@ -300,7 +306,7 @@ class ImageDataset(torch.utils.data.Dataset):
         except Unusable as reason:
             raise UnreadableError(
                 f"{self.path}: {printable(name)}{' ' * bool(name)}{reason}; find all such files with: "
-                f"dataset_tool.py check --data {self.path}"
+                f"{self._check_command()}"
             ) from None
 
     def _read_labels(self) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -312,9 +318,7 @@ class ImageDataset(torch.utils.data.Dataset):
         by_name: Mapping[str, Label] | None = found.labels if found.vectors is None else found.vectors
         if by_name is None:
             why = "its labels are null" if LABEL_FILE in self.files.checks else f"it has no {LABEL_FILE}"
-            raise UserError(
-                f"{self.path} has no labels ({why}); make them with: dataset_tool.py convert --labels folders"
-            )
+            raise NoLabels(f"{self.path} has no labels ({why}); {self._how_to_label()}")
         missing = [name for name in self.names if name not in by_name]
         if missing:
             raise UserError(
@@ -324,9 +328,20 @@ class ImageDataset(torch.utils.data.Dataset):
         labels = torch.tensor([by_name[name] for name in self.names])
         return torch.cat([labels, labels]) if self.mirror else labels, found.class_names
 
+    def _how_to_label(self) -> str:
+        """How to make labels of folders: of the own ones, unless these are the numbered ones of `write_dataset`."""
+        folders = {name.split("/")[0] for name in self.names if "/" in name}
+        how = "--resolution", size_option(self.resolution), "--channels", self.channels, "--labels", "folders"
+        out = f"{self.name}-labels.zip"
+        if len(folders) > 1 and not all(re.fullmatch(r"\d{5}", folder) for folder in folders):
+            make = command_line(*CONVERT, "--source", self.path, "--out", out, *how)
+            return f"make them of its folders with: {make}"
+        make = command_line(*CONVERT, "--source", "SORTED", "--out", out, *how)
+        return f"sort the images into a folder for each class, in a folder SORTED, and then run: {make}"
+
     def _read_shard_labels(self, files: ShardFiles) -> torch.Tensor:
         if files.labels is None:
-            raise UserError(f"{self.path} has no labels: no sample has a class under the name label, cls or class")
+            raise NoLabels(f"{self.path} has no labels: no sample has a class under the name label, cls or class")
         if missing := int((files.labels < 0).sum()):
             raise UserError(f"{self.path}: {missing:,} of {len(self.names):,} images have no label; add labels")
         return torch.from_numpy(files.labels.astype(np.int64))
@@ -343,5 +358,21 @@ def describe_mismatch(size: tuple[int, int], mode: str) -> str | None:
         hint = "; greyscale with transparency becomes RGBA with --channels 4" * (mode == "LA")
         return f"is of the kind {mode}, not RGB, RGBA or greyscale of 8 bits{hint}"
     if not is_possible(to_resolution(size)):
-        return f"has {size[0]}x{size[1]} pixels, but a model needs {EXPECTED}"
+        return f"has {size[0]}x{size[1]} pixels, which is no size for a model (see {RULE})"
     return None
+
+
+def possible_resolution(size: tuple[int, int]) -> Resolution:
+    """What to convert images of this width and height to: their own size, or else the largest square of SQUARES."""
+    if is_possible(resolution := to_resolution(size)):
+        return resolution
+    return max((side for side in SQUARES if side <= min(size)), default=SQUARES[0])
+
+
+def convert_command(files: ImageFiles | ShardFiles, resolution: Resolution, channels: int) -> str:
+    """The command that converts images to a resolution; 3 channels are what it takes without an option."""
+    size = size_option(resolution)
+    kind = () if channels == 3 else ("--channels", channels)
+    return command_line(
+        *CONVERT, "--source", files.path, "--out", f"{files.name}-{size}.zip", "--resolution", size, *kind
+    )

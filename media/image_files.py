@@ -19,6 +19,7 @@ from torch_utils.errors import UserError, one_line, printable
 from torch_utils.files import RUN_MARKER, missing, open_regular, regular
 
 LABEL_FILE = "dataset.json"
+HOW_TO_MAKE = "name a folder or ZIP of images, or draw some with: python dataset_tool.py faces --out faces32.zip"
 
 # Limits on what an archive may demand.
 MAX_FILES = 5_000_000
@@ -46,7 +47,7 @@ class ImageFiles:
             self.is_zip = not self.path.is_dir()
             checks = self._list_zip() if self.is_zip else self._list_folder()
         except FileNotFoundError:
-            raise UserError(missing(self.path, "make a data set with dataset_tool.py faces or convert")) from None
+            raise UserError(missing(self.path, HOW_TO_MAKE)) from None
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{self.path} is not a ZIP file, or is cut off ({one_line(error)}); "

@@ -32,7 +32,7 @@ from metrics.lpips import LPIPS
 from metrics.names import CLEAN, FRECHET, Metric, parse_metric
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
-from torch_utils.errors import Failure, UserError, note
+from torch_utils.errors import Failure, UserError, note, plural
 
 PPL_EPSILON = 1e-4  # between the two ends of a path (StyleGAN, CVPR 2019, section 4.1)
 MIN_CACHED_IMAGES = 1000  # the patches of fewer images are faster cut again than read
@@ -147,11 +147,12 @@ class Evaluator:
         real, fake = self.counts[metric.name].values()
         dimensions = self._dimensions(metric)
         for side, count in (("real", real), ("fake", fake)):
+            images = plural(count, f"{side} image")
             if count < metric.least and not (side == "real" and count == 0):
-                raise UserError(f"{metric.name}: there are only {count} {side} images, {metric.least} are needed")
+                raise UserError(f"{metric.name} cannot be computed of {images}, at least {metric.least} are needed")
             if count <= dimensions:
                 self.notes.append(
-                    f"warning: {metric.name} has {count} {side} images for {dimensions} dimensions: the covariance "
+                    f"warning: {metric.name} has {images} for {dimensions} dimensions: the covariance "
                     "of so few is singular, and the distance too large; compare at equal numbers of images only"
                 )
         short = [f"{real} real"] if not metric.full and 0 < real < metric.count else []

@@ -26,6 +26,7 @@ from metrics.request import (
 from models.sampling import Fakes
 from models.snapshot import find_snapshot, load_generator
 from torch_utils.errors import UserError
+from torch_utils.sizes import Resolution
 
 
 class ClassImages:
@@ -69,7 +70,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     else:
         snapshot = find_snapshot(request.network)
         G, info = load_generator(snapshot, request.device)
-        dataset, truncation = open_labelled(request, request.data), request.truncations[0]
+        dataset, truncation = open_labelled(request, request.data, G.config.resolution), request.truncations[0]
         check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
         check_classes(snapshot, G, dataset, request.data)
         transparent = G.config.img_channels == 4
@@ -111,9 +112,15 @@ def over(evaluator: Evaluator, dataset: ClassImages, fakes: int | None = None) -
     return other
 
 
-def open_labelled(request: Request, path: str) -> ImageDataset:
+def open_labelled(request: Request, path: str, model_resolution: Resolution | None = None) -> ImageDataset:
     """A data set with classes. Raises UserError."""
-    dataset = ImageDataset(path, use_labels=True, mirror=request.mirror, background=request.background)
+    dataset = ImageDataset(
+        path,
+        use_labels=True,
+        mirror=request.mirror,
+        background=request.background,
+        model_resolution=model_resolution,
+    )
     if dataset.vector_labels:
         raise UserError(f"the labels of {path} are numbers, not classes; leave out --per-class")
     return dataset

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from media.alpha import Color
-from media.dataset import ImageDataset
+from media.dataset import ImageDataset, NoLabels, convert_command
 from media.decode import WHITE
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
@@ -20,7 +20,7 @@ from models.snapshot import find_snapshot, load_generator
 from models.stylegan2 import kimg_of_name
 from networks.generator import Generator
 from torch_utils import distributed
-from torch_utils.errors import UserError, note
+from torch_utils.errors import UserError, note, plural
 from torch_utils.files import atomic_write, missing
 from torch_utils.sizes import Resolution, size_text
 
@@ -86,10 +86,7 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
             continue
         try:
             if evaluator is None:  # with the first that fits the data set
-                with_labels = G.config.c_dim > 0
-                dataset = ImageDataset(
-                    request.data, use_labels=with_labels, mirror=request.mirror, background=request.background
-                )
+                dataset = open_data(request, G)
             check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
             check_classes(snapshot, G, dataset, request.data)
         except UserError as error:
@@ -154,6 +151,23 @@ def evaluate_images(request: Request) -> dict[str, Any]:
     values = evaluator.evaluate(source)
     about = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
     return make_record(values, evaluator, dataset, request, about, fakes.transparent)
+
+
+def open_data(request: Request, G: Generator) -> ImageDataset:
+    """The data set for a generator, with labels if it has classes. Raises UserError."""
+    try:
+        return ImageDataset(
+            request.data,
+            use_labels=G.config.c_dim > 0,
+            mirror=request.mirror,
+            background=request.background,
+            model_resolution=G.config.resolution,
+        )
+    except NoLabels as error:
+        known = "labels of numbers" if G.config.vector_labels else plural(G.config.c_dim, "class", "es")
+        raise UserError(
+            f"the model has {known}, and metrics draw those of its images from the labels of --data; {error.message}"
+        ) from None
 
 
 def make_evaluator(request: Request, dataset: ImageDataset, fakes: int | None = None) -> Evaluator:
@@ -221,8 +235,9 @@ def check_shape(what: str, channels: int, resolution: Resolution, dataset: Image
     channels = min(channels, 3)  # transparent images are laid on a background
     if (channels, resolution) != (dataset.channels, dataset.resolution):
         raise UserError(
-            f"{what} gives images of {size_text(resolution)} with {channels} channels, {data} of "
-            f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared"
+            f"{what} gives images of {size_text(resolution)} with {plural(channels, 'channel')}, {data} of "
+            f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared; convert the data with: "
+            f"{convert_command(dataset.files, resolution, channels)}"
         )
 
 
@@ -233,4 +248,5 @@ def check_classes(snapshot: Path, G: Generator, dataset: ImageDataset, data: str
             f"of {snapshot} and {data}, only one has labels that are numbers; name its own data with --data"
         )
     if dataset.c_dim != G.config.c_dim:
-        raise UserError(f"{snapshot} knows {G.config.c_dim} classes, {data} has {dataset.c_dim}")
+        known = plural(G.config.c_dim, "class", "es")
+        raise UserError(f"{snapshot} knows {known}, {data} has {dataset.c_dim}; name its own data with --data")

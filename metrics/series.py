@@ -99,7 +99,7 @@ def link_best(snapshot: Path) -> Path:
     """
     link = snapshot.with_name(BEST + snapshot.suffix)
     if link.exists() and not link.is_symlink():
-        raise UserError(f"{link} is no link but a model, such as train.py --keep-best writes; move it elsewhere")
+        raise UserError(f"{link} is no link but a model, such as --keep-best of train.py writes; move it elsewhere")
     beside = link.with_name(f".{link.name}.{os.getpid()}")
     try:
         beside.symlink_to(snapshot.name)

@@ -167,8 +167,8 @@ def _generator(states: States, size: int, cls: type[Generator]) -> Generator:
 def _discriminator(states: States, size: int) -> Discriminator:
     if (architecture := _other_architecture(states, "b", "resnet")) is not None:
         raise ValueError(
-            f"its discriminator is of the {architecture} architecture, which this project does not have; for the "
-            "generator alone: export.py --format safetensors"
+            f"its discriminator is of the {architecture} architecture, which this project does not have; "
+            "python export.py --network FILE.pkl --format safetensors takes the generator alone"
         )
     group, channels = states["b4.mbstd"]["group_size"], states["b4.mbstd"]["num_channels"]
     if type(channels) is not int or channels != 1:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -56,6 +58,11 @@ def mistake(name: str, *arguments: object, cwd: Path = ROOT) -> str:
     lines = [line for line in result.stderr.splitlines() if not line.startswith("network:")]
     assert result.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), result.stderr
     return lines[0]
+
+
+def remedy(line: str) -> list[str]:
+    """The script and its arguments that a message ends with, as a shell would split them."""
+    return shlex.split(re.search(r": python ([^;]*)$", line.strip())[1])
 
 
 def image_zip(path: Path, sizes: list[tuple[int, int]]) -> Path:

@@ -11,6 +11,7 @@ from PIL import Image
 import dataset_tool
 from media.dataset import ImageDataset
 from media.faces import HAIR_COLORS
+from tests.scripts import remedy
 from torch_utils.cli import run
 
 SCRIPT = Path(__file__).parents[1] / "dataset_tool.py"
@@ -34,7 +35,7 @@ def test_the_script_itself(tmp_path):
     command = [sys.executable, SCRIPT, "check", "--data", tmp_path / "nowhere.zip"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"error: there is no {tmp_path / 'nowhere.zip'}; make a data set")
+    assert done.stderr.startswith(f"error: there is no {tmp_path / 'nowhere.zip'}; name a folder or ZIP of images")
 
 
 def test_faces_and_check(tool, tmp_path):
@@ -135,7 +136,7 @@ def test_of_many_bad_files_ten_are_named(tool, tmp_path, count):
     assert len(skipped) == 11 + len(rest) and skipped[-1] == f"skipped files that cannot be used: {count}"
 
 
-def test_bad_labels_get_the_advice_that_helps(tool, tmp_path):
+def test_bad_labels_get_the_advice_that_helps(tool, tmp_path, monkeypatch):
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     (tmp_path / "dataset.json").write_text('{"labels": [["a.png", "cat"]]}')
     only = tool("check", "--data", tmp_path)
@@ -143,9 +144,29 @@ def test_bad_labels_get_the_advice_that_helps(tool, tmp_path):
     assert "correct dataset.json" in only.stderr and "convert" not in only.stderr
     Image.new("RGB", (50, 40)).save(tmp_path / "b.png")
     advice = tool("check", "--data", tmp_path).stderr
-    assert "--resolution N --labels none\n" in advice
-    command = advice.split("dataset_tool.py ")[1].replace("NEW.zip", str(tmp_path / "new.zip")).replace("N --", "16 --")
-    assert tool(*command.split()).returncode == 0
+    assert "--resolution 16 --labels none\n" in advice
+    monkeypatch.chdir(tmp_path.parent)
+    script, *command = remedy(advice)
+    assert script == "dataset_tool.py" and tool(*command).returncode == 0
+    assert ImageDataset(f"{tmp_path.name}-16.zip").resolution == 16
+
+
+def test_images_that_are_refused_do_not_count_and_can_be_converted_as_the_message_says(tool, tmp_path, monkeypatch):
+    (tmp_path / "my images").mkdir()
+    Image.new("L", (101, 77)).save(tmp_path / "my images" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    found = tool("check", "--data", "my images")
+    assert found.returncode == 2 and "my images: 0 images, none can be used\n" in found.stdout
+    assert "my images: 1 file cannot be used" in found.stderr
+    assert tool(*remedy(found.stderr)[1:]).returncode == 0
+    checked = tool("check", "--data", "my images-64.zip")
+    assert checked.returncode == 0 and "my images-64.zip: 1 image, 64x64 greyscale\n" in checked.stdout
+
+
+def test_a_size_that_is_refused_comes_with_those_that_are_taken(tool, tmp_path):
+    refused = tool("faces", "--out", tmp_path / "a.zip", "--count", 1, "--resolution", 34)
+    assert "34x34 is no size for a model; 32 and 36 are nearest (see docs/data.md#sizes)" in refused.stderr
+    assert tool("faces", "--out", tmp_path / "a.zip", "--count", 1, "--resolution", 36).returncode == 0
 
 
 def test_a_terminal_is_not_told_what_to_do_by_an_archive(tool, tmp_path):

@@ -128,6 +128,29 @@ def wrong_options(words: list[str], options: dict[str, click.Option]) -> Iterato
             yield f"{name} does not take {value or following}"
 
 
+def wrong_in_command(words: list[str]) -> list[str]:
+    """What is wrong in a command line of this project's programs."""
+    start = next((i for i, word in enumerate(words) if word.endswith(".py") or word == "-m"), None)
+    if start is None or (start > 0 and "torchrun" not in words and not words[start - 1].endswith("python")):
+        return []
+    if words[start] == "-m":
+        program, rest = f"-m {words[start + 1]}", words[start + 2 :]
+        if program.removeprefix("-m ") not in MODULES:
+            return []
+    else:
+        program, rest = words[start], words[start + 1 :]
+        if not (ROOT / program).exists():
+            return [f"{program} does not exist"] * (start > 0)
+        if not has_main(ROOT / program):
+            return []  # a module that is spoken of
+    command = command_of(program)
+    if rest and rest[0] in subcommands(command):
+        command = subcommands(command)[rest.pop(0)]
+    elif default := getattr(command, "default", None):
+        command = subcommands(command)[default]
+    return [f"{program}: {problem}" for problem in wrong_options(rest, options_of(command))]
+
+
 # --- links and paths ------------------------------------------------------------------------------------------------
 
 
@@ -189,26 +212,7 @@ def test_every_command_has_the_options_that_it_is_given(document):
         if words[:1] == ["make"]:
             wrong += [f"make {word}" for word in words[1:2] if word.islower() and word not in targets]
             continue
-        start = next((i for i, word in enumerate(words) if word.endswith(".py") or word == "-m"), None)
-        if start is None or (start > 0 and "torchrun" not in words and not words[start - 1].endswith("python")):
-            continue
-        if words[start] == "-m":
-            program, rest = f"-m {words[start + 1]}", words[start + 2 :]
-            if program.removeprefix("-m ") not in MODULES:
-                continue
-        else:
-            program, rest = words[start], words[start + 1 :]
-            if not (ROOT / program).exists():
-                wrong += [f"{program} does not exist"] * (start > 0)
-                continue
-            if not has_main(ROOT / program):
-                continue  # a module that is spoken of
-        command = command_of(program)
-        if rest and rest[0] in subcommands(command):
-            command = subcommands(command)[rest.pop(0)]
-        elif default := getattr(command, "default", None):
-            command = subcommands(command)[default]
-        wrong += [f"{program}: {problem}" for problem in wrong_options(rest, options_of(command))]
+        wrong += wrong_in_command(words)
     assert not wrong
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,11 @@ def one_line(value: object, limit: int = 100) -> str:
         text = f"a {type(value).__name__}"
     text = printable(" ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def command_line(*words: object) -> str:
+    """A command for a shell, of words such as paths, without those that are None."""
+    return shlex.join(str(word) for word in words if word is not None)
 
 
 def note(line: str) -> None:

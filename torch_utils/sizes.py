@@ -9,6 +9,7 @@ command line, 64 or (96, 64) in Python, 64 or [96, 64] in JSON. Tensors have the
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -17,7 +18,7 @@ Resolution = int | tuple[int, int]  # the side of a square, or width and height 
 MIN_START, MAX_START = 3, 16  # sides of the constant
 MIN_DOUBLINGS = 2
 MAX_SIDE = 8192  # pixels
-EXPECTED = "both sides 3 to 16 times the same power of two from 4 on"
+RULE = "docs/data.md#sizes"  # which says in words what sizes are possible
 
 
 def width_and_height(resolution: Resolution) -> tuple[int, int]:
@@ -48,6 +49,11 @@ def size_text(resolution: Resolution) -> str:
     return "{}x{}".format(*width_and_height(resolution))
 
 
+def size_option(resolution: Resolution) -> str:
+    """As it is typed after --resolution: `64` or `96x64`."""
+    return str(resolution) if isinstance(resolution, int) else size_text(resolution)
+
+
 def block_sizes(resolution: Resolution) -> list[tuple[int, int]]:
     """Height and width of each of a network's blocks, from the constant to the image.
 
@@ -60,7 +66,7 @@ def block_sizes(resolution: Resolution) -> list[tuple[int, int]]:
         while all(side % 2 == 0 and side // 2 >= MIN_START for side in sizes[0]):
             sizes.insert(0, (sizes[0][0] // 2, sizes[0][1] // 2))
     if len(sizes) <= MIN_DOUBLINGS or max(sizes[0]) > MAX_START:
-        raise ValueError(f"resolution: expected {EXPECTED}, at most {MAX_SIDE}, got {size_text(resolution)}")
+        raise ValueError(f"resolution: {is_no_size(resolution)}")
     return sizes
 
 
@@ -70,6 +76,32 @@ def is_possible(resolution: Resolution) -> bool:
         return bool(block_sizes(resolution))
     except ValueError:
         return False
+
+
+def nearest_sizes(resolution: Resolution) -> list[Resolution]:
+    """The largest possible size that fits into this one, and the smallest one that it fits into, where there are such.
+
+    For 50 these are 48 and 52, and for (1280, 720) they are (1280, 640) and (1280, 768).
+    """
+    width, height = width_and_height(resolution)
+    inside, around = [], []
+    step = 1 << MIN_DOUBLINGS
+    while step * MIN_START <= MAX_SIDE:
+        least, most = MIN_START * step, min(MAX_START * step, MAX_SIDE)
+        if min(width, height) >= least:
+            inside.append(tuple(min(side - side % step, most) for side in (width, height)))
+        if max(width, height) <= most:
+            around.append(tuple(max(side + -side % step, least) for side in (width, height)))
+        step *= 2
+    nearest = [*sorted(inside, key=math.prod)[-1:], *sorted(around, key=math.prod)[:1]]
+    return [to_resolution(size) for size in dict.fromkeys(nearest)]
+
+
+def is_no_size(resolution: Resolution) -> str:
+    """What a message says of a size that networks cannot have: that it is none, and which ones are nearest."""
+    sizes = " and ".join(map(size_option, nearest_sizes(resolution)))
+    nearest = f"; {sizes} {'are' if ' and ' in sizes else 'is'} nearest" * bool(sizes)
+    return f"{size_text(resolution)} is no size for a model{nearest} (see {RULE})"
 
 
 def nominal_sides(resolution: Resolution) -> list[int]:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 import torch
 
-from media.dataset import ImageDataset
+from media.dataset import ImageDataset, convert_command, possible_resolution
 from metrics import find_detector, higher_is_better, parse_metric
 from models.encoder import load_encoder
 from models.snapshot import load_stylizer
@@ -172,13 +172,14 @@ def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> 
     config = resolve_classifier(options, gpus)
     if data.channels == 4:
         raise UserError(
-            f"{data.path} has transparent images, of which an encoder sees colours only; lay them on a background with "
-            "dataset_tool.py convert --channels 3"
+            f"{data.path} has transparent images, of which an encoder sees colours only; lay them on a background "
+            f"with: {convert_command(data.files, data.resolution, 3)}"
         )
     if not isinstance(data.resolution, int):
+        square = possible_resolution((min(data.resolution),) * 2)
         raise UserError(
-            f"{data.path} has images of {size_text(data.resolution)}, but an encoder learns from squares; make them "
-            "with dataset_tool.py convert --resolution"
+            f"{data.path} has images of {size_text(data.resolution)}, but an encoder learns from squares; crop them "
+            f"with: {convert_command(data.files, square, 3)}"
         )
     least, most = Classifier.STRIDE, data.resolution
     if any(not least <= side <= most for side in config.sizes):
@@ -206,7 +207,7 @@ def check_test(test: ImageDataset, data: ImageDataset) -> None:
     if test.resolution != data.resolution:
         raise UserError(
             f"{test.path} has images of {size_text(test.resolution)}, but {data.path} of {size_text(data.resolution)}; "
-            "make them alike with dataset_tool.py convert --resolution"
+            f"make them alike with: {convert_command(test.files, data.resolution, data.channels)}"
         )
     if test.c_dim > data.c_dim:
         raise UserError(

@@ -14,9 +14,10 @@ from latents.codes import Codes, fingerprint, generate_codes, save_codes
 from latents.directions import METHODS, Directions, find_directions, sample_w
 from latents.mixing import check_layers
 from media.images import save_png
+from torch_utils.errors import command_line
 from web.codes import code_fields, find_codes
 from web.fields import class_fields, class_number, layers_field, psi_field, read_layers, result_image, truncation
-from web.page import Page, command_box, command_line, command_with
+from web.page import Page, command_box, command_with
 
 NAME, TITLE = "edit", "Edit"
 COUNT = 6  # directions, each with a slider

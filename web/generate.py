@@ -10,6 +10,7 @@ import torch
 from latents.cli import Classes, ModelOptions, seeds_name, sheet_name
 from media.images import preview_grid, save_png
 from models.sampling import generate_batches
+from torch_utils.errors import command_line
 from web.fields import (
     MAX_SEED,
     check_seed,
@@ -22,7 +23,7 @@ from web.fields import (
     seed_field,
     truncation,
 )
-from web.page import Page, command_box, command_line
+from web.page import Page, command_box
 
 NAME, TITLE = "generate", "Generate"
 GRIDS = {"the seed's image": 1, "9 seeds, from this one on": 3, "25 seeds, from this one on": 5}

@@ -15,12 +15,12 @@ from latents.perception import find_features
 from latents.projection import Projection, ProjectionConfig, project, psnr
 from latents.targets import find_targets, read_targets
 from media.images import save_png, to_float, to_uint8
-from torch_utils.errors import printable
+from torch_utils.errors import command_line, printable
 from web.codes import Inverted, choices, keep
 from web.fields import noise_field, result_image
 from web.files import check_upload, image_upload
 from web.limits import Stop, stream
-from web.page import Page, command_box, command_line, command_with
+from web.page import Page, command_box, command_with
 
 NAME, TITLE = "invert", "Invert"
 MAX_STEPS = 2000

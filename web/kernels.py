@@ -10,6 +10,7 @@ import torch
 from latents import sheets
 from latents.kernel_views import kernel_sheet, kernel_views
 from latents.mixing import check_layers
+from torch_utils.errors import command_line
 from web.codes import SEED, code_fields, find_codes
 from web.fields import (
     class_fields,
@@ -22,7 +23,7 @@ from web.fields import (
     result_image,
     truncation,
 )
-from web.page import Page, command_box, command_line
+from web.page import Page, command_box
 
 NAME, TITLE = "kernels", "Kernels"
 

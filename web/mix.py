@@ -11,7 +11,7 @@ from latents import sheets
 from latents.mixing import check_layers, generate_mix, generate_mixes, mixing_sheet
 from media.images import preview_grid, save_png, to_uint8
 from models.sampling import images_of
-from torch_utils.errors import numbers_text
+from torch_utils.errors import command_line, numbers_text
 from web.codes import SEED, code_fields, find_codes
 from web.fields import (
     check_seed,
@@ -26,7 +26,7 @@ from web.fields import (
     result_image,
     truncation,
 )
-from web.page import Page, command_box, command_line
+from web.page import Page, command_box
 
 NAME, TITLE = "mix", "Mix"
 STRIP = 7  # images of a strip

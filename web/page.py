@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,11 +101,6 @@ class Page:
 def finished(component: Any) -> list[Any]:
     """The events after which a control has a new value. A text that is still being written would be a mistake."""
     return [component.submit, component.blur] if isinstance(component, gr.Textbox) else [component.change]
-
-
-def command_line(*words: object) -> str:
-    """The command line of some words, without those that are None."""
-    return shlex.join(str(word) for word in words if word is not None)
 
 
 def command_box(name: str) -> gr.Textbox:

@@ -17,11 +17,11 @@ from networks.stylizer import Stylizer
 from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
 from styling.mask import read_mask
 from styling.styles import CombinedStyle, read_style
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, command_line
 from web.examples import copy_examples, shipped_as
 from web.files import GONE, check_upload, image_upload, mask_editor, video_upload
 from web.limits import Stop
-from web.page import Page, command_box, command_line, command_with
+from web.page import Page, command_box, command_with
 
 NAME, TITLE = "stylize", "Stylize"
 STYLES = 4

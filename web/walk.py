@@ -14,7 +14,7 @@ from latents.cli import Model
 from latents.mixing import Part, check_layers
 from media.animation import check_side, write_animation
 from torch_utils import cli
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, command_line
 from torch_utils.sizes import width_and_height
 from web.fields import (
     class_fields,
@@ -28,7 +28,7 @@ from web.fields import (
     truncation,
 )
 from web.limits import Stop
-from web.page import Page, command_box, command_line
+from web.page import Page, command_box
 
 NAME, TITLE = "walk", "Walk"
 SIDE = 128  # pixels that small images are enlarged to, as in generate.py

@@ -318,7 +318,7 @@ def test_unusable_files_are_skipped_and_named(tmp_path):
     assert [name for name, _ in done.skipped] == ["cut.png", "empty.jpg", "notes.txt", "wide.png"]
     (tmp_path / "in/good.png").unlink()
     (tmp_path / "in/small.png").unlink()
-    with pytest.raises(UserError, match=r"none of the 4 files in .*: cut\.png is a broken image"):
+    with pytest.raises(UserError, match=r"of the 4 files in .* none can be used: cut\.png is a broken image"):
         convert(tmp_path / "in", tmp_path / "none.zip", KEEP)
     assert not (tmp_path / "none.zip").exists()
 

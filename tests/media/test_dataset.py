@@ -18,6 +18,7 @@ from media.check import check_dataset
 from media.dataset import ImageDataset
 from media.decode import Unusable
 from media.image_files import ImageFiles
+from tests.scripts import done, remedy, script_here
 from torch_utils.errors import UserError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -213,8 +214,10 @@ def test_sizes(tmp_path):
         fails(
             make_zip(tmp_path / "a.zip", {"a.png": blank(*size)}),
             f"a.png has {size[0]}x{size[1]} pixels",
-            f"dataset_tool.py convert --source {tmp_path / 'a.zip'} --out a-{mend}.zip --resolution {mend}",
+            f"python dataset_tool.py convert --source {tmp_path / 'a.zip'} --out a-{mend}.zip --resolution {mend}",
         )
+        with pytest.raises(UserError, match=r"--out a-48\.zip --resolution 48"):
+            ImageDataset(tmp_path / "a.zip", model_resolution=48)
     two = {"a.png": blank(32, 32), "b.png": blank(64, 64)}
     fails(make_zip(tmp_path / "b.zip", two), "b.png is 64x64 RGB, but a.png is 32x32 RGB", "--resolution 32")
     two = {"a.png": blank(96, 64), "b.png": blank(64, 96)}
@@ -240,11 +243,22 @@ def test_a_spread_of_headers_is_checked_at_once_and_the_rest_when_read(tmp_path)
 def test_labels_that_are_not_there(tmp_path):
     files = numbered(2)
     fails(make_zip(tmp_path / "a.zip", files), "its labels are null", use_labels=True)
+    fails(tmp_path / "a.zip", "in a folder SORTED", "--source SORTED", use_labels=True)
     del files["dataset.json"]
     fails(make_zip(tmp_path / "b.zip", files), "no dataset.json", "--labels folders", use_labels=True)
     files["dataset.json"] = json.dumps({"labels": [[next(iter(files)), 0]]}).encode()
     fails(make_zip(tmp_path / "c.zip", files), "1 of 2 images", "img00000001.png", use_labels=True)
     assert len(ImageDataset(tmp_path / "c.zip")) == 2
+
+
+def test_labels_of_folders_are_made_as_the_message_says(tmp_path):
+    files = {f"{name}/{i}.png": encoded(image(i, mode="L")) for i, name in enumerate(("cats", "dogs"))}
+    path = make_zip(tmp_path / "two classes.zip", files)
+    with pytest.raises(UserError) as error:
+        ImageDataset(path, use_labels=True)
+    done(script_here(*remedy(error.value.message), cwd=tmp_path))
+    made = ImageDataset(tmp_path / "two classes-labels.zip", use_labels=True)
+    assert made.class_names == ("cats", "dogs") and made[0][0].shape == (1, 16, 16)
 
 
 @pytest.mark.parametrize("text", [

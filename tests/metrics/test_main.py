@@ -22,6 +22,7 @@ from models.sampling import Fakes
 from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from tests.metrics import archives
+from tests.scripts import done, remedy, script_here
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -143,14 +144,29 @@ def test_mistakes(tmp_path):
     assert "name --network or --fakes, not both" in mistake("--data", real, "--fakes", one, "--network", snapshot)
     assert "no metric is called 'fid'" in mistake("--data", real, "--fakes", real, "--metrics", "fid")
     assert "32x32 with 3 channels" in mistake("--data", real, "--fakes", large)
-    assert "16x16 with 1 channels" in mistake("--data", real, "--fakes", grey)
+    assert "16x16 with 1 channel," in mistake("--data", real, "--fakes", grey)
     assert "16x16 with 3 channels" in mistake("--data", large, "--network", snapshot)
     assert "with 1: they cannot be compared" in mistake("--data", grey, "--network", snapshot)
-    assert "3 classes" in mistake("--data", real, "--network", classes)
+    assert "knows 3 classes" in mistake("--data", real, "--network", classes)
+    (real / "dataset.json").unlink()
+    assert "the model has 3 classes, and metrics draw" in mistake("--data", real, "--network", classes)
     assert "only one image" in mistake("--data", one, "--fakes", real)
-    assert "only 1 fake images" in mistake("--data", real, "--fakes", one)
+    assert "of 1 fake image, at least 2 are" in mistake("--data", real, "--fakes", one)
     assert "absent" in mistake("--data", tmp_path / "absent", "--fakes", real)
     assert "absent" in mistake("--data", real, "--network", tmp_path / "absent")
+
+
+def test_data_of_another_size_are_converted_to_the_models_as_the_message_says(tmp_path, monkeypatch, capsys):
+    write_snapshot(tmp_path / "plain.safetensors")
+    write_images(tmp_path / "large", 4, size=32)
+    write_images(tmp_path / "odd", 4, size=50, smooth=5)
+    monkeypatch.chdir(tmp_path)
+    for data in ("large", "odd"):
+        message = mistake("--data", data, "--network", "plain.safetensors", "--metrics", "swd")
+        assert message.endswith(f"python dataset_tool.py convert --source {data} --out {data}-16.zip --resolution 16")
+        done(script_here(*remedy(message)))
+        evaluate("--data", f"{data}-16.zip", "--network", "plain.safetensors", "--metrics", "swd")
+        assert "swd" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("option", [("--workers", 9999), ("--seed", 10**30), ("--batch", 0), ("--batch", 10**30)])

@@ -1,18 +1,22 @@
 """torch_utils.sizes: which sizes networks can have, and how they are written."""
 
 import itertools
+import math
 
 import pytest
 
 from torch_utils.sizes import (
     MAX_SIDE,
     block_sizes,
+    is_no_size,
     is_possible,
+    nearest_sizes,
     nominal_side,
     nominal_sides,
     parse_resolution,
     size_text,
     to_resolution,
+    width_and_height,
 )
 
 
@@ -35,6 +39,19 @@ def test_blocks_double_from_the_smallest_constant():
     assert block_sizes(MAX_SIDE)[-1] == (MAX_SIDE, MAX_SIDE)
     for wrong in (8, 68, 2 * MAX_SIDE, (96, 20), (12, 240), 0, -64, (16, 10**30)):
         assert not is_possible(wrong)
+
+
+def test_the_nearest_sizes_are_the_largest_inside_and_the_smallest_around():
+    sides = range(12, 161, 4)  # all sides that are possible at all up to 160
+    possible = [size for size in itertools.product(sides, sides) if is_possible(to_resolution(size))]
+    for width, height in itertools.product((3, 12, 34, 50, 77, 101, 128), (12, 20, 64, 90, 127)):
+        inside = [(w, h) for w, h in possible if w <= width and h <= height]
+        around = [(w, h) for w, h in possible if w >= width and h >= height]
+        areas = [math.prod(width_and_height(size)) for size in nearest_sizes((width, height))]
+        largest, smallest = max((w * h for w, h in inside), default=0), min(w * h for w, h in around)
+        assert areas == [area for area in dict.fromkeys((largest, smallest)) if area]
+    assert nearest_sizes(34) == [32, 36] and nearest_sizes((1280, 720)) == [(1280, 640), (1280, 768)]
+    assert is_no_size((5, 10000)) == "5x10000 is no size for a model (see docs/data.md#sizes)"
 
 
 @pytest.mark.parametrize("power", range(4, 12))
