@@ -28,7 +28,7 @@ from models.classes import class_names, find_class
 from models.sampling import class_centers, generate_batches, labels_in_turn, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, one_line, plural
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -127,7 +127,7 @@ class Pretrained(HubMixin):
         try:
             path = huggingface_hub.hf_hub_download(repo_id=model_id, filename=WEIGHTS, **hub)
         except (OSError, ValueError, EntryNotFoundError) as error:
-            reason = one_line(error, 200)
+            reason = one_line(error, 400)
             raise UserError(f"{model_id} does not exist here, and the Hub has no {WEIGHTS} of it: {reason}") from None
         return cls._load(Path(path), device)
 
@@ -200,8 +200,11 @@ class Generator(Pretrained, networks.generator.Generator):
             trunc_class: whether truncation is towards the mean of each image's class, in place of the mean of all.
 
         Raises:
-            ValueError: if the model has classes and c does not name one for each image, or has none and c does.
+            ValueError: if z is of another shape, or if the model has classes and c does not name one for each image, or
+                has none and c does.
         """
+        if z.ndim != 2 or z.shape[1] != self.config.z_dim:
+            raise ValueError(f"z: expected [N, {self.config.z_dim}], as latents([0, 1]) makes it, got {list(z.shape)}")
         c = self._classes(c, z.shape[0])
         if trunc_class and c is None:
             raise ValueError("trunc_class: expected False, as the model has no classes")
@@ -224,7 +227,10 @@ class Generator(Pretrained, networks.generator.Generator):
         count = self.config.c_dim
         labels = torch.as_tensor([] if c is None else c, dtype=torch.float32, device=self.w_avg.device)
         if labels.shape not in ((count,), (n, count)):
-            raise ValueError(f"c: expected a label of {count} numbers, or one for each of {n}")
+            raise ValueError(
+                f"c: expected a label of {plural(count, 'number')}, or [{n}, {count}] for {plural(n, 'image')}, "
+                f"got {list(labels.shape) if labels.numel() else 'none'}"
+            )
         return labels.expand(n, -1)
 
     def _classes(self, c: Tensor | Sequence[Any] | int | str | None, n: int) -> Tensor | None:
@@ -239,11 +245,18 @@ class Generator(Pretrained, networks.generator.Generator):
             c = find_class(c, count, self.class_names)
         elif isinstance(c, Sequence):
             c = [find_class(name, count, self.class_names) if isinstance(name, str) else name for name in c]
-        c = torch.as_tensor(-1 if c is None else c, device=self.w_avg.device)
+        expected = f"c: expected a class from 0 to {count - 1} for each of {plural(n, 'image')}, such as c=0"
+        if c is None:
+            raise ValueError(expected)
+        c = torch.as_tensor(c, device=self.w_avg.device)
         if c.is_floating_point() and c.shape == (n, count):
             return c
-        if c.is_floating_point() or c.shape not in ((), (n,)) or not bool(((c >= 0) & (c < count)).all()):
-            raise ValueError(f"c: expected a class from 0 to {count - 1} for each of {n}")
+        if c.is_floating_point():
+            raise ValueError(f"{expected}, or floats [{n}, {count}]; got floats {list(c.shape)}")
+        if c.shape not in ((), (n,)):
+            raise ValueError(f"{expected}, or one for all; got {list(c.shape)}")
+        if not bool(((c >= 0) & (c < count)).all()):
+            raise ValueError(f"{expected}; got {one_line(c.tolist())}")
         return one_hot(c.expand(n), count)
 
     def _save_pretrained(self, save_directory: Path) -> None:

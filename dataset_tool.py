@@ -199,7 +199,10 @@ def convert_command(
     file_format: Literal["png", "jpeg", "webp"],
     quality: int | None,
 ) -> None:
-    """Convert images of any format and size to a data set: upright, in sRGB, cropped and resized."""
+    """Make a data set of images of any format and size.
+
+    They become upright, in sRGB, cropped and resized.
+    """
     how = Conversion(resolution, int(channels), crop, filter_name, background)
     stored = FileFormat(file_format, quality)
     if channels == "4" and file_format == "jpeg":
@@ -258,9 +261,10 @@ def list_problems(problems: list[tuple[str, str]]) -> list[str]:
     help="Hold out one image of this many, the last of each group in the order of their names.",
 )
 def split_command(source: str, train: str, held_out: str, overwrite: bool, every: int) -> None:
-    """Hold out a part of a data set, to judge a model by images that it was not trained with.
+    """Hold out a part of a data set, to evaluate with.
 
-    Files are copied as they are, with their labels; the same source is always split alike.
+    A model is judged best by images that it was not trained with. Files are copied as they are, with their labels; the
+    same source is always split alike.
     """
     kept, held = split(source, train, held_out, every=every, overwrite=overwrite)
     show(f"{train}: {plural(kept, 'image')}")
@@ -270,7 +274,7 @@ def split_command(source: str, train: str, held_out: str, overwrite: bool, every
 @main.command("check", cls=Command, example="python dataset_tool.py check --data data.zip")
 @option("Options", "--data", required=True, metavar="PATH", help="The data set: a folder or a ZIP.")
 def check_command(data: str) -> None:
-    """Decode every image of a data set, read the labels, and list all problems."""
+    """Decode all images, read the labels, and list all problems."""
     found = check_dataset(data)
     print_notes(found.notes)
     for line in list_problems(found.problems):

@@ -34,6 +34,7 @@ from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.errors import UserError, note, plural, show
 from torch_utils.memory import keep_freed_memory
+from torch_utils.sizes import size_text
 
 CODES, SHEET, VIDEO = "projected_w.npz", "projected.png", "projected.mp4"
 MAX_WIDTH = 4096  # pixels of a sheet that could be narrower; also the largest width and height of the video
@@ -161,6 +162,8 @@ def main(request: Request, config: ProjectionConfig) -> None:
     folder = cli.writable_folder(request.outdir)
     for reason in targets.skipped:
         note(f"skipped: {reason}")
+    if targets.enlarged:
+        note(f"note: enlarged images, smaller than {size_text(G.config.resolution)} pixels: {targets.enlarged:,}")
     note(f"network: {path} ({info['kimg']:g} kimg){found_text(request.network, path)}")
     hint = "" if isinstance(features, VGGFeatures) else "; --encoder-weights FILE compares by VGG-19"
     note(f"images are compared by {compared}{hint}")

@@ -222,7 +222,13 @@ class Plan:
     type=click.Choice(["png", "jpg", "webp"]),
     help="File format of images that are written to a folder.  [default: png]",
 )
-@cli.option("Output", "--overwrite", is_flag=True, help="Replace files that exist in the folder of --out.")
+@cli.option(
+    "Output",
+    "--overwrite",
+    is_flag=True,
+    help="Make results again that exist in a folder which --out names, where they are kept otherwise, and replace the "
+    "file of --save-style. A file that --out names, and results in the default folder, are always replaced.",
+)
 @cli.option(
     "Machine",
     "--tile",

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from media.alpha import premultiply
-from media.convert import Conversion, convert_image
+from media.convert import Conversion, decode_as, resize_to
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image
-from media.files import list_images
+from media.files import list_images, note_subfolders
 from media.image_files import ImageFiles
 from torch_utils.errors import UserError, one_line, printable
 from torch_utils.files import missing, open_regular
@@ -40,6 +40,7 @@ class Targets:
     names: list[str]
     images: Tensor  # uint8 [N, C, H, W]
     skipped: list[str]  # what is wrong with the others, beginning with their paths
+    enlarged: int  # number of images that were smaller
 
 
 def find_targets(path: str | os.PathLike) -> list[TargetFile]:
@@ -54,7 +55,9 @@ def find_targets(path: str | os.PathLike) -> list[TargetFile]:
         return [TargetFile(path.name, path, partial(_open, path))]
     if path.is_dir():
         with suppress(UserError):  # it may hold images in folders below it, as a data set does
-            return [TargetFile(image.name, image, partial(_open, image)) for image in list_images(path)]
+            images = list_images(path)
+            note_subfolders(path)
+            return [TargetFile(image.name, image, partial(_open, image)) for image in images]
     files = ImageFiles(path, ALL_SUFFIXES)
     return [TargetFile(name, path / name, partial(files.open, name)) for name in files.names]
 
@@ -70,11 +73,12 @@ def read_targets(files: list[TargetFile], resolution: Resolution, channels: int)
     """
     how = Conversion(resolution, channels)
     width, height = width_and_height(resolution)
-    names, images, skipped = [], [], []
+    names, images, skipped, enlarged = [], [], [], 0
     for target in files:
         try:
             with target.open() as file:
-                image = convert_image(open_image(file, ALL_FORMATS), how)
+                decoded = decode_as(open_image(file, ALL_FORMATS), how)
+                image = resize_to(decoded, how)
                 pixels = premultiply(image) if channels == 4 else np.array(image)
         except OSError as error:
             skipped.append(f"{printable(str(target.path))} cannot be read ({error.strerror or one_line(error)})")
@@ -82,8 +86,9 @@ def read_targets(files: list[TargetFile], resolution: Resolution, channels: int)
             skipped.append(f"{printable(str(target.path))} {reason}")
         else:
             names.append(target.name)
+            enlarged += decoded.width < width or decoded.height < height
             images.append(torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1))
     if not images:
         others = f", and the other {len(files) - 1} cannot be used either" * (len(files) > 1)
         raise UserError(f"{skipped[0]}{others}; name another image, or save it as PNG")
-    return Targets(names, torch.stack(images), skipped)
+    return Targets(names, torch.stack(images), skipped, enlarged)

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, decode_image, is_animated, open_image
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, note, one_line
 from torch_utils.files import MAX_NAME, make_folder, missing, open_regular, short_name, write_file
 
 MIN_SIDE = 16  # pixels; after three halvings, two are left, as reflection padding needs
@@ -119,6 +119,14 @@ def list_images(folder: str | os.PathLike, *, videos: bool = False) -> list[Path
         what = "images and no videos" if videos else "images"
         raise UserError(f"{folder} holds no {what} ({', '.join(suffixes)}); name the folder that holds them")
     return images
+
+
+def note_subfolders(folder: str | os.PathLike) -> None:
+    """Prints a note if there are folders in a folder: `list_images` does not look into them."""
+    names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
+    if names:
+        more = f" and {len(names) - 5} more" * (len(names) > 5)
+        note(f"note: folders in {folder} are not looked into: {', '.join(names[:5])}{more}")
 
 
 def natural(path: Path) -> tuple[list[str | tuple[int, str]], str]:

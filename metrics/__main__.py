@@ -400,7 +400,9 @@ def report_command(
     out: str,
     **options: Any,
 ) -> None:
-    """Write one HTML page about a snapshot: metrics with their settings, curves, images, nearest training images.
+    """Write one HTML page about a snapshot: metrics and images.
+
+    It shows the metrics with their settings, curves, images, and the nearest training images.
 
     The page needs no other file. Metrics whose detector cannot be had are left out, and the page says why.
     """

@@ -10,12 +10,13 @@ Any number can stand in place of 50k: `fid5k_full`, `kid2k`, `swd500`.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, one_line
 
 COUNT = "([1-9][0-9]{0,8}k?)"
 PATTERNS = {
@@ -119,10 +120,24 @@ def parse_metric(name: str) -> Metric:
             if metric.count > (most := MOST_PATHS if kind == "ppl" else MOST):
                 raise UserError(f"{name}: at most {most:,} images can be asked for")
             return metric
-    raise UserError(
-        f"no metric is called {name!r}; there are {', '.join(LISTED)}, with any number of images in the name "
-        "(fid5k_full, swd2k); python -m metrics --list says what they are"
-    )
+    near = " or ".join(nearest_names(base))
+    hint = f"did you mean {near}?" if near else "write e.g. fid50k_full or swd2k;"
+    raise UserError(f"no metric is called {one_line(name, 40)!r}; {hint} python -m metrics --list shows all")
+
+
+def nearest_names(base: str) -> list[str]:
+    """Up to three names of metrics that are like a wrong one, with the number of images in it."""
+    base = base.lower()
+    number = re.search(r"[1-9]\d*k?", base)
+    letters = re.sub(r"\d+k*|_full|[^a-z]", "", base)
+    listed: dict[str, str] = {}
+    for name in LISTED:
+        own, at, detector = name.partition("@")
+        kind = re.sub(r"\d+k?|_full|_", "", own)
+        if number and kind != "pplwend":
+            own = re.sub(r"(?<=[a-z])\d+k", number[0], own) if re.search(r"\d", own) else own + number[0]
+        listed.setdefault(kind, own + at + detector)
+    return [listed[kind] for kind in difflib.get_close_matches(letters, list(listed), n=3)]
 
 
 def values_of(name: str, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from models.snapshot import load_model, save_model
+from models.snapshot import ENCODER, load_model, save_model
 from networks.vgg import VGG19
 from torch_utils.cache import cache_folder
 from torch_utils.download import download, read_tensors
@@ -23,8 +23,6 @@ from torch_utils.tensors import check_weights
 URL = "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"  # trained on ImageNet
 SHA256 = "dcbb9e9d"  # the first digits of the file's digest
 FIRST_CHANNELS = 64  # of vgg19's first layer, at width 1
-
-ENCODER = "adaconv-encoder"
 
 
 @dataclass

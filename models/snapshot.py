@@ -30,6 +30,12 @@ Module = TypeVar("Module", bound=nn.Module)
 GENERATOR = "adaconv-generator"
 STYLIZER = "adaconv-stylizer"
 TRAINED_BY = {GENERATOR: ("train.py", "--network"), STYLIZER: ("train_stylizer.py", "--model")}
+ENCODER = "adaconv-encoder"
+TAKEN_BY = {  # what a message says of a file of another kind than the one that is asked for
+    GENERATOR: "a generator, which generate.py, projector.py, export.py and python -m metrics take with --network",
+    STYLIZER: "a stylizer, which stylize.py and export.py take with --model",
+    ENCODER: "an encoder, which train_stylizer.py and projector.py take with --encoder-weights",
+}
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # the models that are shipped with the project
 SHIPPED = {GENERATOR: "faces32.safetensors", STYLIZER: "stylizer-small.safetensors"}
 WEIGHTS = "model.safetensors"  # the file's name in a folder that `save_pretrained` writes, and on the Hub
@@ -120,7 +126,8 @@ def load_model(
         description = describe(metadata)
         if (found := description.get("format")) != kind:
             other = f"holds a model of kind {kind_name(str(found))[:40]!r}" if found else "is not of this project"
-            raise UserError(f"{path} {other}; name the file of {article} {name}")
+            known = f"holds {TAKEN_BY[found]}" if isinstance(found, str) and found in TAKEN_BY else other
+            raise UserError(f"{path} {known}; name the file of {article} {name}")
         if (version := description.get("version")) != VERSION or type(version) is not int:
             if type(version) is int and version > VERSION:
                 raise UserError(f"{path} was written by a newer version of this project; update the project to load it")
@@ -227,7 +234,7 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR, hint: s
     if not os.path.exists(path):
         raise UserError(f"{path} does not exist; {hint or f'name a snapshot or a folder of runs with {option}'}")
     if (newest := _newest(path, kind)) is None:
-        there = sorted(path.glob("*.safetensors"))
+        there = sorted(file for file in path.glob("*.safetensors") if says_kind(file, kind))
         named = f"name a file with {option}, such as {there[0]}" if there else f"name one with {option}"
         hint = hint or f"train one with {script}, or {named}"
         raise UserError(f"no snapshot of a {kind_name(kind)} under {path}; {hint}")

@@ -13,7 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from media import video_writer
-from media.files import image_format, is_video, list_images, output_paths, read_image, write_image
+from media.files import (
+    image_format,
+    is_video,
+    list_images,
+    note_subfolders,
+    output_paths,
+    read_image,
+    write_image,
+)
 from media.video_writer import video_format
 from networks.stylizer import Stylizer
 from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
@@ -37,7 +45,9 @@ def find_contents(path: str | os.PathLike) -> list[Path]:
     """The file itself, or the images and videos of a folder. Raises UserError if there are none."""
     path = Path(path)
     if os.path.isdir(path):  # False for names that are too long, where Path raises
-        return list_images(path, videos=True)
+        contents = list_images(path, videos=True)
+        note_subfolders(path)
+        return contents
     if not os.path.exists(path):
         raise UserError(missing(path, "name an image, a video or a folder of them with --content"))
     return [path]

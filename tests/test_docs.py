@@ -216,6 +216,14 @@ def test_every_command_has_the_options_that_it_is_given(document):
     assert not wrong
 
 
+@pytest.mark.parametrize("program", [*(f"{name}.py" for name in SCRIPTS), *(f"-m {name}" for name in MODULES)])
+def test_no_summary_of_a_command_is_cut_off(program):
+    command = command_of(program)
+    text = command.get_help(click.Context(command, info_name=program, max_content_width=110, terminal_width=80))
+    assert "..." not in text.partition("\n")[2]
+    assert subcommands(command) == {} or all(name in text for name in subcommands(command) if name != "images")
+
+
 def test_help_gives_the_default_of_an_option_once():
     """By click from the value, or in the words of the help where there is no value or it depends on others."""
     twice = set()

@@ -121,7 +121,7 @@ def test_mistakes(snapshot, tmp_path):
         (["--network", snapshot, "--model", snapshot], "name only one"),
         (["--network", snapshot, "--format", "safetensors", "--batch", 2], "--batch"),
         (["--network", tmp_path / "absent"], "does not exist"),
-        (["--model", snapshot], "holds a model of kind 'generator'; name the file of a stylizer"),
+        (["--model", snapshot], "take with --network; name the file of a stylizer"),
         (["--network", snapshot, "--format", "pickle"], "--format"),
     ):
         assert what in mistake("export.py", *arguments)

@@ -88,6 +88,23 @@ def test_classes_by_number_and_between(run):
             G(z, c)
 
 
+def test_inputs_of_another_shape_are_refused_in_words(run):
+    G = adaconv.Generator.from_pretrained(run)
+    z, count = G.latents([0, 1]), G.config.c_dim
+    for c, message in (
+        (None, f"c: expected a class from 0 to {count - 1} for each of 2 images, such as c=0"),
+        ([0, 1, 2], "or one for all; got [3]"),
+        (torch.zeros(2, count + 1), f"or floats [2, {count}]; got floats [2, {count + 1}]"),
+        (count, f"such as c=0; got {count}"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            G(z, c)
+    for wrong in (torch.randn(2, G.config.z_dim + 1), z[0]):
+        with pytest.raises(ValueError, match=rf"z: expected \[N, {G.config.z_dim}\].*got \[{wrong.shape[0]}"):
+            G(wrong, 0)
+    assert G(z, 0).shape[0] == 2
+
+
 def test_classes_by_name(run):
     G = adaconv.Generator.from_pretrained(run)
     z = G.latents([0, 1])

@@ -121,6 +121,18 @@ def test_other_sizes_are_cut_and_resized_as_a_data_set(place, tmp_path):
     assert np.array_equal(pixels(tmp_path / "out/projected.png")[:, :16], converted)
 
 
+def test_what_is_enlarged_or_not_looked_at_is_said(place, tmp_path):
+    for name, size in {"a.png": (16, 16), "b.png": (40, 12), "c.png": (12, 12)}.items():
+        Image.new("RGB", size).save(tmp_path / name)
+    (tmp_path / "more").mkdir()
+    result = done(
+        "projector.py", "--network", place / "model.safetensors", "--target", tmp_path,
+        *("--steps", 1, "--candidates", 4, "--outdir", tmp_path / "out"),
+    )  # fmt: skip
+    assert "note: enlarged images, smaller than 16x16 pixels: 2\n" in result.stderr
+    assert f"note: folders in {tmp_path} are not looked into: more\n" in result.stderr
+
+
 def test_grey_images_of_classes_compared_by_an_encoder(tmp_path):
     model = snapshot(tmp_path / "model.safetensors", c_dim=3, img_channels=1, noise=False)
     save_encoder(tmp_path / "vgg.safetensors", VGG19(1 / 16), {})
@@ -161,7 +173,12 @@ def test_mistakes_get_one_line(place, tmp_path):
         ("--target", image, "--lr", 0): "--lr",
         ("--target", image, "--steps", 0): "--steps",
         ("--target", image, "--space", "z"): "--space",
-        ("--target", image, "--encoder-weights", model): "holds a model of kind 'generator'; name the",
+        (
+            "--target",
+            image,
+            "--encoder-weights",
+            model,
+        ): "a generator, which generate.py, projector.py, export.py and python -m metrics take",
         ("--target", image, "--encoder-weights", tmp_path / "x.pth"): "cannot be read",
     }.items():
         assert words in mistake(*common, *arguments)

@@ -21,7 +21,7 @@ from PIL import Image
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
-from tests.scripts import ROOT, TINY, done, image_zip, mistake, script, script_here
+from tests.scripts import ROOT, TINY, done, image_zip, mistake, remedy, script, script_here
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,14 @@ def test_a_run_that_is_done_says_so(runs):
     (run,) = runs.iterdir()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     result = done(script("train.py", "--outdir", runs, "--resume"))
-    assert result.stderr.count("\n") == 1 and f"--resume {run} --kimg MORE" in result.stderr
+    assert result.stderr.count("\n") == 1 and "that were asked for; train longer" in result.stderr
+    name, *longer = remedy(result.stderr)
+    assert name == "train.py" and longer[:2] == ["--resume", str(run)] and float(longer[3]) > 0.04
+    done(script_here(name, *longer, "--dry-run"))
+    other = mistake("train.py", "--resume", run, "--gamma", 2)
+    assert f"leave these out, or begin a new run from its weights with --init-from {run}" in other
+    new = ["--data", json.loads((run / "options.json").read_text())["data"], "--cond", "--gamma", 2, *TINY]
+    done(script_here("train.py", "--init-from", run, *new, "--dry-run"))
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 

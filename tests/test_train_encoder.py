@@ -27,7 +27,10 @@ def test_an_encoder_from_images_with_classes(faces16, tmp_path):
     assert not config["mirror"] and config["about"]["script"] == "train_encoder.py"
 
     result = script("train_encoder.py", "--resume", run)
-    assert result.returncode == 0 and result.stderr == f"{run} is complete: it has reached kimg 0.032 of 0.032\n"
+    assert (
+        result.returncode == 0
+        and result.stderr == f"{run} is complete: it has reached kimg 0.032 of the 0.032 that were asked for\n"
+    )
     message = mistake("train_encoder.py", "--resume", run, "--kimg", 1)  # the learning rates would have been others
     assert "kimg: 0.032 in the run, 1.0 asked" in message
     assert f"resume it with: python train_encoder.py --resume {run}" in mistake("train.py", "--resume", run)

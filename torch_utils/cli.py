@@ -138,9 +138,8 @@ def inference_precision_option(group: str = "Machine", **settings: Any) -> Calla
 
 def outdir_option(group: str = "Output", **settings: Any) -> Callable:
     """`--outdir`, which `writable_folder` makes."""
-    return option(
-        group, "--outdir", **{"default": "out", "help": "Folder that the files are written into.", **settings}
-    )
+    help_text = "Folder that the files are written into. Files of the same names there are replaced."
+    return option(group, "--outdir", **{"default": "out", "help": help_text, **settings})
 
 
 # --- types of options -----------------------------------------------------------------------------------------------
@@ -273,6 +272,9 @@ def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
+        for part in (path, *path.parents):
+            if part.exists() and not part.is_dir():
+                raise UserError(f"{part} is a file, not a folder; name another with {option}") from None
         reason = error.strerror or error
         raise UserError(f"cannot write to {path}: {reason}; name another folder with {option}") from None
     return path

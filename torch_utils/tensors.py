@@ -31,6 +31,10 @@ STORAGES = {
     "torch ByteStorage": 1, "torch BoolStorage": 1,
 }  # fmt: skip
 NAMES = {TENSOR, PARAMETER, *STORAGES}
+MAGIC = {  # what files begin with that are named by mistake
+    b"PK": "a ZIP", b"\x89PNG": "a PNG image", b"\xff\xd8\xff": "a JPEG image", b"\x80": "a pickle",
+    b"\x1f\x8b": "a gzip file",
+}  # fmt: skip
 MAX_PICKLE_BYTES = 1 << 23  # of the pickle without the tensors' numbers; that of a large network has 300,000
 NO_PICKLE = "not a PyTorch file of nothing but tensors and plain values"
 
@@ -61,7 +65,24 @@ def _open(path: str | os.PathLike) -> Iterator[safe_open]:
         with safe_open(regular(path), framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise ValueError(one_line(error, 200)) from None
+        found = what_it_seems(path)
+        raise ValueError(f"it is {found}" if found else one_line(error, 200)) from None
+
+
+def what_it_seems(path: str | os.PathLike) -> str | None:
+    """What a file that is no safetensors file begins like; None if it may be a damaged one, or cannot be told."""
+    with open_regular(path) as file:
+        start = file.read(512)
+    if not start:
+        return "empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; fetch the file itself with: git lfs pull"
+    for magic, kind in MAGIC.items():
+        if start.startswith(magic):
+            return f"{kind}, not a .safetensors file"
+    if len(start) > 8 and start[8:9] != b"{" and all(byte >= 32 or byte in b"\t\n\r" for byte in start):
+        return "text, not a .safetensors file"
+    return None
 
 
 def check_types(tensors: Mapping[str, Tensor]) -> None:

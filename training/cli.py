@@ -21,7 +21,7 @@ from click.core import ParameterSource
 
 from media.shards import is_sharded
 from torch_utils import cli, distributed
-from torch_utils.errors import UserError, note, one_line
+from torch_utils.errors import UserError, command_line, note, one_line
 from torch_utils.files import write_file
 from torch_utils.schema import check_values, read_json
 from training.config import (
@@ -267,7 +267,8 @@ def prepare_resumed(
     check_run(run)
     options, about = recorded(run)
     if (other := about.get("script", script)) != script:
-        raise UserError(f"{run} is a run of another script; resume it with: python {other} --resume {run}")
+        command = command_line("python", other, "--resume", run)
+        raise UserError(f"{run} is a run of another script; resume it with: {command}")
     check_options(run, options, script)
     given = {**options, **given}
     check_data_paths(run, given)
@@ -284,9 +285,9 @@ def prepare_resumed(
         print_config(config)
         return None
     if kimg >= config.kimg and not evaluation_is_due(run, trainer_class.sheet_name, state, kimg):
-        longer = f"; train longer with: python {script} --resume {run} --kimg MORE"
-        hint = longer if "kimg" in config.changeable else ""
-        note(f"{run} is complete: it has reached kimg {kimg:g} of {config.kimg:g}{hint}")
+        longer = command_line("python", script, "--resume", run, "--kimg", f"{2 * max(kimg, config.kimg):g}")
+        hint = f"; train longer, for example with: {longer}" if "kimg" in config.changeable else ""
+        note(f"{run} is complete: it has reached kimg {kimg:g} of the {config.kimg:g} that were asked for{hint}")
         return None
     record(run, config, config.recorded_options(given), about)
     mark(run)  # runs of earlier versions have no marker yet
@@ -361,7 +362,10 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
             f"{run} is of another version of this project ({one_line(error, 200)}); start a new run"
         ) from None
     if changed := differences(old, config):
-        raise UserError(f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out")
+        other = f", or begin a new run from its weights with --init-from {run}" * isinstance(config, TrainConfig)
+        raise UserError(
+            f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"
+        )
     return kimg
 
 

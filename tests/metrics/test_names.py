@@ -6,7 +6,7 @@ import pytest
 
 from metrics import higher_is_better, parse_metric
 from metrics.detectors import PUBLISHED
-from metrics.names import CLIP, DINOV2, LISTED, Metric
+from metrics.names import CLIP, DINOV2, LISTED, Metric, nearest_names
 from torch_utils.errors import UserError
 
 
@@ -63,8 +63,25 @@ def test_names(name, kind, count, full):
     ],
 )
 def test_what_is_no_name(name):
-    with pytest.raises(UserError, match=r"there are fid50k_full, .* --list"):
+    with pytest.raises(UserError, match=r"no metric is called .* python -m metrics --list shows all$"):
         parse_metric(name)
+
+
+@pytest.mark.parametrize(
+    "wrong, meant",
+    [
+        ("swd2kk", "swd2k"),
+        ("fdi", "fid50k_full"),
+        ("FID50K_FULL", "fid50k_full"),
+        ("pr5k_full", "pr5k3_full"),
+        ("is2k_full", "is2k"),
+        ("kid_full", "kid50k_full"),
+    ],
+)
+def test_the_nearest_names_are_proposed_and_are_names(wrong, meant):
+    assert meant in nearest_names(wrong) and all(parse_metric(name) for name in nearest_names(wrong))
+    with pytest.raises(UserError, match=rf"did you mean .*{meant}"):
+        parse_metric(wrong)
 
 
 @pytest.mark.parametrize(

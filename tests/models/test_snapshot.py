@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from models.snapshot import (
     GENERATOR,
     STYLIZER,
+    TAKEN_BY,
     find_snapshot,
     kimg_name,
     load_generator,
@@ -23,7 +25,9 @@ from models.snapshot import (
 )
 from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
+from tests.test_docs import command_of, options_of, subcommands
 from torch_utils.errors import UserError
+from torch_utils.tensors import what_it_seems
 from training.runs import find_state, load_state, new_run, save_state
 
 CONFIG = GeneratorConfig(16, cbase=128, cmax=8, map_depth=2, z_dim=8, w_dim=8, style_channels=4)
@@ -205,5 +209,46 @@ def test_a_stylizer_comes_back(tmp_path, modulation, half):
     with torch.no_grad():
         expected, got = (m(content, m.kernels(style)) for m in (model, loaded))
     torch.testing.assert_close(got, expected, rtol=0, atol=0.03 if half else 0)
-    with pytest.raises(UserError, match=r"holds a model of kind 'stylizer'; name the file of a generator"):
+    save_snapshot(tmp_path / "b.safetensors", Generator(CONFIG), {})
+    with pytest.raises(UserError, match=rf"name a file with --model, such as {tmp_path}/a\.safetensors"):
+        find_snapshot(tmp_path, STYLIZER)
+    with pytest.raises(UserError, match=rf"name a file with --network, such as {tmp_path}/b\.safetensors"):
+        find_snapshot(tmp_path)
+    with pytest.raises(UserError, match=r"stylize\.py and export\.py take with --model; name the file of a generator"):
         load_generator(tmp_path / "a.safetensors")
+
+
+def test_the_commands_that_take_a_kind_of_model_have_that_option():
+    """What a message says of a file of another kind than the one that is asked for."""
+    for kind, text in TAKEN_BY.items():
+        programs, option = text.partition("which ")[2].split(" with ")
+        for program in re.findall(r"\w+\.py|-m \w+", programs):
+            command = command_of(program)
+            command = subcommands(command).get(getattr(command, "default", ""), command)
+            assert option in options_of(command), (kind, program)
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"# A heading\n\nand text\n", "it is text, not a"),
+        ("# Überschrift\n".encode(), "it is text, not a"),
+        (b"PK\x03\x04 and more", "it is a ZIP, not a"),
+        (b"\x89PNG\r\n\x1a\n", "it is a PNG image, not a"),
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "fetch the file itself with: git lfs pull"),
+    ],
+)
+def test_what_is_no_safetensors_file_is_called_what_it_is(tmp_path, content, what):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(UserError, match=what) as error:
+        load_generator(tmp_path / "file")
+    assert "header" not in error.value.message
+
+
+def test_a_safetensors_file_that_is_cut_off_is_not_called_something_else(tmp_path):
+    save_snapshot(tmp_path / "a.safetensors", Generator(CONFIG), {})
+    data = (tmp_path / "a.safetensors").read_bytes()
+    for size in (len(data) // 2, 100, 9):
+        (tmp_path / "b.safetensors").write_bytes(data[:size])
+        assert what_it_seems(tmp_path / "b.safetensors") is None

@@ -166,7 +166,7 @@ def test_which_model(place, stylizer, tmp_path, monkeypatch):
     )
     assert find_snapshot(tmp_path / "runs") == paths[1]
     assert "no snapshot of a stylizer under" in mistake("--model", runs[1], *style)
-    assert "holds a model of kind 'generator'; name the file of a stylizer" in mistake("--model", paths[1], *style)
+    assert "take with --network; name the file of a stylizer" in mistake("--model", paths[1], *style)
     paths[2].write_bytes(b"damaged")
     assert "cannot be read as a stylizer" in mistake(*style, cwd=tmp_path)
     paths[2].unlink()

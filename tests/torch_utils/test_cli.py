@@ -160,7 +160,7 @@ def test_writable_folder_on_a_file_is_the_users_mistake(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="--outdir") as error:
             cli.writable_folder(path)
-        assert str(path) in error.value.message
+        assert error.value.message == f"{tmp_path / 'file'} is a file, not a folder; name another with --outdir"
     assert (tmp_path / "file").read_text() == "here"
 
 
