@@ -214,7 +214,7 @@ class Plan:
     "Output",
     "--out",
     metavar="PATH",
-    help="File to write, or folder for files named content-style.png.  [default: the folder out]",
+    help="File to write, or folder for files named content-style.png.  [default: out, where results are replaced]",
 )
 @cli.option(
     "Output",
@@ -226,8 +226,7 @@ class Plan:
     "Output",
     "--overwrite",
     is_flag=True,
-    help="Make results again that exist in a folder which --out names, where they are kept otherwise, and replace the "
-    "file of --save-style. A file that --out names, and results in the default folder, are always replaced.",
+    help="Replace results in a folder that --out names, which are kept otherwise, and saved styles or kernels.",
 )
 @cli.option(
     "Machine",
@@ -309,10 +308,6 @@ def check_other_options(options: Options) -> None:
             raise UserError(f"--save-style saves one style, but there are {count}; name one, or mix them with --mix")
         if Path(options.save_style).suffix.lower() != SUFFIX:
             raise UserError(f"--save-style {options.save_style}: styles are saved as {SUFFIX}; name such a file")
-        if os.path.exists(options.save_style) and not options.overwrite:
-            raise UserError(
-                f"--save-style {options.save_style} exists already; name another file, or replace it with --overwrite"
-            )
     if options.show_kernels is not None:
         if len(options.styles) > 2:
             raise UserError(
@@ -322,11 +317,9 @@ def check_other_options(options: Options) -> None:
             raise UserError(
                 f"--show-kernels {options.show_kernels}: the sheet is a PNG; name a file that ends with .png"
             )
-        if os.path.exists(options.show_kernels) and not options.overwrite:
-            raise UserError(
-                f"--show-kernels {options.show_kernels} exists already; name another file, or replace it with "
-                "--overwrite"
-            )
+    for name, path in (("--save-style", options.save_style), ("--show-kernels", options.show_kernels)):
+        if path is not None and os.path.exists(path) and not options.overwrite:
+            raise UserError(f"{name} {path} exists already; name another file, or replace it with --overwrite")
     alone = options.save_style is not None or options.show_kernels is not None
     if options.content is None and (options.out is not None or not alone):
         raise UserError("--content is missing; only --save-style without --out needs none (see --help)")
