@@ -14,7 +14,7 @@ from media.dataset import ImageError
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, decode_image, open_image
 from media.image_files import ImageFiles
 from media.loader import EndlessSampler
-from torch_utils.errors import printable
+from torch_utils.errors import plural, printable
 
 MAX_ENLARGEMENT = 8  # an image that is enlarged more is too blurred to use
 MAX_ATTEMPTS = 1000  # unusable images in a row, after which reading gives up
@@ -78,7 +78,7 @@ class ImageCrops(torch.utils.data.Dataset):
                     reason = f"{printable(self.names[number])} {unusable}"
             number = int(draw.integers(len(self.names)))
         raise ImageError(
-            f"of the {len(self.names):,} images in {self.path} none can be used"
+            f"of the {plural(len(self.names), 'image')} in {self.path} none can be used"
             + (f": {reason}" if reason else "")
             + "; name another folder or ZIP"
         )

@@ -17,7 +17,7 @@ import torch
 
 from media.dataset import ImageDataset
 from media.shards import ShardFiles
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, plural
 
 SLOTS = 4  # shards that a lane reads in turn
 BLOCK_BYTES = 64 << 20  # image files that are shuffled together
@@ -133,7 +133,7 @@ class ShardStream(torch.utils.data.IterableDataset):
         self.lanes_here, self.lanes = max(workers, 1), max(workers, 1) * world_size
         if len(self.files.names) < self.lanes:
             raise UserError(
-                f"{self.files.path} has {len(self.files.names)} images for {self.lanes} processes that read; "
+                f"{self.files.path} has {plural(len(self.files.names), 'image')} for {self.lanes} processes that read; "
                 "take fewer --workers"
             )
 

@@ -12,7 +12,7 @@ from media.dataset import open_files, read_labels
 from media.decode import ALL_SUFFIXES, Unusable
 from media.image_files import LABEL_FILE, ImageFiles
 from media.labels import Label, dump_labels
-from torch_utils.errors import UserError, printable
+from torch_utils.errors import UserError, plural, printable
 from torch_utils.files import atomic_write
 
 
@@ -36,7 +36,9 @@ def split(
     if not isinstance(files, ImageFiles):
         raise UserError(f"{files.path} is in shards, which are not split; make the data set again from its images")
     if len(files.names) < every:
-        raise UserError(f"{files.path} has {len(files.names):,} images, fewer than --every {every}; name a smaller one")
+        raise UserError(
+            f"{files.path} has {plural(len(files.names), 'image')}, fewer than --every {every}; name a smaller one"
+        )
     if Path(train).resolve() == Path(held_out).resolve():
         raise UserError(f"{train} cannot hold both parts; name two different files")
     if Path(source).resolve() in (Path(train).resolve(), Path(held_out).resolve()):
