@@ -47,7 +47,7 @@ def check_port(host: str, port: int) -> int:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: after its last stop
             probe.bind(address)
             return probe.getsockname()[1]
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         raise UserError(f"--host {host} is no address of this machine; take 127.0.0.1 or 0.0.0.0") from None
     except OSError as error:
         reason = error.strerror or error
@@ -87,6 +87,7 @@ def main(
 
     The page is at http://127.0.0.1:7860 and can be reached from this machine only, unless --host says otherwise.
     """
+    host = host.strip("[]")  # of an IPv6 address as it stands in a URL
     if host not in LOOPBACK and not password and not no_password:
         raise UserError(
             f"--host {host} lets others reach the page; protect it with --password, or write --no-password to serve "

@@ -18,10 +18,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from torch import Tensor
 
-from latents.kernel_views import KernelViews, kernel_sheet, layer_views
-from latents.sheets import encode_png, to_image
+from latents.kernel_views import style_sheet
 from media.files import read_image
-from media.images import to_uint8
 from media.video import VideoReader
 from models.snapshot import STYLIZER, find_snapshot, found_text, load_stylizer
 from networks.stylizer import Stylizer, resize_square
@@ -317,12 +315,16 @@ def check_other_options(options: Options) -> None:
             raise UserError(
                 f"--show-kernels {options.show_kernels}: the sheet is a PNG; name a file that ends with .png"
             )
+        if options.out is not None and os.path.abspath(options.show_kernels) == os.path.abspath(options.out):
+            raise UserError(f"--show-kernels and --out are the same file, {options.out}; name two")
     for name, path in (("--save-style", options.save_style), ("--show-kernels", options.show_kernels)):
         if path is not None and os.path.exists(path) and not options.overwrite:
             raise UserError(f"{name} {path} exists already; name another file, or replace it with --overwrite")
     alone = options.save_style is not None or options.show_kernels is not None
     if options.content is None and (options.out is not None or not alone):
-        raise UserError("--content is missing; only --save-style without --out needs none (see --help)")
+        raise UserError(
+            "--content is missing; only --save-style and --show-kernels need none, without --out (see --help)"
+        )
 
 
 def plan_results(options: Options) -> Plan:
@@ -376,13 +378,12 @@ def unfinished(options: Options, plan: Plan) -> list[Task]:
 
 def draw_kernels(path: Path, styles: list[CombinedStyle], size: int) -> None:
     """Writes the sheet of one or two styles' kernels, for contents of size² pixels."""
-    kernels = [style.kernels() for style in styles]
-    names = [" + ".join(dict.fromkeys(part.path.stem for part in style.styles)) for style in styles]
-    read = {part.path.stem: part.image for style in styles for part in style.styles if part.image is not None}
-    images = {name: to_image(to_uint8(resize_square(image, 128))[0].cpu(), 1) for name, image in read.items()}
-    sides = [size >> 3 - i for i in range(len(kernels[0]))]  # each stage of the decoder doubles relu4_1's, size / 8
-    layers = [layer_views(i, (side, side), [each[i] for each in kernels]) for i, side in enumerate(sides)]
-    write_file(path, encode_png(kernel_sheet(KernelViews(names, images, layers))))
+    parts = {part.path: part for style in styles for part in style.styles}
+    stems = Counter(file.stem for file in parts)
+    label = {file: file.stem if stems[file.stem] == 1 else str(file) for file in parts}
+    names = [" + ".join(dict.fromkeys(label[part.path] for part in style.styles)) for style in styles]
+    images = {label[file]: resize_square(part.image, 128) for file, part in parts.items() if part.image is not None}
+    write_file(path, style_sheet(names, images, [style.kernels() for style in styles], size))
     show(path)
 
 

@@ -33,7 +33,7 @@ import click
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from measure import write_record  # noqa: E402
+from measure import spread, write_record  # noqa: E402
 
 from metrics import parse_metric  # noqa: E402
 from torch_utils import cli  # noqa: E402
@@ -161,16 +161,18 @@ def train_and_evaluate(run: Path, options: Mapping[str, Any], final: str) -> Cur
 def seconds_per_kimg(folder: Path, options: Mapping[str, Mapping[str, Any]], rounds: int) -> dict[str, float]:
     """The time of a thousand images, start and snapshots left out, for each of `options`: medians over rounds.
 
-    It is kept in the folder, and measured anew for all where one of `options` is not among them.
+    It is kept in the folder, and measured anew for all where one of `options` is not among them, or with other rounds.
     """
     kept = folder / "seconds-per-kimg.json"
-    if kept.exists() and options.keys() <= (known := json.loads(kept.read_text())).keys():
-        return {name: known[name] for name in options}
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    if known.get("rounds") == rounds and options.keys() <= known["seconds"].keys():
+        return {name: known["seconds"][name] for name in options}
     found: dict[str, list[float]] = {name: [] for name in options}
     for turn in range(rounds):
         for name, values in options.items():
+            counted = COST_IMAGES * (16 if values.get("gpus") else 1)  # where starting varies by more than steps take
             seconds = []
-            for images in (64, 64 + COST_IMAGES):
+            for images in (64, 64 + counted):
                 run = folder / f"cost{turn}-{file_name(name)}-{images}"
                 run.mkdir(parents=True, exist_ok=True)
                 short = {**values, "kimg": images / 1000, "metrics": []}
@@ -178,9 +180,9 @@ def seconds_per_kimg(folder: Path, options: Mapping[str, Mapping[str, Any]], rou
                 environment = {**os.environ, "OMP_NUM_THREADS": "1"}
                 subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=environment)
                 seconds.append(float((run / "seconds").read_text()))
-            found[name].append((seconds[1] - seconds[0]) / COST_IMAGES * 1000)
+            found[name].append((seconds[1] - seconds[0]) / counted * 1000)
     medians = {name: statistics.median(values) for name, values in found.items()}
-    kept.write_text(json.dumps(medians))
+    kept.write_text(json.dumps({"rounds": rounds, "seconds": medians}))
     return medians
 
 
@@ -198,14 +200,15 @@ def value_at(curve: Mapping[float, float], kimg: float) -> float:
 def tabulate(curves: Mapping[str, list[Curve]], metrics: list[str], cost: Mapping[str, float]) -> dict[str, Row]:
     """For each variant the values of each metric, seed by seed, at all kimg; with costs also those at equal time.
 
-    Equal time is what the cheapest variant took for the shortest of the runs.
+    Equal time is what the cheapest variant took for the shortest of the runs. A value is None where a metric was not
+    computed: --final has none of the untrained network, which is not saved.
     """
     length = min(max(curve) for found in curves.values() for curve in found)
     table: dict[str, Row] = {}
     for name, found in curves.items():
         row = table[name] = {"kimg": sorted(set.intersection(*map(set, found)))}
         for metric in metrics:
-            row[metric] = [[rounded(curve[k][metric]) for k in row["kimg"] if metric in curve[k]] for curve in found]
+            row[metric] = [[rounded(curve[k].get(metric)) for k in row["kimg"]] for curve in found]
         if name in cost:
             kimg = length * min(cost.values()) / cost[name]
             row |= {"seconds_per_kimg": rounded(cost[name]), "kimg_at_equal_time": rounded(kimg)}
@@ -215,8 +218,8 @@ def tabulate(curves: Mapping[str, list[Curve]], metrics: list[str], cost: Mappin
     return table
 
 
-def rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
 
 
 def file_name(name: str) -> str:
@@ -273,12 +276,6 @@ def main(
             ends += [f"at kimg {row['kimg_at_equal_time']}:"]
             ends += [f"{value} {spread(row[f'{value} at equal time'])}" for value in names]
         print(f"{name:30}", "   ".join(ends))
-
-
-def spread(values: list[float]) -> str:
-    """Mean ± standard deviation, where there are several."""
-    text = f"{statistics.mean(values):.4g}"
-    return f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 1 else text
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ which other work on the machine disturbs least. A run that is there already is n
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from compare_modulations import file_name, seconds_per_kimg, train_one, value_at  # noqa: E402
-from measure import write_record  # noqa: E402
+from measure import spread, write_record  # noqa: E402
 
 from torch_utils import cli  # noqa: E402
 from training.finetune import find_initial  # noqa: E402
@@ -51,11 +50,6 @@ def arms(demo: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         R3GAN_FASTER: {**recipe, "glr": 0.001, "dlr": 0.001},
         R3GAN_SMALL: {**recipe, "glr": 0.001, "dlr": 0.001, "gamma": 1.0, "aug": "noaug"},
     }
-
-
-def plus_minus(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
 
 
 @click.command(cls=cli.Command, example="python benchmarks/compare_recipes.py --data faces32.zip --kimg 12")
@@ -112,8 +106,8 @@ def main(data, kimg, seeds, rounds, outdir, jobs, json_path) -> None:
             "curves": {str(seed): {f"{k:g}": round(v, 2) for k, v in curves[name, seed].items()} for seed in seeds},
         }
         print(
-            f"{name:60} {cost[name]:6.1f} s/kimg  kimg {lengths[name]:4g}: {plus_minus(ends):14} "
-            f"kimg {kimg_then:4.1f}: {plus_minus(then)}"
+            f"{name:60} {cost[name]:6.1f} s/kimg  kimg {lengths[name]:4g}: {spread(ends):14} "
+            f"kimg {kimg_then:4.1f}: {spread(then)}"
         )
     write_record(json_path, "cpu", {"data": Path(data).name, "kimg": kimg, "seeds": seeds, "arms": table})
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import write_record
+from measure import spread, write_record
 
 from media.dataset import ImageDataset
 from media.files import list_images, read_image
@@ -89,12 +89,6 @@ def measure(encoder: VGG19, contents: Tensor, style: Tensor, outputs: Tensor) ->
 
 
 Figures = dict[str, float]  # of one style: the losses and the structure
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, where there are several."""
-    deviation = f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4g}{deviation}"
 
 
 def means(rows: Sequence[Figures]) -> Figures:

@@ -13,7 +13,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,12 @@ def cpu_name() -> str:
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, where there are several values."""
+    text = f"{statistics.mean(values):.4g}"
+    return f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 1 else text
 
 
 def write_record(path: str | None, device: torch.device | str, record: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The curves of a record of compare_modulations.py over what was trained and over time: `pip install matplotlib` first.
 
-    python benchmarks/plot_comparison.py benchmarks/results/modulations-faces64.json --metric swd2k --out curves.png
+    python benchmarks/plot_comparison.py benchmarks/results/modulations-faces32.json --metric swd2k --out curves.png
 
 A line is the mean over the seeds, its band the standard deviation. Time is that of one core, or of the GPU, at the cost
 that the record has for a thousand images (--cost-rounds); without it there is no second panel.
@@ -30,17 +30,23 @@ def mean_and_deviation(runs: list[list[float]]) -> tuple[list[float], list[float
 
 
 def draw(axes: Any, variants: dict[str, dict[str, Any]], metric: str, over_time: bool) -> None:
-    """Lines with bands over kimg or hours, from the first evaluation after the start on."""
+    """Lines with bands over kimg or hours, of the evaluations after training began that have the metric."""
     for name, row in variants.items():
-        means, deviations = mean_and_deviation(row[metric])
+        has = [i for i, k in enumerate(row["kimg"]) if k > 0 and all(run[i] is not None for run in row[metric])]
+        means, deviations = mean_and_deviation([[run[i] for i in has] for run in row[metric]])
         scale = row["seconds_per_kimg"] / 3600 if over_time else 1.0
-        x = [kimg * scale for kimg in row["kimg"]]
+        x = [row["kimg"][i] * scale for i in has]
         low = [m - d for m, d in zip(means, deviations, strict=True)]
         high = [m + d for m, d in zip(means, deviations, strict=True)]
-        axes.plot(x[1:], means[1:], marker="o", markersize=3, label=f"{name} ({len(row[metric])})")
-        axes.fill_between(x[1:], low[1:], high[1:], alpha=0.2)
+        axes.plot(x, means, marker="o", markersize=3, label=f"{name} ({len(row[metric])})")
+        axes.fill_between(x, low, high, alpha=0.2)
     axes.set(xlabel="hours" if over_time else "kimg", ylabel=metric, yscale="log")
     axes.grid(alpha=0.3, which="both")
+
+
+def curves_of(row: dict[str, Any]) -> list[str]:
+    """The metrics of a variant that have a curve for each seed."""
+    return [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], list)]
 
 
 @click.command(
@@ -54,11 +60,9 @@ def draw(axes: Any, variants: dict[str, dict[str, Any]], metric: str, over_time:
 def main(record: str, metric: str, out: str) -> None:
     """Draw a metric of all variants of a record, with bands over the seeds."""
     variants = json.loads(Path(record).read_text())["variants"]
-    if missing := [name for name, row in variants.items() if metric not in row]:
-        known = ", ".join(
-            key for key, value in variants[missing[0]].items() if isinstance(value, list) and key != "kimg"
-        )
-        raise UserError(f"{record} has no {metric} of {missing[0]}; --metric can be {known}")
+    for name, row in variants.items():
+        if metric not in curves_of(row):
+            raise UserError(f"{record} has no {metric} of {name}; --metric can be {', '.join(curves_of(row))}")
     try:
         from matplotlib.figure import Figure
     except ImportError:

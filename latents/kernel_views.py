@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -250,6 +250,20 @@ def kernel_sheet(shown: KernelViews) -> Image.Image:
         for layer in shown.layers
     ]
     return stack([head, table(rows, top, left, gap=12)])
+
+
+@torch.no_grad()
+def style_sheet(
+    names: Sequence[str], images: Mapping[str, Tensor], kernels: Sequence[Sequence[AdaConvKernels]], size: int
+) -> bytes:
+    """A PNG of the kernels of one or two styles of a stylizer, below the styles' images, float [1, 3, H, W] in −1..1.
+
+    `size` is the side in pixels of the content that they are applied to; each stage doubles relu4_1's, an eighth.
+    """
+    sides = [size >> 3 - i for i in range(len(kernels[0]))]
+    layers = [layer_views(i, (side, side), [each[i] for each in kernels]) for i, side in enumerate(sides)]
+    head = {name: to_image(to_uint8(image)[0].cpu(), 1) for name, image in images.items()}
+    return encode_png(kernel_sheet(KernelViews(list(names), head, layers)))
 
 
 PAGE = """\

@@ -17,7 +17,7 @@ from torch_utils.errors import UserError, note, one_line, plural, ranges_text
 
 MAX_LISTED = 10  # class names in a message
 NAMES_SUFFIX = ".classes.txt"
-MAX_NAMES_BYTES = 1 << 20
+MAX_NAMES = 1 << 20  # characters that are read of a file of names
 
 
 def class_names(info: Mapping[str, Any], c_dim: int) -> tuple[str, ...]:
@@ -34,12 +34,16 @@ def names_beside(path: str | os.PathLike, classes: int) -> list[str]:
     file = Path(path).with_suffix(NAMES_SUFFIX)
     if not classes or not file.is_file():
         return []
-    if file.stat().st_size <= MAX_NAMES_BYTES:
-        names = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
-        if are_class_names(names) and len(names) == classes:
-            return names
-    note(f"note: {file} is not used; it needs {plural(classes, 'line')}, a name of its own in each")
-    return []
+    try:
+        with open(file, encoding="utf-8-sig", errors="replace") as opened:
+            names = [line.strip() for line in opened.read(MAX_NAMES).splitlines()]
+    except OSError as error:
+        note(f"note: {file} is not used; it cannot be read ({error.strerror or error})")
+        return []
+    if not are_class_names(names) or len(names) != classes:
+        note(f"note: {file} is not used; it needs {plural(classes, 'line')} of printable text, no two of them alike")
+        return []
+    return names
 
 
 def chosen_label(given: Sequence[float], G: Generator, path: str | os.PathLike) -> Tensor:

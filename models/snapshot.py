@@ -180,8 +180,9 @@ def load_generator(
     Raises UserError as `load_model` does.
     """
     if is_network_pickle(path):
-        return load_stylegan2(path, device, cls)
-    G, info = load_model(path, GENERATOR, partial(_build_generator, cls))
+        G, info = load_stylegan2(path, device, cls)
+    else:
+        G, info = load_model(path, GENERATOR, partial(_build_generator, cls))
     if "class_names" not in info and (names := names_beside(path, G.config.classes)):
         info["class_names"] = names
     return G.to(device), info

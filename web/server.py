@@ -42,7 +42,7 @@ def serve(
 
     try:
         _, url, _ = blocks.launch(
-            server_name=host,
+            server_name=f"[{host}]" if ":" in host else host,  # an IPv6 address
             server_port=port,
             auth=admit if password else None,
             auth_message="Any user name, and the password of the one who started the page." if password else None,

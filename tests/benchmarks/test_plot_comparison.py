@@ -25,7 +25,8 @@ def test_the_band_is_the_standard_deviation_over_seeds():
 
 def test_a_metric_that_a_record_lacks_is_named_with_those_it_has(tmp_path):
     record = tmp_path / "record.json"
-    record.write_text(json.dumps({"variants": {"adain": {"kimg": [0, 1], "swd2k": [[3, 2]], "fd2k": [[2, 1]]}}}))
+    row = {"kimg": [0, 1], "swd2k": [[3, 2]], "fd2k": [[2, 1]], "fd2k at equal time": [1]}
+    record.write_text(json.dumps({"variants": {"adain": row}}))
     with pytest.raises(UserError, match=r"has no kd2k of adain; --metric can be swd2k, fd2k$"):
         plot_comparison.main([str(record), "--metric", "kd2k", "--out", str(tmp_path / "c.png")], standalone_mode=False)
 
@@ -34,7 +35,7 @@ def test_there_is_a_panel_over_hours_where_the_record_has_costs(tmp_path, monkey
     figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
     seen = []
     monkeypatch.setattr(figure.Figure, "savefig", lambda self, out, **_: seen.append(self.axes))
-    row = {"kimg": [0.0, 1.8, 3.6], "swd2k": [[9, 4, 2], [9, 6, 4]], "seconds_per_kimg": 1000.0}
+    row = {"kimg": [0.0, 1.8, 3.6], "swd2k": [[None, 4, 2], [None, 6, 4]], "seconds_per_kimg": 1000.0}
     record = tmp_path / "record.json"
     record.write_text(json.dumps({"variants": {"adain": row}}))
     plot_comparison.main([str(record), "--out", "curves.png"], standalone_mode=False)

@@ -80,6 +80,8 @@ def many_values(emulation: Emulation) -> None:
 def chosen(which: str = "") -> dict[int, Bug]:
     """The bugs that are planted, by number: those that a plain build shows or a sample of them, or a sanitizer's."""
     numbered = dict(enumerate(BUGS, start=1))
+    if which not in ("", "sample", "address", "thread"):
+        raise ValueError(f"{which}: expected sample, address, thread or nothing")
     if which in ("address", "thread"):
         return {n: bug for n, bug in numbered.items() if (bug.race if which == "thread" else bug.by == "address")}
     plain = {n: bug for n, bug in numbered.items() if bug.by != "address"}

@@ -78,14 +78,19 @@ def test_without_classes():
 
 def test_names_are_read_from_a_file_beside_the_model(tmp_path, capsys):
     beside = tmp_path / "net.classes.txt"
-    beside.write_text("cat\nDog \nsea eel\n")
-    assert names_beside(tmp_path / "net.safetensors", 3) == ["cat", "Dog", "sea eel"]
+    for start in ("", "\ufeff"):  # as editors on Windows begin a file
+        beside.write_text(start + "cat\nDog \nsea eel\n")
+        assert names_beside(tmp_path / "net.safetensors", 3) == ["cat", "Dog", "sea eel"]
+        assert names_beside(tmp_path / "net.pkl", 3) == ["cat", "Dog", "sea eel"]
     assert names_beside(tmp_path / "other.safetensors", 3) == names_beside(tmp_path / "net.safetensors", 0) == []
     assert capsys.readouterr().err == ""
     for text in ("cat\nDog\n", "cat\nDog\n\n", "cat\nDog\nDog\n", "cat\nDog\n\x1b[2J\n", "\n" * (2 << 20)):
         beside.write_text(text)
         assert names_beside(tmp_path / "net.safetensors", 3) == []
-        assert capsys.readouterr().err == f"note: {beside} is not used; it needs 3 lines, a name of its own in each\n"
+        assert (
+            capsys.readouterr().err
+            == f"note: {beside} is not used; it needs 3 lines of printable text, no two of them alike\n"
+        )
 
 
 def test_the_shipped_generator_knows_its_classes_by_name():

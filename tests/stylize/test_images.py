@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from latents.kernel_views import style_sheet
 from media.files import read_image
 from media.images import to_float
 from models.snapshot import find_snapshot, load_stylizer, save_snapshot, save_stylizer
@@ -78,23 +79,44 @@ def test_a_saved_style_is_the_style(start, place, tmp_path):
 
 
 def test_the_kernels_of_styles_are_drawn(start, place, tmp_path):
-    """Of a style beside itself there is nothing but white in the columns of differences; beside another there is."""
-    sheets = {}
-    for name, styles in (("same", ["a.png", "copy.png"]), ("two", ["a.png", "b.png"]), ("one", ["a.png"])):
-        (tmp_path / "copy.png").write_bytes((place / "a.png").read_bytes())
-        files = [tmp_path / style if style == "copy.png" else place / style for style in styles]
+    """For one style or two, also where their files have the same name; never over another file."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes((place / "b.png").read_bytes())
+    sizes = {}
+    for name, files in (("one", [place / "a.png"]), ("two", [place / "a.png", tmp_path / "other" / "a.png"])):
         sheet = tmp_path / f"{name}.png"
-        given = [word for file in files for word in ("--style", file)]
-        assert done(*start[:2], *given, "--show-kernels", sheet) == f"{sheet}\n"
-        sheets[name] = np.asarray(Image.open(sheet).convert("RGB")).astype(int)
-    reds = {name: int((sheet[..., 0] - sheet[..., 2] > 60).sum()) for name, sheet in sheets.items()}  # above zero
-    assert sheets["same"].shape == sheets["two"].shape and sheets["one"].shape[1] < sheets["two"].shape[1]
-    assert reds["two"] > reds["same"] > 0
-    message = mistake(*start[:2], "--style", place / "a.png", "--show-kernels", tmp_path / "one.png")
-    assert "exists already" in message
-    assert "ends with .png" in mistake(*start[:2], "--style", place / "a.png", "--show-kernels", tmp_path / "k.jpg")
+        styles = [word for file in files for word in ("--style", file)]
+        assert done(*start[:2], *styles, "--show-kernels", sheet) == f"{sheet}\n"
+        sizes[name] = Image.open(sheet).size
+    assert sizes["one"][0] < sizes["two"][0]
+    style, sheet = ["--style", place / "a.png"], tmp_path / "k.png"
+    assert "exists already" in mistake(*start[:2], *style, "--show-kernels", tmp_path / "one.png")
+    assert "ends with .png" in mistake(*start[:2], *style, "--show-kernels", tmp_path / "k.jpg")
+    assert "the same file" in mistake(*start, *style, "--show-kernels", sheet, "--out", sheet)
+    assert "need none, without --out" in mistake(*start[:2], *style, "--show-kernels", sheet, "--out", "y.png")
     three = [word for name in ("a.png", "b.png", "photo.png") for word in ("--style", place / name)]
-    assert "one or two styles, and there are 3" in mistake(*start[:2], *three, "--show-kernels", tmp_path / "k.png")
+    assert "one or two styles, and there are 3" in mistake(*start[:2], *three, "--show-kernels", sheet)
+
+
+def test_differences_of_a_styles_kernels_are_those_of_the_two_that_are_shown(stylizer, place, monkeypatch):
+    """Of a style beside itself nothing differs; beside another, what is drawn as the difference is a − b."""
+    drawn = []
+    monkeypatch.setattr(
+        "latents.kernel_views.kernel_sheet", lambda shown: drawn.append(shown) or Image.new("RGB", (1, 1))
+    )
+    a, b = (read_style(stylizer, place / name) for name in ("a.png", "b.png"))
+    images = {"a": a.image, "b": b.image}
+    style_sheet(["a", "a"], images, [a.kernels, a.kernels], 256)
+    style_sheet(["a", "b"], images, [a.kernels, b.kernels], 256)
+    same, other = drawn
+    assert list(other.images) == ["a", "b"] and [layer.number for layer in other.layers] == [0, 1, 2, 3]
+    assert [layer.about.split(",")[0] for layer in other.layers] == ["32 x 32", "64 x 64", "128 x 128", "256 x 256"]
+    for layer, unlike in zip(same.layers, other.layers, strict=True):
+        assert set(layer.differences.values()) == {0.0} and min(unlike.differences.values()) > 0
+        for none, some in zip(layer.views[:2], unlike.views[:2], strict=True):  # of structure and channels
+            first, second, change = (np.asarray(image).astype(int) for image in some.images)
+            assert np.ptp(np.asarray(none.images[2])[6:-6, 6:-6], axis=2).max() == 0  # white and grey only
+            assert np.ptp(change, axis=2).max() > 0 and (change != first).any() and (change != second).any()
 
 
 def test_a_grey_content_stays_grey(start, place, tmp_path):
