@@ -37,7 +37,7 @@ TAKEN_BY = {  # what a message says of a file of another kind than the one that 
     ENCODER: "an encoder, which train_stylizer.py and projector.py take with --encoder-weights",
 }
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"  # the models that are shipped with the project
-SHIPPED = {GENERATOR: "faces32.safetensors", STYLIZER: "stylizer-small.safetensors"}
+SHIPPED = {GENERATOR: "faces64.safetensors", STYLIZER: "stylizer-small.safetensors"}
 WEIGHTS = "model.safetensors"  # the file's name in a folder that `save_pretrained` writes, and on the Hub
 META = "adaconv"  # the entry of the metadata that describes the model, as JSON
 VERSION = 1

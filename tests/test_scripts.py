@@ -315,7 +315,7 @@ def test_bad_seeds_and_networks(runs, tmp_path):
 
 def test_the_shipped_model_where_there_are_no_runs(tmp_path):
     result = done(script("generate.py", "--seeds", "0-3", cwd=tmp_path))
-    assert "faces32.safetensors" in result.stderr and len(list((tmp_path / "out").glob("seed*.png"))) == 4
+    assert "faces64.safetensors" in result.stderr and len(list((tmp_path / "out").glob("seed*.png"))) == 4
 
 
 def test_a_run_from_another_with_all_that_training_has(faces16, tmp_path):

@@ -91,7 +91,7 @@ def test_the_search_is_for_one_kind(tmp_path):
         assert find_snapshot(tmp_path) == find_snapshot(tmp_path, STYLIZER) == paths[5]
 
 
-@pytest.mark.parametrize(("kind", "name"), [(GENERATOR, "faces32"), (STYLIZER, "stylizer-small")])
+@pytest.mark.parametrize(("kind", "name"), [(GENERATOR, "faces64"), (STYLIZER, "stylizer-small")])
 def test_without_a_path(tmp_path, monkeypatch, kind, name):
     """The newest under runs, or the one that comes with the project, or a line that says what to do."""
     monkeypatch.chdir(tmp_path)
