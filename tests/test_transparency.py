@@ -10,8 +10,9 @@ import onnx
 import pytest
 from PIL import Image
 
+from media.dataset import ImageDataset
 from models.snapshot import load_generator
-from tests.scripts import TINY, done, mistake, script_here
+from tests.scripts import TINY, done, mistake, remedy, script_here
 
 
 def ball(rng: np.random.Generator, side: int = 16) -> Image.Image:
@@ -111,6 +112,10 @@ def test_what_needs_colours_only_says_so(place, tmp_path):
         (tmp_path / "data" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "data" / "dataset.json").write_text(json.dumps(labels))
     message = mistake("train_encoder.py", "--data", tmp_path / "data", "--outdir", tmp_path / "runs")
-    assert "transparent images" in message and "--channels 3" in message
+    assert "transparent images" in message
+    name, *arguments = remedy(message)
+    done(script_here(name, *arguments, cwd=tmp_path))
+    converted = ImageDataset(tmp_path / "data-16.zip", use_labels=True)
+    assert converted.channels == 3 and converted.c_dim == 2  # what an encoder takes
     convert = ["convert", "--source", place / "data", "--out", "a.zip", "--resolution", 16, "--channels", 4]
     assert "has no transparency" in mistake("dataset_tool.py", *convert, "--format", "jpeg")

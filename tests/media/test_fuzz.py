@@ -169,7 +169,9 @@ def test_check_names_every_file_or_takes_it(folder):
 
 
 def test_the_scripts_name_what_they_cannot_read_in_one_line(folder):
-    assert "convert them with" in mistake_at_the_end("dataset_tool.py", "check", "--data", folder)
+    assert "convert the images with: python dataset_tool.py convert" in mistake_at_the_end(
+        "dataset_tool.py", "check", "--data", folder
+    )
     assert str(folder) in mistake("train.py", "--data", folder, *TINY)
 
 
