@@ -299,7 +299,7 @@ def check_command(data: str) -> None:
     if found.problems:
         labels = " --labels none" if found.label_problem else ""
         count = plural(len(found.problems), "file")
-        raise UserError(f"{data}: {count} cannot be used so; convert the images with: {found.convert}{labels}")
+        raise UserError(f"{data}: {count} cannot be used as they are; convert the images with: {found.convert}{labels}")
     if found.label_problem:
         raise UserError(f"{data}: only its labels cannot be used; correct {LABEL_FILE}, or train without --cond")
 
