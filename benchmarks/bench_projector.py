@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import write_record
+from measure import name_in_record, write_record
 
 from latents.perception import PatchFeatures, VGGFeatures
 from latents.projection import ProjectionConfig, project, psnr
@@ -130,7 +130,7 @@ def main(
         )
     if sheet:
         save_png(grid(torch.cat(projected), len(seeds)), sheet)
-    write_record(json_path, device, {"data": data, "kimg": info["kimg"], "rows": rows})
+    write_record(json_path, device, {"data": data and name_in_record(data), "kimg": info["kimg"], "rows": rows})
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from measure import name_in_record
+
 from media.dataset import ImageDataset, read_labels
 from media.decode import decode_image
 from metrics import Evaluator, choose, parse_metric
@@ -251,7 +253,8 @@ def main(
     def evaluate(images: Tensor) -> dict[str, float]:
         return {**evaluator.evaluate(tensor_source(shuffled(images))), **figures(images)}
 
-    record = {"data": data, "other": other, "count": count, "seed": seed, "metrics": names, "levels": LEVELS}
+    record = {"data": name_in_record(data), "other": name_in_record(other), "count": count, "seed": seed}
+    record |= {"metrics": names, "levels": LEVELS}
     record |= {"settings": evaluator.settings(), "memorization": detector if memorized else None}
     found = earlier_values(json_path, record)
     undamaged = next(iter(found.values()))[0] if found else evaluate(fake)

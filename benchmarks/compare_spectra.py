@@ -19,7 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import write_record
+from measure import name_in_record, write_record
 
 from media.dataset import ImageDataset
 from media.images import to_float
@@ -75,7 +75,9 @@ def main(data: str, networks: tuple[str, ...], count: int, json_path: str | None
     half = len(real) // 2
     rows = [{"network": "real images, the other half", **stripes(power(real[half:]), power(real[:half]))}]
     for network in networks:
-        rows.append({"network": network, **stripes(power(generated_images(network, count)), power(real))})
+        rows.append(
+            {"network": name_in_record(network), **stripes(power(generated_images(network, count)), power(real))}
+        )
     for row in rows:
         where = f"{row['down']} periods down, {row['across']} across"
         print(f"{row['ratio']:6.1f} x at {where:32} median {row['median']:5.2f}   {row['network']}")

@@ -31,7 +31,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from measure import spread, write_record
+from measure import name_in_record, spread, write_record
 
 from media.dataset import ImageDataset
 from media.files import list_images, read_image
@@ -138,7 +138,11 @@ def main(
     most = max(count, pairs or 0)
     contents, styles = images(content, most, size), images(style, most, size)
     loaded = [load_stylizer(path)[0] for path in models]
-    named = {f"{model.config.modulation} {path}": model for model, path in zip(loaded, models, strict=True)}
+    named = {
+        f"{model.config.modulation} {name_in_record(path)}": model for model, path in zip(loaded, models, strict=True)
+    }
+    if len(named) < len(models):
+        raise UserError("two --model have the same name and folder; give them different names")
     encoder = loaded[0].encoder
 
     # the contents of each style: one where there are pairs, else all of the sheet

@@ -170,6 +170,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{text} ± {statistics.stdev(values):.2g}" if len(values) > 1 else text
 
 
+def name_in_record(path: str | Path) -> str:
+    """A file's name with that of its folder, such as a run's: where they lie on this machine says nothing elsewhere."""
+    return "/".join(Path(path).parts[-2:]) if Path(path).suffix == ".safetensors" else Path(path).name
+
+
 def write_record(path: str | None, device: torch.device | str, record: dict[str, Any]) -> None:
     """Writes a record as JSON with what it was measured on, if there is a path."""
     if path:

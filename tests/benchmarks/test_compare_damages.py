@@ -94,6 +94,7 @@ def test_a_measurement_in_parts_gives_the_record_of_one(faces16, encoder_file, t
         return json.loads((tmp_path / name).read_text())
 
     whole = measure("whole.json", "blur,modes")
+    assert whole["data"] == whole["other"] == faces16.name
     table = capsys.readouterr().out.split("\n\n")[-1]
     measure("parts.json", "blur")
     assert measure("parts.json", "modes") == whole and [*whole["values"]] == ["blur, σ in pixels", "modes left"]

@@ -66,5 +66,7 @@ def test_a_pair_is_one_content_in_one_style(folder, tmp_path, monkeypatch):
     assert [len(of) for of in rows.values()] == [2, 2]
     for row in rows[compare_stylizers.UNCHANGED]:
         assert row["content loss"] == row["normalized content"] == 0 and row["style loss"] < 1e-9
-        assert row["structure"] < 0.5 * rows[f"adaconv {MODEL}"][0]["structure"]
+        assert row["structure"] < 0.5 * rows["adaconv pretrained/stylizer-small.safetensors"][0]["structure"]
     assert Image.open(out).size == (2 * 128, 2 * 128)
+    with pytest.raises(UserError, match="same name and folder"):
+        compare_stylizers.main([*arguments, "--model", MODEL], standalone_mode=False)

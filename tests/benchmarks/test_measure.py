@@ -1,6 +1,7 @@
 """What figures are made of: medians of turns, what spans cover, and records that say where they come from."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import measure
 from bench_ops import floors, grouped, loop
 from bench_training import covered
 from compare_kernels import differences
-from measure import medians, working, write_record
+from measure import medians, name_in_record, working, write_record
 
 from torch_utils.ops.adaconv import adaconv_reference
 
@@ -71,3 +72,11 @@ def test_a_record_says_where_it_comes_from(tmp_path):
     record = json.loads((tmp_path / "new" / "a.json").read_text())
     assert record["rows"] == [1] and record["device"] == "cpu" and record["torch"] == torch.__version__
     assert {"machine", "threads", "commit", "date"} <= record.keys()
+
+
+def test_a_record_names_files_without_where_they_lie_on_this_machine():
+    assert name_in_record("/data/sets/faces64.zip") == "faces64.zip"
+    assert name_in_record(Path("runs/00003-x/snapshot-000100.safetensors")) == "00003-x/snapshot-000100.safetensors"
+    assert name_in_record("model.safetensors") == "model.safetensors"
+    for file in (Path(measure.__file__).parent / "results").glob("*.json"):
+        assert not re.findall(r'"(?:/|~|[A-Z]:\\\\)[\w.-]+/[^"]*"', file.read_text()), file.name
