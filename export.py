@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor
 
 from models import graphs
 from models.convert import to_adaconv
@@ -36,13 +37,15 @@ from networks.generator import Generator
 from networks.stylizer import Stylizer
 from torch_utils import cli
 from torch_utils.errors import Failure, UserError, note, show
+from training.finetune import initial_weights
+from training.runs import list_states
 
 TOLERANCE = 1e-3  # between the results of a file and of PyTorch: rounding gives 1e-6 to 1e-4
 
 EXAMPLE = """\
 python export.py --network runs/00003-ffhq-adaconv-auto8 --format onnx
 python export.py --model stylizer.safetensors --format onnx --precision fp16 --outdir web
-python export.py --network runs --format safetensors --precision fp16
+python export.py --network runs --format safetensors --precision fp16 --with-discriminator
 python export.py --network ffhq.pkl --format safetensors --modulation adaconv
 """
 
@@ -104,9 +107,17 @@ class Target:
     type=cli.Integer(1, 2**16),
     help="Fix the number of samples, for programs that do not support loops.  [default: any number]",
 )
+@cli.option(
+    "Output",
+    "--with-discriminator",
+    is_flag=True,
+    help="Add the discriminator to the snapshot, so that others can go on training from it: train.py --init-from FILE.",
+)
 @cli.outdir_option()
 @cli.gather(Target, "target")
-def main(network: str | None, model: str | None, modulation: str | None, target: Target) -> None:
+def main(
+    network: str | None, model: str | None, modulation: str | None, with_discriminator: bool, target: Target
+) -> None:
     """Export a generator or a stylizer: generator.onnx, or style.onnx and content.onnx.
 
     Each file describes its inputs and outputs. A generator takes z, the class c if it has classes, and the truncation
@@ -120,6 +131,8 @@ def main(network: str | None, model: str | None, modulation: str | None, target:
         raise click.UsageError("--modulation applies to generators; leave it out with --model")
     if target.kind == "safetensors" and target.batch:
         raise click.UsageError("--batch does not apply to snapshots, which take any number of images; leave it out")
+    if with_discriminator and (model or target.kind != "safetensors"):
+        raise click.UsageError("--with-discriminator is for a generator's snapshot; add --format safetensors")
     kind = STYLIZER if model else GENERATOR
     path = find_snapshot(model or network, kind)
     module, info = load(path, kind)
@@ -130,7 +143,7 @@ def main(network: str | None, model: str | None, modulation: str | None, target:
     if modulation and isinstance(module, Generator):
         module = convert(module, path)
     if target.kind == "safetensors":
-        export_snapshot(module, kind, info, target)
+        export_snapshot(module, kind, info, target, discriminator_of(path) if with_discriminator else None)
     else:
         export_graphs(module, {"format": kind, "config": asdict(module.config), "info": info}, target)
 
@@ -152,12 +165,33 @@ def make_graphs(module: Generator | Stylizer) -> list[Graph]:
     return graphs.of_generator(module) if isinstance(module, Generator) else graphs.of_stylizer(module)
 
 
-def export_snapshot(module: Generator | Stylizer, kind: str, info: dict[str, Any], target: Target) -> None:
+def discriminator_of(path: Path) -> dict[str, Tensor]:
+    """The weights of the discriminator that a generator was trained against.
+
+    They are in the generator's file, as in StyleGAN2's pickles, or in the newest state of its run. Raises UserError.
+    """
+    for source in (path, *list_states(path.parent)[-1:]):
+        if "D" in (weights := initial_weights(source)):
+            note(f"discriminator: {source}")
+            return weights["D"]
+    raise UserError(
+        f"{path} holds no discriminator, and there is no training state beside it; leave out --with-discriminator, or "
+        "name the run's folder with --network"
+    )
+
+
+def export_snapshot(
+    module: Generator | Stylizer,
+    kind: str,
+    info: dict[str, Any],
+    target: Target,
+    discriminator: dict[str, Tensor] | None,
+) -> None:
     """Writes a model as a snapshot, and compares what is loaded from it with the model."""
     if target.half:
-        check_half(module)
+        check_half(module.state_dict() | (discriminator or {}))
     path = target.path(kind_name(kind))
-    save_model(path, kind, module, asdict(module.config), info, half=target.half)
+    save_model(path, kind, module, asdict(module.config), info, target.half, discriminator)
     show(path)
     if target.half:
         for value in module.state_dict().values():

@@ -49,13 +49,13 @@ class HalfWeights(nn.Module):
 
 def in_half(graph: Graph) -> Graph:
     """The graph with weights in float16. Raises UserError if one is too large for that."""
-    check_half(graph.module)
+    check_half(graph.module.state_dict())
     return replace(graph, module=HalfWeights(graph.module))
 
 
-def check_half(module: nn.Module) -> None:
+def check_half(weights: Mapping[str, Tensor]) -> None:
     """Raises UserError if a weight is too large for float16."""
-    if not all(tensor.half().isfinite().all() for tensor in module.state_dict().values()):
+    if not all(tensor.half().isfinite().all() for tensor in weights.values()):
         raise UserError("--precision fp16: some weights are beyond float16's limit of 65504; take --precision fp32")
 
 

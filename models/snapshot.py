@@ -41,6 +41,7 @@ SHIPPED = {GENERATOR: "faces64.safetensors", STYLIZER: "stylizer-small.safetenso
 WEIGHTS = "model.safetensors"  # the file's name in a folder that `save_pretrained` writes, and on the Hub
 META = "adaconv"  # the entry of the metadata that describes the model, as JSON
 VERSION = 1
+DISCRIMINATOR = "discriminator."  # begins the names of tensors that only training goes on with; the models are without
 
 
 def kimg_name(kimg: float) -> str:
@@ -88,14 +89,16 @@ def save_model(
     config: Mapping[str, Any],
     info: Mapping[str, Any],
     half: bool = False,
+    discriminator: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes weights, configuration and `info` (any JSON) as one file, from which the module can be built again.
 
     `kind` tells `load_model` what the file holds, e.g. "adaconv-generator". With `half`, weights are written in
-    float16. Raises DiskFull.
+    float16. `discriminator`: the weights of a generator's opponent, which `load_discriminator` reads. Raises DiskFull.
     """
     description = {"format": kind, "version": VERSION, "config": dict(config), "info": dict(info)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    weights = module.state_dict() | {DISCRIMINATOR + name: tensor for name, tensor in (discriminator or {}).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     if half:
         tensors = {name: tensor.half() for name, tensor in tensors.items()}
     write_file(path, save(tensors, metadata={META: json.dumps(description)}))
@@ -137,6 +140,8 @@ def load_model(
         check_types(tensors)
         if not all(map(is_finite, tensors.values())):
             raise UserError(f"{path} has weights that are not finite: its training diverged; name an earlier snapshot")
+        if kind == GENERATOR:
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(DISCRIMINATOR)}
         with torch.device("meta"):
             shapes = {key: value.shape for key, value in make(description["config"], tensors).state_dict().items()}
         tensors = {name: torch.zeros(shapes[name]) for name in CLASS_MEANS if name in shapes} | tensors
@@ -186,6 +191,13 @@ def load_generator(
     if "class_names" not in info and (names := names_beside(path, G.config.classes)):
         info["class_names"] = names
     return G.to(device), info
+
+
+def load_discriminator(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The weights of the discriminator in a snapshot that `load_generator` has read; {} where there is none."""
+    tensors, _ = read_safetensors(path)
+    found = {name: tensor.float() for name, tensor in tensors.items() if name.startswith(DISCRIMINATOR)}
+    return {name.removeprefix(DISCRIMINATOR): tensor for name, tensor in found.items()}
 
 
 def _build_generator(cls: type[Generator], values: dict[str, Any], tensors: dict[str, Tensor]) -> Generator:

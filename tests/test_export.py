@@ -15,6 +15,11 @@ from models.export import META, description, onnx_runner, program_runner
 from models.snapshot import load_generator, load_stylizer, save_model, save_snapshot, save_stylizer
 from networks.generator import Generator, GeneratorConfig
 from tests.scripts import mistake, script_here
+from tests.training.test_loop import tiny
+from training.finetune import initial_weights
+from training.gan import GANTrainer
+from training.loop import train
+from training.runs import find_state, load_state
 
 
 @pytest.fixture
@@ -83,6 +88,35 @@ def test_snapshots_in_half_precision(snapshot, tmp_path, stylizer):
     assert all(torch.equal(value, G.state_dict()[name]) for name, value in same.state_dict().items())
     half, single = (tmp_path / "out" / f"stylizer{end}.safetensors" for end in ("-fp16", ""))
     assert half.stat().st_size < 0.52 * single.stat().st_size and load_stylizer(half)[1]["kimg"] == 2
+
+
+def test_a_snapshot_goes_on_training_with_its_discriminator(tmp_path, faces16):
+    """From a run, and from the file itself once more: the same generator, and the run's discriminator."""
+    run = tmp_path / "00000-run"
+    run.mkdir()
+    train(GANTrainer, tiny(faces16, kimg=0.02), run)
+    D = load_state(find_state(run))["D"]
+    options = ("--format", "safetensors", "--with-discriminator", "--outdir")
+    plain = load_generator(next(run.glob("snapshot-*.safetensors")))[0].state_dict()
+    for source, to, precision in ((run, "a", "fp32"), (tmp_path / "a/generator.safetensors", "b", "fp16")):
+        result = export("--network", source, *options, tmp_path / to, "--precision", precision)
+        assert result.returncode == 0, result.stderr
+        file = next((tmp_path / to).glob("generator*.safetensors"))
+        rounded = (lambda value: value) if precision == "fp32" else (lambda value: value.half().float())
+        found = initial_weights(file)
+        assert found["D"].keys() == D.keys() and found["G"].keys() == plain.keys()
+        for expected, weights in ((D, found["D"]), (plain, found["G"]), (plain, load_generator(file)[0].state_dict())):
+            assert all(torch.equal(weights[name], rounded(value)) for name, value in expected.items())
+    second = tmp_path / "00001-run"
+    second.mkdir()
+    train(GANTrainer, tiny(faces16, kimg=0.02, init_from=str(tmp_path / "a/generator.safetensors"), freezed=1), second)
+    assert torch.equal(load_state(find_state(second))["D"]["fromrgb.weight"], D["fromrgb.weight"])
+
+
+def test_without_a_discriminator_the_file_is_refused(snapshot, tmp_path):
+    options = ("--network", snapshot, "--with-discriminator", "--outdir", tmp_path)
+    assert "leave out --with-discriminator" in mistake("export.py", *options, "--format", "safetensors")
+    assert "--format safetensors" in mistake("export.py", *options)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.convert import adaconv_weights, modulation_of
-from models.snapshot import load_generator
+from models.snapshot import load_discriminator, load_generator
 from models.stylegan2 import is_network_pickle, load_networks
 from networks.discriminator import Discriminator
 from networks.generator import Generator
@@ -33,7 +33,10 @@ def find_initial(path: str | Path) -> Path:
 
 
 def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Weights of G, and of D and G_ema where there are any. A snapshot holds the averaged generator alone."""
+    """Weights of G, and of D and G_ema where there are any.
+
+    A snapshot holds the averaged generator alone, unless export.py --with-discriminator wrote it.
+    """
     if is_network_pickle(path):
         found = {name: network.state_dict() for name, network in load_networks(path)[0].items()}
         if "G" not in found and "G_ema" not in found:
@@ -42,7 +45,8 @@ def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
         return {"G": generator, "G_ema": generator} | found
     if path.suffix == ".safetensors":
         weights = load_generator(path)[0].state_dict()
-        return {"G": weights, "G_ema": weights}
+        discriminator = load_discriminator(path)
+        return {"G": weights, "G_ema": weights} | ({"D": discriminator} if discriminator else {})
     state = load_state(path)
     if not {"G", "G_ema", "D"} <= state.keys():
         raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
