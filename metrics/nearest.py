@@ -28,8 +28,8 @@ from metrics.request import check_shape, open_fakes
 from metrics.scores import BLOCK_ROWS
 from models.classes import chosen_class
 from models.sampling import generate_batches
-from models.snapshot import find_snapshot, load_generator
-from torch_utils.errors import Failure, UserError
+from models.snapshot import find_snapshot, found_text, load_generator
+from torch_utils.errors import Failure, UserError, note
 
 BLOCK_FAKES = 128  # whose distances to all real images are in memory at a time
 FLD_NEEDS_TEST = "--fld compares with images that were not trained on; name them with --test"
@@ -64,6 +64,7 @@ class FakeImages:
 
     origins: list[dict[str, Any]]
     source: Source
+    about: str = ""  # a line on the generator that makes them
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,8 @@ def nearest_images(request: NearestRequest) -> Found:
     fakes = open_generator(request, dataset) if request.fakes is None else open_images(request, dataset)
     test = open_test(request, dataset)
     describe = load_describe(request.detector, request.detector_weights, request.device)
+    if fakes.about:
+        note(fakes.about)
     everything = dataset_source(dataset, range(len(dataset)), request.workers)
     real = collect(everything, len(dataset), request.batch, describe, "real images")
     fake = collect(fakes.source, len(fakes.origins), request.batch, describe, "fake images")
@@ -225,7 +228,8 @@ def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages
             for images in generate_batches(G, seeds, request.batch, classes, request.trunc):
                 yield opaque(images, request.background)
 
-    return FakeImages([{"seed": seed} for seed in request.seeds], generate)
+    about = f"network: {snapshot} ({info['kimg']:g} kimg){found_text(request.network, snapshot)}"
+    return FakeImages([{"seed": seed} for seed in request.seeds], generate, about)
 
 
 def open_images(request: NearestRequest, dataset: ImageDataset) -> FakeImages:

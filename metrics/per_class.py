@@ -20,11 +20,11 @@ from metrics.request import (
     make_evaluator,
     make_record,
     open_fakes,
-    warn,
+    say,
     write_records,
 )
 from models.sampling import Fakes
-from models.snapshot import find_snapshot, load_generator
+from models.snapshot import find_snapshot, found_text, load_generator
 from torch_utils.errors import UserError
 from torch_utils.sizes import Resolution
 
@@ -74,6 +74,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
         check_classes(snapshot, G, dataset, request.data)
         transparent = G.config.img_channels == 4
+        say(f"network: {snapshot} ({info['kimg']:g} kimg){found_text(request.network, snapshot)}")
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random", "truncation": truncation}
         evaluator = make_evaluator(request, dataset)
 
@@ -98,7 +99,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
             found[name] = evaluate(number)
         except (UserError, NotFinite) as error:
             unusable[name] = error.message
-            warn(f"class {name} is left out: {error.message}")
+            say(f"warning: class {name} is left out: {error.message}")
     if not found:
         raise UserError(f"no class of {request.data} can be evaluated by itself; leave out --per-class")
     record = make_record(class_means(found), evaluator, dataset, request, about, transparent)

@@ -16,7 +16,7 @@ from media.decode import WHITE
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
 from models.sampling import Fakes
-from models.snapshot import find_snapshot, load_generator
+from models.snapshot import find_snapshot, found_text, load_generator
 from models.stylegan2 import kimg_of_name
 from networks.generator import Generator
 from torch_utils import distributed
@@ -82,7 +82,7 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
         except UserError as error:
             if not request.all_snapshots:
                 raise
-            warn(f"{error.message}; it is left out")
+            say(f"warning: {error.message}; it is left out")
             continue
         try:
             if evaluator is None:  # with the first that fits the data set
@@ -92,9 +92,10 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
         except UserError as error:
             if not request.all_snapshots:
                 raise
-            warn(f"{error.message}; it is left out")
+            say(f"warning: {error.message}; it is left out")
             continue
         evaluator = evaluator or make_evaluator(request, dataset)
+        say(f"network: {snapshot} ({info['kimg']:g} kimg){found_text(request.network, snapshot)}")
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random"}
         for truncation in request.truncations:
             fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, truncation, request.background)
@@ -103,7 +104,7 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
             except NotFinite as error:
                 if len(request.truncations) == 1 and not request.all_snapshots:
                     raise
-                warn(f"{snapshot}: {error.message}")
+                say(f"warning: {snapshot}: {error.message}")
                 values = error.values
             settings = {**about, "truncation": truncation}
             records.append(make_record(values, evaluator, dataset, request, settings, G.config.img_channels == 4))
@@ -134,10 +135,10 @@ def find_pickles(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: (kimg_of_name(path), path.name))
 
 
-def warn(line: str) -> None:
-    """Prints a warning; in rank 0 only."""
+def say(line: str) -> None:
+    """Prints a line about the evaluation; in rank 0 only."""
     if distributed.rank() == 0:
-        note(f"warning: {line}")
+        note(line)
 
 
 def evaluate_images(request: Request) -> dict[str, Any]:

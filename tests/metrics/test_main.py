@@ -119,7 +119,9 @@ def test_network(tmp_path, capsys, c_dim):
     real = write_images(tmp_path / "real", 12)
     G = write_snapshot(tmp_path / "snapshot-000001.safetensors", c_dim=c_dim)
     evaluate("--data", real, "--network", tmp_path, "--metrics", "swd10", "--seed", 2, "--json")
-    values = json.loads(capsys.readouterr().out)
+    captured = capsys.readouterr()
+    assert f"network: {tmp_path / 'snapshot-000001.safetensors'} (0 kimg)\n" in captured.err
+    values = json.loads(captured.out)
     assert values.pop("images") == {"swd10": {"real": 10, "fake": 10}} and values.pop("settings")["seed"] == 2
     dataset = ImageDataset(real, use_labels=c_dim > 0)
     fakes = Fakes(G, 10, 2, dataset.labels)
