@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,8 @@ from networks.generator import Generator
 from torch_utils.errors import UserError
 from training.config import TAKEN_OVER
 from training.runs import find_state, load_state
+
+BLOCK = re.compile(r"(\d{1,4})\.(.+)", re.ASCII)  # the number of a block, and the rest of a tensor's name
 
 
 def find_initial(path: str | Path) -> Path:
@@ -88,17 +91,23 @@ def copy_matching_weights(module: nn.Module, weights: dict[str, Tensor]) -> set[
         for name, value in weights.items():
             if name.startswith("fromrgb") and shift:
                 continue  # of another resolution
-            if name.startswith(prefix):
-                number, rest = name.removeprefix(prefix).split(".", 1)
-                name = f"{prefix}{int(number) + shift}.{rest}"
+            if block := _block(name, prefix):
+                name = f"{prefix}{block[0] + shift}.{block[1]}"
             if name in own and own[name].shape == value.shape:
                 own[name].copy_(value)
                 copied.add(name)
     return copied
 
 
+def _block(name: str, prefix: str) -> tuple[int, str] | None:
+    """The number of the block that a tensor is of, and its name there; None for tensors outside of blocks."""
+    found = BLOCK.fullmatch(name.removeprefix(prefix)) if name.startswith(prefix) else None
+    return (int(found[1]), found[2]) if found else None
+
+
 def _blocks(weights: dict[str, Tensor], prefix: str) -> int:
-    return 1 + max((int(n.removeprefix(prefix).split(".")[0]) for n in weights if n.startswith(prefix)), default=-1)
+    """How many blocks a network has, by the names of its tensors."""
+    return 1 + max((block[0] for name in weights if (block := _block(name, prefix))), default=-1)
 
 
 def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int) -> str:

@@ -49,6 +49,14 @@ def test_blocks_of_half_the_resolution_meet_theirs(faces16):
     assert all(torch.equal(a, b) for a, b in zip(own, kept, strict=True))
 
 
+@pytest.mark.parametrize("name", ["blocks.x.weight", "blocks.1", "blocks.", "blocks.-1.conv0.weight", "blocks.٣.a"])
+def test_names_that_no_network_has_are_left_alone(faces16, name):
+    """As anybody may write them into the file of --init-from."""
+    (_, D0), (_, D1) = networks(faces16, 16, 0), networks(faces16, 16, 1)
+    strange = {name: torch.zeros(1), f"blocks.{10**30}.conv0.weight": torch.zeros(1)}
+    assert copy_matching_weights(D1, D0.state_dict() | strange) == set(D1.state_dict())
+
+
 def test_other_classes_keep_their_own_embedding(faces16):
     (G0, _), (G1, _) = networks(faces16, 16, 0), networks(faces16, 16, 1, cond=True)
     embed = G1.mapping.embed.weight.clone()
