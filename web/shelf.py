@@ -58,7 +58,7 @@ class Shelf:
         self._loaded: OrderedDict[tuple, tuple[Any, dict[str, Any]]] = OrderedDict()
 
     def entries(self, kind: str) -> list[Entry]:
-        """The models of a kind: the given files, the runs from the newest on, the shipped ones with the default first."""
+        """The models of a kind: given files, runs from the newest on, and shipped ones, the default first."""
         given = [path for path in self.files if kind_of(path) == kind]
         found = [Entry(as_typed(path), path.name, find_snapshot(path, kind)) for path in given]
         for run in sorted(list_runs(RUNS), key=run_number, reverse=True):
