@@ -111,7 +111,7 @@ class Target:
     "Output",
     "--with-discriminator",
     is_flag=True,
-    help="Add the discriminator to the snapshot, so that others can go on training from it: train.py --init-from FILE.",
+    help="Add the discriminator to the snapshot, so that others can go on training from it, with --init-from.",
 )
 @cli.outdir_option()
 @cli.gather(Target, "target")
