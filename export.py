@@ -189,7 +189,8 @@ def export_snapshot(
 ) -> None:
     """Writes a model as a snapshot, and compares what is loaded from it with the model."""
     if target.half:
-        check_half(module.state_dict() | (discriminator or {}))
+        for weights in (module.state_dict(), discriminator or {}):  # which have names in common
+            check_half(weights)
     path = target.path(kind_name(kind))
     save_model(path, kind, module, asdict(module.config), info, target.half, discriminator)
     show(path)

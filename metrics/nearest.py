@@ -27,7 +27,7 @@ from metrics.memorization import copying_test
 from metrics.request import check_shape, open_fakes
 from metrics.scores import BLOCK_ROWS
 from models.classes import chosen_class
-from models.sampling import generate_batches
+from models.sampling import generate_batches, labels_in_turn
 from models.snapshot import find_snapshot, found_text, load_generator
 from torch_utils.errors import Failure, UserError, note
 
@@ -224,7 +224,8 @@ def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages
     def generate(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for numbers in batches:
             seeds = [request.seeds[number] for number in numbers]
-            classes = None if chosen is None else torch.full([len(seeds)], chosen)
+            # as generate.py: without a class, the seeds take them in turn
+            classes = labels_in_turn(G, seeds) if chosen is None else torch.full([len(seeds)], chosen)
             for images in generate_batches(G, seeds, request.batch, classes, request.trunc):
                 yield opaque(images, request.background)
 

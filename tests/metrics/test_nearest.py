@@ -73,6 +73,20 @@ def copies(tmp_path):
     return snapshot, write_images(tmp_path / "data", images)
 
 
+def test_without_a_class_seeds_take_the_classes_in_turn(command, encoder_file, tmp_path):  # noqa: F811
+    """As in generate.py, whose images are then copies of these data."""
+    torch.manual_seed(0)
+    config = GeneratorConfig(32, cbase=256, cmax=8, map_depth=1, z_dim=16, w_dim=16, style_channels=8, c_dim=3)
+    snapshot = tmp_path / "snapshot-000001.safetensors"
+    save_snapshot(snapshot, Generator(config), {"kimg": 1.0})
+    images = torch.cat(list(generate_batches(load_generator(snapshot)[0], range(6), 6, torch.arange(6) % 3)))
+    data = write_images(tmp_path / "data", images)
+    arguments = ["--detector", encoder_file, "--workers", 0, "--seeds", "0-5", "--json", "--out", tmp_path / "a.png"]
+    code, out, err = command("nearest", "--network", snapshot, "--data", data, *arguments)
+    assert code == 0, err
+    assert max(row["distance"] for row in json.loads(out)["images"]) < 1e-3
+
+
 @pytest.mark.parametrize("shipped", [False, True])
 def test_copies_are_found(command, copies, encoder_file, tmp_path, shipped):  # noqa: F811
     """By an encoder's file, and by what a fresh clone has: without --detector."""
