@@ -15,7 +15,6 @@ from models.classes import class_names
 from models.snapshot import (
     GENERATOR,
     PRETRAINED,
-    SHIPPED,
     STYLIZER,
     describe,
     find_snapshot,
@@ -58,7 +57,7 @@ class Shelf:
         self._loaded: OrderedDict[tuple, tuple[Any, dict[str, Any]]] = OrderedDict()
 
     def entries(self, kind: str) -> list[Entry]:
-        """The models of a kind: given files, runs from the newest on, and shipped ones, the default first."""
+        """The models of a kind: the given files, the runs from the newest on, and the shipped ones."""
         given = [path for path in self.files if kind_of(path) == kind]
         found = [Entry(as_typed(path), path.name, find_snapshot(path, kind)) for path in given]
         for run in sorted(list_runs(RUNS), key=run_number, reverse=True):
@@ -67,7 +66,7 @@ class Shelf:
             except UserError:
                 continue  # no snapshot yet, or of the other kind
             found.append(Entry(as_typed(run), f"{run.name}{metric_text(snapshot)}", snapshot))
-        for path in sorted(PRETRAINED.glob("*.safetensors"), key=lambda path: (path.name != SHIPPED[kind], path.name)):
+        for path in sorted(PRETRAINED.glob("*.safetensors")):
             if kind_of(path) == kind:
                 found.append(Entry(as_typed(path), f"{path.stem} (comes with the project)", path))
         self._known.update({(kind, entry.name): entry for entry in found})

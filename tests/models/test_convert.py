@@ -45,7 +45,7 @@ def test_the_images_are_the_same(modulation, resolution, like):
         for noise in ("const", "none"):
             expected = G(z, psi=0.7, noise=noise)
             assert expected.std() > 0.1
-            assert (A(z, psi=0.7, noise=noise) - expected).abs().max() <= 1e-5
+            assert (A(z, psi=0.7, noise=noise) - expected).abs().max() <= 3e-5  # 1.4e-5 with AVX2
 
 
 @pytest.mark.parametrize("modulation", KINDS)

@@ -91,7 +91,7 @@ def test_half_precision_is_near_the_whole(faces16, precision):
     assert dtypes == [torch.float32] * 2 + [kind] * 2
     for a, b in zip(whole, half, strict=True):
         assert b.dtype == torch.float32
-        assert 0 < (a - b).norm() / a.norm() < (0.05 if precision == "bf16" else 0.02)
+        assert 0 < (a - b).norm() / a.norm() < (0.06 if precision == "bf16" else 0.02)
 
 
 @pytest.mark.parametrize("pl_weight", [2.0, 0.0])
