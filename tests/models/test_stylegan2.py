@@ -45,7 +45,8 @@ def test_results_are_those_of_the_program_that_wrote_the_pickle(published_pickle
     assert info["source"]["kind"] == "stylegan2-ada-pytorch" and info["source"]["file"] == f"{name}.pkl"
     G, z, c = networks["G_ema"], torch.from_numpy(expected["z"]), torch.from_numpy(expected["c"])
     for psi, images, ws in zip(expected["psi"], expected["images"], expected["ws"], strict=True):
-        assert largest(G.ws(z, c, float(psi)), ws) <= 3e-6
+        # three steps of float32 at the largest value: what was written is rounded as well
+        assert largest(G.ws(z, c, float(psi)), ws) <= 3 * np.finfo(np.float32).eps * np.abs(ws).max()
         assert largest(G(z, c, float(psi), noise="const"), images) <= 1e-5
     assert largest(G(z, c, noise="none"), expected["images_noise_none_psi1"]) <= 1e-5
     cutoff = torch.tensor([0.5] * 4 + [1.0] * (G.config.num_ws - 4))

@@ -72,7 +72,7 @@ def test_half_precision_is_near_the_whole(faces16, precision):
     config = tiny(faces16)
     torch.manual_seed(0)
     G, D = Generator(config.generator), Discriminator(config.discriminator)
-    z = torch.randn(4, config.generator.z_dim)
+    z = torch.randn(64, config.generator.z_dim)  # the rounding of a few gradients' sum depends on the machine
     dtypes = []
     G.synthesis.blocks[-1].conv1.register_forward_hook(lambda module, args, y: dtypes.append(y.dtype))
     D.blocks[0].conv0.register_forward_hook(lambda module, args, y: dtypes.append(y.dtype))
@@ -91,7 +91,7 @@ def test_half_precision_is_near_the_whole(faces16, precision):
     assert dtypes == [torch.float32] * 2 + [kind] * 2
     for a, b in zip(whole, half, strict=True):
         assert b.dtype == torch.float32
-        assert 0 < (a - b).norm() / a.norm() < (0.06 if precision == "bf16" else 0.02)
+        assert 0 < (a - b).norm() / a.norm() < (0.05 if precision == "bf16" else 0.02)
 
 
 @pytest.mark.parametrize("pl_weight", [2.0, 0.0])
