@@ -171,7 +171,7 @@ def discriminator_of(path: Path) -> dict[str, Tensor]:
     They are in the generator's file, as in StyleGAN2's pickles, or in the newest state of its run. Raises UserError.
     """
     for source in (path, *list_states(path.parent)[-1:]):
-        if "D" in (weights := initial_weights(source)):
+        if "D" in (weights := initial_weights(source, "--network")):
             note(f"discriminator: {source}")
             return weights["D"]
     raise UserError(

@@ -35,25 +35,30 @@ def find_initial(path: str | Path) -> Path:
         raise UserError(f"{path} holds no run with a state for --init-from; name one, or a snapshot") from None
 
 
-def initial_weights(path: Path) -> dict[str, dict[str, Tensor]]:
+def initial_weights(path: Path, option: str = "--init-from") -> dict[str, dict[str, Tensor]]:
     """Weights of G, and of D and G_ema where there are any.
 
-    A snapshot holds the averaged generator alone, unless export.py --with-discriminator wrote it.
+    A snapshot holds the averaged generator alone, unless export.py --with-discriminator wrote it. Raises UserError,
+    which tells to name another file with `option`.
     """
     if is_network_pickle(path):
         found = {name: network.state_dict() for name, network in load_networks(path)[0].items()}
         if "G" not in found and "G_ema" not in found:
-            raise UserError(f"{path} holds no generator; name another with --init-from")
+            raise UserError(f"{path} holds no generator; name another with {option}")
         generator = found["G_ema"] if "G_ema" in found else found["G"]
         return {"G": generator, "G_ema": generator} | found
     if path.suffix == ".safetensors":
         weights = load_generator(path)[0].state_dict()
         discriminator = load_discriminator(path)
         return {"G": weights, "G_ema": weights} | ({"D": discriminator} if discriminator else {})
-    state = load_state(path)
+    state = load_state(path, option)
     if not {"G", "G_ema", "D"} <= state.keys():
-        raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
-    return {name: state[name] for name in ("G", "G_ema", "D")}
+        raise UserError(f"{path} is of a run that trains no generator; name another with {option}")
+    weights = {name: state[name] for name in ("G", "G_ema", "D")}
+    for name, tensors in weights.items():
+        if not all(type(key) is str and isinstance(tensor, Tensor) for key, tensor in tensors.items()):
+            raise UserError(f"{path} is damaged ({name} holds more than tensors); name another with {option}")
+    return weights
 
 
 def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
@@ -61,7 +66,7 @@ def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
     if is_network_pickle(path) or path.suffix == ".safetensors":
         fields = asdict(load_generator(path)[0].config)
     else:
-        fields = load_state(path)["config"].get("generator")
+        fields = load_state(path, "--init-from")["config"].get("generator")
         if fields is None:
             raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
     taken = {name: fields[name] for name in TAKEN_OVER if name in fields}  # states of earlier versions lack some

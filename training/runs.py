@@ -64,25 +64,28 @@ class TrainingState:
     evaluating: bool
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Reads a training state, which need not be trusted. No pickle is executed. Raises UserError."""
+def load_state(path: Path, option: str = "--resume") -> dict[str, Any]:
+    """Reads a training state, which need not be trusted. No pickle is executed.
+
+    Raises UserError, which tells to name another with `option`.
+    """
     if path.suffix == ".safetensors":
         raise UserError(f"{path} is a snapshot, not a training state; give --resume the run's folder, {path.parent}")
     try:
         state = read_pickled(path)
     except (OSError, ValueError) as error:
         reason = one_line(getattr(error, "strerror", None) or error, 200)
-        raise UserError(f"{path} cannot be read as a training state ({reason}); name another with --resume") from None
+        raise UserError(f"{path} cannot be read as a training state ({reason}); name another with {option}") from None
     own = {field.name for field in fields(TrainingState)}
     if not isinstance(state, dict) or not own <= state.keys():
-        raise UserError(f"{path} holds no training state of this version of the project; name another with --resume")
+        raise UserError(f"{path} holds no training state of this version of the project; name another with {option}")
     try:
         check_values(TrainingState, {name: state[name] for name in own})
         for name in state.keys() - own:
             _check_numbers(one_line(name, 40), state[name])
         _check_averages(state["averages"])
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); name another with --resume") from None
+        raise UserError(f"{path} is damaged ({error}); name another with {option}") from None
     return state
 
 

@@ -12,7 +12,7 @@ from networks.generator import Generator, GeneratorConfig
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
 from training import cli, finetune
-from training.finetune import copy_matching_weights, find_initial, freeze, load_initial_weights
+from training.finetune import copy_matching_weights, find_initial, freeze, initial_weights, load_initial_weights
 from training.gan import GANTrainer, ema_beta
 from training.loop import train
 from training.options import configure_gan
@@ -55,6 +55,18 @@ def test_names_that_no_network_has_are_left_alone(faces16, name):
     (_, D0), (_, D1) = networks(faces16, 16, 0), networks(faces16, 16, 1)
     strange = {name: torch.zeros(1), f"blocks.{10**30}.conv0.weight": torch.zeros(1)}
     assert copy_matching_weights(D1, D0.state_dict() | strange) == set(D1.state_dict())
+
+
+@pytest.mark.parametrize("part", [{"x": [torch.zeros(1)]}, {1: torch.zeros(1)}, {"x": {"y": torch.zeros(1)}}])
+def test_a_state_whose_weights_are_none_is_damaged(tmp_path, faces16, part):
+    train(GANTrainer, tiny(faces16, kimg=0.008), tmp_path)
+    path = find_state(tmp_path)
+    torch.save(load_state(path) | {"D": part}, path)
+    with pytest.raises(UserError, match=r"damaged .* name another with --network"):
+        initial_weights(path, "--network")
+    path.write_bytes(b"nothing")
+    with pytest.raises(UserError, match="name another with --init-from"):
+        initial_weights(path)
 
 
 def test_other_classes_keep_their_own_embedding(faces16):
@@ -209,6 +221,6 @@ def test_a_state_of_an_earlier_version_lacks_new_fields(tmp_path, faces16, monke
     train(GANTrainer, tiny(faces16, kimg=0.008, style_channels=4), run)
     state = load_state(find_state(run))
     del state["config"]["generator"]["kernels_up_to"], state["config"]["generator"]["noise"]
-    monkeypatch.setattr(finetune, "load_state", lambda path: state)
+    monkeypatch.setattr(finetune, "load_state", lambda path, option: state)
     fields = finetune.initial_fields(find_state(run), None)
     assert fields["style_channels"] == 4 and not {"kernels_up_to", "noise"} & fields.keys()
