@@ -266,7 +266,7 @@ def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, vi
     width, height = (n * scale * side for n, side in zip(video.cells, width_and_height(resolution), strict=True))
     sheets.check_size(width, height)
     check_side(video.out, max(width, height))
-    cli.writable_folder(Path(video.out).parent, "--out")
+    cli.writable_file(video.out, "--out")
     model.announce()
 
     z, c = model.zc(seeds)

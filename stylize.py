@@ -256,11 +256,11 @@ def main(**given: Any) -> None:
     mask = check_inputs(options, plan)
     model, styles = load(options, snapshot)
     if options.save_style is not None:
-        cli.writable_folder(Path(options.save_style).parent, "--save-style")
+        cli.writable_file(options.save_style, "--save-style")
         save_style(options.save_style, model, styles[0].kernels())
         show(options.save_style)
     if options.show_kernels is not None:
-        cli.writable_folder(Path(options.show_kernels).parent, "--show-kernels")
+        cli.writable_file(options.show_kernels, "--show-kernels")
         draw_kernels(Path(options.show_kernels), styles, model.config.style_size)
     if plan.tasks:
         cli.writable_folder(plan.folder or plan.tasks[0].out.parent, "--out")

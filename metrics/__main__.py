@@ -23,11 +23,22 @@ from metrics.nearest import FIGURES, FLD_NEEDS_TEST, NearestRequest, nearest_ima
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
-from metrics.series import Record, best_record, charts, link_best, table
+from metrics.series import Record, print_series, ranked_values
 from models.snapshot import find_snapshot
 from torch_utils import distributed
 from torch_utils.cache import cache_folder
-from torch_utils.cli import ClassName, Color, Float, Floats, Group, NumberRanges, device_option, option, run
+from torch_utils.cli import (
+    ClassName,
+    Color,
+    Float,
+    Floats,
+    Group,
+    NumberRanges,
+    device_option,
+    option,
+    run,
+    writable_file,
+)  # fmt: skip
 from torch_utils.errors import UserError, note, show
 from torch_utils.files import missing, write_file
 
@@ -243,47 +254,30 @@ def evaluate_command(
         raise UserError("--per-class is of one snapshot; leave out --all, and give one value of --trunc")
     if best is not None and not all_snapshots:
         raise UserError("--best is of the snapshots of a run; add --all, or leave it out")
-    best = best or next(iter(parse_metric(names[0]).rankings()))
-    higher_is_better(best, names)  # or raises
+    if best is not None:
+        higher_is_better(best, names)  # or raises
+    if all_snapshots or (trunc is not None and len(trunc) > 1):
+        writable_file(plot, "--plot")
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
     records = evaluate_together(request, gpus or procs, evaluate_per_class if per_class else evaluate)
     left_out = records[0].get("left_out", {})
-    names = [name for name in names if name not in left_out]
-    if all_snapshots or len(records) > 1:
-        print_series(records, names, best if all_snapshots else None, as_json, plot)
+    problems = [left_out_line(left_out)] if left_out else []
+    if all_snapshots:
+        best = best or next(iter(ranked_values(records, names)))
+        problems += print_series(records, names, "kimg", best, as_json, plot)
+    elif len(records) > 1:
+        print_series(records, names, "truncation", None, as_json, plot)
     elif as_json:
         print(json.dumps(records[0]))
     elif per_class:
         print(class_table(records[0]))
     else:
         for name in names:
-            show(describe(name, records[0]))
-    if left_out:
-        raise UserError(left_out_line(left_out))
-
-
-def print_series(records: list[Record], names: list[str], best: str | None, as_json: bool, plot: str) -> None:
-    """Prints a table of the snapshots of a run, the best of which it links, or of truncations; writes their curves."""
-    setting = "truncation" if best is None else "kimg"
-    number = None if best is None else best_record(records, best, higher_is_better(best, names))
-    write_file(plot, charts(records, setting, names, None if number is None else (str(best), number)).encode())
-    link, problem = None, ""
-    if number is not None:
-        try:
-            link = link_best(Path(records[number]["settings"]["network"]))
-        except UserError as error:
-            problem = error.message
-    if as_json:
-        network = None if number is None else records[number]["settings"]["network"]
-        print(json.dumps({"records": records, "plot": plot, **({"best": network} if network else {})}))
-    else:
-        print(table(records, setting, names, number))
-        print(f"\nThe curves are in {plot}.")
-        if link:
-            print(f"The best snapshot by {best} is {link.readlink()}, linked as {link}.")
-    if problem:
-        raise UserError(problem)
+            if name not in left_out:
+                show(describe(name, records[0]))
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def evaluate_together(
@@ -356,6 +350,7 @@ def nearest_command(
     """
     if options["network"] is not None and options["fakes"] is not None:
         raise UserError("name --network or --fakes, not both: what is to be compared")
+    writable_file(out, "--out")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     request = NearestRequest(device=device, **options)
     found = nearest_images(request)
@@ -413,6 +408,7 @@ def report_command(
         raise UserError(FLD_NEEDS_TEST)
     if detector:
         find_detector(detector)
+    writable_file(out, "--out")
     gpus = distributed.count_gpus(gpus)
     request = Request(
         names=names, gpus=gpus, truncations=trunc or [1.0], fakes=None, all_snapshots=False,

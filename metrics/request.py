@@ -125,7 +125,7 @@ def find_snapshots(network: str | None, all_snapshots: bool) -> list[Path]:
     if network is not None and not any(Path(network).glob("snapshot-*")) and (pickles := find_pickles(Path(network))):
         return pickles
     newest = find_snapshot(network)
-    return sorted(newest.parent.glob("snapshot-*.safetensors"), key=lambda path: float(path.stem.partition("-")[2]))
+    return sorted(newest.parent.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
 
 
 def find_pickles(folder: Path) -> list[Path]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metrics.names import Metric, parse_metric
+from metrics.names import Metric, higher_is_better, parse_metric
 from metrics.plot import Point, line_chart, stacked
 from torch_utils.errors import UserError
+from torch_utils.files import write_file
 
 BEST = "best"  # the name of the link to the best model, before its suffix
 
@@ -78,6 +80,7 @@ def precision_against_recall(records: Sequence[Record], names: Sequence[str]) ->
                         f"ψ {record['settings']['truncation']:g}",
                     )
                     for record in records
+                    if metric.value_name(f"_{x}") in record and metric.value_name(f"_{y}") in record
                 ]
         if lines:
             charts.append(line_chart(lines, f"{y} against {x}", x, y))
@@ -108,3 +111,29 @@ def link_best(snapshot: Path) -> Path:
         beside.unlink(missing_ok=True)
         raise UserError(f"cannot link {link} to {snapshot.name}: {error.strerror}") from None
     return link
+
+
+def print_series(
+    records: Sequence[Record], names: Sequence[str], setting: str, best: str | None, as_json: bool, plot: str
+) -> list[str]:
+    """Prints a table of snapshots by kimg, or of truncations, and writes their curves.
+
+    The snapshot with the best value of `best` is linked; returns what kept it from that.
+    """
+    number, link, problems = None, None, []
+    if best is not None:
+        try:
+            number = best_record(records, best, higher_is_better(best, names))
+            link = link_best(Path(records[number]["settings"]["network"]))
+        except UserError as error:
+            problems.append(error.message)
+    write_file(plot, charts(records, setting, names, None if number is None else (str(best), number)).encode())
+    if as_json:
+        network = None if number is None else records[number]["settings"]["network"]
+        print(json.dumps({"records": records, "plot": plot, **({"best": network} if network else {})}))
+    else:
+        print(table(records, setting, names, number))
+        print(f"\nThe curves are in {plot}.")
+        if link:
+            print(f"The best snapshot by {best} is {link.readlink()}, linked as {link}.")
+    return problems

@@ -280,6 +280,15 @@ def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
     return path
 
 
+def writable_file(path: str | os.PathLike, option: str) -> Path:
+    """The file that an option names, in a folder that is made if need be. Raises UserError if it cannot be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a file; name another with {option}")
+    writable_folder(path.parent, option)
+    return path
+
+
 # --- running a command ----------------------------------------------------------------------------------------------
 
 

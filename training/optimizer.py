@@ -84,6 +84,10 @@ class GuardedOptimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
+        for p, moments in self.optimizer.state.items():
+            for name, moment in moments.items():
+                if name != "step":  # the fused kernels take the memory order of the parameter for granted
+                    moments[name] = torch.empty_like(p).copy_(moment)
         for name in COUNTERS:
             getattr(self, name).copy_(state[name])
 

@@ -83,7 +83,7 @@ def load_state(path: Path, option: str = "--resume") -> dict[str, Any]:
         check_values(TrainingState, {name: state[name] for name in own})
         for name in state.keys() - own:
             _check_numbers(one_line(name, 40), state[name])
-        _check_averages(state["averages"])
+        _check_averages(state["averages"], len(state["random"]))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); name another with {option}") from None
     return state
@@ -98,7 +98,7 @@ def _check_numbers(name: str, part: Any) -> None:
             raise ValueError(f"{name} has {one_line(found.dtype)} or numbers that are not finite")
 
 
-def _check_averages(averages: dict) -> None:
+def _check_averages(averages: dict, processes: int) -> None:
     """Raises ValueError unless these are sums and counts of `training.log.Averages`; losses in them may be NaN."""
     if not averages:
         return
@@ -107,8 +107,8 @@ def _check_averages(averages: dict) -> None:
         raise ValueError("averages are no sums and counts")
     numbered = all(type(name) is str and type(count) is int and count > 0 for name, count in counts.items())
     rows = all(isinstance(row, Tensor) and row.shape == (len(counts),) and row.is_floating_point() for row in sums)
-    if not numbered or not rows:
-        raise ValueError("averages are no sums and counts")
+    if not numbered or not rows or len(sums) != processes:
+        raise ValueError("averages are no sums and counts of each process")
 
 
 def check_state(state: dict[str, Any], modules: Mapping[str, nn.Module], optimizers: Mapping[str, Any]) -> None:
@@ -150,9 +150,15 @@ def _check_optimizer(name: str, found: dict, optimizer: Any) -> None:
     for index, moments in found["state"].items():
         if type(index) is not int or not 0 <= index < len(optimizer.parameters) or type(moments) is not dict:
             raise ValueError(f"{name} has moments of other parameters")
-        shapes = ((), optimizer.parameters[index].shape)
-        if not all(isinstance(m, Tensor) and m.is_floating_point() and m.shape in shapes for m in moments.values()):
-            raise ValueError(f"{name} has moments of another shape")
+        shape, is_adam = optimizer.parameters[index].shape, "betas" in own[0]
+        shapes = {"step": (), "exp_avg": shape, "exp_avg_sq": shape} if is_adam else {"momentum_buffer": shape}
+        if moments.keys() != shapes.keys() or not all(isinstance(m, Tensor) for m in moments.values()):
+            raise ValueError(f"{name} has other moments than its optimizer")
+        # The fused kernels trust shapes: a smaller tensor would be written beyond its end.
+        if not all(m.is_floating_point() and m.shape == shapes[key] for key, m in moments.items()):
+            raise ValueError(f"{name} has moments of another shape or type")
+        if "step" in moments and moments["step"] < 0:
+            raise ValueError(f"{name} has a negative number of steps")
 
 
 def find_state(path: Path) -> Path:

@@ -123,10 +123,10 @@ def set_weight(change_tensor):
     return change_state
 
 
-def set_moment(change_tensor):
+def set_moment(change_tensor, name="exp_avg"):
     def change_state(state):
         moments = next(iter(state["D_opt"]["optimizer"]["state"].values()))
-        moments["exp_avg"] = change_tensor(moments["exp_avg"])
+        moments[name] = change_tensor(moments[name])
 
     return change_state
 
@@ -145,6 +145,14 @@ STATES = {
     "one weight more": lambda s: s["G"].update(more=torch.zeros(1)),
     "NaN moments": set_moment(lambda t: t * NAN),
     "moments of another shape": set_moment(lambda t: t[None]),
+    "moments of one number": set_moment(lambda t: t.mean()),
+    "squares of one number": set_moment(lambda t: t.mean(), "exp_avg_sq"),
+    "a step for each weight": set_moment(lambda t: t.expand(4), "step"),
+    "negative steps": set_moment(lambda t: -t, "step"),
+    "moments without steps": lambda s: s["D_opt"]["optimizer"]["state"][0].pop("step"),
+    "moments of another optimizer": lambda s: s["D_opt"]["optimizer"]["state"].update(
+        {0: {"momentum_buffer": s["D_opt"]["optimizer"]["state"][0]["exp_avg"]}}
+    ),
     "moments of integers": set_moment(lambda t: t.long()),
     "moments of text": set_moment(lambda t: "x"),
     "moments of no parameter": lambda s: s["G_opt"]["optimizer"]["state"].update({10**6: {}}),
@@ -175,6 +183,7 @@ STATES = {
     "averages": lambda s: s.update(averages={"counts": {"a": 1}, "sums": []} | {"x": 1}),
     "averages of text": lambda s: s.update(averages={"counts": {"a": "1"}, "sums": [torch.zeros(1)]}),
     "averages of others": lambda s: s.update(averages={"counts": {"a": 1}, "sums": [torch.zeros(2)]}),
+    "averages of another process": lambda s: s.update(averages={"counts": {"a": 1}, "sums": [torch.zeros(1)] * 2}),
     "config none": lambda s: s.update(config=None),
     "config empty": lambda s: s.update(config={}),
     "config batch": lambda s: s["config"].update(batch="8"),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -51,6 +52,12 @@ def dinov2(tmp_path_factory) -> Path:
 def clip(tmp_path_factory) -> Path:
     """The archive of CLIP's ViT-B/32 of random weights and one block."""
     return weights.write_clip(tmp_path_factory.mktemp("weights") / "clip.pt")
+
+
+@pytest.fixture
+def no_network(monkeypatch) -> None:
+    """No file can be downloaded."""
+    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", Mock(side_effect=OSError("no network")))
 
 
 @pytest.fixture(scope="session")

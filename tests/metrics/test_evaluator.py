@@ -274,8 +274,7 @@ def test_nan_is_an_error(small, inception, tmp_path, monkeypatch):
             evaluator.evaluate(tensor_source(images))
 
 
-def test_without_a_detector_the_others_go_on(small, monkeypatch):
-    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", lambda *args, **options: offline())
+def test_without_a_detector_the_others_go_on(small, no_network):
     with pytest.raises(UserError, match=r"fid10, kid10: cannot download https.*--detector-weights"):
         Evaluator(["swd10", "fid10", "kid10"], Images(20))
     evaluator = Evaluator(["swd10", "fid10", "pr103", "kid10"], Images(20), optional=True)
@@ -285,10 +284,6 @@ def test_without_a_detector_the_others_go_on(small, monkeypatch):
     assert second.startswith("warning: going on without pr103: cannot download https")
     values = evaluator.evaluate(tensor_source(torch.zeros(10, 3, 32, 32).byte()))
     assert set(values) == {"swd10", "swd10_32", "swd10_16"}
-
-
-def offline():
-    raise OSError("no network")
 
 
 # --- perceptual path length -----------------------------------------------------------------------------------------

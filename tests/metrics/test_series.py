@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 
 import pytest
@@ -117,6 +118,27 @@ def test_all_snapshots_of_a_run(command, run, tmp_path):
     assert json.loads(command(*alone)[1])["swd40"] == pytest.approx(found["records"][2]["swd40"], rel=1e-6)
 
 
+def test_all_snapshots_without_the_detector_of_the_first_metric(command, run, tmp_path, no_network):
+    """The other metrics are printed, and mark the best; one that --best asks for and nothing has is told."""
+    folder, data = run
+    arguments = ["--network", folder, "--all", "--data", data, "--metrics", "fid40,swd40", "--gpus", 0, "--workers", 0]
+    arguments += ["--plot", tmp_path / "made" / "deeper" / "curve.svg"]
+    code, out, err = command(*arguments)
+    assert code == 2 and err.splitlines()[-1].startswith("error: fid40: cannot download https")
+    assert "| 2 (best) |" in out and "The best snapshot by swd40 is snapshot-000002" in out
+    ElementTree.parse(tmp_path / "made" / "deeper" / "curve.svg")
+    code, out, err = command(*arguments, "--best", "fid40")
+    assert code == 2 and "fid40: cannot download" in err and "no snapshot has a value of fid40" in err
+    assert "(best)" not in out and len([line for line in out.splitlines() if line.startswith("|")]) == 5
+
+
+def test_copies_of_snapshots_are_snapshots_too(run, tmp_path):
+    for name in ("snapshot-000010", "snapshot-000002.5", "snapshot-000002", "snapshot-000002-copy"):
+        shutil.copy(run[0] / "snapshot-000001.safetensors", tmp_path / f"{name}.safetensors")
+    found = [path.stem.removeprefix("snapshot-") for path in find_snapshots(str(tmp_path), True)]
+    assert found == ["000002", "000002-copy", "000002.5", "000010"]
+
+
 def test_all_pickles_in_a_folder(command, tmp_path):
     """Of StyleGAN2's, by the numbers in their names; others that do not fit are left out, and a link is none."""
     folder = tmp_path / "pickles"
@@ -181,6 +203,8 @@ def test_truncations(command, run, tmp_path):
         (["--all", "--trunc", "0.5,1"], "--all and several values of --trunc do not go together"),
         (["--best", "swd40"], "add --all"),
         (["--all", "--best", "swd40_16"], "--metrics gives swd40"),
+        (["--all", "--plot", "."], "is a folder, not a file; name another with --plot"),
+        (["--all", "--plot", "/dev/null/x.svg"], "/dev/null is a file, not a folder; name another with --plot"),
         (["--all", "--fakes", "x"], "name --network or --fakes, not both"),
     ],
 )

@@ -15,7 +15,6 @@ from media.faces import faces
 from metrics import Evaluator, NotFinite
 from models.snapshot import find_snapshot, load_generator
 from tests.metrics.test_encoders import write_encoder
-from tests.metrics.test_main import offline
 from torch_utils.errors import UserError
 from training.config import TrainConfig
 from training.gan import GANTrainer
@@ -51,8 +50,7 @@ def test_training_writes_what_the_command_finds(small, few_dimensions, command, 
     assert found["settings"]["data_hash"] == last["settings"]["data_hash"]
 
 
-def test_training_goes_on_without_a_detector_and_says_so_once(small, faces16, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("torch_utils.download.urllib.request.urlopen", lambda *args, **options: offline())
+def test_training_goes_on_without_a_detector_and_says_so_once(small, faces16, tmp_path, no_network, capsys):
     config = tiny(faces16, metrics=["fid20_full", "swd20"], kimg=0.024)
     train(GANTrainer, config, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
