@@ -20,7 +20,7 @@ from PIL import Image
 
 from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
-from media.decode import Unusable, decode_image, open_image, stored_mode
+from media.decode import Unusable, decode_image, open_image, stored_mode, upright_size
 from media.image_files import LABEL_FILE, ImageFiles, normal_name
 from media.labels import Label, LabelFile, parse_labels
 from media.shards import ShardFiles, is_sharded
@@ -103,6 +103,7 @@ class ImageDataset(torch.utils.data.Dataset):
         self.mirror, self.background, self.model_resolution = mirror, background, model_resolution
         self.resolution: Resolution = 0
         self.channels = 0
+        self._cache: SharedImageCache | None = None
         # In memory that all processes share which read, also those that are no forks.
         self.unreadable = torch.zeros(len(self.names), dtype=torch.uint8).share_memory_() if skip_unreadable else None
         checked = HEADERS_CHECKED if self.files.random_access else 1
@@ -276,18 +277,18 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _check(self, name: str, image: Image.Image) -> None:
         """Checks that an image has the size and the channels of the first one. Raises ImageError."""
-        mode = stored_mode(image)
+        size, mode = upright_size(image), stored_mode(image)
         if not self.resolution:
-            if problem := describe_mismatch(image.size, mode):
-                command = self._convert_command(possible_resolution(image.size), CHANNELS.get(mode, 3))
+            if problem := describe_mismatch(size, mode):
+                command = self._convert_command(possible_resolution(size), CHANNELS.get(mode, 3))
                 raise ImageError(f"{self.path}: {printable(name)} {problem}; convert the images with: {command}")
-            self.resolution, self.channels = to_resolution(image.size), CHANNELS[mode]
-            self._first = image.size, mode
-        if (image.size, CHANNELS.get(mode)) != (self._first[0], CHANNELS[self._first[1]]):
+            self.resolution, self.channels = to_resolution(size), CHANNELS[mode]
+            self._first = size, mode
+        if (size, CHANNELS.get(mode)) != (self._first[0], CHANNELS[self._first[1]]):
             first = describe(*self._first)
             channels = CHANNELS[mode] if mode == self._first[1] else 3
             raise ImageError(
-                f"{self.path}: {printable(name)} is {describe(image.size, mode)}, but {printable(self.names[0])} is "
+                f"{self.path}: {printable(name)} is {describe(size, mode)}, but {printable(self.names[0])} is "
                 f"{first}; convert the images with: {self._convert_command(self.resolution, channels)}"
             )
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import BinaryIO, cast
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError, features
 
 from torch_utils.errors import note, one_line
 
@@ -23,6 +23,7 @@ ALL_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM", *["AVIF"] * _AVIF)
 ALL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", *[".avif"] * _AVIF)
 MAX_PIXELS = 1 << 27
 BITS_PER_SAMPLE = 258  # a TIFF tag
+NO_EXIF = (SyntaxError, ValueError, KeyError, struct.error)  # of metadata that is none, and turns nothing
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
@@ -58,7 +59,7 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
         except Exception as error:  # as in open_image
             raise Unusable(f"is a broken image ({one_line(error)})") from None
         try:
-            with suppress(SyntaxError, ValueError, KeyError, struct.error):  # metadata that is no EXIF turns nothing
+            with suppress(*NO_EXIF):
                 ImageOps.exif_transpose(image, in_place=True)
             profile = image.info.get("icc_profile")
             image, alpha = _split_alpha(_to_8_bits(image))
@@ -76,6 +77,20 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
             raise
         except Exception as error:  # broken metadata, and conversions that Pillow does not support
             raise Unusable(f"of the kind {image.mode} cannot be converted ({one_line(error)})") from None
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """The width and height that `decode_image` gives an opened PNG, JPEG or WebP. Raises Unusable."""
+    width, height = image.size
+    if width == height:
+        return image.size
+    try:
+        with suppress(*NO_EXIF):
+            if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # turned by a quarter
+                return height, width
+    except Exception as error:  # a PNG is decoded here, because its orientation may come last
+        raise Unusable(f"is a broken image ({one_line(error)})") from None
+    return image.size
 
 
 def stored_mode(image: Image.Image) -> str:

@@ -228,6 +228,25 @@ def test_sizes(tmp_path):
     )
 
 
+@pytest.mark.parametrize("orientation, size", [(1, (96, 64)), (3, (96, 64)), (6, (64, 96)), (8, (64, 96))])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_turned_images_have_the_size_that_is_seen(tmp_path, kind, orientation, size):
+    """As cameras write them that are held upright: the file lies on its side, and says so."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    suffix = f".{kind.lower()}"
+    turned = encoded(Image.new("RGB", size), kind, exif=exif)
+    straight = encoded(Image.new("RGB", (96, 64)), kind)
+    for names in ("ab", "ba"):
+        files = {names[0] + suffix: turned, names[1] + suffix: straight}
+        data = ImageDataset(make_zip(tmp_path / f"{names}.zip", files))
+        assert data.resolution == (96, 64) and {data[n][0].shape for n in (0, 1)} == {(3, 64, 96)}
+        assert check_dataset(tmp_path / f"{names}.zip").problems == []
+    if size != (96, 64):
+        both = {"a" + suffix: turned, "b" + suffix: encoded(Image.new("RGB", (64, 96)), kind)}
+        fails(make_zip(tmp_path / "c.zip", both), f"b{suffix} is 64x96 RGB, but a{suffix} is 96x64 RGB")
+
+
 def test_a_spread_of_headers_is_checked_at_once_and_the_rest_when_read(tmp_path):
     files = numbered(300)
     odd = encoded(image(side=32))

@@ -279,14 +279,15 @@ def test_a_shard_that_is_damaged_during_a_training_is_one_line(tmp_path, workers
     assert "\n" not in error.value.message
 
 
-def test_a_bad_image_in_a_shard_can_be_skipped(tmp_path):
+@pytest.mark.parametrize("bad, length", [(7, 70), (0, 70), (0, 5)])
+def test_a_bad_image_in_a_shard_can_be_skipped(tmp_path, bad, length):
+    """Also the first one, which says how large all are, and one that has not even a header."""
     members = {f"{i:03d}.png": encoded(image(i)) for i in range(120)}
-    members["007.png"] = members["007.png"][:70]
+    members[f"{bad:03d}.png"] = members[f"{bad:03d}.png"][:length]
     data = ImageDataset(tar(tmp_path / "a.tar", members), skip_unreadable=True)
     found = [number_of(pixels) for some in batches(data, 0, 0, 15) for pixels in some]
-    assert sorted(found) == sorted([*range(7), 8, *range(8, 120)]) and data.unreadable.nonzero().flatten().tolist() == [
-        7
-    ]
+    assert sorted(found) == sorted([*({*range(120)} - {bad}), bad + 1])
+    assert data.unreadable.nonzero().flatten().tolist() == [bad]
 
 
 def test_a_shard_is_tried_again(tmp_path, monkeypatch):
