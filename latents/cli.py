@@ -28,7 +28,7 @@ from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import width_and_height
 
-LONGEST_NAME = 120  # characters of a sheet's name; what is longer ends with a digest
+LONGEST_NAME = 120  # bytes of an image's or a sheet's name; what is longer ends with a digest
 
 Shares = dict[int | str, float]  # of classes by number or by name, which sum to 1
 
@@ -320,11 +320,11 @@ def collect(batches: Iterable[Tensor], total: int) -> Tensor:
 
 
 def image_names(seeds: Sequence[int], labels: Sequence[str]) -> list[str]:
-    """`seed0005` for each image, or `seed0005-class2` if the label varies."""
+    """`seed0005` for each image, or `seed0005-class2` if the label varies; what is longer ends with a digest."""
     names = [f"seed{seed:04d}" for seed in seeds]
     if varies(labels):
         names = [f"{name}-{labels[i % len(labels)]}" for i, name in enumerate(names)]
-    return names
+    return [short_name(name, LONGEST_NAME) for name in names]
 
 
 def varies(labels: Sequence[str]) -> bool:

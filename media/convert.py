@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from media.dataset import open_files, read_labels
@@ -221,7 +221,10 @@ def resize_to(image: Image.Image, how: Conversion) -> Image.Image:
     size, resample = width_and_height(how.resolution), FILTERS[how.filter]
     if how.crop == "pad":
         frames: dict[str, Any] = {"RGB": how.background, "RGBA": (0, 0, 0, 0), "L": _luma(how.background)}
-        image = ImageOps.pad(image, size, resample, frames[image.mode])
+        inner = _largest_inside(image.size, size)
+        padded = Image.new(image.mode, size, frames[image.mode])
+        padded.paste(image.resize(inner, resample), ((size[0] - inner[0]) // 2, (size[1] - inner[1]) // 2))
+        image = padded
     else:
         cropped = _crop_center(image, *size)
         if how.crop == "none" and cropped.size != image.size:
@@ -347,6 +350,12 @@ def _class_of(class_names: tuple[str, ...], name: str) -> int:
     if name.split("/")[0] not in class_names:
         raise Unusable("cannot be used, and neither can any other file of its class")
     return class_names.index(name.split("/")[0])
+
+
+def _largest_inside(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The largest width and height inside of `size` of a shape, of at least a pixel; both are (width, height)."""
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    return max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1)
 
 
 def _crop_center(image: Image.Image, width: int, height: int) -> Image.Image:

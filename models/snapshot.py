@@ -20,7 +20,7 @@ from models.classes import names_beside
 from models.stylegan2 import is_network_pickle, load_stylegan2
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, command_line, one_line
 from torch_utils.files import as_typed, write_file
 from torch_utils.schema import Count, Within, build, check_values, parse_json, repr_of
 from torch_utils.tensors import check_types, is_finite, read_metadata, read_safetensors
@@ -259,7 +259,7 @@ def found_text(given: str | os.PathLike | None, found: Path, kind: str = GENERAT
     shipped = PRETRAINED / SHIPPED[kind]
     if given is not None or found == shipped:
         return ""
-    return f", the newest under runs; {TRAINED_BY[kind][1]} {as_typed(shipped)} is the shipped one"
+    return f", the newest under runs; {command_line(TRAINED_BY[kind][1], as_typed(shipped))} is the shipped one"
 
 
 def _newest(path: Path, kind: str) -> Path | None:

@@ -250,6 +250,9 @@ def test_what_varies_is_in_the_names(network, tmp_path):
         (line,) = run(*arguments, *base, tmp_path / str(i))
         assert line.startswith(f"{len(names)} images in")
         assert {path.name for path in (tmp_path / str(i)).iterdir()} == {f"{name}.png" for name in names}
+    terms = ",".join("+".join(f"{c}:{0.001 * c + 0.01 * n + 0.123:g}" for c in (0, 1, 2)) for n in range(2))
+    many = run("--seeds", "5-6", "--class", terms, *base, tmp_path / "many")
+    assert many[0].startswith("2 images in")
     (line,) = run("--seeds", 3, *base, tmp_path)
     assert line.startswith("1 image in")
 

@@ -82,6 +82,37 @@ def test_dry_run_prints_the_configuration_and_makes_nothing(faces16, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_of_r3gan_goes_on_with_the_schedules_that_it_began_with(faces16, tmp_path):
+    """They end with the kimg that were asked for first: a longer training keeps their last values."""
+    small = ["--cfg", "r3gan", "--cbase", 256, "--cmax", 16, "--batch", 8, "--gpus", 0, "--workers", 0, "--procs", 1]
+    done(script_here("train.py", "--data", faces16, "--outdir", tmp_path, "--kimg", 0.016, "--metrics", "none", *small))
+    (run,) = tmp_path.iterdir()
+    name, *longer = remedy(done(script_here("train.py", "--resume", run)).stderr)
+    done(script_here(name, *longer))
+    config = json.loads((run / "config.json").read_text())
+    assert config["kimg"] == 0.032 and config["schedules"]["decay_kimg"] == 0.016
+    assert json.loads((run / "stats.jsonl").read_text().splitlines()[-1])["step"] == 4
+
+
+def test_a_state_may_be_named_from_any_folder(runs):
+    (run,) = runs.iterdir()
+    for folder, name in ((run, "state/"), (run / "state", ""), (runs, f"{run.name}/state/")):
+        (state,) = (run / "state").iterdir()
+        result = done(script_here("train.py", "--resume", name + state.name, "--dry-run", cwd=folder))
+        assert json.loads(result.stdout)["generator"]["c_dim"] == 6
+
+
+def test_a_run_in_a_folder_that_cannot_be_written_is_not_resumed(runs, monkeypatch):
+    (run,) = runs.iterdir()
+
+    def read_only(dir, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("torch_utils.cli.tempfile.TemporaryFile", read_only)
+    message = mistake("train.py", "--resume", run, "--kimg", 10)
+    assert f"cannot write to {run / 'state'}: Permission denied; name another folder with --resume" in message
+
+
 def test_a_run_that_is_done_says_so(runs):
     (run,) = runs.iterdir()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}

@@ -49,6 +49,14 @@ def test_bad_data_for_an_encoder(faces16, tmp_path):
     assert "one.zip has one class only" in mistake(*train, tmp_path / "one.zip")
     assert "large.zip has images of 32x32" in mistake(*train, faces16, "--test", tmp_path / "large.zip")
     assert "more.zip has classes up to 6, but" in mistake(*train, faces16, "--test", tmp_path / "more.zip")
+    tests = {
+        "grey": ([(Image.new("L", (16, 16)), n) for n in (0, 1)], "grey.zip has images of 1 channel, but"),
+        "clear": ([(Image.new("RGBA", (16, 16)), n) for n in (0, 1)], "clear.zip has images of 4 channels, but"),
+        "vectors": ([(Image.new("RGB", (16, 16)), [n, 0.5]) for n in (0, 1)], "the labels of"),
+    }
+    for name, (images, words) in tests.items():
+        write_dataset(tmp_path / f"{name}.zip", images)
+        assert words in mistake(*train, faces16, "--test", tmp_path / f"{name}.zip")
     for option, value in (("--width", 0), ("--width", 5), ("--lr", "nan"), ("--shift", 1), ("--smoothing", 1)):
         assert option in mistake(*train, faces16, option, value)
     assert "--batch 9 cannot be split" in mistake(*train, faces16, "--batch", 9, "--procs", 2)

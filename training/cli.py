@@ -263,7 +263,7 @@ def prepare_resumed(
 ) -> Start | None:
     """`prepare` for a run that is resumed from a state: with its recorded options below the given ones."""
     state = load_state(state_path)  # first, as it reports files that are not states
-    run = state_path.parent.parent
+    run = Path(os.path.normpath(state_path.parent / ".."))  # also where a state is named from inside its folder
     check_run(run)
     options, about = recorded(run)
     if (other := about.get("script", script)) != script:
@@ -289,6 +289,7 @@ def prepare_resumed(
         hint = f"; train longer, for example with: {longer}" if "kimg" in config.changeable else ""
         note(f"{run} is complete: it has reached kimg {kimg:g} of the {config.kimg:g} that were asked for{hint}")
         return None
+    cli.writable_folder(run / "state", "--resume")
     record(run, config, config.recorded_options(given), about)
     mark(run)  # runs of earlier versions have no marker yet
     note(f"run: {run}, from {state_path.name}")
@@ -297,15 +298,16 @@ def prepare_resumed(
 
 
 def kept_fields(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a generator that no option sets: a run keeps those that it began with when their defaults change.
+    """What no option sets, and a run keeps as it began: fields of its generator, and schedules, which end with the kimg
+    that were asked for first.
 
     Of states that are no generator's, nothing; what is wrong with a damaged one, `check_resumable` says.
     """
     try:
-        generator = TrainConfig.from_dict(state["config"]).generator
+        config = TrainConfig.from_dict(state["config"])
     except (TypeError, KeyError, ValueError):
         return {}
-    return {name: getattr(generator, name) for name in WITHOUT_OPTION}
+    return {name: getattr(config.generator, name) for name in WITHOUT_OPTION} | {"schedules": config.schedules}
 
 
 def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:
@@ -315,7 +317,7 @@ def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:
         if path and not is_sharded(path) and not Path(path).exists():
             raise UserError(
                 f"there is no {path} here, which --{name} of {run} was (from {Path.cwd()}); "
-                f"say where it is now with: --resume {run} --{name} PATH"
+                f"say where it is now with: {command_line('--resume', run, f'--{name}', 'PATH')}"
             )
 
 
@@ -362,7 +364,8 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
             f"{run} is of another version of this project ({one_line(error, 200)}); start a new run"
         ) from None
     if changed := differences(old, config):
-        other = f", or begin a new run from its weights with --init-from {run}" * isinstance(config, TrainConfig)
+        begin = command_line("--init-from", run)
+        other = f", or begin a new run from its weights with {begin}" * isinstance(config, TrainConfig)
         raise UserError(
             f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"
         )

@@ -181,7 +181,7 @@ class TrainConfig(RunConfig):
         if self.precision == "fp16" and not self.gpus:
             return "CPUs are slow with fp16; take --precision bf16 or fp32"
         if self.cfg == "auto" and not self.gpus:
-            return "--cfg auto is meant for GPUs, a CPU takes months; --cfg demo trains in minutes"
+            return "--cfg auto is meant for GPUs, a CPU takes months or years; --cfg demo trains in minutes"
         published, size = PUBLISHED_AT.get(self.cfg), self.generator.resolution
         if published and size not in (published, (published, published)):
             return (

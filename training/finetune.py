@@ -14,8 +14,9 @@ from models.convert import adaconv_weights, modulation_of
 from models.snapshot import load_discriminator, load_generator
 from models.stylegan2 import is_network_pickle, load_networks
 from networks.discriminator import Discriminator
-from networks.generator import Generator
-from torch_utils.errors import UserError
+from networks.generator import Generator, GeneratorConfig
+from torch_utils.errors import UserError, one_line
+from torch_utils.schema import check_values
 from training.config import TAKEN_OVER
 from training.runs import find_state, load_state
 
@@ -69,13 +70,18 @@ def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
         fields = load_state(path, "--init-from")["config"].get("generator")
         if fields is None:
             raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
+        try:
+            if type(fields) is not dict or "modulation" not in fields:
+                raise ValueError("its generator has no modulation")
+            used = {"modulation", *TAKEN_OVER}
+            check_values(GeneratorConfig, {name: value for name, value in fields.items() if name in used})
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({one_line(error)}); name another with --init-from") from None
     taken = {name: fields[name] for name in TAKEN_OVER if name in fields}  # states of earlier versions lack some
     if modulation not in (None, fields["modulation"]):  # the norm belongs to the modulation
-        del taken["norm"]
-    if fields["modulation"] == "adain" and modulation in (
-        None,
-        "adaconv",
-    ):  # becomes AdaConv behind the same normalization
+        taken.pop("norm", None)
+    if fields["modulation"] == "adain" and modulation in (None, "adaconv"):
+        # becomes AdaConv behind the same normalization
         taken |= {"norm": "instance", "predict_bias": True}
     return taken
 

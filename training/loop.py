@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from models.snapshot import kimg_name
 from torch_utils import distributed
-from torch_utils.errors import DiskFull, Failure, UserError
+from torch_utils.errors import DiskFull, Failure, UserError, command_line
 from torch_utils.files import remove_leftovers
 from torch_utils.memory import keep_freed_memory, out_of_memory
 from training.config import RunConfig
@@ -112,10 +112,10 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
             stopping, done = distributed.any_process(stop.set), kimg >= config.kimg
             ticked = done or step * config.batch // tick_images > tick
             if ticked:
-                tick = step * config.batch // tick_images
+                before, tick = tick, step * config.batch // tick_images
                 log.tick(kimg, step, collect_statistics(trainer, device))
                 check_divergence(trainer, run)
-            evaluating = done or (ticked and tick % config.snap == 0)
+            evaluating = done or (ticked and tick // config.snap > before // config.snap)  # a step may be many ticks
             if evaluating or stopping:  # a stop between two ticks leaves its part of the averages in the state
                 state = training_state(trainer, config, step, evaluating, device)
                 full = save(trainer, run, state, kimg, config.keep)
@@ -127,7 +127,8 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
             if ticked:
                 log.restart_tick(step)
     if stopping and not full:
-        log.say(f"stopped at kimg {kimg:g}; continue with: python {trainer.script} --resume {run}")
+        command = command_line("python", trainer.script, "--resume", run)
+        log.say(f"stopped at kimg {kimg:g}; continue with: {command}")
     log.close()
     if full:
         raise full

@@ -25,7 +25,7 @@ from networks.generator import GeneratorConfig
 from networks.stylizer import StylizerConfig
 from networks.vgg import STRIDE, Classifier
 from torch_utils import distributed
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, plural
 from torch_utils.files import missing
 from torch_utils.sizes import Resolution, nominal_side, size_text, width_and_height
 from training.config import ClassifierConfig, Schedules, StylizerTrainConfig, TrainConfig
@@ -112,7 +112,7 @@ def resolve(
         # Samples that share a standard deviation are in one microbatch.
         mbstd_group=min(batch_gpu, values["mbstd_group"]),
     )
-    if values.get("cfg") == "r3gan":
+    if values.get("cfg") == "r3gan" and not values.get("schedules"):
         values["schedules"] = r3gan_schedules(values)
     return TrainConfig(**own_fields(TrainConfig, values), generator=generator, discriminator=discriminator)
 
@@ -204,6 +204,15 @@ def resolve_classifier(options: Mapping[str, Any], gpus: int) -> ClassifierConfi
 
 def check_test(test: ImageDataset, data: ImageDataset) -> None:
     """Raises UserError where a classifier of `data` cannot be tested on `test`."""
+    if test.vector_labels:
+        raise UserError(
+            f"the labels of {test.path} are numbers, not classes; name with --test images of the same classes"
+        )
+    if test.channels != data.channels:
+        raise UserError(
+            f"{test.path} has images of {plural(test.channels, 'channel')}, but {data.path} of {data.channels}; "
+            f"make them alike with: {convert_command(test.files, data.resolution, data.channels)}"
+        )
     if test.resolution != data.resolution:
         raise UserError(
             f"{test.path} has images of {size_text(test.resolution)}, but {data.path} of {size_text(data.resolution)}; "

@@ -188,6 +188,9 @@ def test_pad_shows_all_of_an_image_in_a_frame():
         pixels = through(solid(GREEN, size=size), how=Conversion((96, 64) if size[1] == 64 else 64, crop="pad"))
         assert np.array_equal(pixels[place], np.full_like(pixels[place], GREEN))
         assert (pixels == WHITE).all(axis=2).sum() == pixels.shape[0] * pixels.shape[1] - 64 * 32
+    for size, line in (((1, 3000), np.s_[:, 31]), ((3000, 1), np.s_[31, :])):  # of one pixel, not of none
+        green = (through(solid(GREEN, size=size), how=Conversion(64, crop="pad")) == GREEN).all(axis=2)
+        assert green.sum() == 64 and green[line].all()
     grey = through(solid(GREEN, size=(64, 32)), how=Conversion(64, 1, crop="pad", background=RED))
     assert grey.shape == (64, 64) and sorted(set(grey.flatten().tolist())) == [76, 150]  # luma of red and green
 

@@ -215,6 +215,16 @@ def test_a_run_keeps_what_no_option_sets_when_defaults_change(tmp_path, faces16)
     assert once_more.config == again.config
 
 
+@pytest.mark.parametrize(
+    "generator", [5, "x", [], {}, {"modulation": 1}, {"modulation": "other"}, {"modulation": "adaconv", "cbase": "x"}]
+)
+def test_a_state_whose_generator_is_none_is_damaged(tmp_path, faces16, monkeypatch, generator):
+    monkeypatch.setattr(finetune, "load_state", lambda path, option: {"config": {"generator": generator}})
+    with pytest.raises(UserError, match=r"x\.pt is damaged \(.*\); name another with --init-from"):
+        (tmp_path / "x.pt").write_bytes(b"")
+        finetune.initial_fields(tmp_path / "x.pt", "modconv")
+
+
 def test_a_state_of_an_earlier_version_lacks_new_fields(tmp_path, faces16, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()

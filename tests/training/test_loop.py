@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from models.snapshot import kimg_name
 from torch_utils.errors import Failure, UserError
 from training.config import TrainConfig
 from training.gan import GANTrainer, ema_beta
@@ -33,6 +34,13 @@ TINY = {
 def tiny(data, **options) -> TrainConfig:
     c_dim = 6 if options.get("cond") else 0
     return resolve({**TINY, "data": str(data), "batch": 8, **options}, 16, 3, c_dim, 0)
+
+
+@pytest.mark.parametrize("tick, snap, at", [(0.003, 4, (16, 24, 40, 48)), (0.001, 16, (16, 32, 48))])
+def test_snapshots_are_written_where_a_step_is_longer_than_a_tick(tmp_path, faces16, tick, snap, at):
+    """At the first step after every snap ticks: of 8 images, each."""
+    train(GANTrainer, tiny(faces16, kimg=0.048, tick=tick, snap=snap), tmp_path)
+    assert sorted(path.stem for path in tmp_path.glob("snapshot-*")) == [f"snapshot-{kimg_name(n / 1000)}" for n in at]
 
 
 @pytest.mark.parametrize(
