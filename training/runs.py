@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,13 +23,16 @@ from torch_utils.tensors import FLOATS, is_finite, read_pickled, tensors_in
 
 STATE_TYPES = FLOATS | {torch.float64, torch.int64, torch.uint8}  # of the tensors in a training state
 SKIPPED = "skipped_images"  # the part of a state that has the images that could not be decoded
+RESULT = re.compile(r"snapshot-(\d+(?:\.\d+)?)\.safetensors|[a-z]+(\d{6,}(?:\.\d+)?)\.png", re.ASCII)
+ABANDONED = "abandoned-"  # begins the names of a training's results that was not gone on with
 STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which lines are added
 
 
 def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
     """Writes a training state (tensors, numbers, strings, in dicts and lists), and then removes others.
 
-    Of the run's states `keep` stay: this one and those before. Later ones are of a training that was not gone on with.
+    Of the run's states `keep` stay: this one and those before. Later ones are of a training that was not gone on with:
+    they are removed, and its snapshots and sheets renamed, so that they are not taken for this one's.
 
     Raises DiskFull, and leaves the others.
     """
@@ -37,10 +41,22 @@ def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) 
     buffer = io.BytesIO()  # the size is known before, and errors of the disk come as they are
     torch.save(dict(state), buffer)
     write_file(path, buffer.getbuffer())
-    earlier = [other for other in list_states(run) if other.stem < path.stem]
-    for other in {*list_states(run)} - {path, *earlier[max(len(earlier) - keep + 1, 0) :]}:
+    states = list_states(run)
+    earlier = [other for other in states if other.stem < path.stem]
+    if states[-1] != path:
+        _set_aside(run, kimg_name(kimg))
+    for other in {*states} - {path, *earlier[max(len(earlier) - keep + 1, 0) :]}:
         other.unlink()
     return path
+
+
+def _set_aside(run: Path, kimg: str) -> None:
+    """Renames the snapshots after a number of kimg, and the sheets, of which that moment's is still to be written."""
+    for path in run.iterdir():
+        if found := RESULT.fullmatch(path.name):
+            at = found[1] or found[2]
+            if at > kimg or (at == kimg and found[2]):
+                path.replace(path.with_name(ABANDONED + path.name))
 
 
 def evaluation_is_due(run: Path, sheet_name: str, state: Mapping[str, Any], kimg: float) -> bool:

@@ -19,6 +19,7 @@ from media.convert import write_dataset
 from media.faces import faces
 from media.loader import EndlessSampler
 from metrics import Evaluator
+from models.snapshot import find_snapshot
 from tests.training.killing import evaluate
 from tests.training.test_loop import assert_same
 from torch_utils import distributed
@@ -271,6 +272,22 @@ def test_a_last_state_that_finds_no_room_is_an_error(tmp_path, faces16, monkeypa
         loop.train(GANTrainer, tiny(faces16, kimg=0.064), tmp_path)
     assert error.value.exit_code == 1
     assert len(records(tmp_path, "stats.jsonl")) == 2
+
+
+def test_results_after_the_state_gone_back_to_are_of_another_training(faces16, tmp_path):
+    """No model of it is the newest one, and its sheets do not stand for evaluations of this one."""
+    loop.train(GANTrainer, tiny(faces16, kimg=0.192, keep=9), tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    gone_back_to, *_ = training_runs.list_states(tmp_path)
+    loop.train(GANTrainer, tiny(faces16, kimg=0.128, keep=9, glr=0.01), tmp_path, gone_back_to)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert find_snapshot(tmp_path).name == "snapshot-000000.128.safetensors"
+    assert before - names == {"snapshot-000000.192.safetensors", "fakes000000.192.png"}
+    renamed = {name for name in names if name.startswith("abandoned-")}
+    assert renamed == {f"abandoned-{name}" for name in (*(before - names), "fakes000000.128.png")}
+    assert (tmp_path / "fakes000000.128.png").read_bytes() != (tmp_path / "abandoned-fakes000000.128.png").read_bytes()
+    loop.train(GANTrainer, tiny(faces16, kimg=0.192, keep=9, glr=0.01), tmp_path, find_state(tmp_path))
+    assert {path.name for path in tmp_path.glob("abandoned-*")} == renamed  # this time nothing was gone back from
 
 
 def test_states_after_the_one_gone_back_to_are_of_another_training(tmp_path):
