@@ -8,7 +8,6 @@ that the record has for a thousand images (--cost-rounds); without it there is n
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch_utils import cli
 from torch_utils.errors import UserError
+from torch_utils.schema import read_json
 
 
 def mean_and_deviation(runs: list[list[float]]) -> tuple[list[float], list[float]]:
@@ -59,7 +59,13 @@ def curves_of(row: dict[str, Any]) -> list[str]:
 @cli.option("Options", "--out", metavar="PNG", required=True, help="The image.")
 def main(record: str, metric: str, out: str) -> None:
     """Draw a metric of all variants of a record, with bands over the seeds."""
-    variants = json.loads(Path(record).read_text())["variants"]
+    try:
+        content = read_json(record)
+    except (OSError, ValueError):
+        content = None
+    variants = content.get("variants") if isinstance(content, dict) else None
+    if not isinstance(variants, dict):
+        raise UserError(f"{record} is no record of compare_modulations.py; name one that its --json wrote")
     for name, row in variants.items():
         if metric not in curves_of(row):
             raise UserError(f"{record} has no {metric} of {name}; --metric can be {', '.join(curves_of(row))}")

@@ -31,6 +31,14 @@ def test_a_metric_that_a_record_lacks_is_named_with_those_it_has(tmp_path):
         plot_comparison.main([str(record), "--metric", "kd2k", "--out", str(tmp_path / "c.png")], standalone_mode=False)
 
 
+@pytest.mark.parametrize("content", ["[]", "{}", '{"variants": []}', "no JSON"])
+def test_another_file_is_no_record(tmp_path, content):
+    record = tmp_path / "record.json"
+    record.write_text(content)
+    with pytest.raises(UserError, match=r"record\.json is no record of compare_modulations\.py"):
+        plot_comparison.main([str(record), "--out", str(tmp_path / "c.png")], standalone_mode=False)
+
+
 def test_there_is_a_panel_over_hours_where_the_record_has_costs(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
     seen = []
