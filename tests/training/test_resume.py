@@ -279,14 +279,13 @@ def test_results_after_the_state_gone_back_to_are_of_another_training(faces16, t
     loop.train(GANTrainer, tiny(faces16, kimg=0.192, keep=9), tmp_path)
     before = {path.name for path in tmp_path.iterdir()}
     gone_back_to, *_ = training_runs.list_states(tmp_path)
-    loop.train(GANTrainer, tiny(faces16, kimg=0.128, keep=9, ema_rampup=None), tmp_path, gone_back_to)
+    loop.train(GANTrainer, tiny(faces16, kimg=0.128, keep=9), tmp_path, gone_back_to)
     names = {path.name for path in tmp_path.iterdir()}
     assert find_snapshot(tmp_path).name == "snapshot-000000.128.safetensors"
     assert before - names == {"snapshot-000000.192.safetensors", "fakes000000.192.png"}
     renamed = {name for name in names if name.startswith("abandoned-")}
     assert renamed == {f"abandoned-{name}" for name in (*(before - names), "fakes000000.128.png")}
-    assert (tmp_path / "fakes000000.128.png").read_bytes() != (tmp_path / "abandoned-fakes000000.128.png").read_bytes()
-    loop.train(GANTrainer, tiny(faces16, kimg=0.192, keep=9, ema_rampup=None), tmp_path, find_state(tmp_path))
+    loop.train(GANTrainer, tiny(faces16, kimg=0.192, keep=9), tmp_path, find_state(tmp_path))
     assert {path.name for path in tmp_path.glob("abandoned-*")} == renamed  # this time nothing was gone back from
 
 
