@@ -17,6 +17,7 @@ import torch
 from tests.emulation.bugs import BUGS, Bug
 from tests.emulation.emulate import Emulation, build, preload
 from torch_utils.ops import check
+from torch_utils.ops.native import IN_CHANNELS_LAST
 
 
 def first_error(emulation: Emulation, bug: Bug, number: int) -> str | None:
@@ -48,7 +49,7 @@ def op_of(bug: Bug) -> str:
 
 def _first_error(emulation: Emulation, bug: Bug) -> str | None:
     op = op_of(bug)
-    if error := check.check(op, "cpu"):
+    if error := check.check(op, "cpu") or check.check(op + IN_CHANNELS_LAST, "cpu"):
         return error
     try:
         {"adaconv": many_groups, "upfirdn2d": many_values}.get(op, lambda emulation: None)(emulation)
@@ -113,7 +114,7 @@ def main(which: str = "") -> int:
 
 def report(sanitizer: str, number: int, bug: Bug) -> str | None:
     """The line in which a sanitizer tells of a bug, in a process of its own, which that ends."""
-    command = [sys.executable, "-m", "tests.emulation.watch", op_of(bug)]
+    command = [sys.executable, "-m", "tests.emulation.watch", f"{op_of(bug)},{op_of(bug)}{IN_CHANNELS_LAST}"]
     environment = {**os.environ, **preload(sanitizer), "EMULATED_BUG": str(number)}
     environment["EMULATED_LIBRARY"] = str(build(sanitizer))
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

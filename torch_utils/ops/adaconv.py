@@ -51,7 +51,7 @@ def adaconv(x: Tensor, kernel: Tensor, bias: Tensor | None = None, padding_mode:
     _check(x, kernel, bias, padding_mode)
     fits = kernel.shape[-1] <= LARGEST_ON_GPU or not native.on_gpu(x)
     if fits and native.available(device, "adaconv"):
-        return torch.ops.adaconv.adaconv(x, kernel, bias, padding_mode == "reflect")
+        return torch.ops.adaconv.adaconv(native.readable(x, "adaconv"), kernel, bias, padding_mode == "reflect")
     return adaconv_reference(x, kernel, bias, padding_mode)
 
 

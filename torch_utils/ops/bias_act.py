@@ -55,7 +55,8 @@ def bias_act(
     gain = ACTIVATIONS[act][1] if gain is None else gain
     # the kernel's gradient is computed from y, which is no help where the gain is 0
     if gain != 0 and x.ndim >= 2 and native.available(x.device.type, "bias_act"):
-        return torch.ops.adaconv.bias_act(x, bias, list(ACTIVATIONS).index(act), gain, -1.0 if clamp is None else clamp)
+        x, limit = native.readable(x, "bias_act"), -1.0 if clamp is None else clamp
+        return torch.ops.adaconv.bias_act(x, bias, list(ACTIVATIONS).index(act), gain, limit)
     return bias_act_reference(x, bias, act, gain, clamp)
 
 

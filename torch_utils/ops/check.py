@@ -3,7 +3,9 @@
 The values are compared one by one, forward and gradients. It takes a few seconds, in a process of its own: a kernel
 that crashes takes that process with it, and nothing else.
 
-    python -m torch_utils.ops.check cuda adaconv,moments libraries...      # for each op a line: what is wrong
+    python -m torch_utils.ops.check cuda "adaconv,adaconv in channels-last" libraries...    # what is wrong, in lines
+
+An op and its memory order are checked apart: where kernels are wrong in channels-last alone, others take their place.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from torch_utils.ops.adaconv import adaconv_reference
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act_reference
 from torch_utils.ops.conv3x3 import conv3x3_reference, prepare
 from torch_utils.ops.moments import moments_reference
+from torch_utils.ops.native import IN_CHANNELS_LAST
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
 # What a value may be off by, as a part of the largest value beside it.
@@ -44,16 +47,21 @@ class Case:
     gradients: bool = True
 
 
-def cases(op: str) -> Iterator[Case]:
-    """Small inputs that take every path of an op's kernels, and end within a tile, a vector and a warp."""
+def cases(name: str) -> Iterator[Case]:
+    """Small inputs that take every path of an op's kernels, and end within a tile, a vector and a warp.
+
+    `name` is that of an op, or of an op in channels-last.
+    """
     torch.manual_seed(0)
-    yield from {
+    of_op = {
         "adaconv": _adaconv,
         "bias_act": _bias_act,
         "conv3x3": _conv3x3,
         "moments": _moments,
         "upfirdn2d": _upfirdn2d,
-    }[op]()
+    }[name.removesuffix(IN_CHANNELS_LAST)]()
+    order = torch.channels_last if name.endswith(IN_CHANNELS_LAST) else torch.contiguous_format
+    return (case for case in of_op if case.order == order)
 
 
 def _draw(*shape: int) -> Tensor:
@@ -165,7 +173,8 @@ def compare(case: Case, dtype: torch.dtype, device: str) -> str | None:
         inputs[0] = inputs[0].contiguous(memory_format=case.order)
     inputs = [t.requires_grad_() for t in inputs]
     results = []
-    dy_orders = list(dict.fromkeys([case.order, torch.contiguous_format]))  # as the next layer may give its gradient
+    # As the next layer may give its gradient: in another order only in half precision, where convolutions choose it.
+    dy_orders = ORDERS if torch.channels_last == case.order or dtype == torch.bfloat16 else ORDERS[:1]
     for function, given in ((case.kernel, inputs), (case.reference, exact)):
         if not case.gradients:
             with torch.no_grad():
@@ -198,17 +207,16 @@ def compare(case: Case, dtype: torch.dtype, device: str) -> str | None:
     return None
 
 
-def check(op: str, device: str) -> str | None:
+def check(name: str, device: str) -> str | None:
     """The first difference between an op's kernels and its reference, in one line; None where there is none."""
-    for case in cases(op):
+    for case in cases(name):
         for dtype in case.dtypes:
             try:
                 difference = compare(case, dtype, device)
             except Exception as error:  # whatever a broken kernel makes of it
                 difference = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if difference:
-                order = ", channels-last" if case.order == torch.channels_last else ""
-                return f"{case.what}{order}, {str(dtype).removeprefix('torch.')}: {difference}"
+                return f"{case.what}, {str(dtype).removeprefix('torch.')}: {difference}"
     return None
 
 

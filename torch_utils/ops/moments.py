@@ -21,7 +21,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     if not x.is_floating_point():
         raise ValueError(f"x: expected floating point, got {x.dtype}")
     if native.available(x.device.type, "moments"):
-        return torch.ops.adaconv.moments(x)
+        return torch.ops.adaconv.moments(native.readable(x, "moments"))
     return moments_reference(x)
 
 

@@ -298,6 +298,8 @@ def _reason(log: str) -> str:
     return lines[-1][:200] if lines else "no messages"
 
 
+IN_CHANNELS_LAST = " in channels-last"  # ends the name of an op whose kernels are checked in that memory order
+
 _loaded: dict[str, bool] = {}
 _faulty: dict[str, dict[str, str]] = {}  # device → ops whose kernels are wrong on it, with what was seen
 
@@ -324,6 +326,11 @@ def available(device: str, op: str | None = None) -> bool:
     if device not in _loaded:
         _loaded[device] = _load(device)
     return _loaded[device] and op not in _faulty.get(device, {})
+
+
+def readable(x: torch.Tensor, op: str) -> torch.Tensor:
+    """x itself, or a copy in channels-first where an op's kernels are wrong in channels-last only."""
+    return x.contiguous() if op + IN_CHANNELS_LAST in _faulty.get(x.device.type, {}) else x
 
 
 def _load(device: str) -> bool:
@@ -371,7 +378,8 @@ def _self_check(device: str) -> dict[str, str]:
         )
         if mode() == "native":
             raise UserError(f"ADACONV_OPS=native: {op}: {reason}")
-        note(f"note: {op} is left to the slower reference: {reason}")
+        instead = "computed in channels-first" if op.endswith(IN_CHANNELS_LAST) else "left to the slower reference"
+        note(f"note: {op} is {instead}: {reason}")
     return found
 
 

@@ -21,12 +21,13 @@ import torch
 
 from torch_utils.errors import note
 from torch_utils.files import atomic_write, open_own
+from torch_utils.ops.native import IN_CHANNELS_LAST
 
 ROOT = Path(__file__).resolve().parents[2]
-OPS: dict[str, tuple[str, ...]] = {
-    "cpu": ("adaconv", "bias_act", "moments", "upfirdn2d", "conv3x3"),
-    "cuda": ("adaconv", "bias_act", "moments", "upfirdn2d"),
-}
+IN_BOTH_ORDERS = tuple(
+    op + order for op in ("adaconv", "bias_act", "moments", "upfirdn2d") for order in ("", IN_CHANNELS_LAST)
+)
+OPS: dict[str, tuple[str, ...]] = {"cpu": (*IN_BOTH_ORDERS, "conv3x3"), "cuda": IN_BOTH_ORDERS}
 SECONDS = 300  # after which a check is taken to hang; it needs a few
 
 
@@ -49,7 +50,7 @@ def _text(path: str) -> str:
 
 
 def faults(device: str, libraries: Sequence[Path], folder: Path, again: bool = False) -> dict[str, str]:
-    """The ops whose kernels are wrong here, each with what was seen.
+    """The ops whose kernels are wrong here, each with what was seen; of ops that are wrong, no order by itself.
 
     Args:
         device: cpu or cuda.
@@ -91,7 +92,9 @@ def _find(device: str, libraries: Sequence[Path]) -> dict[str, str]:
                 remaining.remove(op)
             if remaining:
                 found.setdefault(remaining.pop(0), end)
-    return found
+            remaining = [op for op in remaining if op.removesuffix(IN_CHANNELS_LAST) not in found]
+    wrong = {op for op in found if not op.endswith(IN_CHANNELS_LAST)}
+    return {op: fault for op, fault in found.items() if op in wrong or op.removesuffix(IN_CHANNELS_LAST) not in wrong}
 
 
 def _one_of_each_kind(device: str) -> list[str]:

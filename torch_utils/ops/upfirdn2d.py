@@ -72,7 +72,7 @@ def upfirdn2d(
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
     if f.ndim == 1 and native.available(x.device.type, "upfirdn2d"):
-        return torch.ops.adaconv.upfirdn2d(x, f, up, down, pad, gain)
+        return torch.ops.adaconv.upfirdn2d(native.readable(x, "upfirdn2d"), f, up, down, pad, gain)
     return upfirdn2d_reference(x, f, up, down, pad, gain)
 
 

@@ -70,9 +70,10 @@ def test_planted_bugs_are_found(library):
     assert done.stdout.count("found: ") == len({bug.file for bug in bugs.BUGS}) == 9
 
 
-def test_the_self_check_finds_a_planted_bug(library, tmp_path):
-    """In a process of its own, as on first use; the ops without the bug are right."""
-    number = next(n for n, bug in enumerate(bugs.BUGS, start=1) if bug.file == "adaconv.cu" and bug.by == "values")
+@pytest.mark.parametrize("file, op", [("adaconv.cu", "adaconv"), ("adaconv_channels.cu", "adaconv in channels-last")])
+def test_the_self_check_finds_a_planted_bug(library, tmp_path, file, op):
+    """In a process of its own, as on first use; the ops without the bug are right, and so is the other order."""
+    number = next(n for n, bug in enumerate(bugs.BUGS, start=1) if bug.file == file and bug.by == "values")
     program = (
         "import sys, json; from pathlib import Path; from torch_utils.ops import native, selfcheck\n"
         "libraries = [native.build('cpu'), Path(sys.argv[1])]\n"
@@ -81,8 +82,8 @@ def test_the_self_check_finds_a_planted_bug(library, tmp_path):
     done = run(library, "-c", program, str(library), str(tmp_path), EMULATED_BUG=str(number))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert list(found) == ["adaconv"]
-    assert "wrong in" in found["adaconv"] or "depends on the order of threads" in found["adaconv"]
+    assert list(found) == [op]
+    assert "wrong in" in found[op] or "depends on the order of threads" in found[op]
 
 
 @pytest.mark.parametrize("faulty", ["", "adaconv"])

@@ -11,7 +11,11 @@ import pytest
 import torch
 
 from torch_utils.errors import UserError
-from torch_utils.ops import check, moments, native
+from torch_utils.ops import adaconv, bias_act, check, moments, native, upfirdn2d
+from torch_utils.ops.adaconv import adaconv_reference
+from torch_utils.ops.bias_act import bias_act_reference
+from torch_utils.ops.moments import moments_reference
+from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
 pytest.importorskip("fcntl", reason="kernels are built on Linux and macOS only")
 from torch_utils.ops import selfcheck
@@ -105,6 +109,33 @@ def test_a_wrong_op_is_left_to_its_reference(kernels, monkeypatch, capsys):
     monkeypatch.setenv("ADACONV_OPS", "native")
     with pytest.raises(UserError, match="ADACONV_OPS=native: moments: its cpu kernels are wrong here"):
         native.available("cpu")
+
+
+@pytest.mark.parametrize("op", ["adaconv", "bias_act", "moments", "upfirdn2d"])
+def test_an_op_that_is_wrong_in_channels_last_is_computed_in_channels_first(kernels, monkeypatch, capsys, op):
+    """By the same kernels, which get a copy; its gradient by x is right too. Other ops get x as it is."""
+    monkeypatch.delenv("ADACONV_OPS", raising=False)
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(native, "_faulty", {})
+    monkeypatch.setattr(selfcheck, "faults", lambda *a: {f"{op} in channels-last": "at [0, 0] 0, not 1"})
+    assert native.available("cpu", op)
+    assert capsys.readouterr().err.startswith(f"note: {op} in channels-last is computed in channels-first: its cpu ker")
+    x = torch.randn(2, 8, 6, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last).requires_grad_()
+    kernel, f = torch.randn(2, 8, 1, 3, 3, dtype=torch.float64), torch.tensor([1.0, 3.0, 3.0, 1.0])
+    calls = {
+        "adaconv": (lambda x: adaconv(x, kernel), lambda x: adaconv_reference(x, kernel)),
+        "bias_act": (lambda x: bias_act(x), lambda x: bias_act_reference(x, None, "linear", 1.0, None)),
+        "moments": (lambda x: moments(x)[1], lambda x: moments_reference(x)[1]),
+        "upfirdn2d": (lambda x: upfirdn2d(x, f), lambda x: upfirdn2d_reference(x, f.double(), 1, 1, (0, 0, 0, 0), 1.0)),
+    }
+    for name, (call, reference) in calls.items():
+        own, in_channels_first = getattr(torch.ops.adaconv, name), []
+        spy = lambda x, *a, own=own, seen=in_channels_first: seen.append(x.is_contiguous()) or own(x, *a)  # noqa: E731
+        monkeypatch.setattr(torch.ops.adaconv, name, spy)
+        y, expected = call(x), reference(x)
+        torch.testing.assert_close(y, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(value.sin().sum(), x)[0] for value in (y, expected)))
+        assert in_channels_first == [name == op]
 
 
 def test_a_check_that_hangs_is_ended(monkeypatch):
