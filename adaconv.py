@@ -10,6 +10,7 @@ Everything but the Hub works without huggingface_hub.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -100,7 +101,7 @@ class Pretrained(HubMixin):
             UserError: if there is no such model, or if the file is damaged or of another kind.
         """
         name = str(pretrained_model_name_or_path)
-        if Path(name).exists():
+        if os.path.exists(name):
             hint = "name another folder, or use the class of the other kind of model (Generator or Stylizer)"
             return cls._load(find_snapshot(name, cls.kind, hint), device)
         if not may_be_repository(name):

@@ -37,6 +37,7 @@ from networks.generator import Generator
 from networks.stylizer import Stylizer
 from torch_utils import cli
 from torch_utils.errors import Failure, UserError, note, show
+from torch_utils.files import check_inputs_survive
 from training.finetune import initial_weights
 from training.runs import list_states
 
@@ -137,6 +138,8 @@ def main(
     path = find_snapshot(model or network, kind)
     module, info = load(path, kind)
     cli.writable_folder(target.outdir)
+    if target.kind == "safetensors":
+        check_inputs_survive([target.path(kind_name(kind))], [path])
     note(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg){found_text(model or network, path, kind)}")
     if "source" in info:
         note(f"note: the weights keep the licence of whoever published {info['source']['file']}")

@@ -33,6 +33,7 @@ from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.errors import UserError, note, plural, show
+from torch_utils.files import check_inputs_survive
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import size_text
 
@@ -160,6 +161,8 @@ def main(request: Request, config: ProjectionConfig) -> None:
     targets = read_targets(files, G.config.resolution, G.config.img_channels)
     features, compared = find_features(request.encoder_weights, device)
     folder = cli.writable_folder(request.outdir)
+    outs = [cli.writable_file(folder / name, "--outdir") for name in [CODES, SHEET] + [VIDEO] * request.video]
+    check_inputs_survive(outs, [file.path for file in files])
     for reason in targets.skipped:
         note(f"skipped: {reason}")
     if targets.enlarged:
@@ -185,8 +188,8 @@ def main(request: Request, config: ProjectionConfig) -> None:
     save_sheet(targets, found.images, folder / SHEET)
     for name, decibel in zip(targets.names, ratios, strict=True):
         show(f"{decibel:5.1f} dB  {name}")
-    for name in [CODES, SHEET] + [VIDEO] * request.video:
-        show(folder / name)
+    for out in outs:
+        show(out)
     if targets.skipped:
         raise UserError(
             f"{len(targets.skipped)} of {plural(len(files), 'target')} could not be used, as listed above; the others "

@@ -26,10 +26,10 @@ from networks.stylizer import Stylizer, resize_square
 from styling.apply import Settings
 from styling.mask import read_mask
 from styling.styles import SUFFIX, CombinedStyle, read_style, save_style
-from styling.tasks import Task, Worker, check_inputs_survive, find_contents, names_folder, plan_file, plan_folder
+from styling.tasks import Task, Worker, find_contents, names_folder, plan_file, plan_folder
 from torch_utils import cli
 from torch_utils.errors import UserError, note, show
-from torch_utils.files import write_file
+from torch_utils.files import check_inputs_survive, write_file
 from torch_utils.memory import keep_freed_memory
 
 OUT = "out"  # the folder of the results without --out

@@ -271,6 +271,8 @@ def prepare_model(G: Generator, info: Mapping[str, Any], path: Path, options: Mo
     labels = torch.stack([chosen_label(label, G, path) for label in options.label]) if options.label else None
     if options.trunc_class:
         check_trunc_class(options, G, path)
+    if options.noise_mode == "random" and not G.config.noise:
+        note(f"note: {path} has no noise; --noise-mode random changes nothing")
     psi = layer_psi(options.trunc, G.config.num_ws)
     found = found_text(options.network, path)
     return Model(G, path, info["kimg"], psi, classes, batch, labels, options.trunc_class, found)

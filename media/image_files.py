@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 import unicodedata
 import zipfile
@@ -65,6 +66,10 @@ class ImageFiles:
         )
         if not self.names:
             what = f"images ({', '.join(suffixes)})" if suffixes != ("",) else "files"
+            for end in (".tar", ".parquet"):
+                if any(name.endswith(end) for name in self.checks):
+                    shards = shlex.quote(f"{self.path}/*{end}")
+                    raise UserError(f"{self.path} holds no {what} but shards; name these with: --data {shards}")
             raise UserError(f"{self.path} holds no {what}; name the folder or ZIP that holds the images")
 
     def _with_normal_names(self, checks: dict[str, int]) -> dict[str, int]:

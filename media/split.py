@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 from media.convert import archive_member
 from media.dataset import open_files, read_labels
 from media.decode import ALL_SUFFIXES, Unusable
 from media.image_files import LABEL_FILE, ImageFiles
 from media.labels import Label, dump_labels
-from torch_utils.errors import UserError, plural, printable
+from torch_utils.errors import UserError, note, plural, printable
 from torch_utils.files import atomic_write
 
 
@@ -35,6 +37,8 @@ def split(
     files = open_files(source, ALL_SUFFIXES)
     if not isinstance(files, ImageFiles):
         raise UserError(f"{files.path} is in shards, which are not split; make the data set again from its images")
+    for line in files.notes:
+        note(line)
     if len(files.names) < every:
         raise UserError(
             f"{files.path} has {plural(len(files.names), 'image')}, fewer than --every {every}; name a smaller one"
@@ -55,22 +59,37 @@ def split(
     if by_name and (without := [name for name in files.names if name not in by_name]):
         text = f"{files.path}: {printable(without[0])} has no label in {LABEL_FILE}, but other files have"
         raise UserError(f"{text}; add the label, or remove the file")
-    for out, names in ((Path(train), kept), (Path(held_out), held)):
-        labels = dump_labels(names, [by_name.get(name) for name in names], found.class_names)
-        write_files(out, files, names, labels)
+    for name in files.names:
+        if not is_text(name):
+            raise UserError(
+                f"{files.path}: the name {printable(name)} is no UTF-8, as names in a ZIP are; rename that file"
+            )
+    with ExitStack() as both:  # the two files, or none
+        for out, names in ((Path(train), kept), (Path(held_out), held)):
+            labels = dump_labels(names, [by_name.get(name) for name in names], found.class_names)
+            try:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                write_files(both.enter_context(atomic_write(out)), files, names, labels)
+            except OSError as error:
+                raise UserError(f"cannot write {out}: {error.strerror or error}; name another path") from None
     return len(kept), len(held)
 
 
-def write_files(out: Path, files: ImageFiles, names: Sequence[str], labels: bytes) -> None:
-    """Writes some files of a data set to a ZIP, beside their dataset.json. Raises UserError."""
+def is_text(name: str) -> bool:
+    """Whether a file's name was UTF-8: Python keeps other bytes as halves of characters, which cannot be encoded."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name in names:
-                try:
-                    archive.writestr(archive_member(name), files.read(name))
-                except Unusable as reason:
-                    raise UserError(f"{files.path}: {printable(name)} {reason}; remove it, or copy it again") from None
-            archive.writestr(archive_member(LABEL_FILE), labels)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; name another path") from None
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write_files(out: BinaryIO, files: ImageFiles, names: Sequence[str], labels: bytes) -> None:
+    """Writes some files of a data set to a ZIP, beside their dataset.json. Raises UserError."""
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name in names:
+            try:
+                archive.writestr(archive_member(name), files.read(name))
+            except Unusable as reason:
+                raise UserError(f"{files.path}: {printable(name)} {reason}; remove it, or copy it again") from None
+        archive.writestr(archive_member(LABEL_FILE), labels)

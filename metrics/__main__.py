@@ -264,7 +264,7 @@ def evaluate_command(
     left_out = records[0].get("left_out", {})
     problems = [left_out_line(left_out)] if left_out else []
     if all_snapshots:
-        best = best or next(iter(ranked_values(records, names)))
+        best = best or next(iter(ranked_values(records, names) or parse_metric(names[0]).rankings()))
         problems += print_series(records, names, "kimg", best, as_json, plot)
     elif len(records) > 1:
         print_series(records, names, "truncation", None, as_json, plot)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +94,6 @@ def plan_folder(contents: Sequence[Path], styles: Sequence[Sequence[Path]], fold
             tasks[out] = Task(path, moves[path], i, out)
     order = {path: i for i, path in enumerate(contents)}
     return sorted(tasks.values(), key=lambda task: (order[task.content], task.style))
-
-
-def check_inputs_survive(outs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Raises UserError if a result would replace one of the files that are read."""
-    sources = {os.path.realpath(path) for path in inputs}
-    for out in outs:
-        if os.path.realpath(out) in sources:
-            raise UserError(f"{out} is one of the files to read and would be replaced; name another file")
 
 
 class Worker:

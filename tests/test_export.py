@@ -107,6 +107,11 @@ def test_a_snapshot_goes_on_training_with_its_discriminator(tmp_path, faces16):
         assert found["D"].keys() == D.keys() and found["G"].keys() == plain.keys()
         for expected, weights in ((D, found["D"]), (plain, found["G"]), (plain, load_generator(file)[0].state_dict())):
             assert all(torch.equal(weights[name], rounded(value)) for name, value in expected.items())
+    before = file.read_bytes()
+    message = mistake(
+        "export.py", "--network", file, "--format", "safetensors", "--precision", "fp16", "--outdir", file.parent
+    )
+    assert "is one of the files to read and would be replaced" in message and file.read_bytes() == before
     second = tmp_path / "00001-run"
     second.mkdir()
     train(GANTrainer, tiny(faces16, kimg=0.02, init_from=str(tmp_path / "a/generator.safetensors"), freezed=1), second)

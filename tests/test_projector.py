@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 from unittest import mock
@@ -260,3 +261,15 @@ def test_a_frame_and_a_sheet_have_a_bound(place, tmp_path, monkeypatch):
     )  # fmt: skip
     assert pixels(tmp_path / "projected.png").shape == (16, 4 * 16, 3)
     assert "the first 2 of 3 images" in result.stderr and np.load(tmp_path / "projected_w.npz")["w"].shape[0] == 3
+
+
+def test_no_target_is_replaced_and_no_search_is_lost(place, tmp_path):
+    """What keeps the results from being written is found before the search."""
+    shutil.copy(place / "images" / "seed0100.png", tmp_path / projector.SHEET)
+    options = ["--network", place / "model.safetensors", "--outdir", tmp_path, "--target"]
+    with mock.patch("projector.search", side_effect=AssertionError("a search")):
+        message = mistake("projector.py", *options, tmp_path / projector.SHEET)
+        assert "is one of the files to read and would be replaced" in message
+        (tmp_path / projector.CODES).mkdir()
+        message = mistake("projector.py", *options, place / "images" / "seed0100.png")
+        assert f"{projector.CODES} is a folder, not a file" in message

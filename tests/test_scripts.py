@@ -110,7 +110,7 @@ def test_a_run_in_a_folder_that_cannot_be_written_is_not_resumed(runs, monkeypat
 
     monkeypatch.setattr("torch_utils.cli.tempfile.TemporaryFile", read_only)
     message = mistake("train.py", "--resume", run, "--kimg", 10)
-    assert f"cannot write to {run / 'state'}: Permission denied; name another folder with --resume" in message
+    assert f"cannot write to {run / 'state'}: Permission denied; copy {run} to where it can be written" in message
 
 
 def test_a_run_that_is_done_says_so(runs):

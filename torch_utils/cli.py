@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import math
 import os
@@ -264,8 +265,11 @@ class ClassName(click.ParamType):
         return text
 
 
-def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
-    """The folder that an option names, made if need be. Raises UserError if no file can be written into it."""
+def writable_folder(path: str | os.PathLike, option: str = "--outdir", remedy: str = "") -> Path:
+    """The folder that an option names, made if need be. Raises UserError if no file can be written into it.
+
+    `remedy` says what to do then, where that is not to name another with the option.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -273,10 +277,10 @@ def writable_folder(path: str | os.PathLike, option: str = "--outdir") -> Path:
             pass
     except OSError as error:
         for part in (path, *path.parents):
-            if part.exists() and not part.is_dir():
-                raise UserError(f"{part} is a file, not a folder; name another with {option}") from None
+            if os.path.exists(part) and not os.path.isdir(part):
+                raise UserError(f"{part} is a file, not a folder; {remedy or f'name another with {option}'}") from None
         reason = error.strerror or error
-        raise UserError(f"cannot write to {path}: {reason}; name another folder with {option}") from None
+        raise UserError(f"cannot write to {path}: {reason}; {remedy or f'name another folder with {option}'}") from None
     return path
 
 
@@ -329,6 +333,11 @@ def run(command: click.Command) -> None:
         if not isinstance(error, click.UsageError) or os.environ.get("LOCAL_RANK", "0") == "0":
             hint = " (see --help)" if isinstance(error, click.UsageError) else ""
             print(f"error: {_on_one_line(error.format_message())}{hint}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: the name {printable(str(error.filename))} is too long; take a shorter one", file=sys.stderr)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)

@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -104,9 +104,11 @@ def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     Readers find the old file or the new one, never a part of it, even after a crash. After an exception, the old file
     remains. The temporary file is new, under a name that nobody can foresee. With `sync`, the data is on the disk
     before the file is renamed, which takes milliseconds. Without it, a power failure may lose the file: for files that
-    can be made again.
+    can be made again. Raises UserError where `path` is a folder.
     """
     path = Path(path)
+    if os.path.isdir(path):
+        raise UserError(f"{path} is a folder, where a file is to be written; move it, or name another file")
     beside = temporary_path(path)
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
@@ -182,6 +184,14 @@ def as_typed(path: Path) -> str:
     """A path as one would type it in the current folder."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def check_inputs_survive(outs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike]) -> None:
+    """Raises UserError if a result would replace one of the files that are read."""
+    sources = {os.path.realpath(path) for path in inputs}
+    for out in outs:
+        if os.path.realpath(out) in sources:
+            raise UserError(f"{out} is one of the files to read and would be replaced; name another file")
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -289,7 +289,7 @@ def prepare_resumed(
         hint = f"; train longer, for example with: {longer}" if "kimg" in config.changeable else ""
         note(f"{run} is complete: it has reached kimg {kimg:g} of the {config.kimg:g} that were asked for{hint}")
         return None
-    cli.writable_folder(run / "state", "--resume")
+    cli.writable_folder(run / "state", remedy=f"copy {run} to where it can be written, and resume it there")
     record(run, config, config.recorded_options(given), about)
     mark(run)  # runs of earlier versions have no marker yet
     note(f"run: {run}, from {state_path.name}")

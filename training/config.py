@@ -250,6 +250,11 @@ class StylizerTrainConfig(RunConfig):
         names = [data_name(self.data), data_name(self.style), self.stylizer.modulation]
         return "-".join([*names, f"stylizer{self.gpus or '-cpu'}"])
 
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """That of every run; --content is the field `data`."""
+        super().check_options({"data" if name == "content" else name: value for name, value in options.items()})
+
     def recorded_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """With the whole network, so that a resumed run needs neither the encoder's file nor that of --init-from."""
         return {**super().recorded_options(given), **asdict(self.stylizer)}

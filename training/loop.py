@@ -23,7 +23,7 @@ from torch_utils.memory import keep_freed_memory, out_of_memory
 from training.config import RunConfig
 from training.log import Averages, Log
 from training.optimizer import GuardedOptimizer
-from training.runs import SKIPPED, check_state, evaluation_is_due, load_state, module_state, save_state
+from training.runs import SKIPPED, check_state, evaluation_is_due, load_state, module_state, save_state, set_aside
 
 MAX_NONFINITE_STEPS = 50  # in a row, after which training has diverged
 SECOND_INTERRUPT_SECONDS = 3  # after the first ^C, from which on another one ends the training at once
@@ -101,7 +101,7 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
     distributed.wait_for_rank_0()
 
     tick_images = round(config.tick * 1000)
-    tick, stopping, full = step * config.batch // tick_images, False, None
+    tick, stopping, full, saved_at = step * config.batch // tick_images, False, None, kimg
     log.start_clock(kimg, step)
     with closing(trainer.batches(step)) as batches:  # the loader's processes end with it, also after an error
         while kimg < config.kimg and not stopping:
@@ -118,7 +118,8 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
             evaluating = done or (ticked and tick // config.snap > before // config.snap)  # a step may be many ticks
             if evaluating or stopping:  # a stop between two ticks leaves its part of the averages in the state
                 state = training_state(trainer, config, step, evaluating, device)
-                full = save(trainer, run, state, kimg, config.keep)
+                full = save(trainer, run, state, kimg, config.keep, saved_at)
+                saved_at = saved_at if full else kimg
                 if full and not (done or stopping):
                     log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
                 if evaluating and not stopping:
@@ -208,8 +209,13 @@ def training_state(
     return state | {"evaluating": evaluating, "config": asdict(config)}
 
 
-def save(trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: int) -> DiskFull | None:
-    """Writes the model and, last, the state, in rank 0. Returns the error of the first for which there was no room."""
+def save(
+    trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: int, saved_at: float
+) -> DiskFull | None:
+    """Writes the model and, last, the state, in rank 0. Returns the error of the first for which there was no room.
+
+    `saved_at` is the kimg of the save before, or of the state that the run was resumed from.
+    """
     full = None
     if distributed.rank() == 0:
         model = run / f"snapshot-{kimg_name(kimg)}.safetensors"
@@ -218,6 +224,7 @@ def save(trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: 
                 write()
             except DiskFull as error:
                 full = full or error
+        set_aside(run, saved_at, kimg)
     return full
 
 

@@ -233,6 +233,8 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
     for name in ("content", "style"):
         if name not in options:
             raise click.UsageError(f"--{name} is missing: name a folder or ZIP of images")
+    if options.get("init_from") and options.get("encoder_weights") and not resuming:
+        raise UserError("--encoder-weights would not be used: --init-from has an encoder; leave one of them out")
     if options.get("size", STRIDE) % STRIDE:
         raise UserError(f"--size {options['size']}: take a multiple of {STRIDE}, the encoder's stride")
     gpus = distributed.count_gpus(options.get("gpus"))

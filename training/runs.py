@@ -31,8 +31,7 @@ STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which li
 def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
     """Writes a training state (tensors, numbers, strings, in dicts and lists), and then removes others.
 
-    Of the run's states `keep` stay: this one and those before. Later ones are of a training that was not gone on with:
-    they are removed, and its snapshots and sheets renamed, so that they are not taken for this one's.
+    Of the run's states `keep` stay: this one and those before. Later ones are of a training that was not gone on with.
 
     Raises DiskFull, and leaves the others.
     """
@@ -41,22 +40,25 @@ def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) 
     buffer = io.BytesIO()  # the size is known before, and errors of the disk come as they are
     torch.save(dict(state), buffer)
     write_file(path, buffer.getbuffer())
-    states = list_states(run)
-    earlier = [other for other in states if other.stem < path.stem]
-    if states[-1] != path:
-        _set_aside(run, kimg_name(kimg))
-    for other in {*states} - {path, *earlier[max(len(earlier) - keep + 1, 0) :]}:
+    earlier = [other for other in list_states(run) if other.stem < path.stem]
+    for other in {*list_states(run)} - {path, *earlier[max(len(earlier) - keep + 1, 0) :]}:
         other.unlink()
     return path
 
 
-def _set_aside(run: Path, kimg: str) -> None:
-    """Renames the snapshots after a number of kimg, and the sheets, of which that moment's is still to be written."""
+def set_aside(run: Path, since: float, kimg: float) -> None:
+    """Renames snapshots and sheets after `since` that are of a training which was not gone on with.
+
+    `since` is the kimg of the save before the one at `kimg`, or of the state that the run was resumed from: all that is
+    there from later moments, but for the snapshot that has just been written, was made before that state was gone back
+    to. Commands that take the newest snapshot, and evaluations that were cut off, are not to find it.
+    """
     for path in run.iterdir():
-        if found := RESULT.fullmatch(path.name):
-            at = found[1] or found[2]
-            if at > kimg or (at == kimg and found[2]):
-                path.replace(path.with_name(ABANDONED + path.name))
+        found = RESULT.fullmatch(path.name)
+        if found and (found[1] or found[2]) > kimg_name(since) and found[1] != kimg_name(kimg):
+            path.replace(path.with_name(ABANDONED + path.name))
+            if (best := run / "best.safetensors").is_symlink() and not best.exists():  # a link to it, of metrics --all
+                best.unlink()
 
 
 def evaluation_is_due(run: Path, sheet_name: str, state: Mapping[str, Any], kimg: float) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from PIL import Image
 from media.dataset import ImageDataset
 from media.split import split
 from torch_utils.errors import UserError
+from torch_utils.files import RUN_MARKER
 
 
 def image_bytes(shade: int) -> bytes:
@@ -97,3 +100,31 @@ def test_mistakes_are_named_and_nothing_is_written(changes, message, tmp_path, m
     with pytest.raises(UserError, match=message):
         split(**{"source": "all.zip", "train": "train.zip", "held_out": "held.zip", **changes})
     assert {path: path.read_bytes() for path in Path().rglob("*.zip")} == before
+
+
+def test_both_parts_are_written_or_none(tmp_path):
+    write_source(tmp_path / "all.zip", 20)
+    with pytest.raises(UserError, match=r"cannot write /dev/null/held\.zip: "):
+        split(tmp_path / "all.zip", tmp_path / "train.zip", "/dev/null/held.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["all.zip"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
+def test_a_name_that_is_no_utf8_is_named(tmp_path):
+    for i in range(10):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{i}.png").write_bytes(image_bytes(i))
+    os.rename(os.fsencode(tmp_path / "in" / "3.png"), os.fsencode(tmp_path / "in") + b"/\xff3.png")
+    with pytest.raises(UserError, match=r"the name .*3\.png is no UTF-8.*; rename that file"):
+        split(tmp_path / "in", tmp_path / "train.zip", tmp_path / "held.zip")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_left_out_folders_of_runs_are_told(tmp_path, capsys):
+    for i in range(20):
+        path = tmp_path / "in" / ("run" if i < 10 else "") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image_bytes(i))
+    (tmp_path / "in" / "run" / RUN_MARKER).touch()
+    assert split(tmp_path / "in", tmp_path / "train.zip", tmp_path / "held.zip") == (9, 1)
+    assert "left out folders of training runs: 1" in capsys.readouterr().err

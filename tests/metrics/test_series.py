@@ -132,6 +132,14 @@ def test_all_snapshots_without_the_detector_of_the_first_metric(command, run, tm
     assert "(best)" not in out and len([line for line in out.splitlines() if line.startswith("|")]) == 5
 
 
+def test_snapshots_without_a_single_value_are_told(command, run, tmp_path, monkeypatch):
+    settings = {"kimg": 1.0, "network": str(run[0] / "snapshot-000001.safetensors"), "truncation": 1.0}
+    monkeypatch.setattr("metrics.__main__.evaluate_together", lambda *args: [{"settings": settings}])
+    arguments = ["--network", run[0], "--all", "--data", run[1], "--metrics", "swd40,pr403", "--gpus", 0]
+    code, _, err = command(*arguments, "--plot", tmp_path / "curve.svg")
+    assert code == 2 and "no snapshot has a value of swd40" in err
+
+
 def test_copies_of_snapshots_are_snapshots_too(run, tmp_path):
     for name in ("snapshot-000010", "snapshot-000002.5", "snapshot-000002", "snapshot-000002-copy"):
         shutil.copy(run[0] / "snapshot-000001.safetensors", tmp_path / f"{name}.safetensors")

@@ -155,6 +155,16 @@ def test_writable_folder_is_made_and_left_empty(tmp_path):
     assert cli.writable_folder(str(path)) == path
 
 
+@pytest.mark.parametrize("place", ["folder", "file"])
+def test_a_name_that_is_too_long_is_the_users_mistake(tmp_path, place):
+    """Wherever it is met: pathlib's own questions fail with it."""
+    call = f"cli.writable_{place}({str(tmp_path / ('a' * 300))!r}{', 1' if place == 'file' else ''})"
+    for body in (call, f"__import__('pathlib').Path({str(tmp_path / ('a' * 300))!r}).exists()"):
+        result = script(body)
+        assert result.returncode == 2 and result.stderr.count("\n") == 1
+        assert "too long" in result.stderr
+
+
 def test_writable_folder_on_a_file_is_the_users_mistake(tmp_path):
     (tmp_path / "file").write_text("here")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):

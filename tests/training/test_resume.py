@@ -289,6 +289,19 @@ def test_results_after_the_state_gone_back_to_are_of_another_training(faces16, t
     assert {path.name for path in tmp_path.glob("abandoned-*")} == renamed  # this time nothing was gone back from
 
 
+def test_a_newest_state_that_is_missing_leaves_no_stale_model(faces16, tmp_path):
+    """It was removed, or found no room; a link to the best model does not lead nowhere either."""
+    loop.train(GANTrainer, tiny(faces16, kimg=0.192, snap=1, keep=9), tmp_path)
+    for state in training_runs.list_states(tmp_path)[2:]:  # after 0.064 of 0.032, 0.064, ... 0.192
+        state.unlink()
+    (tmp_path / "best.safetensors").symlink_to("snapshot-000000.16.safetensors")
+    loop.train(GANTrainer, tiny(faces16, kimg=0.128, keep=9, tick=0.064), tmp_path, find_state(tmp_path))
+    assert find_snapshot(tmp_path).name == "snapshot-000000.128.safetensors"
+    kept = {"snapshot-000000", "snapshot-000000.032", "snapshot-000000.064", "snapshot-000000.128"}
+    assert {path.stem for path in tmp_path.glob("snapshot-*")} <= kept
+    assert not (tmp_path / "best.safetensors").is_symlink()
+
+
 def test_states_after_the_one_gone_back_to_are_of_another_training(tmp_path):
     for kimg in (1, 2, 3, 4):
         training_runs.save_state(tmp_path, {}, kimg, keep=9)

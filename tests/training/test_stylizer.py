@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from models.encoder import save_encoder
 from models.snapshot import load_stylizer
 from networks.stylizer import StylizerConfig
 from networks.vgg import VGG19
+from tests.scripts import done, mistake, script_here
 from tests.training.test_loop import assert_same
 from torch_utils.errors import UserError
 from training.config import StylizerTrainConfig
@@ -57,6 +60,25 @@ def material(tmp_path_factory) -> dict[str, str]:
         "style": str(folder / "styles"),
         "encoder_weights": str(folder / "encoder.safetensors"),
     }
+
+
+def test_a_run_of_the_script_is_resumed(material, tmp_path):
+    """As it is typed: all recorded options are such as the script has."""
+    data = ["--content", material["data"], "--style", material["style"]]
+    small = ["--size", 32, "--style-size", 64, "--style-channels", 8, "--batch", 1, "--gpus", 0, "--workers", 0]
+    encoder = ["--encoder-weights", material["encoder_weights"]]
+    done(script_here("train_stylizer.py", *data, *small, *encoder, "--kimg", 0.002, "--outdir", tmp_path / "runs"))
+    (run,) = (tmp_path / "runs").iterdir()
+    done(script_here("train_stylizer.py", "--resume", run, "--kimg", 0.003))
+    assert (run / "snapshot-000000.003.safetensors").exists()
+    (tmp_path / "moved").mkdir()
+    moved = Path(shutil.copytree(material["data"], tmp_path / "moved" / "contents"))
+    done(script_here("train_stylizer.py", "--resume", run, "--kimg", 0.004, "--content", moved))
+    change = json.loads((run / "options.json").read_text()) | {"content": ["a"]}
+    (run / "options.json").write_text(json.dumps(change))
+    assert "options.json is damaged (data: expected" in mistake("train_stylizer.py", "--resume", run, "--kimg", 1)
+    both = ["--init-from", run / "snapshot-000000.003.safetensors", *encoder]
+    assert "--encoder-weights would not be used" in mistake("train_stylizer.py", *data, *both, "--gpus", 0)
 
 
 def tiny(material, modulation="adaconv", **options) -> StylizerTrainConfig:
