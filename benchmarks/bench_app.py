@@ -139,7 +139,7 @@ def slider_times(server: Server, model: str, count: int = 50) -> dict[str, float
 @cli.option(
     "Load", "--seconds", type=cli.Float(1, 3600), default=60.0, help="Seconds of work for each number of pages."
 )
-@cli.option("Output", "--json", "record", metavar="FILE", help="Write the measurements as JSON.")
+@cli.option("Output", "--json", "record", type=cli.ResultFile(), help="Write the measurements as JSON.")
 def main(clients: list[int], seconds: float, record: str | None) -> None:
     """Measure app.py with several pages at once: latencies, lost and mixed up requests, and memory."""
     G = Generator.from_pretrained(PRETRAINED / "faces32.safetensors")

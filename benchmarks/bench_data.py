@@ -97,7 +97,7 @@ def rate(source: Path, workers: int, keep: bool, seconds: float) -> float:
 @click.option("--count", default=200, type=click.IntRange(1), help="Images.")
 @click.option("--seconds", default=1.5, type=cli.Float(0.01), help="For each figure.")
 @click.option("--consumed", type=cli.Float(0, min_open=True), help="Images a second that training takes.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@click.option("--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(
     resolutions: tuple[int, ...],
     counts: tuple[int, ...],

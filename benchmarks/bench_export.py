@@ -129,7 +129,7 @@ def bench_models(batch: int, rounds: int, resolution: int) -> Iterator[dict[str,
 @click.option("--batch", default=4, type=click.IntRange(1))
 @click.option("--rounds", default=3, type=click.IntRange(1))
 @click.option("--resolution", default=256, help="Of the models' images; 0 leaves them out.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@click.option("--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 @torch.no_grad()
 def main(batch: int, rounds: int, resolution: int, json_path: str | None) -> None:
     """Time of AdaConv and of whole models in onnxruntime, beside PyTorch with this project's kernels."""

@@ -67,7 +67,7 @@ def untrained(resolution: int, folder: str) -> str:
 @cli.option("Options", "--batch", type=click.IntRange(1), help="[default: generate.py's]")
 @cli.option("Options", "--rounds", default=5, type=click.IntRange(1))
 @cli.option("Options", "--device", default="cpu", type=cli.Device())
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(
     network: str, resolution: int | None, count: int, batch: int | None, rounds: int, device: str, json_path: str | None
 ) -> None:

@@ -64,7 +64,7 @@ def adaptive_taps(config: GeneratorConfig, layer: SynthesisLayer, channels: int)
 @cli.option("Options", "--rounds", default=3, type=click.IntRange(1))
 @cli.option("Options", "--device", default="cpu", type=cli.Device())
 @cli.option("Options", "--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 @torch.no_grad()
 def main(
     resolution: int,

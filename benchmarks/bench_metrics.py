@@ -169,7 +169,7 @@ def bench_arithmetic(work: Callable[[int], None], count: int, limit: float) -> d
 @cli.option("How", "--rounds", default=2, type=click.IntRange(1), help="Repetitions, of which the median counts.")
 @cli.option("How", "--limit", default=3600, type=cli.Float(1), help="Time limit for each metric, in seconds.")
 @cli.option("How", "--device", default="cpu", type=cli.Device(), help="Device of the detector: cpu or cuda.")
-@cli.option("How", "--json", "json_path", metavar="FILE", help="File to write the measurements to.")
+@cli.option("How", "--json", "json_path", type=cli.ResultFile(), help="File to write the measurements to.")
 def main(
     features: int,
     detector: str,

@@ -288,7 +288,7 @@ def print_half(rows: list[dict]) -> None:
 )
 @cli.option("Options", "--rounds", type=click.IntRange(1), default=9)
 @cli.option("Options", "--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(
     device: str,
     batch: tuple[int, ...],

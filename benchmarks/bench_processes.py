@@ -50,7 +50,7 @@ def ticks_per_second(data: Path, run: Path, procs: int, threads: int, options: l
 @cli.option("Options", "--cores", type=click.IntRange(2), default=2, help="Cores that each of the two ways uses.")
 @cli.option("Options", "--kimg", type=cli.Float(0, min_open=True), default=1.0, help="Length of each training.")
 @cli.option("Options", "--rounds", type=click.IntRange(1), default=3)
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(
     resolution: int, batch: int, cbase: int, cmax: int, cores: int, kimg: float, rounds: int, json_path: str | None
 ) -> None:

@@ -84,7 +84,7 @@ def targets_of(G: Generator, seeds: list[int], data: str | None) -> Tensor:
 @click.option("--encoder-weights", metavar="FILE", help="Compare by this VGG-19; else by pixels and patches.")
 @click.option("--device", default="cpu", type=cli.Device())
 @click.option("--sheet", metavar="FILE", help="Write the targets, and a row of results for each setting.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@click.option("--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(
     network: str,
     seeds: list[int],

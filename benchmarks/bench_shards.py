@@ -94,7 +94,7 @@ def run_watched(command: list[str]) -> dict[str, float]:
 @click.option("--folder", required=True, metavar="PATH", help="Where the shards are drawn, or are already.")
 @click.option("--kimg", default=0.1, type=cli.Float(0, min_open=True), help="Length of each training.")
 @click.option("--workers", default=2, type=click.IntRange(0, 64), help="Processes that read.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@click.option("--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(images: int, folder: str, kimg: float, workers: int, json_path: str | None) -> None:
     """Peak memory of two trainings from shards: one that measures them, and one that need not."""
     start = time.perf_counter()

@@ -189,7 +189,7 @@ class Size(click.ParamType):
 @cli.option("Options", "--graph", is_flag=True, help="The kept style as a CUDA graph as well.")
 @cli.option("Options", "--rounds", type=click.IntRange(1), default=7)
 @cli.option("Options", "--fresh-memory", is_flag=True, help="Let every result come fresh from the system.")
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 @torch.no_grad()
 def main(
     device: str,

@@ -241,7 +241,7 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 @cli.option("Options", "--aug", type=click.Choice(["noaug", "fixed"]), default="noaug", help="fixed: bgc with p 0.2.")
 @cli.option("Options", "--precision", type=click.Choice(["fp32", "tf32", "bf16", "fp16"]), default="fp32")
 @cli.option("Options", "--rounds", type=click.IntRange(1), default=3)
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(
     device: str,
     resolution: int,

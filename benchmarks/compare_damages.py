@@ -218,7 +218,7 @@ def overview(found: dict[str, list[dict[str, float]]], rankings: Iterable[str]) 
     "How",
     "--json",
     "json_path",
-    metavar="FILE",
+    type=cli.ResultFile(),
     help="File to write the values to, or to add those of further damages to.",
 )
 def main(

@@ -92,7 +92,7 @@ def differences(a: Losses, b: Losses) -> dict[str, float]:
     default=4.0,
     help="Bound of the means: so many times the difference that rounding makes.",
 )
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(
     device: str,
     steps: int,

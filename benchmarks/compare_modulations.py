@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from measure import spread, write_record  # noqa: E402
 
+from media.dataset import ImageDataset  # noqa: E402
 from metrics import parse_metric  # noqa: E402
 from torch_utils import cli  # noqa: E402
 from torch_utils.errors import UserError  # noqa: E402
@@ -70,7 +71,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from media.dataset import ImageDataset
-from training.cli import check_resumable
+from training.cli import check_resumable, kept_fields
 from training.loop import train
 from training.options import resolve
 from training.r3gan import trainer_of
@@ -80,6 +81,8 @@ data = ImageDataset(options["data"], use_labels=options.get("cond", False))
 config = resolve(options, data.resolution, data.channels, data.c_dim, options.get("gpus", 0))
 state = find_state(run) if list_states(run) else None
 if state:
+    kept = kept_fields(load_state(state))
+    config = resolve({**kept, **options}, data.resolution, data.channels, data.c_dim, options.get("gpus", 0))
     check_resumable(load_state(state), run, config)
 finished = train(trainer_of(config), config, run, state)
 sys.exit(0 if finished else 3)
@@ -105,15 +108,19 @@ train(trainer_of(config), config, run)
 
 
 def python(arguments: list[str], run: Path, output: str) -> None:
-    """Runs Python with one thread; a file of the run gets what it prints. Raises CalledProcessError."""
+    """Runs Python with one thread; a file of the run gets what it prints. Raises UserError where it fails."""
     with open(run / output, "w") as file, open(run / "log.txt", "a") as errors:
-        subprocess.run(
+        code = subprocess.run(
             [sys.executable, *arguments],
             cwd=ROOT,
             stdout=file,
             stderr=errors,
-            check=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+        ).returncode
+    if code:
+        last = (["", *(run / "log.txt").read_text(errors="replace").splitlines()])[-1]
+        raise UserError(
+            f"{run} ended with {code}; run this again to go on with it; {run / 'log.txt'} ends: {last[:300]}"
         )
 
 
@@ -243,12 +250,20 @@ def file_name(name: str) -> str:
 @cli.option("Machine", "--gpus", default=0, type=cli.Integer(0, 1), help="1 trains on a GPU that all runs share.")
 @cli.option("Machine", "--jobs", default=2, type=cli.Integer(1, 64), help="Runs at a time.")
 @cli.option("Output", "--cost-rounds", default=0, type=cli.Integer(0), help="Rounds in which costs are measured.")
-@cli.option("Output", "--json", "json_path", metavar="FILE", help="Write the table there as well.")
+@cli.option("Output", "--json", "json_path", type=cli.ResultFile(), help="Write the table there as well.")
 def main(
     variants: str, seeds: list[int], kimg: float, every: float | None, outdir: str, gpus: int, jobs: int, **rest
 ) -> None:
     """Train each variant with each seed and print a table of the metrics at the end."""
     final, json_path, metrics = rest.pop("final"), rest.pop("json_path"), rest.pop("metrics").split(",")
+    values = [
+        value for metric in [*metrics, *filter(None, final.split(","))] for value in parse_metric(metric).rankings()
+    ]
+    if unknown := [name for name in variants.split(",") if name not in VARIANTS]:
+        raise UserError(f"--variants {', '.join(unknown)}: take some of {', '.join(VARIANTS)}")
+    if len(set(seeds)) < len(seeds):
+        raise UserError("--seeds has a seed twice; name each once")
+    ImageDataset(rest["data"], use_labels=rest["cond"])
     rounds, folder = rest.pop("cost_rounds"), Path(outdir).resolve()
     rest["data"] = str(Path(rest["data"]).resolve())
     common = {"cfg": "demo", "kimg": kimg, "procs": 1, "workers": 0, "metrics": metrics}
@@ -264,17 +279,14 @@ def main(
 
     cost = seconds_per_kimg(folder, options, rounds) if rounds else {}
     curves = {name: [results[name, seed] for seed in seeds] for name in options}
-    names = [
-        value for metric in [*metrics, *filter(None, final.split(","))] for value in parse_metric(metric).rankings()
-    ]
-    table = tabulate(curves, names, cost)
+    table = tabulate(curves, values, cost)
     record = {**rest, "data": Path(rest["data"]).name, "kimg": kimg, "seeds": seeds, "variants": table}
     write_record(json_path, "cuda" if gpus else "cpu", record)
     for name, row in table.items():
-        ends = [f"{value} {spread([run[-1] for run in row[value]])}" for value in names]
+        ends = [f"{value} {spread([run[-1] for run in row[value]])}" for value in values]
         if name in cost:
             ends += [f"at kimg {row['kimg_at_equal_time']}:"]
-            ends += [f"{value} {spread(row[f'{value} at equal time'])}" for value in names]
+            ends += [f"{value} {spread(row[f'{value} at equal time'])}" for value in values]
         print(f"{name:30}", "   ".join(ends))
 
 

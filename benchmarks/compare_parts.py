@@ -51,7 +51,7 @@ def variation(values: Tensor) -> float:
 @cli.option("Options", "--network", default="pretrained/faces32.safetensors", help="A snapshot, or a run.")
 @cli.option("Options", "--pairs", default=128, type=click.IntRange(2), help="Of seeds: 0 and 1, 2 and 3, …")
 @cli.option("Options", "--device", default="cpu", type=cli.Device())
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 @torch.no_grad()
 def main(network: str, pairs: int, device: str, json_path: str | None) -> None:
     """How far mixes of one part go, and how much the kernels of each layer vary."""

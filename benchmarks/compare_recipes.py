@@ -59,7 +59,7 @@ def arms(demo: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 @click.option("--rounds", default=3, type=click.IntRange(1), help="Rounds in which the costs are measured.")
 @click.option("--outdir", default="runs/recipes", help="Folder of the runs.")
 @click.option("--jobs", default=2, type=click.IntRange(1), help="Runs at a time.")
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@click.option("--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(data, kimg, seeds, rounds, outdir, jobs, json_path) -> None:
     """Compare training on, converting and beginning anew, and StyleGAN2's loss with R3GAN's."""
     folder = Path(outdir).resolve()

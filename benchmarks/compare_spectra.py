@@ -23,9 +23,11 @@ from measure import name_in_record, write_record
 
 from media.dataset import ImageDataset
 from media.images import to_float
+from metrics.request import check_shape
 from models.sampling import images_of, labels_in_turn, ws_from_seeds
 from models.snapshot import load_generator
 from torch_utils import cli
+from torch_utils.errors import UserError
 
 
 def power(images: Tensor) -> Tensor:
@@ -53,9 +55,13 @@ def stripes(generated: Tensor, real: Tensor) -> dict[str, float | int]:
     }
 
 
-def generated_images(path: str, count: int) -> Tensor:
-    """The images of seeds 0 … count − 1, of all classes alike, float [count, C, H, W]."""
+def generated_images(path: str, count: int, dataset: ImageDataset) -> Tensor:
+    """The images of seeds 0 … count − 1, of all classes alike, float [count, C, H, W].
+
+    Raises UserError where they are of another size or number of channels than those of the data set.
+    """
     G, _ = load_generator(path)
+    check_shape(path, G.config.img_channels, G.config.resolution, dataset, str(dataset.path))
     seeds = range(count)
     return to_float(torch.cat(list(images_of(G, ws_from_seeds(G, seeds, labels_in_turn(G, seeds))))))
 
@@ -66,17 +72,22 @@ def generated_images(path: str, count: int) -> Tensor:
 @cli.option("What", "--data", required=True, metavar="PATH", help="Real images, a folder or a ZIP.")
 @cli.option("What", "--network", "networks", required=True, multiple=True, metavar="FILE", help="May be given again.")
 @cli.option("What", "--images", "count", default=400, type=cli.Integer(2, 100_000), help="Number of each.")
-@cli.option("What", "--json", "json_path", metavar="FILE", help="Write the table there as well.")
+@cli.option("What", "--json", "json_path", type=cli.ResultFile(), help="Write the table there as well.")
 def main(data: str, networks: tuple[str, ...], count: int, json_path: str | None) -> None:
     """Compare the power spectra of generated and real images."""
     dataset = ImageDataset(data)
+    if len(dataset) < 2:
+        raise UserError(f"{data} has one image, and its spectra are compared with those of others; name more")
     chosen = dataset.choose(min(2 * count, len(dataset)), seed=0)
     real = to_float(torch.stack([dataset[i][0] for i in chosen]))
     half = len(real) // 2
     rows = [{"network": "real images, the other half", **stripes(power(real[half:]), power(real[:half]))}]
     for network in networks:
         rows.append(
-            {"network": name_in_record(network), **stripes(power(generated_images(network, count)), power(real))}
+            {
+                "network": name_in_record(network),
+                **stripes(power(generated_images(network, count, dataset)), power(real)),
+            }
         )
     for row in rows:
         where = f"{row['down']} periods down, {row['across']} across"

@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from measure import name_in_record, spread, write_record
 
 from media.dataset import ImageDataset
+from media.decode import WHITE
 from media.files import list_images, read_image
 from media.images import grid, save_png, to_float, to_uint8
 from metrics.swd import PatchDescriptors, sliced_wasserstein
@@ -61,8 +62,10 @@ def images(paths: tuple[str, ...], count: int, size: int) -> Tensor:
 def readers(path: Path) -> list[Callable[[], Tensor]]:
     """For each image at the path, what reads it: uint8 [3, H, W]."""
     if path.suffix.lower() == ".zip":
-        data = ImageDataset(path)
-        return [partial(lambda data, i: torch.as_tensor(data[i][0]), data, i) for i in range(len(data))]
+        data = ImageDataset(path, background=WHITE)
+        return [
+            partial(lambda data, i: torch.as_tensor(data[i][0]).expand(3, -1, -1), data, i) for i in range(len(data))
+        ]
     return [partial(read_image, file) for file in (list_images(path) if path.is_dir() else [path])]
 
 
@@ -121,8 +124,8 @@ def table(rows: Mapping[str, Sequence[Figures]]) -> str:
 @cli.option("Options", "--count", type=click.IntRange(1), default=4, help="Contents and styles of the sheet.")
 @cli.option("Options", "--pairs", type=click.IntRange(1), help="Pairs of a content and a style for the table.")
 @cli.option("Options", "--size", type=click.IntRange(64), default=256, help="Side of the images.")
-@cli.option("Options", "--out", metavar="FILE", help="Write the sheet there, a PNG.")
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--out", type=cli.ResultFile(), help="Write the sheet there, a PNG.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 @torch.no_grad()
 def main(
     content: tuple[str, ...],

@@ -66,7 +66,7 @@ def parse(text: str, architecture: str) -> list[dict]:
     is_flag=True,
     help="Also float64, float16, which is as bfloat16, and what large or odd tensors take.",
 )
-@cli.option("Options", "--json", "json_path", metavar="FILE", help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(files: tuple[str, ...], architecture: str, everything: bool, json_path: str | None) -> None:
     """Lists the resources of the kernels in built libraries or object files."""
     if shutil.which("cuobjdump") is None or shutil.which("c++filt") is None:

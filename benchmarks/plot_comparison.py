@@ -56,7 +56,7 @@ def curves_of(row: dict[str, Any]) -> list[str]:
 )
 @click.argument("record", type=click.Path(exists=True, dir_okay=False))
 @cli.option("Options", "--metric", default="swd2k", help="One of the record's metrics.")
-@cli.option("Options", "--out", metavar="PNG", required=True, help="The image.")
+@cli.option("Options", "--out", type=cli.ResultFile(), metavar="PNG", required=True, help="The image.")
 def main(record: str, metric: str, out: str) -> None:
     """Draw a metric of all variants of a record, with bands over the seeds."""
     try:
@@ -64,7 +64,7 @@ def main(record: str, metric: str, out: str) -> None:
     except (OSError, ValueError):
         content = None
     variants = content.get("variants") if isinstance(content, dict) else None
-    if not isinstance(variants, dict):
+    if not isinstance(variants, dict) or not variants or not all(isinstance(row, dict) for row in variants.values()):
         raise UserError(f"{record} is no record of compare_modulations.py; name one that its --json wrote")
     for name, row in variants.items():
         if metric not in curves_of(row):

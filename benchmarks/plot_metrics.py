@@ -7,7 +7,6 @@ With --hours there is a second panel over the time of training, which leaves out
 
 from __future__ import annotations
 
-import json
 import sys
 from bisect import bisect_right
 from pathlib import Path
@@ -19,24 +18,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from torch_utils import cli
 from torch_utils.errors import UserError
+from training.log import read_records
 
 
 def read(run: Path, metric: str) -> tuple[list[float], list[float]]:
     """kimg and values of a metric, as metrics.jsonl has them."""
+    lines = read_records(run / "metrics.jsonl")
+    if not lines:
+        raise UserError(f"{run} has no metrics.jsonl; name the folder of a run")
     try:
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [line["kimg"] for line in lines], [line[metric] for line in lines]
-    except FileNotFoundError:
-        raise UserError(f"{run} has no metrics.jsonl; name the folder of a run") from None
     except KeyError:
         raise UserError(f"{run} was not judged by {metric}; name another with --metric") from None
 
 
 def hours(run: Path, kimg: list[float]) -> list[float]:
     """The hours of training after which a run had come so far: each tick at its own speed, as stats.jsonl has it."""
-    ticks = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     seconds, before, reached = 0.0, 0, [(0.0, 0.0)]
-    for tick in ticks:
+    for tick in read_records(run / "stats.jsonl"):
         if tick["step"] > before:  # of a tick that was trained again after a stop, the first time counts
             seconds += (tick["step"] - before) / tick["it_per_s"]
             before = tick["step"]
@@ -49,7 +48,7 @@ def hours(run: Path, kimg: list[float]) -> list[float]:
 @cli.option("Options", "--metric", default="swd", help="As train.py's --metrics calls it.")
 @cli.option("Options", "--hours", "over_time", is_flag=True, help="Add the same curves over hours of training.")
 @cli.option("Options", "--log", is_flag=True, help="Draw the metric on a logarithmic scale.")
-@cli.option("Options", "--out", metavar="PNG", required=True, help="The image.")
+@cli.option("Options", "--out", type=cli.ResultFile(), metavar="PNG", required=True, help="The image.")
 def main(runs: tuple[Path, ...], metric: str, over_time: bool, log: bool, out: str) -> None:
     """Draws a metric's curve for each of some runs."""
     curves = {run: read(run, metric) for run in runs}

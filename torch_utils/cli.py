@@ -227,6 +227,16 @@ class Device(click.ParamType):
         return value
 
 
+class ResultFile(click.ParamType):
+    """A file that can be written, which is found out before the work for it begins; its folder is made if need be."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        writable_file(value, param.opts[0] if param else self.name)
+        return str(value)
+
+
 class NumberRanges(click.ParamType):
     """Numbers and ranges such as `0-99,200,3`: a list of integers in the order given."""
 
@@ -334,11 +344,6 @@ def run(command: click.Command) -> None:
             hint = " (see --help)" if isinstance(error, click.UsageError) else ""
             print(f"error: {_on_one_line(error.format_message())}{hint}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"error: the name {printable(str(error.filename))} is too long; take a shorter one", file=sys.stderr)
-        sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)
         sys.exit(130)
@@ -350,4 +355,9 @@ def run(command: click.Command) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(0)
         raise broken from None  # another pipe, to a process of our own
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"error: the name {printable(str(error.filename))} is too long; take a shorter one", file=sys.stderr)
+        sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

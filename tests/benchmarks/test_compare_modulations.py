@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import compare_modulations
 
+from tests.scripts import image_zip
 from torch_utils.errors import UserError
 from training.config import TrainConfig
 
@@ -113,3 +115,27 @@ def test_costs_leave_out_the_start_and_are_measured_anew_for_a_variant_that_they
     found = compare_modulations.seconds_per_kimg(tmp_path, given, 1)
     assert found == {"cheap": pytest.approx(20), "dear": pytest.approx(25)}
     assert [modulation for modulation, _ in turns[4:]] == ["adain", "adain", "adaconv", "adaconv"]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--variants", "adaconv,foo"], r"--variants foo: take some of modconv, adain, adaconv"),
+        (["--seeds", "0,1,0"], "--seeds has a seed twice"),
+        (["--metrics", "bogus"], "bogus"),
+        (["--final", "swd2k,bogus"], "bogus"),
+        (["--cond"], "has no labels"),
+    ],
+)
+def test_mistakes_are_told_before_a_training(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.setattr(compare_modulations, "train_and_evaluate", Mock(side_effect=AssertionError("a training")))
+    data = image_zip(tmp_path / "a.zip", [(16, 16)] * 2)
+    with pytest.raises(UserError, match=words):
+        compare_modulations.main(["--data", str(data), *arguments], standalone_mode=False)
+
+
+def test_what_a_run_that_fails_has_logged_last_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"run ended with 2; run this again .*log\.txt ends: error: no"):
+        (tmp_path / "run").mkdir()
+        code = "import sys; print('error: no', file=sys.stderr); sys.exit(2)"
+        compare_modulations.python(["-c", code], tmp_path / "run", "trained.txt")

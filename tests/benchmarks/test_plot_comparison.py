@@ -31,7 +31,9 @@ def test_a_metric_that_a_record_lacks_is_named_with_those_it_has(tmp_path):
         plot_comparison.main([str(record), "--metric", "kd2k", "--out", str(tmp_path / "c.png")], standalone_mode=False)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"variants": []}', "no JSON"])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", '{"variants": []}', '{"variants": {}}', '{"variants": {"a": 5}}', "no JSON"]
+)
 def test_another_file_is_no_record(tmp_path, content):
     record = tmp_path / "record.json"
     record.write_text(content)

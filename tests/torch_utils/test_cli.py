@@ -329,3 +329,14 @@ def test_help_of_a_script_lists_its_commands(many):
     own, other = (CliRunner().invoke(many, [*words, "--help"]).output for words in ([], ["mix"]))
     assert "mix  The other." in own and "--seeds" in own and "many.py --seeds 1" in own
     assert "The other." in other and "--rows" in other and "--seeds" not in other
+
+
+def test_a_result_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    @click.command()
+    @cli.option("Output", "--json", type=cli.ResultFile(), help="Where to.")
+    def main(json):
+        raise AssertionError("the work")
+
+    for path, words in (("/dev/null/a.json", "is a file, not a folder"), (".", "is a folder, not a file")):
+        with pytest.raises(UserError, match=f"{words}; name another with --json"):
+            main([f"--json={path}"], standalone_mode=False)
