@@ -64,6 +64,16 @@ def read_image(
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
+def check_side(path: Path, width: int, height: int) -> None:
+    """Raises UserError where an image is too large for the format that its path names."""
+    kind = image_format(path)
+    if max(width, height) > MAX_SIDE[kind]:
+        raise UserError(
+            f"{path}: {kind} is limited to {MAX_SIDE[kind]:,} pixels per side, and the image has {width}x{height}; "
+            "write it as .png"
+        )
+
+
 def write_image(pixels: Tensor, path: str | os.PathLike, *, quality: int = 95) -> None:
     """Writes uint8 [3, H, W] as PNG, JPEG or WebP, by the extension, atomically, and creates its folder if needed.
 
@@ -73,11 +83,7 @@ def write_image(pixels: Tensor, path: str | os.PathLike, *, quality: int = 95) -
     path = Path(path)
     kind = image_format(path)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
-    if max(image.size) > MAX_SIDE[kind]:
-        raise UserError(
-            f"{path}: {kind} is limited to {MAX_SIDE[kind]:,} pixels per side, and the image has "
-            f"{image.width}x{image.height}; write it as .png"
-        )
+    check_side(path, *image.size)
     # At high quality, chroma keeps its full resolution: subsampled, colours bleed over the edges of brush strokes.
     options: dict[str, int] = {} if kind == "PNG" else {"quality": quality}
     if kind == "JPEG":

@@ -17,7 +17,7 @@ import torch
 from tests.emulation.bugs import BUGS, Bug
 from tests.emulation.emulate import Emulation, build, preload
 from torch_utils.ops import check
-from torch_utils.ops.native import IN_CHANNELS_LAST
+from torch_utils.ops.names import IN_CHANNELS_LAST
 
 
 def first_error(emulation: Emulation, bug: Bug, number: int) -> str | None:

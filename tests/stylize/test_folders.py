@@ -88,8 +88,8 @@ def test_names_that_are_too_long_for_files(start, place, tmp_path):
     done(*command[:-1], tmp_path / f"{'y' * 251}.png")  # and what is written beside it first
     long = "y" * 300
     style = styles[:2]
-    assert "name too long" in mistake(*start, *style, "--out", tmp_path / f"{long}.png")
-    assert "name too long" in mistake(*start, *style, "--save-style", tmp_path / f"{long}.safetensors")
+    assert "too long" in mistake(*start, *style, "--out", tmp_path / f"{long}.png")
+    assert "too long" in mistake(*start, *style, "--save-style", tmp_path / f"{long}.safetensors")
     assert "there is no" in mistake(*start[:2], "--content", tmp_path / f"{long}.png", *style)
     assert "does not exist" in mistake("--model", long, *start[2:], *style)
 

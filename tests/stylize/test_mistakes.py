@@ -35,6 +35,9 @@ def test_options_that_contradict_each_other(start, place, tmp_path):
         ([*start, *a, *b, "--mix", "0.5,0.5", *out, "--mask", "m.png"], "--mask needs two --style"),
         ([*start, *a, *out, "--feather", "3"], "--mask"),
         ([*start, *a, *b, "--save-style", saved], "--save-style saves one style, but there are 2"),
+        ([*start[:2], *a, "--save-style", saved, "--strength", 0.2, "--smooth", 0.1], "--strength and --smooth change"),
+        ([*start[:2], *a, "--save-style", saved, "--preserve-color", "histogram"], "--preserve-color change results"),
+        ([*start[:2], *a, "--save-style", saved, "--tile", 64, "--batch", 2], "--tile and --batch change results"),
         ([*start, *a, *out, "--save-style", "s.png"], "styles are saved as .safetensors"),
         ([*start, *a, *out, "--format", "png"], "--format png is for folders"),
         ([*start, *a, *out, "--strength", "2"], "--strength"),
@@ -57,8 +60,13 @@ def test_bad_files(start, place, tmp_path):
     Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
     (tmp_path / "empty").mkdir()
     model = start[:2]
+    Image.new("RGB", (16400, 16)).save(tmp_path / "wide.png")
     for arguments, words in (
         ([*start, *style, "--out", tmp_path / "y.gif"], "y.gif"),
+        (
+            [*model, "--content", tmp_path / "wide.png", *style, "--out", tmp_path / "y.webp"],
+            "limited to 16,383 pixels",
+        ),
         ([*start, *style, "--out", tmp_path / "text.png" / "y.png"], "text.png"),
         ([*start, *style, "--out", tmp_path / "text.png" / "out"], "text.png"),
         ([*start, *style, "--out", place / "photo.png"], "would be replaced"),

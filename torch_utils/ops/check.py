@@ -23,7 +23,7 @@ from torch_utils.ops.adaconv import adaconv_reference
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act_reference
 from torch_utils.ops.conv3x3 import conv3x3_reference, prepare
 from torch_utils.ops.moments import moments_reference
-from torch_utils.ops.native import IN_CHANNELS_LAST
+from torch_utils.ops.names import IN_CHANNELS_LAST
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
 # What a value may be off by, as a part of the largest value beside it.

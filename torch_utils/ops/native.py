@@ -28,6 +28,7 @@ import torch
 from torch_utils.cache import NotPrivate, cache_folder, check_private, make_private_folder
 from torch_utils.errors import UserError, note
 from torch_utils.files import atomic_write, open_own, read_regular
+from torch_utils.ops.names import IN_CHANNELS_LAST
 
 SOURCES = Path(__file__).parent / "csrc"
 CPU_SOURCES = [
@@ -297,8 +298,6 @@ def _reason(log: str) -> str:
                 return line[:200]
     return lines[-1][:200] if lines else "no messages"
 
-
-IN_CHANNELS_LAST = " in channels-last"  # ends the name of an op whose kernels are checked in that memory order
 
 _loaded: dict[str, bool] = {}
 _faulty: dict[str, dict[str, str]] = {}  # device → ops whose kernels are wrong on it, with what was seen

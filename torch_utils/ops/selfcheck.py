@@ -21,13 +21,9 @@ import torch
 
 from torch_utils.errors import note
 from torch_utils.files import atomic_write, open_own
-from torch_utils.ops.native import IN_CHANNELS_LAST
+from torch_utils.ops.names import IN_CHANNELS_LAST, OPS
 
 ROOT = Path(__file__).resolve().parents[2]
-IN_BOTH_ORDERS = tuple(
-    op + order for op in ("adaconv", "bias_act", "moments", "upfirdn2d") for order in ("", IN_CHANNELS_LAST)
-)
-OPS: dict[str, tuple[str, ...]] = {"cpu": (*IN_BOTH_ORDERS, "conv3x3"), "cuda": IN_BOTH_ORDERS}
 SECONDS = 300  # after which a check is taken to hang; it needs a few
 
 
