@@ -26,7 +26,7 @@ from media.labels import Label, LabelFile, dump_labels
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
 from torch_utils.errors import UserError, plural, printable
-from torch_utils.files import atomic_write, check_inputs_survive, temporary_path
+from torch_utils.files import atomic_write, temporary_path
 from torch_utils.sizes import Resolution, size_text, width_and_height
 
 FILTERS = {
@@ -121,8 +121,6 @@ def convert(
     used, the labels are missing, or `out` cannot be written.
     """
     files = open_files(source)
-    if overwrite:
-        check_inputs_survive([out], [source])
     found = read_labels(files) if labels in ("auto", "json") else LabelFile(None)
     by_name: Mapping[str, Label] | None = found.labels if found.vectors is None else found.vectors
     if labels == "json" and by_name is None:
