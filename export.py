@@ -138,14 +138,13 @@ def main(
     path = find_snapshot(model or network, kind)
     module, info = load(path, kind)
     cli.writable_folder(target.outdir)
-    if target.kind == "safetensors":
-        check_inputs_survive([target.path(kind_name(kind))], [path])
     note(f"{'model' if model else 'network'}: {path} ({info['kimg']:g} kimg){found_text(model or network, path, kind)}")
     if "source" in info:
         note(f"note: the weights keep the licence of whoever published {info['source']['file']}")
     if modulation and isinstance(module, Generator):
         module = convert(module, path)
     if target.kind == "safetensors":
+        check_inputs_survive([target.path(kind_name(kind))], [path])
         export_snapshot(module, kind, info, target, discriminator_of(path) if with_discriminator else None)
     else:
         export_graphs(module, {"format": kind, "config": asdict(module.config), "info": info}, target)

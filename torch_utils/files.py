@@ -108,7 +108,7 @@ def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     if os.path.isdir(path):
-        raise UserError(f"{path} is a folder, where a file is to be written; move it, or name another file")
+        raise UserError(f"cannot write {path}: it is a folder; move it, or name another file")
     beside = temporary_path(path)
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:

@@ -147,5 +147,7 @@ def _finetune(good: Place, bad: Path, out: Path) -> tuple[object, ...]:
 def _train_stylizer(good: Place, out: Path, *options: object) -> tuple[object, ...]:
     named = {"--content": good.data, "--style": good.data, "--encoder-weights": good.encoder}
     named |= dict([options])
+    if "--init-from" in named:  # which has an encoder
+        del named["--encoder-weights"]
     given = [part for pair in named.items() for part in pair]
     return ("train_stylizer.py", *given, "--size", 64, "--outdir", out, "--gpus", 0, "--kimg", 0.001, "--batch", 1)

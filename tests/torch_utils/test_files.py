@@ -43,7 +43,7 @@ def test_an_exception_leaves_the_old_file_and_no_debris(tmp_path, error):
 def test_a_goal_that_cannot_be_replaced_leaves_no_debris(tmp_path):
     goal = tmp_path / "folder"
     goal.mkdir()
-    with pytest.raises(UserError, match="folder is a folder"), atomic_write(goal) as file:
+    with pytest.raises(UserError, match="folder: it is a folder"), atomic_write(goal) as file:
         file.write(b"new")
     assert os.listdir(tmp_path) == ["folder"]
 
