@@ -11,7 +11,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from compare_spectra import power, stripes
+from compare_spectra import main, power, stripes
+
+from models.snapshot import PRETRAINED
+from tests.scripts import image_zip
+from torch_utils.errors import UserError
 
 
 @pytest.mark.parametrize(("down", "across"), [(21, 0), (0, 21), (12, 1), (31, 0)])
@@ -35,3 +39,10 @@ def test_stripes_are_found_where_they_are(down, across):
 def test_two_sets_of_the_same_kind_have_no_stripes():
     torch.manual_seed(0)
     assert stripes(power(torch.randn(2000, 3, 32, 32)), power(torch.randn(2000, 3, 32, 32)))["ratio"] < 1.3
+
+
+@pytest.mark.parametrize("count, side, words", [(1, 32, "has one image"), (4, 16, "cannot be compared")])
+def test_images_that_cannot_be_compared_are_named(tmp_path, count, side, words):
+    data, network = image_zip(tmp_path / "a.zip", [(side, side)] * count), PRETRAINED / "faces32.safetensors"
+    with pytest.raises(UserError, match=words):
+        main(["--data", str(data), "--network", str(network), "--images", "2"], standalone_mode=False)

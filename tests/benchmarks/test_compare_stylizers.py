@@ -41,6 +41,16 @@ def test_a_zip_has_the_images_of_its_folder(folder, tmp_path):
         compare_stylizers.images((str(folder),), 4, 64)
 
 
+@pytest.mark.parametrize("mode, corner", [("L", 100), ("RGBA", 255)])
+def test_grey_and_transparent_images_of_a_zip_have_three_channels(tmp_path, mode, corner):
+    """As those of a folder: grey in all three, and transparent ones on white."""
+    pixel = {"L": 100, "RGBA": (0, 0, 0, 0)}[mode]
+    write_dataset(tmp_path / "images.zip", [(Image.new(mode, (64, 64), pixel), None)] * 2)
+    found = compare_stylizers.images((str(tmp_path / "images.zip"),), 2, 64)
+    assert found.shape == (2, 3, 64, 64)
+    assert ((found + 1) * 127.5).round().unique().tolist() == [corner]
+
+
 def test_trainings_are_told_apart_by_their_modulation():
     results = {
         compare_stylizers.UNCHANGED: [{"structure": 9.0}],

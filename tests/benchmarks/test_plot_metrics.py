@@ -10,7 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from plot_metrics import hours
+from plot_metrics import hours, read
+
+from torch_utils.errors import UserError
 
 
 def test_hours_are_those_of_the_ticks_and_a_tick_that_was_repeated_counts_once(tmp_path):
@@ -20,3 +22,15 @@ def test_hours_are_those_of_the_ticks_and_a_tick_that_was_repeated_counts_once(t
     (tmp_path / "stats.jsonl").write_text("\n".join(lines))
     found = hours(tmp_path, [0.0, 16.0, 32.0, 48.0])
     assert found == pytest.approx([0, 1000 / 3600, 3000 / 3600, 5000 / 3600])
+
+
+def test_records_that_cannot_be_drawn_are_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl; name the folder of a run"):
+        read(tmp_path, "swd2k")
+    (tmp_path / "metrics.jsonl").write_text('{"kimg": 1, "swd2k": 3}\n{"kimg": 2, "sw')
+    with pytest.raises(UserError, match=r"metrics\.jsonl"):  # as a training writes it that was killed
+        read(tmp_path, "swd2k")
+    (tmp_path / "metrics.jsonl").write_text('{"kimg": 1, "swd2k": 3}\n')
+    assert read(tmp_path, "swd2k") == ([1], [3])
+    with pytest.raises(UserError, match="was not judged by fid"):
+        read(tmp_path, "fid")
