@@ -4,10 +4,11 @@
     python benchmarks/compare_modulations.py --data faces64.zip --cbase 2048 --cmax 128 --mirror --aug ada --kimg 60 \
         --every 10 --seeds 0-2 --variants modconv,adaconv,adaconv-instance,adain --final fd5k_full@tiny-imagenet
 
-The networks are those of `train.py --cfg demo` but for the options. Each run is one single-threaded process, `--jobs`
-of them at a time; with --gpus 1 all of them share one GPU, which such small networks leave idle for most of the time. A
-run that is there already is not run again and one that was stopped goes on, so that variants can
-be added, and days of training divided. --final names metrics of the saved snapshots, such as those of a detector.
+The networks are those of `train.py --cfg demo` but for the options. A variant is a modulation and what to change of it,
+as in adaconv-instance-maplr0.5. Each run is one single-threaded process, `--jobs` of them at a time; with --gpus 1 all
+of them share one GPU, which such small networks leave idle for most of the time. A run that is there already is not run
+again and one that was stopped goes on, so that variants can be added, and days of training divided. --final names
+metrics of the saved snapshots, such as those of a detector.
 
 The cost of a variant is the CPU time of a thousand images in short runs that take turns, which other work on the
 machine disturbs least; on a GPU it is the time that passes. With --cost-rounds, the table has the metrics at the time
@@ -40,31 +41,27 @@ from metrics import parse_metric  # noqa: E402
 from torch_utils import cli  # noqa: E402
 from torch_utils.errors import UserError  # noqa: E402
 from torch_utils.files import write_file  # noqa: E402
+from training.options import resolve  # noqa: E402
 
 Curve = Mapping[float, Mapping[str, Any]]  # metrics by kimg
 Row = dict[str, Any]  # of the table: a variant's metrics
 
-# What differs from `train.py --cfg demo`, by fields of GeneratorConfig or options of train.py.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "modconv": {"modulation": "modconv"},
-    "adain": {"modulation": "adain"},
-    "adaconv": {},
-    "adaconv-maplr0.1": {"map_lr": 0.1},
-    "adaconv-depthwise0.3-maplr0.1": {"depthwise_scale": 0.3, "map_lr": 0.1},
-    "adaconv-depthwise0.3": {"depthwise_scale": 0.3},
-    "adaconv-bf16": {"precision": "bf16"},
-    "adaconv-depthwise0.1": {"depthwise_scale": 0.1},
-    "adaconv-upto32": {"kernels_up_to": 32},
-    "adaconv-depthwise0.1-upto32": {"depthwise_scale": 0.1, "kernels_up_to": 32},
-    "adaconv-mixing0": {"mixing_scale": 0.0},
-    "adaconv-mixing1": {"mixing_scale": 1.0},
-    "adaconv-bias": {"predict_bias": True},
-    "adaconv-noise": {"noise": True},
-    "adaconv-instance": {"norm": "instance"},
-    "adaconv-depthwise0.1-instance": {"depthwise_scale": 0.1, "norm": "instance"},
-    "adaconv-rank8": {"style_channels": 8},
-    "adaconv-1x1": {"kernel_size": 1},
-    "adaconv-5x5": {"kernel_size": 5},
+# What the parts of a variant's name change of `train.py --cfg demo`: fields of GeneratorConfig or options of train.py.
+MODULATIONS = ("modconv", "adain", "adaconv")
+FLAGS: dict[str, dict[str, Any]] = {
+    "instance": {"norm": "instance"},
+    "bias": {"predict_bias": True},
+    "noise": {"noise": True},
+    "bf16": {"precision": "bf16"},
+}
+NUMBERS: dict[str, tuple[str, type]] = {
+    "maplr": ("map_lr", float),
+    "depthwise": ("depthwise_scale", float),
+    "pointwise": ("pointwise_scale", float),
+    "mixing": ("mixing_scale", float),
+    "rank": ("style_channels", int),
+    "kernel": ("kernel_size", int),
+    "upto": ("kernels_up_to", int),
 }
 
 WORKER = """
@@ -229,6 +226,31 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
 
 
+def changes(variant: str) -> dict[str, Any]:
+    """What a variant changes: adaconv-instance-maplr0.5 has the norm "instance" and a map_lr of 0.5.
+
+    Raises UserError for a name that is none.
+    """
+    modulation, *parts = variant.split("-")
+    found: dict[str, Any] = {"modulation": modulation}
+    try:
+        for part in parts:
+            name = part.rstrip("0123456789.")
+            if part in FLAGS:
+                found |= FLAGS[part]
+            else:
+                field, number = NUMBERS[name]
+                found[field] = number(part.removeprefix(name))
+        if modulation not in MODULATIONS:
+            raise KeyError(modulation)
+    except (KeyError, ValueError):
+        raise UserError(
+            f"--variants {variant}: write {', '.join(MODULATIONS)}, and behind it what to change, as in "
+            f"adaconv-instance-maplr0.5; there are {', '.join(FLAGS)}, and before a number {', '.join(NUMBERS)}"
+        ) from None
+    return found
+
+
 def file_name(name: str) -> str:
     return re.sub("[^a-zA-Z0-9.]+", "-", name)
 
@@ -241,7 +263,7 @@ def file_name(name: str) -> str:
 @cli.option("Training", "--every", type=cli.Float(0, min_open=True), help="Interval between two evaluations, in kimg.")
 @cli.option("Training", "--seeds", default="0,1", type=cli.NumberRanges(), help="Seeds of each variant.")
 @cli.option("Training", "--aug", default="noaug", type=click.Choice(["noaug", "ada"]), help="Augmentation.")
-@cli.option("Model", "--variants", default=",".join(VARIANTS), help="Names of variants; all where it is left out.")
+@cli.option("Model", "--variants", default="modconv,adaconv", help="A modulation each, and what to change of it.")
 @cli.option("Model", "--cbase", default=1024, type=cli.Integer(16, 2**20), help="As in train.py.")
 @cli.option("Model", "--cmax", default=64, type=cli.Integer(1, 2**13), help="As in train.py.")
 @cli.option("Output", "--metrics", default="swd2k", help="Metrics during training.")
@@ -259,11 +281,9 @@ def main(
     values = [
         value for metric in [*metrics, *filter(None, final.split(","))] for value in parse_metric(metric).rankings()
     ]
-    if unknown := [name for name in variants.split(",") if name not in VARIANTS]:
-        raise UserError(f"--variants {', '.join(unknown)}: take some of {', '.join(VARIANTS)}")
     if len(set(seeds)) < len(seeds):
         raise UserError("--seeds has a seed twice; name each once")
-    ImageDataset(rest["data"], use_labels=rest["cond"])
+    data = ImageDataset(rest["data"], use_labels=rest["cond"])
     rounds, folder = rest.pop("cost_rounds"), Path(outdir).resolve()
     rest["data"] = str(Path(rest["data"]).resolve())
     common = {"cfg": "demo", "kimg": kimg, "procs": 1, "workers": 0, "metrics": metrics}
@@ -271,7 +291,9 @@ def main(
     if gpus:
         # a process that decodes while the GPU computes, and the precision of the CPU
         common |= {"gpus": gpus, "workers": 1, "precision": "fp32"}
-    options = {name: {**common, **VARIANTS[name]} for name in variants.split(",")}
+    options = {name: {**common, **changes(name)} for name in variants.split(",")}
+    for asked in options.values():
+        resolve(asked, data.resolution, data.channels, data.c_dim, gpus)  # tells what cannot be had before a training
     work = [(name, seed) for seed in seeds for name in options]  # all variants with the first seed come first
     with ThreadPoolExecutor(jobs) as pool:
         runs = [(folder / f"{name}-seed{seed}", {**options[name], "seed": seed}, final) for name, seed in work]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -16,7 +17,7 @@ import compare_modulations
 
 from tests.scripts import image_zip
 from torch_utils.errors import UserError
-from training.config import TrainConfig
+from training.options import resolve
 
 SMALL = {"cbase": 256, "cmax": 8, "z_dim": 16, "w_dim": 16, "style_channels": 8, "map_depth": 1, "batch": 8}
 
@@ -26,17 +27,29 @@ def options(data: Path, **changes) -> dict:
     return {**common, **SMALL, "procs": 1, "workers": 0, "metrics": ["swd50"], **changes}
 
 
-@pytest.mark.parametrize("name", compare_modulations.VARIANTS)
-def test_a_variant_changes_what_it_names(name, faces16):
-    from training.options import resolve
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("adaconv", {}),
+        ("adain", {"modulation": "adain", "norm": "instance"}),
+        ("modconv-noise", {"modulation": "modconv", "noise": True}),
+        ("adaconv-instance", {"norm": "instance"}),
+        ("adaconv-depthwise0.3-maplr0.5", {"depthwise_scale": 0.3, "map_lr": 0.5}),
+        ("adaconv-mixing0-pointwise2", {"mixing_scale": 0.0, "pointwise_scale": 2.0}),
+        ("adaconv-rank8-kernel5", {"style_channels": 8, "kernel_size": 5}),
+        ("adaconv-upto8-bias", {"kernels_up_to": 8, "predict_bias": True}),
+    ],
+)
+def test_a_variant_changes_what_it_names_and_nothing_else(name, values, faces16):
+    given = {field: value for field, value in options(faces16).items() if field != "style_channels"}
+    usual, config = (resolve({**given, **changes}, 16, 3, 0, 0) for changes in ({}, compare_modulations.changes(name)))
+    assert asdict(config.generator) == asdict(usual.generator) | values
+    assert replace(config, generator=usual.generator) == usual
 
-    config = resolve({**options(faces16), **compare_modulations.VARIANTS[name]}, 16, 3, 0, 0)
-    assert isinstance(config, TrainConfig)
-    found = {
-        field: getattr(config.generator if hasattr(config.generator, field) else config, field)
-        for field in compare_modulations.VARIANTS[name]
-    }
-    assert found == compare_modulations.VARIANTS[name]
+
+def test_a_variant_can_train_in_another_precision(faces16):
+    config = resolve({**options(faces16), **compare_modulations.changes("adaconv-bf16")}, 16, 3, 0, 0)
+    assert config.precision == "bf16"
 
 
 def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(faces16, tmp_path):
@@ -120,7 +133,11 @@ def test_costs_leave_out_the_start_and_are_measured_anew_for_a_variant_that_they
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--variants", "adaconv,foo"], r"--variants foo: take some of modconv, adain, adaconv"),
+        *(
+            (["--variants", f"adaconv,{name}"], f"--variants {name}: write modconv, adain, adaconv, and behind it")
+            for name in ("foo", "", "adaconv-foo", "adaconv-maplr", "adaconv-maplr1.1.1", "adaconv-rank8.5", "instance")
+        ),
+        (["--variants", "adaconv,modconv-instance"], "modconv"),
         (["--seeds", "0,1,0"], "--seeds has a seed twice"),
         (["--metrics", "bogus"], "bogus"),
         (["--final", "swd2k,bogus"], "bogus"),
