@@ -323,10 +323,20 @@ def test_squares_are_what_they_were():
     """The same numbers drawn in the same order: the sum of a small model's weights and of its image."""
     torch.manual_seed(0)
     sizes = {"cbase": 256, "cmax": 16, "z_dim": 8, "w_dim": 8, "style_channels": 4, "map_depth": 2}
-    G = Generator(GeneratorConfig(32, **sizes, depthwise_scale=0.1))
+    G = Generator(GeneratorConfig(32, **sizes, depthwise_scale=0.1, map_lr=1.0))
     assert float(sum(p.detach().double().sum() for p in G.parameters())) == pytest.approx(533.7549628646811, abs=1e-6)
     with torch.no_grad():
         assert float(G(torch.ones(1, 8), noise="const").double().sum()) == pytest.approx(-843.92645, abs=0.01)
+
+
+def test_the_style_maps_learning_rate_changes_no_image_at_the_start():
+    """Only what is learned: a factor on the learning rate divides the weight that it multiplies."""
+    images = []
+    for map_lr in (1.0, 0.1):
+        torch.manual_seed(0)
+        G = Generator(GeneratorConfig(16, cbase=64, cmax=8, z_dim=8, w_dim=8, style_channels=4, map_lr=map_lr))
+        images.append(G(torch.ones(2, 8), noise="none"))
+    torch.testing.assert_close(*images)
 
 
 # Derivatives.

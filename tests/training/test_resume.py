@@ -183,7 +183,7 @@ def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, kills", [("zip", 34), ("tars", 8)])
+@pytest.mark.parametrize("kind, kills", [("zip", 16), ("tars", 6)])
 def test_killed_at_any_moment(tmp_path, faces16, kind, kills):
     """Half of the moments are random, and at the other half a file is being written."""
     data = str(faces16)
@@ -193,7 +193,7 @@ def test_killed_at_any_moment(tmp_path, faces16, kind, kills):
     command = [sys.executable, DRIVER, data, tmp_path, str(kills), "0"]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) >= kills // 10  # met a file half written
+    assert int(result.stdout) >= 1  # met a file half written
     for outdir in tmp_path.glob("killed-*"):
         assert_same_run(*(next(folder.iterdir()) for folder in (tmp_path / "straight", outdir)))
 
