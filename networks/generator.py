@@ -80,7 +80,7 @@ class GeneratorConfig(NetworkConfig):
     depthwise_scale: float = 0.03  # initial deviation of the depthwise kernels from the identity
     pointwise_scale: float = 1.0  # the same for the pointwise kernels' entries of each channel with itself
     mixing_scale: float = 0.3  # the same for their entries between channels
-    map_lr: float = 1.0  # learning rate multiplier of the style map
+    map_lr: float = 0.1  # learning rate multiplier of the style map
     predict_bias: bool = False
     kernels_up_to: Annotated[int, Within(4, 2**14)] | None = None  # largest side whose layers have predicted kernels
     noise: bool = True  # whether layers add noise; small models that are trained briefly are better without it
