@@ -172,7 +172,7 @@ def main(**given: Any) -> None:
     check_other_options(options)
     plan = plan_results(options)
     snapshot = find_snapshot(options.model, STYLIZER)
-    check_inputs_survive(outputs(options, plan), inputs(options, snapshot))
+    check_inputs_survive(outputs(options, plan), inputs(options, plan, snapshot))
     tasks = unfinished(options, plan)
     if not tasks and options.save_style is None and options.show_kernels is None:
         return report(tasks, plan.folder)
@@ -225,9 +225,15 @@ def outputs(options: Options, plan: Plan) -> list[Path]:
     ]
 
 
-def inputs(options: Options, snapshot: Path) -> list[Path]:
+def inputs(options: Options, plan: Plan, snapshot: Path) -> list[Path]:
     """The files that are read."""
-    return [snapshot, *options.style_files, *(Path(name) for name in (options.content, options.mask) if name)]
+    contents = [task.content for task in plan.tasks]
+    return [
+        snapshot,
+        *options.style_files,
+        *contents,
+        *(Path(name) for name in (options.content, options.mask) if name),
+    ]
 
 
 def unfinished(options: Options, plan: Plan) -> list[Task]:
@@ -277,6 +283,11 @@ def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle
     model, _ = load_stylizer(snapshot, device)
     about = f"{model.config.modulation}, width {model.config.width:g}"
     note(f"model: {snapshot} ({about}){found_text(options.model, snapshot, STYLIZER)}")
+    if options.structure_from and model.style_encoder is None:
+        raise UserError(
+            "--structure-from and --statistics-from take predicted kernels apart, and AdaIN has none; name a model "
+            "with AdaConv, or one --style"
+        )
     read = {file: read_style(model, file, options.style_scale) for file in dict.fromkeys(options.style_files)}
     return model, [CombinedStyle(tuple(read[file] for file in files), options.mix) for files in options.styles]
 

@@ -43,6 +43,7 @@ from networks.stylizer import Stylizer, resize_square
 from networks.vgg import VGG19
 from torch_utils import cli
 from torch_utils.errors import UserError, plural
+from torch_utils.files import check_inputs_survive
 from training.stylizer import channel_statistics, content_loss, style_loss
 
 UNCHANGED = "content as it is"
@@ -57,6 +58,11 @@ def images(paths: tuple[str, ...], count: int, size: int) -> Tensor:
             f"{', '.join(paths)}: {len(there)} images, {count} are needed; name more, or lower --count and --pairs"
         )
     return torch.cat([resize_square(to_float(image()[None]), size) for image in there[:count]])
+
+
+def files(paths: tuple[str, ...]) -> list[Path]:
+    """The files that `images` may read, a ZIP as one."""
+    return [file for path in map(Path, paths) for file in (list_images(path) if path.is_dir() else [path])]
 
 
 def readers(path: Path) -> list[Callable[[], Tensor]]:
@@ -138,9 +144,15 @@ def main(
     json_path: str | None,
 ) -> None:
     """Compare stylizers on the same images."""
+    check_inputs_survive([path for path in (out, json_path) if path], [*models, *files(content), *files(style)])
+    if out and Path(out).suffix.lower() != ".png":
+        raise UserError(f"--out {out}: the sheet is a PNG; name a file that ends with .png")
     most = max(count, pairs or 0)
     contents, styles = images(content, most, size), images(style, most, size)
     loaded = [load_stylizer(path)[0] for path in models]
+    for path, model in zip(models, loaded, strict=True):
+        if size < (least := model.config.min_size):
+            raise UserError(f"--size {size} is too small for the kernels of {path}; take {least} or more")
     named = {
         f"{model.config.modulation} {name_in_record(path)}": model for model, path in zip(loaded, models, strict=True)
     }

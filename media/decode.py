@@ -101,8 +101,11 @@ def stored_mode(image: Image.Image) -> str:
 
 
 def is_animated(image: Image.Image) -> bool:
-    """Whether an opened GIF, WebP or PNG has several frames. Raises OSError, EOFError or ValueError if it is broken."""
-    return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "n_frames", 1) > 1
+    """Whether an opened GIF, WebP or PNG has several frames. Raises Unusable if it is broken."""
+    try:
+        return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "n_frames", 1) > 1
+    except Exception as error:  # counting a GIF's frames reads all of it
+        raise Unusable(f"is a broken image ({one_line(error)})") from None
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shlex
@@ -68,8 +69,11 @@ class ImageFiles:
             what = f"images ({', '.join(suffixes)})" if suffixes != ("",) else "files"
             for end in (".tar", ".parquet"):
                 if any(name.endswith(end) for name in self.checks):
-                    shards = shlex.quote(f"{self.path}/*{end}")
-                    raise UserError(f"{self.path} holds no {what} but shards; name these with: --data {shards}")
+                    shards = shlex.quote(f"{glob.escape(str(self.path))}/*{end}")
+                    raise UserError(
+                        f"{self.path} holds no {what} but shards; where --data takes these, name them with: "
+                        f"--data {shards}"
+                    )
             raise UserError(f"{self.path} holds no {what}; name the folder or ZIP that holds the images")
 
     def _with_normal_names(self, checks: dict[str, int]) -> dict[str, int]:

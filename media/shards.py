@@ -49,7 +49,8 @@ def find_shards(path: str) -> tuple[str, ...]:
             filesystem, _, paths = fsspec.get_fs_token_paths(path)
             found = [filesystem.unstrip_protocol(name) for name in paths]
         else:
-            found = [os.path.abspath(name) for name in glob.glob(path, recursive=True)]
+            there = [path] if os.path.isfile(path) else glob.glob(path, recursive=True)
+            found = [os.path.abspath(name) for name in there]
     except UserError:
         raise
     except Exception as error:  # of the network, of the Hub, of a file system: the libraries raise many kinds

@@ -70,14 +70,14 @@ def _transcode_frames(
 ) -> int:
     """Reads, applies the function and writes, packet by packet. Returns the number of frames."""
     shift = round(reader.start / reader.stream.time_base)
-    pending: list[tuple[Tensor, int | None]] = []
+    pending: list[tuple[Tensor, int | None, int]] = []
     done = 0
 
     def flush() -> None:
         nonlocal done
-        results = function(torch.stack([image for image, _ in pending]))
-        for image, (_, time) in zip(results, pending, strict=True):
-            writer.write(image, time)
+        results = function(torch.stack([image for image, _, _ in pending]))
+        for image, (_, time, duration) in zip(results, pending, strict=True):
+            writer.write(image, time, duration)
         done += len(pending)
         pending.clear()
         if progress:
@@ -89,7 +89,8 @@ def _transcode_frames(
             continue
         for frame in reader.decode(packet):
             writer.pixel_shape = pixel_shape(reader.stream, frame.rotation)
-            pending.append((reader.pixels(frame), None if frame.pts is None else frame.pts - shift))
+            time = None if frame.pts is None else frame.pts - shift
+            pending.append((reader.pixels(frame), time, frame.duration or 0))
             if len(pending) == batch:
                 flush()
     if pending:

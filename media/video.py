@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
@@ -122,19 +123,26 @@ class VideoReader:
             return []
 
     def pixels(self, frame: Any) -> Tensor:
-        """A frame as uint8 [3, H, W], rotated as the file says. All frames get the size of the first one."""
+        """A frame as uint8 [3, H, W], rotated as the file says. All frames get the size of the first one.
+
+        Transparent pixels are laid on white, as those of images are.
+        """
         if self._size is None:
             self._check_size(frame.width, frame.height)
             self._size = frame.width, frame.height
         width, height = self._size
         unspecified = frame.colorspace == 2
+        transparent = any(component.is_alpha for component in frame.format.components)
         array = frame.to_ndarray(
-            format="rgb24",
+            format="rgba" if transparent else "rgb24",
             width=width,
             height=height,
             src_colorspace="itu709" if unspecified and height >= HD_LINES else None,
             interpolation="BICUBIC",
         )
+        if transparent:
+            colours, alpha = array[..., :3].astype(np.uint32), array[..., 3:].astype(np.uint32)
+            array = ((colours * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
         return _rotate(torch.from_numpy(array).permute(2, 0, 1), frame.rotation)
 
     def _check_size(self, width: int, height: int) -> None:

@@ -17,6 +17,7 @@ from torch_utils.errors import DiskFull, UserError, one_line
 from torch_utils.files import DISK_FULL_ERRORS, atomic_path, make_folder
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}  # containers for H.264 and most sound
+FRAME_DURATION = 1 << 8  # FFmpeg's flag of an encoder that takes the duration of each frame
 BT709 = 1  # FFmpeg's number for the primaries, the transfer function and the matrix
 LIMITED_RANGE = 1  # FFmpeg's number for values in 16..235
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # many files state only the number of channels
@@ -77,10 +78,11 @@ class VideoWriter:
         with self._report_errors():
             self._file.__exit__(None, None, None)
 
-    def write(self, image: Tensor, time: int | None = None) -> None:
-        """Adds a frame uint8 [3, H, W]. All must have the same size. `time` is in units of `time_base`.
+    def write(self, image: Tensor, time: int | None = None, duration: int = 0) -> None:
+        """Adds a frame uint8 [3, H, W]. All must have the same size. Times are in units of `time_base`.
 
-        Without a time, the frame follows the last one at the rate of the video.
+        Without a `time`, the frame follows the last one at the rate of the video. A `duration` of 0 is not known: the
+        frame stays until the next one, and the last for as long as the rate says.
         """
         if time is None or (self._last is not None and time <= self._last):
             # A time that does not increase comes from a damaged source.
@@ -90,7 +92,7 @@ class VideoWriter:
             if self.container is None:
                 self._open(image.shape[1], image.shape[2])
             frame = self._frame(image)
-            frame.pts, frame.time_base = time, self.time_base
+            frame.pts, frame.time_base, frame.duration = time, self.time_base, duration
             self._last = time
             self.container.mux(self._stream.encode(frame))
 
@@ -126,6 +128,7 @@ class VideoWriter:
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         context = stream.codec_context
         context.time_base = stream.time_base = self.time_base
+        context.flags |= FRAME_DURATION
         context.color_primaries = context.color_trc = context.colorspace = BT709
         context.color_range = LIMITED_RANGE
         context.sample_aspect_ratio = self.pixel_shape

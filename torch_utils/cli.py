@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import click
+from click.core import ParameterSource
 
 from torch_utils.errors import CommandError, UserError, plural, printable
 
@@ -31,6 +32,15 @@ class Option(click.Option):
     def __init__(self, *args: Any, group: str = "Options", **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.group = group
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value in its type. An empty text is a mistake, such as a shell's variable that is not set: a path that
+        is empty would be the current folder."""
+        given = (value or ()) if self.multiple else (value,)
+        typed = self.name is None or ctx.get_parameter_source(self.name) is ParameterSource.COMMANDLINE
+        if typed and "" in given and self.flag_value != "":  # --resume without a path
+            raise click.BadParameter("is empty; write a value, or leave the option out", ctx, self)
+        return super().type_cast_value(ctx, value)
 
 
 def option(group: str, *args: Any, **kwargs: Any) -> Callable:
@@ -356,8 +366,13 @@ def run(command: click.Command) -> None:
             sys.exit(0)
         raise broken from None  # another pipe, to a process of our own
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        name = printable(str(error.filename))
+        reasons = {
+            errno.ENAMETOOLONG: f"the name {name} is too long; take a shorter one",
+            errno.EACCES: f"{name} may not be read or looked into; change its permissions, or name another",
+        }
+        if error.errno not in reasons or error.filename is None:
             raise
-        print(f"error: the name {printable(str(error.filename))} is too long; take a shorter one", file=sys.stderr)
+        print(f"error: {reasons[error.errno]}", file=sys.stderr)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -187,11 +187,15 @@ def as_typed(path: Path) -> str:
 
 
 def check_inputs_survive(outs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike]) -> None:
-    """Raises UserError if a result would replace one of the files that are read."""
-    sources = {os.path.realpath(path) for path in inputs}
+    """Raises UserError if a result would replace one of the files that are read, or another result."""
+    sources, written = {os.path.realpath(path) for path in inputs}, set[str]()
     for out in outs:
-        if os.path.realpath(out) in sources:
+        real = os.path.realpath(out)
+        if real in sources:
             raise UserError(f"{out} is one of the files to read and would be replaced; name another file")
+        if real in written:
+            raise UserError(f"{out} is the name of two results; name another file for one of them")
+        written.add(real)
 
 
 def remove_leftovers(folder: Path) -> None:

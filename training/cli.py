@@ -278,7 +278,8 @@ def prepare_resumed(
     kimg = check_resumable(state, run, config)
     if about.get("data_hash", data_hash) != data_hash:
         raise UserError(
-            f"{config.data} is not the data set that {run} was begun with: its files or labels are others; "
+            f"{' or '.join(config.data_paths)} is not the data set that {run} was begun with: its files or labels are "
+            "others; "
             f"name that one with {config.data_options}, or start a new run without --resume"
         )
     if dry_run:

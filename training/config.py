@@ -85,6 +85,11 @@ class RunConfig:
         raise NotImplementedError
 
     @property
+    def data_paths(self) -> list[str]:
+        """The data sets, by what `data_options` name."""
+        return [self.data]
+
+    @property
     def note(self) -> str:
         """What the user should know about this configuration; mostly empty."""
         return ""
@@ -244,6 +249,10 @@ class StylizerTrainConfig(RunConfig):
     tv_weight: NotNegative = 0.0  # weight of the total variation
     ema_kimg: Positive = 1.0  # half-life of the averaged weights
     ema_rampup: NotNegative | None = 0.05  # limits the half-life to this fraction of the images seen so far
+
+    @property
+    def data_paths(self) -> list[str]:
+        return [self.data, self.style]
 
     @property
     def run_name(self) -> str:

@@ -237,6 +237,9 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
         raise UserError("--encoder-weights would not be used: --init-from has an encoder; leave one of them out")
     if options.get("size", STRIDE) % STRIDE:
         raise UserError(f"--size {options['size']}: take a multiple of {STRIDE}, the encoder's stride")
+    useless = [f"--{name.replace('_', '-')}" for name in ("kernel_size", "style_channels") if options.get(name)]
+    if options.get("modulation") == "adain" and useless and not resuming:
+        raise UserError(f"{' and '.join(useless)} would change nothing: AdaIN has no predicted kernels; leave them out")
     gpus = distributed.count_gpus(options.get("gpus"))
     values = {**options, **machine_values(options, gpus, StylizerTrainConfig.batch), "data": options["content"]}
     try:

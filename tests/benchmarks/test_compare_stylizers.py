@@ -17,7 +17,8 @@ import compare_stylizers
 
 from media.convert import write_dataset
 from metrics import swd
-from models.snapshot import PRETRAINED
+from models.snapshot import PRETRAINED, save_stylizer
+from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.errors import UserError
 
 MODEL = str(PRETRAINED / "stylizer-small.safetensors")
@@ -80,3 +81,28 @@ def test_a_pair_is_one_content_in_one_style(folder, tmp_path, monkeypatch):
     assert Image.open(out).size == (2 * 128, 2 * 128)
     with pytest.raises(UserError, match="same name and folder"):
         compare_stylizers.main([*arguments, "--model", MODEL], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--out", "images/1.png"], "is one of the files to read"),
+        (["--json", "images/0.png"], "is one of the files to read"),
+        (["--out", "a.png", "--json", "a.png"], "is the name of two results"),
+        (["--out", "a.jpg"], "the sheet is a PNG"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_replaced(folder, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    given = ["--content", str(folder), "--style", str(folder), "--model", MODEL, "--count", "1", "--size", "64"]
+    with pytest.raises(UserError, match=words):
+        compare_stylizers.main([*given, *arguments], standalone_mode=False)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_images_that_are_too_small_for_the_kernels_get_a_line(folder, tmp_path):
+    save_stylizer(tmp_path / "wide.safetensors", Stylizer(StylizerConfig(width=0.05, kernel_size=31)), {})
+    given = ["--content", str(folder), "--style", str(folder), "--count", "1", "--size", "64"]
+    with pytest.raises(UserError, match=r"--size 64 is too small for the kernels of .*wide\.safetensors; take 121"):
+        compare_stylizers.main([*given, "--model", str(tmp_path / "wide.safetensors")], standalone_mode=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from fractions import Fraction
@@ -361,3 +362,42 @@ def test_animations_are_videos_in_every_format(tmp_path, suffix):
     with av.open(str(tmp_path / "b.mp4")) as made:
         times = [float(frame.pts * frame.time_base) for frame in made.decode(video=0)]
     assert times == pytest.approx([0, 0.04, 0.12, 0.24], abs=0.011)
+
+
+def test_the_last_frame_stays_as_long_as_it_did(tmp_path):
+    images = [Image.new("RGB", (32, 16), (80 * i, 0, 0)) for i in range(3)]
+    images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=[500, 500, 4000])
+    for name in ("b.mp4", "b.mov"):
+        transcode(tmp_path / "a.gif", tmp_path / name, lambda x: x)
+        with av.open(str(tmp_path / name)) as made:
+            assert made.duration / av.time_base == pytest.approx(5, abs=0.02)
+            found = [float(packet.duration * packet.time_base) for packet in made.demux(video=0) if packet.size]
+        assert found == pytest.approx([0.5, 0.5, 4], abs=0.02)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])
+def test_transparent_pixels_of_animations_are_white(tmp_path, suffix):
+    """As those of images, whatever colour they hide; half transparent ones are half white."""
+    images = []
+    for i in range(3):
+        image = Image.new("RGBA", (32, 16), (200, 0, 0, 255))
+        image.paste((10, 200, 30, 0), (0, 0, 16, 16))
+        image.putpixel((20, 4), (0, 0, 100 + i, 128 if suffix != ".gif" else 255))
+        images.append(image)
+    options = {"lossless": True, "exact": True} if suffix == ".webp" else {}
+    images[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=images[1:], duration=40, **options)
+    for i, frame in enumerate(frames(tmp_path / f"a{suffix}")):
+        assert near(frame[:, 4, 4].tolist(), [255] * 3) and near(frame[:, 12, 28].tolist(), [200, 0, 0])
+        if suffix != ".gif":
+            assert near(frame[:, 4, 20].tolist(), [127, 127, 127 + (100 + i) / 2])
+
+
+def test_animations_that_are_cut_off_are_broken_images(tmp_path):
+    """At whatever byte: counting a GIF's frames reads all of it, and Pillow raises many kinds of errors."""
+    for suffix, image_format in ((".gif", "GIF"), (".png", "PNG"), (".webp", "WEBP")):
+        images = [Image.fromarray(np.random.default_rng(i).integers(0, 256, [9, 11, 3], np.uint8)) for i in range(3)]
+        whole = io.BytesIO()
+        images[0].save(whole, image_format, save_all=True, append_images=images[1:])
+        for length in range(0, len(whole.getvalue()), 1 if suffix == ".gif" else 9):
+            (tmp_path / f"a{suffix}").write_bytes(whole.getvalue()[:length])
+            is_video(tmp_path / f"a{suffix}")  # says one or the other

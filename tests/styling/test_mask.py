@@ -66,3 +66,19 @@ def test_blending():
     assert torch.allclose(blend(inside, outside, mask), mask * inside + (1 - mask) * outside, atol=1e-6)
     assert torch.equal(blend(inside, outside, torch.ones(1, 4, 5)), inside)
     assert torch.equal(blend(inside, outside, torch.zeros(1, 4, 5)), outside)
+
+
+@pytest.mark.parametrize("sigma", [16, 23.5, 60, 300])
+def test_wide_edges_are_gaussian_as_well(sigma):
+    """They are blurred in a reduced image: as the convolution of the whole, within what 8 bits can tell."""
+    masks = torch.zeros(2, 1, 150, 203)
+    masks[0, :, :, 100:] = 1
+    masks[1, :, 60:70, 20:120] = 1
+    radius = math.ceil(4 * sigma)
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / sigma) ** 2)
+    taps = taps / taps.sum()
+    pad, convolve = torch.nn.functional.pad, torch.nn.functional.conv2d
+    expected = convolve(pad(masks.double(), [radius, radius, 0, 0], "replicate"), taps.view(1, 1, 1, -1))
+    expected = convolve(pad(expected, [0, 0, radius, radius], "replicate"), taps.view(1, 1, -1, 1))
+    found = soften(masks, sigma)
+    assert found.shape == masks.shape and (found - expected).abs().max() < 1.5 / 255

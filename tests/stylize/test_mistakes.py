@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 from PIL import Image
 
 from media.files import read_image
 from models.snapshot import save_stylizer
+from networks.stylizer import Stylizer, StylizerConfig
 from tests.stylize.running import done, film, mistake
 
 
@@ -141,3 +143,25 @@ def test_real_images(start, place, real_images, tmp_path):
     for options in ([], ["--preserve-color", "histogram"], ["--tile", "128", "--strength", "0.5"]):
         done(*start[:2], "--content", photo, "--style", painting, *options, "--out", tmp_path / "y.jpg")
         assert read_image(tmp_path / "y.jpg").shape == read_image(photo).shape
+
+
+def test_no_result_replaces_a_content_or_another_result(place, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(place / "photos", photos)
+    before = {file.name: file.read_bytes() for file in photos.iterdir()}
+    begin = ["--model", place / "model.safetensors", "--style", place / "a.png", "--overwrite"]
+    sheet = photos / "1.png"
+    words = f"{sheet} is one of the files to read"
+    assert words in mistake(*begin, "--content", photos, "--show-kernels", sheet, "--out", tmp_path / "out/")
+    assert {file.name: file.read_bytes() for file in photos.iterdir()} == before
+    sheet = tmp_path / "out" / "1-a.png"
+    words = f"{sheet} is the name of two results"
+    assert words in mistake(*begin, "--content", photos, "--show-kernels", sheet, "--out", f"{tmp_path}/out/")
+    assert words in mistake(*begin, "--content", photos / "1.png", "--show-kernels", sheet, "--out", sheet.parent)
+
+
+def test_adain_has_no_structure_of_its_own(place, tmp_path):
+    save_stylizer(tmp_path / "adain.safetensors", Stylizer(StylizerConfig(width=0.05, modulation="adain")), {})
+    given = ["--structure-from", place / "a.png", "--statistics-from", place / "b.png", "--out", tmp_path / "o.png"]
+    line = mistake("--model", tmp_path / "adain.safetensors", "--content", place / "photo.png", *given)
+    assert "take predicted kernels apart, and AdaIN has none" in line and not (tmp_path / "o.png").exists()

@@ -1,5 +1,6 @@
 """torch_utils.cli: number ranges, grouped help, one-line errors and exit codes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -163,6 +164,29 @@ def test_a_name_that_is_too_long_is_the_users_mistake(tmp_path, place):
         result = script(body)
         assert result.returncode == 2 and result.stderr.count("\n") == 1
         assert "too long" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--path", ""], ["--many", "a", "--many", ""], ["--path="]])
+def test_an_empty_text_is_a_mistake(arguments):
+    """As of a shell's variable that is not set: as a path it would be the current folder."""
+
+    @click.command(cls=cli.Command)
+    @cli.option("Options", "--path", default="")
+    @cli.option("Options", "--many", multiple=True)
+    def main(path, many):
+        return path, many
+
+    assert main.main([], standalone_mode=False) == ("", ())
+    with pytest.raises(click.BadParameter, match="is empty; write a value, or leave the option out"):
+        main.main(arguments, standalone_mode=False)
+
+
+def test_what_may_not_be_read_is_one_line(tmp_path):
+    """Wherever it is met."""
+    result = script(f"raise PermissionError({errno.EACCES}, 'Permission denied', {str(tmp_path)!r})")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert f"{tmp_path} may not be read or looked into" in result.stderr
+    assert script("raise PermissionError('a bug')").returncode == 1
 
 
 def test_writable_folder_on_a_file_is_the_users_mistake(tmp_path):
