@@ -186,7 +186,7 @@ class Generator(Pretrained, networks.generator.Generator):
         self,
         z: Tensor,
         c: Tensor | Sequence[Any] | int | str | None = None,
-        psi: float | Tensor = 1.0,
+        psi: float | Sequence[float] | Tensor = 1.0,
         noise: Noise = "const",
         trunc_class: bool = False,
     ) -> Tensor:
@@ -196,17 +196,23 @@ class Generator(Pretrained, networks.generator.Generator):
             z: [N, z_dim]
             c: classes [N] by number or name, one class for all, or floats [N, c_dim], which may mix classes; for a
                 model whose labels are numbers, a label [c_dim] for all, or [N, c_dim].
-            psi: truncation, one number for all layers or [num_ws].
+            psi: truncation, one number for all layers, or a sequence or tensor [num_ws].
             noise: "const", "random", "none", or a tensor for each layer.
             trunc_class: whether truncation is towards the mean of each image's class, in place of the mean of all.
 
         Raises:
-            ValueError: if z is of another shape, or if the model has classes and c does not name one for each image, or
-                has none and c does.
+            ValueError: if z or psi is of another shape, or if the model has classes and c does not name one for each
+                image, or has none and c does.
         """
         if z.ndim != 2 or z.shape[1] != self.config.z_dim:
             raise ValueError(f"z: expected [N, {self.config.z_dim}], as latents([0, 1]) makes it, got {list(z.shape)}")
-        c = self._classes(c, z.shape[0])
+        if not isinstance(psi, (int, float)):
+            psi = torch.as_tensor(psi, dtype=torch.float32, device=self.w_avg.device)
+            if psi.shape not in ((), (self.config.num_ws,)):
+                raise ValueError(
+                    f"psi: expected a number, or one for each of {self.config.num_ws} layers, got {psi.shape}"
+                )
+        c, z = self._classes(c, z.shape[0]), z.to(self.w_avg)
         if trunc_class and c is None:
             raise ValueError("trunc_class: expected False, as the model has no classes")
         center = class_centers(self, c) if trunc_class and c is not None else None
@@ -250,6 +256,8 @@ class Generator(Pretrained, networks.generator.Generator):
         if c is None:
             raise ValueError(expected)
         c = torch.as_tensor(c, device=self.w_avg.device)
+        if c.dtype == torch.bool:
+            raise ValueError(f"{expected}; got {c.tolist()}")
         if c.is_floating_point() and c.shape == (n, count):
             return c
         if c.is_floating_point():

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 from tqdm import tqdm
 
-from media.check import check_dataset
+from media.check import NO_LABEL, check_dataset
 from media.convert import CROPS, FILTERS, JPEG_QUALITY, LABELS, Conversion, FileFormat, convert, write_dataset
 from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
@@ -81,7 +81,7 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: Resolution,
         faces(count, resolution, seed), desc="drawing", total=count, unit=" faces", file=sys.stderr, disable=None
     )
     write_dataset(out, images, overwrite=overwrite, class_names=HAIR_COLORS)
-    print(f"{out}: {plural(count, 'face')} of {resolution}x{resolution} pixels")
+    show(f"{out}: {plural(count, 'face')} of {resolution}x{resolution} pixels")
     print("classes: " + ", ".join(f"{label} {name}" for label, name in enumerate(HAIR_COLORS)))
 
 
@@ -287,7 +287,7 @@ def check_command(data: str) -> None:
     else:
         called = {number: f"{number} {name}" for number, name in enumerate(found.class_names)}
         counts = ", ".join(f"{called.get(label, label)}: {count:,}" for label, count in found.classes.items())
-        print(f"{plural(len(found.classes), 'class', 'es')} with images: {counts}")
+        print(f"{plural(len(found.classes), 'class', 'es')} with images{': ' * bool(counts)}{counts}")
         total = len(found.class_names) or max(found.classes, default=-1) + 1
         if unused := sorted(set(range(total)) - found.classes.keys()):
             more = f" and {len(unused) - MAX_LISTED:,} more" * (len(unused) > MAX_LISTED)
@@ -296,10 +296,14 @@ def check_command(data: str) -> None:
         show(found.label_problem)
     if not found.convert:
         raise UserError(f"{data}: of its {plural(len(found.problems), 'file')} none can be used, for the reasons above")
-    if found.problems:
-        labels = " --labels none" if found.label_problem else ""
+    unlabelled = sum(reason == NO_LABEL for _, reason in found.problems)
+    if len(found.problems) > unlabelled:
+        labels = " --labels none" if found.label_problem or unlabelled else ""
         count = plural(len(found.problems), "file")
-        raise UserError(f"{data}: {count} cannot be used as they are; convert the images with: {found.convert}{labels}")
+        raise UserError(f"{data}: {count} cannot be used unchanged; convert the images with: {found.convert}{labels}")
+    if unlabelled:
+        of = f"{unlabelled:,} of {plural(found.count, 'image')}"
+        raise UserError(f"{data}: {of} without a label; add labels to {LABEL_FILE}, or train without --cond")
     if found.label_problem:
         raise UserError(f"{data}: only its labels cannot be used; correct {LABEL_FILE}, or train without --cond")
 

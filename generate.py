@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from latents import cli as latents_cli
 from latents import kernel_views, sheets, walks
-from latents.cli import GridSize, Model, ModelOptions, Numbers, collect, open_model, sheet_name
+from latents.cli import GridSize, Model, ModelOptions, Numbers, collect, in_turn, open_model, sheet_name
 from latents.codes import Codes, fingerprint, generate_codes, load_codes
 from latents.directions import (
     METHODS,
@@ -256,7 +256,7 @@ def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, vi
     the first seed.
     """
     check_animation(video.out, video.fps)
-    seeds = [seeds[i % len(seeds)] for i in range(max(len(seeds), len(options.labels)))]
+    seeds = in_turn(seeds, len(options.labels))
     count = round((video.seconds or len(seeds)) * video.fps)
     check_walk(seeds, count, video)
     model = open_model(options)

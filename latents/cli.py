@@ -191,6 +191,11 @@ def scale_option(least: int) -> Callable:
     return cli.option("Output", "--scale", type=cli.Integer(1, 64), help=help_text)
 
 
+def in_turn(seeds: Sequence[int], labels: int) -> list[int]:
+    """The seeds of a walk, repeated so that each of so many labels has one."""
+    return [seeds[i % len(seeds)] for i in range(max(len(seeds), labels))]
+
+
 # --- the model ------------------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ from media.labels import Label, LabelFile
 from torch_utils.errors import UserError
 
 NONE_USABLE = "none can be used"
+NO_LABEL = "has no label"  # an image that can be used without the labels
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def check_dataset(path: str | os.PathLike) -> Check:
     labels = found.labels
     known: Mapping[str, Label] | None = labels if found.vectors is None else found.vectors
     if known is not None:
-        problems += [(name, "has no label") for name in names if name not in known]
+        problems += [(name, NO_LABEL) for name in names if name not in known]
     ranges = None
     if found.vectors is not None:
         columns = zip(*(found.vectors[name] for name in names if name in found.vectors), strict=True)

@@ -277,6 +277,11 @@ def write_dataset(
 
 def _write_folder(out: Path, fill: Callable[[Path], int]) -> int:
     """Makes a new folder with what `fill` writes into it, and returns what that returns."""
+    if out.suffix.lower() in (".tar", ".parquet"):
+        raise UserError(f"{out} would be a folder with the name of a shard; name one without {out.suffix}")
+    named, out = out, out.resolve()
+    if out == Path.cwd():
+        raise UserError(f"{named} is the current folder; name another one with --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
     beside = temporary_path(out)

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def list_images(folder: str | os.PathLike, *, videos: bool = False) -> list[Path
     """
     folder = Path(folder)
     try:
-        entries = [Path(entry) for entry in os.scandir(folder) if entry.is_file() and not entry.name.startswith(".")]
+        entries = [Path(entry) for entry in os.scandir(folder) if _is_file(entry) and not entry.name.startswith(".")]
     except FileNotFoundError:
         raise UserError(missing(folder, "name a folder of images")) from None
     except OSError as error:
@@ -125,6 +126,13 @@ def list_images(folder: str | os.PathLike, *, videos: bool = False) -> list[Path
         what = "images and no videos" if videos else "images"
         raise UserError(f"{folder} holds no {what} ({', '.join(suffixes)}); name the folder that holds them")
     return images
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file; a link that leads in a circle is none."""
+    with suppress(OSError):
+        return entry.is_file()
+    return False
 
 
 def note_subfolders(folder: str | os.PathLike) -> None:

@@ -24,6 +24,7 @@ LABEL_FILE = "dataset.json"
 HOW_TO_MAKE = "name a folder or ZIP of images, or draw some with: python dataset_tool.py faces --out faces32.zip"
 
 # Limits on what an archive may demand.
+UTF8_NAME = 0x800  # the flag of a member of a ZIP whose name is UTF-8
 MAX_FILES = 5_000_000
 MAX_FILE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 64 << 20
@@ -43,6 +44,7 @@ class ImageFiles:
         self.path = Path(path)
         self.cycles: list[str] = []  # links to a folder that they lie in: these are not followed, others are
         self.runs: list[str] = []  # folders of training runs, whose sheets of fakes are no data
+        self._spelled: dict[str, str] = {}  # the names that an archive means, by those that `zipfile` reads
         self._members: dict[str, str] = {}  # what an archive or a folder calls a file whose normal name is another
         self._zip: tuple[int, zipfile.ZipFile] | None = None  # process id, and the archive as that process opened it
         try:
@@ -80,7 +82,7 @@ class ImageFiles:
         """The files by their normal names; where a single folder wraps `dataset.json` and all else, without it."""
         normal: dict[str, int] = {}
         for member, check in checks.items():
-            name = normal_name(member)
+            name = normal_name(self._spelled.get(member, member))
             if name in normal:
                 first = self._members.get(name, name)
                 raise UserError(
@@ -127,6 +129,8 @@ class ImageFiles:
                 f"{self.path} would unpack to {size:,} bytes from {packed:,}, as only harmful "
                 "archives do; unpack it yourself if you trust it, and name the folder"
             )
+        # Some programs write names in UTF-8 and do not say so, which are then read as those of DOS
+        self._spelled = {m.filename: utf8_name(m.filename) for m in members if not m.flag_bits & UTF8_NAME}
         return {member.filename: member.CRC for member in members}
 
     def _archive(self) -> zipfile.ZipFile:
@@ -212,6 +216,14 @@ def normal_name(name: str) -> str:
     """
     parts = unicodedata.normalize("NFC", name.replace("\\", "/")).split("/")
     return "/".join(part for part in parts if part not in ("", "."))
+
+
+def utf8_name(name: str) -> str:
+    """What `zipfile` read as a name in the characters of DOS, as UTF-8 where it is that."""
+    try:
+        return name.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return name
 
 
 def _hidden(name: str) -> bool:

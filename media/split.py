@@ -39,6 +39,8 @@ def split(
         raise UserError(f"{files.path} is in shards, which are not split; make the data set again from its images")
     for line in files.notes:
         note(line)
+    if len(files.names) < 2:
+        raise UserError(f"{files.path} has 1 image, and two parts need at least 2; name a larger data set")
     if len(files.names) < every:
         raise UserError(
             f"{files.path} has {plural(len(files.names), 'image')}, fewer than --every {every}; name a smaller one"

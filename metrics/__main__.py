@@ -7,6 +7,7 @@ page about a snapshot.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
@@ -248,6 +250,8 @@ def evaluate_command(
     if fakes is not None and (trunc is not None or all_snapshots):
         given = "--all is of a run" if all_snapshots else "--trunc changes the images of --network"
         raise UserError(f"{given}, not of --fakes; leave it out")
+    if fakes is not None and options["extrapolate"]:
+        raise UserError("--extrapolate generates images with --network, not with --fakes; leave it out")
     if all_snapshots and trunc is not None and len(trunc) > 1:
         raise UserError("--all and several values of --trunc do not go together; give one value")
     if per_class and (all_snapshots or (trunc is not None and len(trunc) > 1)):
@@ -256,7 +260,11 @@ def evaluate_command(
         raise UserError("--best is of the snapshots of a run; add --all, or leave it out")
     if best is not None:
         higher_is_better(best, names)  # or raises
-    if all_snapshots or (trunc is not None and len(trunc) > 1):
+    series = all_snapshots or (trunc is not None and len(trunc) > 1)
+    if typed("plot") and not series:
+        raise UserError("--plot draws several results; add --all or several values of --trunc, or leave it out")
+    if series:
+        check_result(plot, "--plot", ".svg")
         writable_file(plot, "--plot")
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
@@ -278,6 +286,23 @@ def evaluate_command(
                 show(describe(name, records[0]))
     if problems:
         raise UserError("; ".join(problems))
+
+
+OF_NETWORK = {"seeds": "--seeds", "class_name": "--class", "trunc": "--trunc"}  # parameters of nearest
+
+
+def typed(parameter: str) -> bool:
+    """Whether the command line gives this parameter of the command."""
+    return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
+
+
+def check_result(out: str, option: str, suffix: str, *images: str | None) -> None:
+    """Raises UserError where a result has another extension, or would replace one of the images in a folder."""
+    if Path(out).suffix.lower() != suffix:
+        raise UserError(f"{option} {out}: name a file that ends with {suffix}")
+    for folder in filter(None, images):
+        if os.path.exists(out) and Path(out).resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"{option} {out} is a file of {folder} and would be replaced; name another")
 
 
 def evaluate_together(
@@ -350,6 +375,9 @@ def nearest_command(
     """
     if options["network"] is not None and options["fakes"] is not None:
         raise UserError("name --network or --fakes, not both: what is to be compared")
+    if options["fakes"] is not None and (useless := [o for p, o in OF_NETWORK.items() if typed(p)]):
+        raise UserError(f"{' and '.join(useless)} would change images of --network, not --fakes; leave them out")
+    check_result(out, "--out", ".png", options["data"], options["fakes"], options["test"])
     writable_file(out, "--out")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     request = NearestRequest(device=device, **options)
@@ -362,13 +390,13 @@ def nearest_command(
         flipped = ", flipped" if row["flipped"] else ""
         verdict = "" if row["authentic"] else "  nearer than real images are to each other"
         name = row["file"] if "file" in row else f"seed {row['seed']}"
-        print(
+        show(
             f"{name}: {row['nearest']}{flipped}, distance {row['distance']:.4g} "
             f"({row['nearest_to_another']:.4g} from there to another real image){verdict}"
         )
     authentic = sum(row["authentic"] for row in found.rows)
     tests = [f"; {name} {found.figures[key]:.2f}" for key, name in FIGURES.items() if key in found.figures]
-    print(f"{authentic} of {len(found.rows)} authentic{''.join(tests)}; the sheet is {out}")
+    show(f"{authentic} of {len(found.rows)} authentic{''.join(tests)}; the sheet is {out}")
 
 
 @main.command("report", example=REPORT)
@@ -408,6 +436,7 @@ def report_command(
         raise UserError(FLD_NEEDS_TEST)
     if detector:
         find_detector(detector)
+    check_result(out, "--out", ".html")
     writable_file(out, "--out")
     gpus = distributed.count_gpus(gpus)
     request = Request(
@@ -433,7 +462,7 @@ def report_command(
         note(f"warning: nearest training images are left out: {problem}")
     page = write_page(Page(records, history, found, nearest.detector, problem, request.background), device)
     write_file(out, page.encode())
-    print(f"The report is {out}.")
+    show(f"The report is {out}.")
 
 
 if __name__ == "__main__":

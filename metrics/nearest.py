@@ -251,6 +251,10 @@ def open_test(request: NearestRequest, dataset: ImageDataset) -> ImageDataset | 
     check_shape(request.test, test.channels, test.resolution, dataset, request.data)
     if test.fingerprint == dataset.fingerprint:
         raise UserError("--test and --data are the same images; name images that were not trained on with --test")
+    if request.fakes is not None and ImageDataset(request.fakes, background=request.background).fingerprint == (
+        test.fingerprint
+    ):
+        raise UserError("--test and --fakes are the same images; name real images that were not trained on with --test")
     return test
 
 

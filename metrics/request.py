@@ -124,7 +124,7 @@ def find_snapshots(network: str | None, all_snapshots: bool) -> list[Path]:
         raise UserError(f"--all evaluates the snapshots of a run, {network} is a file; name the run's folder")
     if network is not None and not any(Path(network).glob("snapshot-*")) and (pickles := find_pickles(Path(network))):
         return pickles
-    newest = find_snapshot(network)
+    newest = find_snapshot(network, hint="name the folder of a run with --network")
     return sorted(newest.parent.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
 
 

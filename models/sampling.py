@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,8 +46,9 @@ def random_generator(seed: int, device: torch.device | str = "cpu") -> torch.Gen
 
 
 def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
-    """z [N, z_dim], each row drawn by a generator of its own from its seed."""
-    return torch.stack([torch.randn(z_dim, generator=random_generator(seed)) for seed in seeds])
+    """z [N, z_dim], each row drawn by a generator of its own from its seed. Raises TypeError for what is no integer."""
+    rows = [torch.randn(z_dim, generator=random_generator(operator.index(seed))) for seed in seeds]
+    return torch.stack(rows) if rows else torch.zeros(0, z_dim)
 
 
 def noise_from_seeds(G: Generator, seeds: Sequence[int], device: torch.device | str = "cpu") -> list[Tensor]:

@@ -21,7 +21,7 @@ from models.stylegan2 import is_network_pickle, load_stylegan2
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.errors import UserError, command_line, one_line
-from torch_utils.files import as_typed, write_file
+from torch_utils.files import as_typed, open_regular, write_file
 from torch_utils.schema import Count, Within, build, check_values, parse_json, repr_of
 from torch_utils.tensors import check_types, is_finite, read_metadata, read_safetensors
 
@@ -119,6 +119,7 @@ def load_model(
     name = kind_name(kind)
     article = "an" if name[0] in "aeiou" else "a"
     try:
+        open_regular(path).close()  # of a file that may not be read, safetensors says that there is none
         tensors, metadata = read_safetensors(path)
     except (ValueError, OSError) as error:
         reason = one_line(error, 200)

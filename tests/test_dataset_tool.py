@@ -1,4 +1,6 @@
 import io
+import json
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -11,6 +13,7 @@ from PIL import Image
 import dataset_tool
 from media.dataset import ImageDataset
 from media.faces import HAIR_COLORS
+from media.files import list_images
 from tests.scripts import remedy
 from torch_utils.cli import run
 
@@ -230,3 +233,51 @@ def test_check_names_classes_without_images(tool, tmp_path):
         archive.writestr("dataset.json", '{"labels": [["1.png", 1], ["3.png", 3]]}')
     done = tool("check", "--data", tmp_path / "a.zip")
     assert done.returncode == 0 and "classes without images: 0, 2\n" in done.stdout
+
+
+def test_labels_that_do_not_fit_get_the_advice_that_helps(tool, tmp_path):
+    """Of images that only lack a label, the labels are to be mended; converted ones would lack them as well."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16), (i * 60, 0, 0)).save(folder / f"{i}.png")
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[f"{i}.PNG", i % 2] for i in range(4)]}))
+    checked = tool("check", "--data", folder)
+    assert checked.returncode == 2 and "0 classes with images\n" in checked.stdout
+    assert "4 of 4 images without a label; add labels to dataset.json, or train without --cond" in checked.stderr
+    Image.new("RGB", (20, 20)).save(folder / "larger.png")
+    checked = tool("check", "--data", folder)
+    command = shlex.split(checked.stderr.split("python dataset_tool.py ")[1])
+    assert command[-2:] == ["--labels", "none"]
+    command[command.index("--out") + 1] = str(tmp_path / "out.zip")
+    assert tool(*command).returncode == 0 and len(ImageDataset(tmp_path / "out.zip")) == 5
+
+
+def test_folders_that_cannot_be_made_are_told_before_the_work(tool, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made = ["faces", "--count", 2, "--resolution", 16, "--out"]
+    for out, words in ((".", "the current folder"), ("a.tar", "the name of a shard"), ("a.parquet", "of a shard")):
+        refused = tool(*made, out)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1 and words in refused.stderr
+    assert list((tmp_path / "here").iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    assert tool(*made, tmp_path / "link").returncode == 0
+    assert (tmp_path / "link").is_symlink() and len(ImageDataset(tmp_path / "empty")) == 2
+
+
+def test_links_that_lead_nowhere_are_named(tool, tmp_path):
+    (tmp_path / "odd.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "round.png").symlink_to(tmp_path / "round.png")
+    refused = tool("convert", "--source", tmp_path / "odd.png", "--out", tmp_path / "z.zip", "--resolution", 32)
+    assert "odd.png is a link that leads nowhere" in refused.stderr and refused.stderr.count("\n") == 1
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    assert [path.name for path in list_images(tmp_path)] == ["a.png"]
+
+
+def test_one_image_cannot_be_split(tool, tmp_path):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "in" / "a.png")
+    outs = ["--train", tmp_path / "a.zip", "--held-out", tmp_path / "b.zip"]
+    assert "two parts need at least 2" in tool("split", "--source", tmp_path / "in", *outs, "--every", 2).stderr

@@ -102,7 +102,26 @@ def test_inputs_of_another_shape_are_refused_in_words(run):
     for wrong in (torch.randn(2, G.config.z_dim + 1), z[0]):
         with pytest.raises(ValueError, match=rf"z: expected \[N, {G.config.z_dim}\].*got \[{wrong.shape[0]}"):
             G(wrong, 0)
+    for psi in ([0.5] * (G.config.num_ws - 1), torch.ones(2, G.config.num_ws)):
+        with pytest.raises(ValueError, match=f"psi: expected a number, or one for each of {G.config.num_ws} layers"):
+            G(z, 0, psi=psi)
+    with pytest.raises(ValueError, match="c: expected a class"):
+        G(z, c=True)
+    with pytest.raises(TypeError):
+        G.latents([0.5])
     assert G(z, 0).shape[0] == 2
+
+
+def test_inputs_in_other_forms_are_the_same(run):
+    G = adaconv.Generator.from_pretrained(run)
+    z = G.latents([0, 1])
+    for seeds in (np.arange(2), torch.arange(2), range(2)):
+        assert torch.equal(G.latents(seeds), z)
+    assert G.latents([]).shape == (0, G.config.z_dim)
+    expected = G(z, 1, psi=0.5)
+    for psi in ([0.5] * G.config.num_ws, torch.full([G.config.num_ws], 0.5), torch.tensor(0.5)):
+        torch.testing.assert_close(G(z, 1, psi=psi), expected)
+    assert torch.equal(G(z.double(), 1, psi=0.5), expected)
 
 
 def test_classes_by_name(run):

@@ -229,6 +229,8 @@ def _sync_folder(folder: Path) -> None:
 
 def missing(path: Path, otherwise: str) -> str:
     """A message that `path` does not exist, with a file of a similar name, or with what to do `otherwise`."""
+    if path.is_symlink():
+        return f"{path} is a link that leads nowhere; {otherwise}"
     nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     close = [name for name in nearby if Path(name).stem == path.name]
     if close := close or difflib.get_close_matches(path.name, nearby, n=1):

@@ -14,6 +14,7 @@ from web.page import Page
 
 MAX_SEED = 2**32 - 1  # JavaScript's numbers are exact far beyond, but nobody types more
 ANY_CLASS = "the seed's own"
+MIXTURE = re.compile(r"\d+(:[\d.]+)?(\+\d+(:[\d.]+)?)*")  # of classes by their numbers: "2", "1+3", "1:0.2+3:0.8"
 PARTS_INFO = (
     "structure: how each channel is filtered (depthwise kernels). channels: how channels are mixed (pointwise "
     "kernels). bias: what is added to each channel."
@@ -60,7 +61,7 @@ def class_fields(page: Page, name: str) -> list[Any]:
 
     def of_class(model: str, value: Any) -> dict[str, Any]:
         names = [ANY_CLASS, *page.shelf.class_names(model)]
-        known = value in names or (len(names) > 1 and re.fullmatch(r"\d+(\+\d+)*", str(value)))  # "2", "1+3"
+        known = value in names or (len(names) > 1 and MIXTURE.fullmatch(str(value)))
         return {"choices": names, "value": value if known else ANY_CLASS, "visible": len(names) > 1}
 
     def toward(model: str, value: Any) -> dict[str, Any]:
@@ -84,7 +85,12 @@ def truncation(psi: float | None, by_layer: str | None = None) -> str:
 
 def class_number(chosen: str | None) -> str:
     """The chosen class as `--class` takes it; empty for the seed's own."""
-    return "" if not chosen or chosen == ANY_CLASS else chosen.removeprefix("class ").split(":")[0]
+    if not chosen or chosen == ANY_CLASS:
+        return ""
+    listed = re.fullmatch(
+        r"(?:class )?(\d+)(?:: .*)?", chosen
+    )  # "class 2", "2: blond hair", or a mixture as it is typed
+    return listed[1] if listed else chosen
 
 
 def options(trunc: str, classes: str, trunc_class: bool) -> list[str]:

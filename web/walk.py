@@ -10,7 +10,7 @@ import gradio as gr
 from torch import Tensor
 
 from latents import sheets, walks
-from latents.cli import Model
+from latents.cli import Model, in_turn
 from latents.mixing import Part, check_layers
 from media.animation import check_side, write_animation
 from torch_utils import cli
@@ -117,6 +117,7 @@ def plan(page: Page, given: WalkSettings) -> Plan:
     )
     config = model.G.config
     seeds = cli.NumberRanges().convert(given.seeds or "", None, None)
+    seeds = in_turn(seeds, len(model.classes or [])) if seeds else seeds
     count = round((given.seconds or 0) * (given.fps or 0))
     if not 2 <= len(seeds) <= MAX_SEEDS:
         raise UserError(f"a walk needs 2 to {MAX_SEEDS} seeds; write e.g. 0-7")

@@ -1,6 +1,7 @@
 """media.image_files: which files a data set has, under which names, and what is said of those that it leaves out."""
 
 import json
+import shlex
 import unicodedata
 import zipfile
 
@@ -8,8 +9,11 @@ import numpy as np
 import pytest
 
 from media.check import check_dataset
+from media.convert import write_dataset
 from media.dataset import ImageDataset
+from media.faces import faces
 from media.image_files import ImageFiles
+from media.shards import find_shards
 from tests.media.test_dataset import encoded, fails, image, make_folder, make_zip, numbered
 from torch_utils.errors import UserError
 from training.runs import mark
@@ -84,3 +88,43 @@ def test_names_in_archives_that_are_no_text(tmp_path):
     (tmp_path / "a.zip").write_bytes(data.replace("é".encode(), b"\xff\xff"))
     with pytest.raises(UserError, match="is not a ZIP file"):
         ImageDataset(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_names_in_utf8_are_read_whether_an_archive_says_so_or_not(tmp_path, says_so):
+    """Some programs do not set the flag; then `zipfile` reads the bytes as characters of DOS."""
+    path = tmp_path / "a.zip"
+    names = ["Größe/Bär.png", "plain.png", "日本.png"]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, name)
+    if not says_so:
+        data = bytearray(path.read_bytes())
+        for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            at = data.find(signature)
+            while at >= 0:
+                data[at + flags + 1] &= ~0x08
+                at = data.find(signature, at + 1)
+        path.write_bytes(data)
+        assert [m.flag_bits for m in zipfile.ZipFile(path).infolist()] == [0, 0, 0]
+    files = ImageFiles(path)
+    assert files.names == sorted(names)
+    assert [files.read(name).decode() for name in files.names] == files.names
+
+
+def test_a_name_in_the_characters_of_dos_stays(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("aaa.png", b"x")
+    data = (tmp_path / "a.zip").read_bytes().replace(b"aaa.png", "aéa.png".encode("cp437"))
+    (tmp_path / "a.zip").write_bytes(data)
+    assert ImageFiles(tmp_path / "a.zip").names == ["aéa.png"]
+
+
+def test_the_pattern_that_is_advised_finds_the_shards(tmp_path):
+    folder = tmp_path / "sh[1] *?"
+    write_dataset(folder, ((image, None) for image, _ in faces(4, 16, seed=0)), shard_bytes=100_000)
+    with pytest.raises(UserError, match=r"holds no images .* but shards") as error:
+        ImageFiles(folder, (".png",))
+    (pattern,) = shlex.split(error.value.message.split("--data ")[-1])
+    assert find_shards(pattern) == (str(folder / "00000.tar"),)
+    assert find_shards(str(folder / "00000.tar")) == (str(folder / "00000.tar"),)

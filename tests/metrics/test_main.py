@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -294,3 +295,49 @@ def test_a_broken_network_is_refused(command, faces16, tmp_path, tensor):
     arguments = ["--metrics", "swd", "--network", tmp_path, "--data", faces16, "--gpus", 0]
     code, _, err = command(*arguments)
     assert code == 2 and "weights that are not finite" in err
+
+
+def nearest_mistake(*arguments) -> str:
+    with pytest.raises(UserError) as error:
+        main.main(["nearest", *map(str, arguments)], standalone_mode=False)
+    return error.value.message
+
+
+def test_results_do_not_replace_what_is_compared(tmp_path):
+    real, fake = write_images(tmp_path / "real", 4), write_images(tmp_path / "fake", 5)
+    before = {path: path.read_bytes() for folder in (real, fake) for path in folder.iterdir()}
+    for place in (real / "0000.png", fake / "0001.png"):
+        assert "would be replaced" in nearest_mistake("--data", real, "--fakes", fake, "--out", place)
+    assert "ends with .png" in nearest_mistake("--data", real, "--fakes", fake, "--out", tmp_path / "n.jpg")
+    plot = ["--data", real, "--network", tmp_path, "--all", "--plot", real / "dataset.json"]
+    assert "ends with .svg" in mistake(*plot)
+    assert {path: path.read_bytes() for folder in (real, fake) for path in folder.iterdir()} == before
+
+
+def test_options_that_would_change_nothing_are_refused(tmp_path):
+    real, fake = write_images(tmp_path / "real", 4), write_images(tmp_path / "fake", 5)
+    given = ["--data", real, "--fakes", fake]
+    line = nearest_mistake(*given, "--class", "2", "--trunc", "0.3", "--seeds", "5")
+    assert "--seeds and --class and --trunc would change images of --network, not --fakes" in line
+    assert "--plot draws several results" in mistake(*given, "--plot", tmp_path / "a.svg")
+    assert "--extrapolate generates images with --network" in mistake(*given, "--extrapolate")
+    test = ["--test", fake, "--out", tmp_path / "n.png", "--workers", 0]
+    assert "--test and --fakes are the same images" in nearest_mistake(*given, *test)
+
+
+def test_a_folder_of_models_is_no_run(tmp_path):
+    write_snapshot(tmp_path / "a.safetensors")
+    assert "name the folder of a run" in mistake(
+        "--data", write_images(tmp_path / "r", 4), "--network", tmp_path, "--all"
+    )
+
+
+def test_names_of_files_tell_a_terminal_nothing(tmp_path):
+    real, fake = write_images(tmp_path / "real", 4), write_images(tmp_path / "fake", 2)
+    (fake / "0000.png").rename(fake / "\x1b[31mred.png")
+    os.rename(os.fsencode(fake / "0001.png"), os.fsencode(fake) + b"/\xff.png")
+    (fake / "dataset.json").unlink()
+    shown = done(script_here("metrics/__main__.py", "nearest", "--data", real, "--fakes", fake,
+                             "--out", tmp_path / "n.png", "--workers", 0, "--device", "cpu"))  # fmt: skip
+    assert "red.png" in shown.stdout and "\x1b" not in shown.stdout
+    shown.stdout.encode("utf-8")
