@@ -260,12 +260,9 @@ def evaluate_command(
         raise UserError("--best is of the snapshots of a run; add --all, or leave it out")
     if best is not None:
         higher_is_better(best, names)  # or raises
-    series = all_snapshots or (trunc is not None and len(trunc) > 1)
-    if typed("plot") and not series:
-        raise UserError("--plot draws several results; add --all or several values of --trunc, or leave it out")
-    if series:
-        check_result(plot, "--plot", ".svg")
+    if all_snapshots or (trunc is not None and len(trunc) > 1):
         writable_file(plot, "--plot")
+        check_result(plot, "--plot", ".svg")
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
     records = evaluate_together(request, gpus or procs, evaluate_per_class if per_class else evaluate)
@@ -377,8 +374,8 @@ def nearest_command(
         raise UserError("name --network or --fakes, not both: what is to be compared")
     if options["fakes"] is not None and (useless := [o for p, o in OF_NETWORK.items() if typed(p)]):
         raise UserError(f"{' and '.join(useless)} would change images of --network, not --fakes; leave them out")
-    check_result(out, "--out", ".png", options["data"], options["fakes"], options["test"])
     writable_file(out, "--out")
+    check_result(out, "--out", ".png", options["data"], options["fakes"], options["test"])
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     request = NearestRequest(device=device, **options)
     found = nearest_images(request)
@@ -436,8 +433,8 @@ def report_command(
         raise UserError(FLD_NEEDS_TEST)
     if detector:
         find_detector(detector)
-    check_result(out, "--out", ".html")
     writable_file(out, "--out")
+    check_result(out, "--out", ".html")
     gpus = distributed.count_gpus(gpus)
     request = Request(
         names=names, gpus=gpus, truncations=trunc or [1.0], fakes=None, all_snapshots=False,

@@ -229,7 +229,7 @@ def _sync_folder(folder: Path) -> None:
 
 def missing(path: Path, otherwise: str) -> str:
     """A message that `path` does not exist, with a file of a similar name, or with what to do `otherwise`."""
-    if path.is_symlink():
+    if os.path.islink(path):  # False for names that are too long, where Path raises
         return f"{path} is a link that leads nowhere; {otherwise}"
     nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
     close = [name for name in nearby if Path(name).stem == path.name]

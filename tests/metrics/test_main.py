@@ -319,7 +319,6 @@ def test_options_that_would_change_nothing_are_refused(tmp_path):
     given = ["--data", real, "--fakes", fake]
     line = nearest_mistake(*given, "--class", "2", "--trunc", "0.3", "--seeds", "5")
     assert "--seeds and --class and --trunc would change images of --network, not --fakes" in line
-    assert "--plot draws several results" in mistake(*given, "--plot", tmp_path / "a.svg")
     assert "--extrapolate generates images with --network" in mistake(*given, "--extrapolate")
     test = ["--test", fake, "--out", tmp_path / "n.png", "--workers", 0]
     assert "--test and --fakes are the same images" in nearest_mistake(*given, *test)
