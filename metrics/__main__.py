@@ -7,7 +7,6 @@ page about a snapshot.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,13 +14,12 @@ from typing import Any
 
 import click
 import torch
-from click.core import ParameterSource
 
 from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
 from metrics.encoders import SHIPPED
 from metrics.names import CLIP, DEFAULT_DETECTOR, DINOV2, LISTED, higher_is_better, parse_metric, values_of
-from metrics.nearest import FIGURES, FLD_NEEDS_TEST, NearestRequest, nearest_images
+from metrics.nearest import FIGURES, FLD_NEEDS_TEST, OF_NETWORK, NearestRequest, nearest_images
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
@@ -36,9 +34,11 @@ from torch_utils.cli import (
     Floats,
     Group,
     NumberRanges,
+    check_result,
     device_option,
     option,
     run,
+    typed,
     writable_file,
 )  # fmt: skip
 from torch_utils.errors import UserError, note, show
@@ -283,23 +283,6 @@ def evaluate_command(
                 show(describe(name, records[0]))
     if problems:
         raise UserError("; ".join(problems))
-
-
-OF_NETWORK = {"seeds": "--seeds", "class_name": "--class", "trunc": "--trunc"}  # parameters of nearest
-
-
-def typed(parameter: str) -> bool:
-    """Whether the command line gives this parameter of the command."""
-    return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
-
-
-def check_result(out: str, option: str, suffix: str, *images: str | None) -> None:
-    """Raises UserError where a result has another extension, or would replace one of the images in a folder."""
-    if Path(out).suffix.lower() != suffix:
-        raise UserError(f"{option} {out}: name a file that ends with {suffix}")
-    for folder in filter(None, images):
-        if os.path.exists(out) and Path(out).resolve().is_relative_to(Path(folder).resolve()):
-            raise UserError(f"{option} {out} is a file of {folder} and would be replaced; name another")
 
 
 def evaluate_together(

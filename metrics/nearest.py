@@ -32,6 +32,7 @@ from models.snapshot import find_snapshot, found_text, load_generator
 from torch_utils.errors import Failure, UserError, note
 
 BLOCK_FAKES = 128  # whose distances to all real images are in memory at a time
+OF_NETWORK = {"seeds": "--seeds", "class_name": "--class", "trunc": "--trunc"}  # options that --fakes leaves unused
 FLD_NEEDS_TEST = "--fld compares with images that were not trained on; name them with --test"
 FIGURES = {"c_t": "C_T", "fld": "FLD"}  # of the memorization, with --test, and what they are called
 

@@ -334,6 +334,20 @@ def _on_one_line(message: str) -> str:
     return printable(" ".join(message.split()))
 
 
+def typed(parameter: str) -> bool:
+    """Whether the command line gives this parameter of the command."""
+    return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
+
+
+def check_result(out: str, option: str, suffix: str, *images: str | None) -> None:
+    """Raises UserError where a result has another extension, or would replace one of the images in a folder."""
+    if Path(out).suffix.lower() != suffix:
+        raise UserError(f"{option} {out}: name a file that ends with {suffix}")
+    for folder in filter(None, images):
+        if os.path.exists(out) and Path(out).resolve().is_relative_to(Path(folder).resolve()):
+            raise UserError(f"{option} {out} is a file of {folder} and would be replaced; name another")
+
+
 def run(command: click.Command) -> None:
     """Runs a command as a script: exit code 0 when done, 2 with one line on stderr for a user's mistake.
 
