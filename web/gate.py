@@ -6,10 +6,10 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,8 +62,16 @@ class Gate:
             status, text = refused
             await PlainTextResponse(text, status)(scope, receive, send)
             return
-        with suppress(ClientDisconnect):  # a page that is closed in the middle of an upload
+        try:
             await self.app(scope, receive, send)
+        except ClientDisconnect:
+            pass  # a page that is closed in the middle of an upload
+        except RuntimeError as error:
+            # Gradio tells a page whose session has ended so in its stream of events, and then raises; the
+            # stream, which has begun, only has to end.
+            if not isinstance(error.__cause__, HTTPException):
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def refusal(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str] | None:
         """The status and the reason for which a request is refused; None if it is not."""

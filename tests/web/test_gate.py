@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import random
 import struct
 import time
@@ -195,6 +196,15 @@ def test_a_wrong_request_gets_a_sentence(client):
     ):
         with pytest.raises(Refused, match=sentence):
             client.call("seed", "change", **{name.rstrip("_"): value for name, value in values.items()})
+
+
+def test_a_page_whose_session_has_ended_is_told_so(server):
+    """A page that stayed open while the server was started anew: a whole response and nothing in the log."""
+    answer = httpx.get(f"{server.url}/gradio_api/queue/data", params={"session_hash": "ended"}, timeout=30)
+    assert answer.status_code == 200
+    (event,) = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line]
+    assert event["session_not_found"]
+    assert server.tracebacks() == ""
 
 
 def test_many_clients_get_their_own_images(server):
