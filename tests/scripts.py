@@ -3,30 +3,90 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import re
 import runpy
 import shlex
+import signal
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest import mock
 
+import torch
 from PIL import Image
+from torch.distributed.launcher import api
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--cfg demo --cbase 512 --cmax 16 --batch 8 --gpus 0 --workers 0 --procs 1 --metrics none".split()  # noqa: SIM905
+
+# The processes of `distributed.launch` are forks of the one that launches them; tests of that function itself, and one
+# of an interrupted training, start them as users do.
+forking = partial(api.LaunchConfig, start_method="fork")
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.preload"])
 
 Result = subprocess.CompletedProcess[str]
 
 
 def script(name: str, *arguments: object, cwd: Path | None = None) -> Result:
     """Runs a script in a process of its own."""
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env, timeout=120)
+    with TemporaryDirectory() as folder:
+        process = start(Path(folder), name, *arguments, cwd=cwd)
+        process.join(120)
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+            raise TimeoutError(f"{name} is still running: {(Path(folder) / 'stderr').read_text()}")
+        output = ((Path(folder) / stream).read_text() for stream in ("stdout", "stderr"))
+        return subprocess.CompletedProcess([name, *arguments], process.exitcode, *output)
+
+
+def start(folder: Path, name: str, *arguments: object, cwd: Path | None = None) -> BaseProcess:
+    """Starts a script, or a module (`-m name`), whose output goes to the files `stdout` and `stderr` of a folder.
+
+    Its process is a fork of one that has imported PyTorch and the project, which takes Python seconds each time. It
+    leads a group of its own, so that a signal can reach it and the processes that it starts.
+    """
+    argv = [name if name.startswith("-m ") else str(ROOT / name), *map(str, arguments)]
+    process = FORKS.Process(target=become, args=(argv, cwd or Path.cwd(), folder, dict(os.environ)))
+    process.start()
+    return process
+
+
+def become(argv: list[str], cwd: Path, folder: Path, environment: dict[str, str]) -> None:
+    """The body of a script's process."""
+    os.setsid()
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
+    sys.stderr.reconfigure(line_buffering=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv = argv
+    torch.set_num_threads(1)
+    api.LaunchConfig = forking
+    multiprocessing.set_start_method(None, force=True)  # that of a process which nobody forked
+    if argv[0].startswith("-m "):
+        runpy.run_module(argv[0].removeprefix("-m "), run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(argv[0], run_name="__main__")
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Waits until a condition holds, for a minute at most."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, "it never held"
+        time.sleep(0.3)
 
 
 def script_here(name: str, *arguments: object, cwd: Path | None = None) -> Result:

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from PIL import Image
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
-from tests.scripts import ROOT, TINY, done, image_zip, mistake, remedy, script, script_here
+from tests.scripts import ROOT, TINY, done, image_zip, mistake, remedy, script, script_here, start, wait_until
 from training.runs import list_states
 
 
@@ -189,33 +188,20 @@ def test_auto_on_a_cpu_is_warned_of(faces16, tmp_path):
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number, procs):
-    command = [
-        sys.executable,
-        str(ROOT / "train.py"),
-        "--data",
-        str(faces16),
-        "--outdir",
-        str(tmp_path),
-        "--kimg",
-        "999",
-    ]
-    process = subprocess.Popen(
-        [*command, *TINY, "--tick", "0.02", "--workers", "1", "--procs", str(procs)],
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    for line in process.stderr:  # the first tick
-        if line.startswith("kimg"):
-            break
+    options = ["--data", faces16, "--outdir", tmp_path / "runs", "--kimg", 999, *TINY, "--tick", 0.02, "--workers", 1]
+    process = start(tmp_path, "train.py", *options, "--procs", procs)
+    said = tmp_path / "stderr"
+    wait_until(lambda: said.exists() and "\nkimg" in said.read_text())  # the first tick
+    before = said.read_text().count("\n")
     os.killpg(process.pid, number)  # as a terminal or a job scheduler does
-    rest = process.stderr.read()
-    assert process.wait(timeout=60) == 0
-    *ticks, last = rest.splitlines()
+    process.join(60)
+    assert process.exitcode == 0
+    rest = said.read_text().splitlines()[before:]
+    *ticks, last = rest
     ticks.remove("stopping after this step, with everything saved; ^C in 3 s or later ends it at once")
     assert "train.py --resume" in last and all(line.startswith("kimg") for line in ticks), rest
-    assert list(tmp_path.glob("*/state/state-*.pt")) and list(tmp_path.glob("*/snapshot-*.safetensors"))
+    (run,) = (tmp_path / "runs").iterdir()
+    assert list(run.glob("state/state-*.pt")) and list(run.glob("snapshot-*.safetensors"))
 
 
 @pytest.mark.slow
@@ -236,13 +222,8 @@ def test_real_images_from_archive_to_images(real_images, tmp_path, name):
     (metrics,) = tmp_path.glob("runs/*/metrics.jsonl")
     assert [json.loads(line)["kimg"] for line in metrics.read_text().splitlines()] == [0.0, 0.04, 0.08]
     snapshot = max(tmp_path.glob("runs/*/snapshot-*.safetensors"))
-    result = module("metrics", "--metrics", "swd50", "--network", snapshot, "--data", data, "--json")
+    result = done(script("-m metrics", "--metrics", "swd50", "--network", snapshot, "--data", data, "--json"))
     assert json.loads(result.stdout)
-
-
-def module(name: str, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", name, *map(str, arguments)]
-    return done(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120))
 
 
 def slice_of_archive(source: Path, target: Path, count: int) -> None:

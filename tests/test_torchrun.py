@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,13 +12,11 @@ import torch
 
 from media.convert import write_dataset
 from media.faces import faces
-from tests.scripts import ROOT, TINY, done, image_zip, script
+from tests.scripts import ROOT, TINY, Result, done, image_zip, script
 from training.runs import load_state
 
 
-def machines(
-    *options, folders=(None, None), processes: int = 1, logs: Path | None = None
-) -> list[subprocess.CompletedProcess]:
+def machines(*options, folders=(None, None), processes: int = 1, logs: Path | None = None) -> list[Result]:
     """Runs train.py as on several machines, one in each of the folders, with so many processes each.
 
     With `logs`, torchrun writes the stderr of the processes of machine i into the folder `logs/i`.
@@ -28,25 +24,16 @@ def machines(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", len(folders), "--nproc-per-node", processes]
+    torchrun = ["-m torch.distributed.run", "--nnodes", len(folders), "--nproc-per-node", processes]
     torchrun += ["--master-addr", "127.0.0.1", "--master-port", port]
     redirects = [["--redirects", "2", "--log-dir", logs / str(i)] if logs else [] for i in range(len(folders))]
-    started = [
-        subprocess.Popen(
-            [str(word) for word in [*torchrun, *redirects[number], "--node-rank", number, ROOT / "train.py", *options]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        )
-        for number, folder in enumerate(folders)
-    ]
-    outputs = [process.communicate(timeout=120) for process in started]
-    return [
-        subprocess.CompletedProcess(process.args, process.returncode, *output)
-        for process, output in zip(started, outputs, strict=True)
-    ]
+    train = [ROOT / "train.py", *options]
+    with ThreadPoolExecutor() as pool:
+        started = [
+            pool.submit(script, *torchrun, *redirects[number], "--node-rank", number, *train, cwd=folder)
+            for number, folder in enumerate(folders)
+        ]
+        return [machine.result() for machine in started]
 
 
 def stderr_of(log: Path) -> str:

@@ -180,7 +180,7 @@ def write_values(names: list[str], real: Path, fake: Path, result: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_compute_the_same(small, slices, encoder_file, tmp_path):
+def test_two_processes_compute_the_same(small, slices, encoder_file, tmp_path, forks):
     names = [f"fd60_full@{encoder_file}", f"dc605_full@{encoder_file}"]
     one = evaluate(names, *slices, [])
     (small / "statistics").rename(tmp_path / "statistics")

@@ -140,7 +140,7 @@ def test_metrics_grow_with_the_change(small, few_dimensions, smooth_inception, r
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_the_same(evaluated, slices, small, inception, vgg16, tmp_path):
+def test_two_processes_come_to_the_same(evaluated, slices, small, inception, vgg16, tmp_path, forks):
     """Of 66 and 60 images in batches of 16, with nothing kept."""
     distributed.launch(evaluate_and_write, ALL, *slices, [inception, vgg16], tmp_path / "result", processes=2)
     one, (two, other) = evaluated[0], (json.loads((tmp_path / f"result.{rank}").read_text()) for rank in (0, 1))

@@ -346,7 +346,7 @@ def train_two(folder: Path, data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_agree(tmp_path, faces16):
+def test_two_processes_agree(tmp_path, faces16, forks):
     """In weights, and in the normalizations' statistics, though each has seen other images."""
     distributed.launch(train_two, tmp_path, faces16, processes=2)
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

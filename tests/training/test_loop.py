@@ -79,7 +79,7 @@ def test_records_after_the_state_are_dropped(tmp_path, faces16):
 
 @pytest.mark.slow
 def test_training_learns(tmp_path, faces16):
-    config = tiny(faces16, kimg=4, tick=2, batch=16, cmax=32, cbase=512, metrics=["swd500"])
+    config = tiny(faces16, kimg=2, tick=2, batch=16, cmax=32, cbase=512, metrics=["swd500"])
     train(GANTrainer, config, tmp_path)
     swd = [json.loads(line)["swd500"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert swd[-1] < swd[0] / 2, f"SWD {swd}"

@@ -73,6 +73,6 @@ def equal_gradients(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
+def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path, forks):
     distributed.launch(equal_gradients, tmp_path, processes=2)
     assert len(list(tmp_path.iterdir())) == 2

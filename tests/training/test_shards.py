@@ -92,7 +92,7 @@ def test_a_training_from_tars_is_that_from_a_zip_in_the_same_order(tars, same_zi
 
 
 @pytest.mark.parametrize("procs, workers", [(1, 0), (1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
-def test_a_run_on_tars_that_is_stopped_goes_on_bit_for_bit(runs, tars, procs, workers):  # noqa: F811
+def test_a_run_on_tars_that_is_stopped_goes_on_bit_for_bit(runs, tars, forks, procs, workers):  # noqa: F811
     straight, stopped = runs
     config = tiny(tars, procs=procs, workers=workers)
     distributed.launch(train_until, 0, config, straight, processes=procs)

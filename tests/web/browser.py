@@ -6,8 +6,7 @@ import io
 import json
 import shlex
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,14 +112,6 @@ def download(page, name: str) -> bytes:
     response = page.request.get(link.get_attribute("href"))
     assert response.ok
     return response.body()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Waits until a condition holds."""
-    end = time.monotonic() + WAIT / 1000
-    while not holds():
-        assert time.monotonic() < end, "it never held"
-        time.sleep(0.3)
 
 
 def pixels(data: bytes | Path, mode: str = "RGB") -> np.ndarray:

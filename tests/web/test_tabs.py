@@ -17,6 +17,7 @@ from media.animation import write_animation
 from media.images import save_png
 from media.video import VideoReader
 from models.sampling import generate_batches
+from tests.scripts import wait_until
 from tests.web.browser import (
     choose,
     command_with,
@@ -32,7 +33,6 @@ from tests.web.browser import (
     same_pixels,
     shipped,
     upload,
-    wait_until,
 )
 
 
