@@ -229,21 +229,23 @@ class Generator(Pretrained, networks.generator.Generator):
         vectors = self.mapping.labels
         return () if vectors is None else tuple(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True))
 
-    def _labels(self, c: Tensor | Sequence[Any] | None, n: int) -> Tensor:
+    def _labels(self, c: Tensor | Sequence[Any] | float | None, n: int) -> Tensor:
         """Label vectors [n, c_dim] from one for all or one for each. Raises ValueError."""
         count = self.config.c_dim
         labels = torch.as_tensor([] if c is None else c, dtype=torch.float32, device=self.w_avg.device)
+        if count == 1 and not labels.ndim:
+            labels = labels[None]
         if labels.shape not in ((count,), (n, count)):
             raise ValueError(
                 f"c: expected a label of {plural(count, 'number')}, or [{n}, {count}] for {plural(n, 'image')}, "
-                f"got {list(labels.shape) if labels.numel() else 'none'}"
+                f"got {'none' if c is None else list(labels.shape) if labels.ndim else c}"
             )
         return labels.expand(n, -1)
 
     def _classes(self, c: Tensor | Sequence[Any] | int | str | None, n: int) -> Tensor | None:
         count = self.config.c_dim
         if self.config.vector_labels:
-            return self._labels(None if isinstance(c, (int, str)) else c, n)
+            return self._labels(None if isinstance(c, str) else c, n)
         if not count:
             if c is not None:
                 raise ValueError("c: expected None, as the model has no classes")
@@ -259,14 +261,14 @@ class Generator(Pretrained, networks.generator.Generator):
         if c.dtype == torch.bool:
             raise ValueError(f"{expected}; got {c.tolist()}")
         if c.is_floating_point() and c.shape == (n, count):
-            return c
+            return c.to(self.w_avg)
         if c.is_floating_point():
             raise ValueError(f"{expected}, or floats [{n}, {count}]; got floats {list(c.shape)}")
         if c.shape not in ((), (n,)):
             raise ValueError(f"{expected}, or one for all; got {list(c.shape)}")
         if not bool(((c >= 0) & (c < count)).all()):
             raise ValueError(f"{expected}; got {one_line(c.tolist())}")
-        return one_hot(c.expand(n), count)
+        return one_hot(c.long().expand(n), count).to(self.w_avg)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)

@@ -28,6 +28,7 @@ from models.snapshot import (
     STYLIZER,
     find_snapshot,
     found_text,
+    halves,
     kind_name,
     load_generator,
     load_stylizer,
@@ -144,7 +145,7 @@ def main(
     if modulation and isinstance(module, Generator):
         module = convert(module, path)
     if target.kind == "safetensors":
-        check_inputs_survive([target.path(kind_name(kind))], [path])
+        check_inputs_survive([target.path(kind_name(kind))], [path], "name another folder with --outdir")
         export_snapshot(module, kind, info, target, discriminator_of(path) if with_discriminator else None)
     else:
         export_graphs(module, {"format": kind, "config": asdict(module.config), "info": info}, target)
@@ -192,13 +193,14 @@ def export_snapshot(
     """Writes a model as a snapshot, and compares what is loaded from it with the model."""
     if target.half:
         for weights in (module.state_dict(), discriminator or {}):  # which have names in common
-            check_half(weights)
+            check_half({name: tensor for name, tensor in weights.items() if halves(name)})
     path = target.path(kind_name(kind))
     save_model(path, kind, module, asdict(module.config), info, target.half, discriminator)
     show(path)
     if target.half:
-        for value in module.state_dict().values():
-            value.copy_(value.half())
+        for name, value in module.state_dict().items():
+            if halves(name):
+                value.copy_(value.half())
     for graph, written in zip(make_graphs(module), make_graphs(load(path, kind)[0]), strict=True):
         compare(graph_runner(written), graph, path)
 

@@ -52,7 +52,7 @@ python generate.py mix --rows 1-4 --cols 10-16 --part structure
 VIDEO = """\
 python generate.py video --seeds 0-7 --seconds 8 --grid 3x2
 python generate.py video --seeds 0-7 --part channels --layers 4-20 --out out/channels.gif
-python generate.py video --seeds 5 --class 0-5 --out out/classes.mp4
+python generate.py video --network pretrained/faces32.safetensors --seeds 5 --class 0-5 --out out/classes.mp4
 """
 KERNELS = """\
 python generate.py kernels --seed 3
@@ -265,7 +265,7 @@ def video_command(seeds: list[int], options: ModelOptions, walk: WalkOptions, vi
     resolution = model.G.config.resolution
     width, height = (n * scale * side for n, side in zip(video.cells, width_and_height(resolution), strict=True))
     sheets.check_size(width, height)
-    check_side(video.out, max(width, height))
+    check_side(video.out, max(width, height), "use a smaller --grid or --scale")
     cli.writable_file(video.out, "--out")
     model.announce()
 

@@ -162,7 +162,7 @@ def main(request: Request, config: ProjectionConfig) -> None:
     features, compared = find_features(request.encoder_weights, device)
     folder = cli.writable_folder(request.outdir)
     outs = [cli.writable_file(folder / name, "--outdir") for name in [CODES, SHEET] + [VIDEO] * request.video]
-    check_inputs_survive(outs, [file.path for file in files])
+    check_inputs_survive(outs, [file.path for file in files], "name another folder with --outdir")
     for reason in targets.skipped:
         note(f"skipped: {reason}")
     if targets.enlarged:

@@ -23,7 +23,7 @@ from models.sampling import class_centers, labels_in_turn, latents
 from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
-from torch_utils.errors import UserError, note, numbers_text
+from torch_utils.errors import UserError, note, numbers_text, plural
 from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import width_and_height
@@ -215,6 +215,11 @@ class Model:
 
     def shares(self, seeds: Sequence[int]) -> Tensor:
         """c [N, c_dim] for seeds: what --class or --label give in turn, or the model's label of the seed's number."""
+        given = len(self.classes or () if self.labels is None else self.labels)
+        if given > len(seeds):
+            note(
+                f"note: {plural(given, 'label')} for {plural(len(seeds), 'image')}: name more seeds to use all of them"
+            )
         if self.labels is not None:
             return self.labels[torch.arange(len(seeds)) % len(self.labels)]
         if self.classes is None:

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from latents.mixing import Part, generate_mix
-from latents.sheets import INK, add_caption, encode_png, enlargement, stack, table, to_image
+from latents.sheets import INK, Row, add_caption, encode_png, enlargement, stack, table, to_image
 from media.images import to_uint8
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, Noise
@@ -25,11 +25,7 @@ from torch_utils.errors import numbers_text
 
 WIDTH = 192  # pixels of a view
 SPECTRUM = 32  # frequencies in each dimension
-BELOW, ABOVE, ZERO = (
-    (33, 102, 172),
-    (178, 24, 43),
-    (247, 247, 247),
-)  # a diverging scale that colour-blind people can read
+BELOW, ABOVE, ZERO = (33, 102, 172), (178, 24, 43), (247, 247, 247)  # a scale that colour-blind people can read
 LINE = (208, 208, 208)
 INKS = (ABOVE, BELOW, INK)  # of the curves, one for each latent
 
@@ -234,16 +230,21 @@ def kernel_views(
 
 
 def kernel_sheet(shown: KernelViews) -> Image.Image:
-    """A sheet with a row for each layer; for two latents, their differences are written beside it."""
+    """A sheet with a row for each layer; for two latents, their differences are written beside it.
+
+    Layers without spatial kernels (`kernels_up_to`) leave the columns of those empty.
+    """
+    columns = max((layer.views for layer in shown.layers), key=len)
+    each = 1 if len(shown.names) == 1 else 3
     head = table([list(shown.images.values())], list(shown.images), [""], gap=12)
     if len(shown.names) == 1:
-        top = [view.name for view in shown.layers[0].views]
+        top = [view.name for view in columns]
     else:
-        top = [f"{view.name}\n{name}" for view in shown.layers[0].views for name in [*shown.names, view.last]]
-    rows = [
-        [image for view in layer.views for image in map(add_caption, view.images, view.captions)]
-        for layer in shown.layers
-    ]
+        top = [f"{view.name}\n{name}" for view in columns for name in [*shown.names, view.last]]
+    rows: list[Row] = []
+    for layer in shown.layers:
+        views = {view.name: [*map(add_caption, view.images, view.captions)] for view in layer.views}
+        rows.append([image for view in columns for image in views.get(view.name, [None] * each)])
     left = [
         f"layer {layer.number}\n{layer.about}\n"
         + "\n".join(f"{name} {value:.2f} apart" for name, value in layer.differences.items())
@@ -318,10 +319,12 @@ def _figure(image: Image.Image, words: str) -> str:
 
 def _differences(layers: Sequence[Layer]) -> str:
     """An HTML table of the difference of each part in each layer."""
-    names = list(layers[0].differences)
+    names = max((list(layer.differences) for layer in layers), key=len)
     head = "".join(f"<th>{name}" for name in ["layer", *names])
     rows = [
-        f"<tr><td>{layer.number}" + "".join(f"<td>{layer.differences[name]:.2f}" for name in names) for layer in layers
+        f"<tr><td>{layer.number}"
+        + "".join(f"<td>{layer.differences[name]:.2f}" if name in layer.differences else "<td>–" for name in names)
+        for layer in layers
     ]
     return (
         "<p>Relative differences: 0 for equal kernels, 1.41 for unrelated ones. In the diagrams with both curves of "

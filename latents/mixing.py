@@ -49,12 +49,24 @@ def check_layers(
     check_part(config, part)
     last = config.num_ws - 1
     if layers is None:
-        return list(range(config.num_ws if part == "all" else last))
+        return [i for i in range(config.num_ws if part == "all" else last) if predicts(config, i, part)]
     if max(layers) > last:
         raise UserError(f"{option} {max(layers)}: the model has the layers 0 to {last} ({last}: the last ToRGB)")
     if part != "all" and set(layers) == {last}:
         raise UserError(f"{option} {last} is the last ToRGB, which has no kernels; take one of 0 to {last - 1}")
-    return sorted(set(layers) - (set() if part == "all" else {last}))
+    chosen = sorted(set(layers) - (set() if part == "all" else {last}))
+    if not (found := [i for i in chosen if predicts(config, i, part)]):
+        raise UserError(
+            f"--part {part}: this model predicts no spatial kernels for more than {config.kernels_up_to} pixels; "
+            f"take a layer below {chosen[0]} with {option}, or --part channels"
+        )
+    return found
+
+
+def predicts(config: GeneratorConfig, layer: int, part: Part) -> bool:
+    """Whether a layer predicts a part that others predict: beyond `kernels_up_to`, there are no spatial kernels."""
+    side = max(config.block_sizes[min((layer + 1) // 2, len(config.block_sizes) - 1)])
+    return part != "structure" or config.kernels_up_to is None or side <= config.kernels_up_to
 
 
 def mix_kernels(kernels: AdaConvKernels, other: AdaConvKernels, part: Part) -> AdaConvKernels:

@@ -92,7 +92,9 @@ def _height(texts: Sequence[str]) -> int:
 def check_size(width: int, height: int) -> None:
     """Raises UserError if a sheet has more pixels than an image may have."""
     if width * height > MAX_PIXELS:
-        raise UserError(f"a sheet of {width}x{height} pixels is too large; take fewer rows and columns")
+        raise UserError(
+            f"a sheet of {width}x{height} pixels is too large; take fewer rows and columns, or a smaller --scale"
+        )
 
 
 def add_caption(image: Image.Image, text: str) -> Image.Image:

@@ -52,6 +52,8 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 def _spline(keys: Tensor) -> Walk:
     """The cubic spline with m_{i−1} + 4 m_i + m_{i+1} = 6 (p_{i−1} − 2 p_i + p_{i+1}), m the second derivatives."""
+    if not keys.shape[1]:
+        return lambda positions: keys.new_zeros(len(positions), 0)
     points = keys.double()
     right = 6 * (points.roll(1, 0) - 2 * points + points.roll(-1, 0))
     # The system is periodic, that is, a circular convolution; the Fourier transform inverts it for any number of keys.

@@ -38,13 +38,11 @@ def check_animation(path: str | os.PathLike, rate: float) -> None:
         raise UserError(f"cannot write {path}: animations are written as {known}; name such a file with --out")
 
 
-def check_side(path: str | os.PathLike, pixels: int) -> None:
+def check_side(path: str | os.PathLike, pixels: int, remedy: str) -> None:
     """Raises UserError if the format does not support frames whose longer side has this many pixels."""
     limit = MAX_SIDE.get(Path(path).suffix.lower(), MAX_SIDE_H264)
     if pixels > limit:
-        raise UserError(
-            f"{path}: each side of a frame is limited to {limit:,} pixels, not {pixels:,}; use a smaller --grid"
-        )
+        raise UserError(f"{path}: each side of a frame is limited to {limit:,} pixels, not {pixels:,}; {remedy}")
 
 
 def write_animation(path: str | os.PathLike, frames: Iterator[Tensor], count: int, rate: float) -> None:

@@ -166,7 +166,7 @@ def import_parquet() -> Any:
     try:
         import pyarrow.parquet as parquet
     except ImportError:
-        raise UserError("reading Parquet files needs pyarrow; install it with: pip install 'adaconv[shards]'") from None
+        raise UserError("reading Parquet files needs pyarrow; install it with: pip install 'datasets>=4.0'") from None
     return parquet
 
 

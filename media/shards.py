@@ -1,6 +1,6 @@
 """Data sets in shards: tar files of WebDataset, Parquet files, or data sets of the Hugging Face Hub, read as streams.
 
-On the Hub, the library `datasets` finds the shards; it is installed by `pip install 'adaconv[shards]'`, with what reads
+On the Hub, the library `datasets` finds the shards; it is installed by `pip install 'datasets>=4.0'`, with what reads
 Parquet files. What a stream does not tell, the number of its images and their labels, is measured once and kept beside
 it.
 """
@@ -71,7 +71,7 @@ def shards_on_hub(path: str) -> list[str]:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{path} needs the library datasets; install it with: pip install 'adaconv[shards]'") from None
+        raise UserError(f"{path} needs the library datasets; install it with: pip install 'datasets>=4.0'") from None
     owner, _, rest = path.removeprefix(HUB).removeprefix("datasets/").partition("/")
     repository, _, configuration = rest.partition("/")
     name, _, revision = repository.partition("@")

@@ -19,6 +19,11 @@ from torch_utils.schema import MAX_JSON_BYTES, parse_json, read_json
 from torch_utils.sizes import width_and_height
 
 KINDS = {1: "1 channel", 3: "in colour", 4: "in colour and transparent (RGBA, premultiplied)"}  # by their channels
+STYLES = {  # by modulation
+    "adaconv": "predicted convolution kernels (AdaConv)",
+    "modconv": "scales of each channel (StyleGAN2's modulated convolution)",
+    "adain": "scales and biases of each channel (AdaIN)",
+}
 SAMPLE_SHEET = "samples.png"
 MARKUP = re.compile(r"[\\`*\[\]#!|~$@]|(?<!\w)_|_(?!\w)|://")  # what Markdown makes something of
 MAX_CLASSES = 100  # whose names a card lists
@@ -30,7 +35,7 @@ TRAINING = (
 )  # fmt: skip
 
 GENERATOR = """\
-A StyleGAN-style generator whose styles are convolution kernels (AdaConv). It makes {images}.
+A StyleGAN2-style generator whose styles are {styles}. It makes {images}.
 
 ![images of the seeds 0, 1, …]({samples})
 
@@ -48,7 +53,7 @@ On the command line: `python generate.py --network {weights} --seeds 0-99 --trun
 """
 
 STYLIZER = """\
-Style transfer by predicted convolution kernels (AdaConv): it rebuilds a content image in the style of another image.
+Style transfer by {styles}: it rebuilds a content image in the style of another image.
 
 ## How to use
 
@@ -96,7 +101,7 @@ def model_card(
         values = generator_values(model, info)
     else:
         kind, task, tag, body = "stylizer", "image-to-image", "style-transfer", STYLIZER
-        values = {}
+        values = {"styles": STYLES[model.config.modulation]}
     head: dict[str, Any] = {"license": license or "other"} if license or foreign else {}
     head |= {"library_name": "adaconv", "pipeline_tag": task, "tags": ["adaconv", tag]}
     front = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())  # JSON is YAML
@@ -123,10 +128,15 @@ def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     channels, classes = G.config.img_channels, G.config.c_dim
     width, height = width_and_height(G.config.resolution)
     images = f"{width}x{height} images, {KINDS[channels]}"
+    styles = STYLES[G.config.modulation]
     if (vectors := G.mapping.labels) is not None:
         ranges = ranges_text(list(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True)))
         example = [float(f"{number:.4g}") for number in vectors.examples[0].tolist()]
-        values = {"images": f"{images}, of labels of {plural(classes, 'number')} ({ranges})", "c": f"c={example}, "}
+        values = {
+            "images": f"{images}, of labels of {plural(classes, 'number')} ({ranges})",
+            "c": f"c={example}, ",
+            "styles": styles,
+        }
         return {**values, "samples": SAMPLE_SHEET, "shape": [3, channels, height, width]}
     names = class_names(info, classes)
     more = f" and {len(names) - MAX_CLASSES:,} more" * (len(names) > MAX_CLASSES)
@@ -134,6 +144,7 @@ def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "images": images + f", of {plural(classes, 'class', 'es')}{listed}" * (classes > 0),
         "samples": SAMPLE_SHEET,
+        "styles": styles,
         "c": f"c={json.dumps(names[0], ensure_ascii=False) if names else 0}, " if classes else "",
         "shape": [3, channels, height, width],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -100,11 +101,18 @@ def chosen_class(given: int | str, config: NetworkConfig, info: Mapping[str, Any
     if not config.c_dim:
         raise UserError(f"--class {shown}: {path} was trained without classes; leave out --class")
     names = class_names(info, config.c_dim)
+    alike = next((name for name in names if isinstance(given, int) and reads_as(name, given)), None)
+    other = f"; the class with the name {alike} has the number {names.index(alike)}" if alike else ""
     try:
         number = find_class(given, config.c_dim, names)
     except ValueError as error:
-        raise UserError(f"--class {shown}: {error}") from None
-    if isinstance(given, int) and shown in names and names[number] != shown:
-        other = f"the class with the name {shown} has the number {names.index(shown)}"
-        note(f"note: --class {shown} is the class of that number, named {names[number]}; {other}")
+        raise UserError(f"--class {shown}: {error}{other}") from None
+    if alike and names[number] != alike:
+        note(f"note: --class {shown} is the class of that number, named {names[number]}{other}")
     return number
+
+
+def reads_as(name: str, number: int) -> bool:
+    """Whether `--class` takes a class's name for a number, or for a range with it: `3`, or `0-9`."""
+    match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", name, re.ASCII)
+    return match is not None and int(match[1]) <= number <= int(match[2] or match[1])

@@ -49,7 +49,7 @@ class HalfWeights(nn.Module):
 
 def in_half(graph: Graph) -> Graph:
     """The graph with weights in float16. Raises UserError if one is too large for that."""
-    check_half(graph.module.state_dict())
+    check_half(dict(graph.module.named_parameters()))
     return replace(graph, module=HalfWeights(graph.module))
 
 

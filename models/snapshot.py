@@ -93,15 +93,22 @@ def save_model(
 ) -> None:
     """Writes weights, configuration and `info` (any JSON) as one file, from which the module can be built again.
 
-    `kind` tells `load_model` what the file holds, e.g. "adaconv-generator". With `half`, weights are written in
-    float16. `discriminator`: the weights of a generator's opponent, which `load_discriminator` reads. Raises DiskFull.
+    `kind` tells `load_model` what the file holds, e.g. "adaconv-generator". With `half`, what `halves` names is written
+    in float16. `discriminator`: the weights of a generator's opponent, which `load_discriminator` reads.
+
+    Raises DiskFull.
     """
     description = {"format": kind, "version": VERSION, "config": dict(config), "info": dict(info)}
     weights = module.state_dict() | {DISCRIMINATOR + name: tensor for name, tensor in (discriminator or {}).items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     if half:
-        tensors = {name: tensor.half() for name, tensor in tensors.items()}
+        tensors = {name: tensor.half() if halves(name) else tensor for name, tensor in tensors.items()}
     write_file(path, save(tensors, metadata={META: json.dumps(description)}))
+
+
+def halves(name: str) -> bool:
+    """Whether float16 is enough for a tensor: not for the statistics of labels, which may be years or prices."""
+    return not name.startswith("mapping.labels.")
 
 
 def load_model(

@@ -131,6 +131,13 @@ def test_classes(network, tmp_path):
     assert np.abs(strip("4", "--class", "2") - two).max() <= 1
 
 
+def test_labels_that_no_image_gets_are_noted(network, tmp_path):
+    for seeds, noted in (("4", True), ("4-6", False)):
+        options = ["--network", network, "--seeds", seeds, "--class", "0-2", "--outdir", tmp_path]
+        result = done(script_here("generate.py", *options))
+        assert ("note: 3 labels for 1 image: name more seeds to use all of them" in result.stderr) == noted
+
+
 def test_classes_by_name(tmp_path):
     """A name is its number in every command; names of files have what was written."""
     network = snapshot(tmp_path / "named.safetensors", {"class_names": ["cat", "big dog", "eel/otter"]})

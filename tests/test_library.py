@@ -124,6 +124,38 @@ def test_inputs_in_other_forms_are_the_same(run):
     assert torch.equal(G(z.double(), 1, psi=0.5), expected)
 
 
+def test_labels_in_other_types_are_the_same(run):
+    G = adaconv.Generator.from_pretrained(run)
+    z, one, mixed = G.latents([0, 1]), G(G.latents([0, 1]), 1), [[0.5, 0.5, 0.0], [0.0, 0.2, 0.8]]
+    for kind in (np.int8, np.int16, np.int32, np.int64, np.uint8):
+        assert torch.equal(G(z, kind(1)), one) and torch.equal(G(z, np.array([1, 1], kind)), one)
+    expected = G(z, torch.tensor(mixed))
+    for c in (np.array(mixed), torch.tensor(mixed, dtype=torch.float64), np.array(mixed, np.float32), mixed):
+        assert torch.equal(G(z, c), expected)
+    with torch.no_grad():
+        assert G.bfloat16()(z, 1).isfinite().all()
+
+
+def test_a_label_of_one_number_may_be_a_number():
+    torch.manual_seed(0)
+    G = adaconv.Generator(GeneratorConfig(16, c_dim=1, vector_labels=True, cbase=128, cmax=8, z_dim=8, w_dim=8)).eval()
+    z = G.latents([0, 1])
+    expected = G(z, [0.5])
+    assert all(torch.equal(G(z, c), expected) for c in (0.5, np.float64(0.5), [[0.5], [0.5]], torch.tensor(0.5)))
+    assert torch.equal(G(z, 1), G(z, [1.0]))
+    for c, got in ((None, "none"), ([1, 2, 3], "[3]")):
+        with pytest.raises(ValueError, match=re.escape(f"a label of 1 number, or [2, 1] for 2 images, got {got}")):
+            G(z, c)
+
+
+@pytest.mark.parametrize(("modulation", "norm"), [("adaconv", "demod"), ("modconv", "demod"), ("adain", "instance")])
+def test_the_card_says_what_the_styles_are(modulation, norm):
+    config = GeneratorConfig(16, modulation=modulation, norm=norm, cbase=128, cmax=8, z_dim=8, w_dim=8)
+    text = adaconv.Generator(config).card()
+    names = {"adaconv": "(AdaConv)", "modconv": "StyleGAN2's modulated convolution", "adain": "(AdaIN)"}
+    assert [name for name in names if names[name] in text] == [modulation]
+
+
 def test_classes_by_name(run):
     G = adaconv.Generator.from_pretrained(run)
     z = G.latents([0, 1])

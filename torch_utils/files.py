@@ -186,15 +186,17 @@ def as_typed(path: Path) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def check_inputs_survive(outs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike]) -> None:
-    """Raises UserError if a result would replace one of the files that are read, or another result."""
+def check_inputs_survive(
+    outs: Iterable[str | os.PathLike], inputs: Iterable[str | os.PathLike], remedy: str = "name another file"
+) -> None:
+    """Raises UserError, ending with the remedy, if a result would replace a file that is read, or another result."""
     sources, written = {os.path.realpath(path) for path in inputs}, set[str]()
     for out in outs:
         real = os.path.realpath(out)
         if real in sources:
-            raise UserError(f"{out} is one of the files to read and would be replaced; name another file")
+            raise UserError(f"{out} is one of the files to read and would be replaced; {remedy}")
         if real in written:
-            raise UserError(f"{out} is the name of two results; name another file for one of them")
+            raise UserError(f"{out} is the name of two results; {remedy} for one of them")
         written.add(real)
 
 

@@ -125,7 +125,8 @@ def plan(page: Page, given: WalkSettings) -> Plan:
         raise UserError(f"this is {count} frames; take 2 to {MAX_FRAMES}, by fewer seconds or frames per second")
     chosen = check_layers(config, read_layers(given.layers), given.part)
     scale = sheets.enlargement(config.resolution, SIDE)
-    check_side(f"walk{given.kind}", scale * max(width_and_height(config.resolution)))
+    longer = scale * max(width_and_height(config.resolution))
+    check_side(f"walk{given.kind}", longer, "choose another format")
     return Plan(model, seeds, chosen, count, scale)
 
 

@@ -6,6 +6,7 @@ import base64
 import io
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -17,6 +18,7 @@ from latents.kernel_views import (
     ABOVE,
     BELOW,
     LINE,
+    WIDTH,
     ZERO,
     blocks,
     deviations,
@@ -113,6 +115,18 @@ def test_a_sheet_and_a_page_of_every_model(modulation, norm, count):
     assert np.array_equal(np.asarray(first), np.asarray(next(iter(shown.images.values()))))
     sheet = kernel_sheet(shown)
     assert sheet.height > 2 * max(view.images[0].height for view in shown.layers[0].views)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_layers_without_spatial_kernels_have_empty_cells(count):
+    G = generator(kernels_up_to=8)
+    shown = kernel_views(G, codes(G, count), [f"seed {i}" for i in range(count)], [4, 2])
+    assert [len(layer.views) for layer in shown.layers] == [2, 4]
+    assert [view.name for view in shown.layers[0].views] == ["channels", "singular values"]
+    sheet, page = kernel_sheet(shown), kernel_page(shown)
+    without = kernel_sheet(replace(shown, layers=shown.layers[1:]))
+    assert abs(sheet.width - without.width) < WIDTH / 2  # as many columns, those of the layer that has all views
+    assert ("<td>–<td>" in page) == (count == 2)
 
 
 def test_the_same_code_twice_does_not_differ():

@@ -66,6 +66,7 @@ def test_mixes_are_row_by_row_and_do_not_depend_on_the_batch():
         ({}, [6], "all", "--layers 6: the model has the layers 0 to 5 (5: the last ToRGB)"),
         ({}, [5], "structure", "--layers 5 is the last ToRGB"),
         ({}, None, "bias", "--part bias: this model predicts no bias"),
+        ({"kernels_up_to": 8}, [3, 4], "structure", "take a layer below 3 with --layers, or --part channels"),
         ({"modulation": "modconv"}, None, "bias", "--part bias: this model predicts no bias"),
         ({"modulation": "modconv"}, None, "structure", "--part structure: this model is modconv"),
         ({"modulation": "adain", "norm": "instance"}, None, "structure", "--part structure: this model is adain"),
@@ -82,6 +83,14 @@ def test_layers():
     assert check_layers(config, None) == [0, 1, 2, 3, 4, 5]
     assert check_layers(config, None, "channels") == [0, 1, 2, 3, 4]
     assert check_layers(config, [5, 3, 3], "channels") == [3]
+    upto = GeneratorConfig(16, kernels_up_to=8)
+    assert check_layers(upto, None, "structure") == [0, 1, 2] and check_layers(upto, None, "channels") == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
     assert check_layers(GeneratorConfig(16, modulation="adain", norm="instance"), [1], "bias") == [1]
     assert numbers_text([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 

@@ -50,6 +50,11 @@ def test_a_spline_through_a_sine_is_the_sine():
     torch.testing.assert_close(found, (positions * 2 * torch.pi / 24).sin(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("interpolation", ["linear", "slerp", "spline"])
+def test_a_model_without_z_walks_as_well(interpolation):
+    assert closed_walk(torch.zeros(3, 0), interpolation)(torch.linspace(0, 3, 5)).shape == (5, 0)
+
+
 def test_a_spline_solves_its_system_for_any_number_of_keys():
     torch.manual_seed(0)
     for count in (2, 5):

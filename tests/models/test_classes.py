@@ -71,6 +71,16 @@ def test_a_number_that_is_another_classs_name_is_noted(capsys):
     assert chosen_class(1, NetworkConfig(c_dim=4), info, "model") == 1 and capsys.readouterr().err == ""
 
 
+def test_a_number_in_a_name_that_reads_as_a_range_is_noted(capsys):
+    """As of classes by age: `--class 0-1` is the numbers 0 and 1, and never a name."""
+    info = {"class_names": ["10-19", "0-1", "20-29"]}
+    assert chosen_class(0, NetworkConfig(c_dim=3), info, "model") == 0
+    assert capsys.readouterr().err.endswith("named 10-19; the class with the name 0-1 has the number 1\n")
+    with pytest.raises(UserError, match="the class with the name 10-19 has the number 0"):
+        chosen_class(12, NetworkConfig(c_dim=3), info, "model")
+    assert chosen_class(2, NetworkConfig(c_dim=3), info, "model") == 2 and capsys.readouterr().err == ""
+
+
 def test_without_classes():
     with pytest.raises(UserError, match=r"a\.safetensors was trained without classes; leave out --class"):
         chosen_class("cat", NetworkConfig(), {}, "a.safetensors")
