@@ -84,13 +84,8 @@ def test_layers():
     assert check_layers(config, None, "channels") == [0, 1, 2, 3, 4]
     assert check_layers(config, [5, 3, 3], "channels") == [3]
     upto = GeneratorConfig(16, kernels_up_to=8)
-    assert check_layers(upto, None, "structure") == [0, 1, 2] and check_layers(upto, None, "channels") == [
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
+    assert check_layers(upto, None, "structure") == [0, 1, 2]
+    assert check_layers(upto, None, "channels") == [0, 1, 2, 3, 4]
     assert check_layers(GeneratorConfig(16, modulation="adain", norm="instance"), [1], "bias") == [1]
     assert numbers_text([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
 
