@@ -45,7 +45,7 @@ class NetworkConfig:
     def __post_init__(self):
         self.resolution = to_resolution(self.resolution)
         if self.cbase < (side := nominal_side(self.resolution)):
-            raise ValueError(f"cbase: {self.cbase} leaves no channels at resolution {side}")
+            raise ValueError(f"cbase: {self.cbase} leaves no channels at resolution {side}; take {side} or more")
 
     @property
     def classes(self) -> int:

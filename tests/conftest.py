@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.launcher import api
 
 from media.convert import write_dataset
 from media.faces import faces
 from networks.stylizer import Stylizer, StylizerConfig
-from tests.scripts import forking
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -22,12 +20,6 @@ def number_of_threads():
     before = torch.get_num_threads()
     yield
     assert torch.get_num_threads() == before
-
-
-@pytest.fixture
-def forks(monkeypatch):
-    """The processes of `distributed.launch` start with everything imported."""
-    monkeypatch.setattr(api, "LaunchConfig", forking)
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,13 @@ import torch
 from PIL import Image
 from torch.distributed.launcher import api
 
+from torch_utils import distributed
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "--cfg demo --cbase 512 --cmax 16 --batch 8 --gpus 0 --workers 0 --procs 1 --metrics none".split()  # noqa: SIM905
 
-# The processes of `distributed.launch` are forks of the one that launches them; tests of that function itself, and one
-# of an interrupted training, start them as users do.
+# The processes of `distributed.launch` are forks of the one that launches them; the tests of that function itself start
+# them as users do.
 forking = partial(api.LaunchConfig, start_method="fork")
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -62,19 +64,42 @@ def start(folder: Path, name: str, *arguments: object, cwd: Path | None = None) 
     return process
 
 
+def launch(function: Callable, *args: object, processes: int) -> None:
+    """`distributed.launch` in such a fork, with the processes as forks of it. The pytest process itself may not fork:
+    backward passes may have started threads in it. The function runs here if it is to be a single process.
+    """
+    if processes == 1:
+        function(*args)
+        return
+    process = FORKS.Process(target=launch_there, args=(dict(os.environ), function, args, processes))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0, process.exitcode
+
+
+def launch_there(environment: dict[str, str], function: Callable, args: tuple, processes: int) -> None:
+    prepare(environment)
+    distributed.launch(function, *args, processes=processes)
+
+
+def prepare(environment: dict[str, str]) -> None:
+    """What a fork needs to be as if it had been started by itself."""
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    api.LaunchConfig = forking
+    multiprocessing.set_start_method(None, force=True)  # that of a process which nobody forked
+
+
 def become(argv: list[str], cwd: Path, folder: Path, environment: dict[str, str]) -> None:
     """The body of a script's process."""
     os.setsid()
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
     sys.stderr.reconfigure(line_buffering=True)
-    os.environ.clear()
-    os.environ.update(environment)
+    prepare(environment)
     os.chdir(cwd)
     sys.argv = argv
-    torch.set_num_threads(1)
-    api.LaunchConfig = forking
-    multiprocessing.set_start_method(None, force=True)  # that of a process which nobody forked
     if argv[0].startswith("-m "):
         runpy.run_module(argv[0].removeprefix("-m "), run_name="__main__", alter_sys=True)
     else:

@@ -95,8 +95,11 @@ class RunConfig:
         return ""
 
     def recorded_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The given options for the run's record: with the values that were found for them, as for --init-from."""
-        return {name: getattr(self, name, value) for name, value in given.items()}
+        """The given options for the run's record: with the values that were found for them, as for --init-from.
+
+        The precision as well, which `auto` measures on a CPU: it is not to be another one where the run goes on.
+        """
+        return {name: getattr(self, name, value) for name, value in given.items()} | {"precision": self.precision}
 
 
 # The fields of GeneratorConfig that a training takes from the generator of --init-from, as far as no option gives them.

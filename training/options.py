@@ -44,6 +44,8 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
     values = dict(options)
     if "metrics" in options:
         values["metrics"] = parse_metrics(options["metrics"])
+    if options.get("keep_best") == "none":
+        values["keep_best"] = ""
     for path in options.get("detector_weights", []):
         if not Path(path).is_file():
             raise UserError(missing(Path(path), "name the file with --detector-weights"))
@@ -57,10 +59,15 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         background=options.get("background"),
         skip_unreadable=options.get("skip_unreadable", False),
     )
+    if options.get("background") and not dataset.transparent:
+        raise UserError(f"--background is for transparent images, and {dataset.path} has none; leave it out")
     values["vector_labels"] = dataset.vector_labels
     config = resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
     if config.keep_best:
-        higher_is_better(config.keep_best, config.metrics)  # or raises
+        try:
+            higher_is_better(config.keep_best, config.metrics)
+        except UserError as error:
+            raise UserError(f"{error.message}; --keep-best none keeps none") from None
     return config
 
 
@@ -87,8 +94,10 @@ def resolve(
     values = preset(given.get("cfg", "auto"), nominal_side(resolution), gpus)
     if given.get("loss") == "relativistic" and values.get("aug") == "ada":
         values["aug"] = "noaug"  # see check_augmentation
+    if given.get("cfg") == "r3gan" and given.get("loss", values["loss"]) != values["loss"]:
+        raise UserError(f"--cfg r3gan is for the {values['loss']} loss; leave --loss out, or take another --cfg")
     check_augmentation(given, values)
-    processes = gpus or given.get("procs") or values.get("procs", 1)
+    processes = count_processes(given, gpus, values.get("procs", 1))
     batch = given.get("batch", values["batch"])
     published_gpu = values.get("batch_gpu")  # on fewer GPUs than published, gradients are accumulated
     if published_gpu and batch // processes % published_gpu == 0:
@@ -128,7 +137,8 @@ def generator_config(
             **{**own_fields(GeneratorConfig, values), **data, "modulation": modulation, "norm": norm}
         )
     except ValueError as error:
-        raise UserError(f"--modulation {modulation} --norm {norm}: {error}") from None
+        about = "" if str(error).startswith("cbase") else f"modulation {modulation} --norm {norm}: "
+        raise UserError(f"--{about}{error}") from None
 
 
 def r3gan_schedules(values: Mapping[str, Any]) -> Schedules:
@@ -148,8 +158,12 @@ def check_augmentation(given: Mapping[str, Any], values: Mapping[str, Any]) -> N
             "take --aug fixed with --p, or --cfg r3gan, which raises p by a schedule"
         )
     useless = [f"--{name}" for name in ("augpipe", "target", "p") if name in given]
+    fits = ["--aug ada"] * (loss != "relativistic") + ["--aug fixed"] * ("target" not in given)
     if aug == "noaug" and useless:
-        raise UserError(f"{' and '.join(useless)} without augmentation; add --aug ada or --aug fixed")
+        add = f"add {' or '.join(fits)}" if fits else "leave --target out"
+        raise UserError(f"{' and '.join(useless)} without augmentation; {add}")
+    if aug == "fixed" and "target" in given:
+        raise UserError("--target is what --aug ada raises p by, and --aug fixed keeps p; leave --target out")
     if aug == "fixed" and "p" not in {**values, **given}:
         raise UserError("--aug fixed needs --p, the probability of each transform")
 
@@ -261,6 +275,7 @@ def network_values(options: Mapping[str, Any]) -> dict[str, Any]:
     New stylizers reflect at borders, where zeros would draw a frame.
     """
     given = own_fields(StylizerConfig, options)
+    StylizerConfig(**given)  # before the encoder is looked for: what is wrong is said at once
     if options.get("init_from") and len(given) < len(fields(StylizerConfig)):
         return {**vars(load_stylizer(options["init_from"])[0].config), **given}
     if "width" not in given:
@@ -279,7 +294,7 @@ def own_fields(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def machine_values(options: Mapping[str, Any], gpus: int, default_batch: int) -> dict[str, Any]:
     """Processes, precision and how the batch is split, where `auto` on the CPU is bf16 if the CPU computes with it."""
-    processes = gpus or options.get("procs") or 1
+    processes = count_processes(options, gpus)
     batch = options.get("batch") or default_batch
     return {
         "gpus": gpus,
@@ -288,6 +303,14 @@ def machine_values(options: Mapping[str, Any], gpus: int, default_batch: int) ->
         "batch_gpu": split_batch(batch, options.get("batch_gpu"), processes),
         "precision": resolve_precision(options.get("precision"), gpus, cpu_precision),
     }
+
+
+def count_processes(options: Mapping[str, Any], gpus: int, default: int = 1) -> int:
+    """One process for each GPU; on the CPU, as many as --procs says. Raises UserError where that says otherwise."""
+    procs = options.get("procs")
+    if gpus and procs not in (None, gpus):
+        raise UserError(f"--procs {procs} is for the CPU; add --gpus 0, or leave it out: each GPU has one process")
+    return gpus or procs or default
 
 
 def split_batch(batch: int, batch_gpu: int | None, processes: int) -> int:

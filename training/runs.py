@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.snapshot import kimg_name, list_runs, run_number
+from models.snapshot import META, kimg_name, list_runs, run_number
 from networks.generator import CLASS_MEANS
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import RUN_MARKER, check_own_file, check_own_folder, write_file
 from torch_utils.schema import Count, check_values, is_number
-from torch_utils.tensors import FLOATS, is_finite, read_pickled, tensors_in
+from torch_utils.tensors import FLOATS, is_finite, read_metadata, read_pickled, tensors_in
 
 STATE_TYPES = FLOATS | {torch.float64, torch.int64, torch.uint8}  # of the tensors in a training state
 SKIPPED = "skipped_images"  # the part of a state that has the images that could not be decoded
@@ -53,12 +53,24 @@ def set_aside(run: Path, since: float, kimg: float) -> None:
     there from later moments, but for the snapshot that has just been written, was made before that state was gone back
     to. Commands that take the newest snapshot, and evaluations that were cut off, are not to find it.
     """
+    best = run / "best.safetensors"
+    if best.is_file() and not best.is_symlink() and kimg_name(since) < kimg_name(best_kimg(best)) != kimg_name(kimg):
+        best.replace(run / (ABANDONED + best.name))
     for path in run.iterdir():
         found = RESULT.fullmatch(path.name)
         if found and (found[1] or found[2]) > kimg_name(since) and found[1] != kimg_name(kimg):
             path.replace(path.with_name(ABANDONED + path.name))
-            if (best := run / "best.safetensors").is_symlink() and not best.exists():  # a link to it, of metrics --all
+            if best.is_symlink() and not best.exists():  # a link to it, of metrics --all
                 best.unlink()
+
+
+def best_kimg(best: Path) -> float:
+    """The kimg of the model of --keep-best; 0 if it cannot be read."""
+    try:
+        kimg = json.loads(read_metadata(best)[META])["info"]["kimg"]
+        return float(kimg)
+    except (OSError, ValueError, TypeError, LookupError):
+        return 0.0
 
 
 def evaluation_is_due(run: Path, sheet_name: str, state: Mapping[str, Any], kimg: float) -> bool:
@@ -183,6 +195,8 @@ def find_state(path: Path) -> Path:
     """The state that `path` means: the file itself, the newest of a run, or that of the newest run that has one."""
     if path.is_file():
         return path
+    if path.name == "state" and list_states(path.parent):
+        path = path.parent
     for run in [path, *sorted(list_runs(path), key=run_number, reverse=True)]:
         if states := list_states(run):
             return states[-1]

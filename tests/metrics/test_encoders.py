@@ -22,6 +22,7 @@ from models.snapshot import PRETRAINED, STYLIZER, find_snapshot, load_stylizer
 from networks.vgg import MEAN, STD, VGG19
 from tests.metrics.archives import photographs
 from tests.metrics.evaluating import evaluate
+from tests.scripts import launch
 from torch_utils import distributed
 from torch_utils.errors import UserError
 
@@ -180,11 +181,11 @@ def write_values(names: list[str], real: Path, fake: Path, result: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_compute_the_same(small, slices, encoder_file, tmp_path, forks):
+def test_two_processes_compute_the_same(small, slices, encoder_file, tmp_path):
     names = [f"fd60_full@{encoder_file}", f"dc605_full@{encoder_file}"]
     one = evaluate(names, *slices, [])
     (small / "statistics").rename(tmp_path / "statistics")
-    distributed.launch(write_values, names, *slices, tmp_path / "result", processes=2)
+    launch(write_values, names, *slices, tmp_path / "result", processes=2)
     assert json.loads((tmp_path / "result.0").read_text()) == pytest.approx(one, rel=1e-6)
 
 

@@ -24,7 +24,7 @@ from tests.metrics import weights as random_weights
 from tests.metrics.archives import photographs, write_images
 from tests.metrics.evaluating import ALL, evaluate, evaluate_and_write
 from tests.metrics.test_swd import blur
-from torch_utils import distributed
+from tests.scripts import launch
 from torch_utils.errors import UserError
 
 
@@ -140,9 +140,9 @@ def test_metrics_grow_with_the_change(small, few_dimensions, smooth_inception, r
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_the_same(evaluated, slices, small, inception, vgg16, tmp_path, forks):
+def test_two_processes_come_to_the_same(evaluated, slices, small, inception, vgg16, tmp_path):
     """Of 66 and 60 images in batches of 16, with nothing kept."""
-    distributed.launch(evaluate_and_write, ALL, *slices, [inception, vgg16], tmp_path / "result", processes=2)
+    launch(evaluate_and_write, ALL, *slices, [inception, vgg16], tmp_path / "result", processes=2)
     one, (two, other) = evaluated[0], (json.loads((tmp_path / f"result.{rank}").read_text()) for rank in (0, 1))
     assert other == {}
     assert one.keys() == two.keys() and len(one) == 12

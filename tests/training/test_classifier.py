@@ -21,6 +21,7 @@ from media.images import to_float
 from models.encoder import ENCODER, load_encoder
 from models.snapshot import load_model
 from networks.vgg import VGG19, Classifier
+from tests.scripts import launch
 from tests.training.test_loop import assert_same
 from torch_utils import distributed
 from training.classifier import (
@@ -346,9 +347,9 @@ def train_two(folder: Path, data: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_agree(tmp_path, faces16, forks):
+def test_two_processes_agree(tmp_path, faces16):
     """In weights, and in the normalizations' statistics, though each has seen other images."""
-    distributed.launch(train_two, tmp_path, faces16, processes=2)
+    launch(train_two, tmp_path, faces16, processes=2)
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(value, b[name]) for name, value in a.items())
     assert not torch.equal(a["encoder.features.0.1.running_mean"], torch.zeros(4))

@@ -11,7 +11,7 @@ from models.encoder import save_encoder
 from networks.vgg import VGG19
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
-from training.options import configure_stylizer, convolution_seconds, resolve, resolve_classifier
+from training.options import configure_gan, configure_stylizer, convolution_seconds, resolve, resolve_classifier
 from training.presets import PRESETS
 
 
@@ -40,7 +40,12 @@ def test_presets_have_the_published_values():
     "options, words",
     [
         ({"batch_gpu": 3}, "--batch-gpu 3 does not divide the 8 images"),
-        ({"p": 0.5}, "--p without augmentation"),
+        ({"p": 0.5}, "--p without augmentation; add --aug ada or --aug fixed"),
+        ({"cbase": 8}, "^--cbase: 8 leaves no channels at resolution 16; take 16 or more"),
+        ({"target": 0.5}, "--target without augmentation; add --aug ada"),
+        ({"loss": "relativistic", "p": 0.5}, "--p without augmentation; add --aug fixed"),
+        ({"aug": "fixed", "p": 0.5, "target": 0.5}, "--aug fixed keeps p; leave --target out"),
+        ({"cfg": "r3gan", "loss": "nonsaturating"}, "--cfg r3gan is for the relativistic loss; leave --loss out"),
         ({"aug": "fixed"}, "--aug fixed needs --p"),
         ({"freezed": 3}, "--freezed without --init-from"),
     ],
@@ -48,6 +53,43 @@ def test_presets_have_the_published_values():
 def test_options_that_do_not_go_together(faces16, options, words):
     with pytest.raises(UserError, match=words):
         tiny(faces16, **options)
+
+
+@pytest.mark.parametrize("options, gpus", [({"procs": 4}, 1), ({"procs": 2}, 4)])
+def test_processes_belong_to_the_cpu(options, gpus):
+    with pytest.raises(UserError, match=r"--procs \d is for the CPU; add --gpus 0, or leave it out"):
+        resolve({**options, "data": "x"}, 32, 3, 0, gpus)
+    with pytest.raises(UserError, match=r"--procs \d is for the CPU; add --gpus 0, or leave it out"):
+        resolve_classifier(options, gpus)
+
+
+def test_what_a_data_set_does_not_have_is_refused(faces16):
+    options = {"cfg": "demo", "data": str(faces16), "gpus": 0, "metrics": "swd20", "background": (255, 0, 0)}
+    with pytest.raises(UserError, match=r"--background is for transparent images, and .* has none; leave it out"):
+        configure_gan(options)
+
+
+def test_no_best_model_is_kept_any_more_where_that_is_asked(faces16):
+    options = {"cfg": "demo", "data": str(faces16), "gpus": 0, "metrics": "none", "keep_best": "swd20"}
+    with pytest.raises(UserError, match="--keep-best none keeps none"):
+        configure_gan(options, resuming=True)
+    assert configure_gan({**options, "keep_best": "none"}, resuming=True).keep_best == ""
+
+
+def test_a_stylizers_options_are_checked_before_an_encoder_is_looked_for(faces16, monkeypatch):
+    monkeypatch.setattr("training.options.load_encoder", lambda path: pytest.fail("the encoder was looked for"))
+    for name, value, words in (("style_size", 100, "a multiple of 64"), ("kernel_size", 2, "an odd number")):
+        with pytest.raises(UserError, match=words):
+            configure_stylizer({"content": str(faces16), "style": str(faces16), "gpus": 0, name: value})
+
+
+def test_a_run_goes_on_in_the_precision_that_was_measured_for_it(faces16, monkeypatch):
+    for measured in ("bf16", "fp32"):
+        monkeypatch.setattr("training.options.cpu_precision", lambda measured=measured: measured)
+        config = resolve_classifier({"data": str(faces16)}, 0)
+        monkeypatch.setattr("training.options.cpu_precision", lambda: pytest.fail("measured again"))
+        again = resolve_classifier(config.recorded_options({"data": str(faces16)}), 0)
+        assert again.precision == config.precision == measured
 
 
 def test_clamping_belongs_to_half_precision():

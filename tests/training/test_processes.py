@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import Generator, GeneratorConfig
+from tests.scripts import launch
 from torch_utils import distributed
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty
 
@@ -73,6 +74,6 @@ def equal_gradients(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path, forks):
-    distributed.launch(equal_gradients, tmp_path, processes=2)
+def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
+    launch(equal_gradients, tmp_path, processes=2)
     assert len(list(tmp_path.iterdir())) == 2

@@ -18,11 +18,11 @@ from media.convert import write_dataset
 from media.faces import faces
 from media.loader import EndlessSampler
 from metrics import Evaluator
-from models.snapshot import find_snapshot
-from tests.scripts import done, script
+from models.snapshot import find_snapshot, save_snapshot
+from networks.generator import Generator, GeneratorConfig
+from tests.scripts import done, launch, script
 from tests.training.killing import evaluate
 from tests.training.test_loop import assert_same
-from torch_utils import distributed
 from torch_utils.errors import DiskFull
 from training import gan, log, loop
 from training import runs as training_runs
@@ -98,16 +98,16 @@ class Killed(BaseException):
 
 # Stops after 6, 8 and 11 steps: between two ticks, where a look is due, and between two again.
 @pytest.mark.parametrize("procs, stops", [(1, (6, 2, 3)), pytest.param(2, (11,), marks=pytest.mark.slow)])
-def test_twice_n_is_n_and_a_stop_and_n_more(runs, faces16, monkeypatch, forks, procs, stops):
+def test_twice_n_is_n_and_a_stop_and_n_more(runs, faces16, monkeypatch, procs, stops):
     straight, stopped = runs
     config = tiny(faces16, procs=procs, aug="ada", target=0.0)
     monkeypatch.setattr(loop, "StopSignal", loop.StopSignal)  # to be put back
-    distributed.launch(train_until, 0, config, straight, processes=procs)
+    launch(train_until, 0, config, straight, processes=procs)
     for step in stops:
         state = find_state(stopped) if (stopped / "state").exists() else None
-        distributed.launch(train_until, step, config, stopped, state, processes=procs)
+        launch(train_until, step, config, stopped, state, processes=procs)
     assert load_state(find_state(stopped))["step"] == 11
-    distributed.launch(train_until, 0, config, stopped, find_state(stopped), processes=procs)
+    launch(train_until, 0, config, stopped, find_state(stopped), processes=procs)
     assert_same_run(straight, stopped)
 
 
@@ -123,7 +123,7 @@ def damage(faces16: Path, out: Path, places: tuple[int, ...]) -> Path:
 
 
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_that_leaves_images_out_goes_on_bit_for_bit(runs, faces16, tmp_path, monkeypatch, forks, procs):
+def test_a_run_that_leaves_images_out_goes_on_bit_for_bit(runs, faces16, tmp_path, monkeypatch, procs):
     """The second of three is met between the last tick and the stop, by the second process if there are two."""
     damaged = damage(faces16, tmp_path / "damaged.zip", (6, 43, 124))  # none is in the sheets
     straight, stopped = runs
@@ -131,10 +131,10 @@ def test_a_run_that_leaves_images_out_goes_on_bit_for_bit(runs, faces16, tmp_pat
         (run / "config.json").write_text('{"about": {}}')  # where train.py has written what the run is
     config = tiny(damaged, procs=procs, skip_unreadable=True)
     monkeypatch.setattr(loop, "StopSignal", loop.StopSignal)  # to be put back
-    distributed.launch(train_until, 0, config, straight, processes=procs)
-    distributed.launch(train_until, 7, config, stopped, processes=procs)
+    launch(train_until, 0, config, straight, processes=procs)
+    launch(train_until, 7, config, stopped, processes=procs)
     assert load_state(find_state(stopped))["step"] == 7
-    distributed.launch(train_until, 0, config, stopped, find_state(stopped), processes=procs)
+    launch(train_until, 0, config, stopped, find_state(stopped), processes=procs)
     assert [line["unreadable"] for line in records(straight, "stats.jsonl")] == [1, 2, 2, 3]
     assert_same_run(straight, stopped)
 
@@ -284,6 +284,21 @@ def test_results_after_the_state_gone_back_to_are_of_another_training(faces16, t
     assert renamed == {f"abandoned-{name}" for name in (*(before - names), "fakes000000.128.png")}
     loop.train(GANTrainer, tiny(faces16, kimg=0.192, keep=9), tmp_path, find_state(tmp_path))
     assert {path.name for path in tmp_path.glob("abandoned-*")} == renamed  # this time nothing was gone back from
+
+
+def test_a_best_model_of_a_training_that_was_not_gone_on_with_is_set_aside(tmp_path):
+    G = Generator(GeneratorConfig(16, cbase=128, cmax=8, z_dim=8, w_dim=8))
+    best = tmp_path / "best.safetensors"
+    for kimg, kept in ((10.0, True), (12.0, True), (20.0, False)):  # of the state, of this save, of what came later
+        save_snapshot(best, G, {"kimg": kimg})
+        training_runs.set_aside(tmp_path, 10.0, 12.0)
+        assert best.exists() == kept
+    assert (tmp_path / "abandoned-best.safetensors").exists()
+
+
+def test_a_folder_of_states_means_its_run(tmp_path):
+    training_runs.save_state(tmp_path, {}, 1, keep=9)
+    assert find_state(tmp_path / "state") == find_state(tmp_path)
 
 
 def test_a_newest_state_that_is_missing_leaves_no_stale_model(faces16, tmp_path):

@@ -15,12 +15,11 @@ from media.loader import EndlessSampler, endless_batches
 from media.shard_rows import rows
 from media.shard_stream import ShardStream
 from metrics import Evaluator
-from tests.scripts import TINY, done, mistake, script_here
+from tests.scripts import TINY, done, launch, mistake, script_here
 from tests.training.killing import evaluate
 from tests.training.test_loop import assert_same
 from tests.training.test_resume import TINY as SMALL
 from tests.training.test_resume import assert_same_run, runs, tiny, train_until  # noqa: F401 (a fixture)
-from torch_utils import distributed
 from training import loop
 from training.gan import GANTrainer, to_float
 from training.options import resolve
@@ -92,13 +91,13 @@ def test_a_training_from_tars_is_that_from_a_zip_in_the_same_order(tars, same_zi
 
 
 @pytest.mark.parametrize("procs, workers", [(1, 0), (1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
-def test_a_run_on_tars_that_is_stopped_goes_on_bit_for_bit(runs, tars, forks, procs, workers):  # noqa: F811
+def test_a_run_on_tars_that_is_stopped_goes_on_bit_for_bit(runs, tars, procs, workers):  # noqa: F811
     straight, stopped = runs
     config = tiny(tars, procs=procs, workers=workers)
-    distributed.launch(train_until, 0, config, straight, processes=procs)
-    distributed.launch(train_until, 5, config, stopped, processes=procs)
+    launch(train_until, 0, config, straight, processes=procs)
+    launch(train_until, 5, config, stopped, processes=procs)
     assert load_state(find_state(stopped))["step"] == 5
-    distributed.launch(train_until, 0, config, stopped, find_state(stopped), processes=procs)
+    launch(train_until, 0, config, stopped, find_state(stopped), processes=procs)
     assert_same_run(straight, stopped)
 
 
