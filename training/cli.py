@@ -21,7 +21,7 @@ from click.core import ParameterSource
 
 from media.shards import is_sharded
 from torch_utils import cli, distributed
-from torch_utils.errors import UserError, command_line, note, one_line
+from torch_utils.errors import UserError, command_line, note, one_line, plural
 from torch_utils.files import write_file
 from torch_utils.schema import check_values, read_json
 from training.config import (
@@ -366,6 +366,11 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
         ) from None
     if changed := differences(old, config):
         begin = command_line("--init-from", run)
+        if old.gpus != config.gpus and not distributed.under_torchrun():
+            where = plural(old.gpus, "GPU") if old.gpus else "the CPU"
+            possible = old.gpus <= torch.cuda.device_count()
+            remedy = f"add --gpus {old.gpus}" if possible else "resume it on such a machine"
+            raise UserError(f"{run} was begun on {where}, and would go on otherwise here; {remedy}")
         other = f", or begin a new run from its weights with {begin}" * isinstance(config, TrainConfig)
         raise UserError(
             f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from models.encoder import save_encoder
 from networks.vgg import VGG19
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
+from training.cli import check_resumable
 from training.options import configure_gan, configure_stylizer, convolution_seconds, resolve, resolve_classifier
 from training.presets import PRESETS
 
@@ -61,6 +62,21 @@ def test_processes_belong_to_the_cpu(options, gpus):
         resolve({**options, "data": "x"}, 32, 3, 0, gpus)
     with pytest.raises(UserError, match=r"--procs \d is for the CPU; add --gpus 0, or leave it out"):
         resolve_classifier(options, gpus)
+
+
+@pytest.mark.parametrize(
+    "begun, here, words",
+    [
+        (0, 1, "was begun on the CPU, and would go on otherwise here; add --gpus 0"),
+        (2, 4, "was begun on 2 GPUs, .*; add --gpus 2"),
+        (2, 1, "was begun on 2 GPUs, .*; resume it on such a machine"),
+    ],
+)
+def test_a_run_on_other_gpus_says_on_how_many_it_was_begun(monkeypatch, tmp_path, begun, here, words):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    old, new = (resolve({"cfg": "demo", "data": "x"}, 32, 3, 0, gpus) for gpus in (begun, here))
+    with pytest.raises(UserError, match=words):
+        check_resumable({"config": asdict(old), "step": 0}, tmp_path, new)
 
 
 def test_what_a_data_set_does_not_have_is_refused(faces16):
