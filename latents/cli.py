@@ -217,9 +217,8 @@ class Model:
         """c [N, c_dim] for seeds: what --class or --label give in turn, or the model's label of the seed's number."""
         given = len(self.classes or () if self.labels is None else self.labels)
         if given > len(seeds):
-            note(
-                f"note: {plural(given, 'label')} for {plural(len(seeds), 'image')}: name more seeds to use all of them"
-            )
+            unused = f"the last {given - len(seeds)} not used"
+            note(f"note: {plural(given, 'label')} for {plural(len(seeds), 'image')}: {unused}")
         if self.labels is not None:
             return self.labels[torch.arange(len(seeds)) % len(self.labels)]
         if self.classes is None:

@@ -18,7 +18,7 @@ from latents.sheets import table, to_image
 from media.images import to_uint8
 from networks.adaconv import AdaConvKernels
 from networks.generator import Generator, GeneratorConfig, Noise
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, numbers_text
 
 Part = Literal["all", "structure", "channels", "bias"]
 PARTS: tuple[Part, ...] = ("all", "structure", "channels", "bias")
@@ -56,9 +56,10 @@ def check_layers(
         raise UserError(f"{option} {last} is the last ToRGB, which has no kernels; take one of 0 to {last - 1}")
     chosen = sorted(set(layers) - (set() if part == "all" else {last}))
     if not (found := [i for i in chosen if predicts(config, i, part)]):
+        able = numbers_text([i for i in range(last) if predicts(config, i, part)]) or "none"
         raise UserError(
-            f"--part {part}: this model predicts no spatial kernels for more than {config.kernels_up_to} pixels; "
-            f"take a layer below {chosen[0]} with {option}, or --part channels"
+            f"--part {part}: of the layers of this model, {able} predict spatial kernels; "
+            f"take one of them with {option}, or --part channels"
         )
     return found
 

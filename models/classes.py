@@ -101,7 +101,7 @@ def chosen_class(given: int | str, config: NetworkConfig, info: Mapping[str, Any
     if not config.c_dim:
         raise UserError(f"--class {shown}: {path} was trained without classes; leave out --class")
     names = class_names(info, config.c_dim)
-    alike = next((name for name in names if isinstance(given, int) and reads_as(name, given)), None)
+    alike = next((name for name in (shown, *names) if name in names and reads_as(name, given)), None)
     other = f"; the class with the name {alike} has the number {names.index(alike)}" if alike else ""
     try:
         number = find_class(given, config.c_dim, names)
@@ -112,7 +112,9 @@ def chosen_class(given: int | str, config: NetworkConfig, info: Mapping[str, Any
     return number
 
 
-def reads_as(name: str, number: int) -> bool:
-    """Whether `--class` takes a class's name for a number, or for a range with it: `3`, or `0-9`."""
+def reads_as(name: str, number: int | str) -> bool:
+    """Whether `--class` takes a class's name for that number, or for a range with it: `3`, or `0-9`."""
+    if isinstance(number, str):
+        return False
     match = re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", name, re.ASCII)
     return match is not None and int(match[1]) <= number <= int(match[2] or match[1])

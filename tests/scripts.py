@@ -44,10 +44,7 @@ def script(name: str, *arguments: object, cwd: Path | None = None) -> Result:
     """Runs a script in a process of its own."""
     with TemporaryDirectory() as folder:
         process = start(Path(folder), name, *arguments, cwd=cwd)
-        process.join(120)
-        if process.is_alive():
-            os.killpg(process.pid, signal.SIGKILL)
-            raise TimeoutError(f"{name} is still running: {(Path(folder) / 'stderr').read_text()}")
+        join(process)
         output = ((Path(folder) / stream).read_text() for stream in ("stdout", "stderr"))
         return subprocess.CompletedProcess([name, *arguments], process.exitcode, *output)
 
@@ -73,8 +70,16 @@ def launch(function: Callable, *args: object, processes: int) -> None:
         return
     process = FORKS.Process(target=launch_there, args=(dict(os.environ), function, args, processes))
     process.start()
-    process.join(120)
-    assert process.exitcode == 0, process.exitcode
+    join(process)
+    assert process.exitcode == 0
+
+
+def join(process: BaseProcess, seconds: float = 120) -> None:
+    """Waits for the end of such a process. Ends it, and all that it started, where it takes too long."""
+    process.join(seconds)
+    if process.is_alive():
+        os.killpg(process.pid, signal.SIGKILL)
+        raise TimeoutError(f"process {process.pid} ran for more than {seconds} seconds")
 
 
 def launch_there(environment: dict[str, str], function: Callable, args: tuple, processes: int) -> None:
@@ -83,7 +88,8 @@ def launch_there(environment: dict[str, str], function: Callable, args: tuple, p
 
 
 def prepare(environment: dict[str, str]) -> None:
-    """What a fork needs to be as if it had been started by itself."""
+    """What a fork needs to be as if it had been started by itself, in a group of its own."""
+    os.setsid()
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -93,7 +99,6 @@ def prepare(environment: dict[str, str]) -> None:
 
 def become(argv: list[str], cwd: Path, folder: Path, environment: dict[str, str]) -> None:
     """The body of a script's process."""
-    os.setsid()
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
     sys.stderr.reconfigure(line_buffering=True)

@@ -135,7 +135,7 @@ def test_labels_that_no_image_gets_are_noted(network, tmp_path):
     for seeds, noted in (("4", True), ("4-6", False)):
         options = ["--network", network, "--seeds", seeds, "--class", "0-2", "--outdir", tmp_path]
         result = done(script_here("generate.py", *options))
-        assert ("note: 3 labels for 1 image: name more seeds to use all of them" in result.stderr) == noted
+        assert ("note: 3 labels for 1 image: the last 2 not used" in result.stderr) == noted
 
 
 def test_classes_by_name(tmp_path):

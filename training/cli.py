@@ -366,12 +366,12 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
         ) from None
     if changed := differences(old, config):
         begin = command_line("--init-from", run)
+        other = f", or begin a new run from its weights with {begin}" * isinstance(config, TrainConfig)
         if old.gpus != config.gpus and not distributed.under_torchrun():
             where = plural(old.gpus, "GPU") if old.gpus else "the CPU"
             possible = old.gpus <= torch.cuda.device_count()
             remedy = f"add --gpus {old.gpus}" if possible else "resume it on such a machine"
-            raise UserError(f"{run} was begun on {where}, and would go on otherwise here; {remedy}")
-        other = f", or begin a new run from its weights with {begin}" * isinstance(config, TrainConfig)
+            raise UserError(f"{run} was begun on {where}, and would go on otherwise here; {remedy}{other}")
         raise UserError(
             f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"
         )

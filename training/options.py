@@ -59,8 +59,8 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         background=options.get("background"),
         skip_unreadable=options.get("skip_unreadable", False),
     )
-    if options.get("background") and not dataset.transparent:
-        raise UserError(f"--background is for transparent images, and {dataset.path} has none; leave it out")
+    if not resuming:
+        check_effect(options, dataset)
     values["vector_labels"] = dataset.vector_labels
     config = resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
     if config.keep_best:
@@ -69,6 +69,16 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         except UserError as error:
             raise UserError(f"{error.message}; --keep-best none keeps none") from None
     return config
+
+
+def check_effect(options: Mapping[str, Any], dataset: ImageDataset) -> None:
+    """Raises UserError for an option that would change nothing; a run that was begun with one may go on."""
+    if options.get("background") and not dataset.transparent:
+        raise UserError(f"--background is for transparent images, and {dataset.path} has none; leave it out")
+    if options.get("cfg") == "r3gan" and options.get("loss", "relativistic") != "relativistic":
+        raise UserError("--cfg r3gan is for the relativistic loss; leave --loss out, or take another --cfg")
+    if options.get("aug") == "fixed" and "target" in options:
+        raise UserError("--target is what --aug ada raises p by, and --aug fixed keeps p; leave --target out")
 
 
 def parse_metrics(text: str | list[str]) -> list[str]:
@@ -94,8 +104,6 @@ def resolve(
     values = preset(given.get("cfg", "auto"), nominal_side(resolution), gpus)
     if given.get("loss") == "relativistic" and values.get("aug") == "ada":
         values["aug"] = "noaug"  # see check_augmentation
-    if given.get("cfg") == "r3gan" and given.get("loss", values["loss"]) != values["loss"]:
-        raise UserError(f"--cfg r3gan is for the {values['loss']} loss; leave --loss out, or take another --cfg")
     check_augmentation(given, values)
     processes = count_processes(given, gpus, values.get("procs", 1))
     batch = given.get("batch", values["batch"])
@@ -137,8 +145,8 @@ def generator_config(
             **{**own_fields(GeneratorConfig, values), **data, "modulation": modulation, "norm": norm}
         )
     except ValueError as error:
-        about = "" if str(error).startswith("cbase") else f"modulation {modulation} --norm {norm}: "
-        raise UserError(f"--{about}{error}") from None
+        about = f"modulation {modulation} --norm {norm}: {error}"
+        raise UserError("--" + (str(error).replace(":", "", 1) if str(error).startswith("cbase") else about)) from None
 
 
 def r3gan_schedules(values: Mapping[str, Any]) -> Schedules:
@@ -162,8 +170,6 @@ def check_augmentation(given: Mapping[str, Any], values: Mapping[str, Any]) -> N
     if aug == "noaug" and useless:
         add = f"add {' or '.join(fits)}" if fits else "leave --target out"
         raise UserError(f"{' and '.join(useless)} without augmentation; {add}")
-    if aug == "fixed" and "target" in given:
-        raise UserError("--target is what --aug ada raises p by, and --aug fixed keeps p; leave --target out")
     if aug == "fixed" and "p" not in {**values, **given}:
         raise UserError("--aug fixed needs --p, the probability of each transform")
 

@@ -66,7 +66,12 @@ def test_mixes_are_row_by_row_and_do_not_depend_on_the_batch():
         ({}, [6], "all", "--layers 6: the model has the layers 0 to 5 (5: the last ToRGB)"),
         ({}, [5], "structure", "--layers 5 is the last ToRGB"),
         ({}, None, "bias", "--part bias: this model predicts no bias"),
-        ({"kernels_up_to": 8}, [3, 4], "structure", "take a layer below 3 with --layers, or --part channels"),
+        (
+            {"kernels_up_to": 8},
+            [3, 4],
+            "structure",
+            "0-2 predict spatial kernels; take one of them with --layers",
+        ),
         ({"modulation": "modconv"}, None, "bias", "--part bias: this model predicts no bias"),
         ({"modulation": "modconv"}, None, "structure", "--part structure: this model is modconv"),
         ({"modulation": "adain", "norm": "instance"}, None, "structure", "--part structure: this model is adain"),
