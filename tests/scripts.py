@@ -40,23 +40,24 @@ FORKS.set_forkserver_preload(["tests.preload"])
 Result = subprocess.CompletedProcess[str]
 
 
-def script(name: str, *arguments: object, cwd: Path | None = None) -> Result:
-    """Runs a script in a process of its own."""
+def script(name: str, *arguments: object, cwd: Path | None = None, seconds: float = 120, **variables: str) -> Result:
+    """Runs a script in a process of its own, with these variables in its environment."""
     with TemporaryDirectory() as folder:
-        process = start(Path(folder), name, *arguments, cwd=cwd)
-        join(process)
+        process = start(Path(folder), name, *arguments, cwd=cwd, **variables)
+        join(process, seconds)
         output = ((Path(folder) / stream).read_text() for stream in ("stdout", "stderr"))
         return subprocess.CompletedProcess([name, *arguments], process.exitcode, *output)
 
 
-def start(folder: Path, name: str, *arguments: object, cwd: Path | None = None) -> BaseProcess:
-    """Starts a script, or a module (`-m name`), whose output goes to the files `stdout` and `stderr` of a folder.
+def start(folder: Path, name: str, *arguments: object, cwd: Path | None = None, **variables: str) -> BaseProcess:
+    """Starts a script, a module (`-m name`) or a program (`-c`), whose output goes to the files `stdout` and `stderr`
+    of a folder.
 
     Its process is a fork of one that has imported PyTorch and the project, which takes Python seconds each time. It
     leads a group of its own, so that a signal can reach it and the processes that it starts.
     """
-    argv = [name if name.startswith("-m ") else str(ROOT / name), *map(str, arguments)]
-    process = FORKS.Process(target=become, args=(argv, cwd or Path.cwd(), folder, dict(os.environ)))
+    argv = [name if name.startswith("-") else str(ROOT / name), *map(str, arguments)]
+    process = FORKS.Process(target=become, args=(argv, cwd or Path.cwd(), folder, {**os.environ, **variables}))
     process.start()
     return process
 
@@ -105,8 +106,13 @@ def become(argv: list[str], cwd: Path, folder: Path, environment: dict[str, str]
     prepare(environment)
     os.chdir(cwd)
     sys.argv = argv
-    if argv[0].startswith("-m "):
-        runpy.run_module(argv[0].removeprefix("-m "), run_name="__main__", alter_sys=True)
+    if argv[0] == "-c":
+        sys.argv = ["-c", *argv[2:]]
+        exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif argv[0].startswith("-m "):
+        name = argv[0].removeprefix("-m ")
+        sys.modules.pop(f"{name}.__main__", None)  # it is run anew, and runpy would warn of it
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
     else:
         runpy.run_path(argv[0], run_name="__main__")
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import compare_modulations
 
-from tests.scripts import image_zip
+from tests.scripts import done, image_zip, script
 from torch_utils.errors import UserError
 from training.options import resolve
 
@@ -52,7 +52,18 @@ def test_a_variant_can_train_in_another_precision(faces16):
     assert config.precision == "bf16"
 
 
-def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(faces16, tmp_path):
+@pytest.fixture
+def forked(monkeypatch) -> None:
+    """Processes that need not import PyTorch again."""
+
+    def python(arguments: list[str], run: Path, output: str) -> None:
+        name, *others = [" ".join(arguments[:2]), *arguments[2:]] if arguments[0] == "-m" else arguments
+        (run / output).write_text(done(script(name, *others, cwd=compare_modulations.ROOT)).stdout)
+
+    monkeypatch.setattr(compare_modulations, "python", python)
+
+
+def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(faces16, tmp_path, forked):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     expected = compare_modulations.train_one(whole, options(faces16))
     compare_modulations.train_one(parts, options(faces16, kimg=0.032))
@@ -64,7 +75,9 @@ def test_a_stopped_run_goes_on_and_ends_like_one_that_was_not(faces16, tmp_path)
     assert (parts / last).read_bytes() == (whole / last).read_bytes()
 
 
-def test_a_finished_run_is_not_trained_again_and_its_snapshots_are_evaluated_once(faces16, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_trained_again_and_its_snapshots_are_evaluated_once(
+    faces16, tmp_path, forked, monkeypatch
+):
     run, given = tmp_path / "run", options(faces16)
     first = compare_modulations.train_and_evaluate(run, given, "swd40")
     with pytest.raises(UserError, match="was trained with another depthwise_scale; name another --outdir"):
@@ -74,7 +87,7 @@ def test_a_finished_run_is_not_trained_again_and_its_snapshots_are_evaluated_onc
         ["swd40", "swd50"],
         ["swd40", "swd50"],
     ]
-    monkeypatch.setattr(subprocess, "run", lambda *a, **b: pytest.fail("something was run again"))
+    monkeypatch.setattr(compare_modulations, "python", lambda *a: pytest.fail("something was run again"))
     assert json.dumps(compare_modulations.train_and_evaluate(run, given, "swd40")) == json.dumps(first)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -23,7 +21,7 @@ from models.sampling import Fakes
 from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from tests.metrics import archives
-from tests.scripts import done, remedy, script_here
+from tests.scripts import done, remedy, script, script_here
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -180,10 +178,9 @@ def test_numbers_out_of_range(tmp_path, option):
 
 def test_as_a_command(tmp_path):
     real = write_images(tmp_path / "real", 4)
-    command = [sys.executable, "-m", "metrics", "--data", real, "--fakes", tmp_path / "absent"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    result = script("-m metrics", "--data", real, "--fakes", tmp_path / "absent", cwd=ROOT)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
 
 
 # --- detectors --------------------------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import torch
@@ -22,7 +20,8 @@ from networks.stylizer import (
     structure_and_statistics,
 )
 from styling.styles import read_style
-from tests.stylize.running import ROOT, done, mistake, most, plain, save, stylize
+from tests.scripts import script
+from tests.stylize.running import done, mistake, most, plain, save, stylize
 
 
 def test_images_are_what_the_library_gives(start, place, stylizer, tmp_path):
@@ -217,14 +216,6 @@ def test_where_results_go_without_out(start, place, tmp_path):
 
 
 def test_from_a_shell(start, place, tmp_path):
-    command = [sys.executable, ROOT / "stylize.py", *start, "--style", place / "a.png", "--out", "y.png"]
-    result = subprocess.run(
-        [*map(str, command)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    result = script("stylize.py", *start, "--style", place / "a.png", "--out", "y.png", cwd=tmp_path)
     assert result.returncode == 0 and result.stdout == "y.png\n" and (tmp_path / "y.png").exists()
     assert result.stderr == f"model: {place / 'model.safetensors'} (adaconv, width 0.125)\n"

@@ -4,8 +4,6 @@ import copy
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.scripts import join, start
 from torch_utils import distributed
 from torch_utils.errors import Failure, UserError
 
@@ -154,25 +153,20 @@ def test_a_process_that_hangs_is_named(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    env |= {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", HANGING, tmp_path, str(i)],
-            env=env | {"RANK": str(i), "LOCAL_RANK": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(3)
-    ]
-    outputs = [processes[i].communicate(timeout=100) for i in (0, 2)]
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
+    folders = [tmp_path / f"process {i}" for i in range(3)]
+    processes = []
+    for i, folder in enumerate(folders):
+        folder.mkdir()
+        processes.append(start(folder, "-c", HANGING, tmp_path, i, **env, RANK=str(i), LOCAL_RANK=str(i)))
+    for i in (0, 2):
+        join(processes[i])
     processes[1].kill()
-    assert [processes[i].returncode for i in (0, 2)] == [1, 1]
-    assert all(output == "all there\n" for output, _ in outputs), outputs
-    said = "".join(error for _, error in outputs)
+    join(processes[1])
+    assert [process.exitcode for process in processes] == [1, -signal.SIGKILL, 1]
+    assert [(folder / "stdout").read_text() for folder in folders] == ["all there\n"] * 3
+    said = "".join((folders[i] / "stderr").read_text() for i in (0, 2))
     assert said.count("Failure: no answer from process 1 for 0:00:04") == 1, said
-    assert processes[1].communicate()[0] == "all there\n"
 
 
 def test_one_process_is_this_one():

@@ -182,7 +182,7 @@ def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, kills", [("zip", 10), ("tars", 4)])
+@pytest.mark.parametrize("kind, kills", [("zip", 6), ("tars", 4)])
 def test_killed_at_any_moment(tmp_path, faces16, kind, kills):
     """Half of the moments are random, and at the other half a file is being written."""
     data = str(faces16)

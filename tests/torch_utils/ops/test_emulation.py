@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import kernel_cost
 import pytest
 
 from tests.emulation import bugs, emulate, rewrite
+from tests.scripts import Result, script
 from torch_utils.ops import native
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,13 +34,10 @@ def library() -> Path:
         pytest.skip(f"nothing can be compiled here: {error}")
 
 
-def run(library: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    """A Python process of its own: the emulated kernels take the place of the CPU's."""
-    environment = {**os.environ, "EMULATED_LIBRARY": str(library), "OMP_NUM_THREADS": "1", **variables}
-    environment.pop("ADACONV_OPS", None)
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600
-    )
+def run(library: Path, *arguments: object, **variables: str) -> Result:
+    """A process of its own: the emulated kernels take the place of the CPU's."""
+    given = {"EMULATED_LIBRARY": str(library), "ADACONV_OPS": "auto", **variables}
+    return script(*arguments, cwd=ROOT, seconds=3600, **given)
 
 
 @pytest.mark.parametrize("file", TESTS)
@@ -50,8 +46,7 @@ def test_the_tests_of_the_ops(file, library):
     choice = ["-m", "not gpu", "-k", "not reference", "-p", "no:cacheprovider", "-x"]
     done = run(
         library,
-        "-m",
-        "pytest",
+        "-m pytest",
         "-p",
         "tests.emulation.emulate",
         f"tests/torch_utils/ops/{file}",
@@ -65,7 +60,7 @@ def test_the_tests_of_the_ops(file, library):
 
 def test_planted_bugs_are_found(library):
     """One of each file; `make emulate` plants all of them, and uses sanitizers."""
-    done = run(library, "-m", "tests.emulation.find_bugs", "sample")
+    done = run(library, "-m tests.emulation.find_bugs", "sample")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert done.stdout.count("found: ") == len({bug.file for bug in bugs.BUGS}) == 9
 
@@ -89,14 +84,14 @@ def test_the_self_check_finds_a_planted_bug(library, tmp_path, file, op):
 @pytest.mark.parametrize("faulty", ["", "adaconv"])
 def test_a_training_equals_that_of_the_references(faulty, library):
     """Also where the self-check has left an op to its reference. `make emulate` trains for 200 steps."""
-    done = run(library, "-m", "tests.emulation.train", "12", EMULATED_FAULTY=faulty)
+    done = run(library, "-m tests.emulation.train", "12", EMULATED_FAULTY=faulty)
     assert done.returncode == 0, done.stderr
     difference = float(done.stdout.split("largest relative difference in")[1].split(":")[1])
     assert difference < 1e-9, done.stdout
 
 
 def test_loops_are_run_as_often_as_the_cost_of_the_kernels_is_counted_with(library):
-    done = run(library, "-m", "tests.emulation.trips")
+    done = run(library, "-m tests.emulation.trips")
     assert done.returncode == 0, done.stderr
     expected = {case.what: [loop.trips for loop in case.loops] for case in kernel_cost.CASES if case.loops}
     assert json.loads(done.stdout) == expected

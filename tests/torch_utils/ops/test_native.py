@@ -3,14 +3,13 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tests.scripts import join, script, start
 from torch_utils.errors import UserError
 from torch_utils.ops import native
 from torch_utils.ops.__main__ import describe
@@ -51,25 +50,10 @@ def test_reference_builds_nothing(empty_cache, monkeypatch):
 
 
 def test_the_references_pass_the_tests_of_ops_and_networks():
-    """What somebody without a compiler runs."""
+    """What somebody without a compiler runs. Cases that name the reference are the same with a compiler."""
     tests = [ROOT / "tests" / name for name in ("networks", "torch_utils/ops")]
-    choice = [
-        "-m",
-        "not slow and not gpu and not emulated",
-        "-k",
-        "not test_native",
-        "-p",
-        "no:cacheprovider",
-        "-x",
-        "--durations=0",
-    ]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *map(str, tests), *choice],
-        cwd=ROOT,
-        env={**os.environ, "ADACONV_OPS": "reference", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    choice = ["-m", "not slow and not gpu and not emulated", "-k", "not test_native and not reference"]
+    run = script("-m pytest", *tests, *choice, "-p", "no:cacheprovider", "-x", cwd=ROOT, ADACONV_OPS="reference")
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-1000:]
 
 
@@ -167,16 +151,14 @@ def test_many_processes_compile_once(empty_cache, sources, tmp_path):
         f"native.SOURCES, native.CPU_SOURCES = Path({str(tmp_path / 'csrc')!r}), ['ops.cpp']\n"
         "print(native.build('cpu'))"
     )
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(3)
-    ]
-    outputs = [job.communicate(timeout=120) for job in jobs]
-    assert len({out for out, _ in outputs}) == 1
-    assert Path(outputs[0][0].strip()).exists()
-    assert sum("compiling" in err for _, err in outputs) == 1
+    folders = [tmp_path / f"process {i}" for i in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    for process in [start(folder, "-c", program) for folder in folders]:
+        join(process)
+    named = {(folder / "stdout").read_text() for folder in folders}
+    assert len(named) == 1 and Path(named.pop().strip()).exists()
+    assert sum("compiling" in (folder / "stderr").read_text() for folder in folders) == 1
     assert sorted(p.name for p in native.plan("cpu").folder.iterdir()) == ["adaconv_cpu.so", "lock", "log.txt"]
 
 

@@ -4,12 +4,12 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.scripts import script
 from torch_utils.errors import UserError
 from torch_utils.ops import adaconv, bias_act, check, moments, native, upfirdn2d
 from torch_utils.ops.adaconv import adaconv_reference
@@ -161,7 +161,7 @@ def test_every_difference_is_told(kernels):
 
 
 def test_the_command(kernels):
-    run = subprocess.run([sys.executable, "-m", "torch_utils.ops", "--check"], cwd=ROOT, capture_output=True, text=True)
+    run = script("-m torch_utils.ops", "--check", cwd=ROOT)
     assert run.returncode == 0, run.stderr
     for op in selfcheck.OPS["cpu"]:
         assert f"cpu: {op}: as its reference" in run.stdout
