@@ -227,7 +227,7 @@ class Generator(Pretrained, networks.generator.Generator):
     def label_ranges(self) -> tuple[tuple[float, float], ...]:
         """What each number of a label went from and to in training; () if the model has no label vectors."""
         vectors = self.mapping.labels
-        return () if vectors is None else tuple(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True))
+        return () if vectors is None else tuple(vectors.ranges())
 
     def _labels(self, c: Tensor | Sequence[Any] | float | None, n: int) -> Tensor:
         """Label vectors [n, c_dim] from one for all or one for each. Raises ValueError."""

@@ -16,7 +16,7 @@ from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
 from media.split import split
 from torch_utils.cli import Color, Command, option, run
-from torch_utils.errors import UserError, note, plural, printable, ranges_text, show
+from torch_utils.errors import UserError, listed, note, plural, printable, ranges_text, show
 from torch_utils.sizes import Resolution, is_no_size, is_possible, parse_resolution, size_option, size_text
 
 MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
@@ -290,8 +290,7 @@ def check_command(data: str) -> None:
         print(f"{plural(len(found.classes), 'class', 'es')} with images{': ' * bool(counts)}{counts}")
         total = len(found.class_names) or max(found.classes, default=-1) + 1
         if unused := sorted(set(range(total)) - found.classes.keys()):
-            more = f" and {len(unused) - MAX_LISTED:,} more" * (len(unused) > MAX_LISTED)
-            print(f"classes without images: {', '.join(str(called.get(n, n)) for n in unused[:MAX_LISTED])}{more}")
+            print(f"classes without images: {listed([str(called.get(n, n)) for n in unused], MAX_LISTED)}")
     if found.label_problem:
         show(found.label_problem)
     if not found.convert:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from styling.mask import read_mask
 from styling.styles import CombinedStyle, read_style, save_style
 from styling.tasks import Task, Worker, find_contents, names_folder, plan_file, plan_folder
 from torch_utils import cli
-from torch_utils.errors import UserError, note, show
+from torch_utils.errors import UserError, listed, note, show
 from torch_utils.files import check_inputs_survive, write_file
 from torch_utils.memory import keep_freed_memory
 
@@ -301,7 +301,8 @@ def stylize(worker: Worker, tasks: Sequence[Task], plan: Plan) -> None:
     if failed:
         contents = dict.fromkeys(task.content for task in failed)
         total = len({task.content for task in plan.tasks})
-        raise UserError(f"{len(contents)} of {total} contents could not be stylized: {list_names(contents)}")
+        names = listed([path.name for path in contents], 5)
+        raise UserError(f"{len(contents)} of {total} contents could not be stylized: {names}")
 
 
 def report(done: Sequence[Task], folder: Path | None) -> None:
@@ -314,12 +315,6 @@ def report(done: Sequence[Task], folder: Path | None) -> None:
     parts = [f"{count} {name}{'s' * (count > 1)}" for name, count in sorted(counts.items())]
     what = " and ".join(parts) or "nothing new (--overwrite replaces what is there)"
     show(f"{what} in {folder.resolve()}")
-
-
-def list_names(paths: Iterable[Path]) -> str:
-    """The names of up to five files and the number of the others, in one line."""
-    names = [path.name for path in paths]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 if __name__ == "__main__":

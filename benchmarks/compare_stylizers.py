@@ -39,12 +39,12 @@ from media.files import list_images, read_image
 from media.images import grid, save_png, to_float, to_uint8
 from metrics.swd import PatchDescriptors, sliced_wasserstein
 from models.snapshot import load_stylizer
-from networks.stylizer import Stylizer, resize_square
+from networks.stylizer import Stylizer, channel_statistics, resize_square
 from networks.vgg import VGG19
 from torch_utils import cli
 from torch_utils.errors import UserError, plural
 from torch_utils.files import check_inputs_survive
-from training.stylizer import channel_statistics, content_loss, style_loss
+from training.stylizer import content_loss, style_loss
 
 UNCHANGED = "content as it is"
 REPEATS = 32  # of an image, with patches cut at other places

@@ -23,7 +23,7 @@ from models.sampling import class_centers, labels_in_turn, latents
 from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
-from torch_utils.errors import UserError, note, numbers_text, plural
+from torch_utils.errors import UserError, consecutive, note, numbers_text, plural
 from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import width_and_height
@@ -361,13 +361,8 @@ def check_names(names: Sequence[str]) -> None:
 
 def seeds_name(seeds: Sequence[int]) -> str:
     """Seeds in a file's name: `0003`, `0000-0007`, or `0000-0003_0200` if they are not consecutive."""
-    runs: list[list[int]] = []
-    for seed in seeds:
-        if runs and seed == runs[-1][-1] + 1:
-            runs[-1].append(seed)
-        else:
-            runs.append([seed])
-    return "_".join(f"{run[0]:04d}" if len(run) == 1 else f"{run[0]:04d}-{run[-1]:04d}" for run in runs)
+    runs = consecutive(seeds)
+    return "_".join(f"{first:04d}" if first == last else f"{first:04d}-{last:04d}" for first, last in runs)
 
 
 def sheet_name(name: str, part: str = "all", layers: Sequence[int] | None = None, labels: Sequence[str] = ()) -> str:

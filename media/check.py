@@ -6,7 +6,6 @@ import io
 import os
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -22,7 +21,7 @@ from media.dataset import (
     read_labels,
 )
 from media.decode import Unusable, decode_image, open_image, stored_mode
-from media.labels import Label, LabelFile
+from media.labels import LabelFile
 from torch_utils.errors import UserError
 
 NONE_USABLE = "none can be used"
@@ -75,9 +74,8 @@ def check_dataset(path: str | os.PathLike) -> Check:
     except UserError as error:
         label_problem = error.message
     labels = found.labels
-    known: Mapping[str, Label] | None = labels if found.vectors is None else found.vectors
-    if known is not None:
-        problems += [(name, NO_LABEL) for name in names if name not in known]
+    if (by_name := found.by_name) is not None:
+        problems += [(name, NO_LABEL) for name in names if name not in by_name]
     ranges = None
     if found.vectors is not None:
         columns = zip(*(found.vectors[name] for name in names if name in found.vectors), strict=True)

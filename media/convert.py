@@ -10,7 +10,7 @@ import shutil
 import sys
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +117,12 @@ def convert(
     exists, "none" leaves labels out. A folder without a usable image is no class. With a `limit`, images are drawn by
     `seed` in turns from all classes. With `shard_bytes`, `out` becomes a folder of tar files of up to that size, in
     which the images lie in random order, also drawn by `seed`: shards are read in pieces, and each has to be like the
-    whole. Single files that cannot be used are skipped. Raises UserError if no file can be
-    used, the labels are missing, or `out` cannot be written.
+    whole. Single files that cannot be used are skipped. Raises UserError if no file can be used, the labels are
+    missing, or `out` cannot be written.
     """
     files = open_files(source)
     found = read_labels(files) if labels in ("auto", "json") else LabelFile(None)
-    by_name: Mapping[str, Label] | None = found.labels if found.vectors is None else found.vectors
-    if labels == "json" and by_name is None:
+    if labels == "json" and found.by_name is None:
         raise UserError(
             f"{files.path} has no {LABEL_FILE} with labels; "
             "use --labels folders for one class per folder, or --labels none"
@@ -135,30 +134,15 @@ def convert(
     def class_key(name: str) -> str | int | None:
         return name.split("/")[0] if folders else (found.labels or {}).get(name)
 
-    skipped: list[tuple[str, str]] = []
-    smaller: list[bool] = []
+    def label_of(name: str) -> Label | None:
+        return _class_of(class_folders, name) if folders else _recorded_label(found, name)
+
     names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
     if shard_bytes:
         names = random.Random(seed).sample(names, len(names))
-
-    def usable() -> Iterator[LabelledImage]:
-        for name in tqdm(names, desc="converting", unit=" files", file=sys.stderr, disable=None):
-            try:
-                label: Label | None = None
-                if folders:
-                    label = _class_of(class_folders, name)
-                elif by_name is not None:
-                    label = by_name.get(name)
-                    if label is None:
-                        raise Unusable(f"has no label in {LABEL_FILE}")
-                is_smaller, image = _convert_file(files, name, how)
-            except Unusable as reason:
-                skipped.append((name, str(reason)))
-            else:
-                smaller.append(is_smaller)
-                yield image, label
-
-    images = itertools.islice(usable(), limit)
+    skipped: list[tuple[str, str]] = []
+    smaller: list[bool] = []
+    images = itertools.islice(_usable_images(files, names, label_of, how, skipped, smaller), limit)
     first = next(images, None)
     if first is None:
         name, reason = skipped[0]
@@ -170,6 +154,35 @@ def convert(
     )
     empty = tuple(folder for folder in folders if folder not in class_folders)
     return Converted(count, sum(smaller), class_names, empty, skipped, list(files.notes))
+
+
+def _recorded_label(found: LabelFile, name: str) -> Label | None:
+    """The label of a file in dataset.json; None if that has no labels. Raises Unusable if it has others only."""
+    if found.by_name is not None and name not in found.by_name:
+        raise Unusable(f"has no label in {LABEL_FILE}")
+    return None if found.by_name is None else found.by_name[name]
+
+
+def _usable_images(
+    files: ImageFiles | ShardFiles,
+    names: Sequence[str],
+    label_of: Callable[[str], Label | None],
+    how: Conversion,
+    skipped: list[tuple[str, str]],
+    smaller: list[bool],
+) -> Iterator[LabelledImage]:
+    """The converted images with their labels. Appends to `skipped` each file that cannot be used, with the reason, and
+    to `smaller` whether an image had to be enlarged.
+    """
+    for name in tqdm(names, desc="converting", unit=" files", file=sys.stderr, disable=None):
+        try:
+            label = label_of(name)
+            is_smaller, image = _convert_file(files, name, how)
+        except Unusable as reason:
+            skipped.append((name, str(reason)))
+        else:
+            smaller.append(is_smaller)
+            yield image, label
 
 
 def _convert_file(files: ImageFiles | ShardFiles, name: str, how: Conversion) -> tuple[bool, Image.Image]:

@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
 from media.decode import Unusable, decode_image, open_image, stored_mode, upright_size
 from media.image_files import LABEL_FILE, ImageFiles, normal_name
-from media.labels import Label, LabelFile, parse_labels
+from media.labels import LabelFile, parse_labels
 from media.shards import ShardFiles, is_sharded
 from torch_utils.errors import UserError, WorkerError, command_line, numbers_text, one_line, printable
 from torch_utils.sizes import RULE, Resolution, is_possible, size_option, to_resolution, width_and_height
@@ -316,8 +316,7 @@ class ImageDataset(torch.utils.data.Dataset):
             labels = self._read_shard_labels(self.files)
             return torch.cat([labels, labels]) if self.mirror else labels, self.files.class_names
         found = read_labels(self.files)
-        by_name: Mapping[str, Label] | None = found.labels if found.vectors is None else found.vectors
-        if by_name is None:
+        if (by_name := found.by_name) is None:
             why = "its labels are null" if LABEL_FILE in self.files.checks else f"it has no {LABEL_FILE}"
             raise NoLabels(f"{self.path} has no labels ({why}); {self._how_to_label()}")
         missing = [name for name in self.names if name not in by_name]

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, decode_image, is_animated, open_image
-from torch_utils.errors import UserError, note, one_line
+from torch_utils.errors import UserError, listed, note, one_line
 from torch_utils.files import MAX_NAME, make_folder, missing, open_regular, short_name, write_file
 
 MIN_SIDE = 16  # pixels; after three halvings, two are left, as reflection padding needs
@@ -139,8 +139,7 @@ def note_subfolders(folder: str | os.PathLike) -> None:
     """Prints a note if there are folders in a folder: `list_images` does not look into them."""
     names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
     if names:
-        more = f" and {len(names) - 5} more" * (len(names) > 5)
-        note(f"note: folders in {folder} are not looked into: {', '.join(names[:5])}{more}")
+        note(f"note: folders in {folder} are not looked into: {listed(names, 5)}")
 
 
 def natural(path: Path) -> tuple[list[str | tuple[int, str]], str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,11 @@ class LabelFile:
     labels: dict[str, int] | None  # by the file's name as it stands there; None where the labels are null, or vectors
     class_names: tuple[str, ...] = ()
     vectors: dict[str, tuple[float, ...]] | None = None  # where a label is one number or more
+
+    @property
+    def by_name(self) -> Mapping[str, Label] | None:
+        """The class or the vector of each file by its name; None if there are no labels."""
+        return self.labels if self.vectors is None else self.vectors
 
 
 def parse_labels(data: bytes, where: str) -> LabelFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,7 @@ from media.convert import archive_member
 from media.dataset import open_files, read_labels
 from media.decode import ALL_SUFFIXES, Unusable
 from media.image_files import LABEL_FILE, ImageFiles
-from media.labels import Label, dump_labels
+from media.labels import dump_labels
 from torch_utils.errors import UserError, note, plural, printable
 from torch_utils.files import atomic_write
 
@@ -57,7 +57,7 @@ def split(
     held = files.names[every - 1 :: every]
     kept = sorted(set(files.names) - set(held))
     found = read_labels(files)
-    by_name: Mapping[str, Label] = found.labels or found.vectors or {}
+    by_name = found.by_name or {}
     if by_name and (without := [name for name in files.names if name not in by_name]):
         text = f"{files.path}: {printable(without[0])} has no label in {LABEL_FILE}, but other files have"
         raise UserError(f"{text}; add the label, or remove the file")

@@ -13,7 +13,7 @@ from models.classes import class_names
 from models.stylegan2 import is_network_pickle
 from networks.generator import Generator
 from networks.stylizer import Stylizer
-from torch_utils.errors import one_line, plural, ranges_text
+from torch_utils.errors import listed, one_line, plural, ranges_text
 from torch_utils.files import read_regular
 from torch_utils.schema import MAX_JSON_BYTES, parse_json, read_json
 from torch_utils.sizes import width_and_height
@@ -130,7 +130,7 @@ def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
     images = f"{width}x{height} images, {KINDS[channels]}"
     styles = STYLES[G.config.modulation]
     if (vectors := G.mapping.labels) is not None:
-        ranges = ranges_text(list(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True)))
+        ranges = ranges_text(vectors.ranges())
         example = [float(f"{number:.4g}") for number in vectors.examples[0].tolist()]
         values = {
             "images": f"{images}, of labels of {plural(classes, 'number')} ({ranges})",
@@ -139,10 +139,12 @@ def generator_values(G: Generator, info: Mapping[str, Any]) -> dict[str, Any]:
         }
         return {**values, "samples": SAMPLE_SHEET, "shape": [3, channels, height, width]}
     names = class_names(info, classes)
-    more = f" and {len(names) - MAX_CLASSES:,} more" * (len(names) > MAX_CLASSES)
-    listed = f": {', '.join(map(_plain, names[:MAX_CLASSES]))}{more}" * bool(names)
+    if classes:
+        images += f", of {plural(classes, 'class', 'es')}"
+    if names:
+        images += f": {listed([_plain(name) for name in names], MAX_CLASSES)}"
     return {
-        "images": images + f", of {plural(classes, 'class', 'es')}{listed}" * (classes > 0),
+        "images": images,
         "samples": SAMPLE_SHEET,
         "styles": styles,
         "c": f"c={json.dumps(names[0], ensure_ascii=False) if names else 0}, " if classes else "",
@@ -161,14 +163,8 @@ def facts_of_run(snapshot: Path) -> dict[str, Any]:
         lines = [parse_json(line) for line in read_regular(run / "metrics.jsonl", MAX_JSON_BYTES).splitlines()]
         measured = [line for line in lines if line["kimg"] == kimg][-1]
         facts["metrics"] = {n: v for n, v in measured.items() if n != "kimg" and type(v) in (int, float)}
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        IndexError,
-    ):  # the folder is not a run, or the snapshot was not evaluated
-        pass
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        pass  # the folder is not a run, or the snapshot was not evaluated
     return facts
 
 

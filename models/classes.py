@@ -14,7 +14,7 @@ from torch import Tensor
 
 from media.labels import are_class_names
 from networks.generator import Generator, NetworkConfig
-from torch_utils.errors import UserError, note, one_line, plural, ranges_text
+from torch_utils.errors import UserError, listed, note, one_line, plural, ranges_text
 
 MAX_LISTED = 10  # class names in a message
 NAMES_SUFFIX = ".classes.txt"
@@ -59,7 +59,7 @@ def chosen_label(given: Sequence[float], G: Generator, path: str | os.PathLike) 
     if len(given) != G.config.c_dim:
         example = ",".join(f"{number:.4g}" for number in vectors.examples[0].tolist())
         raise UserError(f"--label {shown}: the model takes {plural(G.config.c_dim, 'number')}, such as {example}")
-    ranges = list(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True))
+    ranges = vectors.ranges()
     if any(not low <= number <= high for number, (low, high) in zip(map(as_float32, given), ranges, strict=True)):
         note(f"note: --label {shown} is beyond what training has seen: {ranges_text(ranges)}")
     return torch.tensor(given, dtype=torch.float32)
@@ -89,8 +89,7 @@ def find_class(given: int | str, c_dim: int, names: Sequence[str] = ()) -> int:
     folded = {name.casefold(): name for name in names}
     if near := get_close_matches(given.casefold(), folded, n=3, cutoff=0.6):
         raise ValueError(f"the model has no class of this name; did you mean {' or '.join(folded[n] for n in near)}?")
-    more = f" and {len(names) - MAX_LISTED:,} more" * (len(names) > MAX_LISTED)
-    raise ValueError(f"the model has no class of this name; its classes are {', '.join(names[:MAX_LISTED])}{more}")
+    raise ValueError(f"the model has no class of this name; its classes are {listed(names, MAX_LISTED)}")
 
 
 def chosen_class(given: int | str, config: NetworkConfig, info: Mapping[str, Any], path: str | os.PathLike) -> int:

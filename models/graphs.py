@@ -121,8 +121,7 @@ def of_generator(G: Generator) -> list[Graph]:
     if config.c_dim:
         meaning = "class: 1 at the class, 0 elsewhere; values between them mix classes"
         if (vectors := G.mapping.labels) is not None:
-            ranges = list(zip(vectors.low.tolist(), vectors.high.tolist(), strict=True))
-            meaning = f"label: numbers, which were in training {ranges_text(ranges)}"
+            meaning = f"label: numbers, which were in training {ranges_text(vectors.ranges())}"
         inputs["c"] = Port(("batch", config.c_dim), meaning)
     inputs["psi"] = Port((), "truncation psi: 1 for none; towards 0, images approach the mean image")
     meaning = "images from -1 (black) to 1 (white); clamp values beyond"

@@ -45,6 +45,10 @@ class LabelVectors(nn.Module):
         """(c − mean) / std, [N, c_dim]."""
         return (c - self.mean) / self.std
 
+    def ranges(self) -> list[tuple[float, float]]:
+        """The lowest and the highest value of each number."""
+        return list(zip(self.low.tolist(), self.high.tolist(), strict=True))
+
     def in_turn(self, numbers: Sequence[int]) -> Tensor:
         """The examples of these numbers, modulo EXAMPLES, [N, c_dim]."""
         return self.examples[torch.tensor([number % EXAMPLES for number in numbers], device=self.examples.device)]

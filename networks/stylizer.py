@@ -234,8 +234,8 @@ class Stylizer(nn.Module):
     def kernels_of(self, features: Tensor) -> Kernels:
         """The kernels from relu4_1 of the style, [N, 512, s, s] with s = style_size / 8, or of any size with AdaIN."""
         if self.style_encoder is None:
-            mean, var = moments(at_least_float32(features))
-            std = (var + EPS).sqrt()[..., None]
+            mean, std = channel_statistics(features)
+            std = std[..., None]
             return [AdaConvKernels(torch.ones_like(std)[..., None, None], std, mean)]
         style = self.style_encoder(features)
         return [stage.adaconv.predictor(style) for stage in self.decoder.stages if stage.adaconv is not None]
@@ -247,10 +247,16 @@ class Stylizer(nn.Module):
 
 
 def initialize(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
-    """He's initialization: an input of unit mean square gives such an output after an activation with that gain."""
+    """An input of unit mean square gives such an output after an activation with that gain (He et al. 2015, eq. 10)."""
     nn.init.normal_(layer.weight, std=gain / layer.weight[0].numel() ** 0.5)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
+
+
+def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of [N, C, h, w], both [N, C], in float32 at least."""
+    mean, var = moments(at_least_float32(features))
+    return mean, (var + EPS).sqrt()
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -17,8 +17,8 @@ from metrics.encoders import EncoderFeatures, read_encoder
 from metrics.frechet import frechet_distance
 from models.sampling import generate_batches
 from models.snapshot import PRETRAINED, find_snapshot, load_generator, load_stylizer
-from networks.stylizer import resize_square
-from training.stylizer import channel_statistics, content_loss, style_loss
+from networks.stylizer import channel_statistics, resize_square
+from training.stylizer import content_loss, style_loss
 
 FACES = PRETRAINED / "faces32.safetensors"
 PHOTOGRAPHS = PRETRAINED / "faces64.safetensors"

@@ -83,18 +83,28 @@ def plural(count: int, noun: str, ending: str = "s") -> str:
     return f"{count:,} {noun}{ending * (count != 1)}"
 
 
+def listed(words: Sequence[str], most: int) -> str:
+    """`a, b, c`; of more than `most` words the first ones and the number of the others: `a, b and 1,000 more`."""
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def consecutive(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The first and the last number of each run of consecutive ones: of 0, 1, 2, 5 they are (0, 2) and (5, 5)."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = runs[-1][0], number
+        else:
+            runs.append((number, number))
+    return runs
+
+
 def numbers_text(numbers: Sequence[int]) -> str:
     """Sorted numbers, such as `0-3,5`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in consecutive(numbers))
 
 
-def ranges_text(ranges: Sequence[tuple[float, float]], most: int = 10) -> str:
+def ranges_text(ranges: Sequence[tuple[float, float]]) -> str:
     """What each of several numbers goes from and to, such as `0 to 1, -3.5 to 4`; the first ten of them."""
-    more = f" and {len(ranges) - most:,} more" * (len(ranges) > most)
-    return ", ".join(f"{low:.6g} to {high:.6g}" for low, high in ranges[:most]) + more
+    return listed([f"{low:.6g} to {high:.6g}" for low, high in ranges], 10)

@@ -21,6 +21,7 @@ from models.snapshot import kimg_name
 from networks.vgg import Classifier
 from torch_utils import distributed
 from torch_utils.precision import autocast
+from training.augment import reflect
 from training.config import ClassifierConfig
 from training.log import Averages, Log
 from training.optimizer import GuardedOptimizer
@@ -80,7 +81,7 @@ class ClassifierTrainer:
         for images, labels in batch:
             loss, correct = classification_loss(self.compiled, images, labels, self.config, self.side(step))
             self.optimizer.backward(loss, len(batch))
-            self.averages.add(**{"loss/cross_entropy": loss, "accuracy/train": 100 * correct})
+            self.averages.add({"loss/cross_entropy": loss, "accuracy/train": 100 * correct})
         self.optimizer.step()
         share_statistics(self.norm_statistics, before)
 
@@ -131,8 +132,8 @@ def augment(images: Tensor, shift: float = 1 / 8, mirror: bool = True) -> Tensor
     """
     N, _, H, W = images.shape
     device = images.device
-    rows = _reflected(torch.arange(H, device=device) + _shifts(N, int(H * shift), device), H)
-    columns = _reflected(torch.arange(W, device=device) + _shifts(N, int(W * shift), device), W)
+    rows = reflect(torch.arange(H, device=device) + _shifts(N, int(H * shift), device), H)
+    columns = reflect(torch.arange(W, device=device) + _shifts(N, int(W * shift), device), W)
     if mirror:
         flipped = torch.rand(N, 1, device=device) < 0.5
         columns = torch.where(flipped, W - 1 - columns, columns)
@@ -143,11 +144,6 @@ def augment(images: Tensor, shift: float = 1 / 8, mirror: bool = True) -> Tensor
 
 def _shifts(count: int, most: int, device: torch.device) -> Tensor:
     return torch.randint(-most, most + 1, (count, 1), device=device)
-
-
-def _reflected(index: Tensor, size: int) -> Tensor:
-    """Indices from 1 − size to 2 · size − 2, reflected into 0..size − 1; the border pixel is not repeated."""
-    return (size - 1) - ((size - 1) - index.abs()).abs()
 
 
 def random_crops(images: Tensor, smallest: float) -> Tensor:

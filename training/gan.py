@@ -32,7 +32,7 @@ from training.config import TrainConfig
 from training.finetune import freeze, load_initial_weights
 from training.log import Averages, Log
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
-from training.optimizer import GuardedOptimizer, ema_beta, lazy_adam, update_ema
+from training.optimizer import GuardedOptimizer, ema_beta, lazy_adam, ramped_half_life, update_ema
 from training.runs import SKIPPED, record_unreadable
 
 HALF_RESOLUTIONS = 4
@@ -55,9 +55,8 @@ class GANTrainer:
         if config.schedules and type(self) is GANTrainer:
             raise ValueError("schedules: those of R3GAN's recipe are followed by training.r3gan.R3GANTrainer")
         self.config, self.device, self.averages = config, device, Averages()
-        self.dataset, self.unmirrored = (  # the second is what sheets show
-            open_data(config, mirror, config.background) for mirror in (config.mirror, False)
-        )
+        self.dataset = open_data(config, config.mirror, config.background)
+        self.unmirrored = open_data(config, background=config.background)  # what sheets show
         self.measured = self.unmirrored  # what metrics see: RGBA images on a background
         if self.dataset.channels == 4:
             self.measured = open_data(config, background=METRICS_BACKGROUND)
@@ -87,10 +86,8 @@ class GANTrainer:
         compiled = torch.compile if config.compile else lambda module: module
         self.synthesize, self.compiled_D = compiled(G.synthesis), compiled(D)
 
-        scaling = config.precision == "fp16"
-        trained = [p for p in D.parameters() if p.requires_grad]
-        self.G_opt = GuardedOptimizer(lazy_adam(G.parameters(), config.glr, config.pl_interval), scaling)
-        self.D_opt = GuardedOptimizer(lazy_adam(trained, config.dlr, config.r1_interval), scaling)
+        adam = self.make_adam(list(G.parameters()), [p for p in D.parameters() if p.requires_grad])
+        self.G_opt, self.D_opt = (GuardedOptimizer(one, config.precision == "fp16") for one in adam)
         self.optimizers = {"G_opt": self.G_opt, "D_opt": self.D_opt}
 
         self.eval_batch = min(config.batch_gpu, 64)  # evaluation takes no more memory than training
@@ -107,6 +104,11 @@ class GANTrainer:
         if distributed.rank() == 0:
             for line in [*(f"note: {text}" for text in self.unmirrored.notes), *self.evaluator.notes]:
                 note(line)
+
+    def make_adam(self, G: list[nn.Parameter], D: list[nn.Parameter]) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+        """The optimizers of the parameters of both networks."""
+        config = self.config
+        return lazy_adam(G, config.glr, config.pl_interval), lazy_adam(D, config.dlr, config.r1_interval)
 
     def batches(self, step: int) -> abc.Generator[Batch]:
         """The batches from `step` on, without end: this process's share of each, in microbatches."""
@@ -132,7 +134,8 @@ class GANTrainer:
             self.penalty_step(reals)
         if config.aug == "ada":
             self.ada.update(self.augment.p, logits, step)
-        update_ema(self.G_ema, self.G, ema_beta(config, step * config.batch / 1000))
+        half_life = ramped_half_life(config, step * config.batch / 1000)
+        update_ema(self.G_ema, self.G, ema_beta(half_life, config.batch))
 
     # The four kinds of step, each down the mean of the losses of the microbatches.
 
@@ -142,14 +145,14 @@ class GANTrainer:
         self.G_opt.zero_grad()
         codes = []
         for real, real_c in reals:
-            ws, c = self.random_ws(len(real))
+            ws, c = self.codes_beside(real_c)
             codes.append((ws.detach()[:, 0], c))
+            fake_logits = self.run_discriminator(self.synthesize(ws), c)
             with torch.no_grad():
                 real_logits = self.run_discriminator(real, real_c) if self.config.loss == "relativistic" else None
-            fake_logits = self.run_discriminator(self.synthesize(ws), c)
             loss = generator_loss(fake_logits, real_logits)
             self.G_opt.backward(loss, len(reals))
-            self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
+            self.averages.add({"loss/G": loss, "logits/G": fake_logits})
         self.G_opt.step()
         self.update_w_avg(codes)
 
@@ -181,7 +184,7 @@ class GANTrainer:
             ws, _ = self.random_ws(max(config.batch_gpu // config.pl_shrink, 1))
             penalty = self.path_length(self.G.synthesis(ws), ws)
             self.G_opt.backward(penalty * config.pl_weight * config.pl_interval, self.microbatches)
-            self.averages.add(**{"loss/path_length": penalty})
+            self.averages.add({"loss/path_length": penalty})
         self.G_opt.step()
 
     def discriminator_step(self, reals: Batch) -> Tensor:
@@ -194,8 +197,8 @@ class GANTrainer:
             real_logits, fake_logits = self.run_discriminator(real, real_c), self.run_discriminator(fake, c)
             loss = discriminator_loss(real_logits, fake_logits, self.config.loss == "relativistic")
             self.D_opt.backward(loss, len(reals))
-            self.averages.add(**{"loss/D": loss, "logits/real": real_logits, "logits/fake": fake_logits})
-            self.averages.add(**{"sign/real": real_logits.sign()})
+            self.averages.add({"loss/D": loss, "logits/real": real_logits, "logits/fake": fake_logits})
+            self.averages.add({"sign/real": real_logits.sign()})
             logits.append(real_logits.detach())
         self.D_opt.step()
         return torch.cat(logits)
@@ -207,10 +210,10 @@ class GANTrainer:
         self.D_opt.zero_grad()
         for real, real_c in reals:
             penalty = gradient_penalty(D, real, real_c)
-            self.averages.add(**{"loss/r1": penalty})
+            self.averages.add({"loss/r1": penalty})
             if config.loss == "relativistic":
                 r2 = gradient_penalty(D, *self.random_fakes(len(real)))
-                self.averages.add(**{"loss/r2": r2})
+                self.averages.add({"loss/r2": r2})
                 penalty = penalty + r2
             self.D_opt.backward(penalty * (config.gamma / 2 * config.r1_interval), len(reals))
         self.D_opt.step()
@@ -231,6 +234,10 @@ class GANTrainer:
         c = self.random_classes(count)
         z = torch.randn(count, self.config.generator.z_dim, device=self.device)
         return sample_ws(self.G, z, c, self.config.mixing), c
+
+    def codes_beside(self, real_c: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and classes for as many fakes as there are real images of the classes `real_c`: at random, both."""
+        return self.random_ws(len(real_c))
 
     @torch.no_grad()
     def random_fakes(self, count: int) -> tuple[Tensor, Tensor]:

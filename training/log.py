@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ class Averages:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = defaultdict(int)
 
-    def add(self, **values: Tensor) -> None:
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Adds the mean of each tensor, such as a loss or the logits of a batch, under its name."""
         for name, value in values.items():
             value = value.detach().double().mean()
             self._sums[name] = self._sums[name] + value if name in self._sums else value

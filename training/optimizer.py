@@ -100,12 +100,14 @@ class AveragedConfig(Protocol):
     ema_rampup: float | None  # limits the half-life to this fraction of the images seen so far
 
 
-def ema_beta(config: AveragedConfig, kimg: float) -> float:
-    """The decay of the averaged weights at one step: a half-life of ema_kimg, shorter at the start of the training."""
-    half_life = config.ema_kimg
-    if config.ema_rampup is not None:
-        half_life = min(half_life, kimg * config.ema_rampup)
-    return 0.5 ** (config.batch / 1000 / max(half_life, 1e-8))
+def ramped_half_life(config: AveragedConfig, kimg: float) -> float:
+    """The half-life of the averaged weights in kimg: shorter at the start of the training (`ema_rampup`)."""
+    return config.ema_kimg if config.ema_rampup is None else min(config.ema_kimg, kimg * config.ema_rampup)
+
+
+def ema_beta(half_life: float, batch: int) -> float:
+    """0.5^(batch / half-life), the decay β of the averaged weights at a step of `batch` images; half-life in kimg."""
+    return 0.5 ** (batch / 1000 / max(half_life, 1e-8))
 
 
 @torch.no_grad()

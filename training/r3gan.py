@@ -12,12 +12,12 @@ from collections import abc
 from contextlib import closing
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.config import Ramp, TrainConfig
 from training.gan import Batch, GANTrainer
-from training.loss import discriminator_loss, generator_loss, squared_gradient
-from training.optimizer import GuardedOptimizer, update_ema
+from training.loss import discriminator_loss, squared_gradient
+from training.optimizer import ema_beta, update_ema
 
 
 def ramp(values: Ramp, kimg: float, decay_kimg: float) -> float:
@@ -35,11 +35,10 @@ class R3GANTrainer(GANTrainer):
         assert config.schedules is not None
         self.schedules = config.schedules
         self.gamma = config.gamma  # of the current step
-        trained = [p for p in self.D.parameters() if p.requires_grad]
-        for name, parameters in (("G_opt", self.G.parameters()), ("D_opt", trained)):
-            adam = torch.optim.Adam(parameters, eps=1e-8, fused=True)  # learning rate and β₂ follow their schedules
-            self.optimizers[name] = GuardedOptimizer(adam, config.precision == "fp16")
-        self.G_opt, self.D_opt = self.optimizers["G_opt"], self.optimizers["D_opt"]
+
+    def make_adam(self, G: list[nn.Parameter], D: list[nn.Parameter]) -> tuple[torch.optim.Adam, torch.optim.Adam]:
+        """The optimizers of the parameters of both networks; learning rates and β₂ follow their schedules."""
+        return torch.optim.Adam(G, eps=1e-8, fused=True), torch.optim.Adam(D, eps=1e-8, fused=True)
 
     def batches(self, step: int) -> abc.Generator[tuple[Batch, Batch]]:  # type: ignore[override]
         """Images for the discriminator's step, and others for the generator's, from `step` on without end."""
@@ -52,7 +51,7 @@ class R3GANTrainer(GANTrainer):
         ema_kimg = self.follow_schedules(step * self.config.batch / 1000)
         self.discriminator_step(reals[0])
         self.generator_step(reals[1])
-        update_ema(self.G_ema, self.G, 0.5 ** (self.config.batch / 1000 / max(ema_kimg, 1e-8)))
+        update_ema(self.G_ema, self.G, ema_beta(ema_kimg, self.config.batch))
 
     def follow_schedules(self, kimg: float) -> float:
         """Sets learning rates, β₂, γ and the augmentation's p of this moment; returns the EMA's half-life in kimg."""
@@ -75,40 +74,23 @@ class R3GANTrainer(GANTrainer):
         logits = []
         for real, c in reals:
             with torch.no_grad():
-                fake = self.synthesize(self.ws(c))
+                fake = self.synthesize(self.codes_beside(c)[0])
             real, fake = real.detach().requires_grad_(), fake.detach().requires_grad_()
             real_logits = self.run_discriminator(real, c, self.D)
             fake_logits = self.run_discriminator(fake, c, self.D)
             r1, r2 = squared_gradient(real_logits, real), squared_gradient(fake_logits, fake)
             loss = discriminator_loss(real_logits, fake_logits, relativistic=True)
             self.D_opt.backward(loss + self.gamma / 2 * (r1 + r2), len(reals))
-            self.averages.add(**{"loss/D": loss, "loss/r1": r1, "loss/r2": r2})
-            self.averages.add(**{"logits/real": real_logits, "logits/fake": fake_logits})
+            self.averages.add({"loss/D": loss, "loss/r1": r1, "loss/r2": r2})
+            self.averages.add({"logits/real": real_logits, "logits/fake": fake_logits})
             logits.append(real_logits.detach())
         self.D_opt.step()
         return torch.cat(logits)
 
-    def generator_step(self, reals: Batch) -> None:
-        """Lowers softplus(D(x) − D(G(z))), each fake with the class of its real image; moves the mean of w."""
-        self.D.requires_grad_(False)
-        self.G_opt.zero_grad()
-        codes = []
-        for real, c in reals:
-            ws = self.ws(c)
-            codes.append((ws.detach()[:, 0], c))
-            fake_logits = self.run_discriminator(self.synthesize(ws), c)
-            with torch.no_grad():
-                real_logits = self.run_discriminator(real, c)
-            loss = generator_loss(fake_logits, real_logits)
-            self.G_opt.backward(loss, len(reals))
-            self.averages.add(**{"loss/G": loss, "logits/G": fake_logits})
-        self.G_opt.step()
-        self.update_w_avg(codes)
-
-    def ws(self, c: Tensor) -> Tensor:
-        """Codes [N, num_ws, w_dim] of random z and the classes c [N, c_dim], without style mixing."""
-        z = torch.randn(len(c), self.config.generator.z_dim, dtype=c.dtype, device=self.device)
-        return self.G.ws(z, c)
+    def codes_beside(self, real_c: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes [N, num_ws, w_dim] of random z, without style mixing, and the classes [N, c_dim] of the real images."""
+        z = torch.randn(len(real_c), self.config.generator.z_dim, dtype=real_c.dtype, device=self.device)
+        return self.G.ws(z, real_c), real_c
 
     def statistics(self) -> dict[str, float]:
         """Numbers of a tick beside the averages."""

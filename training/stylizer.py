@@ -17,14 +17,13 @@ from media.images import grid, to_float, to_uint8
 from media.loader import endless_batches
 from models.encoder import load_encoder
 from models.snapshot import load_stylizer, save_stylizer
-from networks.stylizer import Stylizer, reduce_style_channels, resize_square
+from networks.stylizer import Stylizer, channel_statistics, reduce_style_channels, resize_square
 from torch_utils import distributed
 from torch_utils.errors import UserError
-from torch_utils.ops import moments
 from torch_utils.precision import autocast
 from training.config import StylizerTrainConfig
 from training.log import Averages, Log
-from training.optimizer import GuardedOptimizer, ema_beta, update_ema
+from training.optimizer import GuardedOptimizer, ema_beta, ramped_half_life, update_ema
 
 IDENTITY_PART = 4  # one in so many contents of a batch is rebuilt in its own style, for the identity loss
 NARROWED_BY = 256  # crops of styles, whose main directions remain where --init-from has more style channels
@@ -59,14 +58,8 @@ def style_loss(taps: Sequence[Tensor], styles: Sequence[tuple[Tensor, Tensor]]) 
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """The mean absolute difference of neighbours in [N, C, H, W], along both axes."""
+    """The mean absolute difference of neighbours in [N, C, H, W], along both axes (Johnson et al. 2016, sec. 3.2)."""
     return images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()
-
-
-def channel_statistics(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of [N, C, h, w], in float32."""
-    mean, var = moments(features.float())
-    return mean, (var + 1e-5).sqrt()
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -125,7 +118,8 @@ class StylizerTrainer:
         for number, (contents, styles) in enumerate(pairs, first):
             self.optimizer.backward(self.loss(contents, styles, number), len(pairs))
         self.optimizer.step()
-        update_ema(self.average, self.model, ema_beta(self.config, step * self.config.batch / 1000))
+        half_life = ramped_half_life(self.config, step * self.config.batch / 1000)
+        update_ema(self.average, self.model, ema_beta(half_life, self.config.batch))
 
     def loss(self, contents: Tensor, styles: Tensor, number: int = 0) -> Tensor:
         """The loss of microbatch `number`, counted over all processes; their mean is the batch's loss."""
@@ -139,7 +133,7 @@ class StylizerTrainer:
             if config.tv_weight:
                 losses["tv"] = total_variation(y.float())
                 loss = loss + config.tv_weight * losses["tv"]
-        self.averages.add(**{f"loss/{name}": value for name, value in losses.items()})
+        self.averages.add({f"loss/{name}": value for name, value in losses.items()})
         return loss
 
     def identity_loss(self, contents: Tensor, number: int) -> Tensor:

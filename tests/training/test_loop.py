@@ -12,9 +12,10 @@ import torch
 from models.snapshot import kimg_name
 from torch_utils.errors import Failure, UserError
 from training.config import TrainConfig
-from training.gan import GANTrainer, ema_beta
+from training.gan import GANTrainer
 from training.loop import train
 from training.loss import PathLength
+from training.optimizer import ema_beta, ramped_half_life
 from training.options import resolve
 from training.runs import find_state, load_state
 
@@ -167,9 +168,9 @@ def test_another_error_keeps_its_traceback(tmp_path, faces16, monkeypatch):
 def test_ema_has_its_half_life(faces16):
     config = tiny(faces16, ema_kimg=10.0, ema_rampup=0.05)
     steps = 10_000 / config.batch
-    assert ema_beta(config, kimg=1e6) ** steps == pytest.approx(0.5)
-    assert ema_beta(config, kimg=0) == 0
-    assert ema_beta(config, kimg=100) ** (5_000 / config.batch) == pytest.approx(0.5)
+    assert ema_beta(ramped_half_life(config, kimg=1e6), config.batch) ** steps == pytest.approx(0.5)
+    assert ema_beta(ramped_half_life(config, kimg=0), config.batch) == 0
+    assert ema_beta(ramped_half_life(config, kimg=100), config.batch) ** (5_000 / config.batch) == pytest.approx(0.5)
 
 
 def stats(run) -> list[dict]:

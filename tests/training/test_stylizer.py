@@ -15,7 +15,7 @@ from media.faces import faces
 from media.images import to_float
 from models.encoder import save_encoder
 from models.snapshot import load_stylizer
-from networks.stylizer import StylizerConfig
+from networks.stylizer import StylizerConfig, channel_statistics
 from networks.vgg import VGG19
 from tests.scripts import done, mistake, script_here
 from tests.training.test_loop import assert_same
@@ -25,7 +25,6 @@ from training.loop import train
 from training.runs import find_state, load_state
 from training.stylizer import (
     StylizerTrainer,
-    channel_statistics,
     content_loss,
     style_loss,
     stylize_and_measure,
