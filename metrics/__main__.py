@@ -19,7 +19,7 @@ from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
 from metrics.encoders import SHIPPED
 from metrics.names import CLIP, DEFAULT_DETECTOR, DINOV2, LISTED, higher_is_better, parse_metric, values_of
-from metrics.nearest import FIGURES, FLD_NEEDS_TEST, OF_NETWORK, NearestRequest, nearest_images
+from metrics.nearest import FLD_NEEDS_TEST, MEMORIZATION, OF_NETWORK, NearestRequest, nearest_images, row_names
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
@@ -364,18 +364,17 @@ def nearest_command(
     found = nearest_images(request)
     save_png(found.sheet, out)
     if as_json:
-        print(json.dumps({"images": found.rows, **found.figures, "detector": request.detector}))
+        print(json.dumps({"images": found.rows, **found.metrics, "detector": request.detector}))
         return
     for row in (found.rows[n] for n in found.shown):
-        flipped = ", flipped" if row["flipped"] else ""
+        fake, real = row_names(row)
         verdict = "" if row["authentic"] else "  nearer than real images are to each other"
-        name = row["file"] if "file" in row else f"seed {row['seed']}"
         show(
-            f"{name}: {row['nearest']}{flipped}, distance {row['distance']:.4g} "
+            f"{fake}: {real}, distance {row['distance']:.4g} "
             f"({row['nearest_to_another']:.4g} from there to another real image){verdict}"
         )
     authentic = sum(row["authentic"] for row in found.rows)
-    tests = [f"; {name} {found.figures[key]:.2f}" for key, name in FIGURES.items() if key in found.figures]
+    tests = [f"; {name} {found.metrics[key]:.2f}" for key, name in MEMORIZATION.items() if key in found.metrics]
     show(f"{authentic} of {len(found.rows)} authentic{''.join(tests)}; the sheet is {out}")
 
 

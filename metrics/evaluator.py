@@ -133,7 +133,7 @@ class Evaluator:
     def set_images(self, dataset: ImageSet, fakes: int | None = None) -> None:
         """Takes the real images of another data set, and for a folder of fakes their number. Raises UserError."""
         check_several(self.metrics, dataset)
-        self.dataset, self.notes = dataset, list(self.notes)
+        self.dataset, self.notes = dataset, list(self.notes)  # a list of its own: per_class copies evaluators
         self.counts = {
             metric.name: {"real": metric.reals(len(dataset)), "fake": metric.fakes(len(dataset), fakes)}
             for metric in self.metrics

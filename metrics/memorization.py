@@ -1,4 +1,4 @@
-"""How much a generator has memorized: figures of the distances of fakes, and of new images, to the training images.
+"""How much a generator has memorized: metrics of the distances of fakes, and of new images, to the training images.
 
 Authenticity: Alaa, van Breugel, Saveliev, van der Schaar, "How Faithful is your Synthetic Data?", ICML 2022, section 3.
 C_T: Meehan, Chaudhuri, Dasgupta, "A Non-Parametric Test to Detect Data-Copying in Generative Models", AISTATS 2020,
@@ -46,7 +46,7 @@ def divide(features: Tensor, cells: int, seed: int = 0) -> Tensor:
 
 
 def nearest_centre(features: Tensor, centres: Tensor) -> Tensor:
-    """The number of the nearest centre of each of the features [N, D]."""
+    """The number of the centre [cells, D] that is nearest to each of the features [N, D]: int64 [N]."""
     return torch.cat([torch.cdist(block.double(), centres).argmin(dim=1) for block in features.split(2048)])
 
 

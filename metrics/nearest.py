@@ -34,7 +34,7 @@ from torch_utils.errors import Failure, UserError, note
 BLOCK_FAKES = 128  # whose distances to all real images are in memory at a time
 OF_NETWORK = {"seeds": "--seeds", "class_name": "--class", "trunc": "--trunc"}  # options that --fakes leaves unused
 FLD_NEEDS_TEST = "--fld compares with images that were not trained on; name them with --test"
-FIGURES = {"c_t": "C_T", "fld": "FLD"}  # of the memorization, with --test, and what they are called
+MEMORIZATION = {"c_t": "C_T", "fld": "FLD"}  # the metrics that --test adds, and what they are called
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Found:
+class NearestResult:
     """What a request finds."""
 
     sheet: Tensor  # uint8 [C, …, …]
     rows: list[dict[str, Any]]  # of all fakes, see `make_rows`
     shown: list[int]  # the fakes on the sheet
-    figures: dict[str, float]  # authentic, c_t where there are test images, and fld where it is wanted
+    metrics: dict[str, float]  # authentic, c_t where there are test images, and fld where it is wanted
 
 
 # --- features and distances -----------------------------------------------------------------------------------------
@@ -184,14 +184,14 @@ def exact_distances(a: Tensor, real: Tensor, indices: Tensor) -> Tensor:
 # --- requests -------------------------------------------------------------------------------------------------------
 
 
-def nearest_images(request: NearestRequest) -> Found:
+def nearest_images(request: NearestRequest) -> NearestResult:
     """What `python -m metrics nearest` shows and prints. Raises UserError."""
     if request.fld and request.test is None:
         raise UserError(FLD_NEEDS_TEST)
     dataset = ImageDataset(request.data, mirror=True, background=request.background)
     if len(dataset.names) < 2:
         raise UserError(f"{request.data} has only one image; at least 2 are needed")
-    fakes = open_generator(request, dataset) if request.fakes is None else open_images(request, dataset)
+    fakes = fakes_of_seeds(request, dataset) if request.fakes is None else fakes_of_files(request, dataset)
     test = open_test(request, dataset)
     describe = load_describe(request.detector, request.detector_weights, request.device)
     if fakes.about:
@@ -200,21 +200,22 @@ def nearest_images(request: NearestRequest) -> Found:
     real = collect(everything, len(dataset), request.batch, describe, "real images")
     fake = collect(fakes.source, len(fakes.origins), request.batch, describe, "fake images")
     found = find_nearest(fake, real, request.neighbours, mirrored=True)
-    figures = {"authentic": float(found.authentic.double().mean())}
+    metrics = {"authentic": float(found.authentic.double().mean())}
     if test is not None:
         source = dataset_source(test, range(len(test)), request.workers)
         new = collect(source, len(test), request.batch, describe, "test images")
         distances = find_nearest(new, real, 1, mirrored=True).distances[:, 0]
         versions = real.view(2, len(dataset.names), -1)  # the images, and flipped
-        figures["c_t"] = copying_test(versions[0], new, fake, distances, found.distances[:, 0])
+        metrics["c_t"] = copying_test(versions[0], new, fake, distances, found.distances[:, 0])
         if request.fld:
-            figures["fld"] = feature_likelihood_divergence(versions, new, fake)
+            metrics["fld"] = feature_likelihood_divergence(versions, new, fake)
     shown = found.most_suspicious(request.rows)
     images = torch.cat(list(fakes.source([shown])))
-    return Found(nearest_sheet(images, dataset, found, shown), make_rows(fakes.origins, dataset, found), shown, figures)
+    sheet, rows = nearest_sheet(images, dataset, found, shown), make_rows(fakes.origins, dataset, found)
+    return NearestResult(sheet, rows, shown, metrics)
 
 
-def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
+def fakes_of_seeds(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
     """The images of the seeds. Raises UserError."""
     snapshot = find_snapshot(request.network)
     G, info = load_generator(snapshot, torch.device(request.device))
@@ -234,7 +235,7 @@ def open_generator(request: NearestRequest, dataset: ImageDataset) -> FakeImages
     return FakeImages([{"seed": seed} for seed in request.seeds], generate, about)
 
 
-def open_images(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
+def fakes_of_files(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
     """The images of --fakes. Raises UserError."""
     assert request.fakes is not None
     fakes = open_fakes(request.fakes, request.background)
@@ -281,3 +282,9 @@ def make_rows(origins: list[dict[str, Any]], dataset: ImageDataset, found: Neare
         }
         for n, (origin, index) in enumerate(zip(origins, found.indices[:, 0].tolist(), strict=True))
     ]
+
+
+def row_names(row: dict[str, Any]) -> tuple[str, str]:
+    """A row of `make_rows` in words: the fake, and its nearest image."""
+    fake = row["file"] if "file" in row else f"seed {row['seed']}"
+    return fake, row["nearest"] + (", flipped" if row["flipped"] else "")

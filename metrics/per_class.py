@@ -62,7 +62,8 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     A class with too few images is left out; `unusable` says why, by its name. Raises UserError where no class is left.
     """
     if request.network is None:
-        dataset, fakes = open_labelled(request, request.data), open_fakes_with_labels(request)
+        dataset = open_labelled(request, request.data, mirror=request.mirror)
+        fakes = open_labelled(request, str(open_fakes(str(request.fakes), request.background).path))
         about: dict[str, Any] = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
         check_shape(str(request.fakes), fakes.channels, fakes.resolution, dataset, request.data)
         transparent = fakes.transparent
@@ -70,7 +71,8 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     else:
         snapshot = find_snapshot(request.network)
         G, info = load_generator(snapshot, request.device)
-        dataset, truncation = open_labelled(request, request.data, G.config.resolution), request.truncations[0]
+        dataset = open_labelled(request, request.data, mirror=request.mirror, model_resolution=G.config.resolution)
+        truncation = request.truncations[0]
         check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
         check_classes(snapshot, G, dataset, request.data)
         transparent = G.config.img_channels == 4
@@ -82,11 +84,11 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         real = images_of_class(dataset, number)
         if request.network is None:
             images = images_of_class(fakes, number)
-            own = over(evaluator, real, len(images))
+            own = with_images(evaluator, real, len(images))
             source = dataset_source(images, choose(len(images), own.count, request.seed), request.workers)
             values = own.evaluate(source)
         else:
-            own, label = over(evaluator, real), torch.tensor([number])
+            own, label = with_images(evaluator, real), torch.tensor([number])
             made = Fakes(G, own.count, request.seed, label, truncation, request.background)
             values = own.evaluate(made.images, partial(made.path_ends, epsilon=PPL_EPSILON))
         return {**values, "images": own.counts}
@@ -106,34 +108,23 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     return {**record, "classes": found, "unusable": unusable}
 
 
-def over(evaluator: Evaluator, dataset: ClassImages, fakes: int | None = None) -> Evaluator:
+def with_images(evaluator: Evaluator, dataset: ClassImages, fakes: int | None = None) -> Evaluator:
     """An evaluator with the metrics and the loaded detectors of another, over other images. Raises UserError."""
     other = copy.copy(evaluator)
     other.set_images(dataset, fakes)
     return other
 
 
-def open_labelled(request: Request, path: str, model_resolution: Resolution | None = None) -> ImageDataset:
+def open_labelled(
+    request: Request, path: str, mirror: bool = False, model_resolution: Resolution | None = None
+) -> ImageDataset:
     """A data set with classes. Raises UserError."""
     dataset = ImageDataset(
-        path,
-        use_labels=True,
-        mirror=request.mirror,
-        background=request.background,
-        model_resolution=model_resolution,
+        path, use_labels=True, mirror=mirror, background=request.background, model_resolution=model_resolution
     )
     if dataset.vector_labels:
         raise UserError(f"the labels of {path} are numbers, not classes; leave out --per-class")
     return dataset
-
-
-def open_fakes_with_labels(request: Request) -> ImageDataset:
-    """The images of --fakes, whose classes are those of --data. Raises UserError."""
-    path = open_fakes(str(request.fakes), request.background).path
-    fakes = ImageDataset(path, use_labels=True, background=request.background)
-    if fakes.vector_labels:
-        raise UserError(f"the labels of {path} are numbers, not classes; leave out --per-class")
-    return fakes
 
 
 def class_means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

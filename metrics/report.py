@@ -18,7 +18,7 @@ from media.decode import WHITE
 from media.images import encode_png, grid
 from metrics.evaluator import choose
 from metrics.names import parse_metric, values_of
-from metrics.nearest import Found
+from metrics.nearest import NearestResult, row_names
 from metrics.plot import stacked
 from metrics.series import Record, best_record, curve, precision_against_recall, ranked_values
 from models.sampling import generate_batches
@@ -46,7 +46,7 @@ class Page:
 
     records: list[Record]  # of one snapshot at one truncation or more; the first is in the table of metrics
     history: list[Record]  # of the run's training
-    found: Found | None  # the nearest training images
+    found: NearestResult | None  # the nearest training images
     detector: str  # in whose features they are near
     note: str  # why there are none, or ""
     background: Color = WHITE  # of transparent images
@@ -134,24 +134,22 @@ def truncation_section(records: Sequence[Record]) -> str:
 
 
 def nearest_section(page: Page) -> str:
-    """The sheet of nearest training images, and the figures of memorization."""
+    """The sheet of nearest training images, and the metrics of memorization."""
     if page.found is None:
         return f'<p class="note">Left out: {escape(page.note)}</p>'
     found = page.found
-    authentic = found.figures["authentic"]
+    authentic = found.metrics["authentic"]
     text = f"{authentic:.1%} of {len(found.rows):,} generated images are authentic: "
     text += "their nearest training image has another training image that is nearer to it."
-    if "c_t" in found.figures:
-        text += f" C_T is {found.figures['c_t']:.2f}; far below 0, training images are copied."
-    if "fld" in found.figures:
-        text += f" FLD is {found.figures['fld']:.2f}; 0 means as good as training images, and copies raise it."
+    if "c_t" in found.metrics:
+        text += f" C_T is {found.metrics['c_t']:.2f}; far below 0, training images are copied."
+    if "fld" in found.metrics:
+        text += f" FLD is {found.metrics['fld']:.2f}; 0 means as good as training images, and copies raise it."
     rows = []
     for number in found.shown:
         row = found.rows[number]
-        name = row["file"] if "file" in row else f"seed {row['seed']}"
-        flipped = ", flipped" if row["flipped"] else ""
         verdict = "" if row["authentic"] else "not authentic"
-        rows.append([name, row["nearest"] + flipped, row["distance"], row["nearest_to_another"], verdict])
+        rows.append([*row_names(row), row["distance"], row["nearest_to_another"], verdict])
     head = ["generated", "nearest training image", "distance", "its distance to another", ""]
     caption = f"Generated images (left) and the training images nearest to them, in the features of {page.detector}"
     return f"<p>{escape(text)}</p>" + inline_image(found.sheet, caption) + html_table(head, rows)

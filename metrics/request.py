@@ -79,12 +79,6 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
     for snapshot in distributed.on_rank_0(find_snapshots, request.network, request.all_snapshots):
         try:
             G, info = load_generator(snapshot, request.device)
-        except UserError as error:
-            if not request.all_snapshots:
-                raise
-            say(f"warning: {error.message}; it is left out")
-            continue
-        try:
             if evaluator is None:  # with the first that fits the data set
                 dataset = open_data(request, G)
             check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)

@@ -94,8 +94,8 @@ def random_directions(size: int, rng: np.random.Generator) -> torch.Tensor:
     return directions / directions.norm(dim=1, keepdim=True)
 
 
-def channel_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of `patches [P, C, 7, 7]` per channel: float64 [C] each."""
+def set_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each channel over all `patches [P, C, 7, 7]` of a set: float64 [C] each."""
     count = patches[:, 0].numel()
     total = squares = torch.zeros((), dtype=torch.float64)
     for block in patches.split(BLOCK_PATCHES // 4):
@@ -125,7 +125,7 @@ def project_patches(patches: torch.Tensor, rng: np.random.Generator, device: tor
     directions include the normalization: d·((p − μ)/σ) = (d/σ)·p − (d/σ)·μ, with μ and σ of the channel. A
     channel that never changes has σ = 0 and counts as 0.
     """
-    mean, std = channel_statistics(patches)
+    mean, std = set_statistics(patches)
     directions = random_directions(patches[0].numel(), rng).unflatten(1, patches.shape[1:])
     directions = directions / std.where(std > 0, 1)[:, None, None]
     offsets = -(directions * mean[:, None, None]).sum(dim=(1, 2, 3))[:, None].float().to(device)
