@@ -16,13 +16,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from torch_utils import cli
 from torch_utils.errors import UserError, note
+from web import LOOPBACK
 
 EXAMPLE = """\
 python app.py
 python app.py --network runs/00003-ffhq-adaconv-auto8 --port 8080
 python app.py --host 0.0.0.0 --password secret
 """
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def check_models(files: tuple[str, ...]) -> None:

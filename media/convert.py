@@ -214,11 +214,6 @@ def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], 
     return [name for turn in itertools.zip_longest(*by_class.values()) for name in turn if name is not None]
 
 
-def convert_image(image: Image.Image, how: Conversion) -> Image.Image:
-    """Decodes an image as `decode_image` does, crops and resizes it; of mode L, RGB or RGBA. Raises Unusable."""
-    return resize_to(decode_as(image, how), how)
-
-
 def decode_as(image: Image.Image, how: Conversion) -> Image.Image:
     """Decodes an image with the channels of a conversion. Raises Unusable."""
     if how.channels == 4:

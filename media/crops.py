@@ -105,9 +105,7 @@ class ImageCrops(torch.utils.data.Dataset):
                 f"has {width}x{height} pixels; each side needs {-(-self.reduced // MAX_ENLARGEMENT)} or more"
             )
         reduced = min(reduced, MAX_ENLARGEMENT * min(image.size))
-        image.draft(
-            "RGB", (2 * reduced, 2 * reduced)
-        )  # JPEGs are decoded at a reduced size, where that is large enough
+        image.draft("RGB", (2 * reduced, 2 * reduced))  # JPEGs are decoded at a reduced size where that is enough
         image = decode_image(image)
         scale = min(image.size) / reduced
         box = []

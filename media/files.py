@@ -75,20 +75,19 @@ def check_side(path: Path, width: int, height: int) -> None:
         )
 
 
-def write_image(pixels: Tensor, path: str | os.PathLike, *, quality: int = 95) -> None:
+def write_image(pixels: Tensor, path: str | os.PathLike) -> None:
     """Writes uint8 [3, H, W] as PNG, JPEG or WebP, by the extension, atomically, and creates its folder if needed.
 
-    `quality` (1..100) applies to JPEG and WebP. Raises UserError if the extension is another one, if the image is too
-    large for the format, or if the file cannot be written, and DiskFull if there is no room for it.
+    Raises UserError if the extension is another one, if the image is too large for the format, or if the file cannot be
+    written, and DiskFull if there is no room for it.
     """
     path = Path(path)
     kind = image_format(path)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
     check_side(path, *image.size)
-    # At high quality, chroma keeps its full resolution: subsampled, colours bleed over the edges of brush strokes.
-    options: dict[str, int] = {} if kind == "PNG" else {"quality": quality}
+    options: dict[str, int] = {} if kind == "PNG" else {"quality": 95}
     if kind == "JPEG":
-        options["subsampling"] = 0 if quality >= 90 else 2
+        options["subsampling"] = 0  # chroma in full resolution: else colours bleed over the edges of brush strokes
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     make_folder(path.parent)

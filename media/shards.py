@@ -135,14 +135,12 @@ class ShardNames(Sequence[str]):
 
 
 class ShardFiles:
-    """The images in shards, under the interface of `media.dataset.ImageFiles`. Reading in their order is fast.
+    """The images in shards, under the interface of `media.image_files.ImageFiles`. Reading in their order is fast.
 
     Raises UserError if a shard cannot be read.
     """
 
     random_access = False
-    cycles: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __init__(self, path: str):

@@ -34,7 +34,6 @@ def transcode(
     function: FrameFunction,
     *,
     batch: int = 1,
-    crf: int = 18,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Transcoded:
     """Applies `function` to the frames of the video `source`, `batch` at a time in order, and writes them to `out`.
@@ -52,7 +51,7 @@ def transcode(
         if out.exists() and os.path.samefile(source, out):
             raise UserError(f"{out} is the source itself; name another file with --out")
         tracks = [s for s in reader.container.streams.audio if s.codec_context]
-        with VideoWriter(out, reader.rate, crf=crf) as writer:
+        with VideoWriter(out, reader.rate) as writer:
             writer.follow(reader, tracks)
             count = _transcode_frames(reader, writer, tracks, function, batch, progress)
             if not count:

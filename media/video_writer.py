@@ -31,20 +31,21 @@ def video_format(path: str | os.PathLike) -> str:
     return kind
 
 
+CRF = "18"  # x264's quality, at which hardly a difference is seen; lower is better
+
+
 class VideoWriter:
     """Writes H.264 (yuv420p, BT.709) to .mp4, .m4v, .mov or .mkv.
 
     `with VideoWriter(path, rate) as video: video.write(image)`. The file appears under its name when the block ends
     without an exception. The last row or column of an image of odd size is repeated, because H.264 stores chroma at
-    half the resolution. A lower `crf` gives a better quality. Raises UserError if the file cannot be written, and
-    DiskFull if there is no room for it.
+    half the resolution. Raises UserError if the file cannot be written, and DiskFull if there is no room for it.
     """
 
-    def __init__(self, path: str | os.PathLike, rate: Fraction | float = 25, *, crf: int = 18):
+    def __init__(self, path: str | os.PathLike, rate: Fraction | float = 25):
         self.path = Path(path)
         self.kind = video_format(self.path)
         self.rate = Fraction(rate).limit_denominator(1_001_000)
-        self.crf = crf
         self.time_base = 1 / self.rate
         self.pixel_shape = Fraction(1)  # width by height of a pixel
         self.container: Any = None  # opened at the first frame, because the header needs its size
@@ -124,7 +125,7 @@ class VideoWriter:
     def _start_file(self, height: int, width: int, *, copy: bool) -> None:
         options = {"movflags": "faststart"} if self.kind in ("mp4", "mov") else {}
         self.container = pyav().open(os.fspath(self._beside), "w", format=self.kind, options=options)
-        stream = self.container.add_stream("libx264", rate=self.rate, options={"crf": str(self.crf)})
+        stream = self.container.add_stream("libx264", rate=self.rate, options={"crf": CRF})
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         context = stream.codec_context
         context.time_base = stream.time_base = self.time_base

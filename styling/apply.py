@@ -66,7 +66,7 @@ def stylize_image(
     beyond = continued(content)
     tile = tile_side(model, beyond.shape[1], beyond.shape[2], settings.tile)
     kernels = style.kernels_in_colors_of(model, content) if settings.color == "histogram" else style.kernels()
-    if tile is None:
+    if not tile:
         device = next(model.parameters()).device
         if settings.strength < 1:
             own = own_kernels(model, to_float(content[None].to(device)))
@@ -95,9 +95,13 @@ def stylize_masked(
     progress: Progress | None = None,
 ) -> Tensor:
     """Like `stylize_image`, with one style where the mask [1, H, W] is 1 and another where it is 0."""
-    within = stylize_image(model, content, inside, settings, progress)
-    without = stylize_image(model, content, outside, settings, progress)
-    return by_rows(lambda a, b, m: blend(a.float(), b.float(), m).round().to(torch.uint8), within, without, mask)
+    inner_image = stylize_image(model, content, inside, settings, progress)
+    outer_image = stylize_image(model, content, outside, settings, progress)
+
+    def blend_rows(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
+        return blend(a.float(), b.float(), share).round().to(torch.uint8)
+
+    return by_rows(blend_rows, inner_image, outer_image, mask)
 
 
 class FrameStylizer:
@@ -136,35 +140,34 @@ class FrameStylizer:
         """Frames of one scene, float [N, 3, H, W] → uint8; only the first of them may be a cut."""
         beyond = continued(content)
         if self.tile is None:  # decided once, so that it does not depend on how much memory is free later
-            self.tile = tile_side(self.model, beyond.shape[2], beyond.shape[3], self.settings.tile) or 0
-        tile = self.tile or None
-        if tile is None:
-            kernels = self.scene_kernels(content, cuts, None)
+            self.tile = tile_side(self.model, beyond.shape[2], beyond.shape[3], self.settings.tile)
+        if not self.tile:
+            kernels = self.scene_kernels(content, cuts)
             with autocast(self.device, self.settings.precision):
                 x = stylize_whole(self.model, beyond, kernels, self.adjust(cuts))
             y = to_uint8(x.float()).cpu()
         else:
             images = []
             for i, image in enumerate(to_uint8(beyond).cpu()):
-                kernels = self.scene_kernels(content[i : i + 1], cuts[i : i + 1], tile)
+                kernels = self.scene_kernels(content[i : i + 1], cuts[i : i + 1])
                 with autocast(self.device, self.settings.precision):
                     adjust = self.adjust(cuts[i : i + 1])
-                    images.append(stylize_in_tiles(self.model, image, kernels, tile, adjust=adjust))
+                    images.append(stylize_in_tiles(self.model, image, kernels, self.tile, adjust=adjust))
             y = torch.stack(images)
         y = inner(y, content)
         if self.settings.color == "luminance":
             y = to_uint8(keep_colors(to_float(y), content.cpu()))
         return y
 
-    def scene_kernels(self, content: Tensor, cuts: Sequence[bool], tile: int | None) -> Kernels:
+    def scene_kernels(self, content: Tensor, cuts: Sequence[bool]) -> Kernels:
         """The style's kernels at the strength asked for. The content's own kernels are averaged over frames."""
         strength = self.settings.strength
         if strength == 1:
             return self.kernels
-        if tile is None:
-            own = own_kernels(self.model, content)
+        if self.tile:
+            own = own_kernels_tiled(self.model, to_uint8(content[0]).cpu(), self.tile)
         else:
-            own = own_kernels_tiled(self.model, to_uint8(content[0]).cpu(), tile)
+            own = own_kernels(self.model, content)
         if self.settings.smooth:
             tensors = [cast(Tensor, t) for k in own for t in (k.depthwise, k.pointwise, k.bias)]
             average = self.own_kernels(tensors, cuts)
@@ -279,10 +282,10 @@ def min_side(model: Stylizer) -> int:
     return max(MIN_SIDE, model.config.min_size)
 
 
-def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int | None:
-    """The side of the tiles for an image, None to stylize it as a whole. UserError if there is too little memory."""
+def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int:
+    """The side of the tiles for an image, 0 to stylize it as a whole. UserError if there is too little memory."""
     if tile != "auto":
-        return None if tile == "none" else int(tile)
+        return 0 if tile == "none" else int(tile)
     device = next(model.parameters()).device
     if height * width > MAX_WHOLE_PIXELS:
         release_freed_memory()
@@ -293,7 +296,7 @@ def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int 
     available = memory if working is None else working
     bytes_per_pixel = WHOLE_BYTES_PER_PIXEL * max(model.config.width, 0.05)
     if height * width <= min(MAX_WHOLE_PIXELS, available // bytes_per_pixel):
-        return None
+        return 0
     try:
         return tile_for(model.config.width, height, width, memory, working)
     except ValueError as error:

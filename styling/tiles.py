@@ -10,16 +10,15 @@ that its outputs depend on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from media.images import to_float, to_uint8
 from networks.adaconv import AdaConvKernels
 from networks.stylizer import CHANNELS, ENCODER_HALO, HALO, Statistics, Stylizer, at_least_float32
 from networks.vgg import STRIDE
-from torch_utils.memory import free_memory
 from torch_utils.ops import moments
 
 Span = tuple[int, int, int, int]  # top, bottom, left, right
@@ -60,9 +59,8 @@ def stylize_tiled(
     model: Stylizer,
     content: np.ndarray,
     kernels: Sequence[AdaConvKernels],
-    tile: int | Literal["auto"] = "auto",
+    tile: int,
     progress: Callable[[int, int], None] | None = None,
-    memory: int | None = None,
     adjust: Adjust | None = None,
 ) -> np.ndarray:
     """Stylizes an image [H, W, 3] in uint8 with the kernels of one style; the result is of the same kind.
@@ -70,14 +68,13 @@ def stylize_tiled(
     The outputs of the stages take 96 × width bytes per pixel of main memory; tiles are computed on the model's device.
 
     Args:
-        tile: side of a tile in pixels, a multiple of 8; "auto" for the largest one that `memory` allows.
+        tile: side of a tile in pixels, a multiple of 8; `tile_for` finds the largest one that the memory allows.
         progress: called after each tile with the number of tiles done and of all tiles.
-        memory: number of bytes that may be used; None for all that are free.
         adjust: called with the number of each modulated stage and the statistics of its input; returns those that the
             input is normalized by.
 
     Raises:
-        ValueError: if the image or the tile's side is invalid, or the memory is too small.
+        ValueError: if the image or the tile's side is invalid.
     """
     if content.ndim != 3 or content.shape[2] != 3 or content.dtype != np.uint8:
         raise ValueError(f"content: expected [H, W, 3] in uint8, got {list(content.shape)} in {content.dtype}")
@@ -85,8 +82,6 @@ def stylize_tiled(
     if min(height, width) < least:
         raise ValueError(f"content: expected at least {least}x{least} pixels, got {width}x{height}")
     device = next(model.parameters()).device
-    if tile == "auto":
-        tile = tile_for(model.config.width, height, width, free_memory() if memory is None else memory)
     if tile < 16 or tile % STRIDE:
         raise ValueError(f"tile: expected a multiple of {STRIDE}, from 16, got {tile}")
     each = model.decoder.each(kernels)
@@ -109,8 +104,7 @@ def stylize_tiled(
             x, running = store(outputs, shape, tick)
         else:
             for (top, bottom, left, right), part in outputs:
-                pixels = (part[0].float() * 127.5 + 127.5).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
-                image[top:bottom, left:right] = pixels.cpu().numpy()
+                image[top:bottom, left:right] = to_uint8(part.float())[0].permute(1, 2, 0).cpu().numpy()
                 tick()
     return image[:height, :width]
 
@@ -133,7 +127,7 @@ def encode_tiles(model: Stylizer, content: np.ndarray, side: int) -> Iterator[tu
     for inner, outer in tiles(h, w, side, -(-ENCODER_HALO // STRIDE)):
         top, bottom, left, right = (STRIDE * i for i in outer)
         part = torch.from_numpy(content[top:bottom, left:right]).to(device).permute(2, 0, 1)[None]
-        yield inner, crop(model.encode(part.float() / 127.5 - 1), inner, outer)
+        yield inner, crop(model.encode(to_float(part)), inner, outer)
 
 
 def decode_tiles(
@@ -189,23 +183,26 @@ def crop(x: Tensor, inner: Span, outer: Span, scale: int = 1) -> Tensor:
     return x[:, :, top : top + scale * (inner[1] - inner[0]), left : left + scale * (inner[3] - inner[2])]
 
 
-def stored_bytes(width: float, height: int, columns: int) -> int:
-    """The main memory that an image takes at most between the stages: the outputs of two of them, and both images."""
+def stored_bytes(factor: float, height: int, width: int) -> int:
+    """The main memory that an image takes at most between the stages: the outputs of two of them, and both images.
+
+    `factor` is the model's on the numbers of channels (`StylizerConfig.width`).
+    """
     # the inputs of the third and the fourth stage, which have a pixel for every 16 and every 4 of the image
-    pixel = 4 * width * (CHANNELS[2] / 16 + CHANNELS[3] / 4) + 9
-    return int(pixel * height * columns)
+    pixel = 4 * factor * (CHANNELS[2] / 16 + CHANNELS[3] / 4) + 9
+    return int(pixel * height * width)
 
 
-def tile_for(width: float, height: int, columns: int, memory: int, working: int | None = None) -> int:
+def tile_for(factor: float, height: int, width: int, memory: int, working: int | None = None) -> int:
     """The side of the largest tiles that fit into the memory beside the stored outputs; ValueError if none do.
 
     `working` is the free memory of the GPU if the model is on one: tiles are computed there, outputs stored here.
     """
-    left = memory - stored_bytes(width, height, columns)
+    left = memory - stored_bytes(factor, height, width)
     if working is not None:
         left = min(left, working) if left > 0 else left
     for side in range(MAX_TILE, 0, -MIN_TILE):
-        if TILE_BYTES_PER_PIXEL * width * (side + 2 * ENCODER_HALO) ** 2 <= left:
+        if TILE_BYTES_PER_PIXEL * factor * (side + 2 * ENCODER_HALO) ** 2 <= left:
             return side
-    need = stored_bytes(width, height, columns) + TILE_BYTES_PER_PIXEL * width * (MIN_TILE + 2 * ENCODER_HALO) ** 2
-    raise ValueError(f"content: {columns}x{height} pixels need {need / 2**30:.1f} GiB, {memory / 2**30:.1f} are free")
+    need = stored_bytes(factor, height, width) + TILE_BYTES_PER_PIXEL * factor * (MIN_TILE + 2 * ENCODER_HALO) ** 2
+    raise ValueError(f"content: {width}x{height} pixels need {need / 2**30:.1f} GiB, {memory / 2**30:.1f} are free")

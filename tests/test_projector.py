@@ -14,12 +14,13 @@ from PIL import Image
 
 import projector
 from latents.codes import fingerprint, load_codes
-from media.convert import Conversion, convert_image, write_dataset
+from media.convert import Conversion, write_dataset
 from media.video import VideoReader
 from models.encoder import save_encoder
 from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from networks.vgg import VGG19
+from tests.media.converting import convert_image
 from tests.scripts import Result, mistake, script_here
 from tests.scripts import done as finished
 

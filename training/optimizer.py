@@ -14,12 +14,12 @@ GROWTH_INTERVAL = 2000  # finite steps after which the loss scale of float16 is 
 COUNTERS = ("scale", "steps_since_change", "nonfinite_in_a_row", "skipped")
 
 
-def lazy_adam(parameters: Iterable[nn.Parameter], lr: float, interval: int | None) -> torch.optim.Adam:
+def lazy_adam(parameters: Iterable[nn.Parameter], lr: float, interval: int) -> torch.optim.Adam:
     """Adam(0, 0.99), corrected for a regularizer that takes a step of its own every `interval` steps.
 
     Karras et al. 2020 (StyleGAN2), appendix B: with c = interval / (interval + 1), lr ← c·lr and β ← βᶜ.
     """
-    c = 1.0 if interval is None else interval / (interval + 1)
+    c = interval / (interval + 1)
     return torch.optim.Adam(parameters, lr=lr * c, betas=(0.0, 0.99**c), eps=1e-8, fused=True)
 
 

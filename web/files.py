@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import torch
 from PIL import Image
-from torch import Tensor
 
 from media.decode import ALL_FORMATS, Unusable, decode_image, open_image
 from media.files import MIN_SIDE
@@ -101,13 +99,6 @@ def check_upload(path: str | None, what: str) -> Path:
     """The path of an uploaded image whose size has been checked. Raises UserError as `open_upload` does."""
     open_upload(path, what, lambda image: image)
     return Path(str(path))
-
-
-def read_upload(path: str | None, what: str) -> Tensor:
-    """An uploaded image, uint8 [3, H, W]: upright, in sRGB, on white where it is transparent. Raises UserError."""
-    image = open_upload(path, what, decode_image)
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 
 
 class Results:

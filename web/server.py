@@ -13,12 +13,11 @@ from starlette.middleware import Middleware
 
 from latents.cli import choose_device
 from torch_utils.errors import UserError
+from web import LOOPBACK
 from web.gate import Gate
 from web.layout import CSS, SCRIPT, build
 from web.limits import MAX_UPLOAD, QUEUE, SESSIONS
 from web.shelf import Shelf
-
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def serve(

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from media.alpha import DARK, LIGHT, SQUARE, on_background, on_chequerboard, premultiply, straighten
-from media.convert import Conversion, convert, convert_image
+from media.convert import Conversion, convert
 from media.dataset import ImageDataset
 from media.images import save_png, to_float
+from tests.media.converting import convert_image
 from torch_utils.errors import UserError
 
 INVISIBLE_GREEN = (0, 255, 0, 0)

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from media.check import check_dataset
-from media.convert import FILTERS, Conversion, FileFormat, convert, convert_image, write_dataset
+from media.convert import FILTERS, Conversion, FileFormat, convert, write_dataset
 from media.dataset import ImageDataset
 from media.decode import Unusable, open_image
+from tests.media.converting import convert_image
 from torch_utils.errors import UserError
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"

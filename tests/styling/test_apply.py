@@ -144,10 +144,10 @@ def test_tiled_is_untiled(model, settings):
 
 
 def test_what_is_small_is_not_tiled(stylizer, monkeypatch):
-    assert tile_side(stylizer, 1080, 1920, "none") is None and tile_side(stylizer, 100, 100, 64) == 64
+    assert tile_side(stylizer, 1080, 1920, "none") == 0 and tile_side(stylizer, 100, 100, 64) == 64
     monkeypatch.setattr(apply, "free_memory", lambda: 8 << 30)
     frame = continued(torch.zeros(3, 1080, 1920, dtype=torch.uint8))
-    assert tile_side(stylizer, *frame.shape[1:], "auto") is None  # as it is stylized, with its margins
+    assert tile_side(stylizer, *frame.shape[1:], "auto") == 0  # as it is stylized, with its margins
     assert tile_side(stylizer, 4000, 6000, "auto") == 1024
     monkeypatch.setattr(apply, "free_memory", lambda: 100 << 20)
     assert 64 <= tile_side(stylizer, 1080, 1920, "auto") < 1024
@@ -315,14 +315,14 @@ def test_statistics_are_averages_over_frames(model):
 def test_the_contents_own_kernels_are_averages_over_frames(model):
     combined, content, cuts = CombinedStyle((style(model, 1),)), to_float(film(4)), [True, False, False, False]
     stylizer = FrameStylizer(model, combined, Settings(0.3, smooth=0.6))
-    weak = stylizer.scene_kernels(content, cuts, None)
+    weak = stylizer.scene_kernels(content, cuts)
     for i, own in enumerate(own_kernels(model, content)):
         average = MovingAverage(0.95 * 0.6)([own.depthwise, own.pointwise, own.bias], cuts)
         style_kernels = combined.kernels()[i]
         for name, expected in zip(("depthwise", "pointwise", "bias"), average, strict=True):
             found, of_style = getattr(weak[i], name), getattr(style_kernels, name)
             torch.testing.assert_close(found, 0.7 * expected + 0.3 * of_style)
-    assert not torch.equal(weak[0].bias, stylizer.scene_kernels(content, [True] * 4, None)[0].bias)
+    assert not torch.equal(weak[0].bias, stylizer.scene_kernels(content, [True] * 4)[0].bias)
 
 
 def test_colors_are_those_of_the_scenes_first_frame(stylizer):
