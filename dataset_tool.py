@@ -17,7 +17,7 @@ from media.image_files import LABEL_FILE
 from media.split import split
 from torch_utils.cli import Color, Command, option, run
 from torch_utils.errors import UserError, listed, note, plural, printable, ranges_text, show
-from torch_utils.sizes import Resolution, is_no_size, is_possible, parse_resolution, size_option, size_text
+from torch_utils.sizes import Resolution, is_possible, no_size_message, parse_resolution, size_option, size_text
 
 MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
 
@@ -33,7 +33,7 @@ class Size(click.ParamType):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         if not is_possible(resolution):
-            self.fail(is_no_size(resolution), param, ctx)
+            self.fail(no_size_message(resolution), param, ctx)
         return resolution
 
 

@@ -27,8 +27,8 @@ from models.snapshot import (
     GENERATOR,
     STYLIZER,
     find_snapshot,
+    fits_half,
     found_text,
-    halves,
     kind_name,
     load_generator,
     load_stylizer,
@@ -193,13 +193,13 @@ def export_snapshot(
     """Writes a model as a snapshot, and compares what is loaded from it with the model."""
     if target.half:
         for weights in (module.state_dict(), discriminator or {}):  # which have names in common
-            check_half({name: tensor for name, tensor in weights.items() if halves(name)})
+            check_half({name: tensor for name, tensor in weights.items() if fits_half(name)})
     path = target.path(kind_name(kind))
     save_model(path, kind, module, asdict(module.config), info, target.half, discriminator)
     show(path)
     if target.half:
         for name, value in module.state_dict().items():
-            if halves(name):
+            if fits_half(name):
                 value.copy_(value.half())
     for graph, written in zip(make_graphs(module), make_graphs(load(path, kind)[0]), strict=True):
         compare(graph_runner(written), graph, path)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import click
-from click.core import ParameterSource
 from torch import Tensor
 from tqdm import tqdm
 
@@ -439,8 +438,7 @@ def read_directions(model: Model, choice: DirectionOptions) -> dict[str, Directi
     """The directions of --edit, under the name of the sheet; --layers and --part replace what the file says."""
     assert choice.edit is not None
     read = load_directions(choice.edit, model.G)
-    given = click.get_current_context().get_parameter_source("part") is not ParameterSource.DEFAULT
-    part = choice.part if given else read.part
+    part = choice.part if cli.typed("part") else read.part
     layers = tuple(check_layers(model.G.config, choice.layers or read.layers, part))
     model.compare_origin(choice.edit, read.origin)
     return {f"edit-{Path(choice.edit).stem}": replace(read, layers=layers, part=part)}

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from latents.cli import Numbers, choose_device
+from latents.cli import Numbers
 from latents.codes import Codes, fingerprint, save_codes
 from latents.perception import Features, VGGFeatures, find_features
 from latents.projection import Progress, Projection, ProjectionConfig, project, psnr
@@ -32,6 +32,7 @@ from models.sampling import one_hot
 from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
+from torch_utils.cli import choose_device
 from torch_utils.errors import UserError, note, plural, show
 from torch_utils.files import check_inputs_survive
 from torch_utils.memory import keep_freed_memory
@@ -150,7 +151,7 @@ def main(request: Request, config: ProjectionConfig) -> None:
             f"--starts {config.starts} needs at least as many --candidates to choose from, not {config.candidates}"
         )
     files = find_targets(request.target)
-    path, device = find_snapshot(request.network), choose_device(request.device)
+    path, device = find_snapshot(request.network), torch.device(choose_device(request.device))
     G, info = load_generator(path, device)
     class_number, label = None, None
     if request.class_name is not None:

@@ -14,7 +14,6 @@ import click
 # Must be set before PyTorch starts its threads. Where cores are shared, waiting threads should not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch
 from torch import Tensor
 
 from latents.kernel_views import style_sheet
@@ -279,8 +278,7 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
 
 def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle]]:
     """The model and the styles, each file of which is read once."""
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, _ = load_stylizer(snapshot, device)
+    model, _ = load_stylizer(snapshot, cli.choose_device(options.device))
     about = f"{model.config.modulation}, width {model.config.width:g}"
     note(f"model: {snapshot} ({about}){found_text(options.model, snapshot, STYLIZER)}")
     if options.structure_from and model.style_encoder is None:

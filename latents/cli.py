@@ -23,6 +23,7 @@ from models.sampling import class_centers, labels_in_turn, latents
 from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
+from torch_utils.cli import choose_device
 from torch_utils.errors import UserError, consecutive, note, numbers_text, plural
 from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
@@ -258,7 +259,7 @@ def open_model(options: ModelOptions) -> Model:
     """The model that the options name. Raises UserError if they do not fit it."""
     keep_freed_memory()
     path = find_snapshot(options.network)
-    G, info = load_generator(path, choose_device(options.device))
+    G, info = load_generator(path, torch.device(choose_device(options.device)))
     set_precision(G, options.precision)
     return prepare_model(G, info, path, options)
 
@@ -301,11 +302,6 @@ def by_number(shares: Shares, numbers: Mapping[int | str, int]) -> dict[int, flo
     for name, share in shares.items():
         found[numbers[name]] = found.get(numbers[name], 0) + share
     return found
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The device that --device names, or a GPU if there is one."""
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def layer_psi(trunc: tuple[float, ...], num_ws: int) -> float | Tensor:

@@ -19,7 +19,7 @@ from networks.generator import Generator, Noise
 from torch_utils.arrays import Arrays, ShapeError, open_arrays
 from torch_utils.download import file_sha256
 from torch_utils.errors import UserError, one_line
-from torch_utils.files import missing, write_file
+from torch_utils.files import missing_message, write_file
 from torch_utils.schema import parse_json
 
 
@@ -76,7 +76,7 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
             "their model with --network"
         ) from None
     except FileNotFoundError:
-        raise UserError(missing(path, "name a projected_w.npz that projector.py wrote")) from None
+        raise UserError(missing_message(path, "name a projected_w.npz that projector.py wrote")) from None
     except Exception as error:
         raise UserError(
             f"{path} cannot be read as latents ({one_line(error)}); name a projected_w.npz that projector.py wrote"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from media.alpha import on_background
 from media.decode import BLACK, WHITE
-from models.encoder import cached_weights, load_encoder
+from models.encoder import URL, load_encoder
 from networks.vgg import VGG19
+from torch_utils.download import cached_path
 
 Features = Callable[[Tensor], list[Tensor]]  # images [N, C, H, W] in −1..1 → [N, C_i, H_i, W_i] each
 
@@ -87,7 +88,7 @@ def find_features(weights: str | None, device: torch.device) -> tuple[Features, 
 
     They are those of the encoder in the file `weights`, or of torchvision's if it is in the cache, or else patches.
     """
-    if weights is None and not cached_weights().is_file():
+    if weights is None and not cached_path(URL).is_file():
         return PatchFeatures(), "pixels and patches at several scales"
-    file = Path(weights) if weights is not None else cached_weights()
+    file = Path(weights) if weights is not None else cached_path(URL)
     return VGGFeatures(load_encoder(file, device)), f"the features of VGG-19 ({file.name})"

@@ -20,7 +20,7 @@ from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image
 from media.files import list_images, note_subfolders
 from media.image_files import ImageFiles
 from torch_utils.errors import UserError, one_line, printable
-from torch_utils.files import missing, open_regular
+from torch_utils.files import missing_message, open_regular
 from torch_utils.sizes import Resolution, width_and_height
 
 
@@ -50,7 +50,7 @@ def find_targets(path: str | os.PathLike) -> list[TargetFile]:
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(missing(path, "name an image, a folder of images or a data set with --target"))
+        raise UserError(missing_message(path, "name an image, a folder of images or a data set with --target"))
     if path.is_file() and path.suffix.lower() != ".zip":
         return [TargetFile(path.name, path, partial(_open, path))]
     if path.is_dir():

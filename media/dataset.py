@@ -306,7 +306,7 @@ class ImageDataset(torch.utils.data.Dataset):
             yield
         except Unusable as reason:
             raise UnreadableError(
-                f"{self.path}: {printable(name)}{' ' * bool(name)}{reason}; find all such files with: "
+                f"{self.path}: {f'{printable(name)} ' if name else ''}{reason}; find all such files with: "
                 f"{self._check_command()}"
             ) from None
 
@@ -355,7 +355,7 @@ def describe(size: tuple[int, int], mode: str) -> str:
 def describe_mismatch(size: tuple[int, int], mode: str) -> str | None:
     """Why a data set cannot consist of such images, or None if it can."""
     if mode not in CHANNELS:
-        hint = "; greyscale with transparency becomes RGBA with --channels 4" * (mode == "LA")
+        hint = "; greyscale with transparency becomes RGBA with --channels 4" if mode == "LA" else ""
         return f"is of the kind {mode}, not RGB, RGBA or greyscale of 8 bits{hint}"
     if not is_possible(to_resolution(size)):
         return f"has {size[0]}x{size[1]} pixels, which is no size for a model (see {RULE})"

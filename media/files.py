@@ -17,7 +17,7 @@ from torch import Tensor
 
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, decode_image, is_animated, open_image
 from torch_utils.errors import UserError, listed, note, one_line
-from torch_utils.files import MAX_NAME, make_folder, missing, open_regular, short_name, write_file
+from torch_utils.files import MAX_NAME, make_folder, missing_message, open_regular, short_name, write_file
 
 MIN_SIDE = 16  # pixels; after three halvings, two are left, as reflection padding needs
 VIDEO_SUFFIXES = (
@@ -57,7 +57,7 @@ def read_image(
                 raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more")
             pixels = np.array(decode_image(image, "RGB", background))
     except FileNotFoundError:
-        raise UserError(missing(path, "name an existing image")) from None
+        raise UserError(missing_message(path, "name an existing image")) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; {ANOTHER_IMAGE}") from None
     except Unusable as reason:
@@ -116,7 +116,7 @@ def list_images(folder: str | os.PathLike, *, videos: bool = False) -> list[Path
     try:
         entries = [Path(entry) for entry in os.scandir(folder) if _is_file(entry) and not entry.name.startswith(".")]
     except FileNotFoundError:
-        raise UserError(missing(folder, "name a folder of images")) from None
+        raise UserError(missing_message(folder, "name a folder of images")) from None
     except OSError as error:
         raise UserError(f"cannot read {folder}: {error.strerror or error}; name a folder of images") from None
     suffixes = (*ALL_SUFFIXES, *VIDEO_SUFFIXES) if videos else ALL_SUFFIXES

@@ -18,7 +18,7 @@ from typing import BinaryIO, cast
 from media.checksums import folder_checksums
 from media.decode import Unusable
 from torch_utils.errors import UserError, one_line, printable
-from torch_utils.files import RUN_MARKER, missing, open_regular, regular
+from torch_utils.files import RUN_MARKER, missing_message, open_regular, regular
 
 LABEL_FILE = "dataset.json"
 HOW_TO_MAKE = "name a folder or ZIP of images, or draw some with: python dataset_tool.py faces --out faces32.zip"
@@ -51,7 +51,7 @@ class ImageFiles:
             self.is_zip = not self.path.is_dir()
             checks = self._list_zip() if self.is_zip else self._list_folder()
         except FileNotFoundError:
-            raise UserError(missing(self.path, HOW_TO_MAKE)) from None
+            raise UserError(missing_message(self.path, HOW_TO_MAKE)) from None
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{self.path} is not a ZIP file, or is cut off ({one_line(error)}); "

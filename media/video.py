@@ -16,7 +16,7 @@ from torch import Tensor
 
 from media.decode import MAX_PIXELS, Unusable, decode_image, is_animated, open_image
 from torch_utils.errors import UserError, one_line
-from torch_utils.files import missing, open_regular
+from torch_utils.files import missing_message, open_regular
 
 # Only containers of video are opened: no playlists, which would open other files, and nothing from the network.
 TRUSTED = {
@@ -51,7 +51,7 @@ class VideoReader:
         try:
             self.container = av.open(_source(self.path), metadata_errors="replace", options=TRUSTED)
         except FileNotFoundError:
-            raise UserError(missing(self.path, "name a video that is there")) from None
+            raise UserError(missing_message(self.path, "name a video that is there")) from None
         except (av.FFmpegError, OSError, ValueError, EOFError, Unusable) as error:
             raise self._unreadable(error) from None
         covers = av.stream.Disposition.attached_pic  # the cover of a sound file
@@ -193,9 +193,9 @@ def decode_packet(stream: Any, packet: Any) -> list[Any]:
     """The frames in a packet of a stream. Raises PyAV's errors if the packet is damaged."""
     if packet.size:
         return stream.codec_context.decode(packet)
-    return (
-        stream.codec_context.decode(None) if packet.dts is None else []
-    )  # an empty packet with a time repeats a frame of an AVI
+    if packet.dts is None:
+        return stream.codec_context.decode(None)
+    return []  # an empty packet with a time repeats a frame of an AVI
 
 
 def _rotate(image: Tensor, degrees: int) -> Tensor:

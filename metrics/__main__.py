@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from media.images import save_png
 from metrics.detectors import OPTION, PUBLISHED, find_detector
@@ -35,14 +34,16 @@ from torch_utils.cli import (
     Group,
     NumberRanges,
     check_result,
+    choose_device,
     device_option,
     option,
     run,
     typed,
     writable_file,
 )  # fmt: skip
+from torch_utils.download import cached_path
 from torch_utils.errors import UserError, note, show
-from torch_utils.files import missing, write_file
+from torch_utils.files import missing_message, write_file
 
 EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
@@ -83,7 +84,7 @@ def list_metrics() -> None:
     print(f"\nDetectors, downloaded into {cache_folder()} (ADACONV_CACHE names another folder) or given by {OPTION}:")
     used = {"inception": "fid, cleanfid, kid, is", "vgg16": "pr, dc, ppl", DINOV2: "fdd, kdd", CLIP: "cmmd"}
     for name, detector in PUBLISHED.items():
-        found = "found" if (cache_folder() / detector.file_name).exists() else f"will be downloaded from {detector.url}"
+        found = "found" if cached_path(detector.url).exists() else f"will be downloaded from {detector.url}"
         print(f"{name:21}{used.get(name, ''):24}{detector.file_name}: {found}")
     for name, path in SHIPPED.items():
         print(f"{name:21}{'':24}{path}: {'found' if path.exists() else 'missing'}")
@@ -196,7 +197,7 @@ def check_paths(data: str | None, weights: Sequence[str]) -> None:
         raise click.UsageError("--data is missing: name a folder or ZIP of real images")
     for path in weights:
         if not Path(path).is_file():
-            raise UserError(missing(Path(path), f"name the file with {OPTION}"))
+            raise UserError(missing_message(Path(path), f"name the file with {OPTION}"))
 
 
 @main.command("evaluate", example=EXAMPLE)
@@ -359,8 +360,7 @@ def nearest_command(
         raise UserError(f"{' and '.join(useless)} would change images of --network, not --fakes; leave them out")
     writable_file(out, "--out")
     check_result(out, "--out", ".png", options["data"], options["fakes"], options["test"])
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    request = NearestRequest(device=device, **options)
+    request = NearestRequest(device=choose_device(device), **options)
     found = nearest_images(request)
     save_png(found.sheet, out)
     if as_json:

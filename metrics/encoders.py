@@ -22,7 +22,7 @@ from models.snapshot import PRETRAINED, STYLIZER, load_stylizer, says_kind
 from networks.vgg import CHANNELS, VGG19, scale_channels
 from torch_utils.download import file_sha256
 from torch_utils.errors import UserError
-from torch_utils.files import missing
+from torch_utils.files import missing_message
 
 SHIPPED = {name: PRETRAINED / f"{name}.safetensors" for name in (DEFAULT_DETECTOR, "stylizer-small")}
 LAYER = "mean of relu4_1"
@@ -70,7 +70,7 @@ def find_encoder(name: str) -> Path:
         return path
     if not Path(name).is_file():
         raise UserError(
-            missing(
+            missing_message(
                 Path(name),
                 f"name a file of train_encoder.py or train_stylizer.py, {DEFAULT_DETECTOR}, or a "
                 "published detector; python -m metrics --list names them",

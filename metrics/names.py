@@ -39,7 +39,7 @@ NEEDS_DETECTOR = {"fd", "kd"}  # FID and KID are those of Inception-v3, and no o
 TAKES_DETECTOR = {*NEEDS_DETECTOR, "pr", "dc", "cmmd"}
 DEFAULT_DETECTOR = "tiny-imagenet"  # the encoder that comes with the project for this, see metrics/encoders.py
 DINOV2, CLIP = "dinov2-vit-l-14", "clip-vit-l-14-336px"
-NAMED = {"fdd": ("fd", DINOV2), "kdd": ("kd", DINOV2)}  # another metric and its detector under a name of their own
+ALIASES = {"fdd": ("fd", DINOV2), "kdd": ("kd", DINOV2)}  # names of their own for a metric with a detector
 CLEAN = "2048 of clean-fid"  # a layer: Inception-v3's pool3 of images that are resized as clean-fid does
 FRECHET = {"fid", "cleanfid", "fd"}  # distances of means and covariances
 LEAST = {"pr": 4, "dc": 6, "is": 10}  # images; 2 for the others
@@ -113,7 +113,7 @@ def parse_metric(name: str) -> Metric:
             count, full = (*match.groups(), None)[:2]
             count = count or DEFAULT_COUNTS[kind]
             number = int(count.removesuffix("k")) * (1000 if count.endswith("k") else 1)
-            kind, detector = NAMED.get(kind, (kind, detector))
+            kind, detector = ALIASES.get(kind, (kind, detector))
             metric = Metric(name, kind, number, bool(full), detector or (CLIP if kind == "cmmd" else ""))
             if metric.count < metric.least:
                 raise UserError(f"{name}: a set of at least {metric.least} images is needed")
@@ -174,7 +174,7 @@ def _check_detector(name: str, kind: str, at: bool, detector: str) -> None:
             f"{name} needs a detector: write {name.rstrip('@')}@{DEFAULT_DETECTOR}, or @ and the file of an encoder "
             "or a stylizer"
         )
-    if at and kind in NAMED:
+    if at and kind in ALIASES:
         other = name.replace("dd", "d", 1)
         raise UserError(f"{name}: this name stands for the features of {DINOV2}; write {other} for another detector")
     if at and kind in ("fid", "kid"):

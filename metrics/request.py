@@ -21,7 +21,7 @@ from models.stylegan2 import kimg_of_name
 from networks.generator import Generator
 from torch_utils import distributed
 from torch_utils.errors import UserError, note, plural
-from torch_utils.files import atomic_write, missing
+from torch_utils.files import atomic_write, missing_message
 from torch_utils.sizes import Resolution, size_text
 
 
@@ -221,7 +221,7 @@ def left_out_line(left_out: dict[str, str]) -> str:
 def open_fakes(path: str, background: Color = WHITE) -> ImageDataset:
     """The images of --fakes, on a background where they are transparent. Raises UserError."""
     if not Path(path).exists():
-        raise UserError(missing(Path(path), "name a folder or ZIP of generated images with --fakes"))
+        raise UserError(missing_message(Path(path), "name a folder or ZIP of generated images with --fakes"))
     return ImageDataset(path, background=background)
 
 

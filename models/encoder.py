@@ -13,7 +13,6 @@ from torch import Tensor
 
 from models.snapshot import ENCODER, load_model, save_model
 from networks.vgg import VGG19
-from torch_utils.cache import cache_folder
 from torch_utils.download import download, read_tensors
 from torch_utils.errors import UserError, one_line
 from torch_utils.ops.adaconv import PaddingMode
@@ -72,11 +71,6 @@ def read_encoder(path: str | os.PathLike) -> tuple[VGG19, dict[str, Any]]:
 def save_encoder(path: str | os.PathLike, encoder: VGG19, info: Mapping[str, Any]) -> None:
     """Writes an encoder and `info` (any JSON) as one file. Raises DiskFull."""
     save_model(path, ENCODER, encoder, {"width": encoder.width}, info)
-
-
-def cached_weights(url: str = URL) -> Path:
-    """The path in the cache folder where torchvision's weights are after their download."""
-    return cache_folder() / url.rpartition("/")[2]
 
 
 def torchvision_weights(url: str = URL, sha256: str = SHA256) -> Path:

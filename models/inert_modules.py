@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,9 @@ import torch
 from torch import Tensor
 
 from torch_utils.inert_pickle import Call, Global, PersistentId, read_pickle
+from torch_utils.tensors import PARAMETER, TENSOR
 
 MODULE = "torch_utils.persistence _reconstruct_persistent_obj"
-PARAMETER = "torch._utils _rebuild_parameter"
-TENSOR = "torch._utils _rebuild_tensor_v2"
 STORAGE = "torch.storage _load_from_bytes"
 NUMBERS = {"numpy.core.multiarray scalar", "numpy._core.multiarray scalar"}  # before numpy 2, and since
 NUMBER_TYPE = "numpy dtype"
@@ -79,13 +79,17 @@ def read_tensor(tensor: Call) -> Tensor:
     No memory is taken before its claims are compared with the bytes that are there.
     """
     storage, offset, size, stride = layout(tensor)
-    stored = _stored_numbers(storage)
+    view = strided_view(_stored_numbers(storage), offset, size, stride)
+    return torch.from_numpy(np.array(view, dtype=np.float32, order="C"))
+
+
+def strided_view(stored: np.ndarray, offset: int, size: Sequence[int], stride: Sequence[int]) -> np.ndarray:
+    """The tensor that lies like this in the numbers of a storage. Raises ValueError if the storage is too small."""
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > len(stored) or last >= len(stored):
         raise ValueError(f"a tensor of {math.prod(size):,} numbers in a storage of {len(stored):,}")
     steps = [step * stored.itemsize for step in stride]
-    view = np.lib.stride_tricks.as_strided(stored[offset:], size, steps, writeable=False)
-    return torch.from_numpy(np.array(view, dtype=np.float32, order="C"))
+    return np.lib.stride_tricks.as_strided(stored[offset:], size, steps, writeable=False)
 
 
 def read_number(value: Any) -> float:

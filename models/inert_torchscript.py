@@ -7,7 +7,6 @@ tensors name storages; the storages, each a file of plain numbers; and the progr
 from __future__ import annotations
 
 import io
-import math
 import os
 import zipfile
 from typing import Any
@@ -16,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.inert_modules import DAMAGED, TENSOR, layout
+from models.inert_modules import DAMAGED, layout, strided_view
 from torch_utils.files import regular
 from torch_utils.inert_pickle import Call, Global, PersistentId, read_pickle
+from torch_utils.tensors import TENSOR
 
 SCRIPT = "__torch__"  # what the names of modules begin with
 LISTS = "torch.jit._pickle "  # and those of lists that have a type
@@ -103,13 +103,7 @@ def _tensor(archive: zipfile.ZipFile, root: str, call: Call) -> Tensor:
     dtype = np.dtype(DTYPES[kind.name])
     if count * dtype.itemsize != len(data):
         raise ValueError(f"a storage that claims to be larger or smaller than its {len(data):,} bytes")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if math.prod(size) > count or last >= count:
-        raise ValueError(f"a tensor of {math.prod(size):,} numbers in a storage of {count:,}")
-    stored = np.frombuffer(data, dtype)
-    steps = [step * dtype.itemsize for step in stride]
-    view = np.lib.stride_tricks.as_strided(stored[offset:], size, steps, writeable=False)
-    return torch.from_numpy(np.array(view, order="C"))
+    return torch.from_numpy(np.array(strided_view(np.frombuffer(data, dtype), offset, size, stride), order="C"))
 
 
 def _fields(storage: Any) -> tuple[str, Global, str, str, int]:

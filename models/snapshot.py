@@ -93,8 +93,8 @@ def save_model(
 ) -> None:
     """Writes weights, configuration and `info` (any JSON) as one file, from which the module can be built again.
 
-    `kind` tells `load_model` what the file holds, e.g. "adaconv-generator". With `half`, what `halves` names is written
-    in float16. `discriminator`: the weights of a generator's opponent, which `load_discriminator` reads.
+    `kind` tells `load_model` what the file holds, e.g. "adaconv-generator". With `half`, tensors that `fits_half` are
+    written in float16. `discriminator`: the weights of a generator's opponent, which `load_discriminator` reads.
 
     Raises DiskFull.
     """
@@ -102,11 +102,11 @@ def save_model(
     weights = module.state_dict() | {DISCRIMINATOR + name: tensor for name, tensor in (discriminator or {}).items()}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     if half:
-        tensors = {name: tensor.half() if halves(name) else tensor for name, tensor in tensors.items()}
+        tensors = {name: tensor.half() if fits_half(name) else tensor for name, tensor in tensors.items()}
     write_file(path, save(tensors, metadata={META: json.dumps(description)}))
 
 
-def halves(name: str) -> bool:
+def fits_half(name: str) -> bool:
     """Whether float16 is enough for a tensor: not for the statistics of labels, which may be years or prices."""
     return not name.startswith("mapping.labels.")
 
@@ -134,7 +134,7 @@ def load_model(
             f"{path} cannot be read as {article} {name} ({reason}); name the .safetensors file of one"
         ) from None
     try:
-        description = describe(metadata)
+        description = read_description(metadata)
         if (found := description.get("format")) != kind:
             other = f"holds a model of kind {kind_name(str(found))[:40]!r}" if found else "is not of this project"
             known = f"holds {TAKEN_BY[found]}" if isinstance(found, str) and found in TAKEN_BY else other
@@ -169,7 +169,7 @@ def load_model(
     return module.eval().requires_grad_(False), info
 
 
-def describe(metadata: Mapping[str, str]) -> dict[str, Any]:
+def read_description(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The description of a model in a file's metadata; empty if there is none. Raises ValueError if it is damaged."""
     description = parse_json(metadata.get(META, "{}"))
     return description if isinstance(description, dict) else {}
@@ -310,7 +310,7 @@ def _may_be(path: Path, kind: str) -> bool:
 def says_kind(path: Path, kind: str, unreadable: bool = False) -> bool:
     """Whether a file says in its header that it holds a model of that kind; `unreadable` where it cannot be read."""
     try:
-        return describe(read_metadata(path)).get("format") == kind
+        return read_description(read_metadata(path)).get("format") == kind
     except (OSError, ValueError):
         return unreadable
 

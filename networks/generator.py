@@ -110,8 +110,8 @@ class MappingNetwork(nn.Module):
     """z [N, z_dim] and label c [N, c_dim] → w [N, w_dim]. StyleGAN2's f; with z_dim 0 an embedding of the label.
 
     c is a one-hot class or, with `vector_labels`, any numbers, which are standardized over the data set. Their
-    embedding has biases of 1 at first: what is normalized after it would otherwise keep only the direction of c, of a
-    single number its sign.
+    embedding has biases of 1 at first. Without them the normalization after it would keep only the direction of c: of a
+    single number, only its sign.
     """
 
     def __init__(

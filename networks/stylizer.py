@@ -194,11 +194,11 @@ class StyleDecoder(nn.Module):
         n = x.shape[0]
         if any(k.depthwise.shape[0] not in (1, n) for k in kernels):
             raise ValueError(f"kernels: expected those of one style or of {n}, got {len(kernels[0].depthwise)}")
-        for i, k in enumerate(self.each(kernels)):
+        for i, k in enumerate(self.kernels_by_stage(kernels)):
             x = self.stage(i, x, k)
         return x
 
-    def each(self, kernels: Sequence[AdaConvKernels]) -> list[AdaConvKernels | None]:
+    def kernels_by_stage(self, kernels: Sequence[AdaConvKernels]) -> list[AdaConvKernels | None]:
         """The kernels of each stage, None for stages without; ValueError if there are too many or too few."""
         expected = len(self.modulated())
         if len(kernels) != expected:

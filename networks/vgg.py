@@ -14,16 +14,8 @@ from torch_utils.ops.adaconv import PaddingMode
 CHANNELS: tuple[int | str, ...] = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, 256, "pool", 512)
 TAPS = (1, 6, 11, 20)  # relu1_1, relu2_1, relu3_1 and relu4_1 in torchvision's numbering of `features`
 STRIDE = 8  # of relu4_1
-BEYOND: tuple[int | str, ...] = (
-    512,
-    512,
-    512,
-    "pool",
-    512,
-    512,
-    512,
-    512,
-)  # the rest of VGG-19's convolutions, from conv4_2 on
+# the rest of VGG-19's convolutions, from conv4_2 on
+BEYOND: tuple[int | str, ...] = (512, 512, 512, "pool", 512, 512, 512, 512)
 
 # mean and standard deviation of ImageNet's images, in 0..1
 MEAN = (0.485, 0.456, 0.406)

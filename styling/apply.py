@@ -247,7 +247,7 @@ def stylize_whole(model: Stylizer, content: Tensor, kernels: Kernels, adjust: Ad
         return model(content, kernels)
     height, width = content.shape[2:]
     x = model.encode(pad_to_stride(content, model.config.min_size))
-    for i, k in enumerate(model.decoder.each(kernels)):
+    for i, k in enumerate(model.decoder.kernels_by_stage(kernels)):
         x = x.contiguous()  # the memory format that `moments` and the stage read
         statistics = None if k is None else adjust(i, moments(at_least_float32(x)))
         x = model.decoder.stage(i, x, k, statistics)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from media.files import read_image
 from media.images import to_float
-from models.snapshot import META, describe, kind_name
+from models.snapshot import META, kind_name, read_description
 from networks.stylizer import (
     Kernels,
     Stylizer,
@@ -132,7 +132,7 @@ def load_kernels(model: Stylizer, path: str | os.PathLike) -> Kernels:
     """
     try:
         tensors, metadata = read_safetensors(path)
-        description = describe(metadata)
+        description = read_description(metadata)
     except (OSError, ValueError) as error:
         reason = one_line(error, 200)
         raise UserError(f"{path} cannot be read as a style ({reason}); name an image or a saved style") from None

@@ -27,7 +27,7 @@ from networks.stylizer import Stylizer
 from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
 from styling.styles import CombinedStyle
 from torch_utils.errors import UserError, printable
-from torch_utils.files import missing
+from torch_utils.files import missing_message
 from torch_utils.memory import out_of_memory
 
 
@@ -49,7 +49,7 @@ def find_contents(path: str | os.PathLike) -> list[Path]:
         note_subfolders(path)
         return contents
     if not os.path.exists(path):
-        raise UserError(missing(path, "name an image, a video or a folder of them with --content"))
+        raise UserError(missing_message(path, "name an image, a video or a folder of them with --content"))
     return [path]
 
 

@@ -84,7 +84,7 @@ def stylize_tiled(
     device = next(model.parameters()).device
     if tile < 16 or tile % STRIDE:
         raise ValueError(f"tile: expected a multiple of {STRIDE}, from 16, got {tile}")
-    each = model.decoder.each(kernels)
+    each = model.decoder.kernels_by_stage(kernels)
     if any(len(k.depthwise) != 1 for k in kernels):
         raise ValueError("kernels: expected those of one style")
 

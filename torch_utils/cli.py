@@ -37,8 +37,8 @@ class Option(click.Option):
         """The value in its type. An empty text is a mistake, such as a shell's variable that is not set: a path that
         is empty would be the current folder."""
         given = (value or ()) if self.multiple else (value,)
-        typed = self.name is None or ctx.get_parameter_source(self.name) is ParameterSource.COMMANDLINE
-        if typed and "" in given and self.flag_value != "":  # --resume without a path
+        is_typed = self.name is None or typed(self.name, ctx)
+        if is_typed and "" in given and self.flag_value != "":  # --resume without a path
             raise click.BadParameter("is empty; write a value, or leave the option out", ctx, self)
         return super().type_cast_value(ctx, value)
 
@@ -237,6 +237,13 @@ class Device(click.ParamType):
         return value
 
 
+def choose_device(name: str | None) -> str:
+    """The device that --device names, or a GPU if there is one."""
+    import torch  # takes seconds, which --help need not wait for
+
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class ResultFile(click.ParamType):
     """A file that can be written, which is found out before the work for it begins; its folder is made if need be."""
 
@@ -334,9 +341,10 @@ def _on_one_line(message: str) -> str:
     return printable(" ".join(message.split()))
 
 
-def typed(parameter: str) -> bool:
+def typed(parameter: str, context: click.Context | None = None) -> bool:
     """Whether the command line gives this parameter of the command."""
-    return click.get_current_context().get_parameter_source(parameter) is ParameterSource.COMMANDLINE
+    context = context or click.get_current_context()
+    return context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 
 def check_result(out: str, option: str, suffix: str, *images: str | None) -> None:

@@ -20,13 +20,18 @@ from torch_utils.tensors import read_pickled, read_safetensors
 TIMEOUT = 30  # seconds that a server may stay silent
 
 
+def cached_path(url: str) -> Path:
+    """Where the file at `url` is, in the cache folder, after its download."""
+    return cache_folder() / url.rpartition("/")[2]
+
+
 def download(url: str, sha256: str, option: str) -> Path:
     """The path of the file at `url` in the cache folder. Downloads the file if it is not there yet.
 
     The SHA-256 of a download must begin with `sha256`. Raises UserError with the name of the command line option that
     takes a copy of the file.
     """
-    path = cache_folder() / url.rpartition("/")[2]
+    path = cached_path(url)
     try:
         make_private_folder(path.parent)
         if path.exists():

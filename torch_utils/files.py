@@ -229,7 +229,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def missing(path: Path, otherwise: str) -> str:
+def missing_message(path: Path, otherwise: str) -> str:
     """A message that `path` does not exist, with a file of a similar name, or with what to do `otherwise`."""
     if os.path.islink(path):  # False for names that are too long, where Path raises
         return f"{path} is a link that leads nowhere; {otherwise}"

@@ -66,7 +66,7 @@ def block_sizes(resolution: Resolution) -> list[tuple[int, int]]:
         while all(side % 2 == 0 and side // 2 >= MIN_START for side in sizes[0]):
             sizes.insert(0, (sizes[0][0] // 2, sizes[0][1] // 2))
     if len(sizes) <= MIN_DOUBLINGS or max(sizes[0]) > MAX_START:
-        raise ValueError(f"resolution: {is_no_size(resolution)}")
+        raise ValueError(f"resolution: {no_size_message(resolution)}")
     return sizes
 
 
@@ -97,10 +97,10 @@ def nearest_sizes(resolution: Resolution) -> list[Resolution]:
     return [to_resolution(size) for size in dict.fromkeys(nearest)]
 
 
-def is_no_size(resolution: Resolution) -> str:
-    """What a message says of a size that networks cannot have: that it is none, and which ones are nearest."""
+def no_size_message(resolution: Resolution) -> str:
+    """That networks cannot have this size, and which ones are nearest, for a message."""
     sizes = " and ".join(map(size_option, nearest_sizes(resolution)))
-    nearest = f"; {sizes} {'are' if ' and ' in sizes else 'is'} nearest" * bool(sizes)
+    nearest = f"; {sizes} {'are' if ' and ' in sizes else 'is'} nearest" if sizes else ""
     return f"{size_text(resolution)} is no size for a model{nearest} (see {RULE})"
 
 
@@ -112,7 +112,7 @@ def nominal_sides(resolution: Resolution) -> list[int]:
     """
     sizes = block_sizes(resolution)
     height, width = sizes[0]
-    start = 1 << (height * width - 1).bit_length() // 2
+    start = 1 << ((height * width - 1).bit_length() // 2)  # 2 to the power of log2 √(h·w), rounded, halves down
     return [start << i for i in range(len(sizes))]
 
 

@@ -65,7 +65,7 @@ class Strengths:
     cutout: float = 1.0
 
 
-STRENGTHS = {"r3gan": Strengths(color=0.5)}  # of the pipelines that have others than 1
+STRENGTHS = {"r3gan": Strengths(color=0.5)}  # pipelines in which the probability of a group is not p
 
 
 class AugmentPipe(nn.Module):

@@ -243,9 +243,8 @@ def predictions(model: Classifier, dataset: Dataset, config: ClassifierConfig) -
     training, device = model.training, model.head.weight.device
     model.eval()
     found = []
-    for images, _ in DataLoader(
-        dataset, batch_size=config.batch_gpu, generator=torch.Generator()
-    ):  # no number of training's
+    own_numbers = torch.Generator()  # so that the loader takes no random number from training
+    for images, _ in DataLoader(dataset, batch_size=config.batch_gpu, generator=own_numbers):
         with autocast(device, config.precision):
             found.append(model(to_float(images.to(device))).argmax(dim=1).cpu())
     model.train(training)

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import click
 import torch
-from click.core import ParameterSource
 
 from media.shards import is_sharded
 from torch_utils import cli, distributed
+from torch_utils.cli import typed
 from torch_utils.errors import UserError, command_line, note, one_line, plural
 from torch_utils.files import write_file
 from torch_utils.schema import check_values, read_json
@@ -177,13 +177,9 @@ def start(script: str, configure: Configure, trainer_for: TrainerFor, options: d
 
     `script` is the name of its file, which a run records so that another script does not resume it.
     """
-    context = click.get_current_context()
     outdir, resume, dry_run = options["outdir"], options["resume"], options["dry_run"]
     given = {
-        name: value
-        for name, value in options.items()
-        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE
-        and name not in ("outdir", "resume", "dry_run")
+        name: value for name, value in options.items() if typed(name) and name not in ("outdir", "resume", "dry_run")
     }
 
     # The processes that torchrun starts find each other first, and then rank 0 decides for all.
@@ -366,7 +362,7 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
         ) from None
     if changed := differences(old, config):
         begin = command_line("--init-from", run)
-        other = f", or begin a new run from its weights with {begin}" * isinstance(config, TrainConfig)
+        other = f", or begin a new run from its weights with {begin}" if isinstance(config, TrainConfig) else ""
         if old.gpus != config.gpus and not distributed.under_torchrun():
             where = plural(old.gpus, "GPU") if old.gpus else "the CPU"
             possible = old.gpus <= torch.cuda.device_count()

@@ -206,7 +206,7 @@ class Log:
 
 
 def _drop(path: Path, unwanted: Callable[[float], bool]) -> None:
-    """Removes the lines of those kimg, and one that was cut off."""
+    """Removes the records whose kimg is unwanted, and a last line that was cut off."""
     lines = _lines(path)
     kept = [line for line in lines if line.endswith(b"\n") and not unwanted(_parsed(path, line)["kimg"])]
     if kept != lines:

@@ -212,20 +212,20 @@ def training_state(
 def save(
     trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: int, saved_at: float
 ) -> DiskFull | None:
-    """Writes the model and, last, the state, in rank 0. Returns the error of the first for which there was no room.
+    """Writes the model and, last, the state, in rank 0. Returns the first DiskFull, if there was one.
 
     `saved_at` is the kimg of the save before, or of the state that the run was resumed from.
     """
-    full = None
+    disk_full = None
     if distributed.rank() == 0:
         model = run / f"snapshot-{kimg_name(kimg)}.safetensors"
         for write in (partial(trainer.save, model, kimg), partial(save_state, run, state, kimg, keep)):
             try:
                 write()
             except DiskFull as error:
-                full = full or error
+                disk_full = disk_full or error
         set_aside(run, saved_at, kimg)
-    return full
+    return disk_full
 
 
 def try_to_evaluate(trainer: Trainer, kimg: float, log: Log) -> None:

@@ -26,7 +26,7 @@ from networks.stylizer import StylizerConfig
 from networks.vgg import STRIDE, Classifier
 from torch_utils import distributed
 from torch_utils.errors import UserError, plural
-from torch_utils.files import missing
+from torch_utils.files import missing_message
 from torch_utils.sizes import Resolution, nominal_side, size_text, width_and_height
 from training.config import ClassifierConfig, Schedules, StylizerTrainConfig, TrainConfig
 from training.finetune import find_initial, initial_fields
@@ -48,7 +48,7 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         values["keep_best"] = ""
     for path in options.get("detector_weights", []):
         if not Path(path).is_file():
-            raise UserError(missing(Path(path), "name the file with --detector-weights"))
+            raise UserError(missing_message(Path(path), "name the file with --detector-weights"))
     if options.get("init_from") and not resuming:  # a resumed run records the file that it began with
         path = find_initial(options["init_from"])
         values = {**initial_fields(path, values.get("modulation")), **values, "init_from": str(path)}
@@ -145,8 +145,9 @@ def generator_config(
             **{**own_fields(GeneratorConfig, values), **data, "modulation": modulation, "norm": norm}
         )
     except ValueError as error:
-        about = f"modulation {modulation} --norm {norm}: {error}"
-        raise UserError("--" + (str(error).replace(":", "", 1) if str(error).startswith("cbase") else about)) from None
+        if str(error).startswith("cbase: "):
+            raise UserError(f"--{str(error).replace(': ', ' ', 1)}") from None
+        raise UserError(f"--modulation {modulation} --norm {norm}: {error}") from None
 
 
 def r3gan_schedules(values: Mapping[str, Any]) -> Schedules:

@@ -24,14 +24,14 @@ from torch_utils.tensors import FLOATS, is_finite, read_metadata, read_pickled, 
 STATE_TYPES = FLOATS | {torch.float64, torch.int64, torch.uint8}  # of the tensors in a training state
 SKIPPED = "skipped_images"  # the part of a state that has the images that could not be decoded
 RESULT = re.compile(r"snapshot-(\d+(?:\.\d+)?)\.safetensors|[a-z]+(\d{6,}(?:\.\d+)?)\.png", re.ASCII)
-ABANDONED = "abandoned-"  # begins the names of a training's results that was not gone on with
+ABANDONED = "abandoned-"  # begins the names of results that are later than the state from which a run was resumed
 STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which lines are added
 
 
 def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
     """Writes a training state (tensors, numbers, strings, in dicts and lists), and then removes others.
 
-    Of the run's states `keep` stay: this one and those before. Later ones are of a training that was not gone on with.
+    Of the run's states `keep` stay: this one and those before. Later ones were abandoned when the run was resumed.
 
     Raises DiskFull, and leaves the others.
     """
@@ -47,11 +47,11 @@ def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) 
 
 
 def set_aside(run: Path, since: float, kimg: float) -> None:
-    """Renames snapshots and sheets after `since` that are of a training which was not gone on with.
+    """Renames the snapshots and sheets that were abandoned when the run was resumed from an earlier state.
 
-    `since` is the kimg of the save before the one at `kimg`, or of the state that the run was resumed from: all that is
-    there from later moments, but for the snapshot that has just been written, was made before that state was gone back
-    to. Commands that take the newest snapshot, and evaluations that were cut off, are not to find it.
+    `since` is the kimg of the save before the one at `kimg`, or of the state that the run was resumed from. Whatever is
+    later than that was abandoned, except the snapshot at `kimg`, which has just been written. Renamed, it is not taken
+    for the newest snapshot, or for an evaluation that was cut off.
     """
     best = run / "best.safetensors"
     if best.is_file() and not best.is_symlink() and kimg_name(since) < kimg_name(best_kimg(best)) != kimg_name(kimg):

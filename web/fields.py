@@ -87,16 +87,17 @@ def class_number(chosen: str | None) -> str:
     """The chosen class as `--class` takes it; empty for the seed's own."""
     if not chosen or chosen == ANY_CLASS:
         return ""
-    listed = re.fullmatch(
-        r"(?:class )?(\d+)(?:: .*)?", chosen
-    )  # "class 2", "2: blond hair", or a mixture as it is typed
+    # "class 2", "2: blond hair", or a mixture as it is typed
+    listed = re.fullmatch(r"(?:class )?(\d+)(?:: .*)?", chosen)
     return listed[1] if listed else chosen
 
 
-def options(trunc: str, classes: str, trunc_class: bool) -> list[str]:
+def truncation_options(trunc: str, classes: str, trunc_class: bool) -> list[str]:
     """The options of generate.py for truncation and class, without the defaults."""
     words = ["--trunc", trunc] if trunc != "1" else []
-    return words + ["--class", classes] * bool(classes) + ["--trunc-class"] * trunc_class
+    if classes:
+        words += ["--class", classes]
+    return [*words, "--trunc-class"] if trunc_class else words
 
 
 # --- layers, parts and noise ----------------------------------------------------------------------------------------

@@ -17,11 +17,11 @@ from web.fields import (
     class_fields,
     class_number,
     noise_field,
-    options,
     psi_field,
     result_image,
     seed_field,
     truncation,
+    truncation_options,
 )
 from web.page import Page, command_box
 
@@ -101,7 +101,10 @@ def generate(
     images = torch.cat(list(batches))
     text = f"{seeds[0]}-{seeds[-1]}" if side > 1 else str(first)
     words = ["--network", name, "--seeds", text, *(["--grid", f"{side}x{side}"] if side > 1 else [])]
-    words += [*options(trunc, classes, model.trunc_class), *(["--noise-mode", noise] if noise != "const" else [])]
+    words += [
+        *truncation_options(trunc, classes, model.trunc_class),
+        *(["--noise-mode", noise] if noise != "const" else []),
+    ]
     if side > 1:
         shares = Classes().convert(classes, None, None) if classes else None
         file = sheet_name(f"seeds{seeds_name(seeds)}", labels=ModelOptions(classes=shares).labels)

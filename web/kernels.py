@@ -17,11 +17,11 @@ from web.fields import (
     class_number,
     layers_field,
     layers_option,
-    options,
     psi_field,
     read_layers,
     result_image,
     truncation,
+    truncation_options,
 )
 from web.page import Page, command_box
 
@@ -89,5 +89,5 @@ def kernels(
         return str(path), "generate.py kernels shows seeds, not inverted images."
     words: list[object] = ["--network", name]
     words += ["--compare", f"{seeds[0]},{seeds[1]}"] if compare else ["--seed", seeds[0]]
-    words += [*layers_option(layers, "--layer"), *options(trunc, classes, model.trunc_class)]
+    words += [*layers_option(layers, "--layer"), *truncation_options(trunc, classes, model.trunc_class)]
     return str(path), command_line("python", "generate.py", "kernels", *words)

@@ -19,12 +19,12 @@ from web.fields import (
     class_number,
     layers_field,
     layers_option,
-    options,
     part_field,
     psi_field,
     read_layers,
     result_image,
     truncation,
+    truncation_options,
 )
 from web.page import Page, command_box
 
@@ -95,6 +95,14 @@ def mix(
     save_png(preview_grid(to_uint8(images).cpu(), STRIP), strip, sync=False)
     if not seeds_only:
         return str(path), str(strip), "generate.py mix mixes seeds, not inverted images."
-    words = ["--network", name, "--rows", names[0], "--cols", names[1], *options(trunc, classes, model.trunc_class)]
+    words = [
+        "--network",
+        name,
+        "--rows",
+        names[0],
+        "--cols",
+        names[1],
+        *truncation_options(trunc, classes, model.trunc_class),
+    ]
     words += layers_option(layers) + ["--part", part] * (part != "all")
     return str(path), str(strip), command_line("python", "generate.py", "mix", *words, "--scale", scale)

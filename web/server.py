@@ -11,7 +11,7 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
-from latents.cli import choose_device
+from torch_utils.cli import choose_device
 from torch_utils.errors import UserError
 from web import LOOPBACK
 from web.gate import Gate
@@ -33,7 +33,7 @@ def serve(
 
     Raises UserError if the port cannot be used.
     """
-    blocks = build(Shelf(files, str(choose_device(device))), folder)
+    blocks = build(Shelf(files, choose_device(device)), folder)
     blocks.queue(max_size=QUEUE, default_concurrency_limit=1)
 
     def admit(_: str, given: str) -> bool:

@@ -16,11 +16,11 @@ from models.snapshot import (
     GENERATOR,
     PRETRAINED,
     STYLIZER,
-    describe,
     find_snapshot,
     list_runs,
     load_generator,
     load_stylizer,
+    read_description,
     run_number,
 )
 from models.stylegan2 import is_network_pickle
@@ -152,7 +152,7 @@ def kind_of(path: Path) -> str | None:
     if is_network_pickle(path):
         return GENERATOR
     try:
-        return describe(read_metadata(path)).get("format")
+        return read_description(read_metadata(path)).get("format")
     except (OSError, ValueError):
         return None
 

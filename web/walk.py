@@ -21,11 +21,11 @@ from web.fields import (
     class_number,
     layers_field,
     layers_option,
-    options,
     part_field,
     psi_field,
     read_layers,
     truncation,
+    truncation_options,
 )
 from web.limits import Stop
 from web.page import Page, command_box
@@ -160,5 +160,5 @@ def command_of(given: WalkSettings, model: Model) -> str:
     words += ["--interp", given.interpolation] * (given.interpolation != "spline")
     words += ["--space", given.space] * (given.space != "w")
     words += layers_option(given.layers) + ["--part", given.part] * (given.part != "all")
-    words += [*options(trunc, classes, model.trunc_class), "--out", f"out/walk{given.kind}"]
+    words += [*truncation_options(trunc, classes, model.trunc_class), "--out", f"out/walk{given.kind}"]
     return command_line("python", "generate.py", "video", *words)

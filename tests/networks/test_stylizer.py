@@ -328,7 +328,7 @@ def test_training_starts_sanely(modulation):
     x = 30 * torch.rand(2, 128, 16, 16)
     kernels = model.kernels_of(30 * torch.rand(2, 128, 32, 32))
     with torch.no_grad():
-        for i, k in enumerate(model.decoder.each(kernels)):
+        for i, k in enumerate(model.decoder.kernels_by_stage(kernels)):
             x = model.decoder.stage(i, x, k)
             if i < 3 and modulation == "adaconv":
                 assert 0.3 < float(x.square().mean()) < 10

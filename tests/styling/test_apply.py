@@ -304,7 +304,7 @@ def test_statistics_are_averages_over_frames(model):
     combined, content = CombinedStyle((style(model, 1),)), to_float(film(5))
     cuts = [True, False, False, False, False]
     x = model.encode(beyond(content))
-    for i, k in enumerate(model.decoder.each(combined.kernels())):
+    for i, k in enumerate(model.decoder.kernels_by_stage(combined.kernels())):
         statistics = MovingAverage(0.95 * 0.6)(moments(x.contiguous()), cuts)
         x = model.decoder.stage(i, x, k, statistics)
     made = FrameStylizer(model, combined, Settings(smooth=0.6)).stylize_scene(content, cuts)

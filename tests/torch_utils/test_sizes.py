@@ -8,9 +8,9 @@ import pytest
 from torch_utils.sizes import (
     MAX_SIDE,
     block_sizes,
-    is_no_size,
     is_possible,
     nearest_sizes,
+    no_size_message,
     nominal_side,
     nominal_sides,
     parse_resolution,
@@ -51,7 +51,7 @@ def test_the_nearest_sizes_are_the_largest_inside_and_the_smallest_around():
         largest, smallest = max((w * h for w, h in inside), default=0), min(w * h for w, h in around)
         assert areas == [area for area in dict.fromkeys((largest, smallest)) if area]
     assert nearest_sizes(34) == [32, 36] and nearest_sizes((1280, 720)) == [(1280, 640), (1280, 768)]
-    assert is_no_size((5, 10000)) == "5x10000 is no size for a model (see docs/data.md#sizes)"
+    assert no_size_message((5, 10000)) == "5x10000 is no size for a model (see docs/data.md#sizes)"
 
 
 @pytest.mark.parametrize("power", range(4, 12))

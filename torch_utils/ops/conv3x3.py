@@ -43,11 +43,11 @@ class PreparedWeight:
         """[O, I, 3, 3] → U = G g Gᵀ at each of 36 points, [36, I, O rounded up to whole vectors]."""
         has_version = not weight.requires_grad and not weight.is_inference()
         key = (weight.data_ptr(), weight._version) if has_version else None
-        of, kept, value = self.kept
-        if value is None or key is None or key != kept or of() is not weight:
-            value = prepare(weight)
-            self.kept = (weakref.ref(weight), key, value)
-        return value
+        find_weight, prepared_for, prepared = self.kept
+        if prepared is None or key is None or key != prepared_for or find_weight() is not weight:
+            prepared = prepare(weight)
+            self.kept = (weakref.ref(weight), key, prepared)
+        return prepared
 
     def __deepcopy__(self, memo: dict[int, object]) -> PreparedWeight:
         return PreparedWeight()

@@ -389,7 +389,7 @@ def register_fakes() -> None:
 
 
 def on_gpu(x: torch.Tensor) -> bool:
-    """Whether the CUDA kernels compute what x is given to."""
+    """Whether the CUDA kernels compute the ops of x. Their emulation on a CPU, in tests/, replaces this function."""
     return x.device.type == "cuda"
 
 
