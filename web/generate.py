@@ -50,7 +50,8 @@ def build(page: Page, tab: gr.Tab) -> None:
         with gr.Column(scale=2, min_width=280):
             image = result_image("Image", "image")
             command = command_box("command")
-    page.settings.number("seed", seed), page.settings.choice("show", size)
+    page.settings.number("seed", seed)
+    page.settings.choice("show", size)
 
     back.click(None, seed, seed, js="seed => Math.max(seed - 1, 0)", api_visibility="private")
     on.click(None, seed, seed, js=f"seed => Math.min(seed + 1, {MAX_SEED})", api_visibility="private")

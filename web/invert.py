@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -51,26 +53,19 @@ def build(page: Page, tab: gr.Tab) -> None:
             file = gr.File(label="Its latents", interactive=False, elem_id="invert-file")
             command = command_box("invert-command")
     settings = page.settings
-    settings.choice("invert-space", space), settings.number("invert-steps", steps)
-
-    def run(request: gr.Request, *values: Any) -> Iterator[tuple]:
-        with page.stops.start(request) as stopper:
-            yield from invert(page, stopper, *values)
-
-    def outputs(
-        text: Any = gr.skip(),  # noqa: B008
-        path: Any = gr.skip(),  # noqa: B008
-        more: tuple | None = None,
-    ) -> dict:
-        shown = {status: text, image: path}
-        if more is not None:
-            codes, found, line, uploaded = more
-            shown |= {file: codes, command: command_with(line, [uploaded]), page.codes: found}
-        return shown
+    settings.choice("invert-space", space)
+    settings.number("invert-steps", steps)
 
     def updates(request: gr.Request, *values: Any) -> Iterator[dict]:
-        for each in run(request, *values):
-            yield outputs(*each)
+        with page.stops.start(request) as stopper, closing(invert(page, stopper, *values)) as everything:
+            for news in everything:
+                shown: dict[Any, Any] = {status: news.text}
+                if news.image is not None:
+                    shown[image] = news.image
+                if (result := news.result) is not None:
+                    shown |= {file: result.file, page.codes: result.inverted}
+                    shown[command] = command_with(result.command, [result.upload])
+                yield shown
 
     inputs = [page.model, page.precision, page.codes, target, space, steps, noise]
     done = page.long(button, stop, updates, inputs, [status, image, file, command, page.codes])
@@ -78,6 +73,25 @@ def build(page: Page, tab: gr.Tab) -> None:
         lambda found: [choices(found)] * len(page.sources), page.codes, page.sources,
         queue=False, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is there at the end of a search."""
+
+    file: str  # of the latents
+    inverted: list  # all inverted images
+    command: str
+    upload: str  # the name of the upload that the command reads
+
+
+@dataclass(frozen=True)
+class News:
+    """What there is to show of a search."""
+
+    text: str
+    image: str | None = None  # a file; None if it stays as it is
+    result: Result | None = None
 
 
 def invert(
@@ -90,15 +104,14 @@ def invert(
     space: Any,
     steps: float,
     noise: Any,
-) -> Iterator[tuple]:
-    """Yields texts and images of the search; at last also the file of the latents, all inverted images, a command,
-    and the name of the upload that it reads."""
+) -> Generator[News]:
+    """Searches for the latent of an upload, and yields what there is to show."""
     model = page.shelf.generator(name, precision)
     path, config = check_upload(upload, "the image"), model.G.config
     label = printable(path.name)
     target = read_targets(find_targets(path), config.resolution, config.img_channels)
     search_config = ProjectionConfig(space=space, steps=int(steps or 1), noise=noise)
-    yield "Choosing where to start …", None
+    yield News("Choosing where to start …")
 
     def work(report: Callable[[Any], None]) -> Projection:
         return search(page, model, target.images, search_config, stop, report)
@@ -115,7 +128,8 @@ def invert(
     words += ["--noise-mode", noise] * (noise != "optimize")
     line = command_line("python", "projector.py", *words)
     kept = keep(inverted, Inverted(label, model.path, codes))
-    yield text + "Choose it as the image in Mix, Edit or Kernels.", str(shown), (str(file), kept, line, label)
+    result = Result(str(file), kept, line, label)
+    yield News(text + "Choose it as the image in Mix, Edit or Kernels.", str(shown), result)
 
 
 def search(
@@ -134,7 +148,7 @@ def search(
             path = page.results.path("preview.png")
             save_png(to_uint8(images)[0].cpu(), path, sync=False)
             text = f"Step {step + 1} of {config.steps}: {float(psnr(images, goal)):.1f} dB"
-            report((text, str(path)))
+            report(News(text, str(path)))
         return stop.asked
 
     return project(model.G, goal, features, config, progress=progress)

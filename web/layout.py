@@ -80,7 +80,8 @@ def choose_model(page: Page) -> None:
             list(COMPUTE_DTYPES), value="fp32", label="Precision", elem_id="precision", filterable=False,
             info="Of generators; bf16 and fp16 are faster on a GPU. To generate.py, add --precision.", min_width=200,
         )  # fmt: skip
-    page.settings.choice("model", page.model), page.settings.choice("precision", page.precision)
+    page.settings.choice("model", page.model)
+    page.settings.choice("precision", page.precision)
     with gr.Accordion("What is this model?", open=False, elem_id="about") as about:
         sheet = gr.Image(label="Images of its last evaluation", interactive=False, visible=False)
         card = gr.Markdown()

@@ -57,34 +57,33 @@ class Look:
         return (*shares[:-1], round(1 - sum(shares[:-1]), 3))
 
 
+@dataclass(frozen=True)
+class Controls:
+    """What the user sets."""
+
+    model: gr.Dropdown
+    content: gr.Image
+    styles: list[gr.Image]
+    weights: list[gr.Slider]
+    together: gr.Radio
+    strength: gr.Slider
+    color: gr.Radio
+    scale: gr.Slider
+    mask: gr.ImageEditor
+    feather: gr.Slider
+
+    @property
+    def look(self) -> list[gr.components.Component]:
+        """Those whose values make a `Look`, in the order of its fields."""
+        return [self.together, self.strength, self.color, self.scale, self.feather, *self.weights]
+
+
 def build(page: Page, tab: gr.Tab) -> None:
-    """Adds the controls and what they do."""
+    """Adds the controls, the results beside them, and what the buttons do."""
     content_example, style_examples = copy_examples(page.results.folder / "examples")
-    entries = page.shelf.entries(STYLIZER)
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            model = gr.Dropdown(
-                [(entry.label, entry.name) for entry in entries], value=entries[0].name, label="Stylizer",
-                elem_id="stylizer",
-            )  # fmt: skip
-            content = image_upload("Content", "content", height=240)
-            styles = []
-            for first in range(0, STYLES, 2):
-                with gr.Row():
-                    for i in (first + 1, first + 2):
-                        more = {"height": 150, "min_width": 120, "placeholder": "Image"}  # Gradio's text is too long
-                        styles.append(image_upload(f"Style {i}", f"style-{i}", **more))
-            with gr.Accordion("Weights of the styles", open=False):
-                weights = [
-                    gr.Slider(0, 1, 1, step=0.01, label=f"Weight {i + 1}", elem_id=f"weight-{i + 1}") for i in range(4)
-                ]
-            together = gr.Radio([MIXED, APART, MASKED], value=MIXED, label="Several styles", elem_id="together")
-            strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_id="strength")
-            color = gr.Radio(list(COLORS), value="the style's", label="Colours", elem_id="color")
-            scale = gr.Slider(0.5, 4, 1, step=0.1, label="Size of the strokes", elem_id="style-scale")
-            with gr.Accordion("Paint a mask", open=False, elem_id="masking"):
-                mask = mask_editor("Paint where style 1 shall be", "mask")
-                feather = gr.Slider(0, 100, 0, step=1, label="Soft edge, in pixels", elem_id="feather")
+            controls = add_controls(page)
             with gr.Row():
                 button = gr.Button("Stylize", variant="primary", elem_id="stylize-start")
                 stop = gr.Button("Stop", variant="stop", elem_id="stylize-stop")
@@ -102,36 +101,67 @@ def build(page: Page, tab: gr.Tab) -> None:
                     film_stop = gr.Button("Stop", variant="stop", elem_id="film-stop")
                 filmed = gr.Video(label="Stylized video", interactive=False, elem_id="filmed")
             gr.Examples(
-                [[str(content_example), str(style)] for style in style_examples], [content, styles[0]],
+                [[str(content_example), str(style)] for style in style_examples],
+                [controls.content, controls.styles[0]],
                 label="Examples: a content and a style",
             )  # fmt: skip
     page.results.protect()
-    keep = page.settings
-    keep.choice("stylizer", model), keep.choice("together", together), keep.number("strength", strength)
-    keep.choice("color", color), keep.number("style-scale", scale), keep.number("feather", feather)
-    for i, weight in enumerate(weights):
-        keep.number(f"weight-{i + 1}", weight)
-    content.change(
-        lambda path: None if path is None else {"background": path, "layers": [], "composite": None},
-        content, mask, queue=False, show_progress="hidden", api_visibility="private",
-    )  # fmt: skip
-
-    look = [together, strength, color, scale, feather, *weights]
 
     def make(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
         name, painted, source, *rest = values
         with page.stops.start(request) as stopper:
             report = reporter(stopper, progress, "tiles")
-            return image(page, report, name, painted, source, rest[:STYLES], read_look(*rest[STYLES:]))
+            return stylize_upload(page, report, name, painted, source, rest[:STYLES], read_look(*rest[STYLES:]))
 
     def make_film(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
         name, source, *rest = values
         with page.stops.start(request) as stopper:
             report = reporter(stopper, progress, "frames")
-            return moving(page, report, name, source, rest[:STYLES], read_look(*rest[STYLES:]))
+            return stylize_film(page, report, name, source, rest[:STYLES], read_look(*rest[STYLES:]))
 
-    page.long(button, stop, make, [model, mask, content, *styles, *look], [result, mask_file, command])
-    page.long(film, film_stop, make_film, [model, video, *styles, *look], [filmed, command])
+    model, styled = controls.model, [*controls.styles, *controls.look]
+    page.long(button, stop, make, [model, controls.mask, controls.content, *styled], [result, mask_file, command])
+    page.long(film, film_stop, make_film, [model, video, *styled], [filmed, command])
+
+
+def add_controls(page: Page) -> Controls:
+    """Adds what the user sets; the address of the page keeps all of it but the images."""
+    entries = page.shelf.entries(STYLIZER)
+    model = gr.Dropdown(
+        [(entry.label, entry.name) for entry in entries], value=entries[0].name, label="Stylizer", elem_id="stylizer"
+    )
+    content = image_upload("Content", "content", height=240)
+    styles = []
+    for first in range(0, STYLES, 2):
+        with gr.Row():
+            for i in (first + 1, first + 2):
+                more = {"height": 150, "min_width": 120, "placeholder": "Image"}  # Gradio's text is too long
+                styles.append(image_upload(f"Style {i}", f"style-{i}", **more))
+    with gr.Accordion("Weights of the styles", open=False):
+        weights = [
+            gr.Slider(0, 1, 1, step=0.01, label=f"Weight {i + 1}", elem_id=f"weight-{i + 1}") for i in range(STYLES)
+        ]
+    together = gr.Radio([MIXED, APART, MASKED], value=MIXED, label="Several styles", elem_id="together")
+    strength = gr.Slider(0, 1, 1, step=0.01, label="Strength", elem_id="strength")
+    color = gr.Radio(list(COLORS), value="the style's", label="Colours", elem_id="color")
+    scale = gr.Slider(0.5, 4, 1, step=0.1, label="Size of the strokes", elem_id="style-scale")
+    with gr.Accordion("Paint a mask", open=False, elem_id="masking"):
+        mask = mask_editor("Paint where style 1 shall be", "mask")
+        feather = gr.Slider(0, 100, 0, step=1, label="Soft edge, in pixels", elem_id="feather")
+    content.change(
+        lambda path: None if path is None else {"background": path, "layers": [], "composite": None},
+        content, mask, queue=False, show_progress="hidden", api_visibility="private",
+    )  # fmt: skip
+    keep = page.settings
+    keep.choice("stylizer", model)
+    keep.choice("together", together)
+    keep.number("strength", strength)
+    keep.choice("color", color)
+    keep.number("style-scale", scale)
+    keep.number("feather", feather)
+    for i, weight in enumerate(weights):
+        keep.number(f"weight-{i + 1}", weight)
+    return Controls(model, content, styles, weights, together, strength, color, scale, mask, feather)
 
 
 def read_look(together: str, strength: float, color: str, scale: float, feather: float, *weights: float) -> Look:
@@ -150,7 +180,7 @@ def reporter(stop: Stop, progress: gr.Progress, unit: str) -> Progress:
     return report
 
 
-def image(
+def stylize_upload(
     page: Page, report: Progress, name: str, painted: Image.Image | None, source: str | None,
     styles: Sequence[str | None], look: Look,
 ) -> tuple[tuple[str, str], Any, Any]:  # fmt: skip
@@ -178,7 +208,7 @@ def image(
     return (str(path), str(out)), shown, command_with(line, uploads_of([path, *files]), mask_name)
 
 
-def moving(
+def stylize_film(
     page: Page, report: Progress, name: str, source: str | None, styles: Sequence[str | None], look: Look
 ) -> tuple[str, Any]:
     """The file of the stylized video, and the command."""
@@ -237,7 +267,7 @@ def read_styles(
         raise UserError("the style is missing; upload an image as style 1")
     files = [check_upload(uploads[i], f"style {i + 1}") for i in numbers]
     read = [read_style(model, file, look.scale) for file in files]
-    words = options(look)
+    words = look_options(look)
     if look.together == APART:
         names = ["--structure-from", typed(files[0]), "--statistics-from", typed(files[1])]
         return [CombinedStyle(tuple(read))], files, [*names, *words]
@@ -251,7 +281,7 @@ def read_styles(
     return [CombinedStyle(tuple(read), shares)], files, words
 
 
-def options(look: Look) -> list[str]:
+def look_options(look: Look) -> list[str]:
     """The options of stylize.py for a look, without the defaults."""
     words = ["--strength", f"{look.strength:g}"] if look.strength != 1 else []
     words += ["--preserve-color", str(COLORS[look.color])] if COLORS[look.color] else []

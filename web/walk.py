@@ -78,8 +78,11 @@ def build(page: Page, tab: gr.Tab) -> None:
             )
             command = command_box("walk-command")
     settings = page.settings
-    settings.text("walk-seeds", seeds), settings.number("walk-seconds", seconds), settings.number("walk-fps", fps)
-    settings.choice("walk-interp", interpolation), settings.choice("walk-space", space)
+    settings.text("walk-seeds", seeds)
+    settings.number("walk-seconds", seconds)
+    settings.number("walk-fps", fps)
+    settings.choice("walk-interp", interpolation)
+    settings.choice("walk-space", space)
     settings.choice("walk-file", kind)
 
     def make(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
