@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 import torch
@@ -45,6 +45,10 @@ def adaptive_taps(config: GeneratorConfig, layer: SynthesisLayer, channels: int)
     if config.modulation != "adaconv":
         return channels
     return channels * config.group(channels) * config.kernel_size**2
+
+
+MODULATIONS: dict[Literal["adaconv", "modconv", "adain"], Literal["instance", "demod"]]
+MODULATIONS = {"modconv": "demod", "adain": "instance", "adaconv": "demod"}  # with the normalization of each
 
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_generator.py --resolution 256 --batch 8")
@@ -82,13 +86,8 @@ def main(
     if not fresh_memory:
         keep_freed_memory()  # as generate.py does
     place, dtype = torch.device(device), set_precision(precision)
-    modulations: dict[Literal["adaconv", "modconv", "adain"], Literal["instance", "demod"]] = {
-        "modconv": "demod",
-        "adain": "instance",
-        "adaconv": "demod",
-    }
     configs = {
-        m: GeneratorConfig(resolution, cbase=cbase, cmax=cmax, modulation=m, norm=n) for m, n in modulations.items()
+        m: GeneratorConfig(resolution, cbase=cbase, cmax=cmax, modulation=m, norm=n) for m, n in MODULATIONS.items()
     }
     generators = {m: Generator(config).to(place).eval().requires_grad_(False) for m, config in configs.items()}
     if dtype != torch.float32:
@@ -98,13 +97,11 @@ def main(
     rate = matmul_rate(place, dtype)
     z = {n: torch.randn(n, 512, device=place) for n in (1, batch)}
     calls: dict[str, Call] = {}
-    for m, n, way in itertools.product(modulations, z, how):
+    for m, n, way in itertools.product(MODULATIONS, z, how):
         calls[f"{m} {n} {way}"] = made(way, generators[m], z[n])
     calls = working(calls)
     gib = {name: peak_gib(call, place) for name, call in calls.items()}
-    times: dict[str, list[float]] = {
-        name: [] for name in calls
-    }  # of calls one after another, with what they wait for Python
+    times: dict[str, list[float]] = {name: [] for name in calls}  # with what calls in turn wait for Python
     for i in range(rounds + 1):  # the first is the warm-up
         for name, call in calls.items():
             elapsed = seconds(call, place)
@@ -112,7 +109,7 @@ def main(
                 times[name].append(elapsed)
 
     rows = []
-    for m, way in itertools.product(modulations, how):
+    for m, way in itertools.product(MODULATIONS, how):
         adds = multiply_adds(configs[m])
         row = {"modulation": m, "how": way, "parameters": sum(p.numel() for p in generators[m].parameters())}
         row["gmac"] = adds / 1e9
@@ -123,21 +120,24 @@ def main(
                     row[f"vs_modconv_batch{n}"] = value * n / statistics.median(times[first])
                 row[f"vs_floor_batch{n}"], row[f"gib_batch{n}"] = value * rate / adds, gib[name]
         rows.append(row)
-
     print(
-        f"{resolution}², cbase {cbase}, cmax {cmax}, {device}, {torch.get_num_threads()} threads, {precision}; ", end=""
+        f"{resolution}², cbase {cbase}, cmax {cmax}, {device}, {torch.get_num_threads()} threads, {precision}", end="; "
     )
     print(f"matrix product {2 * rate / 1e9:.0f} GFLOP/s")
-    header = "".join(f"{f'batch {n}: s/pic':>18}{'÷ modconv':>11}{'÷ floor':>9}" for n in z)
+    print_table(rows, list(z))
+    options = {"resolution": resolution, "batch": batch, "cbase": cbase, "precision": precision}
+    write_record(json_path, device, {**options, "gflops": 2 * rate / 1e9, "rows": rows})
+
+
+def print_table(rows: list[dict[str, Any]], batches: list[int]) -> None:
+    header = "".join(f"{f'batch {n}: s/pic':>18}{'÷ modconv':>11}{'÷ floor':>9}" for n in batches)
     print(f"{'':19}{'parameters':>12}{'GMAC':>8}{header}")
     for row in rows:
         line = f"{row['modulation']:10}{row['how']:9}{row['parameters']:12,}{row['gmac']:8.2f}"
-        for n in z:
+        for n in batches:
             values = (row.get(f"{name}_batch{n}", float("nan")) for name in ("s_per_image", "vs_modconv", "vs_floor"))
             line += "{:18.4f}{:11.2f}{:9.2f}".format(*values)
         print(line)
-    options = {"resolution": resolution, "batch": batch, "cbase": cbase, "precision": precision}
-    write_record(json_path, device, {**options, "gflops": 2 * rate / 1e9, "rows": rows})
 
 
 def made(how: str, G: Generator, z: Tensor) -> Call:

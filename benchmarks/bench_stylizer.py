@@ -248,6 +248,10 @@ def main(
         write_record(json_path, device, {"width": width, "precision": precision, "rows": rows})
         del content, style, candidates
     print(f"width {width}, {device}, {torch.get_num_threads()} threads, {precision}")
+    print_table(rows)
+
+
+def print_table(rows: list[Row]) -> None:
     print(f"{'content':14}{'':24}{'s':>9}{'images/s':>12}{'× faster':>10}{'GMAC':>8}{'÷ floor':>9}{'GiB':>7}")
     for row in rows:
         size = f"{row['size']}²" if isinstance(row["size"], int) else row["size"]

@@ -28,7 +28,7 @@ import resource
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,10 +270,41 @@ def main(
         options["p"] = 0.2
     names = [*modulation, *[f"{m} compiled" for m in modulation if compiled]]
     names += [*["in planes"] * planes, *["references"] * references, *["peer baseline"] * peer_baseline]
-    times: dict[str, dict[str, list[float]]] = {name: {part: [] for part in PARTS} for name in names}
-    memory: dict[str, float] = {}
-    every: dict[str, dict[str, Call]] = {}
-    gans: dict[str, GANTrainer] = {}
+    gans, reading = make_candidates(names, options, resolution, place)
+    times, memory = time_steps(gans, rounds, place)
+    whole = time_whole_steps(gans, rounds) if place.type == "cuda" else {}
+    kinds: dict[str, dict[str, float]] = {}
+    for name in names if profiled else []:
+        with CANDIDATES[name].context():
+            kinds[name] = time_by_kind(gans[name])
+
+    rows: list[Row] = []
+    for name, gan in gans.items():
+        median = {part: statistics.median(values) for part, values in times[name].items()}
+        path_length = median["path length"] / gan.config.pl_interval
+        total = median["G"] + median["D"] + median["R1"] / gan.config.r1_interval + path_length
+        row: Row = {
+            "name": name,
+            "s_per_image": median,
+            "data": reading,
+            "s_per_kimg": total * 1000,
+            "without_path_length": total - path_length,
+            "gib": memory[name],
+            **whole.get(name, {}),
+            "s_by_kind": kinds.get(name, {}),
+            "vs_first": total * 1000 / rows[0]["s_per_kimg"] if rows else 1.0,
+        }
+        rows.append(row)
+    print_table(rows, f"{resolution}², batch {batch}, cbase {cbase}, cmax {cmax}, {device}, {precision}, {aug}")
+    asked = {"resolution": resolution, "batch": batch, "cbase": cbase, "cmax": cmax, "precision": precision, "aug": aug}
+    write_record(json_path, device, {**asked, "rows": rows})
+
+
+def make_candidates(
+    names: Sequence[str], options: dict[str, Any], resolution: int, place: torch.device
+) -> tuple[dict[str, GANTrainer], float]:
+    """A trainer for each name, on drawn faces, and the seconds that reading one of them takes."""
+    gans, batch = {}, options["batch"]
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "faces.zip"
         progress(f"drawing {batch} images")
@@ -284,65 +315,54 @@ def main(
             progress(f"{name}: building the networks")
             own = {**options, "data": str(data), **CANDIDATES[name].options}
             gans[name] = GANTrainer(resolve(own, resolution, 3, 0, 0), place)
-            every[name] = steps(gans[name])
+    return gans, reading
+
+
+def time_steps(
+    gans: Mapping[str, GANTrainer], rounds: int, place: torch.device
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, float]]:
+    """The seconds an image of each kind of step in each round, in turns, and the memory in GiB at most.
+
+    On a CPU the memory is that of all candidates together.
+    """
+    times: dict[str, dict[str, list[float]]] = {name: {part: [] for part in PARTS} for name in gans}
+    memory: dict[str, float] = {}
+    every = {name: steps(gan) for name, gan in gans.items()}
     for i in range(rounds + 1):  # the first is the warm-up
-        for name in names:
+        for name, gan in gans.items():
             if place.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             for part, step in every[name].items():
                 with CANDIDATES[name].context():
-                    elapsed = seconds(step, place) / batch
-                progress(
-                    f"{name}, {f'round {i} of {rounds}' if i else 'warm-up'}: {part} {elapsed * 1e3:.2f} ms an image"
-                )
+                    elapsed = seconds(step, place) / gan.config.batch
+                turn = f"round {i} of {rounds}" if i else "warm-up"
+                progress(f"{name}, {turn}: {part} {elapsed * 1e3:.2f} ms an image")
                 if i:
                     times[name][part].append(elapsed)
             if place.type == "cuda":
                 memory[name] = torch.cuda.max_memory_allocated() / 2**30
-    whole: dict[str, WholeSteps] = {name: {} for name in names}
-    if place.type == "cuda":
-        runs = {name: whole_steps(gan, WHOLE) for name, gan in gans.items()}
-        spent: dict[str, list[float]] = {name: [] for name in names}
-        for _, name in itertools.product(range(rounds), names):
-            with CANDIDATES[name].context():
-                spent[name].append(seconds(runs[name], place) / WHOLE)
-            progress(f"{name}: whole steps of {spent[name][-1] * 1e3:.1f} ms")
-        for name in names:
-            with CANDIDATES[name].context():
-                busy = busy_seconds(runs[name]) / WHOLE
-            s = statistics.median(spent[name])
-            whole[name] = {"s_per_step": s, "s_per_kimg_whole": s / batch * 1000}
-            if busy:
-                whole[name]["gpu_idle"] = 1 - busy / s
-    if place.type == "cpu":  # of all candidates together
-        memory = dict.fromkeys(names, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    if place.type == "cpu":
+        memory = dict.fromkeys(gans, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    return times, memory
 
-    kinds: dict[str, dict[str, float]] = {name: {} for name in names}
-    for name in names if profiled else []:
+
+def time_whole_steps(gans: Mapping[str, GANTrainer], rounds: int) -> dict[str, WholeSteps]:
+    """The seconds of whole steps on a GPU, in turns, and the part of them in which it waits."""
+    whole: dict[str, WholeSteps] = {}
+    runs = {name: whole_steps(gan, WHOLE) for name, gan in gans.items()}
+    spent: dict[str, list[float]] = {name: [] for name in gans}
+    for _, name in itertools.product(range(rounds), gans):
         with CANDIDATES[name].context():
-            kinds[name] = time_by_kind(gans[name])
-
-    rows: list[Row] = []
-    for name in names:
-        config = gans[name].config
-        median = {part: statistics.median(values) for part, values in times[name].items()}
-        total = median["G"] + median["D"] + median["R1"] / config.r1_interval
-        total += median["path length"] / config.pl_interval
-        row: Row = {
-            "name": name,
-            "s_per_image": median,
-            "data": reading,
-            "s_per_kimg": total * 1000,
-            "without_path_length": total - median["path length"] / config.pl_interval,
-            "gib": memory[name],
-            **whole[name],
-            "s_by_kind": kinds[name],
-            "vs_first": total * 1000 / rows[0]["s_per_kimg"] if rows else 1.0,
-        }
-        rows.append(row)
-    print_table(rows, f"{resolution}², batch {batch}, cbase {cbase}, cmax {cmax}, {device}, {precision}, {aug}")
-    asked = {"resolution": resolution, "batch": batch, "cbase": cbase, "cmax": cmax, "precision": precision, "aug": aug}
-    write_record(json_path, device, {**asked, "rows": rows})
+            spent[name].append(seconds(runs[name], gans[name].device) / WHOLE)
+        progress(f"{name}: whole steps of {spent[name][-1] * 1e3:.1f} ms")
+    for name, gan in gans.items():
+        with CANDIDATES[name].context():
+            busy = busy_seconds(runs[name]) / WHOLE
+        s = statistics.median(spent[name])
+        whole[name] = {"s_per_step": s, "s_per_kimg_whole": s / gan.config.batch * 1000}
+        if busy:
+            whole[name]["gpu_idle"] = 1 - busy / s
+    return whole
 
 
 def progress(text: str) -> None:

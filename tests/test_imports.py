@@ -1,7 +1,11 @@
-"""The import contract of pyproject.toml: which package may import which. It must fail where an import breaks it."""
+"""The import contract of pyproject.toml: which package may import which. It must fail where an import breaks it.
+And the sizes that CONTRIBUTING.md allows files and functions.
+"""
 
 from __future__ import annotations
 
+import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +16,30 @@ from importlinter import api
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = api.read_configuration(str(ROOT / "pyproject.toml"))
+
+
+MOST = re.compile(r"A file has at most (\d+) lines, a function at most (\d+)")
+
+
+def functions(tree: ast.AST) -> dict[str, int]:
+    """The number of lines of each function, by its name."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {n.name: (n.end_lineno or n.lineno) - n.lineno + 1 for n in ast.walk(tree) if isinstance(n, kinds)}
+
+
+def test_files_and_functions_are_short():
+    of_file, of_function = map(int, MOST.search((ROOT / "CONTRIBUTING.md").read_text()).groups())
+    packages = CONTRACT["session_options"]["root_packages"]
+    files = [
+        *ROOT.glob("*.py"),
+        *(p for name in (*packages, "benchmarks", "tests") for p in (ROOT / name).rglob("*.py")),
+    ]
+    assert len(files) > 150
+    for path in files:
+        text = path.read_text()
+        assert text.count("\n") <= of_file, path
+        too_long = {name: lines for name, lines in functions(ast.parse(text)).items() if lines > of_function}
+        assert not too_long, (path, too_long)
 
 
 @pytest.fixture
