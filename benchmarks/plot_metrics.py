@@ -67,7 +67,8 @@ def main(runs: tuple[Path, ...], metric: str, over_time: bool, log: bool, out: s
 def draw(axes: Any, curves: dict[Path, tuple[list[float], list[float]]], label: str, metric: str, log: bool) -> None:
     """Each run's curve over kimg or hours; on a logarithmic scale without the value before training."""
     for run, (kimg, values) in curves.items():
-        x, start = (hours(run, kimg) if label == "hours" else kimg), int(log)
+        start = int(log and kimg[0] == 0)
+        x = hours(run, kimg) if label == "hours" else kimg
         axes.plot(x[start:], values[start:], marker="o", markersize=3, label=run.name)
     axes.set(xlabel=label, ylabel=metric)
     axes.set(yscale="log") if log else axes.set(ylim=(0, None))

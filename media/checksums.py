@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from media.decode import Unusable
 from torch_utils.cache import cache_folder, check_private, make_private_folder
-from torch_utils.errors import one_line, printable
+from torch_utils.errors import DiskFull, one_line, printable
 from torch_utils.files import open_regular, write_file
 from torch_utils.schema import read_json
 
@@ -53,7 +53,7 @@ def folder_checksums(folder: Path, paths: Mapping[str, str], progress: bool = Fa
         if time.time_ns() - written > SETTLED_NS:
             fresh[path] = [size, written, found[name]]
     if fresh:
-        with suppress(OSError):  # without a cache, files are read again the next time
+        with suppress(OSError, DiskFull):  # without a cache, files are read again the next time
             make_private_folder(cache.parent)
             write_file(cache, json.dumps(kept | fresh).encode(), sync=False)
     return found

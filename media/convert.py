@@ -10,7 +10,7 @@ import shutil
 import sys
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,14 +128,15 @@ def convert(
             "use --labels folders for one class per folder, or --labels none"
         )
     folders = _class_folders(files) if labels == "folders" else ()
-    class_folders = tuple(folder for folder in folders if _has_usable_image(files, folder, how))
+    class_folders = _usable_folders(files, folders, how)
+    numbers = {folder: number for number, folder in enumerate(class_folders)}
     class_names = tuple(map(printable, class_folders)) or found.class_names
 
     def class_key(name: str) -> str | int | None:
         return name.split("/")[0] if folders else (found.labels or {}).get(name)
 
     def label_of(name: str) -> Label | None:
-        return _class_of(class_folders, name) if folders else _recorded_label(found, name)
+        return _class_of(numbers, name) if folders else _recorded_label(found, name)
 
     names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
     if shard_bytes:
@@ -193,14 +194,16 @@ def _convert_file(files: ImageFiles | ShardFiles, name: str, how: Conversion) ->
     return fits(image.width / width, image.height / height) < 1, resize_to(image, how)
 
 
-def _has_usable_image(files: ImageFiles | ShardFiles, folder: str, how: Conversion) -> bool:
-    """Whether at least one file of a folder can be converted. Reads up to the first one."""
+def _usable_folders(files: ImageFiles | ShardFiles, folders: tuple[str, ...], how: Conversion) -> tuple[str, ...]:
+    """Those of the folders with a file that can be converted, in their order. Reads up to the first of each."""
+    wanted, usable = set(folders), set[str]()
     for name in files.names:
-        if name.startswith(f"{folder}/"):
+        folder, slash, _ = name.partition("/")
+        if slash and folder in wanted - usable:
             with suppress(Unusable):
                 _convert_file(files, name, how)
-                return True
-    return False
+                usable.add(folder)
+    return tuple(folder for folder in folders if folder in usable)
 
 
 def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], seed: int) -> list[str]:
@@ -356,13 +359,13 @@ def _class_for_shards(label: Label | None) -> int | None:
     return label
 
 
-def _class_of(class_names: tuple[str, ...], name: str) -> int:
-    """The number of the class in whose folder a file lies. Raises Unusable."""
+def _class_of(numbers: Mapping[str, int], name: str) -> int:
+    """The number of the class in whose folder a file lies, by the folders' names. Raises Unusable."""
     if "/" not in name:
         raise Unusable("is in no folder of a class")
-    if name.split("/")[0] not in class_names:
+    if name.split("/")[0] not in numbers:
         raise Unusable("cannot be used, and neither can any other file of its class")
-    return class_names.index(name.split("/")[0])
+    return numbers[name.split("/")[0]]
 
 
 def _largest_inside(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

@@ -88,6 +88,10 @@ class ImageCrops(torch.utils.data.Dataset):
         """The names of the images found unusable so far, in all worker processes."""
         return [self.names[i] for i in (self._status == UNUSABLE).nonzero().flatten().tolist()]
 
+    def found_unusable(self) -> torch.Tensor:
+        """Whether each image was found unusable so far, bool [images]: in this process and those that read for it."""
+        return self._status == UNUSABLE
+
     @property
     def fingerprint(self) -> str:
         """A hash of the files, 16 hex digits, with which a resumed run recognizes its data."""

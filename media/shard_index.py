@@ -10,6 +10,7 @@ import io
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,12 @@ from media.labels import MAX_CLASSES
 from media.shard_rows import Row
 from torch_utils.arrays import Arrays, open_arrays
 from torch_utils.cache import cache_folder, check_private, make_private_folder
+from torch_utils.errors import DiskFull
 from torch_utils.files import write_file
 
 VERSION = 1  # of the file
+HUB = "hf://"
+CHANGING = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")  # of fsspec's info
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def measure(
     """Reads all shards. `rows(shard)` yields image files with labels. Raises what `rows` raises."""
     counts, sizes, checksums = (np.zeros(len(addresses), kind) for kind in (np.int64, np.int64, np.uint32))
     labels: list[np.ndarray] = []
-    stamps = tuple(map(stamp, addresses))
+    stamps = stamps_of(addresses)
     with tqdm(desc=title, unit=" images", disable=None) as bar:
         for shard in range(len(addresses)):
             crc, found = 0, []
@@ -75,7 +79,7 @@ def read_index(addresses: Sequence[str]) -> ShardIndex | None:
                 check_private(path)
             with open_arrays(path) as file:
                 index = _parse(file, addresses)
-            if index is not None and index.stamps == tuple(map(stamp, addresses)):
+            if index is not None and index.stamps == stamps_of(addresses):
                 return index
     return None
 
@@ -112,7 +116,7 @@ def write_index(index: ShardIndex) -> None:
         labels=index.labels,
     )
     for path in index_paths(index.addresses):
-        with suppress(OSError):
+        with suppress(OSError, DiskFull):
             if path.is_relative_to(cache_folder()):
                 make_private_folder(path.parent)
             write_file(path, buffer.getbuffer())
@@ -128,11 +132,29 @@ def index_paths(addresses: Sequence[str]) -> list[Path]:
     return [folder / file for folder in (*beside, cache_folder() / "shards")]
 
 
+def stamps_of(addresses: Sequence[str]) -> tuple[str, ...]:
+    """`stamp` of each address; servers are asked for sixteen at a time."""
+    with ThreadPoolExecutor(16) as pool:
+        return tuple(pool.map(stamp, addresses))
+
+
 def stamp(address: str) -> str:
-    """Size and time of a local file. The address of a file on the Hub names the commit that it is of."""
-    with suppress(OSError):
-        status = os.stat(address)
-        return f"{status.st_size} {status.st_mtime_ns}"
+    """By what a changed file is noticed; "" where it is unknown.
+
+    That is size and time of a local file, and what a server says of them. The address of a file on the Hub names the
+    commit that it is of, which never changes.
+    """
+    if "://" not in address:
+        with suppress(OSError):
+            status = os.stat(address)
+            return f"{status.st_size} {status.st_mtime_ns}"
+    elif not address.startswith(HUB):
+        import fsspec
+
+        with suppress(Exception):  # of the network: the libraries raise many kinds, and reading the file tells of it
+            filesystem, path = fsspec.url_to_fs(address)
+            info = filesystem.info(path)
+            return " ".join(str(info[name]) for name in CHANGING if name in info)
     return ""
 
 

@@ -113,6 +113,13 @@ def is_bomb(archive: tarfile.TarFile, member: tarfile.TarInfo, file: BinaryIO) -
     return member.offset_data + member.size > MAX_IMAGE_BYTES + MAX_RATIO * file.tell()
 
 
+# Headers of a member with more than fits one block, such as a long name. `tarfile` reads them into memory.
+LONG_HEADERS = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK} | {
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
+}  # fmt: skip
+MAX_HEADER_BYTES = 1 << 20
+
+
 class Member(tarfile.TarInfo):
     """A header. `tarfile` takes a file for whole that is cut off or damaged at one; here the end has to be marked."""
 
@@ -121,9 +128,12 @@ class Member(tarfile.TarInfo):
         if len(buf) < tarfile.BLOCKSIZE:
             raise ShardError("it is cut off")
         try:
-            return super().frombuf(buf, encoding, errors)
+            member = super().frombuf(buf, encoding, errors)
         except tarfile.InvalidHeaderError:  # type: ignore[attr-defined]
             raise ShardError("something other than a member of a tar file is in it") from None
+        if member.type in LONG_HEADERS and member.size > MAX_HEADER_BYTES:
+            raise ShardError(f"a name or header in it has {member.size:,} bytes, as only harmful files have")
+        return member
 
 
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:

@@ -134,7 +134,7 @@ class ShardStream(torch.utils.data.IterableDataset):
         if len(self.files.names) < self.lanes:
             raise UserError(
                 f"{self.files.path} has {plural(len(self.files.names), 'image')} for {self.lanes} processes that read; "
-                "take fewer --workers"
+                "take fewer --workers, or fewer processes"
             )
 
     def lane(self, number: int) -> Lane:

@@ -22,12 +22,11 @@ from typing import Any, BinaryIO, overload
 import numpy as np
 
 from media.decode import Unusable
-from media.shard_index import ShardIndex, measure, read_index, write_index
+from media.shard_index import HUB, ShardIndex, measure, read_index, write_index
 from media.shard_rows import MAX_IMAGE_BYTES, Row, class_names, rows
 from torch_utils.errors import UserError, WorkerError, one_line, printable
 
 SUFFIXES = (".tar", ".parquet")
-HUB = "hf://"
 OPEN_SHARDS = 16  # whose positions a reader keeps, so that it need not start at the beginning of a shard again
 RETRY_SECONDS = (1, 4, 16)  # before a shard that could not be read over a network is tried again
 
@@ -163,7 +162,7 @@ class ShardFiles:
     def name(self) -> str:
         """What the data set is called: the repository on the Hub, or the folder of the shards."""
         if self.path.startswith(HUB):
-            return self.path.removeprefix(HUB).split("/")[1]
+            return self.path.removeprefix(HUB).removeprefix("datasets/").split("/")[1]
         return Path(self.addresses[0]).parent.name
 
     @property

@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from media.images import save_png
-from metrics.detectors import OPTION, PUBLISHED, find_detector
-from metrics.encoders import SHIPPED
-from metrics.names import CLIP, DEFAULT_DETECTOR, DINOV2, LISTED, higher_is_better, parse_metric, values_of
+from metrics.detectors import OPTION, find_detector
+from metrics.listing import list_metrics
+from metrics.names import DEFAULT_DETECTOR, FRECHET, higher_is_better, parse_metric, values_of
 from metrics.nearest import FLD_NEEDS_TEST, MEMORIZATION, OF_NETWORK, NearestRequest, nearest_images, row_names
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
@@ -25,7 +25,6 @@ from metrics.request import Request, evaluate, left_out_line
 from metrics.series import Record, print_series, ranked_values
 from models.snapshot import find_snapshot
 from torch_utils import distributed
-from torch_utils.cache import cache_folder
 from torch_utils.cli import (
     ClassName,
     Color,
@@ -41,7 +40,6 @@ from torch_utils.cli import (
     typed,
     writable_file,
 )  # fmt: skip
-from torch_utils.download import cached_path
 from torch_utils.errors import UserError, note, show
 from torch_utils.files import missing_message, write_file
 
@@ -68,26 +66,6 @@ def describe(name: str, values: dict[str, Any]) -> str:
     if "" not in found:
         return f"{name} {text}"
     return f"{name} {found['']:.4g}" + (f" ({text})" if text else "")
-
-
-def list_metrics() -> None:
-    """Prints which metrics there are, and where the detectors are or will be."""
-    width = max(map(len, LISTED))
-    for name, meaning in LISTED.items():
-        print(f"{name:{width}}  {meaning}")
-    print(
-        "\nAny number of images can stand in a name: fid5k_full, kid2k, pr10k3, swd500, ppl2_wend5k.\n"
-        "With _full, fakes are compared with all real images; without, with as many real images as fakes.\n"
-        "fd, kd, pr and dc take a detector of this list after an @, or @ and the file of an encoder or a stylizer; "
-        "cmmd takes a clip-… one."
-    )
-    print(f"\nDetectors, downloaded into {cache_folder()} (ADACONV_CACHE names another folder) or given by {OPTION}:")
-    used = {"inception": "fid, cleanfid, kid, is", "vgg16": "pr, dc, ppl", DINOV2: "fdd, kdd", CLIP: "cmmd"}
-    for name, detector in PUBLISHED.items():
-        found = "found" if cached_path(detector.url).exists() else f"will be downloaded from {detector.url}"
-        print(f"{name:21}{used.get(name, ''):24}{detector.file_name}: {found}")
-    for name, path in SHIPPED.items():
-        print(f"{name:21}{'':24}{path}: {'found' if path.exists() else 'missing'}")
 
 
 def parse_names(text: str, generator: bool) -> list[str]:
@@ -253,6 +231,8 @@ def evaluate_command(
         raise UserError(f"{given}, not of --fakes; leave it out")
     if fakes is not None and options["extrapolate"]:
         raise UserError("--extrapolate generates images with --network, not with --fakes; leave it out")
+    if options["extrapolate"] and not any(parse_metric(name).kind in FRECHET for name in names):
+        raise UserError("--extrapolate is for Fréchet distances, such as fid50k; add one to --metrics, or leave it out")
     if all_snapshots and trunc is not None and len(trunc) > 1:
         raise UserError("--all and several values of --trunc do not go together; give one value")
     if per_class and (all_snapshots or (trunc is not None and len(trunc) > 1)):
@@ -264,6 +244,8 @@ def evaluate_command(
     if all_snapshots or (trunc is not None and len(trunc) > 1):
         writable_file(plot, "--plot")
         check_result(plot, "--plot", ".svg")
+    elif typed("plot"):
+        raise UserError("--plot draws curves over the snapshots of --all or several values of --trunc; leave it out")
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
     records = evaluate_together(request, gpus or procs, evaluate_per_class if per_class else evaluate)

@@ -25,10 +25,11 @@ from metrics.detectors import (
     Layer,
     PublishedDetector,
     PublishedWeights,
+    no_tf32,
 )
 from metrics.features import Features, ImageSet, Source, dataset_source, describe_images
 from metrics.frechet import Moments, extrapolated_distance, frechet_distance, moments_of
-from metrics.lpips import LPIPS
+from metrics.lpips import LPIPS, check_size
 from metrics.names import CLEAN, FRECHET, Metric, parse_metric
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
@@ -141,6 +142,9 @@ class Evaluator:
         self.count = max((counts["fake"] for counts in self.counts.values()), default=0)
         for metric in self.metrics:
             self._check_counts(metric)
+            if metric.kind == "ppl":
+                first = dataset[0]
+                check_size(metric.name, first if isinstance(first, Tensor) else first[0])
         self._real: dict[Summary, Tensors] | None = None
 
     def _check_counts(self, metric: Metric) -> None:
@@ -356,11 +360,17 @@ class Evaluator:
         return found
 
     def _choose(self, count: int) -> list[int]:
-        """`choose` of the data set; of shards, where it is not all images, those of as few shards as hold so many."""
+        """`choose` of the data set; of shards, where it is not all images, those of as few shards as hold so many.
+
+        Of shards with `mirror`, half as many images, each with its flip.
+        """
         dataset = self.dataset
-        if count < len(dataset) and isinstance(dataset, ImageDataset) and not dataset.files.random_access:
+        if count >= len(dataset) or not isinstance(dataset, ImageDataset) or dataset.files.random_access:
+            return choose(len(dataset), count, self.seed)
+        if not dataset.mirror:
             return dataset.choose(count, self.seed)
-        return choose(len(dataset), count, self.seed)
+        chosen = dataset.choose(-(-count // 2), self.seed)
+        return [*chosen, *(number + len(dataset.names) for number in chosen)][:count]
 
     def _cache_keys(self, summaries: Iterable[Summary], chosen: Sequence[int]) -> dict[Summary, CacheKey]:
         """The keys of those summaries of the chosen images that are worth keeping."""
@@ -398,7 +408,8 @@ class Evaluator:
                     if s.count >= count:
                         collector.add(part[s.input])
             first = count
-        return {s: collector.finish() for s, collector in collectors.items()}
+        with no_tf32():  # patches are projected here
+            return {s: collector.finish() for s, collector in collectors.items()}
 
     def _collector(self, s: Summary) -> Moments | Features | PatchDescriptors:
         if s.layer is None:
@@ -414,7 +425,7 @@ def check_several(metrics: Sequence[Metric], dataset: ImageSet) -> None:
     """Raises UserError for metrics of a data set with less than two images."""
     if metrics and len(dataset) < 2:
         count = "only one image" if len(dataset) else "no image"
-        raise UserError(f"the data set has {count}; the metrics need at least 2")
+        raise UserError(f"the data set has {count}; the metrics need at least 2 (train.py --metrics none goes without)")
 
 
 def finite(tensors: Tensors) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from media.loader import read_batches
+from media.loader import ignore_stop_signals, read_batches
 from torch_utils import distributed
 
 # The images of a set by their numbers, a tensor [N, C, H, W] for each batch of numbers.
@@ -35,7 +35,11 @@ def dataset_source(dataset: ImageSet, chosen: Sequence[int], workers: int = 0) -
         numbers = [[chosen[number] for number in batch] for batch in batches]
         # a generator of its own: otherwise the loader draws from the global random state that the training depends on
         loader = DataLoader(
-            cast(Dataset, dataset), batch_sampler=numbers, num_workers=workers, generator=torch.Generator()
+            cast(Dataset, dataset),
+            batch_sampler=numbers,
+            num_workers=workers,
+            generator=torch.Generator(),
+            worker_init_fn=ignore_stop_signals,
         )
         for item in read_batches(loader):
             yield item if isinstance(item, Tensor) else item[0]

@@ -92,9 +92,11 @@ def extrapolated_distance(real: dict[str, Tensor], fake: Tensor, seed: int = 0) 
     """d∞² of features of N fakes [N, D] to the moments of real ones, by a line through d² over 1/N.
 
     The line is fitted to 15 subsets, drawn by `seed`, of N/10 … N fakes; where N/10 is less than 2 D, from 2 D or N/2
-    on, whichever is less, because the distance of fewer is no line.
+    on, whichever is less, because the distance of fewer is no line. Of two fakes there is no line: NaN.
     """
     n, dimensions = fake.shape
+    if n < 3:
+        return float("nan")
     smallest = max(n // 10, min(2 * dimensions, n // 2), 2)
     rng, root_of_real = np.random.default_rng(seed), root(real["covariance"])
     sizes = np.unique(np.linspace(smallest, n, POINTS).round().astype(int))

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_utils.download import read_tensors
+from torch_utils.errors import UserError
 
 CHANNEL_WEIGHTS = Path(__file__).with_name("lpips-vgg16.safetensors")  # w² of the channels of each layer
 RELUS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 in torchvision's numbering of `features`
 MEAN, STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # of images in −1..1
 MAX_SIDE = 256
+MIN_SIDE = 16  # VGG-16 halves four times before the last layer that is compared
 
 
 class LPIPS(nn.Module):
@@ -58,3 +60,12 @@ class LPIPS(nn.Module):
             if i in RELUS:
                 found.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
         return found
+
+
+def check_size(name: str, image: Tensor) -> None:
+    """Raises UserError where an image [C, H, W] is smaller than the metric of that name can compare."""
+    height, width = image.shape[1:]
+    if min(height, width) < MIN_SIDE:
+        raise UserError(
+            f"{name} compares images of {MIN_SIDE} pixels a side or more, and these have {width}x{height}; leave it out"
+        )

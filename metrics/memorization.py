@@ -56,7 +56,7 @@ def copying_test(train: Tensor, new: Tensor, fake: Tensor, new_distances: Tensor
     Far below 0, fakes lie nearer to training images than new images of the same source do: they are copied. Far above
     0, the model fits badly. Features [N, D] of the training images, of new ones and of fakes, and the distances of the
     last two to their nearest training image. Cells are those of k-means of the training images; a cell that has no new
-    images or no fakes does not count.
+    images or no fakes does not count. Where no cell has both, all are in one.
     """
     cells = max(1, min(CELLS, len(new) // CELL_IMAGES))
     centres = divide(train, cells)
@@ -67,4 +67,4 @@ def copying_test(train: Tensor, new: Tensor, fake: Tensor, new_distances: Tensor
         if len(p) and len(q):
             total += len(p) * rank_z(p, q)
             weight += len(p)
-    return total / weight
+    return total / weight if weight else rank_z(new_distances, fake_distances)

@@ -80,28 +80,31 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random", "truncation": truncation}
         evaluator = make_evaluator(request, dataset)
 
-    def evaluate(number: int) -> dict[str, Any]:
-        real = images_of_class(dataset, number)
+    def evaluate(number: int, own: Evaluator) -> dict[str, float]:
         if request.network is None:
             images = images_of_class(fakes, number)
-            own = with_images(evaluator, real, len(images))
-            source = dataset_source(images, choose(len(images), own.count, request.seed), request.workers)
-            values = own.evaluate(source)
-        else:
-            own, label = with_images(evaluator, real), torch.tensor([number])
-            made = Fakes(G, own.count, request.seed, label, truncation, request.background)
-            values = own.evaluate(made.images, partial(made.path_ends, epsilon=PPL_EPSILON))
-        return {**values, "images": own.counts}
+            return own.evaluate(dataset_source(images, choose(len(images), own.count, request.seed), request.workers))
+        made = Fakes(G, own.count, request.seed, torch.tensor([number]), truncation, request.background)
+        return own.evaluate(made.images, partial(made.path_ends, epsilon=PPL_EPSILON))
 
     found: dict[str, dict[str, Any]] = {}
     unusable: dict[str, str] = {}
     for number in range(dataset.c_dim):
         name = f"{number} {dataset.class_names[number]}" if dataset.class_names else str(number)
+        # Only errors that all processes meet alike leave a class out. An image that cannot be read is met by one of
+        # them, and ends all.
         try:
-            found[name] = evaluate(number)
-        except (UserError, NotFinite) as error:
+            count = None if request.network is not None else len(images_of_class(fakes, number))
+            own = with_images(evaluator, images_of_class(dataset, number), count)
+        except UserError as error:
             unusable[name] = error.message
-            say(f"warning: class {name} is left out: {error.message}")
+        else:
+            try:
+                found[name] = {**evaluate(number, own), "images": own.counts}
+            except NotFinite as error:
+                unusable[name] = error.message
+        if name in unusable:
+            say(f"warning: class {name} is left out: {unusable[name]}")
     if not found:
         raise UserError(f"no class of {request.data} can be evaluated by itself; leave out --per-class")
     record = make_record(class_means(found), evaluator, dataset, request, about, transparent)

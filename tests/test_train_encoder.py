@@ -43,6 +43,10 @@ def test_bad_data_for_an_encoder(faces16, tmp_path):
     assert "plain.zip has no labels" in mistake(*train, plain)
     assert "plain.zip has no labels" in mistake(*train, faces16, "--test", plain)
     assert "absent.zip" in mistake(*train, faces16, "--test", tmp_path / "absent.zip")
+    write_dataset(tmp_path / "tiny.zip", [(Image.new("RGB", (12, 12)), n % 2) for n in range(6)])
+    message = mistake(*train, tmp_path / "tiny.zip")
+    assert "tiny.zip has images of 12x12, and the classifier needs 16 pixels a side; enlarge them with: " in message
+    assert "--resolution 16" in message
     for name, side, label in (("one", 16, 1), ("large", 32, 1), ("more", 16, 6)):
         write_dataset(tmp_path / f"{name}.zip", [(Image.new("RGB", (side, side)), label)] * 3)
     write_dataset(tmp_path / "classes.zip", [(Image.new("RGB", (32, 32)), label) for label in range(3)])

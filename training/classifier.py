@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -118,8 +117,8 @@ class ClassifierTrainer:
         dataset = ImageDataset(self.config.test or self.config.data, use_labels=True)
         if self.config.test:
             return dataset, dataset.required_labels
-        chosen = np.random.default_rng(self.config.seed).permutation(len(dataset))[:EVALUATED]
-        return Subset(dataset, chosen.tolist()), dataset.required_labels[chosen]
+        chosen = dataset.choose(EVALUATED, self.config.seed)
+        return Subset(dataset, chosen), dataset.required_labels[chosen]
 
 
 # --- one step -------------------------------------------------------------------------------------------------------

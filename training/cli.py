@@ -368,6 +368,11 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
             possible = old.gpus <= torch.cuda.device_count()
             remedy = f"add --gpus {old.gpus}" if possible else "resume it on such a machine"
             raise UserError(f"{run} was begun on {where}, and would go on otherwise here; {remedy}{other}")
+        if distributed.under_torchrun() and (old.gpus, old.procs) != (config.gpus, config.procs):
+            begun = plural(old.gpus, "GPU") if old.gpus else f"the CPU, by {plural(old.procs, 'process', 'es')}"
+            count = f"start it with {plural(old.gpus or old.procs, 'process', 'es')} in all"
+            remedy = count if old.gpus else f"{count} and --gpus 0"
+            raise UserError(f"{run} was begun on {begun}, and would go on otherwise here; {remedy}{other}")
         raise UserError(
             f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections import abc
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from training.finetune import freeze, load_initial_weights
 from training.log import Averages, Log
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty, sample_ws
 from training.optimizer import GuardedOptimizer, ema_beta, lazy_adam, ramped_half_life, update_ema
-from training.runs import SKIPPED, record_unreadable
+from training.runs import BEST, SKIPPED, best_kimg, record_unreadable
 
 HALF_RESOLUTIONS = 4
 METRICS_BACKGROUND = WHITE  # of transparent images in metrics
@@ -102,6 +101,8 @@ class GANTrainer:
             optional=True,
         )
         if distributed.rank() == 0:
+            if config.keep_best and not self.computes(config.keep_best):
+                note(f"warning: no best.safetensors will be kept: --keep-best {config.keep_best} is left out")
             for line in [*(f"note: {text}" for text in self.unmirrored.notes), *self.evaluator.notes]:
                 note(line)
 
@@ -295,17 +296,26 @@ class GANTrainer:
         fakes = torch.cat(list(generate_batches(self.G_ema, range(len(self.shown)), self.eval_batch, classes)))
         if metrics:
             if self.config.keep_best and self.is_best(metrics, log):
-                self.save(log.run / "best.safetensors", kimg)
+                self.save(log.run / BEST, kimg)
             log.metrics({"kimg": kimg, **metrics})
         log.sheet(self.sheet_name, preview_grid(fakes, self.columns), kimg)
 
+    def computes(self, value: str) -> bool:
+        """Whether one of the metrics that are not left out has a value of this name."""
+        return any(value in metric.rankings() for metric in self.evaluator.metrics)
+
     def is_best(self, metrics: dict[str, Any], log: Log) -> bool:
-        """Whether the averaged generator is better than at every evaluation before, by the metric of --keep-best."""
+        """Whether the averaged generator is better than the one in best.safetensors, by the metric of --keep-best.
+
+        There may be no such file after evaluations: that of an abandoned part of the training was renamed, or the
+        option is new. Then this one is the best.
+        """
         name = self.config.keep_best
         if name not in metrics:  # it came out as NaN
             return False
+        kept = log.recorded(name).get(best_kimg(log.run / BEST))
         sign = 1 if higher_is_better(name, self.config.metrics) else -1
-        return sign * metrics[name] > max((sign * value for value in log.recorded(name)), default=-math.inf)
+        return kept is None or sign * metrics[name] > sign * kept
 
     def compute_metrics(self) -> dict[str, Any]:
         """Metrics of the averaged generator with their settings, by all processes; {} except in rank 0."""

@@ -160,9 +160,10 @@ class Log:
             self.say(_metrics_text(values))
             self._last_metrics = values
 
-    def recorded(self, name: str) -> list[float]:
-        """The values of a metric that have been recorded so far, where this process writes."""
-        return [values[name] for values in read_records(self.run / METRICS) if is_number(values.get(name))]
+    def recorded(self, name: str) -> dict[float, float]:
+        """The values of a metric that have been recorded so far, by their kimg, where this process writes."""
+        records = read_records(self.run / METRICS)
+        return {values["kimg"]: values[name] for values in records if is_number(values.get(name))}
 
     def sheet(self, name: str, pixels: Tensor, kimg: float) -> None:
         """Writes the sheet [C, H, W], uint8, of an evaluation as PNG and for TensorBoard. Raises DiskFull."""

@@ -82,7 +82,7 @@ def train(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path
 def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
     """Trains in the folder `run`, from the start or from a state.
 
-    Returns whether the training is complete; False when it was interrupted, with everything saved to resume. A full
+    Returns False where a signal asked it to stop, with everything saved to resume, and otherwise True. A full
     disk on the way costs the files for which there is no room, and nothing else; at the end DiskFull is raised.
     """
     stop = StopSignal()
@@ -119,7 +119,7 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
             if evaluating or stopping:  # a stop between two ticks leaves its part of the averages in the state
                 state = training_state(trainer, config, step, evaluating, device)
                 full = save(trainer, run, state, kimg, config.keep, saved_at)
-                saved_at = saved_at if full else kimg
+                saved_at = kimg
                 if full and not (done or stopping):
                     log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
                 if evaluating and not stopping:
@@ -133,7 +133,7 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
     log.close()
     if full:
         raise full
-    return kimg >= config.kimg
+    return not stop.set
 
 
 def prepare_device(config: RunConfig) -> torch.device:

@@ -59,10 +59,10 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
         background=options.get("background"),
         skip_unreadable=options.get("skip_unreadable", False),
     )
-    if not resuming:
-        check_effect(options, dataset)
     values["vector_labels"] = dataset.vector_labels
     config = resolve(values, dataset.resolution, dataset.channels, dataset.c_dim, gpus)
+    if not resuming:
+        check_effect(options, dataset, config)
     if config.keep_best:
         try:
             higher_is_better(config.keep_best, config.metrics)
@@ -71,14 +71,17 @@ def configure_gan(options: Mapping[str, Any], resuming: bool = False) -> TrainCo
     return config
 
 
-def check_effect(options: Mapping[str, Any], dataset: ImageDataset) -> None:
+def check_effect(options: Mapping[str, Any], dataset: ImageDataset, config: TrainConfig) -> None:
     """Raises UserError for an option that would change nothing; a run that was begun with one may go on."""
     if options.get("background") and not dataset.transparent:
         raise UserError(f"--background is for transparent images, and {dataset.path} has none; leave it out")
     if options.get("cfg") == "r3gan" and options.get("loss", "relativistic") != "relativistic":
         raise UserError("--cfg r3gan is for the relativistic loss; leave --loss out, or take another --cfg")
-    if options.get("aug") == "fixed" and "target" in options:
-        raise UserError("--target is what --aug ada raises p by, and --aug fixed keeps p; leave --target out")
+    if options.get("tf32") and not config.gpus:
+        raise UserError("--tf32 is for GPUs, and this run has none; leave it out")
+    if "target" in options and config.aug == "fixed":
+        keeps = "--cfg r3gan raises p by a schedule" if config.schedules else "--aug fixed keeps p"
+        raise UserError(f"--target is what --aug ada raises p by, and {keeps}; leave --target out")
 
 
 def parse_metrics(text: str | list[str]) -> list[str]:
@@ -203,6 +206,11 @@ def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> 
             f"with: {convert_command(data.files, square, 3)}"
         )
     least, most = Classifier.STRIDE, data.resolution
+    if most < least:
+        raise UserError(
+            f"{data.path} has images of {size_text(most)}, and the classifier needs {least} pixels a side; enlarge "
+            f"them with: {convert_command(data.files, least, 3)}"
+        )
     if any(not least <= side <= most for side in config.sizes):
         raise UserError(
             f"--sizes {','.join(map(str, config.sizes))}: take sides from {least}, the classifier's stride, to {most}, "

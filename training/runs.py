@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.snapshot import META, kimg_name, list_runs, run_number
 from networks.generator import CLASS_MEANS
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, command_line, one_line
 from torch_utils.files import RUN_MARKER, check_own_file, check_own_folder, write_file
 from torch_utils.schema import Count, check_values, is_number
 from torch_utils.tensors import FLOATS, is_finite, read_metadata, read_pickled, tensors_in
@@ -24,6 +24,7 @@ from torch_utils.tensors import FLOATS, is_finite, read_metadata, read_pickled, 
 STATE_TYPES = FLOATS | {torch.float64, torch.int64, torch.uint8}  # of the tensors in a training state
 SKIPPED = "skipped_images"  # the part of a state that has the images that could not be decoded
 RESULT = re.compile(r"snapshot-(\d+(?:\.\d+)?)\.safetensors|[a-z]+(\d{6,}(?:\.\d+)?)\.png", re.ASCII)
+BEST = "best.safetensors"  # the model of --keep-best
 ABANDONED = "abandoned-"  # begins the names of results that are later than the state from which a run was resumed
 STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which lines are added
 
@@ -53,7 +54,7 @@ def set_aside(run: Path, since: float, kimg: float) -> None:
     later than that was abandoned, except the snapshot at `kimg`, which has just been written. Renamed, it is not taken
     for the newest snapshot, or for an evaluation that was cut off.
     """
-    best = run / "best.safetensors"
+    best = run / BEST
     if best.is_file() and not best.is_symlink() and kimg_name(since) < kimg_name(best_kimg(best)) != kimg_name(kimg):
         best.replace(run / (ABANDONED + best.name))
     for path in run.iterdir():
@@ -65,12 +66,12 @@ def set_aside(run: Path, since: float, kimg: float) -> None:
 
 
 def best_kimg(best: Path) -> float:
-    """The kimg of the model of --keep-best; 0 if it cannot be read."""
+    """The kimg of the model of --keep-best; −1 if there is none that can be read."""
     try:
         kimg = json.loads(read_metadata(best)[META])["info"]["kimg"]
         return float(kimg)
     except (OSError, ValueError, TypeError, LookupError):
-        return 0.0
+        return -1.0
 
 
 def evaluation_is_due(run: Path, sheet_name: str, state: Mapping[str, Any], kimg: float) -> bool:
@@ -100,7 +101,10 @@ def load_state(path: Path, option: str = "--resume") -> dict[str, Any]:
     Raises UserError, which tells to name another with `option`.
     """
     if path.suffix == ".safetensors":
-        raise UserError(f"{path} is a snapshot, not a training state; give --resume the run's folder, {path.parent}")
+        remedy = f"give {option} the run's folder, {path.parent}"
+        if not list_states(path.parent):
+            remedy = f"begin a new run from its weights with {command_line('--init-from', path)}"
+        raise UserError(f"{path} is a snapshot, not a training state; {remedy}")
     try:
         state = read_pickled(path)
     except (OSError, ValueError) as error:

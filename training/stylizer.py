@@ -150,7 +150,8 @@ class StylizerTrainer:
 
     def statistics(self) -> dict[str, float]:
         """Numbers of a tick beside the averages."""
-        unusable = len(self.contents.unusable) + len(self.styles.unusable)
+        found = torch.cat([self.contents.found_unusable(), self.styles.found_unusable()]).to(self.device)
+        unusable = int(torch.stack(distributed.gather(found)).any(dim=0).sum())  # in any process
         return {"unusable": unusable} if unusable else {}
 
     def save(self, path: Path, kimg: float) -> None:

@@ -95,6 +95,9 @@ BROKEN_TARS = {  # these have to be refused, in one line that names the shard
     "gzip without an end": lambda: endless(GzipCompressor),
     "xz without an end": lambda: endless(lzma.LZMACompressor),
     "gzip that is cut off": lambda: gzip.compress(GOOD * 20)[:-40],
+    "a name of 2 MiB": lambda: member("x", b"a" * (2 << 20), type=tarfile.GNUTYPE_LONGNAME) + GOOD + END,
+    "a link's name of 2 MiB": lambda: member("x", b"a" * (2 << 20), type=tarfile.GNUTYPE_LONGLINK) + GOOD + END,
+    "a header of 2 MiB": lambda: pax(comment="a" * (2 << 20)) + GOOD + END,
 }
 
 

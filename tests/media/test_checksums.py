@@ -11,6 +11,7 @@ from media import checksums
 from media.checksums import folder_checksums
 from media.decode import Unusable
 from torch_utils.cache import cache_folder
+from torch_utils.errors import DiskFull
 
 OLD_NS = 10**18  # a time long before now
 
@@ -68,3 +69,14 @@ def test_a_damaged_cache_is_written_anew(tmp_path, content):
 def test_a_file_that_is_gone(tmp_path):
     with pytest.raises(Unusable, match="a cannot be read"):
         folder_checksums(tmp_path, {"a": "a"})
+
+
+def test_a_full_cache_costs_nothing_but_time(tmp_path, monkeypatch):
+    (folder := tmp_path / "images").mkdir()
+    write(folder, "0", b"x")
+
+    def full(*args, **kwargs):
+        raise DiskFull("no room for it")
+
+    monkeypatch.setattr(checksums, "write_file", full)
+    assert folder_checksums(folder, {"0": "0"}) == {"0": zlib.crc32(b"x")}

@@ -22,8 +22,9 @@ from media.shard_rows import rows
 from media.shard_stream import Lane, ShardStream
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
+from metrics import Evaluator
 from tests.media.test_dataset import encoded, image, make_zip
-from torch_utils.errors import UserError
+from torch_utils.errors import DiskFull, UserError
 
 CPU = torch.device("cpu")
 SIZES = [7, 1, 30, 12, 25, 3]  # images of the shards
@@ -335,13 +336,14 @@ def test_counts_and_labels_are_measured_once_and_kept_beside_the_shards(tmp_path
     assert ShardFiles(str(tmp_path / "moved" / "*.tar")).fingerprint == first.fingerprint and len(read) == 4
 
 
-def test_what_was_measured_is_kept_in_the_cache_where_the_folder_is_not_writable(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [PermissionError(13, "denied"), DiskFull("no room for it")])
+def test_what_was_measured_is_kept_in_the_cache_where_the_folder_is_not_writable(tmp_path, monkeypatch, error):
     pattern = make_shards(tmp_path / "set", [5])
     original = shards.write_index.__globals__["write_file"]
 
     def refuse(path, data, sync=True):
         if path.parent == tmp_path / "set":
-            raise PermissionError(13, "denied")
+            raise error
         original(path, data, sync)
 
     monkeypatch.setitem(shards.write_index.__globals__, "write_file", refuse)
@@ -349,6 +351,27 @@ def test_what_was_measured_is_kept_in_the_cache_where_the_folder_is_not_writable
     assert list((tmp_path / "cache" / "shards").iterdir())
     monkeypatch.setattr(shards, "rows", None)
     assert len(ShardFiles(pattern).names) == 5
+
+
+def test_shards_that_have_changed_on_a_server_are_measured_again(tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+    make_shards(tmp_path / "set", [5, 6])
+    for number, source in enumerate((1, 0)):  # one shard, and then the other under the same address
+        memory.pipe("/changing/a.tar", (tmp_path / "set" / f"00{source}.tar").read_bytes())
+        files = ShardFiles("memory://changing/a.tar")
+        assert len(files.names) == (6, 5)[number]
+        assert ShardFiles("memory://changing/a.tar").fingerprint == files.fingerprint
+
+
+def test_evaluations_read_few_shards(tmp_path):
+    """With `mirror` each image comes with its flip."""
+    dataset = ImageDataset(make_shards(tmp_path / "set", [20, 20, 20]), mirror=True)
+    chosen = Evaluator(["swd20"], dataset)._choose(31)
+    assert sorted(n % 60 for n in chosen) == sorted([n for n in chosen if n < 60] + [n - 60 for n in chosen if n >= 60])
+    assert len(set(chosen)) == 31 and sum(n >= 60 for n in chosen) == 15
+    assert len({n % 60 // 20 for n in chosen}) == 1
+    assert len(Evaluator(["swd80"], dataset)._choose(80)) == 80
 
 
 def test_the_fingerprint_follows_contents_and_labels(tmp_path):

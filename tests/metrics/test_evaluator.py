@@ -368,3 +368,9 @@ def test_fakes_have_random_noise_of_their_own():
     assert (whole.int() - torch.cat([parts[4:], parts[:4]]).int()).abs().max() <= 1
     starts, ends = next(Fakes(G, 9).path_ends([range(9)], 1.0)).chunk(2)
     assert torch.equal(starts, ends)  # path lengths are of w alone: the model's noise is at both ends
+
+
+def test_images_that_are_too_small_for_lpips_are_told(small, vgg16):
+    tiny = torch.utils.data.TensorDataset(torch.zeros(4, 3, 12, 24, dtype=torch.uint8))
+    with pytest.raises(UserError, match="ppl2_wend4 compares images of 16 pixels a side or more, and these have 24x12"):
+        Evaluator(["ppl2_wend4"], tiny, weights=[vgg16])

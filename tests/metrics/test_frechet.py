@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -125,6 +127,11 @@ def test_the_limit_of_a_line_is_found(monkeypatch):
     seen.clear()
     frechet.extrapolated_distance(real, torch.zeros(100, 90))  # the covariance of fewer than 91 is singular
     assert min(seen) == 50 and max(seen) == 100
+
+
+def test_of_two_fakes_there_is_no_line():
+    real = {"mean": torch.zeros(3).double(), "covariance": torch.eye(3).double()}
+    assert math.isnan(frechet.extrapolated_distance(real, torch.randn(2, 3)))
 
 
 def test_extrapolation_removes_the_bias_of_few_images():

@@ -73,3 +73,11 @@ def test_copies_in_one_region_do_not_hide_behind_a_bad_fit_elsewhere(monkeypatch
     assert len(cells.unique()) > 3
     near = distances[0][:100], distances[1][:100]
     assert rank_z(*near) < -5 and abs(rank_z(*distances)) < 3
+
+
+def test_where_no_cell_has_both_new_images_and_fakes_all_are_in_one():
+    """As of a model that has collapsed to a part of the data from which there is no test image."""
+    train = torch.cat([cloud(110), cloud(110, seed=1) + 100])
+    new, fake = cloud(60, seed=2), cloud(16, seed=3) + 100
+    distances = [find_nearest(images, train, 1).distances[:, 0] for images in (new, fake)]
+    assert copying_test(train, new, fake, *distances) == pytest.approx(rank_z(*distances))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from metrics.per_class import class_table
 from tests.metrics.test_main import evaluate, few_directions, mistake, write_images, write_snapshot  # noqa: F401
+from tests.scripts import ROOT, script
 
 
 def write_classes(folder, counts, first=0, names=None):
@@ -92,3 +93,16 @@ def test_what_cannot_be_evaluated_by_class(tmp_path):
     ):
         assert words in mistake("--data", real, "--fakes", fake, "--metrics", "swd4", "--per-class"), (words, real)
     assert "leave out --all" in mistake("--data", data, "--network", tmp_path, "--per-class", "--all")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_image_that_cannot_be_read_ends_all_processes(tmp_path, processes):
+    """One of two meets it, and the other is not left to wait."""
+    real = write_classes(tmp_path / "real", [12, 12])
+    fakes = write_classes(tmp_path / "fakes", [12, 12], first=3)
+    (real / "0005.png").write_bytes((real / "0005.png").read_bytes()[:-40])
+    arguments = ["--metrics", "swd10", "--per-class", "--gpus", 0, "--procs", processes, "--workers", 0, "--batch", 4]
+    result = script("-m metrics", "--data", real, "--fakes", fakes, *arguments, cwd=ROOT, seconds=60)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode == 2 and len(lines) == 1 and "0005.png" in lines[0], result.stderr

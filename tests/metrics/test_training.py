@@ -121,3 +121,25 @@ def test_training_with_an_encoder(small, tmp_path):
     train(GANTrainer, tiny(tmp_path / "faces.zip", metrics=[name, "swd20"], kimg=0.008), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and all(math.isfinite(line[name]) for line in lines)
+
+
+def test_a_best_model_that_was_set_aside_is_no_bar(faces16, tmp_path, monkeypatch):
+    """What counts is the value of the model that is kept."""
+    values = iter([9.0, 8.0, 3.0, 5.0, 4.0, 6.0])
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self, fakes, paths=None: {"swd20": next(values)})
+    best = tmp_path / "best.safetensors"
+    config = tiny(faces16, metrics=["swd20"], keep_best="swd20", kimg=0.016, keep=10)
+    train(GANTrainer, config, tmp_path)
+    assert load_generator(best)[1]["kimg"] == 0.016
+    best.replace(tmp_path / "abandoned-best.safetensors")
+    kept = []
+    for kimg in (0.024, 0.032, 0.04):
+        train(GANTrainer, dataclasses.replace(config, kimg=kimg), tmp_path, find_state(tmp_path))
+        kept.append(load_generator(best)[1]["kimg"])
+    assert kept == [0.024, 0.032, 0.032]
+
+
+def test_a_best_model_by_a_metric_that_is_left_out_is_told(faces16, tmp_path, no_network, capsys):
+    config = tiny(faces16, metrics=["swd20", "fid20"], keep_best="fid20", kimg=0.016)
+    train(GANTrainer, config, tmp_path)
+    assert "warning: no best.safetensors will be kept: --keep-best fid20 is left out" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,6 +68,14 @@ def test_a_resumed_run_equals_one_without_a_stop(tmp_path, faces16, options):
     for x, y in zip(stats(straight), stats(stopped), strict=True):
         del x["it_per_s"], y["it_per_s"]
         assert x == y
+
+
+def test_a_signal_in_the_last_step_is_told_to_the_launcher(tmp_path, faces16, monkeypatch):
+    """It is ending its processes then, and waits for no result."""
+    monkeypatch.setattr("training.loop.StopSignal", lambda: SimpleNamespace(set=True))
+    assert not train(GANTrainer, tiny(faces16, kimg=0.008), tmp_path)
+    monkeypatch.setattr("training.loop.StopSignal", lambda: SimpleNamespace(set=False))
+    assert train(GANTrainer, tiny(faces16, kimg=0.016), tmp_path, find_state(tmp_path))
 
 
 def test_records_after_the_state_are_dropped(tmp_path, faces16):

@@ -77,12 +77,24 @@ def test_a_run_on_other_gpus_says_on_how_many_it_was_begun(monkeypatch, tmp_path
         check_resumable({"config": asdict(old), "step": 0}, tmp_path, new)
 
 
+def test_under_torchrun_a_run_says_with_how_many_processes_it_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch_utils.distributed.under_torchrun", lambda: True)
+    on_the_cpu = r"was begun on the CPU, by 1 process, .*; start it with 1 process in all and --gpus 0"
+    usual = resolve({"cfg": "demo", "data": "x", "procs": 1}, 32, 3, 0, 0)
+    for begun, words in ((0, on_the_cpu), (2, "was begun on 2 GPUs, .*; start it with 2 processes in all")):
+        old, new = replace(usual, gpus=begun, procs=max(begun, 1)), replace(usual, gpus=1)
+        with pytest.raises(UserError, match=words):
+            check_resumable({"config": asdict(old), "step": 0}, tmp_path, new)
+
+
 @pytest.mark.parametrize(
     "changed, words",
     [
         ({"background": (255, 0, 0)}, "--background is for transparent images, and .* has none; leave it out"),
         ({"cfg": "r3gan", "loss": "nonsaturating"}, "--cfg r3gan is for the relativistic loss; leave --loss out"),
         ({"aug": "fixed", "p": 0.5, "target": 0.5}, "--aug fixed keeps p; leave --target out"),
+        ({"cfg": "r3gan", "target": 0.5}, "--cfg r3gan raises p by a schedule; leave --target out"),
+        ({"tf32": True}, "--tf32 is for GPUs, and this run has none; leave it out"),
     ],
 )
 def test_what_would_change_nothing_is_refused_but_for_runs_that_were_begun_with_it(faces16, changed, words):

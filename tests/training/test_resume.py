@@ -254,6 +254,21 @@ def test_a_full_disk_costs_a_state_and_no_more(runs, faces16, capsys, monkeypatc
         assert_same_run(straight, full)
 
 
+def test_a_state_that_found_no_room_sets_nothing_of_its_own_training_aside(faces16, tmp_path, monkeypatch):
+    save, saved = loop.save_state, []
+
+    def once_full(run, state, kimg, keep):
+        saved.append(kimg)
+        if len(saved) == 2:
+            raise DiskFull("no room for the state")
+        return save(run, state, kimg, keep)
+
+    monkeypatch.setattr(loop, "save_state", once_full)
+    loop.train(GANTrainer, tiny(faces16, kimg=0.256), tmp_path)
+    assert len(saved) == 4 and not list(tmp_path.glob("abandoned-*"))
+    assert len(list(tmp_path.glob("snapshot-*"))) == 4
+
+
 def test_a_disk_that_is_full_from_the_start(runs, faces16):
     with small_disk(runs[1], 0.01), pytest.raises(DiskFull, match=r"no room for .*reals\.png"):
         (runs[1] / "filler").write_bytes(bytes(8192))
