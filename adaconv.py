@@ -30,6 +30,7 @@ from models.sampling import class_centers, generate_batches, labels_in_turn, lat
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
 from torch_utils.errors import UserError, one_line, plural
+from torch_utils.files import write_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +50,7 @@ class WithoutHub:
         folder.mkdir(parents=True, exist_ok=True)
         self._save_pretrained(folder)
         if not (folder / "README.md").exists():
-            (folder / "README.md").write_text(self.card(), encoding="utf-8")
+            write_file(folder / "README.md", self.card().encode())
 
     def push_to_hub(self, repo_id: str, **_: Any) -> str:
         raise UserError(f"to push to {repo_id}, {INSTALL}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -93,11 +95,14 @@ def main(
             f"--host {host} lets others reach the page; protect it with --password, or write --no-password to serve "
             "everyone"
         )
+    if no_password and cli.typed("password"):
+        raise UserError("--password and --no-password contradict each other; leave one out")
     if find_spec("gradio") is None:
         raise UserError("the page needs gradio, which is not installed; install it with: pip install 'gradio>=6'")
     check_models(files)
     port = check_port(host, port)
     note("starting; the address of the page follows")  # importing Gradio takes seconds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that uploads and results are removed then, too
     with tempfile.TemporaryDirectory(prefix="adaconv-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads and results; gradio reads it when it is imported
         from web.server import serve

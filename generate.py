@@ -119,6 +119,8 @@ def images_command(
 
     if grid_size and len(names) > grid_size[0] * grid_size[1]:
         raise UserError(f"--grid {grid_size[0]}x{grid_size[1]} has no room for {len(names)} images; take a larger one")
+    if grid_size:
+        sheets.check_grid(len(names), grid_size[0], model.G.config.resolution)
     folder = cli.writable_folder(outdir)
     model.announce()
     if grid_size:
@@ -309,7 +311,7 @@ def check_walk(seeds: list[int], count: int, video: VideoOptions) -> None:
 
 
 @main.command("kernels", example=KERNELS)
-@cli.option("Images", "--seed", type=cli.Integer(0), help="Seed of the latent whose kernels are shown.")
+@cli.option("Images", "--seed", type=cli.Integer(0, 10**18 - 1), help="Seed of the latent whose kernels are shown.")
 @cli.option("Images", "--compare", type=cli.NumberRanges(), help="Two seeds, such as 3,4, whose kernels are compared.")
 @latents_cli.model_options
 @latents_cli.layers_option("--layer")

@@ -160,6 +160,7 @@ def main(request: Request, config: ProjectionConfig) -> None:
     if request.label is not None:
         label = chosen_label(request.label, G, path)
     targets = read_targets(files, G.config.resolution, G.config.img_channels)
+    identity = fingerprint(path)  # now: the search may take longer than a running training keeps this file
     features, compared = find_features(request.encoder_weights, device)
     folder = cli.writable_folder(request.outdir)
     outs = [cli.writable_file(folder / name, "--outdir") for name in [CODES, SHEET] + [VIDEO] * request.video]
@@ -176,7 +177,7 @@ def main(request: Request, config: ProjectionConfig) -> None:
     ratios = psnr(to_float(found.images), to_float(targets.images)).tolist()
     about = {
         "network": str(path),
-        "fingerprint": fingerprint(path),
+        "fingerprint": identity,
         "targets": targets.names,
         "class": class_number,
         "label": request.label,

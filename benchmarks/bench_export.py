@@ -84,7 +84,7 @@ def exported(function: Callable[[Tensor, Tensor], Tensor], inputs: tuple[Tensor,
     """The function in onnxruntime, on these inputs."""
     import onnxruntime
 
-    batch = graphs.OPEN["batch"]
+    batch = graphs.BATCH
     example = tuple(t[:1].expand(3, *t.shape[1:]).contiguous() for t in inputs)
     torch.compiler.reset()
     program = torch.export.export(Op(function), example, dynamic_shapes=({0: batch}, {0: batch}))

@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from latents.codes import fingerprint
 from latents.mixing import PARTS
+from media.labels import MAX_CLASSES
 from models.classes import chosen_class, chosen_label
 from models.sampling import class_centers, labels_in_turn, latents
 from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.cli import choose_device
-from torch_utils.errors import UserError, consecutive, note, numbers_text, plural
+from torch_utils.errors import UserError, consecutive, note, numbers_text, one_line, plural
 from torch_utils.files import short_name
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import width_and_height
@@ -77,9 +78,12 @@ class Classes(click.ParamType):
         found: list[Shares] = []
         for part in value.split(","):
             if re.fullmatch(r"\s*\d+\s*-\s*\d*\s*", part, re.ASCII):
-                found.extend({number: 1.0} for number in cli.NumberRanges().convert(part, param, ctx))
+                numbers = cli.NumberRanges(MAX_CLASSES - len(found)).convert(part, param, ctx)
+                found.extend({number: 1.0} for number in numbers)
             else:
                 found.append(self.mixture(part, param, ctx))
+            if len(found) > MAX_CLASSES:
+                self.fail(f"more than {MAX_CLASSES:,} classes; split them over several runs", param, ctx)
         return found
 
     def mixture(self, text: str, param: click.Parameter | None, ctx: click.Context | None) -> Shares:
@@ -91,8 +95,8 @@ class Classes(click.ParamType):
                 self.fail(f"{term.strip()!r} is not a class; write e.g. 3, cat, 0-5, 1+3 or 1:0.2+3:0.8", param, ctx)
             name = cli.ClassName().convert(match[1], param, ctx)
             shares[name] = shares.get(name, 0) + float(match[2] or 1)
-        if not (total := sum(shares.values())) > 0:
-            self.fail(f"the shares of {text.strip()!r} sum to 0", param, ctx)
+        if not 0 < (total := sum(shares.values())) < math.inf:
+            self.fail(f"the shares of {one_line(text.strip())!r} sum to {total:g}", param, ctx)
         return {name: share / total for name, share in shares.items()}
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,13 @@ class Codes:
 
 
 def fingerprint(path: str | os.PathLike) -> str:
-    """16 hex digits that identify a model: the beginning of the SHA-256 of its file."""
+    """16 hex digits that identify a model: the beginning of the SHA-256 of its file. Remembered until that changes."""
+    status = os.stat(path)
+    return _fingerprint(os.fspath(path), status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(64)
+def _fingerprint(path: str, written_ns: int, size: int) -> str:
     return file_sha256(path)[:16]
 
 

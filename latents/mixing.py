@@ -56,18 +56,19 @@ def check_layers(
         raise UserError(f"{option} {last} is the last ToRGB, which has no kernels; take one of 0 to {last - 1}")
     chosen = sorted(set(layers) - (set() if part == "all" else {last}))
     if not (found := [i for i in chosen if predicts(config, i, part)]):
+        what = "biases" if part == "bias" else "spatial kernels"
         able = numbers_text([i for i in range(last) if predicts(config, i, part)]) or "none"
         raise UserError(
-            f"--part {part}: of the layers of this model, {able} predict spatial kernels; "
+            f"--part {part}: of the layers of this model, {able} predict {what}; "
             f"take one of them with {option}, or --part channels"
         )
     return found
 
 
 def predicts(config: GeneratorConfig, layer: int, part: Part) -> bool:
-    """Whether a layer predicts a part that others predict: beyond `kernels_up_to`, there are no spatial kernels."""
+    """Whether a layer predicts a part that others predict: beyond `kernels_up_to`, it is only scales of channels."""
     side = max(config.block_sizes[min((layer + 1) // 2, len(config.block_sizes) - 1)])
-    return part != "structure" or config.kernels_up_to is None or side <= config.kernels_up_to
+    return part not in ("structure", "bias") or config.kernels_up_to is None or side <= config.kernels_up_to
 
 
 def mix_kernels(kernels: AdaConvKernels, other: AdaConvKernels, part: Part) -> AdaConvKernels:

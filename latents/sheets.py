@@ -97,6 +97,12 @@ def check_size(width: int, height: int) -> None:
         )
 
 
+def check_grid(count: int, columns: int, resolution: Resolution) -> None:
+    """`check_size` for so many images of a resolution in rows of so many."""
+    width, height = width_and_height(resolution)
+    check_size(min(columns, count) * width, -(-count // columns) * height)
+
+
 def add_caption(image: Image.Image, text: str) -> Image.Image:
     """The image with a line of text below it."""
     sheet = Image.new("RGB", (image.width, image.height + TEXT + 6), "white")

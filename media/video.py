@@ -108,7 +108,7 @@ class VideoReader:
                 yield next(packets)
             except StopIteration:
                 return
-            except (av.FFmpegError, OSError) as error:
+            except (av.FFmpegError, OSError, IndexError, ValueError) as error:  # as of a stream that begins later
                 raise self._unreadable(error) from None
 
     def decode(self, packet: Any) -> list[Any]:
@@ -161,21 +161,31 @@ def _source(path: Path) -> str | BinaryIO:
     Raises Unusable, and OSError if the file cannot be read.
     """
     with open_regular(path) as file:
-        is_webp = file.read(12)[8:] == b"WEBP"
-        file.seek(0)
-        if not is_webp or not is_animated(animation := open_image(file, ("WEBP",))):
+        if (animation := animated_webp(file)) is None:
             return f"file:{path}"  # else FFmpeg takes a name such as concat:a as more than a name
+        if pixels_of_all_frames(animation) > MAX_ANIMATION_PIXELS:
+            raise Unusable(f"has more than {MAX_ANIMATION_PIXELS:,} pixels in all frames")
         images: list[Image.Image] = []
         durations: list[int] = []
         for frame in ImageSequence.Iterator(animation):
-            if len(images) * frame.width * frame.height > MAX_ANIMATION_PIXELS:
-                raise Unusable(f"has more than {MAX_ANIMATION_PIXELS:,} pixels in all frames")
             images.append(decode_image(frame.copy()))
             durations.append(frame.info["duration"])  # in milliseconds
     apng = io.BytesIO()
     images[0].save(apng, "PNG", save_all=True, append_images=images[1:], duration=durations)
     apng.seek(0)
     return apng
+
+
+def animated_webp(file: BinaryIO) -> Image.Image | None:
+    """The animated WebP in a file, of which nothing is decoded; None if it is something else. Raises Unusable."""
+    is_webp = file.read(12)[8:] == b"WEBP"
+    file.seek(0)
+    return image if is_webp and is_animated(image := open_image(file, ("WEBP",))) else None
+
+
+def pixels_of_all_frames(animation: Image.Image) -> int:
+    """The pixels of an animation that is decoded as a whole."""
+    return getattr(animation, "n_frames", 1) * animation.width * animation.height
 
 
 def frames(path: str | os.PathLike) -> Iterator[Tensor]:

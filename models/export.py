@@ -172,7 +172,7 @@ def largest_difference(run: Run, graph: Graph, batch: int | None = None) -> floa
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for n, (height, width) in zip(BATCHES, SIDES, strict=True):
-            inputs = graph.example(batch or n, height, width)
+            inputs = graph.example(batch or n, max(height, graph.least), max(width, graph.least))
             for got, expected in zip(run(inputs), as_list(graph.module(*inputs)), strict=True):
                 difference = (got - expected).abs().max() / expected.abs().max().clamp(min=1)
                 largest = max(largest, float(difference.nan_to_num(torch.inf)))

@@ -19,12 +19,7 @@ from networks.stylizer import MIN_SIZE, STRIDE, Stylizer, from_tensors, to_tenso
 from torch_utils.errors import ranges_text
 from torch_utils.sizes import width_and_height
 
-# Sizes that stay open, so that one file takes any of them.
-OPEN = {
-    "batch": Dim("batch", min=1, max=2**16),
-    "height": Dim("height", min=MIN_SIZE, max=2**14),
-    "width": Dim("width", min=MIN_SIZE, max=2**14),
-}
+BATCH = Dim("batch", min=1, max=2**16)  # which stays open, so that one file takes any number of samples
 
 
 @dataclass(frozen=True)
@@ -48,12 +43,15 @@ class Graph:
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     example: Callable[[int, int, int], tuple[Tensor, ...]]
+    least: int = MIN_SIZE  # of open heights and widths
 
     def open_sizes(self, batch: int | None) -> tuple[dict[int, Dim], ...]:
         """The open sizes of each input. With `batch`, the number of samples is not one of them."""
+        dims = {name: Dim(name, min=self.least, max=2**14) for name in ("height", "width")}
+        if batch is None:
+            dims["batch"] = BATCH
         return tuple(
-            {i: OPEN[size] for i, size in enumerate(port.shape) if size in OPEN and not (batch and size == "batch")}
-            for port in self.inputs.values()
+            {i: dims[size] for i, size in enumerate(port.shape) if size in dims} for port in self.inputs.values()
         )
 
 
@@ -165,7 +163,8 @@ def of_stylizer(model: Stylizer) -> list[Graph]:
     styles = Port(
         ("batch", 3, size, size), f"style images from -1 to 1: the square in the middle, resized to {size}x{size}"
     )
-    contents = Port(("batch", 3, "height", "width"), f"content images from -1 to 1, of at least {MIN_SIZE}x{MIN_SIZE}")
+    least = model.config.min_size
+    contents = Port(("batch", 3, "height", "width"), f"content images from -1 to 1, of at least {least}x{least}")
     images = Port(("batch", 3, "height", "width"), "the contents in the styles, from -1 to 1; clamp values beyond")
     return [
         Graph("style", "AdaConv stylizer: the kernels of styles", read, {"style": styles}, kernels, style),
@@ -176,5 +175,6 @@ def of_stylizer(model: Stylizer) -> list[Graph]:
             {"content": contents, **kernels},
             {"images": images},
             content,
+            least,
         ),
     ]

@@ -7,6 +7,7 @@ tensors name storages; the storages, each a file of plain numbers; and the progr
 from __future__ import annotations
 
 import io
+import math
 import os
 import zipfile
 from typing import Any
@@ -62,7 +63,10 @@ def read_torchscript(path: str | os.PathLike) -> dict[str, Tensor]:
             (root,) = {name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")}
             pickled = io.BytesIO(_stored(archive, f"{root}data.pkl"))
             module = read_pickle(pickled, _Names({TENSOR, *DTYPES}))
-            return {name: _tensor(archive, root, call) for name, call in _tensors(module).items()}
+            calls, there = _tensors(module), sum(info.file_size for info in archive.infolist())
+            if sum(math.prod(layout(call)[2]) for call in calls.values()) > there:  # of a byte or more each
+                raise ValueError("tensors that share more numbers than the archive has bytes")
+            return {name: _tensor(archive, root, call) for name, call in calls.items()}
     except (*DAMAGED, zipfile.BadZipFile, EOFError, ValueError) as error:
         raise ValueError(f"not a TorchScript archive of tensors ({str(error)[:100]})") from None
 

@@ -44,7 +44,12 @@ def random_generator(seed: int, device: torch.device | str = "cpu") -> torch.Gen
 
 
 def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
-    """z [N, z_dim], each row drawn by a generator of its own from its seed. Raises TypeError for what is no integer."""
+    """z [N, z_dim], each row drawn by a generator of its own from its seed.
+
+    Raises TypeError for what is no integer, and ValueError beyond 0 to 2⁶⁴ − 1.
+    """
+    if wrong := [seed for seed in seeds if not 0 <= operator.index(seed) < 1 << 64]:
+        raise ValueError(f"seeds: expected 0 to 2**64 - 1, got {wrong[0]}")
     rows = [torch.randn(z_dim, generator=random_generator(operator.index(seed))) for seed in seeds]
     return torch.stack(rows) if rows else torch.zeros(0, z_dim)
 

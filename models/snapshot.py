@@ -108,7 +108,7 @@ def save_model(
 
 def fits_half(name: str) -> bool:
     """Whether float16 is enough for a tensor: not for the statistics of labels, which may be years or prices."""
-    return not name.startswith("mapping.labels.")
+    return not name.removeprefix(DISCRIMINATOR).startswith("mapping.labels.")
 
 
 def load_model(

@@ -27,3 +27,7 @@ def test_a_port_in_use_or_an_address_of_another_machine_is_a_mistake():
     assert check_port("127.0.0.1", port) == port  # as soon as nobody listens there
     assert "another --host" in mistake("app.py", "--no-password", "--host", "192.0.2.1")  # RFC 5737: nobody's
     assert "is no address" in mistake("app.py", "--no-password", "--host", "nowhere.invalid")
+
+
+def test_a_password_and_none_contradict_each_other():
+    assert "contradict each other" in mistake("app.py", "--password", "x", "--no-password")

@@ -18,7 +18,7 @@ from torch_utils.files import open_regular
 MAX_BYTES = 1 << 33  # of one uncompressed array
 MAX_RATIO = 64  # of the bytes of all arrays to those of the file; random numbers hardly become smaller
 MAX_SMALL_BYTES = 1 << 20  # of arrays that may be compressed further, such as noise maps of zeros
-MAX_TEXT_BYTES = 1 << 20  # of an array that holds a text
+MAX_TEXT_BYTES = 1 << 26  # of an array that holds a text: the names of a hundred thousand files, for example
 
 Shape = tuple[int | None, ...]  # None: any size
 

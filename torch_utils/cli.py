@@ -259,6 +259,9 @@ class NumberRanges(click.ParamType):
 
     name = "ranges"
 
+    def __init__(self, most: int | None = None):
+        self.most = MAX_NUMBERS if most is None else most
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
         if isinstance(value, list):
             return value
@@ -272,8 +275,8 @@ class NumberRanges(click.ParamType):
             low, high = int(first), int(last or first)
             if high < low:
                 self.fail(f"the range {part.strip()!r} runs backwards; write {high}-{low}", param, ctx)
-            if len(numbers) + high - low >= MAX_NUMBERS:
-                self.fail(f"more than {MAX_NUMBERS:,} numbers; split them over several runs", param, ctx)
+            if len(numbers) + high - low >= self.most:
+                self.fail(f"more than {self.most:,} numbers; split them over several runs", param, ctx)
             numbers.extend(range(low, high + 1))
         return numbers
 
@@ -387,6 +390,13 @@ def run(command: click.Command) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(0)
         raise broken from None  # another pipe, to a process of our own
+    except (RuntimeError, MemoryError) as error:
+        from torch_utils.memory import out_of_memory
+
+        if not out_of_memory(error):
+            raise
+        print("error: there is not enough memory; take a smaller --batch, or fewer or smaller images", file=sys.stderr)
+        sys.exit(2)
     except OSError as error:
         name = printable(str(error.filename))
         reasons = {

@@ -89,7 +89,8 @@ def class_number(chosen: str | None) -> str:
         return ""
     # "class 2", "2: blond hair", or a mixture as it is typed
     listed = re.fullmatch(r"(?:class )?(\d+)(?:: .*)?", chosen)
-    return listed[1] if listed else chosen
+    is_mixture = re.fullmatch(r"\d+: *[\d.]+ *(\+.*)?", chosen)
+    return listed[1] if listed and not is_mixture else chosen
 
 
 def truncation_options(trunc: str, classes: str, trunc_class: bool) -> list[str]:

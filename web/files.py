@@ -121,6 +121,12 @@ class Results:
         """Keeps the files that are there now, such as examples."""
         self._kept = {path for path in self.folder.rglob("*") if path.is_file()}
 
+    def keep_sweeping(self) -> None:
+        """Removes what is old once a minute, also where nobody uses the page. Never returns."""
+        while True:
+            time.sleep(60)
+            self.sweep()
+
     def sweep(self, every: float = 10) -> None:
         """Removes what is old, and the oldest files beyond `MAX_FILES` bytes; at most once in `every` seconds."""
         with self._lock:

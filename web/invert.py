@@ -111,6 +111,7 @@ def invert(
     label = printable(path.name)
     target = read_targets(find_targets(path), config.resolution, config.img_channels)
     search_config = ProjectionConfig(space=space, steps=int(steps or 1), noise=noise)
+    about = {"network": name, "fingerprint": fingerprint(model.path), "targets": [label]}
     yield News("Choosing where to start …")
 
     def work(report: Callable[[Any], None]) -> Projection:
@@ -119,7 +120,8 @@ def invert(
     found = yield from stream(work, stop)
     images = to_uint8(found.images).cpu()
     ratio = float(psnr(to_float(images), to_float(target.images)))
-    codes = Codes(found.ws, found.noise, {"network": name, "fingerprint": fingerprint(model.path), "targets": [label]})
+    noises = None if found.noise is None else [noise.cpu() for noise in found.noise]
+    codes = Codes(found.ws.cpu(), noises, about)  # they are kept as long as the page is open
     shown, file = page.results.path("projected.png"), page.results.path(CODES)
     save_png(images[0], shown, sync=False)
     save_codes(file, codes)

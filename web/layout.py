@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -48,7 +49,9 @@ that makes it again."""
 
 def build(shelf: Shelf, folder: Path) -> gr.Blocks:
     """The page. Results are written into `folder`, which Gradio uses for uploads as well."""
-    page = Page(shelf, Results(folder))
+    results = Results(folder)
+    threading.Thread(target=results.keep_sweeping, daemon=True).start()
+    page = Page(shelf, results)
     with gr.Blocks(title="AdaConv", analytics_enabled=False) as blocks:
         gr.Markdown(INTRO)
         choose_model(page)

@@ -7,6 +7,7 @@ One of each kind runs at a time, so that memory is bounded and quick work never 
 from __future__ import annotations
 
 import functools
+import html
 import inspect
 import os
 import re
@@ -81,7 +82,7 @@ def shown(error: Exception) -> gr.Error:
         message = "This is a fault of the program, not yours; the server's log has the details."
     message = one_line(without_folders(message), 400)
     print(f"error: {message}", file=sys.stderr, flush=True)
-    return gr.Error(message, print_exception=False)
+    return gr.Error(html.escape(message, quote=False), print_exception=False)  # Gradio shows messages as HTML
 
 
 def without_folders(message: str) -> str:

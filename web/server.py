@@ -34,7 +34,8 @@ def serve(
     Raises UserError if the port cannot be used.
     """
     blocks = build(Shelf(files, choose_device(device)), folder)
-    blocks.queue(max_size=QUEUE, default_concurrency_limit=1)
+    # What is queued cannot be asked for beside the queue, which bounds the memory.
+    blocks.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
 
     def admit(_: str, given: str) -> bool:
         return hmac.compare_digest(given.encode(), (password or "").encode())

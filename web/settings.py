@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -76,14 +77,18 @@ class Settings:
 
     def restore(self, query: str) -> list[Any]:
         """A value for each component from the query of an address. What is not valid is left as it is, with a note."""
-        given = parse_qs((query or "").removeprefix("?")[:8192], max_num_fields=200)
+        try:
+            given = parse_qs((query or "").removeprefix("?")[:8192], max_num_fields=200)
+        except ValueError:
+            given = {}
+            gr.Warning("The address has too many settings; the defaults are used.")
         values = []
         for entry in self.entries:
             texts = given.get(entry.name)
             try:
                 values.append(gr.skip() if not texts else entry.parse(texts[-1]))
             except (ValueError, KeyError, OverflowError):
-                shown = one_line(texts[-1] if texts else "", 40)
+                shown = html.escape(one_line(texts[-1] if texts else "", 40), quote=False)  # a warning is HTML
                 gr.Warning(f"{entry.name}={shown} in the address is not valid; the default is used.")
                 values.append(gr.skip())
         return values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Entry:
 
     name: str  # what a command line calls it, and the address of the page
     label: str
-    path: Path
+    source: Path  # a file, a run, or a folder of runs
+    path: Path  # the snapshot
 
 
 class Shelf:
@@ -59,27 +60,28 @@ class Shelf:
     def entries(self, kind: str) -> list[Entry]:
         """The models of a kind: the given files, the runs from the newest on, and the shipped ones."""
         given = [path for path in self.files if kind_of(path) == kind]
-        found = [Entry(as_typed(path), path.name, find_snapshot(path, kind)) for path in given]
+        found = [Entry(as_typed(path), path.name, path, find_snapshot(path, kind)) for path in given]
         for run in sorted(list_runs(RUNS), key=run_number, reverse=True):
             try:
                 snapshot = find_snapshot(run, kind)
             except UserError:
                 continue  # no snapshot yet, or of the other kind
-            found.append(Entry(as_typed(run), f"{run.name}{metric_text(snapshot)}", snapshot))
+            found.append(Entry(as_typed(run), f"{run.name}{metric_text(snapshot)}", run, snapshot))
         for path in sorted(PRETRAINED.glob("*.safetensors")):
             if kind_of(path) == kind:
-                found.append(Entry(as_typed(path), f"{path.stem} (comes with the project)", path))
+                found.append(Entry(as_typed(path), f"{path.stem} (comes with the project)", path, path))
         self._known.update({(kind, entry.name): entry for entry in found})
         return found
 
     def entry(self, name: str, kind: str) -> Entry:
-        """The model of that name, as it was last found. Raises UserError if it is not one that can be chosen."""
+        """The model of that name, of a run with its newest snapshot. Raises UserError if it cannot be chosen."""
         if (kind, name) not in self._known:
             self.entries(kind)
-        entry = self._known.get((kind, name))
-        if entry is None or not entry.path.is_file():
-            raise UserError("there is no such model any more; choose another one above")
-        return entry
+        try:
+            entry = self._known[kind, name]
+            return replace(entry, path=find_snapshot(entry.source, kind))
+        except (KeyError, UserError):
+            raise UserError("there is no such model any more; choose another one above") from None
 
     def generator(
         self, name: str, precision: str = "fp32", trunc: str = "1", classes: str = "", trunc_class: bool = False

@@ -11,7 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from media.files import read_image, write_image
-from media.video import VideoReader
+from media.video import VideoReader, animated_webp, pixels_of_all_frames
 from models.snapshot import STYLIZER
 from networks.stylizer import Stylizer
 from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
@@ -26,6 +26,7 @@ from web.page import Page, command_box, command_with
 NAME, TITLE = "stylize", "Stylize"
 STYLES = 4
 MAX_FRAMES, MAX_FRAME_PIXELS = 900, 1920 * 1080
+MAX_ANIMATION_PIXELS = 1 << 27  # of all frames of a WebP, which is decoded as a whole
 MIXED, APART, MASKED = "mixed by weight", "structure of 1, statistics of 2", "1 where the mask is painted, 2 elsewhere"
 COLORS: dict[str, Literal["luminance", "histogram"] | None] = {
     "the style's": None, "the content's (luminance)": "luminance", "the content's (histogram)": "histogram"
@@ -241,13 +242,17 @@ def uploads_of(paths: Sequence[Path]) -> list[str]:
 
 def check_video(path: Path) -> None:
     """Raises UserError if a file is no video or is too large, which is found out without decoding it."""
+    with open(path, "rb") as file:
+        animation = animated_webp(file)
+        if animation is not None and pixels_of_all_frames(animation) > MAX_ANIMATION_PIXELS:
+            raise UserError(f"{path.name} has too many pixels in all frames for this page; use stylize.py for it")
     with VideoReader(path) as reader:
         width, height = reader.stream.width, reader.stream.height
         if width * height > MAX_FRAME_PIXELS:
             raise UserError(
                 f"{path.name} has {width}x{height} pixels; the limit here is 1920x1080, use stylize.py for it"
             )
-        for number, _ in enumerate(reader.container.demux(reader.stream)):
+        for number, _ in enumerate(reader.packets()):
             if number > MAX_FRAMES:
                 raise UserError(f"{path.name} has more than {MAX_FRAMES} frames, the limit here; use stylize.py for it")
 

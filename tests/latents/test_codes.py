@@ -1,3 +1,4 @@
+import hashlib
 import io
 import zipfile
 from collections import OrderedDict
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from latents.codes import Codes, generate_codes, load_codes, save_codes
+from latents.codes import Codes, fingerprint, generate_codes, load_codes, save_codes
 from media.images import to_uint8
 from networks.generator import Generator, GeneratorConfig
 from torch_utils.errors import UserError
@@ -98,3 +99,18 @@ def test_a_header_that_asks_for_any_memory_is_refused(G, tmp_path):
     with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
         archive.writestr("w.npy", buffer.getvalue())
     assert "cannot be read" in refused(tmp_path / "w.npz", G)
+
+
+def test_codes_of_very_many_targets(G, tmp_path):
+    """Their names are in the file."""
+    names = [f"a folder with a long name/photograph number {i}.png" for i in range(10_000)]
+    save_codes(tmp_path / "w.npz", Codes(torch.zeros(1, G.config.num_ws, 16), None, {"targets": names}))
+    assert load_codes(tmp_path / "w.npz", G).about["targets"] == names
+
+
+def test_a_model_that_is_replaced_has_another_fingerprint(tmp_path):
+    (tmp_path / "a").write_bytes(b"one")
+    first = fingerprint(tmp_path / "a")
+    assert first == fingerprint(tmp_path / "a") == hashlib.sha256(b"one").hexdigest()[:16]
+    (tmp_path / "a").write_bytes(b"another")
+    assert fingerprint(tmp_path / "a") == hashlib.sha256(b"another").hexdigest()[:16]

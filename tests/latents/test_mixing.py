@@ -72,6 +72,12 @@ def test_mixes_are_row_by_row_and_do_not_depend_on_the_batch():
             "structure",
             "0-2 predict spatial kernels; take one of them with --layers",
         ),
+        (
+            {"kernels_up_to": 8, "predict_bias": True},
+            [3, 4],
+            "bias",
+            "0-2 predict biases; take one of them",
+        ),
         ({"modulation": "modconv"}, None, "bias", "--part bias: this model predicts no bias"),
         ({"modulation": "modconv"}, None, "structure", "--part structure: this model is modconv"),
         ({"modulation": "adain", "norm": "instance"}, None, "structure", "--part structure: this model is adain"),

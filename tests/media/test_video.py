@@ -401,3 +401,33 @@ def test_animations_that_are_cut_off_are_broken_images(tmp_path):
         for length in range(0, len(whole.getvalue()), 1 if suffix == ".gif" else 9):
             (tmp_path / f"a{suffix}").write_bytes(whole.getvalue()[:length])
             is_video(tmp_path / f"a{suffix}")  # says one or the other
+
+
+@pytest.mark.parametrize("error", [IndexError("list index out of range"), ValueError("no such stream")])
+def test_an_error_of_the_library_while_reading_is_one_line(tmp_path, error):
+    """As where a new stream begins later in a broadcast."""
+    with VideoWriter(tmp_path / "a.mp4", 10) as writer:
+        writer.write(torch.zeros(3, 16, 16, dtype=torch.uint8))
+    with VideoReader(tmp_path / "a.mp4") as reader:
+        reader.container.close()
+
+        class Container:
+            def demux(self, *streams):
+                raise error
+                yield
+
+            def close(self):
+                pass
+
+        reader.container = Container()
+        with pytest.raises(UserError, match=r"a\.mp4 is not a readable video"):
+            list(reader.packets())
+
+
+def test_an_animation_is_measured_before_it_is_decoded(tmp_path, monkeypatch):
+    images = [Image.new("RGB", (64, 64), (12 * i, 0, 0)) for i in range(20)]
+    images[0].save(tmp_path / "a.webp", save_all=True, append_images=images[1:], duration=40, lossless=True)
+    monkeypatch.setattr("media.video.MAX_ANIMATION_PIXELS", 19 * 64 * 64)
+    monkeypatch.setattr("media.video.decode_image", lambda *args: pytest.fail("a frame was decoded"))
+    with pytest.raises(UserError, match="pixels in all frames"):
+        VideoReader(tmp_path / "a.webp")

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from models import graphs
-from models.export import META, OPSET, in_half, largest_difference, onnx_runner, write_onnx
+from models.export import META, OPSET, in_half, largest_difference, onnx_runner, trace, write_onnx
 from networks.generator import Generator, GeneratorConfig
-from networks.stylizer import pad_to_stride, to_tensors
+from networks.stylizer import Stylizer, StylizerConfig, pad_to_stride, to_tensors
 from torch_utils.errors import UserError
 from torch_utils.ops.adaconv import adaconv, adaconv_reference
 
@@ -154,7 +154,7 @@ def test_the_op_in_a_graph_of_any_batch(padding_mode, group, size):
     torch.manual_seed(0)
     x, kernel, bias = torch.randn(3, 8, 6, 7), torch.randn(3, 8, group, size, size), torch.randn(3, 8)
     torch.compiler.reset()
-    batch = graphs.OPEN["batch"]
+    batch = graphs.BATCH
     exported = torch.export.export(Op(), (x, kernel, bias), dynamic_shapes=(({0: batch},) * 3,)).module()
     for n in (1, 3, 4):
         inputs = torch.randn(n, 8, 6, 7), torch.randn(n, 8, group, size, size), torch.randn(n, 8)
@@ -165,3 +165,13 @@ def test_without_the_exporter(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"onnxscript, which is not installed.*pip install"):
         write_onnx(tmp_path / "a.onnx", graphs.of_generator(tiny_generator())[0], {})
+
+
+def test_a_stylizer_with_larger_kernels_takes_larger_images_only():
+    """Its reflected borders are wider."""
+    torch.manual_seed(0)
+    model = Stylizer(StylizerConfig(1 / 16, "adaconv", 64, kernel_size=5)).eval().requires_grad_(False)
+    content = graphs.of_stylizer(model)[1]
+    assert content.least == model.config.min_size == 17 and "at least 17x17" in content.inputs["content"].meaning
+    program = trace(content).module()
+    assert largest_difference(lambda inputs: [program(*inputs)], content) < 1e-4

@@ -98,3 +98,25 @@ def test_damage_is_one_line(archive, change):
     with pytest.raises(ValueError, match="not a TorchScript archive of tensors") as error:
         read_torchscript(path)
     assert "\n" not in str(error.value)
+
+
+class Shared(nn.Module):
+    """Many tensors that are one in the file."""
+
+    def __init__(self, count: int = 300):
+        super().__init__()
+        numbers = torch.randn(1000)
+        for i in range(count):
+            self.register_buffer(f"b{i}", numbers.view(-1))
+
+    def forward(self, x):
+        return x + self.b0.sum()
+
+
+def test_tensors_that_would_be_much_more_than_the_file_are_refused(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Shared()).save(tmp_path / "shared.pt")
+    assert (tmp_path / "shared.pt").stat().st_size < 300 * 4000 / 4
+    with pytest.raises(ValueError, match="share more numbers than the archive has bytes"):
+        read_torchscript(tmp_path / "shared.pt")

@@ -158,3 +158,9 @@ def test_no_latent_is_what_a_network_was_made_from(seed):
     z = latents([seed], 64)[0]
     cosines = weights.unfold(0, 64, 1) @ z / (weights.unfold(0, 64, 1).norm(dim=1) * z.norm())
     assert cosines.abs().max() < 0.7
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_seeds_that_do_not_exist(seed):
+    with pytest.raises(ValueError, match=rf"seeds: expected 0 to 2\*\*64 - 1, got {seed}"):
+        latents([1, seed], 4)

@@ -227,6 +227,9 @@ def test_done():
     [
         ("raise UserError('no such file:\\n  write another')", [], "no such file: write another"),
         ("raise click.ClickException('from click')", [], "from click"),
+        ("raise MemoryError()", [], "there is not enough memory; take a smaller --batch"),
+        ("import torch; raise torch.OutOfMemoryError('CUDA out of memory')", [], "there is not enough memory"),
+        ("import torch; torch.empty(2**60, dtype=torch.uint8)", [], "there is not enough memory"),
         ("pass", ["--number", "10"], "--number"),
         ("pass", ["--number"], "--number"),
         ("pass", ["--nuber", "1"], "--nuber"),

@@ -22,6 +22,7 @@ from web.fields import ANY_CLASS, MIXTURE, class_number
         ("3", "3"),
         ("1+3", "1+3"),
         ("1:0.2+3:0.8", "1:0.2+3:0.8"),
+        ("1: 0.2+3: 0.8", "1: 0.2+3: 0.8"),
         ("blond hair:0.2+red hair:0.8", "blond hair:0.2+red hair:0.8"),
         ("red hair", "red hair"),
         ("0,2", "0,2"),

@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
+from pathlib import Path
+from tempfile import gettempdir
 
 import httpx
 import numpy as np
@@ -31,10 +33,13 @@ FILES = 200
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("gradio", reason="there is no gradio here; pip install gradio")
+    before = set(Path(gettempdir()).glob("adaconv-app-*"))
     with serve(tmp_path_factory.mktemp("app")) as server:
+        own = set(Path(gettempdir()).glob("adaconv-app-*")) - before
         yield server
         assert server.process.poll() is None
     assert server.tracebacks() == ""
+    assert own and not any(folder.exists() for folder in own)  # uploads and results are gone, after a SIGTERM
 
 
 @pytest.fixture
@@ -241,3 +246,15 @@ def test_work_ends_with_its_page(server):
         alive.close()
     Client(server.url).call("walk-make", "click", walk_seconds=0.5, walk_file=".gif")
     assert any("Stopped" in line for line in server.log)
+
+
+def test_queued_work_is_not_done_beside_the_queue(server):
+    """It bounds how much is computed at a time."""
+    config = httpx.get(f"{server.url}/config").json()
+    queued = [each["id"] for each in config["dependencies"] if each["queue"] is not False and each["backend_fn"]]
+    assert queued
+    for number in queued:
+        for prefix in ("run", "api"):
+            body = {"fn_index": number, "data": [], "session_hash": "x"}
+            answer = httpx.post(f"{server.url}/gradio_api/{prefix}/predict", json=body)
+            assert answer.status_code == 404, (number, answer.text)

@@ -38,6 +38,13 @@ def test_every_error_is_a_sentence_in_the_page_and_the_log(error, sentence, caps
     assert f"error: {sentence}" in log and ("Traceback" in log) == isinstance(error, ValueError)
 
 
+def test_a_message_is_no_markup():
+    """Gradio would show it as HTML, which can be made to ask other servers for an image."""
+    assert (
+        str(limits.shown(UserError("<img src=//elsewhere/x> & more"))) == "'&lt;img src=//elsewhere/x&gt; &amp; more'"
+    )
+
+
 def test_messages_do_not_tell_where_uploads_lie(monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", "/tmp/adaconv-app-x")
     assert limits.without_folders("/tmp/adaconv-app-x/0a1b/photo.png is broken") == "photo.png is broken"

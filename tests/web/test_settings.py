@@ -36,6 +36,7 @@ def test_what_is_valid_is_restored(settings):
     [
         "", "?", "?other=1", "?seed=-1", "?seed=101", "?seed=nan", "?seed=inf", "?seed=x", "?psi=1e999", "?psi=3",
         "?noise=loud", "?compare=maybe", "?layers=" + "1" * 201, "?seed=%00", "?" + "a=1&" * 150,
+        "?seed=3&" + "a=1&" * 250,
     ],
 )  # fmt: skip
 def test_what_is_not_valid_stays_as_it_is(settings, query):
