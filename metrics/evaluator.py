@@ -425,7 +425,9 @@ def check_several(metrics: Sequence[Metric], dataset: ImageSet) -> None:
     """Raises UserError for metrics of a data set with less than two images."""
     if metrics and len(dataset) < 2:
         count = "only one image" if len(dataset) else "no image"
-        raise UserError(f"the data set has {count}; the metrics need at least 2 (train.py --metrics none goes without)")
+        raise UserError(
+            f"the data set has {count}; the metrics need at least 2; add images, or train with --metrics none"
+        )
 
 
 def finite(tensors: Tensors) -> bool:

@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from pathlib import Path
-from tempfile import gettempdir
 
 import httpx
 import numpy as np
@@ -33,13 +31,15 @@ FILES = 200
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     pytest.importorskip("gradio", reason="there is no gradio here; pip install gradio")
-    before = set(Path(gettempdir()).glob("adaconv-app-*"))
-    with serve(tmp_path_factory.mktemp("app")) as server:
-        own = set(Path(gettempdir()).glob("adaconv-app-*")) - before
-        yield server
-        assert server.process.poll() is None
+    folder = tmp_path_factory.mktemp("app")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        with serve(folder) as server:
+            assert list(folder.glob("adaconv-app-*"))  # of uploads and results
+            yield server
+            assert server.process.poll() is None
     assert server.tracebacks() == ""
-    assert own and not any(folder.exists() for folder in own)  # uploads and results are gone, after a SIGTERM
+    assert not list(folder.glob("adaconv-app-*"))  # also after a SIGTERM
 
 
 @pytest.fixture
