@@ -56,8 +56,8 @@ def build(page: Page, tab: gr.Tab) -> None:
     settings.choice("invert-space", space)
     settings.number("invert-steps", steps)
 
-    def updates(request: gr.Request, *values: Any) -> Iterator[dict]:
-        with page.stops.start(request) as stopper, closing(invert(page, stopper, *values)) as everything:
+    def updates(request: gr.Request, asked: float, *values: Any) -> Iterator[dict]:
+        with page.stops.start(request, asked) as stopper, closing(invert(page, stopper, *values)) as everything:
             for news in everything:
                 shown: dict[Any, Any] = {status: news.text}
                 if news.image is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import html
 import inspect
+import math
 import os
 import re
 import sys
@@ -100,16 +101,28 @@ class Stops:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._flags: dict[str, set[threading.Event]] = {}
+        self._stopped: dict[str, float] = {}  # when the work of a page was last stopped
 
-    def start(self, request: gr.Request) -> Stop:
-        """A new flag for work that this page asked for."""
-        return Stop(self, str(request.session_hash))
+    def ask(self) -> float:
+        """The moment in which work is asked for, which may have to wait; for `start`."""
+        return time.monotonic()
+
+    def start(self, request: gr.Request, asked: float) -> Stop:
+        """A new flag for work that this page has asked for. Raises Stopped if it was stopped while it waited."""
+        session = str(request.session_hash)
+        with self._lock:
+            if self._stopped.get(session, -math.inf) >= asked:
+                raise Stopped
+        return Stop(self, session)
 
     def stop(self, request: gr.Request) -> None:
-        """Stops all work of this page."""
+        """Stops all work of this page, also what waits for other work."""
+        session, now = str(request.session_hash), time.monotonic()
         with self._lock:
-            for flag in self._flags.get(str(request.session_hash), ()):
+            for flag in self._flags.get(session, ()):
                 flag.set()
+            self._stopped = {one: then for one, then in self._stopped.items() if then > now - KEPT_SECONDS}
+            self._stopped[session] = now
 
     def _add(self, session: str, flag: threading.Event) -> None:
         with self._lock:

@@ -84,12 +84,17 @@ class Page:
         event.then(guarded(view.function), view.inputs, view.outputs, **more)
 
     def long(self, button: Any, stop: Any, function: Callable, inputs: list, outputs: list) -> Any:
-        """Calls a function that takes long when a button is pressed; another one stops it.
+        """Calls a function that takes long when a button is pressed; another one stops it, also while it waits.
 
+        Before the inputs the function gets the moment of the click, for `Stops.start`.
         When a control changes, the marks of an error are taken off the outputs: the mistake may be mended by now.
         """
         stop.click(self.stops.stop, None, None, queue=False, api_visibility="private")
-        called = button.click(guarded(function), inputs, outputs, api_visibility="private", **LONG)
+        asked = gr.State()  # when
+        clicked = button.click(
+            self.stops.ask, None, asked, queue=False, show_progress="hidden", api_visibility="private"
+        )
+        called = clicked.then(guarded(function), [asked, *inputs], outputs, api_visibility="private", **LONG)
         gr.on(
             [event for each in inputs if each is not self.codes for event in finished(each)],
             lambda: [gr.skip()] * len(outputs), None, outputs,

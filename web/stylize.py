@@ -109,14 +109,14 @@ def build(page: Page, tab: gr.Tab) -> None:
     page.results.protect()
 
     def make(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
-        name, painted, source, *rest = values
-        with page.stops.start(request) as stopper:
+        asked, name, painted, source, *rest = values
+        with page.stops.start(request, asked) as stopper:
             report = reporter(stopper, progress, "tiles")
             return stylize_upload(page, report, name, painted, source, rest[:STYLES], read_look(*rest[STYLES:]))
 
     def make_film(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
-        name, source, *rest = values
-        with page.stops.start(request) as stopper:
+        asked, name, source, *rest = values
+        with page.stops.start(request, asked) as stopper:
             report = reporter(stopper, progress, "frames")
             return stylize_film(page, report, name, source, rest[:STYLES], read_look(*rest[STYLES:]))
 

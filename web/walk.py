@@ -86,8 +86,9 @@ def build(page: Page, tab: gr.Tab) -> None:
     settings.choice("walk-file", kind)
 
     def make(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
-        with page.stops.start(request) as stopper:
-            path = walk(page, stopper, progress, WalkSettings(*values))
+        asked, *settings = values
+        with page.stops.start(request, asked) as stopper:
+            path = walk(page, stopper, progress, WalkSettings(*settings))
         if path.endswith(".gif"):
             return gr.Video(None, visible=False), gr.Image(path, visible=True)
         return gr.Video(path, visible=True), gr.Image(None, visible=False)

@@ -52,18 +52,23 @@ def test_messages_do_not_tell_where_uploads_lie(monkeypatch):
 
 def test_only_the_work_of_that_page_is_stopped():
     stops = Stops()
-    with stops.start(PAGE) as mine, stops.start(OTHER) as theirs:
+    with stops.start(PAGE, 0.0) as mine, stops.start(OTHER, 0.0) as theirs:
         stops.stop(PAGE)
         assert mine.asked and not theirs.asked
         with pytest.raises(Stopped):
             mine.check()
         theirs.check()
-    stops.stop(PAGE)  # nothing is left to stop
+    before = stops.ask()
+    stops.stop(PAGE)  # nothing is left to stop but what waits
+    with pytest.raises(Stopped):
+        stops.start(PAGE, before)
+    with stops.start(PAGE, stops.ask()) as mine, stops.start(OTHER, before) as theirs:
+        assert not mine.asked and not theirs.asked
 
 
 def test_work_has_an_end(monkeypatch):
     monkeypatch.setattr(limits, "MAX_SECONDS", -1)
-    with Stops().start(PAGE) as stop, pytest.raises(UserError, match="the limit"):
+    with Stops().start(PAGE, 0.0) as stop, pytest.raises(UserError, match="the limit"):
         stop.check()
 
 
@@ -76,7 +81,7 @@ def test_a_stream_gives_the_latest_report_and_the_result():
             time.sleep(0.005)
         return "done"
 
-    with Stops().start(PAGE) as stop:
+    with Stops().start(PAGE, 0.0) as stop:
         run = stream(work, stop)
         try:
             while True:
@@ -90,14 +95,14 @@ def test_a_stream_passes_errors_on():
     def work(report):
         raise UserError("no")
 
-    with Stops().start(PAGE) as stop, pytest.raises(UserError, match="no"):
+    with Stops().start(PAGE, 0.0) as stop, pytest.raises(UserError, match="no"):
         list(stream(work, stop))
 
 
 def test_closing_a_stream_ends_its_work():
     ended = threading.Event()
 
-    with Stops().start(PAGE) as stop:
+    with Stops().start(PAGE, 0.0) as stop:
 
         def work(report):
             while not stop.asked:

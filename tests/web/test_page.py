@@ -224,9 +224,17 @@ def test_waiting_work_says_for_what_it_waits_and_its_place(page, browser, app):
     other.locator("#walk-make").click()
     sentence = re.compile("waiting for other work of this server, yours or another page's; place 1 of 1 in the queue")
     other.get_by_text(sentence).first.wait_for()
+    third = open_page(browser, app, "?tab=walk&walk-seconds=0.5&walk-file=.gif")
+    command_with(third, "walk-command", "walk.gif")
+    third.locator("#walk-make").click()
+    third.get_by_text(re.compile("place 2 of 2 in the queue")).first.wait_for()
+    third.locator("#walk-stop").dispatch_event("click")
     page.locator("#walk-stop").dispatch_event("click")
     other.locator("#walk-gif img").wait_for()
+    third.get_by_text("Stopped.").wait_for()  # what waits can be stopped, too
+    assert third.locator("#walk-gif img").count() == 0
     other.context.close()
+    third.context.close()
 
 
 def test_an_example_can_be_made_again_from_the_repository(page, app):
