@@ -259,6 +259,10 @@ def draw_kernels(path: Path, styles: list[CombinedStyle], size: int) -> None:
 def check_inputs(options: Options, plan: Plan) -> Tensor | None:
     """Reads a single content, so that errors are reported before the model is loaded, and the mask, if there is one."""
     contents = {task.content: task.video for task in plan.tasks}
+    of_videos = [name for name in options.of_results if name in ("--smooth", "--batch")]
+    if of_videos and contents and not any(contents.values()):
+        verb = "is" if len(of_videos) == 1 else "are"
+        raise UserError(f"{' and '.join(of_videos)} {verb} for videos, and {options.content} has none; leave it out")
     size = None
     if len(contents) == 1:
         ((content, video),) = contents.items()

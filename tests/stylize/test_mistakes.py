@@ -44,6 +44,7 @@ def test_options_that_contradict_each_other(start, place, tmp_path):
         ([*start, *a, *out, "--format", "png"], "--format png is for folders"),
         ([*start, *a, *out, "--strength", "2"], "--strength"),
         ([*start, *a, *out, "--smooth", "-1"], "--smooth"),
+        ([*start, *a, *out, "--smooth", "0.1", "--batch", "3"], "--smooth and --batch are for videos, and"),
         ([*start, *a, *out, "--tile", "20"], "multiple of 8"),
         ([*start, *a, *out, "--tile", "big"], "multiple of 8"),
         ([*start, *a, *out, "--batch", "0"], "--batch"),
