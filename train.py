@@ -41,13 +41,17 @@ python train.py --resume
     help="Go on without images that cannot be decoded, such as files that are cut off: up to 1 % of the data set. The "
     "log and config.json name them.",
 )
-@training_cli.run_options(kimg=25000, tick=4, snap=50)
+@training_cli.run_options(
+    kimg="25000; 40 with --cfg demo, 100000 with --cfg cifar",
+    tick="4; 1 with --cfg demo",
+    snap="50; 10 with --cfg demo",
+)
 @cli.option(
     "Run",
     "--metrics",
     metavar="NAMES",
     help="Metrics to compute at every snapshot, such as fid50k_full,swd2k, or none. "
-    "python -m metrics --list shows all.  [default: swd]",
+    "python -m metrics --list shows all.  [default: swd; swd2k with --cfg demo]",
 )
 @cli.option(
     "Run",
@@ -72,29 +76,47 @@ python train.py --resume
     "resolution and the GPUs. demo: a small network that trains in minutes at 32² on two CPU cores. r3gan: R3GAN's "
     "recipe. The others: as published for StyleGAN2 and StyleGAN2-ADA.  [default: auto]",
 )
-@cli.option("Training", "--batch", type=cli.Integer(1, 2**16), help="Images of a step, over all GPUs together.")
+@cli.option(
+    "Training",
+    "--batch",
+    type=cli.Integer(1, 2**16),
+    help="Images of a step, over all GPUs together.  [default: of --cfg]",
+)
 @cli.option(
     "Training",
     "--loss",
     type=click.Choice(["nonsaturating", "relativistic"]),
-    help="nonsaturating: StyleGAN2's loss, with R1. relativistic: R3GAN's, with R1 and R2.  [default: nonsaturating]",
+    help="nonsaturating: StyleGAN2's loss, with R1. relativistic: R3GAN's, with R1 and R2.  "
+    "[default: nonsaturating; relativistic with --cfg r3gan]",
 )
-@cli.option("Training", "--gamma", type=cli.Float(0), help="Weight of R1.  [default: 0.0002 · width · height / batch]")
-@cli.option("Training", "--glr", type=cli.Float(0, min_open=True), help="Learning rate of the generator.")
-@cli.option("Training", "--dlr", type=cli.Float(0, min_open=True), help="Learning rate of the discriminator.")
+@cli.option(
+    "Training",
+    "--gamma",
+    type=cli.Float(0),
+    help="Weight of R1.  [default: of --cfg; 0.0002 · width · height / batch with auto]",
+)
+@cli.option(
+    "Training", "--glr", type=cli.Float(0, min_open=True), help="Learning rate of the generator.  [default: of --cfg]"
+)
+@cli.option(
+    "Training",
+    "--dlr",
+    type=cli.Float(0, min_open=True),
+    help="Learning rate of the discriminator.  [default: of --cfg]",
+)
 @cli.option(
     "Training",
     "--aug",
     type=click.Choice(["noaug", "ada", "fixed"]),
     help="Augment the images that the discriminator sees: ada adapts the probability to the discriminator's "
-    "overfitting, fixed keeps it at --p.  [default: ada; noaug with --cfg demo]",
+    "overfitting, fixed keeps it at --p.  [default: ada; noaug with --cfg demo, fixed with --cfg r3gan]",
 )
 @cli.option(
     "Training",
     "--augpipe",
     type=click.Choice(list(AUGPIPES)),
     help="Augmentations: blit, geom, color, filter, noise, cutout, the first letters of several, or r3gan for that "
-    "paper's.  [default: bgc]",
+    "paper's.  [default: bgc; r3gan with --cfg r3gan]",
 )
 @cli.option(
     "Training",

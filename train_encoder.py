@@ -39,7 +39,7 @@ python train_encoder.py --resume
     help="Sides that training reduces its images to, such as 32,48 for the first and the second half of the run: "
     "faster, and with --crop often better.  [default: the side of the images]",
 )
-@training_cli.run_options(kimg=500, tick=5, snap=10)
+@training_cli.run_options(kimg="500", tick="5", snap="10")
 @training_cli.machine_options(half="all layers", compiled="the steps", cpu="bf16 or fp32, whichever is faster,")
 @cli.option(
     "Training",

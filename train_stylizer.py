@@ -34,7 +34,7 @@ POSITIVE = cli.Float(0, min_open=True)
     help="Scale each style image by a random factor before the crop is taken, from one over this number to this number "
     "but at least by half, so that strokes of several sizes are learned.  [default: 1]",
 )
-@training_cli.run_options(kimg=1280, tick=4, snap=10)
+@training_cli.run_options(kimg="1280", tick="4", snap="10")
 @training_cli.machine_options(half="convolutions", compiled="the steps", cpu="bf16 or fp32, whichever is faster,")
 @cli.option(
     "Training",

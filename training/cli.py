@@ -36,8 +36,8 @@ from training.loop import Trainer, train
 from training.runs import check_run, evaluation_is_due, find_state, load_state, mark, new_run
 
 
-def run_options(kimg: float, tick: float, snap: int) -> Callable:
-    """The options under "Run", with these defaults in their help."""
+def run_options(kimg: str, tick: str, snap: str) -> Callable:
+    """The options under "Run", with what their help says of their defaults."""
     kimg_type = cli.Float(0, 1e9, min_open=True)
     return _all(
         cli.option("Run", "--outdir", default="runs", help="Folder in which every run gets a folder of its own."),
@@ -55,13 +55,13 @@ def run_options(kimg: float, tick: float, snap: int) -> Callable:
             "Run",
             "--kimg",
             type=kimg_type,
-            help=f"Length of the training, in thousands of images.  [default: {kimg:g}]",
+            help=f"Length of the training, in thousands of images.  [default: {kimg}]",
         ),
         cli.option(
             "Run",
             "--tick",
             type=cli.Float(0.001, 1e9),
-            help=f"Interval between two lines of the log, in kimg.  [default: {tick:g}]",
+            help=f"Interval between two lines of the log, in kimg.  [default: {tick}]",
         ),
         cli.option(
             "Run",
