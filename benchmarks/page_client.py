@@ -90,19 +90,29 @@ class Client:
 
         Elements are named by their ids, with _ for -. Raises Refused.
         """
-        dependency = next(
+        output = self.follow(self.start(name, event, **values))
+        if not output["success"]:
+            raise Refused(str(output["output"].get("error")))
+        return output["output"]["data"]
+
+    def start(self, name: str, event: str, **values: Any) -> str:
+        """Starts what `call` waits for; the number of the event."""
+        first = next(
             each for each in self.events if each["backend_fn"] and [self.ids[name], event] in map(list, each["targets"])
         )
+        if not first["inputs"]:  # it notes when the button was pressed, and work that may have to wait comes after it
+            self.follow(self.join(first, name))
+            first = next(each for each in self.events if each["trigger_after"] == first["id"])
+        return self.join(first, name, **values)
+
+    def join(self, dependency: dict[str, Any], name: str, **values: Any) -> str:
         given = {self.ids[key.replace("_", "-")]: value for key, value in values.items()}
         data = [given.get(number, self.values[number]) for number in dependency["inputs"]]
         body = {"data": data, "fn_index": dependency["id"], "session_hash": self.session, "trigger_id": self.ids[name]}
         joined = self.http.post(f"{API}/queue/join", json=body)
         if joined.status_code != 200:
             raise Refused(f"{joined.status_code}: {joined.text[:200]}")
-        output = self.follow(joined.json()["event_id"])
-        if not output["success"]:
-            raise Refused(str(output["output"].get("error")))
-        return output["output"]["data"]
+        return joined.json()["event_id"]
 
     def follow(self, event_id: str) -> dict[str, Any]:
         """The last message about an event."""

@@ -244,8 +244,6 @@ def evaluate_command(
     if all_snapshots or (trunc is not None and len(trunc) > 1):
         writable_file(plot, "--plot")
         check_result(plot, "--plot", ".svg")
-    elif typed("plot"):
-        raise UserError("--plot draws curves over the snapshots of --all or several values of --trunc; leave it out")
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
     records = evaluate_together(request, gpus or procs, evaluate_per_class if per_class else evaluate)

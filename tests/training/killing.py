@@ -62,6 +62,16 @@ def half_written(outdir: Path) -> bool:
     )
 
 
+def stopped_in_writing(number: int, outdir: Path) -> bool:
+    """Whether the process has a file half written, in which case it is stopped there."""
+    if half_written(outdir):
+        os.kill(number, signal.SIGSTOP)
+        if half_written(outdir):
+            return True
+        os.kill(number, signal.SIGCONT)
+    return False
+
+
 def evaluate(self: metrics.Evaluator, fakes: Source, paths: Source | None = None) -> dict[str, float]:
     """A figure that takes no time."""
     if distributed.rank():
@@ -83,13 +93,12 @@ def killed(arguments: list[str], parent: Path, kills: int, longest: float, rng: 
         number = start([*arguments, "--outdir", str(outdir)])
         # One in two waits for one of the files that are written beside their names.
         deadline, watch = time.monotonic() + rng.uniform(0, longest), kill % 2
-        while time.monotonic() < deadline or (watch and not half_written(outdir)):
+        while time.monotonic() < deadline or (watch and not stopped_in_writing(number, outdir)):
             if ended(number):
                 arguments, done = begin, done + 1
                 outdir = parent / f"killed-{done}"
                 number = start([*arguments, "--outdir", str(outdir)])
             time.sleep(0 if watch else 0.001)
-        time.sleep(rng.choice([0, 0.001, 0.003]) if watch else 0)
         os.kill(number, signal.SIGKILL)
         os.waitpid(number, 0)
         met += half_written(outdir)

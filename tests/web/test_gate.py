@@ -237,11 +237,7 @@ def test_work_ends_with_its_page(server):
         gone = Client(server.url)
         beat = http.build_request("GET", f"/gradio_api/heartbeat/{gone.session}")
         alive = http.send(beat, stream=True)
-        walk = next(e for e in gone.events if [gone.ids["walk-make"], "click"] in map(list, e["targets"]))
-        values = {gone.ids["walk-seconds"]: 30, gone.ids["walk-fps"]: 30}
-        data = [values.get(number, gone.values[number]) for number in walk["inputs"]]
-        body = {"data": data, "fn_index": walk["id"], "session_hash": gone.session}
-        http.post("/gradio_api/queue/join", json=body).raise_for_status()
+        gone.start("walk-make", "click", walk_seconds=30, walk_fps=30)
         time.sleep(1)
         alive.close()
     Client(server.url).call("walk-make", "click", walk_seconds=0.5, walk_file=".gif")

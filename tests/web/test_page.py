@@ -217,15 +217,14 @@ def test_marks_of_an_error_go_when_the_mistake_is_mended(page):
 def test_waiting_work_says_for_what_it_waits_and_its_place(page, browser, app):
     open_tab(page, "Walk")
     fill(page, "walk-seconds", 30)
+    other, third = (open_page(browser, app, "?tab=walk&walk-seconds=0.5&walk-file=.gif") for _ in range(2))
+    for waiting in (other, third):
+        command_with(waiting, "walk-command", "walk.gif")
     page.locator("#walk-make").click()
     page.get_by_text(re.compile(r"\d+/\d+ frames")).first.wait_for()
-    other = open_page(browser, app, "?tab=walk&walk-seconds=0.5&walk-file=.gif")
-    command_with(other, "walk-command", "walk.gif")
     other.locator("#walk-make").click()
     sentence = re.compile("waiting for other work of this server, yours or another page's; place 1 of 1 in the queue")
     other.get_by_text(sentence).first.wait_for()
-    third = open_page(browser, app, "?tab=walk&walk-seconds=0.5&walk-file=.gif")
-    command_with(third, "walk-command", "walk.gif")
     third.locator("#walk-make").click()
     third.get_by_text(re.compile("place 2 of 2 in the queue")).first.wait_for()
     third.locator("#walk-stop").dispatch_event("click")
