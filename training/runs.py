@@ -100,6 +100,11 @@ def load_state(path: Path, option: str = "--resume") -> dict[str, Any]:
 
     Raises UserError, which tells to name another with `option`.
     """
+    if path.suffix == ".pkl":
+        begin = command_line("--init-from", path)
+        raise UserError(
+            f"{path} is a network pickle, not a training state; begin a new run from its weights with {begin}"
+        )
     if path.suffix == ".safetensors":
         remedy = f"give {option} the run's folder, {path.parent}"
         if not list_states(path.parent):
@@ -204,7 +209,10 @@ def find_state(path: Path) -> Path:
     for run in [path, *sorted(list_runs(path), key=run_number, reverse=True)]:
         if states := list_states(run):
             return states[-1]
-    raise UserError(f"no training state under {path}; leave out --resume to start a new run, or name a run with it")
+    raise UserError(
+        f"no training state under {path}; name a stopped run with --resume, or leave it out to start a new run, which "
+        "--init-from lets begin with trained weights"
+    )
 
 
 def list_states(run: Path) -> list[Path]:

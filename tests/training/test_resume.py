@@ -23,7 +23,7 @@ from networks.generator import Generator, GeneratorConfig
 from tests.scripts import done, launch, script
 from tests.training.killing import evaluate
 from tests.training.test_loop import assert_same
-from torch_utils.errors import DiskFull
+from torch_utils.errors import DiskFull, UserError
 from training import gan, log, loop
 from training import runs as training_runs
 from training.config import TrainConfig
@@ -309,6 +309,14 @@ def test_a_best_model_of_a_training_that_was_not_gone_on_with_is_set_aside(tmp_p
         training_runs.set_aside(tmp_path, 10.0, 12.0)
         assert best.exists() == kept
     assert (tmp_path / "abandoned-best.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["ffhq.pkl", "a.safetensors"])
+def test_trained_weights_are_no_state(tmp_path, name):
+    """The option for them is named, as StyleGAN2's --resume took a pickle."""
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(UserError, match=rf"not a training state; .* with --init-from .*{name}$"):
+        load_state(tmp_path / name)
 
 
 def test_a_folder_of_states_means_its_run(tmp_path):
