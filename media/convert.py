@@ -121,6 +121,7 @@ def convert(
     missing, or `out` cannot be written.
     """
     files = open_files(source)
+    check_outside(Path(files.path).resolve(), Path(out).resolve())
     found = read_labels(files) if labels in ("auto", "json") else LabelFile(None)
     if labels == "json" and found.by_name is None:
         raise UserError(
@@ -155,6 +156,12 @@ def convert(
     )
     empty = tuple(folder for folder in folders if folder not in class_folders)
     return Converted(count, sum(smaller), class_names, empty, skipped, list(files.notes))
+
+
+def check_outside(source: Path, out: Path) -> None:
+    """Raises UserError for a folder of results in the source: the next conversion would take them for images of it."""
+    if source.is_dir() and out.suffix.lower() != ".zip" and source in out.parents:
+        raise UserError(f"{out} is a folder in {source}, whose images are read; name another place with --out")
 
 
 def _recorded_label(found: LabelFile, name: str) -> Label | None:

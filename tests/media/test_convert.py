@@ -206,11 +206,20 @@ def test_only_images_of_the_shape_are_taken_without_a_crop():
 def test_nothing_but_pixels_is_written(tmp_path):
     text = PngImagePlugin.PngInfo()
     text.add_text("Author", "somebody")
-    quarters().save(tmp_path / "a.png", pnginfo=text, icc_profile=b"profile" * 40, dpi=(72, 72))
-    convert(tmp_path, tmp_path / "out", KEEP)
+    (tmp_path / "in").mkdir()
+    quarters().save(tmp_path / "in" / "a.png", pnginfo=text, icc_profile=b"profile" * 40, dpi=(72, 72))
+    convert(tmp_path / "in", tmp_path / "out", KEEP)
     data = (tmp_path / "out/00000/img00000000.png").read_bytes()
     assert b"IDAT" in data
     assert not any(chunk in data for chunk in (b"iCCP", b"tEXt", b"pHYs", b"eXIf"))
+
+
+def test_a_folder_in_the_source_is_refused(tmp_path):
+    """The next conversion would take the results for images of the source. An archive there is none of them."""
+    quarters().save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"out is a folder in .*, whose images are read; name another place with --out"):
+        convert(tmp_path, tmp_path / "parts" / "out", KEEP)
+    assert convert(tmp_path, tmp_path / "out.zip", KEEP).count == 1
 
 
 def test_the_archive(tmp_path):
