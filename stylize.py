@@ -261,8 +261,10 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
     contents = {task.content: task.video for task in plan.tasks}
     of_videos = [name for name in options.of_results if name in ("--smooth", "--batch")]
     if of_videos and contents and not any(contents.values()):
-        verb = "is" if len(of_videos) == 1 else "are"
-        raise UserError(f"{' and '.join(of_videos)} {verb} for videos, and {options.content} has none; leave it out")
+        verb, them = ("is", "it") if len(of_videos) == 1 else ("are", "them")
+        raise UserError(
+            f"{' and '.join(of_videos)} {verb} for videos, and {options.content} has none; leave {them} out"
+        )
     size = None
     if len(contents) == 1:
         ((content, video),) = contents.items()

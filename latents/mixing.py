@@ -66,7 +66,7 @@ def check_layers(
 
 
 def predicts(config: GeneratorConfig, layer: int, part: Part) -> bool:
-    """Whether a layer predicts a part that others predict: beyond `kernels_up_to`, it is only scales of channels."""
+    """Whether a layer predicts a part that others predict: beyond `kernels_up_to`, it predicts scales only."""
     side = max(config.block_sizes[min((layer + 1) // 2, len(config.block_sizes) - 1)])
     return part not in ("structure", "bias") or config.kernels_up_to is None or side <= config.kernels_up_to
 

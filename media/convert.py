@@ -203,14 +203,14 @@ def _convert_file(files: ImageFiles | ShardFiles, name: str, how: Conversion) ->
 
 def _usable_folders(files: ImageFiles | ShardFiles, folders: tuple[str, ...], how: Conversion) -> tuple[str, ...]:
     """Those of the folders with a file that can be converted, in their order. Reads up to the first of each."""
-    wanted, usable = set(folders), set[str]()
+    wanted = set(folders)  # in which no such file has been found yet
     for name in files.names:
         folder, slash, _ = name.partition("/")
-        if slash and folder in wanted - usable:
+        if slash and folder in wanted:
             with suppress(Unusable):
                 _convert_file(files, name, how)
-                usable.add(folder)
-    return tuple(folder for folder in folders if folder in usable)
+                wanted.remove(folder)
+    return tuple(folder for folder in folders if folder not in wanted)
 
 
 def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], seed: int) -> list[str]:

@@ -22,8 +22,8 @@ from networks.generator import Generator, Noise, SynthesisBlock
 STREAM = 0x6C6174656E740000
 STRETCH = 1 << 20  # the number of latents that one seed of a metric can draw
 MEAN_SAMPLES, MEAN_SEED = 4096, 0  # of the mean of a class that was not tracked in training
-STATE_WORDS = 624  # of the Mersenne Twister, as 64-bit integers ...
-STATE_START = 24  # ... from this byte of the generator's state
+STATE_WORDS = 624  # of the Mersenne Twister, each stored as a 64-bit integer
+STATE_START = 24  # the byte of the generator's state at which they begin
 
 
 def random_generator(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
