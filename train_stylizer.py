@@ -24,8 +24,14 @@ POSITIVE = cli.Float(0, min_open=True)
     "Data",
     "--size",
     type=cli.Integer(16, 2048),
-    help="Side of the content crops in pixels; they are cut from images whose shorter side is scaled to twice that."
-    "  [default: 256]",
+    help="Side of the content crops in pixels.  [default: 256]",
+)
+@cli.option(
+    "Data",
+    "--resize",
+    type=cli.Integer(16, 4096),
+    help="Scale the shorter side of all images to this number of pixels before crops are taken from them; not more "
+    "than they have keeps them sharp.  [default: twice --size, and for styles twice --style-size]",
 )
 @cli.option(
     "Data",

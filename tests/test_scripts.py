@@ -276,6 +276,15 @@ def test_crops_that_are_too_small_for_the_kernels():
     assert "--size 16 is too small for kernels of 5²; take 24 or more" in mistake("train_stylizer.py", *options)
 
 
+def test_images_that_are_resized_to_less_than_their_crops():
+    options = ["--content", "a", "--style", "b", "--gpus", 0, "--width", 0.125, "--style-size", 64, "--resize"]
+    message = mistake("train_stylizer.py", *options, 96, "--size", 128)
+    assert "--resize 96: images of that size have no crops of --size 128; take --resize 128 or more" in message
+    assert "--style-size 64; take --resize 64 or more" in mistake("train_stylizer.py", *options, 32, "--size", 32)
+    remedied = mistake("train_stylizer.py", *options, 128, "--size", 128)
+    assert "--resize" not in remedied and "there is no a;" in remedied  # only the file is missing now
+
+
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_failed_start_leaves_no_run(tmp_path, procs):
     data = image_zip(tmp_path / "one.zip", [(32, 32)])

@@ -239,6 +239,7 @@ class StylizerTrainConfig(RunConfig):
     encoder_weights: str | None = None  # None: torchvision's, of ImageNet
     init_from: str | None = None  # a stylizer whose weights the training starts from
     size: Annotated[int, Within(16, 2048)] = 256  # side of the content crops
+    resize: Annotated[int, Within(16, 4096)] | None = None  # the images' shorter side before; None: twice the crops'
     style_scales: Annotated[float, Within(1, 4)] = 1.0  # how much larger or smaller than usual style crops are drawn
     batch: Batch = 8
     batch_gpu: Batch = 8

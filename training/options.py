@@ -281,6 +281,13 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
             f"--size {config.size} is too small for kernels of {config.stylizer.kernel_size}²; "
             f"take {least + -least % STRIDE} or more"
         )
+    crops = {"size": config.size, "style-size": config.stylizer.style_size}
+    for name, side in crops.items():
+        if config.resize is not None and config.resize < side:
+            raise UserError(
+                f"--resize {config.resize}: images of that size have no crops of --{name} {side}; "
+                f"take --resize {max(crops.values())} or more, or a smaller --{name}"
+            )
     return config
 
 

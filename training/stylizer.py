@@ -78,9 +78,10 @@ class StylizerTrainer:
     def __init__(self, config: StylizerTrainConfig, device: torch.device, fresh: bool = True):
         """Builds model and optimizer. `fresh`: the weights do not come from a state, so they are initialized."""
         self.config, self.device, self.averages = config, device, Averages()
-        self.contents = ImageCrops(config.data, config.size, seed=config.seed)
-        style_size, scales = config.stylizer.style_size, config.style_scales
-        self.styles = ImageCrops(config.style, style_size, seed=config.seed + 1, scales=scales)
+        reduced, scales = config.resize, config.style_scales
+        self.contents = ImageCrops(config.data, config.size, seed=config.seed, reduced=reduced)
+        style_size, style_seed = config.stylizer.style_size, config.seed + 1
+        self.styles = ImageCrops(config.style, style_size, seed=style_seed, reduced=reduced, scales=scales)
         self.model = Stylizer(config.stylizer)
         if fresh:
             initialize_stylizer(self.model, config)

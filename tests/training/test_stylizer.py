@@ -156,6 +156,16 @@ def test_only_styles_are_drawn_at_several_scales(material):
     assert torch.equal(a, c) and b.shape == d.shape and not torch.equal(b, d)
 
 
+def test_crops_are_cut_from_images_of_the_size_asked_for(tmp_path, material):
+    """The contents' crops are 32², the styles' 64²: of a square of 64² that is the whole, whatever the position."""
+    Image.effect_noise((90, 90), 50).convert("RGB").save(tmp_path / "style.png")
+    material = {**material, "style": str(tmp_path)}
+    resized, default = StylizerTrainer(tiny(material, resize=64), CPU), StylizerTrainer(tiny(material), CPU)
+    assert torch.equal(resized.contents[0, 1], default.contents[0, 1])  # twice 32 is 64
+    assert torch.equal(resized.styles[0, 0], resized.styles[5, 0])
+    assert not torch.equal(default.styles[0, 0], default.styles[5, 0])
+
+
 @pytest.mark.parametrize("options", [{}, {"precision": "bf16", "identity_weight": 1.0, "batch_gpu": 2}])
 def test_a_resumed_run_equals_one_without_a_stop(tmp_path, material, options):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
