@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import math
+import multiprocessing
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any, cast
 
 import click
@@ -22,6 +24,19 @@ from torch_utils.errors import CommandError, UserError, plural, printable
 MAX_NUMBERS = 10_000_000
 MAX_DIGITS = 18
 CONTEXT = {"show_default": True, "max_content_width": 110}
+
+# --- ^C before a command runs ---------------------------------------------------------------------------------------
+
+
+def without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The `sys.excepthook` of commands: ^C while modules are imported is no bug, and needs no traceback."""
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+    elif multiprocessing.parent_process() is None:  # one of several processes says it
+        print("stopped", file=sys.stderr)
+
+
+sys.excepthook = without_traceback  # this is what commands, and the processes that they start, import first
 
 # --- commands and their help ----------------------------------------------------------------------------------------
 

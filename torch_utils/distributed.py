@@ -26,6 +26,7 @@ TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others withi
 RANK_0_TIMEOUT = timedelta(days=1)  # how long it waits while only rank 0 works, as on metrics
 REPORT_TIMEOUT = timedelta(seconds=10)  # how long a process that lost the others waits to learn why
 SHUTDOWN_SECONDS = 600  # how long interrupted processes may take to save their state and stop
+SAVED = "saved"  # the file by which a process of `launch` says that it did
 
 _rank_0_group: dist.ProcessGroup | None = None  # all processes, with RANK_0_TIMEOUT
 T = TypeVar("T")
@@ -67,11 +68,13 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1, gpus: b
 
     With `processes` = 1, and in a process that already belongs to a group, the function runs in this process.
     Otherwise PyTorch's elastic launcher starts the processes and watches them: when one of them dies, it ends the
-    others. The function and its arguments must be picklable. The function returns False if a signal interrupted it.
+    others. The function and its arguments must be picklable. The function returns False if a signal interrupted it
+    and it has saved what is needed to go on.
 
     Raises:
         UserError: the UserError that one of the processes raised.
         Failure: says which process failed or was killed. The traceback of the first one to fail is printed.
+        KeyboardInterrupt: ^C or SIGTERM ended the processes before the function could save anything.
     """
     if processes == 1 or dist.is_initialized():
         function(*args)
@@ -100,11 +103,12 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1, gpus: b
     # The resource tracker warns about what it cleans up after a process that was killed.
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     with tempfile.TemporaryDirectory() as folder:
-        failed = None
+        failed, interrupted = None, False
         try:
             # On ^C and SIGTERM, the launcher passes the signal on and waits until the processes have saved.
-            with suppress(SignalException):
-                elastic_launch(config, _run_process)(Path(folder), gpus, function, *args)
+            elastic_launch(config, _run_process)(Path(folder), gpus, function, *args)
+        except SignalException:
+            interrupted = True
         except ChildFailedError as error:
             failed = error.get_first_failure()
         for kind in (UserError, Failure):
@@ -115,6 +119,8 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1, gpus: b
             how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
             why = ", as when memory runs out" if failure.exitcode == -signal.SIGKILL else ""
             raise Failure(f"process {number} was ended by {how}{why}; the others were stopped")
+        if interrupted and not (Path(folder) / SAVED).exists():
+            raise KeyboardInterrupt
 
 
 def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: Any) -> None:
@@ -131,6 +137,7 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
             file.write(error.message.encode())
         sys.exit(error.exit_code)
     if interrupted:
+        (folder / SAVED).touch()
         # The launcher is ending its processes and does not take their results, which they would wait to deliver.
         # It treats KeyboardInterrupt as an end without a result, after all exit handlers.
         raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -264,6 +265,14 @@ def test_stopped_by_the_user(body):
     stopped = script(body)
     assert stopped.returncode == 130
     assert stopped.stderr.strip() == "stopped"
+
+
+def test_stopped_by_the_user_while_modules_are_imported():
+    """Before a command runs, in the command's process and in those that it starts."""
+    for body, said in (("", "stopped\n"), ("cli.multiprocessing.parent_process = lambda: True; ", "")):
+        program = f"from torch_utils import cli; {body}raise KeyboardInterrupt"
+        stopped = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        assert (stopped.returncode, stopped.stderr) == (-signal.SIGINT, said)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -4,6 +4,8 @@ import copy
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.scripts import join, start
+from tests.scripts import join, start, wait_until
 from torch_utils import distributed
 from torch_utils.errors import Failure, UserError
 
@@ -167,6 +169,35 @@ def test_a_process_that_hangs_is_named(tmp_path):
     assert [(folder / "stdout").read_text() for folder in folders] == ["all there\n"] * 3
     said = "".join((folders[i] / "stderr").read_text() for i in (0, 2))
     assert said.count("Failure: no answer from process 1 for 0:00:04") == 1, said
+
+
+def wait_there(folder):
+    (Path(folder) / str(distributed.rank())).touch()
+    time.sleep(100)
+
+
+INTERRUPTED = """
+import sys
+from tests.torch_utils.test_distributed import distributed, wait_there
+
+if __name__ == "__main__":
+    try:
+        distributed.launch(wait_there, sys.argv[1], processes=2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_processes_that_are_interrupted_before_they_can_save_are_not_done(tmp_path, number):
+    """Processes of their own, not forks, which would have the launcher's handlers of signals."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True) as process:
+        wait_until(lambda: all((tmp_path / name).exists() for name in "01"))
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "")
 
 
 def test_one_process_is_this_one():
