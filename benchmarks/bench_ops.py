@@ -187,11 +187,11 @@ def work(name: str, group: int) -> tuple[float, float]:
 def bench_half(batch: int, resolution: int, precision: str, rounds: int, device: str) -> list[dict]:
     """Each kernel in half precision, in both memory orders, beside float32; all take turns.
 
-    The floor is that of half precision: its bytes at the rate of a copy, or its multiply-adds in float32 at the rate of
-    a matrix product, whichever takes longer.
+    The floor is that of half precision: its bytes at the rate of a copy, or its multiply-adds at the rate of a matrix
+    product, whichever takes longer. The CPU's kernels multiply in float32, those of GPUs on tensor cores.
     """
     dtype, rows = set_precision(precision), []
-    rate, bytes_a_second = matmul_rate(device), copy_rate(device)
+    rate, bytes_a_second = matmul_rate(device, dtype if device == "cuda" else torch.float32), copy_rate(device)
     for channels, side in SHAPES[resolution]:
         columns = {
             "fp32": (torch.float32, False),
