@@ -14,6 +14,7 @@ the table ends with the mean ± standard deviation over them.
 
 from __future__ import annotations
 
+import io
 import os
 import statistics
 import sys
@@ -25,6 +26,7 @@ import click
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,9 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import name_in_record, spread, write_record
 
-from media.dataset import ImageDataset
-from media.decode import WHITE
+from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, decode_image, open_image
 from media.files import list_images, read_image
+from media.image_files import ImageFiles
 from media.images import grid, save_png, to_float, to_uint8
 from metrics.swd import PatchDescriptors, sliced_wasserstein
 from models.snapshot import load_stylizer
@@ -68,11 +70,18 @@ def files(paths: tuple[str, ...]) -> list[Path]:
 def readers(path: Path) -> list[Callable[[], Tensor]]:
     """For each image at the path, what reads it: uint8 [3, H, W]."""
     if path.suffix.lower() == ".zip":
-        data = ImageDataset(path, background=WHITE)
-        return [
-            partial(lambda data, i: torch.as_tensor(data[i][0]).expand(3, -1, -1), data, i) for i in range(len(data))
-        ]
+        archive = ImageFiles(path, ALL_SUFFIXES)
+        return [partial(read_member, archive, name) for name in archive.names]
     return [partial(read_image, file) for file in (list_images(path) if path.is_dir() else [path])]
+
+
+def read_member(archive: ImageFiles, name: str) -> Tensor:
+    """As `media.files.read_image`, of a file in a ZIP."""
+    try:
+        image = decode_image(open_image(io.BytesIO(archive.read(name)), ALL_FORMATS))
+    except Unusable as reason:
+        raise UserError(f"{name} in {archive.path} {reason}; leave it out of the archive") from None
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def patches(images: Tensor) -> dict[int, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,20 @@ def folder(tmp_path) -> Path:
         pixels = np.random.default_rng(i).integers(0, 256, [64, 64, 3], dtype=np.uint8)
         Image.fromarray(pixels).save(path / f"{i}.png")
     return path
+
+
+def test_images_of_a_zip_may_have_any_size(tmp_path):
+    """As those of a folder, which photographs have; what is no image is named."""
+    (tmp_path / "images").mkdir()
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for i, size in enumerate([(70, 64), (64, 99)]):
+            Image.effect_noise(size, 50).save(tmp_path / "images" / f"{i}.png")
+            archive.write(tmp_path / "images" / f"{i}.png", f"{i}.png")
+        archive.writestr("2.png", b"nothing")
+    of_folder, of_zip = (compare_stylizers.images((str(tmp_path / n),), 2, 64) for n in ("images", "images.zip"))
+    assert torch.equal(of_folder, of_zip)
+    with pytest.raises(UserError, match=r"2\.png in .*images\.zip .*; leave it out of the archive"):
+        compare_stylizers.images((str(tmp_path / "images.zip"),), 3, 64)
 
 
 def test_a_zip_has_the_images_of_its_folder(folder, tmp_path):
