@@ -30,7 +30,7 @@ from models.sampling import class_centers, generate_batches, labels_in_turn, lat
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
 from torch_utils.errors import UserError, one_line, plural
-from torch_utils.files import write_file
+from torch_utils.files import missing_message, write_file
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -107,7 +107,7 @@ class Pretrained(HubMixin):
             return cls._load(find_snapshot(name, cls.kind, hint), device)
         if not may_be_repository(name):
             raise UserError(
-                f"{name} does not exist; name a snapshot, a run, a folder of runs, or owner/name of the Hub"
+                missing_message(Path(name), "name a snapshot, a run, a folder of runs, or owner/name of the Hub")
             )
         return cls._from_pretrained(
             model_id=name,

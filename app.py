@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from torch_utils import cli
 from torch_utils.errors import UserError, note
+from torch_utils.files import missing_message
 from web import LOOPBACK
 
 EXAMPLE = """\
@@ -31,7 +32,7 @@ def check_models(files: tuple[str, ...]) -> None:
     """Raises UserError where a file is not there, or holds no model that the page can show."""
     for file in files:
         if not os.path.exists(file):
-            raise UserError(f"{file} does not exist; name a snapshot or a run with --network")
+            raise UserError(missing_message(Path(file), "name a snapshot or a run with --network"))
     if files:
         from models.snapshot import GENERATOR, STYLIZER
         from web.shelf import kind_of

@@ -15,7 +15,7 @@ from media.convert import CROPS, FILTERS, JPEG_QUALITY, LABELS, Conversion, File
 from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
 from media.split import split
-from torch_utils.cli import Color, Command, option, run
+from torch_utils.cli import Color, Command, Group, option, run
 from torch_utils.errors import UserError, listed, note, plural, printable, ranges_text, show
 from torch_utils.sizes import Resolution, is_possible, no_size_message, parse_resolution, size_option, size_text
 
@@ -49,12 +49,9 @@ class Bytes(click.ParamType):
         return size
 
 
-@click.group(invoke_without_command=True)
-@click.pass_context
-def main(ctx: click.Context) -> None:
-    """Make, convert, split and check data sets: folders or ZIPs of images of one size."""
-    if ctx.invoked_subcommand is None:
-        raise UserError("name a command: faces, convert, split or check (see --help)")
+@click.group(cls=Group, default="convert")
+def main() -> None:
+    """Convert images to a data set, a folder or ZIP of images of one size. Other commands are listed at the end."""
 
 
 @main.command(

@@ -21,7 +21,7 @@ from models.stylegan2 import is_network_pickle, load_stylegan2
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.errors import UserError, command_line, one_line
-from torch_utils.files import as_typed, open_regular, write_file
+from torch_utils.files import as_typed, missing_message, open_regular, write_file
 from torch_utils.schema import Count, Within, build, check_values, parse_json, repr_of
 from torch_utils.tensors import check_types, is_finite, read_metadata, read_safetensors
 
@@ -253,7 +253,7 @@ def find_snapshot(path: str | os.PathLike | None, kind: str = GENERATOR, hint: s
     if os.path.isfile(path):
         return path
     if not os.path.exists(path):
-        raise UserError(f"{path} does not exist; {hint or f'name a snapshot or a folder of runs with {option}'}")
+        raise UserError(missing_message(path, hint or f"name a snapshot or a folder of runs with {option}"))
     if (newest := _newest(path, kind)) is None:
         there = sorted(file for file in path.glob("*.safetensors") if says_kind(file, kind))
         named = f"name a file with {option}, such as {there[0]}" if there else f"name one with {option}"

@@ -27,13 +27,14 @@ from networks.layers import RESAMPLE_TAPS
 from torch_utils.errors import UserError, one_line
 from torch_utils.inert_pickle import Call, Refused, read_pickle
 from torch_utils.ops import setup_filter
-from torch_utils.tensors import check_weights
+from torch_utils.tensors import check_weights, what_it_seems
 
 MAX_BYTES = 8 << 30  # of a file; the largest published ones have 0.4 GB
 MAX_SIZE = 1 << 16  # of z, w and the classes
 RESOLUTIONS = tuple(16 << i for i in range(7))  # of its networks: up to 1024
 NETWORKS = ("G_ema", "G", "D")
 FILTER = "resample_filter"  # the buffer that is a constant here
+CUT_OFF = re.compile(r"exhausted|remain|not enough data|ran out")  # what pickletools says of a file that ends too early
 ANOTHER = "name a network pickle of StyleGAN2-ADA-PyTorch, or of StyleGAN3 with --cfg stylegan2"
 
 Network = TypeVar("Network", Generator, Discriminator)
@@ -88,8 +89,7 @@ def load_networks(
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); {ANOTHER}") from None
     except (ValueError, *DAMAGED) as error:
-        reason = one_line(error, 200) if isinstance(error, ValueError) else "damaged, or of another layout"
-        raise UserError(f"{path} cannot be read as StyleGAN2's networks ({reason}); {ANOTHER}") from None
+        raise UserError(f"{path} cannot be read as StyleGAN2's networks ({_reason(path, error)}); {ANOTHER}") from None
     for network in networks.values():
         network.eval().requires_grad_(False)
     return networks, {"kimg": kimg_of_name(path), "source": _source(path, data, kind)}
@@ -101,6 +101,16 @@ def _bytes(path: Path) -> bytes:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES >> 30} GiB")
     return path.read_bytes()
+
+
+def _reason(path: Path, error: Exception) -> str:
+    """Why a file cannot be read; downloads that went wrong are called so."""
+    if path.is_file() and (seems := what_it_seems(path, "a pickle")):
+        return f"it is {seems}"
+    if not isinstance(error, ValueError):
+        return "damaged, or of another layout"
+    reason = one_line(error, 200)
+    return f"it is cut off; download it again: {reason}" if CUT_OFF.search(reason) else reason
 
 
 def _refusal(path: Path, name: str) -> str:

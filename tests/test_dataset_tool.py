@@ -180,7 +180,8 @@ def test_a_terminal_is_not_told_what_to_do_by_an_archive(tool, tmp_path):
 
 
 @pytest.mark.parametrize("args, message", [
-    ([], "name a command"),
+    ([], "Missing option '--source'"),
+    (["--source", "a", "--dest", "b"], "there is no --dest: it is --out here"),
     (["check", "--data", "nowhere.zip"], "there is no nowhere.zip"),
     (["faces", "--out", "a.zip", "--resolution", "50"], "50x50 is no size for a model"),
     (["convert", "--source", ".", "--out", "a.zip", "--resolution", "16", "--background", "whit"],

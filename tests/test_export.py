@@ -174,7 +174,7 @@ def test_mistakes(snapshot, tmp_path):
     for arguments, what in (
         (["--network", snapshot, "--model", snapshot], "name only one"),
         (["--network", snapshot, "--format", "safetensors", "--batch", 2], "--batch"),
-        (["--network", tmp_path / "absent"], "does not exist"),
+        (["--network", tmp_path / "absent"], "there is no "),
         (["--model", snapshot], "take with --network; name the file of a stylizer"),
         (["--network", snapshot, "--format", "pickle"], "--format"),
     ):

@@ -165,6 +165,24 @@ def test_a_pickle_that_means_harm_gets_one_line_everywhere(tmp_path, faces16, ca
     assert not canary.exists()
 
 
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        (b"<!DOCTYPE html><html>Not found</html>", "it is text, not a pickle"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "git lfs pull"),
+        (b"", "it is empty"),
+        (b"PK\3\4 and so on", "it is a ZIP, not a pickle"),
+        (None, "it is cut off; download it again"),
+    ],
+)
+def test_a_download_that_went_wrong_is_called_so(network, tmp_path, capsys, content, said):
+    path, whole = tmp_path / "ffhq.pkl", network.read_bytes()
+    for size in [1, 100, len(whole) // 2, len(whole) - 1] if content is None else [None]:
+        path.write_bytes(whole[:size] if content is None else content)
+        line = mistake(capsys, generate.main, "--network", path, "--seeds", 0, "--outdir", tmp_path)
+        assert said in line, (size, line)
+
+
 # --- the library ----------------------------------------------------------------------------------------------------
 
 
@@ -177,7 +195,7 @@ def test_the_library(networks, network, tmp_path):
     assert torch.equal(again(z), networks[0](z, noise="const"))
     card = (tmp_path / "README.md").read_text()
     assert re.search('license: "?other', card) and G.info["source"]["sha256"] in card
-    with pytest.raises(UserError, match=r"nope.pkl does not exist"):
+    with pytest.raises(UserError, match=r"there is no .*nope.pkl; "):
         adaconv.Generator.from_pretrained("nope.pkl")
 
 

@@ -271,18 +271,26 @@ def test_bad_options(faces16, tmp_path, runs):
     assert "gamma" in message and "3.0 asked" in message and "generator.cmax: 16 in the run, 8 asked" in message
 
 
-def test_crops_that_are_too_small_for_the_kernels():
-    options = ["--content", "a", "--style", "b", "--gpus", 0, "--width", 0.125, "--kernel-size", 5, "--size", 16]
+def test_crops_that_are_too_small_for_the_kernels(faces16):
+    data = ["--content", faces16, "--style", faces16]
+    options = [*data, "--gpus", 0, "--width", 0.125, "--kernel-size", 5, "--size", 16]
     assert "--size 16 is too small for kernels of 5²; take 24 or more" in mistake("train_stylizer.py", *options)
 
 
-def test_images_that_are_resized_to_less_than_their_crops():
-    options = ["--content", "a", "--style", "b", "--gpus", 0, "--width", 0.125, "--style-size", 64, "--resize"]
+def test_images_that_are_resized_to_less_than_their_crops(faces16):
+    data = ["--content", faces16, "--style", faces16]
+    options = [*data, "--gpus", 0, "--width", 0.125, "--style-size", 64, "--resize"]
     message = mistake("train_stylizer.py", *options, 96, "--size", 128)
     assert "--resize 96: images of that size have no crops of --size 128; take --resize 128 or more" in message
     assert "--style-size 64; take --resize 64 or more" in mistake("train_stylizer.py", *options, 32, "--size", 32)
-    remedied = mistake("train_stylizer.py", *options, 128, "--size", 128)
-    assert "--resize" not in remedied and "there is no a;" in remedied  # only the file is missing now
+    remedied = done(script("train_stylizer.py", *options, 128, "--size", 128, "--dry-run"))
+    assert '"resize": 128' in remedied.stdout
+
+
+@pytest.mark.parametrize("missing", ["--content", "--style"])
+def test_a_stylizers_images_are_looked_for_before_weights_are_downloaded(faces16, missing):
+    data = {"--content": faces16, "--style": faces16, missing: "nowhere.zip"}
+    assert "there is no nowhere.zip" in mistake("train_stylizer.py", *(word for pair in data.items() for word in pair))
 
 
 @pytest.mark.parametrize("procs", [1, pytest.param(2, marks=pytest.mark.slow)])

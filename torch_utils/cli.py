@@ -19,6 +19,7 @@ from typing import Any, cast
 import click
 from click.core import ParameterSource
 
+from torch_utils.elsewhere import called_here
 from torch_utils.errors import CommandError, UserError, plural, printable
 
 MAX_NUMBERS = 10_000_000
@@ -70,6 +71,15 @@ class Command(click.Command):
         kwargs.setdefault("context_settings", CONTEXT)
         super().__init__(*args, **kwargs)
         self.example = example
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            options = [name for param in self.get_params(ctx) for name in param.opts]
+            if (hint := called_here(error.option_name, options)) is None:
+                raise
+            raise click.UsageError(hint, ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

@@ -10,6 +10,7 @@ import difflib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -21,6 +22,7 @@ from typing import BinaryIO, cast
 from torch_utils.errors import DiskFull, UserError
 
 DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ADDRESS = re.compile("[a-z][a-z0-9+.-]*:/", re.ASCII)  # of a Path: two slashes have become one
 MAX_NAME = 255  # bytes in a file's name, on common file systems
 RUN_MARKER = "adaconv-run.txt"  # a file in the folder of every run, which is therefore no part of a data set around it
 
@@ -231,6 +233,8 @@ def _sync_folder(folder: Path) -> None:
 
 def missing_message(path: Path, otherwise: str) -> str:
     """A message that `path` does not exist, with a file of a similar name, or with what to do `otherwise`."""
+    if ADDRESS.match(str(path)):
+        return f"{path} is an address, and not a file here; download it, and name the file"
     if os.path.islink(path):  # False for names that are too long, where Path raises
         return f"{path} is a link that leads nowhere; {otherwise}"
     nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []

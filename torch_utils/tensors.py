@@ -69,8 +69,8 @@ def _open(path: str | os.PathLike) -> Iterator[safe_open]:
         raise ValueError(f"it is {found}" if found else one_line(error, 200)) from None
 
 
-def what_it_seems(path: str | os.PathLike) -> str | None:
-    """What a file that is no safetensors file begins like; None if it may be a damaged one, or cannot be told."""
+def what_it_seems(path: str | os.PathLike, wanted: str = "a .safetensors file") -> str | None:
+    """What a file begins like that is none of those `wanted`; None if it may be a damaged one, or cannot be told."""
     with open_regular(path) as file:
         start = file.read(512)
     if not start:
@@ -78,10 +78,10 @@ def what_it_seems(path: str | os.PathLike) -> str | None:
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS; fetch the file itself with: git lfs pull"
     for magic, kind in MAGIC.items():
-        if start.startswith(magic):
-            return f"{kind}, not a .safetensors file"
+        if start.startswith(magic) and kind != wanted:
+            return f"{kind}, not {wanted}"
     if len(start) > 8 and start[8:9] != b"{" and all(byte >= 32 or byte in b"\t\n\r" for byte in start):
-        return "text, not a .safetensors file"
+        return f"text, not {wanted}"
     return None
 
 

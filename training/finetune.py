@@ -16,6 +16,7 @@ from models.stylegan2 import is_network_pickle, load_networks
 from networks.discriminator import Discriminator
 from networks.generator import Generator, GeneratorConfig
 from torch_utils.errors import UserError, one_line
+from torch_utils.files import missing_message
 from torch_utils.schema import check_values
 from training.config import TAKEN_OVER
 from training.runs import find_state, load_state
@@ -29,7 +30,7 @@ def find_initial(path: str | Path) -> Path:
     if path.is_file():
         return path
     if not path.exists():
-        raise UserError(f"there is no {path} for --init-from; name a snapshot, a state or a run")
+        raise UserError(missing_message(path, "name a snapshot, a state or a run with --init-from"))
     try:
         return find_state(path)
     except UserError:

@@ -17,6 +17,8 @@ import click
 import torch
 
 from media.dataset import ImageDataset, convert_command, possible_resolution
+from media.decode import ALL_SUFFIXES
+from media.image_files import ImageFiles
 from metrics import find_detector, higher_is_better, parse_metric
 from models.encoder import load_encoder
 from models.snapshot import load_stylizer
@@ -262,6 +264,8 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
     for name in ("content", "style"):
         if name not in options:
             raise click.UsageError(f"--{name} is missing: name a folder or ZIP of images")
+        if not (resuming or options.get("encoder_weights") or options.get("init_from")):
+            ImageFiles(options[name], ALL_SUFFIXES)  # what is wrong is said before weights are downloaded
     if options.get("init_from") and options.get("encoder_weights") and not resuming:
         raise UserError("--encoder-weights would not be used: --init-from has an encoder; leave one of them out")
     if options.get("size", STRIDE) % STRIDE:

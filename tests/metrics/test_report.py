@@ -152,7 +152,7 @@ def test_mistakes_are_one_line(command, run, faces16, tmp_path):
         (["--network", folder], "--data is missing"),
         (["--network", folder, "--data", faces16], "they cannot be compared"),
         (["--network", folder, "--data", data, "--detector", "nowhere/x"], "name a file of train_encoder.py"),
-        (["--network", tmp_path / "nothing", "--data", data], "does not exist"),
+        (["--network", tmp_path / "nothing", "--data", data], "there is no "),
     ]:
         code, _, err = command("report", *arguments, "--metrics", "swd20", "--gpus", 0, "--out", tmp_path / "c.html")
         assert code == 2 and words in err, err

@@ -91,7 +91,7 @@ def test_names_that_are_too_long_for_files(start, place, tmp_path):
     assert "too long" in mistake(*start, *style, "--out", tmp_path / f"{long}.png")
     assert "too long" in mistake(*start, *style, "--save-style", tmp_path / f"{long}.safetensors")
     assert "there is no" in mistake(*start[:2], "--content", tmp_path / f"{long}.png", *style)
-    assert "does not exist" in mistake("--model", long, *start[2:], *style)
+    assert "there is no " in mistake("--model", long, *start[2:], *style)
 
 
 def test_contents_that_are_too_small_for_the_kernels(place, tmp_path):

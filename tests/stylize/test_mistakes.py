@@ -84,7 +84,7 @@ def test_bad_files(start, place, tmp_path):
         ([*start, "--style", tmp_path / "text.png", *out], "text.png is not an image"),
         ([*start, "--style", tmp_path / "one.png", *out], "one.png has 1x1 pixels"),
         ([*start, "--style", place / "model.safetensors", *out], "but of kind 'stylizer'"),
-        (["--model", tmp_path / "absent", *start[2:], *style, *out], "absent does not exist"),
+        (["--model", tmp_path / "absent", *start[2:], *style, *out], "absent; "),
         (["--model", place / "a.png", *start[2:], *style, *out], "cannot be read as a stylizer"),
     ):
         assert words in mistake(*arguments), words

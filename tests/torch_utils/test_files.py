@@ -2,11 +2,12 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from torch_utils.errors import DiskFull, UserError
-from torch_utils.files import append_file, atomic_write, remove_leftovers, short_name, write_file
+from torch_utils.files import append_file, atomic_write, missing_message, remove_leftovers, short_name, write_file
 
 
 def test_writes_a_new_file_and_replaces_an_old_one(tmp_path):
@@ -91,3 +92,11 @@ def test_short_names_differ_as_long_ones_do():
     short = [short_name(name) for name in long]
     assert len(set(short)) == 3 and all(200 < len(os.fsencode(name)) <= 255 for name in short)
     assert all(name.startswith("é" * 110) for name in short[:2]) and short == [short_name(name) for name in long]
+
+
+@pytest.mark.parametrize("address", ["https://example.com/ffhq.pkl", "s3://bucket/ffhq.zip"])
+def test_an_address_is_no_missing_file(address):
+    assert missing_message(Path(address), "x") == (
+        f"{Path(address)} is an address, and not a file here; download it, and name the file"
+    )
+    assert missing_message(Path("nowhere.pkl"), "name one") == "there is no nowhere.pkl; name one"
