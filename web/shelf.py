@@ -15,6 +15,7 @@ from models.classes import class_names
 from models.snapshot import (
     GENERATOR,
     PRETRAINED,
+    SHIPPED,
     STYLIZER,
     find_snapshot,
     list_runs,
@@ -58,7 +59,10 @@ class Shelf:
         self._loaded: OrderedDict[tuple, tuple[Any, dict[str, Any]]] = OrderedDict()
 
     def entries(self, kind: str) -> list[Entry]:
-        """The models of a kind: the given files, the runs from the newest on, and the shipped ones."""
+        """The models of a kind: the given files, the runs from the newest on, and the shipped ones.
+
+        Of these, the first is the one that commands take where none is named.
+        """
         given = [path for path in self.files if kind_of(path) == kind]
         found = [Entry(as_typed(path), path.name, path, find_snapshot(path, kind)) for path in given]
         for run in sorted(list_runs(RUNS), key=run_number, reverse=True):
@@ -67,7 +71,7 @@ class Shelf:
             except UserError:
                 continue  # no snapshot yet, or of the other kind
             found.append(Entry(as_typed(run), f"{run.name}{metric_text(snapshot)}", run, snapshot))
-        for path in sorted(PRETRAINED.glob("*.safetensors")):
+        for path in sorted(PRETRAINED.glob("*.safetensors"), key=lambda path: (path.name != SHIPPED[kind], path)):
             if kind_of(path) == kind:
                 found.append(Entry(as_typed(path), f"{path.stem} (comes with the project)", path, path))
         self._known.update({(kind, entry.name): entry for entry in found})
