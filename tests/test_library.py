@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 import adaconv
+from latents.codes import Codes, save_codes
 from models.snapshot import load_generator, save_snapshot, save_stylizer
 from networks.generator import Generator as Network
 from networks.generator import GeneratorConfig
@@ -66,6 +67,23 @@ def test_the_example_of_the_readme(tmp_path, monkeypatch):
     assert made == ["seed0000.png", "seed0001.png", "seed0002.png"]
     for name in made:
         assert np.array_equal(pixels(tmp_path / name), pixels(tmp_path / "out" / name))
+
+
+def test_the_examples_of_the_librarys_page(tmp_path, monkeypatch):
+    """As they are there, in a folder that has what a clone has and what projector.py leaves."""
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for name in ("pretrained", "examples"):
+        Path(name).symlink_to(ROOT / name)
+    G = adaconv.Generator.from_pretrained("pretrained/faces64.safetensors")
+    Path("out").mkdir()
+    save_codes("out/projected_w.npz", Codes(G.ws(G.latents([0]), psi=0.7)))
+    variables: dict[str, torch.Tensor] = {}
+    for example in examples:
+        exec(compile(example, "library.md", "exec"), variables)
+        if "codes" in variables:
+            assert torch.equal(variables["image"], G(G.latents([0]), psi=0.7, noise="const"))
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"seed0000.png", "between.png", "face-waves.png"}
 
 
 def test_the_same_images_as_generate(run, tmp_path):

@@ -129,13 +129,14 @@ def test_a_run_that_is_done_says_so(runs):
 
 
 def test_data_may_move_but_not_change(runs, faces16, tmp_path):
-    moved, less, other = tmp_path / "moved.zip", tmp_path / "less.zip", tmp_path / "other.zip"
+    moved, less, other, larger = (tmp_path / f"{name}.zip" for name in ("moved", "less", "other", "larger"))
     shutil.copy(faces16, moved)
     write_dataset(less, faces(499, 16, seed=0))
     write_dataset(other, faces(500, 16, seed=1))
+    write_dataset(larger, faces(2, 32, seed=0))
     resume = ["train.py", "--outdir", runs, "--resume", "--dry-run", "--data"]
     assert json.loads(done(script(*resume, moved)).stdout)["data"] == str(moved)
-    for path in (less, other):
+    for path in (less, other, larger):
         message = mistake(*resume, path)
         assert f"{path} is not the data set that" in message and "--data" in message
 

@@ -271,13 +271,13 @@ def prepare_resumed(
     config = configure({**kept_fields(state), **given}, True)
     trainer_class = trainer_for(config)
     data_hash = trainer_class.fingerprint(config)
-    kimg = check_resumable(state, run, config)
     if about.get("data_hash", data_hash) != data_hash:
         raise UserError(
             f"{' or '.join(config.data_paths)} is not the data set that {run} was begun with: its files or labels are "
             "others; "
             f"name that one with {config.data_options}, or start a new run without --resume"
         )
+    kimg = check_resumable(state, run, config)
     if dry_run:
         print_config(config)
         return None
