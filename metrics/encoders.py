@@ -1,9 +1,9 @@
 """Our own detectors: the encoders that train_encoder.py makes, VGG-19 up to relu4_1 (networks/vgg.py).
 
-A metric names one after an @. Two come with the project: `fd5k_full@tiny-imagenet`, which was trained to tell the 200
-classes of Tiny ImageNet apart, and `fd5k_full@stylizer-small`, the encoder inside of the stylizer. Other files of
-encoders and stylizers are named by their paths: `fd5k_full@runs/00000-…/snapshot-000400.safetensors`. Values compare
-with those of the same file only, and are never called FID.
+A metric names one after an @. One comes with the project: `fd5k_full@tiny-imagenet`, which was trained to tell the 200
+classes of Tiny ImageNet apart. Other files of encoders, and of stylizers, which have one inside, are named by their
+paths: `fd5k_full@runs/00000-…/snapshot-000400.safetensors`. Values compare with those of the same file only, and are
+never called FID.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch_utils.download import file_sha256
 from torch_utils.errors import UserError
 from torch_utils.files import missing_message
 
-SHIPPED = {name: PRETRAINED / f"{name}.safetensors" for name in (DEFAULT_DETECTOR, "stylizer-small")}
+SHIPPED = {DEFAULT_DETECTOR: PRETRAINED / f"{DEFAULT_DETECTOR}.safetensors"}
 LAYER = "mean of relu4_1"
 
 

@@ -18,7 +18,7 @@ from metrics.features import tensor_source
 from metrics.frechet import frechet_distance
 from metrics.names import DEFAULT_DETECTOR
 from models.encoder import save_encoder
-from models.snapshot import PRETRAINED, STYLIZER, find_snapshot, load_stylizer
+from models.snapshot import PRETRAINED, load_stylizer
 from networks.vgg import MEAN, STD, VGG19
 from tests.metrics.archives import photographs
 from tests.metrics.evaluating import evaluate
@@ -194,15 +194,16 @@ def test_two_processes_compute_the_same(small, slices, encoder_file, tmp_path):
 
 def test_the_encoder_of_the_shipped_stylizer():
     """Of small images as they are; of larger ones, each side that is longer than a style's is reduced to that."""
-    stylizer, _ = load_stylizer(find_snapshot(PRETRAINED / "stylizer-small.safetensors", STYLIZER))
-    network = EncoderFeatures(read_encoder("stylizer-small"))
-    for height, width in ((32, 32), (40, 24), (256, 256)):
-        images = random_images(2, size=256)[:, :, :height, :width]
+    path = PRETRAINED / "stylizer-small.safetensors"
+    stylizer, _ = load_stylizer(path)
+    network, side = EncoderFeatures(read_encoder(str(path))), stylizer.config.style_size
+    for height, width in ((32, 32), (40, 24), (side, side)):
+        images = random_images(2, size=side)[:, :, :height, :width]
         features = stylizer.encode(images / 127.5 - 1).mean(dim=(2, 3))
         assert features.shape == (2, network.dimensions) and features.std(dim=0).mean() > 0
         torch.testing.assert_close(network(images)[0], features, rtol=1e-4, atol=1e-4)
-    flat = torch.full((1, 3, 512, 32), 90, dtype=torch.uint8)
-    torch.testing.assert_close(network(flat)[0], network(flat[:, :, :256])[0], rtol=1e-4, atol=1e-4)
+    flat = torch.full((1, 3, 2 * side, 32), 90, dtype=torch.uint8)
+    torch.testing.assert_close(network(flat)[0], network(flat[:, :, :side])[0], rtol=1e-4, atol=1e-4)
 
 
 def test_a_missing_shipped_encoder_is_one_line(monkeypatch, tmp_path, encoder_file):

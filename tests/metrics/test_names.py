@@ -88,7 +88,7 @@ def test_the_nearest_names_are_proposed_and_are_names(wrong, meant):
     "name, kind, count, detector",
     [
         ("fd5k_full@tiny-imagenet", "fd", 5000, "tiny-imagenet"),
-        ("dc5k5@stylizer-small", "dc", 5000, "stylizer-small"),
+        ("dc5k5@encoder.safetensors", "dc", 5000, "encoder.safetensors"),
         ("kd2k@runs/00000-a/snapshot-000400.safetensors", "kd", 2000, "runs/00000-a/snapshot-000400.safetensors"),
         ("pr5k3_full@a@b", "pr", 5000, "a@b"),
         ("dc1005@x", "dc", 100, "x"),

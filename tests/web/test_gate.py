@@ -22,7 +22,7 @@ from PIL import GifImagePlugin, Image
 from adaconv import Generator
 from models.sampling import generate_batches
 from models.snapshot import PRETRAINED
-from tests.web.browser import pixels
+from tests.web.browser import pixels, shipped
 from web.limits import MAX_PIXELS, MAX_UPLOAD
 
 FILES = 200
@@ -197,7 +197,7 @@ def test_a_wrong_request_gets_a_sentence(client):
     for values, sentence in (
         ({"seed": None}, "a seed is a whole number"),
         ({"trunc": "1," * 90}, "is not a valid number"),
-        ({"class_": "99"}, "the model has the classes 0 to 5"),
+        ({"class_": "99", "model": shipped()}, "the model has the classes 0 to 5"),
     ):
         with pytest.raises(Refused, match=sentence):
             client.call("seed", "change", **{name.rstrip("_"): value for name, value in values.items()})
@@ -213,14 +213,17 @@ def test_a_page_whose_session_has_ended_is_told_so(server):
 
 
 def test_many_clients_get_their_own_images(server):
-    G = Generator.from_pretrained(PRETRAINED / "faces32.safetensors")
+    G = Generator.from_pretrained(shipped())
     clients, rounds = 12, 4
     before = server.memory
 
     def work(number: int) -> list[tuple[int, np.ndarray]]:
         client = Client(server.url)
-        seeds = [number * 1000 + i for i in range(rounds)]
-        return [(seed, pixels(client.fetch(client.call("seed", "change", seed=seed)[0]))) for seed in seeds]
+        found = []
+        for seed in range(number * 1000, number * 1000 + rounds):
+            (file, *_) = client.call("seed", "change", seed=seed, model=shipped())
+            found.append((seed, pixels(client.fetch(file))))
+        return found
 
     with ThreadPoolExecutor(clients) as pool:
         found = [pair for pairs in pool.map(work, range(clients)) for pair in pairs]
