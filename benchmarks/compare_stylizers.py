@@ -49,6 +49,7 @@ from torch_utils.files import check_inputs_survive
 from training.stylizer import content_loss, style_loss
 
 UNCHANGED = "content as it is"
+Figures = dict[str, float]  # of one style: the losses and the structure
 REPEATS = 32  # of an image, with patches cut at other places
 
 
@@ -92,21 +93,23 @@ def patches(images: Tensor) -> dict[int, Tensor]:
     return descriptors.finish()
 
 
-def measure(encoder: VGG19, contents: Tensor, style: Tensor, outputs: Tensor) -> dict[str, float]:
-    """Losses and structure of the contents [N, 3, H, W] in one style [1, 3, h, w]."""
-    taps = encoder(outputs)
-    n = len(outputs)
-    goals = [(mean.expand(n, -1), std.expand(n, -1)) for mean, std in map(channel_statistics, encoder(style))]
-    there, here = patches(to_uint8(style)), patches(to_uint8(outputs))
-    return {
-        "content loss": float(content_loss(taps[-1], encoder(contents)[-1])),
-        "normalized content": float(content_loss(taps[-1], encoder(contents)[-1], normalize=True)),
-        "style loss": float(style_loss(taps, goals)),
-        "structure": sliced_wasserstein(there, here)["swd"],
-    }
+class Goal:
+    """What contents [N, 3, H, W] and one style [1, 3, h, w] ask for, with which any outputs can be compared."""
 
+    def __init__(self, encoder: VGG19, contents: Tensor, style: Tensor):
+        self.encoder, self.content, self.patches = encoder, encoder(contents)[-1], patches(to_uint8(style))
+        n, found = len(contents), map(channel_statistics, encoder(style))
+        self.style = [(mean.expand(n, -1), std.expand(n, -1)) for mean, std in found]
 
-Figures = dict[str, float]  # of one style: the losses and the structure
+    def measure(self, outputs: Tensor) -> Figures:
+        """Losses and structure of outputs [N, 3, H, W]."""
+        taps = self.encoder(outputs)
+        return {
+            "content loss": float(content_loss(taps[-1], self.content)),
+            "normalized content": float(content_loss(taps[-1], self.content, normalize=True)),
+            "style loss": float(style_loss(taps, self.style)),
+            "structure": sliced_wasserstein(self.patches, patches(to_uint8(outputs)))["swd"],
+        }
 
 
 def means(rows: Sequence[Figures]) -> Figures:
@@ -173,10 +176,10 @@ def main(
     of_style = [contents[i : i + 1] for i in range(pairs)] if pairs else [contents[:count]] * count
     results: dict[str, list[Figures]] = {name: [] for name in (UNCHANGED, *named)}
     for one, its_contents in zip(styles.split(1), of_style, strict=False):
-        results[UNCHANGED].append(measure(encoder, its_contents, one, its_contents))
+        goal = Goal(encoder, its_contents, one)
+        results[UNCHANGED].append(goal.measure(its_contents))
         for name, model in named.items():
-            outputs = model(its_contents, model.kernels(one)).clamp(-1, 1)
-            results[name].append(measure(encoder, its_contents, one, outputs))
+            results[name].append(goal.measure(model(its_contents, model.kernels(one)).clamp(-1, 1)))
     print(f"mean ± standard deviation over {plural(len(of_style), 'pair' if pairs else 'style')}")
     print(table(results))
     print("\nmean ± standard deviation over trainings")
