@@ -46,8 +46,12 @@ def test_a_run_has_what_a_run_has(runs):
 
 
 def test_resume_goes_on_and_generate_takes_the_newest(runs):
-    done(script("train.py", "--outdir", runs, "--resume", "--kimg", "0.08"))
+    finished = done(script("train.py", "--outdir", runs, "--resume", "--kimg", "0.08"))
     (run,) = runs.iterdir()
+    assert finished.stderr.splitlines()[-1].startswith("finished at kimg 0.08; use the model with: python generate.py")
+    name, option, snapshot = remedy(finished.stderr)
+    done(script(name, option, snapshot, "--seeds", 5, "--outdir", runs.parent / "used"))
+    assert run in Path(snapshot).parents and (runs.parent / "used" / "seed0005.png").exists()
     assert json.loads((run / "stats.jsonl").read_text().splitlines()[-1])["step"] == 10
     result = done(script("generate.py", "--seeds", "0-2,7", cwd=runs.parent))
     assert str(Path("runs") / run.name) in result.stderr

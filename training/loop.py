@@ -36,6 +36,7 @@ class Trainer(Protocol):
     """
 
     script: str  # the script that resumes a run
+    use: tuple[str, ...]  # the command that uses the model: a script, and the option that takes the snapshot
     sheet_name: str  # begins the file names of the sheets that evaluations leave
     hint: str  # what to try where training diverges
 
@@ -127,13 +128,20 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
                 distributed.wait_for_rank_0()
             if ticked:
                 log.restart_tick(step)
-    if stopping and not full:
-        command = command_line("python", trainer.script, "--resume", run)
-        log.say(f"stopped at kimg {kimg:g}; continue with: {command}")
+    if not full:
+        log.say(last_line(trainer, run, kimg, stopping))
     log.close()
     if full:
         raise full
     return not stop.set
+
+
+def last_line(trainer: Trainer, run: Path, kimg: float, stopping: bool) -> str:
+    """What to type next, after a training that was stopped or is complete."""
+    if stopping:
+        return f"stopped at kimg {kimg:g}; continue with: {command_line('python', trainer.script, '--resume', run)}"
+    command = command_line("python", *trainer.use, snapshot_path(run, kimg))
+    return f"finished at kimg {kimg:g}; use the model with: {command}"
 
 
 def prepare_device(config: RunConfig) -> torch.device:
@@ -218,7 +226,7 @@ def save(
     """
     disk_full = None
     if distributed.rank() == 0:
-        model = run / f"snapshot-{kimg_name(kimg)}.safetensors"
+        model = snapshot_path(run, kimg)
         for write in (partial(trainer.save, model, kimg), partial(save_state, run, state, kimg, keep)):
             try:
                 write()
@@ -226,6 +234,10 @@ def save(
                 disk_full = disk_full or error
         set_aside(run, saved_at, kimg)
     return disk_full
+
+
+def snapshot_path(run: Path, kimg: float) -> Path:
+    return run / f"snapshot-{kimg_name(kimg)}.safetensors"
 
 
 def try_to_evaluate(trainer: Trainer, kimg: float, log: Log) -> None:
