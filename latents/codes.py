@@ -93,7 +93,7 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
 
 
 def _read_noise(file: Arrays, G: Generator, count: int) -> list[Tensor]:
-    """The noise maps of `count` images for each layer. Raises KeyError or ValueError."""
+    """The noise maps of `count` images for each layer. Raises ValueError."""
     return [file.numbers(f"noise{i}", (count, 1, *layer.size)) for i, layer in enumerate(G.synthesis.layers())]
 
 

@@ -33,7 +33,9 @@ class Arrays:
         return f"{name}.npy" in self._archive.namelist()
 
     def array(self, name: str, *shapes: Shape, most: int = MAX_BYTES) -> np.ndarray:
-        """An array of one of these shapes, or of any. Its header is read first. Raises KeyError or ValueError."""
+        """An array of one of these shapes, or of any. Its header is read first. Raises ValueError."""
+        if name not in self:
+            raise ValueError(f"it holds no {name}")
         with self._archive.open(f"{name}.npy") as file:
             version = np.lib.format.read_magic(file)
             if version not in ((1, 0), (2, 0)):
@@ -53,7 +55,7 @@ class Arrays:
             return np.lib.format.read_array(file, allow_pickle=False)
 
     def numbers(self, name: str, *shapes: Shape) -> Tensor:
-        """An array of finite real numbers as float32. Raises KeyError or ValueError if there is none."""
+        """An array of finite real numbers as float32. Raises ValueError if there is none."""
         array = self.array(name, *shapes)
         if array.dtype.kind != "f":
             raise ValueError(f"{name} does not hold real numbers")
@@ -64,7 +66,7 @@ class Arrays:
         return tensor
 
     def text(self, name: str) -> str:
-        """An array that is a text. Raises KeyError or ValueError if there is none."""
+        """An array that is a text. Raises ValueError if there is none."""
         array = self.array(name, (), most=MAX_TEXT_BYTES)
         if array.dtype.kind != "U":
             raise ValueError(f"{name} is no text")
@@ -82,6 +84,9 @@ def open_arrays(path: str | os.PathLike) -> Iterator[Arrays]:
     Raises FileNotFoundError if there is no such file, and ValueError if it would unpack to much more than it has.
     NumPy and zipfile raise nearly any exception for a damaged file.
     """
+    with open_regular(path) as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is no .npz file, or is cut off")
     with open_regular(path) as file, zipfile.ZipFile(file) as archive:
         size = sum(member.file_size for member in archive.infolist())
         if size > max(MAX_RATIO * os.fstat(file.fileno()).st_size, MAX_SMALL_BYTES):

@@ -114,3 +114,16 @@ def test_a_model_that_is_replaced_has_another_fingerprint(tmp_path):
     assert first == fingerprint(tmp_path / "a") == hashlib.sha256(b"one").hexdigest()[:16]
     (tmp_path / "a").write_bytes(b"another")
     assert fingerprint(tmp_path / "a") == hashlib.sha256(b"another").hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    "content, said", [(b"# text", "it is no .npz file"), (b"", "it is no .npz file"), (None, "it holds no w;")]
+)
+def test_a_file_that_is_none_of_codes_is_called_so(G, tmp_path, content, said):
+    if content is None:
+        np.savez(tmp_path / "w.npz", other=np.zeros(3))
+    else:
+        (tmp_path / "w.npz").write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        load_codes(tmp_path / "w.npz", G)
+    assert said.rstrip(";") in refused.value.message and "'" not in refused.value.message
