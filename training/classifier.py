@@ -34,7 +34,7 @@ class ClassifierTrainer:
     """A classifier, which is trained for the encoder in it. A `training.loop.Trainer`."""
 
     script, sheet_name = "train_encoder.py", "confusion"
-    use = ("train_stylizer.py", "--content", "photos/", "--style", "paintings/", "--encoder-weights")
+    use: tuple[str, ...] = ("train_stylizer.py", "--content", "photos/", "--style", "paintings/", "--encoder-weights")
     hint = "try a smaller --lr, or --precision fp32"
 
     @staticmethod

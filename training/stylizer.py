@@ -69,7 +69,7 @@ class StylizerTrainer:
     """A stylizer, trained to keep contents and to move styles. A `training.loop.Trainer`."""
 
     script, sheet_name = "train_stylizer.py", "styled"
-    use = ("stylize.py", "--content", "photo.jpg", "--style", "painting.jpg", "--model")
+    use: tuple[str, ...] = ("stylize.py", "--content", "photo.jpg", "--style", "painting.jpg", "--model")
     hint = "try a smaller --lr, or --precision fp32"
 
     @staticmethod

@@ -25,8 +25,8 @@ PARTS_INFO = (
 
 
 def seed_field(label: str, value: int, name: str) -> gr.Number:
-    """A field for a seed, with arrows."""
-    return gr.Number(value, label=label, precision=0, minimum=0, maximum=MAX_SEED, step=1, elem_id=name)
+    """A field for a seed, with arrows. Its bounds are `check_seed`'s: Gradio prints a traceback for its own."""
+    return gr.Number(value, label=label, precision=0, step=1, elem_id=name)
 
 
 def check_seed(seed: float | None) -> int:

@@ -196,6 +196,8 @@ def test_a_file_that_was_not_uploaded_is_refused(client, path):
 def test_a_wrong_request_gets_a_sentence(client):
     for values, sentence in (
         ({"seed": None}, "a seed is a whole number"),
+        ({"seed": -1}, "a seed is a whole number from 0"),
+        ({"seed": 2**40}, "a seed is a whole number from 0"),
         ({"trunc": "1," * 90}, "is not a valid number"),
         ({"class_": "99", "model": shipped()}, "the model has the classes 0 to 5"),
     ):
