@@ -62,9 +62,11 @@ gpu: gpu-check gpu-bench gpu-train
 # On a machine with a GPU, in this order; docs/performance.md says what for. RUN=python3 takes an environment that is
 # there. First whether the kernels are right: gradients, second ones, all types and layouts, memory, and training.
 GPU_SETUP := $(if $(filter $(VENV)/bin/python,$(RUN)),setup)
+# The folders of all tests that need a GPU: those of others import extras, which a RUN=python3 may lack.
+GPU_TESTS := tests/torch_utils/ops tests/training
 gpu-check: $(GPU_SETUP)
 	$(RUN) -m torch_utils.ops --build --check
-	ADACONV_OPS=native $(RUN) -m pytest -m gpu
+	ADACONV_OPS=native $(RUN) -m pytest -m gpu $(GPU_TESTS)
 	@if command -v compute-sanitizer > /dev/null; then \
 	    ADACONV_OPS=native PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --error-exitcode 3 \
 	    $(RUN) -m pytest -m gpu tests/torch_utils/ops/test_kernels.py tests/torch_utils/ops/test_memory_order.py \

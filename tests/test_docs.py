@@ -204,6 +204,14 @@ def test_the_index_names_every_page():
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
+def test_gpu_check_runs_all_tests_that_need_a_gpu():
+    (folders,) = re.findall(r"^GPU_TESTS := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    mark = "pytest.mark." + "gpu"
+    marked = [path for path in (ROOT / "tests").rglob("*.py") if mark in path.read_text()]
+    assert len(marked) >= 4
+    assert all(any(ROOT / folder in path.parents for folder in folders.split()) for path in marked), marked
+
+
 @every_document
 def test_every_command_has_the_options_that_it_is_given(document):
     wrong = []

@@ -22,7 +22,7 @@ from typing import BinaryIO, cast
 from torch_utils.errors import DiskFull, UserError
 
 DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-ADDRESS = re.compile("[a-z][a-z0-9+.-]*:/", re.ASCII)  # of a Path: two slashes have become one
+ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/", re.ASCII)  # of a Path: two slashes have become one
 MAX_NAME = 255  # bytes in a file's name, on common file systems
 RUN_MARKER = "adaconv-run.txt"  # a file in the folder of every run, which is therefore no part of a data set around it
 
