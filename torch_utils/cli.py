@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -399,10 +400,13 @@ def run(command: click.Command) -> None:
         print(f"error: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        # The processes that torchrun starts share one command line: one of them reports what is wrong with it.
-        if not isinstance(error, click.UsageError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            hint = " (see --help)" if isinstance(error, click.UsageError) else ""
-            print(f"error: {_on_one_line(error.format_message())}{hint}", file=sys.stderr)
+        # The processes that torchrun starts share one command line: one of them reports what is wrong with it. The
+        # others wait for that: when one of them ends, torchrun ends all.
+        if isinstance(error, click.UsageError) and os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(5)
+            sys.exit(2)
+        hint = " (see --help)" if isinstance(error, click.UsageError) else ""
+        print(f"error: {_on_one_line(error.format_message())}{hint}", file=sys.stderr)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         print("stopped", file=sys.stderr)

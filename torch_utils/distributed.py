@@ -128,6 +128,10 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
     try:
         with group(gpus):
             interrupted = function(*args) is False
+    except KeyboardInterrupt:
+        # The launcher hands on a ^C that the terminal has sent to all already; it would reach the exit handlers.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
     except Exception as error:
         if not isinstance(error, (UserError, Failure)):
             traceback.print_exc()

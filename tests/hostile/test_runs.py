@@ -302,7 +302,9 @@ def test_files_are_held_to_the_bounds_of_the_command_line(module):
             if param.name in {field.name for field in fields(owner)} and isinstance(
                 param.type, click.types._NumberRangeBase
             ):
-                (bounds,) = [part for part in get_args(hints[param.name]) if isinstance(part, Within)]
+                hint = hints[param.name]  # Annotated, or a union with None of it
+                parts = [part for each in (hint, *get_args(hint)) for part in get_args(each)]
+                (bounds,) = [part for part in parts if isinstance(part, Within)]
                 least, most = param.type.min, param.type.max
                 assert least is None or bounds.least <= least, param.name
                 assert most is None or most <= bounds.most <= 4 * most, param.name

@@ -172,7 +172,7 @@ def test_what_is_frozen_has_learned(tmp_path, faces16):
 
 
 def test_a_path_that_leads_nowhere(tmp_path):
-    with pytest.raises(UserError, match=r"there is no .*nope for --init-from"):
+    with pytest.raises(UserError, match=r"there is no .*nope; name a snapshot, a state or a run with --init-from"):
         find_initial(tmp_path / "nope")
     with pytest.raises(UserError, match="holds no run with a state for --init-from"):
         find_initial(tmp_path)
