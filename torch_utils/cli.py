@@ -20,8 +20,8 @@ from typing import Any, cast
 import click
 from click.core import ParameterSource
 
-from torch_utils.elsewhere import called_here
 from torch_utils.errors import CommandError, UserError, plural, printable
+from torch_utils.foreign_options import called_here
 
 MAX_NUMBERS = 10_000_000
 MAX_DIGITS = 18

@@ -5,7 +5,7 @@ import pytest
 
 from tests.scripts import mistake
 from tests.test_docs import all_options
-from torch_utils.elsewhere import HERE, NEEDLESS, called_here
+from torch_utils.foreign_options import HERE, NEEDLESS, called_here
 
 
 def test_what_options_are_called_here_is_an_option_and_takes_the_value():
