@@ -348,8 +348,8 @@ def split_batch(batch: int, batch_gpu: int | None, processes: int) -> int:
     share = batch // processes
     if share % (batch_gpu or share):
         raise UserError(
-            f"--batch-gpu {batch_gpu} does not divide the {share} images of a process (--batch {batch}, "
-            f"{processes} processes); take a divisor"
+            f"--batch-gpu {batch_gpu} does not divide the {plural(share, 'image')} of a process (--batch {batch}, "
+            f"{plural(processes, 'process', 'es')}); take a divisor"
         )
     return batch_gpu or share
 
