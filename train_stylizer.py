@@ -30,8 +30,8 @@ POSITIVE = cli.Float(0, min_open=True)
     "Data",
     "--resize",
     type=cli.Integer(16, 4096),
-    help="Scale the shorter side of all images to this number of pixels before crops are taken from them; not more "
-    "than they have keeps them sharp.  [default: twice --size, and for styles twice --style-size]",
+    help="Scale the shorter side of all images to this number of pixels before crops are taken from them. Images that "
+    "are enlarged for it are blurred.  [default: twice --size, and for styles twice --style-size]",
 )
 @cli.option(
     "Data",

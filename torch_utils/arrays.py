@@ -87,11 +87,11 @@ def open_arrays(path: str | os.PathLike) -> Iterator[Arrays]:
     with open_regular(path) as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no .npz file, or is cut off")
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-        if size > max(MAX_RATIO * os.fstat(file.fileno()).st_size, MAX_SMALL_BYTES):
-            raise ValueError(f"it would unpack to {size:,} bytes, as only harmful files do")
-        yield Arrays(archive)
+        with zipfile.ZipFile(file) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > max(MAX_RATIO * os.fstat(file.fileno()).st_size, MAX_SMALL_BYTES):
+                raise ValueError(f"it would unpack to {size:,} bytes, as only harmful files do")
+            yield Arrays(archive)
 
 
 def _fits(shape: Any, wanted: Shape) -> bool:
