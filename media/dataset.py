@@ -21,7 +21,7 @@ from PIL import Image
 from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
 from media.decode import Unusable, decode_image, open_image, stored_mode, upright_size
-from media.image_files import LABEL_FILE, ImageFiles, normal_name
+from media.image_files import CONVERT, LABEL_FILE, ImageFiles, normal_name
 from media.labels import LabelFile, parse_labels
 from media.shards import ShardFiles, is_sharded
 from torch_utils.errors import UserError, WorkerError, command_line, numbers_text, one_line, printable
@@ -31,7 +31,6 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 SQUARES = tuple(16 << i for i in range(7))  # the sides that messages propose: powers of two from 16 to 1024
 HEADERS_CHECKED = 100  # images whose headers are read on opening a data set, spread over all of it
-CONVERT = "python", "dataset_tool.py", "convert"
 MAX_UNREADABLE = 0.01  # of all images may be skipped
 MAX_CACHE_BYTES = 1 << 30  # decoded images of a data set that are kept in memory
 

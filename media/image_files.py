@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from media.checksums import folder_checksums
-from media.decode import Unusable
-from torch_utils.errors import UserError, one_line, printable
+from media.decode import ALL_SUFFIXES, Unusable
+from torch_utils.errors import UserError, command_line, one_line, printable
 from torch_utils.files import RUN_MARKER, missing_message, open_regular, regular
+from torch_utils.tensors import what_it_seems
 
 LABEL_FILE = "dataset.json"
+CONVERT = "python", "dataset_tool.py", "convert"
 HOW_TO_MAKE = "name a folder or ZIP of images, or draw some with: python dataset_tool.py faces --out faces32.zip"
 
 # Limits on what an archive may demand.
@@ -29,6 +31,7 @@ MAX_FILES = 5_000_000
 MAX_FILE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 64 << 20
 MAX_RATIO = 200  # unpacked bytes per byte of the archive
+IMAGE_SUFFIXES = (*ALL_SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl")  # of files that are left out with a note
 
 
 class ImageFiles:
@@ -44,6 +47,7 @@ class ImageFiles:
         self.path = Path(path)
         self.cycles: list[str] = []  # links to a folder that they lie in: these are not followed, others are
         self.runs: list[str] = []  # folders of training runs, whose sheets of fakes are no data
+        self.others: list[str] = []  # images with an extension not in `suffixes`
         self._spelled: dict[str, str] = {}  # the names that an archive means, by those that `zipfile` reads
         self._members: dict[str, str] = {}  # what an archive or a folder calls a file whose normal name is another
         self._zip: tuple[int, zipfile.ZipFile] | None = None  # process id, and the archive as that process opened it
@@ -53,6 +57,9 @@ class ImageFiles:
         except FileNotFoundError:
             raise UserError(missing_message(self.path, HOW_TO_MAKE)) from None
         except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+            if seems := what_it_seems(self.path, "a ZIP"):
+                remedy = "" if ";" in seems else "; name a folder or ZIP of images"
+                raise UserError(f"{self.path} is {seems}{remedy}") from None
             raise UserError(
                 f"{self.path} is not a ZIP file, or is cut off ({one_line(error)}); "
                 "copy it again, or name a folder of images"
@@ -62,11 +69,11 @@ class ImageFiles:
         if len(checks) > MAX_FILES:
             raise UserError(f"{self.path} holds {len(checks):,} files; the limit is {MAX_FILES:,}")
         self.checks = self._with_normal_names(checks)  # by name: CRC32 in a ZIP, size in bytes in a folder
-        self.names = sorted(
-            name
-            for name in self.checks
-            if name.lower().endswith(suffixes) and name.rpartition("/")[2] != LABEL_FILE and not _hidden(name)
-        )
+        visible = [name for name in self.checks if name.rpartition("/")[2] != LABEL_FILE and not _hidden(name)]
+        self.names = sorted(name for name in visible if name.lower().endswith(suffixes))
+        self.others = [
+            name for name in visible if name.lower().endswith(IMAGE_SUFFIXES) and not name.lower().endswith(suffixes)
+        ]
         if not self.names:
             what = f"images ({', '.join(suffixes)})" if suffixes != ("",) else "files"
             for end in (".tar", ".parquet"):
@@ -76,6 +83,11 @@ class ImageFiles:
                         f"{self.path} holds no {what} but shards; where --data takes these, name them with: "
                         f"--data {shards}"
                     )
+            if readable := [name for name in self.others if name.lower().endswith(ALL_SUFFIXES)]:
+                raise UserError(
+                    f"{self.path} holds no {what}, but others such as {printable(min(readable))}; convert them with: "
+                    + command_line(*CONVERT, "--source", self.path, "--out", f"{self.name}.zip", "--resolution", 256)
+                )
             raise UserError(f"{self.path} holds no {what}; name the folder or ZIP that holds the images")
 
     def _with_normal_names(self, checks: dict[str, int]) -> dict[str, int]:
@@ -175,8 +187,12 @@ class ImageFiles:
 
     @property
     def notes(self) -> list[str]:
-        """What was left out of a folder, in lines for the user."""
-        found = ((self.cycles, "links that lead back to a folder above them"), (self.runs, "folders of training runs"))
+        """What was left out of a folder or a ZIP, in lines for the user."""
+        found = (
+            (self.cycles, "links that lead back to a folder above them"),
+            (self.runs, "folders of training runs"),
+            (self.others, "images of formats that are not read here (dataset_tool.py convert may read them)"),
+        )
         return [f"left out {what}: {len(names):,}, first {printable(min(names))}" for names, what in found if names]
 
     def checksums(self, names: Iterable[str], progress: bool = False) -> dict[str, int]:

@@ -250,7 +250,7 @@ def open_test(request: NearestRequest, dataset: ImageDataset) -> ImageDataset | 
     if request.test is None:
         return None
     test = ImageDataset(request.test, background=request.background)
-    check_shape(request.test, test.channels, test.resolution, dataset, request.data)
+    check_shape(request.data, dataset.channels, dataset.resolution, test, request.test)
     if test.fingerprint == dataset.fingerprint:
         raise UserError("--test and --data are the same images; name images that were not trained on with --test")
     if request.fakes is not None and ImageDataset(request.fakes, background=request.background).fingerprint == (

@@ -231,8 +231,8 @@ def check_shape(what: str, channels: int, resolution: Resolution, dataset: Image
     if (channels, resolution) != (dataset.channels, dataset.resolution):
         raise UserError(
             f"{what} gives images of {size_text(resolution)} with {plural(channels, 'channel')}, {data} of "
-            f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared; convert the data with: "
-            f"{convert_command(dataset.files, resolution, channels)}"
+            f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared; convert the latter "
+            f"with: {convert_command(dataset.files, resolution, channels)}"
         )
 
 

@@ -124,6 +124,25 @@ def test_a_link_to_a_folder_is_a_class_and_a_cycle_is_told(tool, tmp_path):
     assert checked.returncode == 0 and checked.stderr == note
 
 
+def test_images_that_only_convert_reads_are_told(tool, tmp_path):
+    """A data set has PNG, JPEG and WebP. Others beside those are noted; alone, the message's command mends it."""
+    (source := tmp_path / "in").mkdir()
+    for name in ("a.png", "b.bmp", "c.TIFF"):
+        Image.new("RGB", (256, 256)).save(source / name)
+    (source / "notes.txt").touch()
+    checked = tool("check", "--data", source)
+    assert checked.returncode == 0 and "1 image, 256x256 RGB" in checked.stdout
+    assert checked.stderr.startswith("note: left out images of formats that are not read here ")
+    assert checked.stderr.endswith(": 2, first b.bmp\n") and checked.stderr.count("\n") == 1
+    (source / "a.png").unlink()
+    error = tool("check", "--data", source)
+    assert error.returncode == 2 and "but others such as b.bmp; convert them with: python " in error.stderr
+    command = remedy(error.stderr)[1:]
+    command[command.index("--out") + 1] = str(tmp_path / "in.zip")
+    assert tool(*command).returncode == 0
+    assert len(ImageDataset(tmp_path / "in.zip")) == 2
+
+
 @pytest.mark.parametrize("count", [10, 11, 25])
 def test_of_many_bad_files_ten_are_named(tool, tmp_path, count):
     Image.new("RGB", (16, 16)).save(tmp_path / "good.png")

@@ -15,7 +15,7 @@ from models.snapshot import load_discriminator, load_generator
 from models.stylegan2 import is_network_pickle, load_networks
 from networks.discriminator import Discriminator
 from networks.generator import Generator, GeneratorConfig
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, listed, one_line
 from torch_utils.files import missing_message
 from torch_utils.schema import check_values
 from training.config import TAKEN_OVER
@@ -143,8 +143,8 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
         if part not in found:
             taken.append(f"{part} anew")
             continue
-        names, total = copy_matching_weights(modules[part], found[part]), len(modules[part].state_dict())
-        copied = len(names)
+        names, own = copy_matching_weights(modules[part], found[part]), modules[part].state_dict()
+        copied, total = len(names), len(own)
         if part == "D":
             for layer in first_layers(cast(Discriminator, modules["D"]), freezed):
                 if f"{layer}.weight" not in names:
@@ -157,7 +157,9 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
                 f"{path} fits {copied} of the generator's {total} tensors; take the --modulation, --cbase, --cmax and "
                 f"--map-depth of that run, at its resolution or twice it"
             )
-        taken.append(f"{copied} of {part}'s {total} tensors")
+        new = list(dict.fromkeys(name.rpartition(".")[0] for name in own if name not in names))  # the layers
+        named = f" (new: {listed(new, 3)})" if new and part != "G_ema" else ""  # G_ema's are those of G
+        taken.append(f"{copied} of {part}'s {total} tensors{named}")
     layers = {"modconv": "modulated convolutions", "adain": "AdaIN layers"}
     note = f"; the {layers[modulation]} became AdaConv layers, whose style maps are new" if converted else ""
     return f"starting from {path}: {', '.join(taken)}{note}"

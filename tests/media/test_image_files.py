@@ -90,6 +90,29 @@ def test_names_in_archives_that_are_no_text(tmp_path):
         ImageDataset(tmp_path / "a.zip")
 
 
+@pytest.mark.parametrize(
+    ("start", "told"),
+    [
+        (b"\x89PNG\r\n\x1a\n", "a PNG image, not a ZIP; name a folder or ZIP of images"),
+        (b"# A heading\n", "text, not a ZIP; name a folder or ZIP of images"),
+        (b"", "empty; name a folder or ZIP of images"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a pointer of Git LFS; fetch the file itself with: git lfs pull",
+        ),
+        (
+            b"PK\x03\x04",
+            "not a ZIP file, or is cut off (File is not a zip file); copy it again, or name a folder of images",
+        ),
+    ],
+)
+def test_what_is_no_archive_is_called_what_it_is(tmp_path, start, told):
+    (tmp_path / "a").write_bytes(start)
+    with pytest.raises(UserError) as error:
+        ImageDataset(tmp_path / "a")
+    assert error.value.message == f"{tmp_path / 'a'} is {told}"
+
+
 @pytest.mark.parametrize("says_so", [True, False])
 def test_names_in_utf8_are_read_whether_an_archive_says_so_or_not(tmp_path, says_so):
     """Some programs do not set the flag; then `zipfile` reads the bytes as characters of DOS."""

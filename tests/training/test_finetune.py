@@ -151,6 +151,20 @@ def test_what_does_not_fit_is_said(tmp_path, faces16):
         load_initial_weights({"G": G, "D": D, "G_ema": G}, tmp_path / "x.safetensors", freezed=0)
 
 
+def test_layers_that_begin_anew_are_named(tmp_path, faces16):
+    """The line names the first layers that took no weights; where all fit, it names none."""
+    old = networks(faces16, 16, 0)[0]
+    save_snapshot(tmp_path / "x.safetensors", old, {"kimg": 1})
+    for resolution, changes, named in [
+        (32, {}, "synthesis.blocks.3.conv0, synthesis.blocks.3.conv0.adaconv.predictor.map,"),
+        (16, {"modulation": "modconv"}, "synthesis.blocks.0.conv1.adaconv.predictor.scale, "),
+        (16, {}, None),
+    ]:
+        G, D = networks(faces16, resolution, 1, **changes)
+        line = load_initial_weights({"G": G, "D": D, "G_ema": G}, tmp_path / "x.safetensors", freezed=0)
+        assert f"tensors (new: {named}" in line if named else "new: " not in line
+
+
 def test_freezing_counts_from_the_image(faces16):
     _, D = networks(faces16, 16, 0)
     freeze(D, 6)
