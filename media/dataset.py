@@ -320,9 +320,11 @@ class ImageDataset(torch.utils.data.Dataset):
             raise NoLabels(f"{self.path} has no labels ({why}); {self._how_to_label()}")
         missing = [name for name in self.names if name not in by_name]
         if missing:
+            unknown = min(set(by_name) - set(self.names), default=None)
+            but = f", and it names {printable(unknown)}, which is not there" if unknown else ""
             raise UserError(
-                f"{self.path}: {len(missing):,} of {len(self.names):,} images have no label in "
-                f"{LABEL_FILE}, the first is {printable(missing[0])}; add labels"
+                f"{self.path}: {len(missing):,} of {len(self.names):,} images have no label in {LABEL_FILE}, the first "
+                f"is {printable(missing[0])}{but}; {'correct the names or ' if unknown else ''}add labels"
             )
         labels = torch.tensor([by_name[name] for name in self.names])
         return torch.cat([labels, labels]) if self.mirror else labels, found.class_names

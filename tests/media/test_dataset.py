@@ -266,7 +266,9 @@ def test_labels_that_are_not_there(tmp_path):
     del files["dataset.json"]
     fails(make_zip(tmp_path / "b.zip", files), "no dataset.json", "--labels folders", use_labels=True)
     files["dataset.json"] = json.dumps({"labels": [[next(iter(files)), 0]]}).encode()
-    fails(make_zip(tmp_path / "c.zip", files), "1 of 2 images", "img00000001.png", use_labels=True)
+    fails(make_zip(tmp_path / "c.zip", files), "1 of 2 images", "img00000001.png; add labels", use_labels=True)
+    files["dataset.json"] = json.dumps({"labels": [["b.png", 0], ["a.png", 0]]}).encode()
+    fails(make_zip(tmp_path / "d.zip", files), "2 of 2", "names a.png, which is not there; correct", use_labels=True)
     assert len(ImageDataset(tmp_path / "c.zip")) == 2
 
 
