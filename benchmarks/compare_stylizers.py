@@ -26,7 +26,6 @@ import click
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from measure import name_in_record, spread, write_record
 
-from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, decode_image, open_image
-from media.files import list_images, read_image
+from media.decode import ALL_SUFFIXES, Unusable
+from media.files import list_images, read_image, read_pixels
 from media.image_files import ImageFiles
 from media.images import grid, save_png, to_float, to_uint8
 from metrics.swd import PatchDescriptors, sliced_wasserstein
@@ -79,10 +78,9 @@ def readers(path: Path) -> list[Callable[[], Tensor]]:
 def read_member(archive: ImageFiles, name: str) -> Tensor:
     """As `media.files.read_image`, of a file in a ZIP."""
     try:
-        image = decode_image(open_image(io.BytesIO(archive.read(name)), ALL_FORMATS))
+        return read_pixels(io.BytesIO(archive.read(name)))
     except Unusable as reason:
         raise UserError(f"{name} in {archive.path} {reason}; leave it out of the archive") from None
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def patches(images: Tensor) -> dict[int, Tensor]:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -51,18 +52,22 @@ def read_image(
     path = Path(path)
     try:
         with open_regular(path) as file:
-            image = open_image(file, ALL_FORMATS)
-            if min(image.size) < min_side:
-                width, height = image.size
-                raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more")
-            pixels = np.array(decode_image(image, "RGB", background))
+            return read_pixels(file, min_side, background)
     except FileNotFoundError:
         raise UserError(missing_message(path, "name an existing image")) from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; {ANOTHER_IMAGE}") from None
     except Unusable as reason:
         raise UserError(f"{path} {reason}; {ANOTHER_IMAGE}") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def read_pixels(file: BinaryIO, min_side: int = MIN_SIDE, background: tuple[int, int, int] = WHITE) -> Tensor:
+    """The image in an open file, as `read_image` gives it. Raises Unusable, and OSError where reading fails."""
+    image = open_image(file, ALL_FORMATS)
+    if min(image.size) < min_side:
+        width, height = image.size
+        raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more")
+    return torch.from_numpy(np.array(decode_image(image, "RGB", background))).permute(2, 0, 1).contiguous()
 
 
 def check_side(path: Path, width: int, height: int) -> None:

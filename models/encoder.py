@@ -15,6 +15,7 @@ from models.snapshot import ENCODER, load_model, save_model
 from networks.vgg import VGG19
 from torch_utils.download import download, read_tensors
 from torch_utils.errors import UserError, one_line
+from torch_utils.files import missing_message
 from torch_utils.ops.adaconv import PaddingMode
 from torch_utils.schema import Within, build
 from torch_utils.tensors import check_weights
@@ -43,6 +44,8 @@ def load_encoder(path: str | os.PathLike | None = None, device: torch.device | s
         UserError: if the file is missing, of another kind, of another model or damaged, or if the download fails.
     """
     path = Path(path) if path is not None else torchvision_weights()
+    if not os.path.exists(path):
+        raise UserError(missing_message(path, "name the file of an encoder with --encoder-weights"))
     if path.suffix == ".safetensors":
         return read_encoder(path)[0].to(device)
     try:

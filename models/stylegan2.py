@@ -34,7 +34,8 @@ MAX_SIZE = 1 << 16  # of z, w and the classes
 RESOLUTIONS = tuple(16 << i for i in range(7))  # of its networks: up to 1024
 NETWORKS = ("G_ema", "G", "D")
 FILTER = "resample_filter"  # the buffer that is a constant here
-CUT_OFF = re.compile(r"exhausted|remain|not enough data|ran out")  # what pickletools says of a file that ends too early
+# What pickletools says of a file that ends too early.
+CUT_OFF = re.compile(r"exhausted|remain|not enough data|ran out|no newline found")
 ANOTHER = "name a network pickle of StyleGAN2-ADA-PyTorch, or of StyleGAN3 with --cfg stylegan2"
 
 Network = TypeVar("Network", Generator, Discriminator)

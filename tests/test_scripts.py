@@ -49,9 +49,9 @@ def test_resume_goes_on_and_generate_takes_the_newest(runs):
     finished = done(script("train.py", "--outdir", runs, "--resume", "--kimg", "0.08"))
     (run,) = runs.iterdir()
     assert finished.stderr.splitlines()[-1].startswith("finished at kimg 0.08; use the model with: python generate.py")
-    name, option, snapshot = remedy(finished.stderr)
-    done(script(name, option, snapshot, "--seeds", 5, "--outdir", runs.parent / "used"))
-    assert run in Path(snapshot).parents and (runs.parent / "used" / "seed0005.png").exists()
+    command = remedy(finished.stderr)
+    done(script(*command, "--outdir", runs.parent / "used"))
+    assert run in Path(command[-1]).parents and len(list((runs.parent / "used").glob("seed*.png"))) == 16
     assert json.loads((run / "stats.jsonl").read_text().splitlines()[-1])["step"] == 10
     result = done(script("generate.py", "--seeds", "0-2,7", cwd=runs.parent))
     assert str(Path("runs") / run.name) in result.stderr
@@ -288,6 +288,9 @@ def test_images_that_are_resized_to_less_than_their_crops(faces16):
     message = mistake("train_stylizer.py", *options, 96, "--size", 128)
     assert "--resize 96: images of that size have no crops of --size 128; take --resize 128 or more" in message
     assert "--style-size 64; take --resize 64 or more" in mistake("train_stylizer.py", *options, 32, "--size", 32)
+    encoder = ["--encoder-weights", "nowhere.pth"]  # what is wrong is said before the encoder is looked for
+    for size in (["--size", 128], ["--size", 64]):
+        assert "take --resize" in mistake("train_stylizer.py", *data, *encoder, *size, "--resize", 96)
     remedied = done(script("train_stylizer.py", *options, 128, "--size", 128, "--dry-run"))
     assert '"resize": 128' in remedied.stdout
 

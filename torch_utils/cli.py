@@ -33,12 +33,13 @@ CONTEXT = {"show_default": True, "max_content_width": 110}
 def without_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """The `sys.excepthook` of commands: ^C while modules are imported is no bug, and needs no traceback."""
     if not issubclass(kind, KeyboardInterrupt):
-        sys.__excepthook__(kind, error, trace)
+        _hook_before(kind, error, trace)
     elif multiprocessing.parent_process() is None:  # one of several processes says it
         print("stopped", file=sys.stderr)
 
 
-sys.excepthook = without_traceback  # this is what commands, and the processes that they start, import first
+# This module is what commands, and the processes that they start, import first.
+_hook_before, sys.excepthook = sys.excepthook, without_traceback
 
 # --- commands and their help ----------------------------------------------------------------------------------------
 

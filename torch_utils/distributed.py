@@ -27,6 +27,7 @@ RANK_0_TIMEOUT = timedelta(days=1)  # how long it waits while only rank 0 works,
 REPORT_TIMEOUT = timedelta(seconds=10)  # how long a process that lost the others waits to learn why
 SHUTDOWN_SECONDS = 600  # how long interrupted processes may take to save their state and stop
 SAVED = "saved"  # the file by which a process of `launch` says that it did
+INTERRUPTED = 128 + signal.SIGINT  # the exit code of a process that was, as a shell gives it
 
 _rank_0_group: dist.ProcessGroup | None = None  # all processes, with RANK_0_TIMEOUT
 T = TypeVar("T")
@@ -114,6 +115,8 @@ def launch(function: Callable[..., Any], *args: Any, processes: int = 1, gpus: b
         for kind in (UserError, Failure):
             if (message := Path(folder) / kind.__name__).exists():
                 raise kind(message.read_text())
+        if failed is not None and failed[1].exitcode == INTERRUPTED:
+            failed, interrupted = None, True
         if failed is not None:
             number, failure = failed
             how = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
@@ -127,11 +130,12 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
     """The body of one process of `launch`. It leaves in `folder` the error that the launching process will raise."""
     try:
         with group(gpus):
-            interrupted = function(*args) is False
+            if interrupted := function(*args) is False:
+                (folder / SAVED).touch()
     except KeyboardInterrupt:
         # The launcher hands on a ^C that the terminal has sent to all already; it would reach the exit handlers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if not isinstance(error, (UserError, Failure)):
             traceback.print_exc()
@@ -141,10 +145,8 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
             file.write(error.message.encode())
         sys.exit(error.exit_code)
     if interrupted:
-        (folder / SAVED).touch()
         # The launcher is ending its processes and does not take their results, which they would wait to deliver.
-        # It treats KeyboardInterrupt as an end without a result, after all exit handlers.
-        raise KeyboardInterrupt
+        sys.exit(INTERRUPTED)
 
 
 @contextmanager

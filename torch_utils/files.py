@@ -22,7 +22,7 @@ from typing import BinaryIO, cast
 from torch_utils.errors import DiskFull, UserError
 
 DISK_FULL_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-ADDRESS = re.compile("[a-z][a-z0-9+.-]+:/", re.ASCII)  # of a Path: two slashes have become one
+ADDRESS = re.compile("([a-z][a-z0-9+.-]+):/+(.*)", re.ASCII | re.IGNORECASE | re.DOTALL)  # a Path has one slash
 MAX_NAME = 255  # bytes in a file's name, on common file systems
 RUN_MARKER = "adaconv-run.txt"  # a file in the folder of every run, which is therefore no part of a data set around it
 
@@ -233,11 +233,18 @@ def _sync_folder(folder: Path) -> None:
 
 def missing_message(path: Path, otherwise: str) -> str:
     """A message that `path` does not exist, with a file of a similar name, or with what to do `otherwise`."""
-    if ADDRESS.match(str(path)):
-        return f"{path} is an address, and not a file here; download it, and name the file"
+    if address := ADDRESS.match(str(path)):
+        scheme, rest = address.groups()
+        if scheme.lower() == "file":
+            return f"{scheme}://{rest} is an address; name the file by its path, without {scheme}://"
+        is_hub = scheme.lower() == "hf" or rest.lower().startswith("huggingface.co/")
+        remedy = otherwise if is_hub else "download it, and name the file"
+        return f"{scheme}://{rest} is an address, and not a file here; {remedy}"
     if os.path.islink(path):  # False for names that are too long, where Path raises
         return f"{path} is a link that leads nowhere; {otherwise}"
-    nearby = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
+    nearby: list[str] = []
+    with suppress(OSError):  # no such folder, or one that may not be read
+        nearby = sorted(os.listdir(path.parent))
     close = [name for name in nearby if Path(name).stem == path.name]
     if close := close or difflib.get_close_matches(path.name, nearby, n=1):
         return f"there is no {path}; did you mean {path.parent / close[0]}?"

@@ -43,7 +43,7 @@ class GANTrainer:
     """Generator and discriminator, trained against each other. A `training.loop.Trainer`."""
 
     script, sheet_name = "train.py", "fakes"
-    use: tuple[str, ...] = ("generate.py", "--network")
+    use: tuple[str, ...] = ("generate.py", "--seeds", "0-15", "--network")
     hint = "try a larger --gamma, smaller --glr and --dlr, or --precision fp32"
 
     @staticmethod

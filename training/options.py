@@ -270,6 +270,9 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
         raise UserError("--encoder-weights would not be used: --init-from has an encoder; leave one of them out")
     if options.get("size", STRIDE) % STRIDE:
         raise UserError(f"--size {options['size']}: take a multiple of {STRIDE}, the encoder's stride")
+    if "init_from" not in options:  # whose style size is another; said before weights are downloaded
+        style_size = options.get("style_size") or StylizerConfig.style_size
+        check_resize(options.get("resize"), options.get("size", StylizerTrainConfig.size), style_size)
     useless = [f"--{name.replace('_', '-')}" for name in ("kernel_size", "style_channels") if options.get(name)]
     if options.get("modulation") == "adain" and useless and not resuming:
         raise UserError(f"{' and '.join(useless)} would change nothing: AdaIN has no predicted kernels; leave them out")
@@ -285,14 +288,18 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
             f"--size {config.size} is too small for kernels of {config.stylizer.kernel_size}²; "
             f"take {least + -least % STRIDE} or more"
         )
-    crops = {"size": config.size, "style-size": config.stylizer.style_size}
-    for name, side in crops.items():
-        if config.resize is not None and config.resize < side:
-            raise UserError(
-                f"--resize {config.resize}: images of that size have no crops of --{name} {side}; "
-                f"take --resize {max(crops.values())} or more, or a smaller --{name}"
-            )
+    check_resize(config.resize, config.size, config.stylizer.style_size)
     return config
+
+
+def check_resize(resize: int | None, size: int, style_size: int) -> None:
+    """Raises UserError if images whose shorter side is scaled to `resize` have no crops of these sizes."""
+    for name, side in (("size", size), ("style-size", style_size)):
+        if resize is not None and resize < side:
+            raise UserError(
+                f"--resize {resize}: images of that size have no crops of --{name} {side}; "
+                f"take --resize {max(size, style_size)} or more, or a smaller --{name}"
+            )
 
 
 def network_values(options: Mapping[str, Any]) -> dict[str, Any]:

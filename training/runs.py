@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from models.snapshot import META, kimg_name, list_runs, run_number
 from networks.generator import CLASS_MEANS
 from torch_utils.errors import UserError, command_line, one_line
-from torch_utils.files import RUN_MARKER, check_own_file, check_own_folder, write_file
+from torch_utils.files import RUN_MARKER, check_own_file, check_own_folder, missing_message, write_file
 from torch_utils.schema import Count, check_values, is_number
 from torch_utils.tensors import FLOATS, is_finite, read_metadata, read_pickled, tensors_in
 
@@ -200,19 +201,24 @@ def _check_optimizer(name: str, found: dict, optimizer: Any) -> None:
             raise ValueError(f"{name} has a negative number of steps")
 
 
+NO_STATE = (
+    "name a stopped run with --resume, or leave it out to start a new run, which --init-from lets begin with trained "
+    "weights"
+)
+
+
 def find_state(path: Path) -> Path:
     """The state that `path` means: the file itself, the newest of a run, or that of the newest run that has one."""
     if path.is_file():
         return path
+    if not os.path.exists(path):
+        raise UserError(missing_message(path, NO_STATE))
     if path.name == "state" and list_states(path.parent):
         path = path.parent
     for run in [path, *sorted(list_runs(path), key=run_number, reverse=True)]:
         if states := list_states(run):
             return states[-1]
-    raise UserError(
-        f"no training state under {path}; name a stopped run with --resume, or leave it out to start a new run, which "
-        "--init-from lets begin with trained weights"
-    )
+    raise UserError(f"no training state under {path}; {NO_STATE}")
 
 
 def list_states(run: Path) -> list[Path]:

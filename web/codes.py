@@ -30,9 +30,8 @@ class Inverted:
 def code_fields(page: Page, label: str, value: int, name: str) -> list[Any]:
     """The choice between a seed and the inverted images, and the seed."""
     source = gr.Dropdown([SEED], value=SEED, label=label, elem_id=f"{name}-from", filterable=False)
-    seed = seed_field("Its seed", value, name)
+    seed = seed_field(page, "Its seed", value, name)
     page.sources.append(source)
-    page.settings.number(name, seed)
     return [source, seed]
 
 

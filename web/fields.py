@@ -24,9 +24,10 @@ PARTS_INFO = (
 # --- seeds and images -----------------------------------------------------------------------------------------------
 
 
-def seed_field(label: str, value: int, name: str) -> gr.Number:
+def seed_field(page: Page, label: str, value: int, name: str) -> gr.Number:
     """A field for a seed, with arrows. Its bounds are `check_seed`'s: Gradio prints a traceback for its own."""
-    return gr.Number(value, label=label, precision=0, step=1, elem_id=name)
+    field = gr.Number(value, label=label, precision=0, step=1, elem_id=name)
+    return page.settings.number(name, field, (0, MAX_SEED))
 
 
 def check_seed(seed: float | None) -> int:

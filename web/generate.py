@@ -34,7 +34,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     """Adds the controls and what they do."""
     with gr.Row():
         with gr.Column(scale=1, min_width=280):
-            seed = seed_field("Seed", 0, "seed")
+            seed = seed_field(page, "Seed", 0, "seed")
             with gr.Row():
                 back = gr.Button("Previous", size="sm", min_width=80)
                 dice = gr.Button("Random", size="sm", min_width=80)
@@ -50,7 +50,6 @@ def build(page: Page, tab: gr.Tab) -> None:
         with gr.Column(scale=2, min_width=280):
             image = result_image("Image", "image")
             command = command_box("command")
-    page.settings.number("seed", seed)
     page.settings.choice("show", size)
 
     back.click(None, seed, seed, js="seed => Math.max(seed - 1, 0)", api_visibility="private")

@@ -44,9 +44,10 @@ class Settings:
 
     entries: list[Setting] = field(default_factory=list)
 
-    def number(self, name: str, component: Any) -> Any:
-        """Keeps the value of a Number or Slider."""
-        return self._add(name, component, lambda text: check_number(component, text))
+    def number(self, name: str, component: Any, bounds: tuple[float, float] | None = None) -> Any:
+        """Keeps the value of a Number or Slider, within its own bounds or these."""
+        low, high = bounds or (component.minimum, component.maximum)
+        return self._add(name, component, lambda text: check_number(low, high, text))
 
     def choice(self, name: str, component: Any) -> Any:
         """Keeps the value of a Radio or Dropdown whose choices never change."""
@@ -94,10 +95,9 @@ class Settings:
         return values
 
 
-def check_number(component: Any, text: str) -> float | int:
-    """A number within the bounds of a component. Raises ValueError."""
+def check_number(low: float | None, high: float | None, text: str) -> float | int:
+    """A number within bounds, as far as there are any. Raises ValueError."""
     value = float(text)
-    low, high = component.minimum, component.maximum
     if not (low is None or value >= low) or not (high is None or value <= high) or value != value:
         raise ValueError(text)
     return int(value) if value == int(value) else value

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from unittest.mock import Mock
 
 import click
 import numpy as np
@@ -127,13 +126,6 @@ def test_network(tmp_path, capsys, c_dim):
     fakes = Fakes(G, 10, 2, dataset.labels)
     assert values == pytest.approx(Evaluator(["swd10"], dataset, seed=2).evaluate(fakes.images), rel=1e-3)
     assert set(fakes.classes.tolist()) == set(range(max(c_dim, 1)))
-
-
-def test_stopped_processes_are_no_bug(tmp_path, monkeypatch):
-    """After ^C, which the launcher raises."""
-    monkeypatch.setattr("torch_utils.distributed.launch", Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(click.Abort):
-        evaluate("--data", "real", "--fakes", "fakes", "--procs", 2)
 
 
 def test_mistakes(tmp_path):

@@ -157,10 +157,7 @@ def test_what_is_small_is_not_tiled(stylizer, monkeypatch):
 
 
 def test_what_is_still_stays_calm_beside_what_moves():
-    """The shipped model, and a patch that crosses an image: what is far from it changes by the statistics of the whole.
-
-    Drawn scenes have little but the patch that these could be of: in a photograph it is a tenth of this.
-    """
+    """The shipped model, and a patch that crosses: what is far from it changes by the statistics of the whole."""
     model = load_stylizer(ROOT / "pretrained" / "stylizer-small.safetensors")[0]
     frames = scene(1, 192, 192)[None].repeat(5, 1, 1, 1)
     for i in range(5):

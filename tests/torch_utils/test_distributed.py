@@ -16,6 +16,7 @@ from torch import nn
 from tests.scripts import join, start, wait_until
 from torch_utils import distributed
 from torch_utils.errors import Failure, UserError
+from torch_utils.files import write_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -172,7 +173,7 @@ def test_a_process_that_hangs_is_named(tmp_path):
 
 
 def wait_there(folder):
-    (Path(folder) / str(distributed.rank())).touch()
+    write_file(Path(folder) / str(distributed.rank()), str(os.getpid()).encode())
     time.sleep(100)
 
 
@@ -189,13 +190,18 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_processes_that_are_interrupted_before_they_can_save_are_not_done(tmp_path, number):
-    """Processes of their own, not forks, which would have the launcher's handlers of signals."""
+@pytest.mark.parametrize("to, number", [("all", signal.SIGINT), ("all", signal.SIGTERM), ("others", signal.SIGINT)])
+def test_processes_that_are_interrupted_before_they_can_save_are_not_done(tmp_path, to, number):
+    """Processes of their own, not forks, which would have the launcher's handlers of signals. The launcher does not
+    wait for ever if the signal reaches all others, but not itself."""
     command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True, text=True) as process:
         wait_until(lambda: all((tmp_path / name).exists() for name in "01"))
-        os.killpg(process.pid, number)
+        if to == "all":
+            os.killpg(process.pid, number)
+        else:
+            for name in "01":
+                os.kill(int((tmp_path / name).read_text()), number)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (130, "")
 

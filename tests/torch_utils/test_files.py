@@ -94,9 +94,23 @@ def test_short_names_differ_as_long_ones_do():
     assert all(name.startswith("é" * 110) for name in short[:2]) and short == [short_name(name) for name in long]
 
 
-@pytest.mark.parametrize("address", ["https://example.com/ffhq.pkl", "s3://bucket/ffhq.zip"])
-def test_an_address_is_no_missing_file(address):
-    assert missing_message(Path(address), "x") == (
-        f"{Path(address)} is an address, and not a file here; download it, and name the file"
-    )
+@pytest.mark.parametrize(
+    "address, remedy",
+    [
+        ("https://example.com/ffhq.pkl", "and not a file here; download it, and name the file"),
+        ("S3://bucket/ffhq.zip", "and not a file here; download it, and name the file"),
+        ("https://huggingface.co/owner/name", "and not a file here; name one"),
+        ("hf://owner/name", "and not a file here; name one"),
+    ],
+)
+def test_an_address_is_no_missing_file(address, remedy):
+    assert missing_message(Path(address), "name one") == f"{address} is an address, {remedy}"
     assert missing_message(Path("nowhere.pkl"), "name one") == "there is no nowhere.pkl; name one"
+    assert "by its path, without file://" in missing_message(Path("file:///home/me/ffhq.pkl"), "name one")
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + "/x", "x" * 300, "no/such/folder/x", "locked/x"])
+def test_a_missing_file_is_told_wherever_it_should_be(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("locked").mkdir(mode=0)
+    assert missing_message(Path(name), "name one") == f"there is no {name}; name one"
