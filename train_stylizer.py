@@ -69,6 +69,12 @@ POSITIVE = cli.Float(0, min_open=True)
 )
 @cli.option(
     "Training",
+    "--covariance-weight",
+    type=cli.Float(0),
+    help="Weight of the covariance loss, the difference of how the features vary together: strokes.  [default: 0]",
+)
+@cli.option(
+    "Training",
     "--identity-weight",
     type=cli.Float(0),
     help="Weight of the identity loss: a content in its own style should stay the same.  [default: 0]",

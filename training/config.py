@@ -249,6 +249,7 @@ class StylizerTrainConfig(RunConfig):
     content_weight: NotNegative = 1.0
     normalize_content: bool = False  # compare contents without their channels' means and deviations
     style_weight: NotNegative = 10.0
+    covariance_weight: NotNegative = 0.0  # weight of the covariance loss
     identity_weight: NotNegative = 0.0  # weight of the difference to a content that is its own style
     tv_weight: NotNegative = 0.0  # weight of the total variation
     ema_kimg: Positive = 1.0  # half-life of the averaged weights

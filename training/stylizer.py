@@ -17,7 +17,14 @@ from media.images import grid, to_float, to_uint8
 from media.loader import endless_batches
 from models.encoder import load_encoder
 from models.snapshot import load_stylizer, save_stylizer
-from networks.stylizer import Stylizer, channel_statistics, reduce_style_channels, resize_square
+from networks.stylizer import (
+    EPS,
+    Stylizer,
+    at_least_float32,
+    channel_statistics,
+    reduce_style_channels,
+    resize_square,
+)
 from torch_utils import distributed
 from torch_utils.errors import UserError
 from torch_utils.precision import autocast
@@ -54,6 +61,28 @@ def style_loss(taps: Sequence[Tensor], styles: Sequence[tuple[Tensor, Tensor]]) 
     total = taps[0].new_zeros([], dtype=torch.float32)
     for (mean, std), (style_mean, style_std) in zip(map(channel_statistics, taps), styles, strict=True):
         total = total + F.mse_loss(mean, style_mean) + F.mse_loss(std, style_std)
+    return total
+
+
+def covariances(features: Tensor) -> Tensor:
+    """Cov(φ) of features [N, C, h, w] over their positions, [N, C, C], in float32 at least."""
+    x = at_least_float32(features).flatten(2)
+    x = x - x.mean(dim=2, keepdim=True)
+    with torch.autocast(x.device.type, enabled=False):  # squares need more digits than half precision has
+        return x @ x.mT / x.shape[2]
+
+
+def covariance_loss(taps: Sequence[Tensor], styles: Sequence[Tensor]) -> Tensor:
+    """Σ_i ‖Cov(φᵢ(y)) − Cov(φᵢ(s))‖² / tr Cov(φᵢ(s)), i = relu1_1 … relu4_1, as a mean over samples.
+
+    Covariances are the Gram matrices of Gatys et al. (2016, eq. 3 to 5) without the means, which the style loss
+    compares. Between channels they say which features occur together, and with it the directions and shapes of strokes.
+    The trace gives the loss the style loss's unit. `taps` are features of y, `styles` covariances of s.
+    """
+    total = taps[0].new_zeros([], dtype=torch.float32)
+    for cov, style in zip(map(covariances, taps), styles, strict=True):
+        variance = style.diagonal(dim1=1, dim2=2).sum(dim=1) + EPS
+        total = total + ((cov - style).square().sum(dim=(1, 2)) / variance).mean()
     return total
 
 
@@ -127,8 +156,10 @@ class StylizerTrainer:
         """The loss of microbatch `number`, counted over all processes; their mean is the batch's loss."""
         config = self.config
         with autocast(self.device, config.precision):
-            y, losses = self.stylize(self.model, contents, styles, config.normalize_content)
+            y, losses = self.stylize(self.model, contents, styles, *self.measured)
             loss = config.content_weight * losses["content"] + config.style_weight * losses["style"]
+            if config.covariance_weight:
+                loss = loss + config.covariance_weight * losses["covariance"]
             if config.identity_weight:
                 losses["identity"] = self.identity_loss(contents, number)
                 loss = loss + config.identity_weight * losses["identity"]
@@ -169,12 +200,12 @@ class StylizerTrainer:
         if not log.writes:
             return
         contents, styles = self.shown
-        rows, sums = [], {"content": 0.0, "style": 0.0}
+        rows, sums = [], dict.fromkeys(("content", "style", *["covariance"] * self.measured[1]), 0.0)
         style_images = to_float(styles.to(self.device))
         for content in contents:
             repeated = to_float(content.to(self.device)).expand(SHOWN, -1, -1, -1)
             with autocast(self.device, self.config.precision):
-                y, losses = stylize_and_measure(self.average, repeated, style_images, self.config.normalize_content)
+                y, losses = stylize_and_measure(self.average, repeated, style_images, *self.measured)
             rows.append(torch.cat([content[None], to_uint8(y.float()).cpu()]))
             for name in sums:
                 sums[name] += float(losses[name]) / SHOWN
@@ -182,6 +213,11 @@ class StylizerTrainer:
         above = to_uint8(resize_square(style_images, self.config.size)).cpu()
         log.metrics({"kimg": kimg, **{f"{name}_loss": value for name, value in sums.items()}})
         log.sheet(self.sheet_name, grid(torch.cat([corner, above, *rows]), 1 + SHOWN), kimg)
+
+    @property
+    def measured(self) -> tuple[bool, bool]:
+        """What `stylize_and_measure` is asked for beside contents and styles."""
+        return self.config.normalize_content, self.config.covariance_weight > 0
 
     @cached_property
     def shown(self) -> tuple[Tensor, Tensor]:
@@ -194,16 +230,18 @@ class StylizerTrainer:
 
 
 def stylize_and_measure(
-    model: Stylizer, contents: Tensor, styles: Tensor, normalize: bool = False
+    model: Stylizer, contents: Tensor, styles: Tensor, normalize: bool = False, covariance: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Contents and styles [N, 3, H, W] → the contents in those styles, and their content and style losses."""
+    """Contents and styles [N, 3, H, W] → the contents in those styles, and their losses, `covariance` if asked for."""
     with torch.no_grad():
         content = model.encode(contents)
         style_taps = model.encoder(resize_square(styles, model.config.style_size))
         targets = [channel_statistics(tap) for tap in style_taps]
+        together = [covariances(tap) for tap in style_taps] if covariance else []
     y = model.decoder(content, model.kernels_of(style_taps[-1]))
     taps = model.encoder(y)
-    return y, {"content": content_loss(taps[-1], content, normalize), "style": style_loss(taps, targets)}
+    losses = {"content": content_loss(taps[-1], content, normalize), "style": style_loss(taps, targets)}
+    return y, losses | ({"covariance": covariance_loss(taps, together)} if covariance else {})
 
 
 @torch.no_grad()

@@ -20,12 +20,15 @@ from networks.vgg import VGG19
 from tests.scripts import done, mistake, script_here
 from tests.training.test_loop import assert_same
 from torch_utils.errors import UserError
+from torch_utils.precision import autocast
 from training.config import StylizerTrainConfig
 from training.loop import train
 from training.runs import find_state, load_state
 from training.stylizer import (
     StylizerTrainer,
     content_loss,
+    covariance_loss,
+    covariances,
     style_loss,
     stylize_and_measure,
     total_variation,
@@ -108,6 +111,26 @@ def test_the_losses_are_their_formulas():
     assert float(total_variation(ramp)) == 1.0
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_covariance_loss_is_its_formula(precision):
+    """NumPy's covariances, also where matrix products are in half precision; it sees what the style loss does not."""
+    torch.manual_seed(0)
+    taps, others = ([torch.randn(2, 3 + i, 5, 4) * (i + 1) for i in range(4)] for _ in range(2))
+    expected = 0.0
+    for a, b in zip(taps, others, strict=True):
+        for n in range(2):
+            x, y = (np.cov(t[n].flatten(1).double().numpy(), bias=True) for t in (a, b))
+            expected += ((x - y) ** 2).sum() / (np.trace(y) + 1e-5) / 2
+    with autocast(CPU, precision):
+        loss = covariance_loss(taps, [covariances(t) for t in others])
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    channel = torch.randn(1, 1, 8, 8)
+    channel -= channel.mean()
+    same, opposite = torch.cat([channel, channel], 1), torch.cat([channel, -channel], 1)
+    assert float(style_loss([same], [channel_statistics(opposite)])) < 1e-6
+    assert float(covariance_loss([same], [covariances(opposite)])) > 1
+
+
 @pytest.mark.parametrize("modulation", ["adaconv", "adain"])
 def test_it_overfits_a_pair(material, modulation):
     """In a hundred steps the content loss of one face in the colours of another falls to a fifth, the style's more."""
@@ -143,7 +166,7 @@ def test_the_identity_loss_is_a_quarters_however_the_batch_is_split(material, ba
 
 
 def test_every_weight_learns_but_the_encoders(material):
-    task = StylizerTrainer(tiny(material, identity_weight=1.0, tv_weight=0.1, normalize_content=True), CPU)
+    task = StylizerTrainer(tiny(material, identity_weight=1.0, tv_weight=0.1, covariance_weight=1.0), CPU)
     before = {name: p.clone() for name, p in task.model.named_parameters()}
     task.train_step(next(task.batches(0)), 0)
     for name, p in task.model.named_parameters():
