@@ -52,7 +52,12 @@ def save_png(image: Tensor, path: str | os.PathLike, sync: bool = True) -> None:
 
 
 def to_pillow(image: Tensor) -> Image.Image:
-    """uint8 [C, H, W], grey, RGB or premultiplied RGBA, as Pillow's image of mode L, RGB or RGBA."""
+    """uint8 [C, H, W], grey, RGB or premultiplied RGBA, as Pillow's image of mode L, RGB or RGBA. Raises ValueError."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3, 4):
+        raise ValueError(
+            f"expected one image, uint8 [C, H, W] with 1, 3 or 4 channels, got {str(image.dtype)[6:]} "
+            f"{list(image.shape)}; to_uint8(images)[0] is the first of images in -1..1"
+        )
     array = image.permute(1, 2, 0).cpu().contiguous().numpy()
     if array.shape[2] == 4:
         array = straighten(array)

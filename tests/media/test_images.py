@@ -64,11 +64,12 @@ def test_png_round_trip(tmp_path, channels, mode):
     assert torch.equal(stored, pixels)
 
 
-def test_a_image_that_cannot_be_written_leaves_the_old_file(tmp_path):
+@pytest.mark.parametrize("shape, dtype", [((3, 8, 8), "float32"), ((1, 3, 8, 8), "uint8"), ((5, 4, 4), "uint8")])
+def test_what_is_no_image_is_said_and_leaves_the_old_file(tmp_path, shape, dtype):
     path = tmp_path / "a.png"
     path.write_bytes(b"old")
-    with pytest.raises(TypeError):
-        save_png(torch.zeros(5, 4, 4, dtype=torch.uint8), path)
+    with pytest.raises(ValueError, match=rf"expected one image, uint8 .* got {dtype} \[.*; to_uint8"):
+        save_png(torch.zeros(shape, dtype=getattr(torch, dtype)), path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.png"]
 
