@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import click
@@ -16,7 +15,7 @@ from media.faces import HAIR_COLORS, faces
 from media.image_files import LABEL_FILE
 from media.split import split
 from torch_utils.cli import Color, Command, Group, option, run
-from torch_utils.errors import UserError, listed, note, plural, printable, ranges_text, show
+from torch_utils.errors import UserError, listed, note, plural, print_notes, printable, ranges_text, show
 from torch_utils.sizes import Resolution, is_possible, no_size_message, parse_resolution, size_option, size_text
 
 MAX_LISTED = 10  # files that cannot be used; if there are thousands, the others have the same problems
@@ -228,11 +227,6 @@ def convert_command(
         note(f"skipped: {line}")
     if done.skipped:
         note(f"skipped files that cannot be used: {len(done.skipped):,}")
-
-
-def print_notes(notes: Sequence[str]) -> None:
-    for line in notes:
-        note(f"note: {line}")
 
 
 def list_problems(problems: list[tuple[str, str]]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from media.alpha import premultiply
 from media.convert import Conversion, decode_as, resize_to
 from media.decode import ALL_FORMATS, ALL_SUFFIXES, Unusable, open_image
-from media.files import list_images, note_subfolders
+from media.files import list_images, note_left_out
 from media.image_files import ImageFiles
 from torch_utils.errors import UserError, one_line, printable
 from torch_utils.files import missing_message, open_regular
@@ -56,7 +56,7 @@ def find_targets(path: str | os.PathLike) -> list[TargetFile]:
     if path.is_dir():
         with suppress(UserError):  # it may hold images in folders below it, as a data set does
             images = list_images(path)
-            note_subfolders(path)
+            note_left_out(path)
             return [TargetFile(image.name, image, partial(_open, image)) for image in images]
     files = ImageFiles(path, ALL_SUFFIXES)
     return [TargetFile(name, path / name, partial(files.open, name)) for name in files.names]

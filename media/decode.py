@@ -21,6 +21,8 @@ FORMATS = ("PNG", "JPEG", "WEBP")  # of data sets
 _AVIF = bool(features.check("avif"))  # from Pillow 11.3 on
 ALL_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM", *["AVIF"] * _AVIF)
 ALL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", *[".avif"] * _AVIF)
+# Of files that are images for their owners; where they are not read, that is noted.
+IMAGE_SUFFIXES = (*ALL_SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl")
 MAX_PIXELS = 1 << 27
 BITS_PER_SAMPLE = 258  # a TIFF tag
 NO_EXIF = (SyntaxError, ValueError, KeyError, struct.error)  # of metadata that is none, and turns nothing

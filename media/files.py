@@ -16,7 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, decode_image, is_animated, open_image
+from media.decode import (
+    ALL_FORMATS,
+    ALL_SUFFIXES,
+    IMAGE_SUFFIXES,
+    WHITE,
+    Unusable,
+    decode_image,
+    is_animated,
+    open_image,
+)
 from torch_utils.errors import UserError, listed, note, one_line
 from torch_utils.files import MAX_NAME, make_folder, missing_message, open_regular, short_name, write_file
 
@@ -139,11 +148,13 @@ def _is_file(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def note_subfolders(folder: str | os.PathLike) -> None:
-    """Prints a note if there are folders in a folder: `list_images` does not look into them."""
-    names = sorted(path.name for path in Path(folder).iterdir() if path.is_dir() and not path.name.startswith("."))
-    if names:
+def note_left_out(folder: str | os.PathLike) -> None:
+    """Prints what `list_images` leaves out of a folder: folders, and images of formats that are not read."""
+    visible = sorted(path for path in Path(folder).iterdir() if not path.name.startswith("."))
+    if names := [path.name for path in visible if path.is_dir()]:
         note(f"note: folders in {folder} are not looked into: {listed(names, 5)}")
+    if names := [path.name for path in visible if path.suffix.lower() in {*IMAGE_SUFFIXES} - {*ALL_SUFFIXES}]:
+        note(f"note: images in {folder} of formats that are not read: {listed(names, 5)}")
 
 
 def natural(path: Path) -> tuple[list[str | tuple[int, str]], str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from media.checksums import folder_checksums
-from media.decode import ALL_SUFFIXES, Unusable
+from media.decode import ALL_SUFFIXES, IMAGE_SUFFIXES, Unusable
 from torch_utils.errors import UserError, command_line, one_line, printable
 from torch_utils.files import RUN_MARKER, missing_message, open_regular, regular
 from torch_utils.tensors import what_it_seems
@@ -31,7 +31,6 @@ MAX_FILES = 5_000_000
 MAX_FILE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 64 << 20
 MAX_RATIO = 200  # unpacked bytes per byte of the archive
-IMAGE_SUFFIXES = (*ALL_SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl")  # of files that are left out with a note
 
 
 class ImageFiles:

@@ -14,7 +14,7 @@ from media.dataset import open_files, read_labels
 from media.decode import ALL_SUFFIXES, Unusable
 from media.image_files import LABEL_FILE, ImageFiles
 from media.labels import dump_labels
-from torch_utils.errors import UserError, note, plural, printable
+from torch_utils.errors import UserError, plural, print_notes, printable
 from torch_utils.files import atomic_write
 
 
@@ -37,8 +37,7 @@ def split(
     files = open_files(source, ALL_SUFFIXES)
     if not isinstance(files, ImageFiles):
         raise UserError(f"{files.path} is in shards, which are not split; make the data set again from its images")
-    for line in files.notes:
-        note(line)
+    print_notes(files.notes)
     if len(files.names) < 2:
         raise UserError(f"{files.path} has 1 image, and two parts need at least 2; name a larger data set")
     if len(files.names) < every:

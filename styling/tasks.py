@@ -17,7 +17,7 @@ from media.files import (
     image_format,
     is_video,
     list_images,
-    note_subfolders,
+    note_left_out,
     output_paths,
     read_image,
     write_image,
@@ -46,7 +46,7 @@ def find_contents(path: str | os.PathLike) -> list[Path]:
     path = Path(path)
     if os.path.isdir(path):  # False for names that are too long, where Path raises
         contents = list_images(path, videos=True)
-        note_subfolders(path)
+        note_left_out(path)
         return contents
     if not os.path.exists(path):
         raise UserError(missing_message(path, "name an image, a video or a folder of them with --content"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class CommandError(Exception):
@@ -71,6 +71,12 @@ def command_line(*words: object) -> str:
 def note(line: str) -> None:
     """Prints a line for the user on stderr; names in it may come from files."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Prints what the user should know, a line each, on stderr."""
+    for text in notes:
+        note(f"note: {text}")
 
 
 def show(line: object) -> None:

@@ -19,6 +19,7 @@ from models.encoder import save_encoder
 from models.snapshot import kimg_name
 from networks.vgg import Classifier
 from torch_utils import distributed
+from torch_utils.errors import print_notes
 from torch_utils.precision import autocast
 from training.augment import reflect
 from training.config import ClassifierConfig
@@ -53,6 +54,8 @@ class ClassifierTrainer:
         statistics = ("running_mean", "running_var")  # of the batch normalizations
         self.norm_statistics = [b for name, b in self.classifier.named_buffers() if name.endswith(statistics)]
         self.accuracy: dict[float, float] = {}  # of the last evaluation, by its kimg
+        if distributed.rank() == 0:
+            print_notes(self.dataset.notes)
 
     def batches(self, step: int) -> Generator[Batch]:
         """The batches from `step` on, without end: this process's share of each, in microbatches."""

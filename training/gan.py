@@ -22,7 +22,7 @@ from models.snapshot import save_snapshot
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
-from torch_utils.errors import note
+from torch_utils.errors import note, print_notes
 from torch_utils.ops import native
 from torch_utils.precision import COMPUTE_DTYPES
 from torch_utils.sizes import width_and_height
@@ -104,7 +104,8 @@ class GANTrainer:
         if distributed.rank() == 0:
             if config.keep_best and not self.computes(config.keep_best):
                 note(f"warning: no best.safetensors will be kept: --keep-best {config.keep_best} is left out")
-            for line in [*(f"note: {text}" for text in self.unmirrored.notes), *self.evaluator.notes]:
+            print_notes(self.unmirrored.notes)
+            for line in self.evaluator.notes:
                 note(line)
 
     def make_adam(self, G: list[nn.Parameter], D: list[nn.Parameter]) -> tuple[torch.optim.Adam, torch.optim.Adam]:

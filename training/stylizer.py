@@ -26,7 +26,7 @@ from networks.stylizer import (
     resize_square,
 )
 from torch_utils import distributed
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, print_notes
 from torch_utils.precision import autocast
 from training.config import StylizerTrainConfig
 from training.log import Averages, Log
@@ -122,6 +122,8 @@ class StylizerTrainer:
         self.optimizers = {"optimizer": self.optimizer}
         self.stylize = torch.compile(stylize_and_measure) if config.compile else stylize_and_measure
         self.microbatches = config.batch // distributed.world_size() // config.batch_gpu
+        if distributed.rank() == 0:
+            print_notes([*self.contents.files.notes, *self.styles.files.notes])
 
     def batches(self, step: int) -> Generator[Batch]:
         """The batches from `step` on, without end: this process's share of each, in microbatches."""

@@ -39,11 +39,13 @@ def test_a_bad_file_in_a_folder_is_named_at_the_end(start, place, tmp_path):
     (tmp_path / "photos" / "film.mp4").write_bytes(b"no film")
     (tmp_path / "photos" / "notes.txt").write_text("not looked at")
     (tmp_path / "photos" / "more").mkdir()
+    (tmp_path / "photos" / "phone.HEIC").touch()
     result = stylize(
         *start[:2], "--content", tmp_path / "photos", "--style", place / "a.png", "--out", tmp_path / "out"
     )
     assert result.code == 2 and result.out == f"2 images in {tmp_path / 'out'}\n"
     assert f"note: folders in {tmp_path / 'photos'} are not looked into: more\n" in result.err
+    assert f"note: images in {tmp_path / 'photos'} of formats that are not read: phone.HEIC\n" in result.err
     *_, first, second, last = result.err.splitlines()
     assert first.startswith("not stylized: ") and "0.png is not an image" in first
     assert second.startswith("not stylized: ") and "film.mp4" in second

@@ -173,6 +173,13 @@ def test_every_weight_learns_but_the_encoders(material):
         assert torch.equal(p, before[name]) == name.startswith("encoder."), name
 
 
+def test_what_is_left_out_is_noted(material, tmp_path, capsys):
+    folder = Path(shutil.copytree(material["style"], tmp_path / "styles"))
+    (folder / "phone.heic").touch()
+    StylizerTrainer(tiny({**material, "style": str(folder)}), CPU)
+    assert capsys.readouterr().err.startswith("note: left out images of formats that are not read here ")
+
+
 def test_only_styles_are_drawn_at_several_scales(material):
     plain, scaled = (StylizerTrainer(tiny(material, style_scales=scales), CPU) for scales in (1.0, 2.0))
     (a, b), (c, d) = (next(task.batches(0))[0] for task in (plain, scaled))
