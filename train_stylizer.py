@@ -79,6 +79,12 @@ POSITIVE = cli.Float(0, min_open=True)
     type=cli.Float(0),
     help="Weight of the identity loss: a content in its own style should stay the same.  [default: 0]",
 )
+@cli.option(
+    "Training",
+    "--equivariance-weight",
+    type=cli.Float(0),
+    help="Weight of the equivariance loss: a content moved by a few pixels gives the same image, moved.  [default: 0]",
+)
 @cli.option("Training", "--tv-weight", type=cli.Float(0), help="Weight of the total variation loss.  [default: 0]")
 @cli.option("Training", "--ema-kimg", type=POSITIVE, help="Half-life of the averaged weights, in kimg.  [default: 1]")
 @cli.option(

@@ -251,6 +251,7 @@ class StylizerTrainConfig(RunConfig):
     style_weight: NotNegative = 10.0
     covariance_weight: NotNegative = 0.0  # weight of the covariance loss
     identity_weight: NotNegative = 0.0  # weight of the difference to a content that is its own style
+    equivariance_weight: NotNegative = 0.0  # weight of the difference to a content that is moved
     tv_weight: NotNegative = 0.0  # weight of the total variation
     ema_kimg: Positive = 1.0  # half-life of the averaged weights
     ema_rampup: NotNegative | None = 0.05  # limits the half-life to this fraction of the images seen so far

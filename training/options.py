@@ -288,6 +288,10 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
             f"--size {config.size} is too small for kernels of {config.stylizer.kernel_size}²; "
             f"take {least + -least % STRIDE} or more"
         )
+    if config.equivariance_weight and config.size - STRIDE < (least := config.stylizer.min_size):
+        raise UserError(
+            f"--equivariance-weight cuts off {STRIDE} pixels; take --size {least + -least % STRIDE + STRIDE}"
+        )
     check_resize(config.resize, config.size, config.stylizer.style_size)
     return config
 

@@ -25,6 +25,7 @@ from networks.stylizer import (
     reduce_style_channels,
     resize_square,
 )
+from networks.vgg import STRIDE
 from torch_utils import distributed
 from torch_utils.errors import UserError, print_notes
 from torch_utils.precision import autocast
@@ -32,7 +33,7 @@ from training.config import StylizerTrainConfig
 from training.log import Averages, Log
 from training.optimizer import GuardedOptimizer, ema_beta, ramped_half_life, update_ema
 
-IDENTITY_PART = 4  # one in so many contents of a batch is rebuilt in its own style, for the identity loss
+PART = 4  # one in so many contents of a batch is stylized twice, for the identity loss and the equivariance loss
 NARROWED_BY = 256  # crops of styles, whose main directions remain where --init-from has more style channels
 SHOWN = 4  # contents and styles of the sheets, which are also what the losses are measured on
 Batch = list[tuple[Tensor, Tensor]]  # contents and styles, microbatches of `batch_gpu` images each
@@ -165,6 +166,9 @@ class StylizerTrainer:
             if config.identity_weight:
                 losses["identity"] = self.identity_loss(contents, number)
                 loss = loss + config.identity_weight * losses["identity"]
+            if config.equivariance_weight:
+                losses["equivariance"] = self.equivariance_loss(contents, styles, y, number)
+                loss = loss + config.equivariance_weight * losses["equivariance"]
             if config.tv_weight:
                 losses["tv"] = total_variation(y.float())
                 loss = loss + config.tv_weight * losses["tv"]
@@ -176,12 +180,28 @@ class StylizerTrainer:
 
         Of every fourth content of the batch, however it is split: all of them would make a step half as long again.
         """
-        some = contents[-number * len(contents) % IDENTITY_PART :: IDENTITY_PART]
+        some = contents[every_fourth(number, len(contents))]
         if not len(some):
             return contents.new_zeros([])
         same = self.model(some, self.model.kernels(some))
-        share = IDENTITY_PART * len(some) / len(contents)
-        return share * F.mse_loss(same.float(), some)
+        return PART * len(some) / len(contents) * F.mse_loss(same.float(), some)
+
+    def equivariance_loss(self, contents: Tensor, styles: Tensor, y: Tensor, number: int) -> Tensor:
+        """The mean squared difference of stylized contents y to those of contents that are cut off at the left and top.
+
+        By 1 to 7 pixels, so that the encoder's grid, whose cells have 8 pixels, lies elsewhere in the content: a
+        pattern that keeps to the grid moves with it, and is an error. Borders, where the two see something else, do
+        not count. Of every fourth content, as above.
+        """
+        some = every_fourth(number, len(contents))
+        if not len(contents[some]):
+            return contents.new_zeros([])
+        top, left = torch.randint(1, STRIDE, [2]).tolist()
+        height, width = (side - STRIDE for side in contents.shape[2:])
+        moved = self.model(contents[some, :, top:, left:][:, :, :height, :width], self.model.kernels(styles[some]))
+        y, margin = y[some, :, top:, left:], min(height, width) // 8
+        inside = ..., slice(margin, height - margin), slice(margin, width - margin)
+        return PART * len(moved) / len(contents) * F.mse_loss(moved[inside].float(), y[inside].float())
 
     def statistics(self) -> dict[str, float]:
         """Numbers of a tick beside the averages."""
@@ -229,6 +249,11 @@ class StylizerTrainer:
         styles = ImageCrops(config.style, config.stylizer.style_size, seed=config.seed + 3)
         first, second = (torch.stack([crops[i, i % len(crops)] for i in range(SHOWN)]) for crops in (contents, styles))
         return first, second
+
+
+def every_fourth(number: int, size: int) -> slice:
+    """Every fourth content of the batch among those of microbatch `number`, where each has `size`."""
+    return slice(-number * size % PART, None, PART)
 
 
 def stylize_and_measure(

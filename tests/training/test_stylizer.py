@@ -165,8 +165,32 @@ def test_the_identity_loss_is_a_quarters_however_the_batch_is_split(material, ba
     assert sum(losses) / len(losses) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("pattern, expected", [(8, 2.0), (1, 0.0)])
+def test_the_equivariance_loss_is_what_keeps_to_the_encoders_grid(material, pattern, expected):
+    """Of a stylizer that adds the same noise of unit variance to each cell, and of one that changes pixels alone."""
+    cell = torch.randn(3, pattern, pattern, generator=torch.Generator().manual_seed(0))
+    cell = (cell - cell.mean()) / cell.std() if pattern > 1 else cell
+
+    class AddsPattern:
+        def kernels(self, styles):
+            return None
+
+        def __call__(self, contents, kernels):
+            return contents + cell.repeat(1, *(side // pattern for side in contents.shape[2:]))
+
+    task = StylizerTrainer(tiny(material, size=128), CPU)
+    task.model = model = AddsPattern()
+    contents = torch.rand(8, 3, 128, 128)
+    torch.manual_seed(0)
+    losses = [float(task.equivariance_loss(contents, contents, model(contents, None), 0)) for _ in range(20)]
+    assert sum(losses) / len(losses) == pytest.approx(expected, rel=0.2, abs=1e-6)
+    assert float(task.equivariance_loss(contents[:1], contents[:1], contents[:1], 1)) == 0  # none of this microbatch
+
+
 def test_every_weight_learns_but_the_encoders(material):
-    task = StylizerTrainer(tiny(material, identity_weight=1.0, tv_weight=0.1, covariance_weight=1.0), CPU)
+    task = StylizerTrainer(
+        tiny(material, identity_weight=1.0, tv_weight=0.1, covariance_weight=1.0, equivariance_weight=1.0), CPU
+    )
     before = {name: p.clone() for name, p in task.model.named_parameters()}
     task.train_step(next(task.batches(0)), 0)
     for name, p in task.model.named_parameters():
@@ -196,7 +220,9 @@ def test_crops_are_cut_from_images_of_the_size_asked_for(tmp_path, material):
     assert not torch.equal(default.styles[0, 0], default.styles[5, 0])
 
 
-@pytest.mark.parametrize("options", [{}, {"precision": "bf16", "identity_weight": 1.0, "batch_gpu": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"precision": "bf16", "identity_weight": 1.0, "equivariance_weight": 1.0, "batch_gpu": 2}]
+)
 def test_a_resumed_run_equals_one_without_a_stop(tmp_path, material, options):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     straight.mkdir(), stopped.mkdir()
