@@ -314,7 +314,7 @@ def check_walk(seeds: list[int], count: int, video: VideoOptions) -> None:
 @cli.option("Images", "--seed", type=cli.Integer(0, 10**18 - 1), help="Seed of the latent whose kernels are shown.")
 @cli.option("Images", "--compare", type=cli.NumberRanges(), help="Two seeds, such as 3,4, whose kernels are compared.")
 @latents_cli.model_options
-@latents_cli.layers_option("--layer")
+@latents_cli.layers_option("--layer", "--layers", use="show")
 @cli.outdir_option()
 def kernels_command(
     seed: int | None, compare: list[int] | None, options: ModelOptions, layers: list[int] | None, outdir: str

@@ -135,8 +135,8 @@ python train.py --resume
     "--init-from",
     metavar="PATH",
     help="Start from the weights of a snapshot, a training state, a run, or a network pickle of StyleGAN2 (.pkl), of "
-    "this resolution or half of it. A generator of StyleGAN2's modulation becomes an AdaConv generator of the same "
-    "images, unless --modulation modconv keeps it.",
+    "this resolution, half of it, or a larger one. A generator of StyleGAN2's modulation becomes an AdaConv generator "
+    "of the same images, unless --modulation modconv keeps it.",
 )
 @cli.option(
     "Training",

@@ -175,10 +175,10 @@ def seeds_option(*names: str, **settings: Any) -> Callable:
     return cli.option("Images", *names, type=cli.NumberRanges(), **settings)
 
 
-def layers_option(name: str = "--layers") -> Callable:
-    """An option that takes layers."""
-    help_text = "Layers to change or show, such as 0-3,5, where 0 is the coarsest.  [default: all]"
-    return cli.option("Layers", name, "layers", type=cli.NumberRanges(), help=help_text)
+def layers_option(*names: str, use: str = "change") -> Callable:
+    """An option that takes layers, --layers by default."""
+    help_text = f"Layers to {use}, such as 0-3,5, where 0 is the coarsest.  [default: all]"
+    return cli.option("Layers", *(names or ("--layers",)), "layers", type=cli.NumberRanges(), help=help_text)
 
 
 def part_option() -> Callable:

@@ -104,8 +104,11 @@ def enlarge(pixels: Tensor) -> Image.Image:
     return ImageOps.expand(ImageOps.expand(image, 3, "white"), 1, LINE)
 
 
-def curves(lines: Sequence[Tensor], limit: float) -> Image.Image:
-    """A diagram of descending curves between 0 and limit, with a dotted line at 1, the curve of the identity."""
+def curves(lines: Sequence[Tensor], limit: float, first: int = 0) -> Image.Image:
+    """A diagram of descending curves between 0 and limit, with a dotted line at 1, the curve of the identity.
+
+    They have the colours of the latents from number `first` on.
+    """
     high, wide = WIDTH // 2, WIDTH
     image = Image.new("RGB", (wide, high), "white")
     draw = ImageDraw.Draw(image)
@@ -115,7 +118,7 @@ def curves(lines: Sequence[Tensor], limit: float) -> Image.Image:
 
     for x in range(0, wide, 6):
         draw.line([(x, height(1)), (x + 2, height(1))], LINE, 1)
-    for line, ink in zip(lines, INKS, strict=False):
+    for line, ink in zip(lines, INKS[first:], strict=False):
         xs = torch.linspace(2, wide - 3, max(len(line), 2)).tolist()
         draw.line([(x, height(float(v))) for x, v in zip(xs, line.expand(len(xs)), strict=True)], ink, 2)
     draw.line([(0, 0), (0, high - 1), (wide - 1, high - 1)], INK, 1)
@@ -189,7 +192,7 @@ def _singular_value_view(values: list[Tensor]) -> View:
     """The singular values as curves."""
     falling = [each.sort(descending=True).values for each in values]
     limit = max(float(curve.max()) for curve in falling) * 1.05
-    images = [curves([curve], limit) for curve in falling]
+    images = [curves([curve], limit, first=i) for i, curve in enumerate(falling)]
     if len(falling) == 2:
         images.append(curves(falling, limit))
     return View("singular values", images, [f"0 to {limit:.2g}"] * len(images), "both")

@@ -88,6 +88,14 @@ class ImageCrops(torch.utils.data.Dataset):
         """The names of the images found unusable so far, in all worker processes."""
         return [self.names[i] for i in (self._status == UNUSABLE).nonzero().flatten().tolist()]
 
+    def why(self, number: int) -> str:
+        """The name of an image that was found unusable, and the reason."""
+        try:
+            self._crop(self.names[number], np.zeros(2), self.reduced)
+        except Unusable as reason:
+            return f"{printable(self.names[number])} {reason}"
+        return f"{printable(self.names[number])} could not be read"
+
     def found_unusable(self) -> torch.Tensor:
         """Whether each image was found unusable so far, bool [images]: in this process and those that read for it."""
         return self._status == UNUSABLE

@@ -348,9 +348,15 @@ class ImageDataset(torch.utils.data.Dataset):
         return torch.from_numpy(files.labels.astype(np.int64))
 
 
+KINDS = {  # of images, by Pillow's modes
+    "1": "black and white", "L": "greyscale", "LA": "greyscale with transparency", "I;16": "greyscale of 16 bits",
+    "I;16B": "greyscale of 16 bits", "I": "greyscale of 32 bits", "F": "greyscale of floats",
+}  # fmt: skip
+
+
 def describe(size: tuple[int, int], mode: str) -> str:
     """For example `32x32 RGB`."""
-    return f"{size[0]}x{size[1]} {'greyscale' if mode == 'L' else mode}"
+    return f"{size[0]}x{size[1]} {KINDS.get(mode, mode)}"
 
 
 def describe_mismatch(size: tuple[int, int], mode: str) -> str | None:

@@ -6,6 +6,7 @@ Files are not trusted: sizes are checked before anything is decoded.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from contextlib import suppress
@@ -23,6 +24,8 @@ ALL_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM", *["AVIF"] * _AVIF)
 ALL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", *[".avif"] * _AVIF)
 # Of files that are images for their owners; where they are not read, that is noted.
 IMAGE_SUFFIXES = (*ALL_SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl")
+HEIC = re.compile(rb"....ftyp(hei|hev|mif|msf)", re.DOTALL)  # the beginning of such a file
+COPY_AGAIN = "copy it again, or name another image"
 MAX_PIXELS = 1 << 27
 BITS_PER_SAMPLE = 258  # a TIFF tag
 NO_EXIF = (SyntaxError, ValueError, KeyError, struct.error)  # of metadata that is none, and turns nothing
@@ -30,7 +33,11 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
 
 class Unusable(Exception):
-    """Says why a file cannot be used, as the end of a sentence that begins with its name."""
+    """Says why a file cannot be used, as the end of a sentence that begins with its name, and what to do about it."""
+
+    def __init__(self, reason: str, remedy: str = "name another image, or save it as PNG"):
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 def open_image(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Image:
@@ -40,9 +47,15 @@ def open_image(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Imag
             warnings.simplefilter("ignore")  # about large sizes, which are checked below, and unusual metadata
             image = Image.open(file, formats=formats)
     except UnidentifiedImageError:
+        file.seek(0)
+        start = file.read(12)
+        if not start:
+            raise Unusable("is empty", COPY_AGAIN) from None
+        if HEIC.match(start):
+            raise Unusable("is a HEIC image, which is not read here") from None
         raise Unusable("is not an image, or in an unknown format") from None
     except Exception as error:  # on broken files, Pillow raises nearly any exception
-        raise Unusable(f"is not a readable image ({one_line(error)})") from None
+        raise Unusable(f"is not a readable image ({one_line(error)})", COPY_AGAIN) from None
     if image.width * image.height > MAX_PIXELS:
         raise Unusable(f"has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,}")
     return image
@@ -59,7 +72,7 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
         try:
             image.load()
         except Exception as error:  # as in open_image
-            raise Unusable(f"is a broken image ({one_line(error)})") from None
+            raise Unusable(f"is a broken image ({one_line(error)})", COPY_AGAIN) from None
         try:
             with suppress(*NO_EXIF):
                 ImageOps.exif_transpose(image, in_place=True)
@@ -91,7 +104,7 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
             if image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):  # turned by a quarter
                 return height, width
     except Exception as error:  # a PNG is decoded here, because its orientation may come last
-        raise Unusable(f"is a broken image ({one_line(error)})") from None
+        raise Unusable(f"is a broken image ({one_line(error)})", COPY_AGAIN) from None
     return image.size
 
 
@@ -107,7 +120,7 @@ def is_animated(image: Image.Image) -> bool:
     try:
         return image.format in ("GIF", "WEBP", "PNG") and getattr(image, "n_frames", 1) > 1
     except Exception as error:  # counting a GIF's frames reads all of it
-        raise Unusable(f"is a broken image ({one_line(error)})") from None
+        raise Unusable(f"is a broken image ({one_line(error)})", COPY_AGAIN) from None
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:

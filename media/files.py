@@ -64,10 +64,12 @@ def read_image(
             return read_pixels(file, min_side, background)
     except FileNotFoundError:
         raise UserError(missing_message(path, "name an existing image")) from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; name an image in it") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or one_line(error)}; {ANOTHER_IMAGE}") from None
     except Unusable as reason:
-        raise UserError(f"{path} {reason}; {ANOTHER_IMAGE}") from None
+        raise UserError(f"{path} {reason}; {reason.remedy}") from None
 
 
 def read_pixels(file: BinaryIO, min_side: int = MIN_SIDE, background: tuple[int, int, int] = WHITE) -> Tensor:
@@ -75,7 +77,7 @@ def read_pixels(file: BinaryIO, min_side: int = MIN_SIDE, background: tuple[int,
     image = open_image(file, ALL_FORMATS)
     if min(image.size) < min_side:
         width, height = image.size
-        raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more")
+        raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more", "name a larger image")
     return torch.from_numpy(np.array(decode_image(image, "RGB", background))).permute(2, 0, 1).contiguous()
 
 
@@ -154,7 +156,7 @@ def note_left_out(folder: str | os.PathLike) -> None:
     if names := [path.name for path in visible if path.is_dir()]:
         note(f"note: folders in {folder} are not looked into: {listed(names, 5)}")
     if names := [path.name for path in visible if path.suffix.lower() in {*IMAGE_SUFFIXES} - {*ALL_SUFFIXES}]:
-        note(f"note: images in {folder} of formats that are not read: {listed(names, 5)}")
+        note(f"note: images in {folder} of formats that are not read; save them as JPEG or PNG: {listed(names, 5)}")
 
 
 def natural(path: Path) -> tuple[list[str | tuple[int, str]], str]:

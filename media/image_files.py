@@ -187,10 +187,13 @@ class ImageFiles:
     @property
     def notes(self) -> list[str]:
         """What was left out of a folder or a ZIP, in lines for the user."""
+        convertible = [name for name in self.others if name.lower().endswith(ALL_SUFFIXES)]
+        unknown = [name for name in self.others if not name.lower().endswith(ALL_SUFFIXES)]
         found = (
             (self.cycles, "links that lead back to a folder above them"),
             (self.runs, "folders of training runs"),
-            (self.others, "images of formats that are not read here (dataset_tool.py convert may read them)"),
+            (convertible, "images that only dataset_tool.py convert reads"),
+            (unknown, "images of formats that are not read; save them as JPEG or PNG"),
         )
         return [f"left out {what}: {len(names):,}, first {printable(min(names))}" for names, what in found if names]
 

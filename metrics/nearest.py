@@ -238,8 +238,8 @@ def fakes_of_seeds(request: NearestRequest, dataset: ImageDataset) -> FakeImages
 def fakes_of_files(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
     """The images of --fakes. Raises UserError."""
     assert request.fakes is not None
-    fakes = open_fakes(request.fakes, request.background)
-    check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data)
+    fakes = open_fakes(request.fakes, request.background, dataset.resolution)
+    check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
     return FakeImages(
         [{"file": name} for name in fakes.names], dataset_source(fakes, range(len(fakes)), request.workers)
     )

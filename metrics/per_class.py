@@ -63,9 +63,9 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     """
     if request.network is None:
         dataset = open_labelled(request, request.data, mirror=request.mirror)
-        fakes = open_labelled(request, str(open_fakes(str(request.fakes), request.background).path))
+        fakes = open_labelled(request, str(open_fakes(str(request.fakes), request.background, dataset.resolution).path))
         about: dict[str, Any] = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
-        check_shape(str(request.fakes), fakes.channels, fakes.resolution, dataset, request.data)
+        check_shape(str(request.fakes), fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
         transparent = fakes.transparent
         evaluator = make_evaluator(request, dataset, len(fakes))
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from media.alpha import Color
 from media.dataset import ImageDataset, NoLabels, convert_command
 from media.decode import WHITE
+from media.image_files import ImageFiles
+from media.shards import ShardFiles
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
 from models.sampling import Fakes
@@ -22,7 +25,7 @@ from networks.generator import Generator
 from torch_utils import distributed
 from torch_utils.errors import UserError, note, plural
 from torch_utils.files import atomic_write, missing_message
-from torch_utils.sizes import Resolution, size_text
+from torch_utils.sizes import Resolution, size_option, size_text, width_and_height
 
 
 @dataclass(frozen=True)
@@ -139,8 +142,8 @@ def evaluate_images(request: Request) -> dict[str, Any]:
     """Of the images in a folder or ZIP."""
     assert request.fakes is not None
     dataset = ImageDataset(request.data, mirror=request.mirror, background=request.background)
-    fakes = open_fakes(request.fakes, request.background)
-    check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data)
+    fakes = open_fakes(request.fakes, request.background, dataset.resolution)
+    check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
     evaluator = make_evaluator(request, dataset, len(fakes))
     source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
     values = evaluator.evaluate(source)
@@ -218,22 +221,39 @@ def left_out_line(left_out: dict[str, str]) -> str:
 # --- what is evaluated ----------------------------------------------------------------------------------------------
 
 
-def open_fakes(path: str, background: Color = WHITE) -> ImageDataset:
-    """The images of --fakes, on a background where they are transparent. Raises UserError."""
+def open_fakes(path: str, background: Color, resolution: Resolution) -> ImageDataset:
+    """The images of --fakes, on a background where they are transparent, for data of a resolution. Raises UserError."""
     if not Path(path).exists():
         raise UserError(missing_message(Path(path), "name a folder or ZIP of generated images with --fakes"))
-    return ImageDataset(path, background=background)
+    return ImageDataset(path, background=background, model_resolution=resolution)
 
 
-def check_shape(what: str, channels: int, resolution: Resolution, dataset: ImageDataset, data: str) -> None:
-    """Raises UserError where images of `what` cannot be compared with those of the data set."""
+def check_shape(
+    what: str,
+    channels: int,
+    resolution: Resolution,
+    dataset: ImageDataset,
+    data: str,
+    files: ImageFiles | ShardFiles | None = None,
+) -> None:
+    """Raises UserError where images of `what` cannot be compared with those of the data set.
+
+    The message has a command that makes larger images smaller, those of the data set or of `files`, which `what` is if
+    given: enlarged images would be compared by their blur.
+    """
     channels = min(channels, 3)  # transparent images are laid on a background
-    if (channels, resolution) != (dataset.channels, dataset.resolution):
-        raise UserError(
-            f"{what} gives images of {size_text(resolution)} with {plural(channels, 'channel')}, {data} of "
-            f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared; convert the latter "
-            f"with: {convert_command(dataset.files, resolution, channels)}"
-        )
+    if (channels, resolution) == (dataset.channels, dataset.resolution):
+        return
+    if math.prod(width_and_height(dataset.resolution)) >= math.prod(width_and_height(resolution)):
+        remedy = f"convert the latter with: {convert_command(dataset.files, resolution, channels)}"
+    elif files is not None:
+        remedy = f"convert the former with: {convert_command(files, dataset.resolution, dataset.channels)}"
+    else:
+        remedy = f"convert the images that {data} was made of again, with --resolution {size_option(resolution)}"
+    raise UserError(
+        f"{what} gives images of {size_text(resolution)} with {plural(channels, 'channel')}, {data} of "
+        f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared; {remedy}"
+    )
 
 
 def check_classes(snapshot: Path, G: Generator, dataset: ImageDataset, data: str) -> None:

@@ -21,7 +21,7 @@ import click
 from click.core import ParameterSource
 
 from torch_utils.errors import CommandError, UserError, plural, printable
-from torch_utils.foreign_options import called_here
+from torch_utils.foreign_options import probably_meant
 
 MAX_NUMBERS = 10_000_000
 MAX_DIGITS = 18
@@ -75,11 +75,13 @@ class Command(click.Command):
         self.example = example
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = list(args)
         try:
             return super().parse_args(ctx, args)
-        except click.NoSuchOption as error:
-            options = [name for param in self.get_params(ctx) for name in param.opts]
-            if (hint := called_here(error.option_name, options)) is None:
+        except click.UsageError as error:
+            options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+            above = getattr(ctx.parent and ctx.parent.command, "commands", {})
+            if (hint := probably_meant(words, error, options, [name for name in above if name != self.name])) is None:
                 raise
             raise click.UsageError(hint, ctx) from None
 

@@ -14,7 +14,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -246,6 +246,21 @@ def missing_message(path: Path, otherwise: str) -> str:
     with suppress(OSError):  # no such folder, or one that may not be read
         nearby = sorted(os.listdir(path.parent))
     close = [name for name in nearby if Path(name).stem == path.name]
-    if close := close or difflib.get_close_matches(path.name, nearby, n=1):
+    if close := close or [name for name in similar(path.name, nearby) if same_kind(path, name)]:
         return f"there is no {path}; did you mean {path.parent / close[0]}?"
+    if not nearby and path.parent.name:  # a folder with a wrong name
+        with suppress(OSError):
+            for folder in similar(path.parent.name, sorted(os.listdir(path.parent.parent))):
+                if os.path.exists(meant := path.parent.parent / folder / path.name):
+                    return f"there is no {path}; did you mean {meant}?"
     return f"there is no {path}; {otherwise}"
+
+
+def similar(name: str, names: Sequence[str]) -> list[str]:
+    """Those of `names` that `name` may have been meant for, the most similar one first."""
+    return difflib.get_close_matches(name, names, cutoff=0.75)
+
+
+def same_kind(path: Path, name: str) -> bool:
+    """Whether a name has the extension of a path, or one of them has none."""
+    return len({path.suffix.lower(), Path(name).suffix.lower()} - {""}) < 2

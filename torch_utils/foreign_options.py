@@ -1,8 +1,12 @@
-"""What options of NVIDIA's StyleGAN repositories, and of other stylizers, are called here (docs/stylegan2.md)."""
+"""What a wrong command line probably means: options of NVIDIA's StyleGAN repositories, and of other stylizers, are
+called otherwise here (docs/stylegan2.md), flags have no value, and commands come first."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
+
+import click
 
 HERE = {
     "--allow-tf32": "--tf32, without a value",
@@ -21,6 +25,33 @@ HERE = {
     "--w-frames": "--seconds, the length of the whole video,",
 }
 NEEDLESS = {"--nhwc", "--nobench", "--mbstd-group"}
+
+
+def probably_meant(
+    words: Sequence[str], error: click.UsageError, options: Iterable[click.Option], commands: Collection[str]
+) -> str | None:
+    """What to say of the words of a command line that have an error; None if nothing is known of it.
+
+    `options` are those of the command that is run, `commands` the other ones beside it.
+    """
+    options = list(options)
+    if command := next((word for word in words if word in commands), None):
+        return f"the command comes first: write {command} before all options"
+    flags = [name for option in options if option.is_flag for name in (*option.opts, *option.secondary_opts)]
+    if flag := flag_with_value(words, flags):
+        return f"{flag} has no value here: write {flag} to turn it on, and leave it out otherwise"
+    if isinstance(error, click.NoSuchOption):
+        return called_here(error.option_name, [name for option in options for name in option.opts])
+    return None
+
+
+def flag_with_value(words: Sequence[str], flags: Collection[str]) -> str | None:
+    """The first of `flags` that has a value among the words of a command line, such as --mirror=1 or --mirror 1."""
+    for word, after in pairwise([*words, ""]):
+        name, given, _ = word.partition("=")
+        if name in flags and (given or after.lower() in ("0", "1", "true", "false")):
+            return name
+    return None
 
 
 def called_here(name: str, options: Collection[str]) -> str | None:

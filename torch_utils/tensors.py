@@ -77,6 +77,8 @@ def what_it_seems(path: str | os.PathLike, wanted: str = "a .safetensors file") 
         return "empty"
     if start.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS; fetch the file itself with: git lfs pull"
+    if start.startswith(b"PK") and Path(path).suffix in (".pt", ".pth"):
+        return f"a file of torch.save, not {wanted}"
     for magic, kind in MAGIC.items():
         if start.startswith(magic) and kind != wanted:
             return f"{kind}, not {wanted}"

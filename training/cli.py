@@ -233,6 +233,8 @@ def prepare(
     if resume is not None:
         if desc:
             raise UserError("--desc names a new run; leave it out with --resume")
+        if resume and not os.path.exists(resume) and os.path.exists(meant := Path(outdir, resume)):
+            raise UserError(f"there is no {resume}; did you mean {meant}?")
         state_path = find_state(Path(resume or outdir))
         return prepare_resumed(script, configure, trainer_for, given, state_path, dry_run)
 
@@ -284,6 +286,8 @@ def prepare_resumed(
     if kimg >= config.kimg and not evaluation_is_due(run, trainer_class.sheet_name, state, kimg):
         longer = command_line("python", script, "--resume", run, "--kimg", f"{2 * max(kimg, config.kimg):g}")
         hint = f"; train longer, for example with: {longer}" if "kimg" in config.changeable else ""
+        if kimg > config.kimg:
+            raise UserError(f"{run} has reached kimg {kimg:g}, beyond --kimg {config.kimg:g}{hint}")
         note(f"{run} is complete: it has reached kimg {kimg:g} of the {config.kimg:g} that were asked for{hint}")
         return None
     cli.writable_folder(run / "state", remedy=f"copy {run} to where it can be written, and resume it there")
@@ -373,6 +377,11 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
             count = f"start it with {plural(old.gpus or old.procs, 'process', 'es')} in all"
             remedy = count if old.gpus else f"{count} and --gpus 0"
             raise UserError(f"{run} was begun on {begun}, and would go on otherwise here; {remedy}{other}")
+        if old.procs != config.procs:
+            begun, now = plural(old.procs, "process", "es"), plural(config.procs, "process", "es")
+            raise UserError(
+                f"{run} was begun with {begun}, and would go on otherwise with {now}; add --procs {old.procs}{other}"
+            )
         raise UserError(
             f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"
         )

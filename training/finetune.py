@@ -15,7 +15,7 @@ from models.snapshot import load_discriminator, load_generator
 from models.stylegan2 import is_network_pickle, load_networks
 from networks.discriminator import Discriminator
 from networks.generator import Generator, GeneratorConfig
-from torch_utils.errors import UserError, listed, one_line
+from torch_utils.errors import UserError, listed, one_line, plural
 from torch_utils.files import missing_message
 from torch_utils.schema import check_values
 from training.config import TAKEN_OVER
@@ -90,7 +90,7 @@ def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
 def copy_matching_weights(module: nn.Module, weights: dict[str, Tensor]) -> set[str]:
     """Copies the weights of another generator or discriminator that fit, and returns the names of the copied tensors.
 
-    Blocks are matched by their resolution, so that the other network may have half the resolution, or twice. Tensors
+    Blocks are matched by their resolution, so that the other network may have another one than this one. Tensors
     of another shape, such as those for other classes, keep their values.
     """
     prefix = "synthesis.blocks." if isinstance(module, Generator) else "blocks."
@@ -155,13 +155,16 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
         elif 2 * copied < total:
             raise UserError(
                 f"{path} fits {copied} of the generator's {total} tensors; take the --modulation, --cbase, --cmax and "
-                f"--map-depth of that run, at its resolution or twice it"
+                f"--map-depth of that run, at its resolution, twice it or less"
             )
         new = list(dict.fromkeys(name.rpartition(".")[0] for name in own if name not in names))  # the layers
         named = f" (new: {listed(new, 3)})" if new and part != "G_ema" else ""  # G_ema's are those of G
         taken.append(f"{copied} of {part}'s {total} tensors{named}")
     layers = {"modconv": "modulated convolutions", "adain": "AdaIN layers"}
     note = f"; the {layers[modulation]} became AdaConv layers, whose style maps are new" if converted else ""
+    prefix = "synthesis.blocks."
+    if more := max(_blocks(found["G"], prefix) - _blocks(modules["G"].state_dict(), prefix), 0):
+        note += f"; it makes larger images, whose last {plural(more, 'block')} are left out"
     return f"starting from {path}: {', '.join(taken)}{note}"
 
 

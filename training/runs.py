@@ -118,7 +118,9 @@ def load_state(path: Path, option: str = "--resume") -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as a training state ({reason}); name another with {option}") from None
     own = {field.name for field in fields(TrainingState)}
     if not isinstance(state, dict) or not own <= state.keys():
-        raise UserError(f"{path} holds no training state of this version of the project; name another with {option}")
+        raise UserError(
+            f"{path} holds no training state, or one of another version of this project; name another with {option}"
+        )
     try:
         check_values(TrainingState, {name: state[name] for name in own})
         for name in state.keys() - own:

@@ -27,7 +27,7 @@ from networks.stylizer import (
 )
 from networks.vgg import STRIDE
 from torch_utils import distributed
-from torch_utils.errors import UserError, print_notes
+from torch_utils.errors import UserError, listed, note, plural, print_notes
 from torch_utils.precision import autocast
 from training.config import StylizerTrainConfig
 from training.log import Averages, Log
@@ -123,6 +123,7 @@ class StylizerTrainer:
         self.optimizers = {"optimizer": self.optimizer}
         self.stylize = torch.compile(stylize_and_measure) if config.compile else stylize_and_measure
         self.microbatches = config.batch // distributed.world_size() // config.batch_gpu
+        self.noted = torch.zeros(len(self.contents) + len(self.styles), dtype=torch.bool)  # images that cannot be used
         if distributed.rank() == 0:
             print_notes([*self.contents.files.notes, *self.styles.files.notes])
 
@@ -205,9 +206,16 @@ class StylizerTrainer:
 
     def statistics(self) -> dict[str, float]:
         """Numbers of a tick beside the averages."""
-        found = torch.cat([self.contents.found_unusable(), self.styles.found_unusable()]).to(self.device)
-        unusable = int(torch.stack(distributed.gather(found)).any(dim=0).sum())  # in any process
-        return {"unusable": unusable} if unusable else {}
+        both = [self.contents, self.styles]
+        found = torch.cat([crops.found_unusable() for crops in both]).to(self.device)
+        found = torch.stack(distributed.gather(found)).any(dim=0).cpu()  # in any process
+        for crops, new in zip(both, (found & ~self.noted).split([len(crops) for crops in both]), strict=True):
+            if new.any() and distributed.rank() == 0:
+                reasons = listed([crops.why(number) for number in new.nonzero().flatten().tolist()], 5)
+                images = plural(int(new.sum()), "image")
+                note(f"note: {images} of {crops.path} cannot be used, and others take their place: {reasons}")
+        self.noted = found
+        return {"unusable": int(found.sum())} if found.any() else {}
 
     def save(self, path: Path, kimg: float) -> None:
         """Writes the averaged stylizer in float16, half the size; the state has all digits. Raises DiskFull."""

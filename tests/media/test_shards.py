@@ -202,7 +202,7 @@ def test_parquet_in_the_forms_of_the_hub(tmp_path):
     assert data.class_names == ("a", "b")
     assert len(data) == 25 and data.c_dim == 2 and number_of(data[24][0]) == 24
     write_parquet(tmp_path / "c.parquet", {"image": [{"bytes": None, "path": "/etc/passwd"}] * 2})  # only names files
-    with pytest.raises(UserError, match=r"c\.parquet#0 is not an image"):
+    with pytest.raises(UserError, match=r"c\.parquet#0 is empty"):
         ImageDataset(tmp_path / "c.parquet")
     write_parquet(tmp_path / "d.parquet", {"text": ["a"]})
     with pytest.raises(UserError, match="no column holds images; its columns are text"):

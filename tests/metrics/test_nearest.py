@@ -197,7 +197,10 @@ def test_mistakes_are_one_line(command, copies, encoder_file, tmp_path, faces16)
         (["--data", data, "--detector", encoder_file, "--class", 1], "trained without classes"),
         (["--detector", encoder_file], "--data"),
         (["--data", data, "--detector", encoder_file, "--test", data], "the same images"),
-        (["--data", data, "--detector", encoder_file, "--test", faces16], f"convert --source {faces16} --out"),
+        (
+            ["--data", data, "--detector", encoder_file, "--test", faces16],
+            f"convert the images that {faces16} was made of again, with --resolution 32",
+        ),
         (["--data", data, "--detector", encoder_file, "--fld"], "name them with --test"),
         (["--data", data, "--detector", encoder_file, "--fakes", data], "name --network or --fakes, not both"),
     ]:

@@ -45,7 +45,8 @@ def test_a_bad_file_in_a_folder_is_named_at_the_end(start, place, tmp_path):
     )
     assert result.code == 2 and result.out == f"2 images in {tmp_path / 'out'}\n"
     assert f"note: folders in {tmp_path / 'photos'} are not looked into: more\n" in result.err
-    assert f"note: images in {tmp_path / 'photos'} of formats that are not read: phone.HEIC\n" in result.err
+    assert f"note: images in {tmp_path / 'photos'} of formats that are not read; save them as " in result.err
+    assert "JPEG or PNG: phone.HEIC\n" in result.err
     *_, first, second, last = result.err.splitlines()
     assert first.startswith("not stylized: ") and "0.png is not an image" in first
     assert second.startswith("not stylized: ") and "film.mp4" in second

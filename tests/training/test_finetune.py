@@ -163,6 +163,10 @@ def test_layers_that_begin_anew_are_named(tmp_path, faces16):
         G, D = networks(faces16, resolution, 1, **changes)
         line = load_initial_weights({"G": G, "D": D, "G_ema": G}, tmp_path / "x.safetensors", freezed=0)
         assert f"tensors (new: {named}" in line if named else "new: " not in line
+    save_snapshot(tmp_path / "x.safetensors", networks(faces16, 64, 0)[0], {"kimg": 1})
+    G, D = networks(faces16, 16, 1)
+    line = load_initial_weights({"G": G, "D": D, "G_ema": G}, tmp_path / "x.safetensors", freezed=0)
+    assert line.endswith("; it makes larger images, whose last 2 blocks are left out")
 
 
 def test_freezing_counts_from_the_image(faces16):

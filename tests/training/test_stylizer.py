@@ -201,7 +201,22 @@ def test_what_is_left_out_is_noted(material, tmp_path, capsys):
     folder = Path(shutil.copytree(material["style"], tmp_path / "styles"))
     (folder / "phone.heic").touch()
     StylizerTrainer(tiny({**material, "style": str(folder)}), CPU)
-    assert capsys.readouterr().err.startswith("note: left out images of formats that are not read here ")
+    assert capsys.readouterr().err.startswith("note: left out images of formats that are not read; save them as JPEG")
+
+
+def test_images_that_cannot_be_used_are_named_once(material, tmp_path, capsys):
+    folder = Path(shutil.copytree(material["style"], tmp_path / "styles"))
+    (folder / "empty.png").touch()
+    (folder / "text.png").write_text("no image")
+    task = StylizerTrainer(tiny({**material, "style": str(folder)}), CPU)
+    batches = task.batches(0)
+    for _ in range(8):
+        next(batches)
+    assert task.statistics() == task.statistics() == {"unusable": 2}
+    assert capsys.readouterr().err == (
+        f"note: 2 images of {folder} cannot be used, and others take their place: empty.png is empty, "
+        "text.png is not an image, or in an unknown format\n"
+    )
 
 
 def test_only_styles_are_drawn_at_several_scales(material):
