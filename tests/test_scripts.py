@@ -276,6 +276,18 @@ def test_bad_options(faces16, tmp_path, runs):
     assert "gamma" in message and "3.0 asked" in message and "generator.cmax: 16 in the run, 8 asked" in message
 
 
+def test_what_keeps_a_run_from_going_on_is_mended_as_the_message_says(runs):
+    (run,) = runs.iterdir()
+    start = ["train.py", "--outdir", runs, "--resume"]
+    reached = json.loads((run / "stats.jsonl").read_text().splitlines()[-1])["kimg"]
+    message = mistake(*start, "--kimg", 0.01)
+    assert f"has reached kimg {reached:g}, beyond --kimg 0.01; train longer, for example with: python train" in message
+    assert f"there is no {run.name}; did you mean {run}?" in mistake(*start[:-1], "--resume", run.name)
+    message = mistake(*start, "--procs", 2, "--kimg", 9)
+    assert "was begun with 1 process, and would go on otherwise with 2 processes; add --procs 1" in message
+    done(script(*start, "--procs", 1, "--kimg", 9, "--dry-run"))
+
+
 def test_crops_that_are_too_small_for_the_kernels(faces16):
     data = ["--content", faces16, "--style", faces16]
     options = [*data, "--gpus", 0, "--width", 0.125, "--kernel-size", 5, "--size", 16]
