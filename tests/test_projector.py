@@ -181,7 +181,7 @@ def test_mistakes_get_one_line(place, tmp_path):
             "--encoder-weights",
             model,
         ): "a generator, which generate.py, projector.py, export.py and python -m metrics take",
-        ("--target", image, "--encoder-weights", tmp_path / "x.pth"): "cannot be read",
+        ("--target", image, "--encoder-weights", tmp_path / "x.pth"): "x.pth; name the file of an encoder",
     }.items():
         assert words in mistake(*common, *arguments)
     assert not (tmp_path / "out").exists()

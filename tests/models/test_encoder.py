@@ -167,7 +167,7 @@ def test_no_pickle_is_executed(tmp_path, zipped):
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
 def test_what_is_no_file_of_weights_is_refused(tmp_path, name):
     path = tmp_path / name
-    with pytest.raises(UserError, match=rf"{name} cannot be read as an encoder .*No such file"):
+    with pytest.raises(UserError, match=rf"there is no .*{name}; name the file of an encoder with --encoder-weights"):
         load_encoder(path)
     buffer = io.BytesIO()
     torch.save(torchvision_state(encoder()), buffer)
