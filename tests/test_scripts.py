@@ -288,6 +288,21 @@ def test_what_keeps_a_run_from_going_on_is_mended_as_the_message_says(runs):
     done(script(*start, "--procs", 1, "--kimg", 9, "--dry-run"))
 
 
+def test_a_run_whose_last_step_went_beyond_is_complete(tmp_path, faces16):
+    small = ["--cfg", "demo", "--cbase", 64, "--cmax", 8, "--procs", 1, "--workers", 0, "--metrics", "none"]
+    outdir = ["--outdir", tmp_path]
+    done(script_here("train.py", "--data", faces16, *small, *outdir, "--gpus", 0, "--batch", 8, "--kimg", 0.018))
+    again = done(script_here("train.py", "--resume", *outdir))
+    assert "is complete: it has reached kimg 0.024 of the 0.018" in again.stderr
+
+
+def test_crops_that_are_too_small_to_be_cut_off(faces16):
+    data = ["--content", faces16, "--style", faces16]
+    options = [*data, "--gpus", 0, "--width", 0.125, "--style-size", 64, "--equivariance-weight", 1, "--size"]
+    assert "cuts off 8 pixels; take --size 24" in mistake("train_stylizer.py", *options, 16)
+    done(script("train_stylizer.py", *options, 24, "--dry-run"))
+
+
 def test_crops_that_are_too_small_for_the_kernels(faces16):
     data = ["--content", faces16, "--style", faces16]
     options = [*data, "--gpus", 0, "--width", 0.125, "--kernel-size", 5, "--size", 16]

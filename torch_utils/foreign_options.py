@@ -35,8 +35,10 @@ def probably_meant(
     `options` are those of the command that is run, `commands` the other ones beside it.
     """
     options = list(options)
-    if command := next((word for word in words if word in commands), None):
-        return f"the command comes first: write {command} before all options"
+    valued = {name for option in options if not option.is_flag for name in option.opts}
+    for before, word in pairwise(["", *words]):
+        if word in commands and before not in valued:  # a folder may be called as a command is
+            return f"the command comes first: write {word} before all options"
     flags = [name for option in options if option.is_flag for name in (*option.opts, *option.secondary_opts)]
     if flag := flag_with_value(words, flags):
         return f"{flag} has no value here: write {flag} to turn it on, and leave it out otherwise"

@@ -286,7 +286,7 @@ def prepare_resumed(
     if kimg >= config.kimg and not evaluation_is_due(run, trainer_class.sheet_name, state, kimg):
         longer = command_line("python", script, "--resume", run, "--kimg", f"{2 * max(kimg, config.kimg):g}")
         hint = f"; train longer, for example with: {longer}" if "kimg" in config.changeable else ""
-        if kimg > config.kimg:
+        if kimg >= config.kimg + config.batch / 1000:  # the last step of a complete run may go beyond by less
             raise UserError(f"{run} has reached kimg {kimg:g}, beyond --kimg {config.kimg:g}{hint}")
         note(f"{run} is complete: it has reached kimg {kimg:g} of the {config.kimg:g} that were asked for{hint}")
         return None

@@ -23,6 +23,7 @@ def test_what_options_are_called_here_is_an_option_and_takes_the_value():
     ("generate.py mix --styles 0-6", "it is --layers here"),
     ("train.py --fp32=1", "it is --precision fp32 here"),
     ("train.py -n", "it is --dry-run here"),
+    ("dataset_tool.py convert --source faces --out faces.zip", "Missing option '--resolution'"),
     ("train.py --mirror=1", "--mirror has no value here: write --mirror to turn it on"),
     ("train.py --cond 1 --data a.zip", "--cond has no value here"),
     ("generate.py --seeds 0 mix --rows 1 --cols 2", "the command comes first: write mix before all options"),
