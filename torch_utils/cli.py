@@ -81,7 +81,10 @@ class Command(click.Command):
         except click.UsageError as error:
             options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
             above = getattr(ctx.parent and ctx.parent.command, "commands", {})
-            if (hint := probably_meant(words, error, options, [name for name in above if name != self.name])) is None:
+            hint = probably_meant(words, error, options, [name for name in above if name != self.name])
+            if hint is None and isinstance(error, click.MissingParameter) and self.example:
+                hint = f"{error.format_message().rstrip('.')}; for example: {self.example.splitlines()[0]}"
+            if hint is None:
                 raise
             raise click.UsageError(hint, ctx) from None
 

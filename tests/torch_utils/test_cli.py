@@ -350,9 +350,9 @@ def test_a_script_runs_its_own_command_or_another(many, arguments, printed):
     ("arguments", "message"),
     [
         (["mxi", "--rows", "1"], "there is no command 'mxi'; write one of mix, or only options"),
-        (["mix"], "Missing option '--rows'"),
+        (["mix"], "Missing option '--rows'; for example: many.py mix --rows 1"),
         (["mix", "--seeds", "1"], "No such option"),
-        ([], "Missing option '--seeds'"),
+        ([], "Missing option '--seeds'; for example: many.py --seeds 1"),
         (["--rows", "1"], "No such option"),
     ],
 )
