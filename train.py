@@ -67,7 +67,13 @@ python train.py --resume
     multiple=True,
     help="File with the weights of a metric's detector, instead of downloading them. Can be given several times.",
 )
-@training_cli.machine_options(half="the highest 4 resolutions", compiled="the steps without regularizers")
+@training_cli.machine_options(
+    half="the highest 4 resolutions",
+    compiled="the steps without regularizers",
+    procs="1; 2 with --cfg demo",
+    workers="2; 1 with --cfg demo",
+    batch_gpu="the GPU's share of --batch; with published presets, their number of images for each GPU",
+)
 @cli.option(
     "Training",
     "--cfg",

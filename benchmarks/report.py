@@ -170,8 +170,8 @@ def origin(record: Record) -> str:
     known += [f"CUDA {record['cuda']}" if record.get("cuda") else None, record.get("compiler")]
     known += [f"{record['threads']} threads" if record.get("device") == "cpu" and "threads" in record else None]
     known += [f"copy {record['copy_gb_per_s']:,.0f} GB/s" if record.get("copy_gb_per_s") else None]
-    rates = record.get("gflops_of") or ({"fp32": record["gflops"]} if record.get("gflops") else {})
-    known += [f"matrix product {rate:,.0f} GFLOP/s in {name}" for name, rate in rates.items()]
+    rates = record.get("gflops_of") or {record.get("precision", "fp32"): record.get("gflops")}
+    known += [f"matrix product {rate:,.0f} GFLOP/s in {name}" for name, rate in rates.items() if rate]
     short = re.sub(r"^([0-9a-f]{7})[0-9a-f]+", r"\1", record.get("commit") or "")
     known += [f"commit {short}" if short else None, record.get("date")]
     return ", ".join(str(part) for part in known if part)

@@ -80,8 +80,16 @@ def run_options(kimg: str, tick: str, snap: str) -> Callable:
     )
 
 
-def machine_options(half: str, compiled: str, cpu: str = "fp32") -> Callable:
-    """The options under "Machine"; the words say what half precision and compilation are for, and the CPU's `auto`."""
+def machine_options(
+    half: str,
+    compiled: str,
+    cpu: str = "fp32",
+    procs: str = "1",
+    workers: str = "2",
+    batch_gpu: str = "the GPU's share of --batch",
+) -> Callable:
+    """The options under "Machine"; the words say what half precision and compilation are for, the CPU's `auto`, and
+    defaults."""
     precision = click.Choice(["auto", "fp32", "bf16", "fp16"])
     return _all(
         cli.option(
@@ -94,20 +102,20 @@ def machine_options(half: str, compiled: str, cpu: str = "fp32") -> Callable:
             "Machine",
             "--procs",
             type=cli.Integer(1, 2**16),
-            help="Number of training processes on the CPU; several have one thread each.",
+            help=f"Number of training processes on the CPU; several have one thread each.  [default: {procs}]",
         ),
         cli.option(
             "Machine",
             "--workers",
             type=cli.Integer(0, 64),
-            help="Number of processes that read images, for each training process.  [default: 2]",
+            help=f"Number of processes that read images, for each training process.  [default: {workers}]",
         ),
         cli.option(
             "Machine",
             "--batch-gpu",
             type=cli.Integer(1, 2**16),
             help="Images of a microbatch on each GPU: smaller ones take less memory, and their gradients are "
-            "accumulated.  [default: the GPU's whole share of --batch]",
+            f"accumulated.  [default: {batch_gpu}]",
         ),
         cli.option(
             "Machine",

@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from kernel_resources import occupancy, parse
-from report import BEGIN, END, ROOT, distances, figures, read, replaced
+from report import BEGIN, END, ROOT, distances, figures, origin, read, replaced
 
 from torch_utils.errors import UserError
 
@@ -30,6 +30,12 @@ def test_a_table():
     assert "| 2.00 | 1.00 | 2.00 | 15.0 | 5.00 | 5.00 | 4.00 | 1.25 | 12.0 |" in lines[-1]
     assert lines[-1].startswith("| adaconv 8ch 4² | 2 | bf16 |") and "GiB" not in lines[-3]  # of which there is none
     assert [value for _, value in distances({"ops-cuda": OPS})] == [2.0, 1.25]
+
+
+def test_a_rate_has_the_precision_that_it_was_measured_in():
+    rates = [{"precision": "bf16", "gflops": 8e5}, {"gflops": 5e4}, {"gflops_of": {"fp32": 1e3, "bf16": 2e3}}, {}]
+    said = ["800,000 GFLOP/s in bf16", "50,000 GFLOP/s in fp32", "1,000 GFLOP/s in fp32", ""]
+    assert [origin(record).removeprefix("matrix product ").partition(", matrix")[0] for record in rates] == said
 
 
 def test_what_is_not_between_the_marks_stays():
