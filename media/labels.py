@@ -111,6 +111,19 @@ def are_class_names(names: Any) -> bool:
     )
 
 
+def check_same_classes(first: str, names: Sequence[str], second: str, others: Sequence[str]) -> None:
+    """Raises UserError where the classes of two files or data sets have names, and a number stands for two of them.
+
+    Folders of classes are numbered by their names, so that a data set without one of them has other numbers.
+    """
+    for number, (name, other) in enumerate(zip(names, others, strict=False)):
+        if name != other:
+            raise UserError(
+                f"class {number} of {first} is {name!r}, but of {second} {other!r}; number their classes alike, as "
+                "python dataset_tool.py split does, which divides one data set"
+            )
+
+
 def dump_labels(names: Sequence[str], labels: Sequence[Label | None], class_names: Sequence[str] = ()) -> bytes:
     """The content of a `dataset.json` for files with these labels, all of which are None if there are none."""
     if None in labels and any(label is not None for label in labels):

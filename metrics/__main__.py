@@ -40,7 +40,7 @@ from torch_utils.cli import (
     typed,
     writable_file,
 )  # fmt: skip
-from torch_utils.errors import UserError, note, show
+from torch_utils.errors import Failure, UserError, note, show
 from torch_utils.files import missing_message, write_file
 
 EXAMPLE = """\
@@ -260,8 +260,11 @@ def evaluate_command(
         print(class_table(records[0]))
     else:
         for name in names:
-            if name not in left_out:
+            if values_of(name, records[0]):
                 show(describe(name, records[0]))
+    if len(records) == 1 and "failed" in records[0]:
+        problems.append(records[0]["failed"])
+        raise Failure("; ".join(problems))
     if problems:
         raise UserError("; ".join(problems))
 

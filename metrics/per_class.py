@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from media.dataset import ImageDataset
+from media.labels import check_same_classes
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
 from metrics.request import (
@@ -66,6 +67,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         fakes = open_labelled(request, str(open_fakes(str(request.fakes), request.background, dataset.resolution).path))
         about: dict[str, Any] = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
         check_shape(str(request.fakes), fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
+        check_same_classes(str(request.fakes), fakes.class_names, request.data, dataset.class_names)
         transparent = fakes.transparent
         evaluator = make_evaluator(request, dataset, len(fakes))
     else:
@@ -74,7 +76,7 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         dataset = open_labelled(request, request.data, mirror=request.mirror, model_resolution=G.config.resolution)
         truncation = request.truncations[0]
         check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
-        check_classes(snapshot, G, dataset, request.data)
+        check_classes(snapshot, G, info, dataset, request.data)
         transparent = G.config.img_channels == 4
         say(f"network: {snapshot} ({info['kimg']:g} kimg){found_text(request.network, snapshot)}")
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random", "truncation": truncation}

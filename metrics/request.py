@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ from media.alpha import Color
 from media.dataset import ImageDataset, NoLabels, convert_command
 from media.decode import WHITE
 from media.image_files import ImageFiles
+from media.labels import check_same_classes
 from media.shards import ShardFiles
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
+from models.classes import class_names
 from models.sampling import Fakes
 from models.snapshot import find_snapshot, found_text, load_generator
 from models.stylegan2 import kimg_of_name
@@ -85,7 +88,7 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
             if evaluator is None:  # with the first that fits the data set
                 dataset = open_data(request, G)
             check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
-            check_classes(snapshot, G, dataset, request.data)
+            check_classes(snapshot, G, info, dataset, request.data)
         except UserError as error:
             if not request.all_snapshots:
                 raise
@@ -96,15 +99,11 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random"}
         for truncation in request.truncations:
             fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, truncation, request.background)
-            try:
-                values = evaluator.evaluate(fakes.images, partial(fakes.path_ends, epsilon=PPL_EPSILON))
-            except NotFinite as error:
-                if len(request.truncations) == 1 and not request.all_snapshots:
-                    raise
-                say(f"warning: {snapshot}: {error.message}")
-                values = error.values
+            paths = partial(fakes.path_ends, epsilon=PPL_EPSILON)
+            values, failed = finite_values(str(snapshot), partial(evaluator.evaluate, fakes.images, paths))
             settings = {**about, "truncation": truncation}
-            records.append(make_record(values, evaluator, dataset, request, settings, G.config.img_channels == 4))
+            record = make_record(values, evaluator, dataset, request, settings, G.config.img_channels == 4)
+            records.append(record | failed)
     if not records:
         raise UserError(f"{request.network} has no snapshot that can be evaluated; name another run with --network")
     return records
@@ -146,9 +145,23 @@ def evaluate_images(request: Request) -> dict[str, Any]:
     check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
     evaluator = make_evaluator(request, dataset, len(fakes))
     source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
-    values = evaluator.evaluate(source)
+    values, failed = finite_values(request.fakes, partial(evaluator.evaluate, source))
     about = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
-    return make_record(values, evaluator, dataset, request, about, fakes.transparent)
+    return make_record(values, evaluator, dataset, request, about, fakes.transparent) | failed
+
+
+def finite_values(what: str, evaluate: Callable[[], dict[str, float]]) -> tuple[dict[str, float], dict[str, str]]:
+    """The values of an evaluation that are numbers, and what is recorded if some are not: `failed` says which.
+
+    The other values may have taken hours. Raises NotFinite where there are none.
+    """
+    try:
+        return evaluate(), {}
+    except NotFinite as error:
+        if not error.values:
+            raise
+        say(f"warning: {what}: {error.message}")
+        return error.values, {"failed": error.message}
 
 
 def open_data(request: Request, G: Generator) -> ImageDataset:
@@ -256,8 +269,8 @@ def check_shape(
     )
 
 
-def check_classes(snapshot: Path, G: Generator, dataset: ImageDataset, data: str) -> None:
-    """Raises UserError where a generator and a data set have different numbers of classes."""
+def check_classes(snapshot: Path, G: Generator, info: Mapping[str, Any], dataset: ImageDataset, data: str) -> None:
+    """Raises UserError where a generator, whose file has that `info`, and a data set have other classes."""
     if dataset.vector_labels != G.config.vector_labels:
         raise UserError(
             f"of {snapshot} and {data}, only one has labels that are numbers; name its own data with --data"
@@ -265,3 +278,4 @@ def check_classes(snapshot: Path, G: Generator, dataset: ImageDataset, data: str
     if dataset.c_dim != G.config.c_dim:
         known = plural(G.config.c_dim, "class", "es")
         raise UserError(f"{snapshot} knows {known}, {data} has {dataset.c_dim}; name its own data with --data")
+    check_same_classes(str(snapshot), class_names(info, G.config.c_dim), data, dataset.class_names)

@@ -61,6 +61,11 @@ def test_bad_data_for_an_encoder(faces16, tmp_path):
     for name, (images, words) in tests.items():
         write_dataset(tmp_path / f"{name}.zip", images)
         assert words in mistake(*train, faces16, "--test", tmp_path / f"{name}.zip")
+    for name, classes in (("all", ("ant", "bee", "cat")), ("some", ("bee", "cat"))):
+        images = [(Image.new("RGB", (16, 16)), number) for number in range(len(classes))]
+        write_dataset(tmp_path / f"{name}.zip", images, class_names=classes)
+    message = mistake(*train, tmp_path / "all.zip", "--test", tmp_path / "some.zip")
+    assert f"class 0 of {tmp_path / 'some.zip'} is 'bee', but of {tmp_path / 'all.zip'} 'ant'; number" in message
     for option, value in (("--width", 0), ("--width", 5), ("--lr", "nan"), ("--shift", 1), ("--smoothing", 1)):
         assert option in mistake(*train, faces16, option, value)
     assert "--batch 9 cannot be split" in mistake(*train, faces16, "--batch", 9, "--procs", 2)

@@ -74,8 +74,8 @@ def read_json(path: str | os.PathLike, limit: int = MAX_JSON_BYTES) -> Any:
 def build(cls: type[T], values: Any) -> T:
     """The dataclass of those values, as `dataclasses.asdict` gives them, also through JSON.
 
-    Dataclasses in it are built as well, and lists become tuples where those are wanted. Fields with a default may be
-    missing. Raises ValueError for a value of a wrong type or beyond its bounds, for unknown fields, and as `cls` does.
+    Dataclasses in it are built as well, and lists and tuples become what is wanted of the two. Fields with a default
+    may be missing. Raises ValueError for a value of a wrong type or beyond its bounds, for unknown fields, and as `cls` does.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"expected the fields of a {cls.__name__}, got {one_line(values, 40)}")
@@ -127,7 +127,7 @@ def _fits(kind: Any, value: Any) -> bool:
     if origin is Literal:
         return any(type(value) is type(argument) and value == argument for argument in arguments)
     if origin is list:
-        return type(value) is list and all(_fits(arguments[0], item) for item in value)
+        return type(value) in (list, tuple) and all(_fits(arguments[0], item) for item in value)
     if origin is tuple:
         is_sequence = type(value) in (list, tuple) and len(value) == len(arguments)
         return is_sequence and all(_fits(argument, item) for argument, item in zip(arguments, value, strict=True))
@@ -145,8 +145,8 @@ def _built(kind: Any, value: Any) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _built(next(argument for argument in arguments if _fits(argument, value)), value)
-    if origin is tuple:
-        return tuple(value)
+    if origin in (list, tuple):
+        return origin(value)
     return build(kind, value) if is_dataclass(kind) and isinstance(kind, type) else value
 
 

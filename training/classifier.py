@@ -153,12 +153,12 @@ def random_crops(images: Tensor, smallest: float) -> Tensor:
     """Crops of float images [N, C, H, W], with at least the fraction `smallest` of their area, enlarged to H × W.
 
     Szegedy et al. 2015, "Going Deeper with Convolutions", section 6: the area is uniform, and the logarithm of the
-    ratio of the sides between 3/4 and 4/3.
+    ratio of the sides between 3/4 and 4/3, as far as the crop lies inside.
     """
     N, device = len(images), images.device
     area = smallest + (1 - smallest) * torch.rand(N, device=device)
-    ratio = torch.exp((2 * torch.rand(N, device=device) - 1) * math.log(4 / 3))
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
+    ratio = torch.exp((2 * torch.rand(N, device=device) - 1) * math.log(4 / 3)).clamp(area, 1 / area)
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     zero = torch.zeros_like(area)
     x, y = ((2 * torch.rand(N, device=device) - 1) * (1 - side) for side in (width, height))  # of the crop's centre
     rows = torch.stack([width, zero, x, zero, height, y], dim=1).view(N, 2, 3)

@@ -174,6 +174,7 @@ class TrainConfig(RunConfig):
         if self.background is not None:
             red, green, blue = self.background  # a list, if it comes from JSON
             self.background = red, green, blue
+        self.detector_weights = list(self.detector_weights)  # a tuple, if it comes from a command line
 
     @property
     def run_name(self) -> str:
@@ -244,6 +245,7 @@ class StylizerTrainConfig(RunConfig):
     batch: Batch = 8
     batch_gpu: Batch = 8
     kimg: Kimg = 1280.0  # 160,000 steps of 8
+    snap: Annotated[int, Within(1, 2**31)] = 10
     lr: Positive = 1e-4
     predictor_lr: Positive = 100.0  # factor for kernel predictors: their equalized weights are that much larger
     content_weight: NotNegative = 1.0

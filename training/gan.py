@@ -22,7 +22,7 @@ from models.snapshot import save_snapshot
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from torch_utils import distributed
-from torch_utils.errors import note, print_notes
+from torch_utils.errors import DiskFull, note, print_notes
 from torch_utils.ops import native
 from torch_utils.precision import COMPUTE_DTYPES
 from torch_utils.sizes import width_and_height
@@ -296,11 +296,17 @@ class GANTrainer:
         labels = self.unmirrored.labels if self.config.cond else None
         classes = None if labels is None else labels[self.shown]
         fakes = torch.cat(list(generate_batches(self.G_ema, range(len(self.shown)), self.eval_batch, classes)))
+        full: DiskFull | None = None
         if metrics:
             if self.config.keep_best and self.is_best(metrics, log):
-                self.save(log.run / BEST, kimg)
+                try:
+                    self.save(log.run / BEST, kimg)
+                except DiskFull as error:
+                    full = error
             log.metrics({"kimg": kimg, **metrics})
         log.sheet(self.sheet_name, preview_grid(fakes, self.columns), kimg)
+        if full:
+            raise full
 
     def computes(self, value: str) -> bool:
         """Whether one of the metrics that are not left out has a value of this name."""

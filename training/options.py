@@ -19,6 +19,7 @@ import torch
 from media.dataset import ImageDataset, convert_command, possible_resolution
 from media.decode import ALL_SUFFIXES
 from media.image_files import ImageFiles
+from media.labels import check_same_classes
 from metrics import find_detector, higher_is_better, parse_metric
 from models.encoder import load_encoder
 from models.snapshot import load_stylizer
@@ -254,6 +255,7 @@ def check_test(test: ImageDataset, data: ImageDataset) -> None:
             f"{test.path} has classes up to {test.c_dim - 1}, but {data.path} up to {data.c_dim - 1}; "
             "name with --test images of the same classes"
         )
+    check_same_classes(str(test.path), test.class_names, str(data.path), data.class_names)
 
 
 # --- the stylizer ---------------------------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ class StylizerTrainer:
         if not len(some):
             return contents.new_zeros([])
         same = self.model(some, self.model.kernels(some))
-        return PART * len(some) / len(contents) * F.mse_loss(same.float(), some)
+        return self.weight_of(some, contents) * F.mse_loss(same.float(), some)
 
     def equivariance_loss(self, contents: Tensor, styles: Tensor, y: Tensor, number: int) -> Tensor:
         """The mean squared difference of stylized contents y to those of contents that are cut off at the left and top.
@@ -202,7 +202,12 @@ class StylizerTrainer:
         moved = self.model(contents[some, :, top:, left:][:, :, :height, :width], self.model.kernels(styles[some]))
         y, margin = y[some, :, top:, left:], min(height, width) // 8
         inside = ..., slice(margin, height - margin), slice(margin, width - margin)
-        return PART * len(moved) / len(contents) * F.mse_loss(moved[inside].float(), y[inside].float())
+        return self.weight_of(moved, contents) * F.mse_loss(moved[inside].float(), y[inside].float())
+
+    def weight_of(self, some: Tensor, contents: Tensor) -> float:
+        """The factor on a mean over `some` of a microbatch that makes the batch's loss the mean over all of them."""
+        in_batch = -(-self.config.batch // PART)
+        return len(some) / in_batch * self.config.batch / len(contents)
 
     def statistics(self) -> dict[str, float]:
         """Numbers of a tick beside the averages."""

@@ -274,6 +274,21 @@ def test_nan_is_an_error(small, inception, tmp_path, monkeypatch):
             evaluator.evaluate(tensor_source(images))
 
 
+def test_a_metric_that_is_no_number_does_not_cost_the_others(small, inception, tmp_path, command, monkeypatch, faces16):
+    monkeypatch.setattr("metrics.detectors.is_finite", lambda tensor: True)
+    state = torch.load(inception, weights_only=True)
+    state["Mixed_7c.branch1x1.bn.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "broken.pth")
+    options = ["--data", faces16, "--fakes", faces16, "--detector-weights", tmp_path / "broken.pth", "--gpus", 0]
+    code, out, err = command("--metrics", "fid20,swd20", *options)
+    assert code == 1 and out.splitlines()[-1].startswith("swd20 ") and "fid20" not in out
+    assert "error: fid20 is no number" in err.splitlines()[-1]
+    code, out, err = command("--metrics", "fid20,swd20", *options, "--json")
+    assert code == 1 and json.loads(out)["failed"].startswith("fid20 is no number") and json.loads(out)["swd20"] >= 0
+    code, out, err = command("--metrics", "fid20", *options)
+    assert code == 1 and out == "" and "error: fid20 is no number" in err.splitlines()[-1]
+
+
 def test_without_a_detector_the_others_go_on(small, no_network):
     with pytest.raises(UserError, match=r"fid10, kid10: cannot download https.*--detector-weights"):
         Evaluator(["swd10", "fid10", "kid10"], Images(20))

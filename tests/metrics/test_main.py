@@ -45,10 +45,10 @@ def write_images(folder: Path, count: int, size: int = 16, channels: int = 3, sm
     return folder
 
 
-def write_snapshot(path: Path, **config) -> Generator:
+def write_snapshot(path: Path, info: dict | None = None, **config) -> Generator:
     torch.manual_seed(0)
     G = Generator(GeneratorConfig(**{"resolution": 16, "cbase": 128, "cmax": 8, "map_depth": 2, **config}))
-    save_snapshot(path, G, {})
+    save_snapshot(path, G, info or {})
     return G.eval()
 
 

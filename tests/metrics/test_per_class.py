@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -93,6 +94,19 @@ def test_what_cannot_be_evaluated_by_class(tmp_path):
     ):
         assert words in mistake("--data", real, "--fakes", fake, "--metrics", "swd4", "--per-class"), (words, real)
     assert "leave out --all" in mistake("--data", data, "--network", tmp_path, "--per-class", "--all")
+
+
+def test_classes_are_compared_by_their_names(tmp_path):
+    """Where a folder of a class is missing, all after it have other numbers."""
+    data = write_classes(tmp_path / "data", [8, 8, 8], names=["ant", "bee", "cat"])
+    fakes = write_classes(tmp_path / "fakes", [8, 8], names=["bee", "cat"])
+    write_snapshot(tmp_path / "snapshot.safetensors", c_dim=3, info={"class_names": ["ant", "cat", "bee"]})
+    for words, *of in (
+        (f"class 0 of {fakes} is 'bee', but of {data} 'ant'; number", "--fakes", fakes, "--per-class"),
+        ("class 1 of .* is 'cat', but of .* 'bee'; number", "--network", tmp_path / "snapshot.safetensors"),
+        ("class 1 of .* is 'cat', but of .* 'bee'", "--network", tmp_path / "snapshot.safetensors", "--per-class"),
+    ):
+        assert re.search(words, mistake("--data", data, "--metrics", "swd4", *of)), words
 
 
 @pytest.mark.slow

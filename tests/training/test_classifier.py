@@ -247,6 +247,19 @@ def test_random_crops_are_enlarged_parts():
     assert 3 / 4 - 0.01 < ratio.min() < 0.8 and 1.25 < ratio.max() < 4 / 3 + 0.01
 
 
+@pytest.mark.parametrize("smallest", [0.3, 0.9, 1.0])
+def test_no_random_crop_is_smaller_than_asked_for(smallest):
+    torch.manual_seed(0)
+    ramp = torch.arange(64.0)
+    out = random_crops(
+        torch.stack([ramp.expand(64, 64), ramp[:, None].expand(64, 64)]).expand(2000, 2, 64, 64), smallest
+    )
+    width, height = ((out[:, 0, 32, 40] - out[:, 0, 32, 24]) / 16, (out[:, 1, 40, 32] - out[:, 1, 24, 32]) / 16)
+    area = width * height
+    assert area.min() > smallest - 1e-3 and area.max() < 1 + 1e-3
+    assert area.mean() == pytest.approx((smallest + 1) / 2, abs=0.01)
+
+
 def test_a_run_reduces_its_images_to_one_size_after_the_other(faces16, tmp_path):
     """In equal parts of the run."""
     write_dataset(data := tmp_path / "large.zip", [(Image.new("RGB", (32, 32)), i % 2) for i in range(64)])

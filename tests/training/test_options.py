@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import importlib
+import json
+import re
+from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
 
 from models.encoder import save_encoder
+from networks.stylizer import StylizerConfig
 from networks.vgg import VGG19
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
 from training.cli import check_resumable
+from training.config import ClassifierConfig, StylizerTrainConfig, TrainConfig
 from training.options import configure_gan, configure_stylizer, convolution_seconds, resolve, resolve_classifier
 from training.presets import PRESETS
 
@@ -102,6 +107,35 @@ def test_what_would_change_nothing_is_refused_but_for_runs_that_were_begun_with_
     with pytest.raises(UserError, match=words):
         configure_gan(options)
     configure_gan(options, resuming=True)
+
+
+def test_options_that_may_be_given_again_do_not_keep_a_run_from_being_resumed(faces16, tmp_path):
+    """A command line has them in a tuple, which the state of a run keeps."""
+    (tmp_path / "weights.pth").touch()
+    given = {"detector_weights": (str(tmp_path / "weights.pth"),), "background": (255, 0, 0)}
+    config = configure_gan({"cfg": "demo", "data": str(faces16), "gpus": 0, "metrics": "none", **given}, resuming=True)
+    assert config.detector_weights == [str(tmp_path / "weights.pth")]
+    for kept in (asdict(config), json.loads(json.dumps(asdict(config))), {**asdict(config), **given}):
+        assert TrainConfig.from_dict(kept) == config
+        check_resumable({"config": kept, "step": 0}, tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    "script, config", [("train_stylizer", StylizerTrainConfig), ("train_encoder", ClassifierConfig)]
+)
+def test_help_says_the_defaults(script, config):
+    """Those that are a number."""
+    told = {
+        option.name: float(default[1])
+        for option in importlib.import_module(script).main.params
+        if (default := re.search(r"\[default: ([\d.]+)\]", option.help or ""))
+    }
+    known = {field.name: field.default for field in fields(config)}
+    if script == "train_stylizer":
+        known |= {field.name: field.default for field in fields(StylizerConfig)}
+    compared = told.keys() & known.keys()
+    assert {"kimg", "tick", "snap", "workers", "lr"} <= compared
+    assert {name: told[name] for name in compared} == {name: float(known[name]) for name in compared}
 
 
 def test_no_best_model_is_kept_any_more_where_that_is_asked(faces16):

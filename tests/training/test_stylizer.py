@@ -29,6 +29,7 @@ from training.stylizer import (
     content_loss,
     covariance_loss,
     covariances,
+    every_fourth,
     style_loss,
     stylize_and_measure,
     total_variation,
@@ -163,6 +164,17 @@ def test_the_identity_loss_is_a_quarters_however_the_batch_is_split(material, ba
         expected = float((same - chosen).square().mean())
         losses = [float(task.loss(*pair, part)) for part, pair in enumerate(pairs)]
     assert sum(losses) / len(losses) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch, parts", [(1, 1), (2, 2), (3, 1), (5, 5), (6, 3), (6, 2), (8, 2)])
+def test_what_is_of_every_fourth_content_is_a_mean_over_all_of_these(material, batch, parts):
+    """Of a batch of any size: weighted as its losses are, each microbatch's part adds up to one mean."""
+    task = StylizerTrainer(tiny(material, batch=batch, batch_gpu=batch // parts), CPU)
+    microbatches = torch.arange(batch).chunk(parts)
+    chosen = [contents[every_fourth(i, len(contents))] for i, contents in enumerate(microbatches)]
+    weights = [task.weight_of(some, all_) / parts for some, all_ in zip(chosen, microbatches, strict=True)]
+    assert sum(weights) == pytest.approx(1)
+    assert weights == pytest.approx([len(some) / len(torch.cat(chosen)) for some in chosen])
 
 
 @pytest.mark.parametrize("pattern, expected", [(8, 2.0), (1, 0.0)])
