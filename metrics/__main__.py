@@ -246,7 +246,7 @@ def evaluate_command(
         check_result(plot, "--plot", ".svg")
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
-    records = evaluate_together(request, gpus or procs, evaluate_per_class if per_class else evaluate)
+    records = evaluate_together(request, processes(gpus, procs), evaluate_per_class if per_class else evaluate)
     left_out = records[0].get("left_out", {})
     problems = [left_out_line(left_out)] if left_out else []
     if all_snapshots:
@@ -267,6 +267,13 @@ def evaluate_command(
         raise Failure("; ".join(problems))
     if problems:
         raise UserError("; ".join(problems))
+
+
+def processes(gpus: int, procs: int) -> int:
+    """One for each GPU; on the CPU, as many as --procs says. Raises UserError where it is given with GPUs."""
+    if gpus and typed("procs"):
+        raise UserError(f"--procs {procs} is for the CPU; add --gpus 0, or leave it out: each GPU has one process")
+    return gpus or procs
 
 
 def evaluate_together(
@@ -404,7 +411,7 @@ def report_command(
         **{**options, "network": str(find_snapshot(options["network"]))},
     )  # fmt: skip
     history = read_history(Path(str(request.network)))
-    records = evaluate_together(request, gpus or procs)
+    records = evaluate_together(request, processes(gpus, procs))
     device = "cuda" if gpus else "cpu"
     nearest = NearestRequest(
         network=request.network, fakes=None, data=data, test=test, fld=fld, seeds=seeds, class_name=None,

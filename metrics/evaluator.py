@@ -186,6 +186,8 @@ class Evaluator:
         needed = {metric.name: detector for metric in self.metrics if (detector := detector_of(metric))}
         wanted = list(dict.fromkeys(needed.values()))
         found = distributed.on_rank_0(detectors.find_weights, wanted, list(files))
+        if files and not any(isinstance(detector, PublishedDetector) for detector in wanted):
+            self.notes.append(f"note: {detectors.OPTION} is not used: none of the metrics has a published detector")
         for detector in wanted:
             weights, names = found[detector], [name for name, other in needed.items() if other == detector]
             if not isinstance(weights, str):

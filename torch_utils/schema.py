@@ -75,7 +75,8 @@ def build(cls: type[T], values: Any) -> T:
     """The dataclass of those values, as `dataclasses.asdict` gives them, also through JSON.
 
     Dataclasses in it are built as well, and lists and tuples become what is wanted of the two. Fields with a default
-    may be missing. Raises ValueError for a value of a wrong type or beyond its bounds, for unknown fields, and as `cls` does.
+    may be missing. Raises ValueError for a value of a wrong type or beyond its bounds, for unknown fields, and as `cls`
+    does.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"expected the fields of a {cls.__name__}, got {one_line(values, 40)}")

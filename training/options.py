@@ -80,8 +80,7 @@ def check_effect(options: Mapping[str, Any], dataset: ImageDataset, config: Trai
         raise UserError(f"--background is for transparent images, and {dataset.path} has none; leave it out")
     if options.get("cfg") == "r3gan" and options.get("loss", "relativistic") != "relativistic":
         raise UserError("--cfg r3gan is for the relativistic loss; leave --loss out, or take another --cfg")
-    if options.get("tf32") and not config.gpus:
-        raise UserError("--tf32 is for GPUs, and this run has none; leave it out")
+    check_tf32(options, config.gpus)
     if "target" in options and config.aug == "fixed":
         keeps = "--cfg r3gan raises p by a schedule" if config.schedules else "--aug fixed keeps p"
         raise UserError(f"--target is what --aug ada raises p by, and {keeps}; leave --target out")
@@ -197,6 +196,8 @@ def configure_classifier(options: Mapping[str, Any], resuming: bool = False) -> 
     if options.get("test"):
         check_test(ImageDataset(options["test"], use_labels=True), data)
     config = resolve_classifier(options, gpus)
+    if not resuming:
+        check_tf32(options, gpus)
     if data.channels == 4:
         raise UserError(
             f"{data.path} has transparent images, of which an encoder sees colours only; lay them on a background "
@@ -279,6 +280,8 @@ def configure_stylizer(options: Mapping[str, Any], resuming: bool = False) -> St
     if options.get("modulation") == "adain" and useless and not resuming:
         raise UserError(f"{' and '.join(useless)} would change nothing: AdaIN has no predicted kernels; leave them out")
     gpus = distributed.count_gpus(options.get("gpus"))
+    if not resuming:
+        check_tf32(options, gpus)
     values = {**options, **machine_values(options, gpus, StylizerTrainConfig.batch), "data": options["content"]}
     try:
         stylizer = StylizerConfig(**network_values(options))
@@ -342,6 +345,12 @@ def machine_values(options: Mapping[str, Any], gpus: int, default_batch: int) ->
         "batch_gpu": split_batch(batch, options.get("batch_gpu"), processes),
         "precision": resolve_precision(options.get("precision"), gpus, cpu_precision),
     }
+
+
+def check_tf32(options: Mapping[str, Any], gpus: int) -> None:
+    """Raises UserError for --tf32 where there is no GPU."""
+    if options.get("tf32") and not gpus:
+        raise UserError("--tf32 is for GPUs, and this run has none; leave it out")
 
 
 def count_processes(options: Mapping[str, Any], gpus: int, default: int = 1) -> int:

@@ -246,9 +246,12 @@ def new_run(outdir: Path, description: str) -> Path:
         run = outdir / f"{number:05d}-{description}"
         try:
             run.mkdir()
-            mark(run)
-            return run
-        except FileExistsError:  # another training started in the same moment
+            if len(list(outdir.glob(f"{number:05d}-*"))) == 1:
+                mark(run)
+                return run
+            run.rmdir()  # another training started in the same moment, and has the number
+            number += 1
+        except FileExistsError:
             number += 1
         except OSError as error:  # as for a name that is too long
             raise UserError(f"cannot make the folder {run}: {error.strerror or error}; take another --desc") from None

@@ -261,6 +261,12 @@ def test_a_note_says_that_there_are_fewer_images(small, inception):
     assert Evaluator(["swd50"], Images(100)).notes == []
 
 
+def test_weights_that_no_metric_needs_are_noted(small, tmp_path):
+    (tmp_path / "weights.pth").touch()
+    notes = Evaluator(["swd10"], Images(20), weights=[tmp_path / "weights.pth"]).notes
+    assert notes == ["note: --detector-weights is not used: none of the metrics has a published detector"]
+
+
 def test_nan_is_an_error(small, inception, tmp_path, monkeypatch):
     """As of a network that overflows: weights that are no numbers would be refused."""
     monkeypatch.setattr("metrics.detectors.is_finite", lambda tensor: True)

@@ -330,3 +330,11 @@ def test_names_of_files_tell_a_terminal_nothing(tmp_path):
                              "--out", tmp_path / "n.png", "--workers", 0, "--device", "cpu"))  # fmt: skip
     assert "red.png" in shown.stdout and "\x1b" not in shown.stdout
     shown.stdout.encode("utf-8")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "report"])
+def test_processes_belong_to_the_cpu(snapshot, faces16, command, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("torch_utils.distributed.count_gpus", lambda requested=None: 2)
+    options = ["--network", snapshot, "--data", faces16, "--metrics", "swd20", "--procs", 2]
+    code, _, err = command(name, *options, *(["--out", tmp_path / "report.html"] if name == "report" else []))
+    assert code == 2 and "--procs 2 is for the CPU; add --gpus 0, or leave it out" in err

@@ -200,6 +200,12 @@ def test_a_run_that_cannot_be_made(tmp_path):
         new_run(tmp_path, "x" * 300)
 
 
+def test_runs_that_start_in_the_same_moment_get_numbers_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.runs.list_runs", lambda folder: [])  # as none was there when each looked
+    names = [new_run(tmp_path, description).name for description in ("a", "b", "a")]
+    assert names == ["00000-a", "00001-b", "00002-a"] and len(list(tmp_path.iterdir())) == 3
+
+
 @pytest.mark.parametrize("modulation", ["adaconv", "adain"])
 @pytest.mark.parametrize("half", [False, True])
 def test_a_stylizer_comes_back(tmp_path, modulation, half):

@@ -17,7 +17,14 @@ from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
 from training.cli import check_resumable
 from training.config import ClassifierConfig, StylizerTrainConfig, TrainConfig
-from training.options import configure_gan, configure_stylizer, convolution_seconds, resolve, resolve_classifier
+from training.options import (
+    configure_classifier,
+    configure_gan,
+    configure_stylizer,
+    convolution_seconds,
+    resolve,
+    resolve_classifier,
+)
 from training.presets import PRESETS
 
 
@@ -136,6 +143,22 @@ def test_help_says_the_defaults(script, config):
     compared = told.keys() & known.keys()
     assert {"kimg", "tick", "snap", "workers", "lr"} <= compared
     assert {name: told[name] for name in compared} == {name: float(known[name]) for name in compared}
+
+
+@pytest.mark.parametrize("kind", ["encoder", "stylizer"])
+def test_tf32_is_for_gpus(faces16, tmp_path, kind):
+    save_encoder(tmp_path / "encoder.safetensors", VGG19(1 / 16), {})
+    configure, options = {
+        "encoder": (configure_classifier, {"data": str(faces16)}),
+        "stylizer": (
+            configure_stylizer,
+            {"content": str(faces16), "style": str(faces16), "encoder_weights": str(tmp_path / "encoder.safetensors")},
+        ),
+    }[kind]
+    options |= {"gpus": 0, "tf32": True, "precision": "fp32"}
+    with pytest.raises(UserError, match="--tf32 is for GPUs, and this run has none; leave it out"):
+        configure(options)
+    assert configure(options, resuming=True).tf32
 
 
 def test_no_best_model_is_kept_any_more_where_that_is_asked(faces16):
