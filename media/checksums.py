@@ -55,7 +55,8 @@ def folder_checksums(folder: Path, paths: Mapping[str, str], progress: bool = Fa
     if fresh:
         with suppress(OSError, DiskFull):  # without a cache, files are read again the next time
             make_private_folder(cache.parent)
-            write_file(cache, json.dumps(kept | fresh).encode(), sync=False)
+            still = {path: entry for path, entry in kept.items() if os.path.lexists(folder / path)}
+            write_file(cache, json.dumps(still | fresh).encode(), sync=False)
     return found
 
 

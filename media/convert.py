@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import random
 import shutil
 import sys
+import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from tqdm import tqdm
 
 from media.dataset import open_files, read_labels
 from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
-from media.image_files import LABEL_FILE, ImageFiles
+from media.image_files import LABEL_FILE, MAX_LABEL_BYTES, ImageFiles
 from media.labels import Label, LabelFile, dump_labels
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
@@ -134,17 +136,26 @@ def convert(
     class_names = tuple(map(printable, class_folders)) or found.class_names
 
     def class_key(name: str) -> str | int | None:
-        return name.split("/")[0] if folders else (found.labels or {}).get(name)
+        if folders:
+            return name.partition("/")[0] if "/" in name else None  # a file beside the folders has no class
+        return (found.labels or {}).get(name)
 
     def label_of(name: str) -> Label | None:
         return _class_of(numbers, name) if folders else _recorded_label(found, name)
 
     names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
+    chosen, others = names[:limit], names[len(names[:limit]) :]  # the others take the place of what cannot be used
+    if limit is not None and isinstance(files, ShardFiles):
+        chosen = sorted(chosen, key=files.names.number)
     if shard_bytes:
-        names = random.Random(seed).sample(names, len(names))
+        chosen = random.Random(seed).sample(chosen, len(chosen))
     skipped: list[tuple[str, str]] = []
     smaller: list[bool] = []
-    images = itertools.islice(_usable_images(files, names, label_of, how, skipped, smaller), limit)
+    read: Callable[[str], bytes] = files.read
+    if shard_bytes and isinstance(files, ShardFiles):
+        read = Spool(files, chosen, Path(out).resolve().parent).read
+    names = [*chosen, *others]
+    images = itertools.islice(_usable_images(read, names, label_of, how, skipped, smaller), limit)
     first = next(images, None)
     if first is None:
         name, reason = skipped[0]
@@ -171,8 +182,32 @@ def _recorded_label(found: LabelFile, name: str) -> Label | None:
     return None if found.by_name is None else found.by_name[name]
 
 
+class Spool:
+    """Files of shards, which are fast to read in their order only, in a temporary file that any of them is read from.
+
+    It lies in `folder`, and vanishes with the object.
+    """
+
+    def __init__(self, files: ShardFiles, names: Sequence[str], folder: Path):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files, self.places = files, dict[str, tuple[int, int]]()
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        in_order = sorted(names, key=files.names.number)
+        for name in tqdm(in_order, desc="reading shards", unit=" files", file=sys.stderr, disable=None):
+            with suppress(Unusable):  # `read` says why
+                self.places[name] = self.file.tell(), self.file.write(files.read(name))
+
+    def read(self, name: str) -> bytes:
+        """An image file, from the shard if it is none of the names. Raises Unusable."""
+        if name not in self.places:
+            return self.files.read(name)
+        start, size = self.places[name]
+        self.file.seek(start)
+        return self.file.read(size)
+
+
 def _usable_images(
-    files: ImageFiles | ShardFiles,
+    read: Callable[[str], bytes],
     names: Sequence[str],
     label_of: Callable[[str], Label | None],
     how: Conversion,
@@ -185,7 +220,7 @@ def _usable_images(
     for name in tqdm(names, desc="converting", unit=" files", file=sys.stderr, disable=None):
         try:
             label = label_of(name)
-            is_smaller, image = _convert_file(files, name, how)
+            is_smaller, image = _convert_file(read, name, how)
         except Unusable as reason:
             skipped.append((name, str(reason)))
         else:
@@ -193,9 +228,9 @@ def _usable_images(
             yield image, label
 
 
-def _convert_file(files: ImageFiles | ShardFiles, name: str, how: Conversion) -> tuple[bool, Image.Image]:
+def _convert_file(read: Callable[[str], bytes], name: str, how: Conversion) -> tuple[bool, Image.Image]:
     """Whether an image had to be enlarged, and the converted image. Raises Unusable."""
-    image = decode_as(open_image(io.BytesIO(files.read(name)), ALL_FORMATS), how)
+    image = decode_as(open_image(io.BytesIO(read(name)), ALL_FORMATS), how)
     width, height = width_and_height(how.resolution)
     fits = max if how.crop == "pad" else min  # a padded image touches two borders only
     return fits(image.width / width, image.height / height) < 1, resize_to(image, how)
@@ -208,7 +243,7 @@ def _usable_folders(files: ImageFiles | ShardFiles, folders: tuple[str, ...], ho
         folder, slash, _ = name.partition("/")
         if slash and folder in wanted:
             with suppress(Unusable):
-                _convert_file(files, name, how)
+                _convert_file(files.read, name, how)
                 wanted.remove(folder)
     return tuple(folder for folder in folders if folder not in wanted)
 
@@ -332,9 +367,16 @@ def _write_all(
 ) -> int:
     names: list[str] = []
     labels: list[Label | None] = []
+    label_bytes = 0
     for index, (image, label) in enumerate(images):
         names.append(f"{index // 1000:05d}/img{index:08d}{stored.suffix}")
         labels.append(label)
+        label_bytes += len(json.dumps([names[-1], label])) + 2  # as in `dump_labels`
+        if label_bytes > MAX_LABEL_BYTES and label is not None:
+            raise UserError(
+                f"the labels of more than {index:,} images are too large for {LABEL_FILE}; write shards with --shards "
+                "256MB, which have classes beside the images, or leave the labels out with --labels none"
+            )
         write(names[-1], stored.encode(image))
     write(LABEL_FILE, dump_labels(names, labels, class_names))
     return len(names)

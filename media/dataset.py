@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -20,14 +20,13 @@ from PIL import Image
 
 from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
-from media.decode import Unusable, decode_image, open_image, stored_mode, upright_size
+from media.decode import SUFFIXES, Unusable, decode_image, open_image, stored_mode, upright_size
 from media.image_files import CONVERT, LABEL_FILE, ImageFiles, normal_name
-from media.labels import LabelFile, parse_labels
+from media.labels import L, LabelFile, add_label, parse_labels
 from media.shards import ShardFiles, is_sharded
 from torch_utils.errors import UserError, WorkerError, command_line, numbers_text, one_line, printable
 from torch_utils.sizes import RULE, Resolution, is_possible, size_option, to_resolution, width_and_height
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 SQUARES = tuple(16 << i for i in range(7))  # the sides that messages propose: powers of two from 16 to 1024
 HEADERS_CHECKED = 100  # images whose headers are read on opening a data set, spread over all of it
@@ -63,10 +62,19 @@ def read_labels(files: ImageFiles | ShardFiles) -> LabelFile:
     data = files.label_bytes()
     if data is None:
         return LabelFile(None)
-    found = parse_labels(data, f"{LABEL_FILE} of {files.path}")
-    labels = found.labels and {normal_name(name): label for name, label in found.labels.items()}
-    vectors = found.vectors and {normal_name(name): vector for name, vector in found.vectors.items()}
+    where = f"{LABEL_FILE} of {files.path}"
+    found = parse_labels(data, where)
+    labels = found.labels and _by_normal_name(found.labels, where)
+    vectors = found.vectors and _by_normal_name(found.vectors, where)
     return replace(found, labels=labels, vectors=vectors)
+
+
+def _by_normal_name(labels: Mapping[str, L], where: str) -> dict[str, L]:
+    """Labels by the normal names of their files. Raises UserError where two spellings of one have different labels."""
+    normal: dict[str, L] = {}
+    for name, label in labels.items():
+        add_label(normal, normal_name(name), label, where)
+    return normal
 
 
 class ImageDataset(torch.utils.data.Dataset):

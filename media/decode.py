@@ -21,13 +21,16 @@ from torch_utils.errors import note, one_line
 FORMATS = ("PNG", "JPEG", "WEBP")  # of data sets
 _AVIF = bool(features.check("avif"))  # from Pillow 11.3 on
 ALL_FORMATS = (*FORMATS, "GIF", "BMP", "TIFF", "PPM", *["AVIF"] * _AVIF)
-ALL_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", *[".avif"] * _AVIF)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp")  # of data sets
+ALL_SUFFIXES = (*SUFFIXES, ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", *[".avif"] * _AVIF)
 # Of files that are images for their owners; where they are not read, that is noted.
 IMAGE_SUFFIXES = (*ALL_SUFFIXES, ".avif", ".heic", ".heif", ".jp2", ".jxl")
 HEIC = re.compile(rb"....ftyp(hei|hev|mif|msf)", re.DOTALL)  # the beginning of such a file
 COPY_AGAIN = "copy it again, or name another image"
+SMALLER = "make it smaller, or name another image"
 MAX_PIXELS = 1 << 27
-BITS_PER_SAMPLE = 258  # a TIFF tag
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
+WHITE_IS_ZERO = 0  # a value of the second, which Pillow heeds in greyscale of 8 bits only
 NO_EXIF = (SyntaxError, ValueError, KeyError, struct.error)  # of metadata that is none, and turns nothing
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -54,10 +57,12 @@ def open_image(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Imag
         if HEIC.match(start):
             raise Unusable("is a HEIC image, which is not read here") from None
         raise Unusable("is not an image, or in an unknown format") from None
+    except Image.DecompressionBombError:
+        raise Unusable(f"has more than {MAX_PIXELS:,} pixels, the limit", SMALLER) from None
     except Exception as error:  # on broken files, Pillow raises nearly any exception
         raise Unusable(f"is not a readable image ({one_line(error)})", COPY_AGAIN) from None
     if image.width * image.height > MAX_PIXELS:
-        raise Unusable(f"has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,}")
+        raise Unusable(f"has {image.width}x{image.height} pixels; the limit is {MAX_PIXELS:,}", SMALLER)
     return image
 
 
@@ -128,6 +133,8 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.uint32)
         limit = _largest_value(image, values)
+        if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
+            values = limit - values.clip(max=limit)
         scaled = Image.fromarray(((values * 255 + limit // 2) // limit).clip(max=255).astype(np.uint8))
         if isinstance(key := image.info.get("transparency"), int):
             scaled.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
@@ -156,6 +163,9 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The image without transparency, and its alpha channel, from any of the ways in which files store it."""
     if not image.has_transparency_data:
         return image, None
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # of 16 bits, where pixels have 8 now
+        image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.mode == "La" or image.mode == "RGBa":  # premultiplied
         image = image.convert(image.mode.upper())
     if image.mode != "LA":

@@ -19,6 +19,7 @@ from torch import Tensor
 from media.decode import (
     ALL_FORMATS,
     ALL_SUFFIXES,
+    HEIC,
     IMAGE_SUFFIXES,
     WHITE,
     Unusable,
@@ -41,6 +42,10 @@ VIDEO_SUFFIXES = (
     ".mpeg",
     ".ts",
     ".mts",
+    ".m2ts",
+    ".vob",
+    ".ogv",
+    ".apng",
     ".wmv",
     ".flv",
     ".3gp",
@@ -177,7 +182,13 @@ def is_video(path: str | os.PathLike) -> bool:
     except (OSError, EOFError, ValueError):
         return False  # reading it will report the error
     except Unusable:
-        return suffix not in ALL_SUFFIXES and _holds_video(path)
+        return suffix not in IMAGE_SUFFIXES and not _is_heic(path) and _holds_video(path)
+
+
+def _is_heic(path: Path) -> bool:
+    """Whether a file is a photograph in HEIC, which FFmpeg would open as a video."""
+    with open_regular(path) as file:
+        return HEIC.match(file.read(12)) is not None
 
 
 def output_paths(

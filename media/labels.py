@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from torch_utils.errors import UserError, one_line
 from torch_utils.schema import parse_json
@@ -17,6 +17,7 @@ FORM = '{"labels": [["name.png", 0], ...]}'
 
 
 Label = int | tuple[float, ...]  # a class, or numbers
+L = TypeVar("L", int, tuple[float, ...])
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ def parse_labels(data: bytes, where: str) -> LabelFile:
         if names is not None:
             raise UserError(f"{where} names classes, but its labels are numbers; remove class_names")
         return LabelFile(None, vectors=_parse_vectors(entries, where))
-    labels = {}
+    labels: dict[str, int] = {}
     for entry in entries:
         match entry:
             case [str(name), int(label)] if not isinstance(label, bool) and 0 <= label < MAX_CLASSES:
-                labels[name] = label
+                add_label(labels, name, label, where)
             case _:
                 raise UserError(
                     f"{where} has the label {one_line(entry)}; it should read {FORM}, "
@@ -62,15 +63,21 @@ def parse_labels(data: bytes, where: str) -> LabelFile:
     return LabelFile(labels, _check_class_names(names, labels, where))
 
 
+def add_label(labels: dict[str, L], name: str, label: L, where: str) -> None:
+    """Adds the label of a file. Raises UserError where it has another one already."""
+    if labels.setdefault(name, label) != label:
+        raise UserError(f"{where} gives {one_line(name)} two labels, {labels[name]} and {label}; keep one of them")
+
+
 def _parse_vectors(entries: list[Any], where: str) -> dict[str, tuple[float, ...]]:
     """The label vector of each file, all of one length. Raises UserError."""
-    vectors = {}
+    vectors: dict[str, tuple[float, ...]] = {}
     for entry in entries:
         match entry:
             case [str(name), list(numbers)] if 0 < len(numbers) <= MAX_VECTOR and all(map(_is_number, numbers)):
-                vectors[name] = tuple(map(float, numbers))
+                add_label(vectors, name, tuple(map(float, numbers)), where)
             case [str(name), number] if _is_number(number):
-                vectors[name] = (float(number),)
+                add_label(vectors, name, (float(number),), where)
             case _:
                 raise UserError(
                     f"{where} has the label {one_line(entry)} beside labels of numbers; it should read "

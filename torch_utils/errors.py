@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+
+LINE_BREAKS = re.compile(r"[ \t]*[\r\n]+\s*")  # other spaces belong to quoted names
 
 
 class CommandError(Exception):
@@ -13,7 +16,7 @@ class CommandError(Exception):
     exit_code = 1
 
     def __init__(self, message: str):
-        self.message = printable(" ".join(message.split()))  # names and reasons in it may come from files
+        self.message = printable(LINE_BREAKS.sub(" ", message.strip()))  # names and reasons in it may come from files
         super().__init__(self.message)
 
 

@@ -190,6 +190,8 @@ class StylizerTrainer:
     def equivariance_loss(self, contents: Tensor, styles: Tensor, y: Tensor, number: int) -> Tensor:
         """The mean squared difference of stylized contents y to those of contents that are cut off at the left and top.
 
+        As a part of their variance: of the difference alone, images of less contrast would have less.
+
         By 1 to 7 pixels, so that the encoder's grid, whose cells have 8 pixels, lies elsewhere in the content: a
         pattern that keeps to the grid moves with it, and is an error. Borders, where the two see something else, do
         not count. Of every fourth content, as above.
@@ -202,7 +204,9 @@ class StylizerTrainer:
         moved = self.model(contents[some, :, top:, left:][:, :, :height, :width], self.model.kernels(styles[some]))
         y, margin = y[some, :, top:, left:], min(height, width) // 8
         inside = ..., slice(margin, height - margin), slice(margin, width - margin)
-        return self.weight_of(moved, contents) * F.mse_loss(moved[inside].float(), y[inside].float())
+        moved, y = moved[inside].float(), y[inside].float()
+        variance = (moved.var() + y.var()) / 2 + EPS
+        return self.weight_of(moved, contents) * F.mse_loss(moved, y) / variance
 
     def weight_of(self, some: Tensor, contents: Tensor) -> float:
         """The factor on a mean over `some` of a microbatch that makes the batch's loss the mean over all of them."""

@@ -98,7 +98,8 @@ def edit(
     *amounts: float,
 ) -> tuple[str, str, Any]:
     """The files of the image and of its latents, and the command that makes the image from these."""
-    model = page.shelf.generator(name, precision, truncation(psi), class_number(of_class), of_mean)
+    classes = class_number(of_class, page.shelf.class_names(name))
+    model = page.shelf.generator(name, precision, truncation(psi), classes, of_mean)
     chosen = check_layers(model.G.config, read_layers(layers))
     distances = tuple(amount or 0.0 for amount in amounts)  # an empty field is 0
     codes = move(find_codes(model, source, seed, inverted), finder.find(model, method, chosen), distances)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,7 @@ from torch_utils import cli
 from torch_utils.errors import UserError
 from web.page import Page
 
+MAX_NUMBERS = 1000  # in a field: ranges are written out, and take memory
 MAX_SEED = 2**32 - 1  # JavaScript's numbers are exact far beyond, but nobody types more
 ANY_CLASS = "the seed's own"
 MIXTURE = re.compile(r"\d+(:[\d.]+)?(\+\d+(:[\d.]+)?)*")  # of classes by their numbers: "2", "1+3", "1:0.2+3:0.8"
@@ -84,11 +86,13 @@ def truncation(psi: float | None, by_layer: str | None = None) -> str:
     return (by_layer or "").strip() or f"{1 if psi is None else psi:g}"
 
 
-def class_number(chosen: str | None) -> str:
-    """The chosen class as `--class` takes it; empty for the seed's own."""
+def class_number(chosen: str | None, names: Sequence[str]) -> str:
+    """The chosen class, one of the model's `names` or typed, as `--class` takes it; empty for the seed's own."""
     if not chosen or chosen == ANY_CLASS:
         return ""
-    # "class 2", "2: blond hair", or a mixture as it is typed
+    if chosen in names:  # first: a class may be called "0" or "1+1", so that "1: 1+1" is no mixture
+        return str(names.index(chosen))
+    # "class 2", "2: blond hair" of another model, or a mixture as it is typed
     listed = re.fullmatch(r"(?:class )?(\d+)(?:: .*)?", chosen)
     is_mixture = re.fullmatch(r"\d+: *[\d.]+ *(\+.*)?", chosen)
     return listed[1] if listed and not is_mixture else chosen
@@ -152,7 +156,7 @@ def noise_field(page: Page, name: str, modes: list[str], info: str) -> gr.Radio:
 
 def read_layers(text: str | None) -> list[int] | None:
     """The layers of a field; None for all. Raises click.BadParameter."""
-    return cli.NumberRanges().convert(text.strip(), None, None) if text and text.strip() else None
+    return cli.NumberRanges(MAX_NUMBERS).convert(text.strip(), None, None) if text and text.strip() else None
 
 
 def layers_option(text: str | None, name: str = "--layers") -> list[str]:

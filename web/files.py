@@ -17,6 +17,7 @@ from PIL import Image
 from media.decode import ALL_FORMATS, Unusable, decode_image, open_image
 from media.files import MIN_SIDE
 from torch_utils.errors import UserError, one_line, printable
+from web.gate import files_under
 from web.limits import KEPT_SECONDS, MAX_FILES, MAX_PIXELS
 
 ANOTHER = "choose another image, or save it as PNG"
@@ -119,7 +120,7 @@ class Results:
 
     def protect(self) -> None:
         """Keeps the files that are there now, such as examples."""
-        self._kept = {path for path in self.folder.rglob("*") if path.is_file()}
+        self._kept = set(files_under(self.folder))
 
     def keep_sweeping(self) -> None:
         """Removes what is old once a minute, also where nobody uses the page. Never returns."""
@@ -134,9 +135,9 @@ class Results:
                 return
             self._swept = time.monotonic()
         files = []
-        for path in self.folder.rglob("*"):
+        for path in files_under(self.folder):
             with suppress(OSError):
-                if path.is_file() and path not in self._kept:
+                if path not in self._kept:
                     files.append((path.stat().st_mtime, path.stat().st_size, path))
         total, now = sum(size for _, size, _ in files), time.time()
         for written, size, path in sorted(files):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class Gate:
             return 411, "the length of the request is missing"
         if int(length) > limit:
             return 413, f"the upload is larger than {limit >> 20} MB, the limit"
-        if path.startswith(f"{API}/upload") and size_of(self.folder.rglob("*")) + int(length) > 2 * MAX_FILES:
+        if path.startswith(f"{API}/upload") and size_of(files_under(self.folder)) + int(length) > 2 * MAX_FILES:
             return 507, "too many uploads at the moment; try again in some minutes"
         return None
 
@@ -137,6 +137,12 @@ def names_other_files(body: bytes, folder: Path) -> bool:
     except (ValueError, RecursionError, OSError):
         return True
     return False
+
+
+def files_under(folder: Path) -> Iterator[Path]:
+    """All files in a folder and its folders, which may vanish in the meantime."""
+    for place, _, names in os.walk(folder):  # rglob raises where a folder vanishes
+        yield from (Path(place, name) for name in names)
 
 
 def size_of(paths: Iterable[Path]) -> int:

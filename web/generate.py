@@ -92,7 +92,7 @@ def generate(
 ) -> tuple[str, str]:
     """The file of the image, and the command that makes it."""
     side = GRIDS[size]
-    trunc, classes = truncation(psi, by_layer), class_number(of_class)
+    trunc, classes = truncation(psi, by_layer), class_number(of_class, page.shelf.class_names(name))
     model = page.shelf.generator(name, precision, trunc, classes, of_mean)
     first = check_seed(seed)
     seeds = list(range(first, first + side * side))

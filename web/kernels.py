@@ -13,6 +13,7 @@ from latents.mixing import check_layers
 from torch_utils.errors import command_line
 from web.codes import SEED, code_fields, find_codes
 from web.fields import (
+    check_seed,
     class_fields,
     class_number,
     layers_field,
@@ -73,9 +74,9 @@ def kernels(
     of_mean: bool,
 ) -> tuple[str, str]:
     """The file of the sheet, and the command that makes it, if only seeds take part."""
-    trunc, classes = truncation(psi), class_number(of_class)
+    trunc, classes = truncation(psi), class_number(of_class, page.shelf.class_names(name))
     shown = [(source, seed), *([(other_source, other_seed)] if compare else [])]
-    seeds = [int(number) for origin, number in shown if origin == SEED and number is not None]
+    seeds = [check_seed(number) for origin, number in shown if origin == SEED]
     model = page.shelf.generator(name, precision, trunc, classes, of_mean)
     chosen = check_layers(model.G.config, read_layers(layers), "channels")
     if len(seeds) == len(shown):

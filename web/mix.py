@@ -71,7 +71,7 @@ def mix(
     of_mean: bool,
 ) -> tuple[str, str, str]:
     """The files of the sheet and of the strip, and the command that makes the sheet, if only seeds take part."""
-    trunc, classes = truncation(psi), class_number(of_class)
+    trunc, classes = truncation(psi), class_number(of_class, page.shelf.class_names(name))
     model = page.shelf.generator(name, precision, trunc, classes, of_mean)
     numbers = read_layers(layers)
     chosen = check_layers(model.G.config, numbers, part)

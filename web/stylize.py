@@ -10,6 +10,7 @@ from typing import Any, Literal
 import gradio as gr
 from PIL import Image
 
+from media.decode import Unusable
 from media.files import read_image, write_image
 from media.video import VideoReader, animated_webp, pixels_of_all_frames
 from models.snapshot import STYLIZER
@@ -243,7 +244,10 @@ def uploads_of(paths: Sequence[Path]) -> list[str]:
 def check_video(path: Path) -> None:
     """Raises UserError if a file is no video or is too large, which is found out without decoding it."""
     with open(path, "rb") as file:
-        animation = animated_webp(file)
+        try:
+            animation = animated_webp(file)
+        except Unusable as reason:
+            raise UserError(f"{path.name} {reason}; {reason.remedy}") from None
         if animation is not None and pixels_of_all_frames(animation) > MAX_ANIMATION_PIXELS:
             raise UserError(f"{path.name} has too many pixels in all frames for this page; use stylize.py for it")
     with VideoReader(path) as reader:

@@ -17,6 +17,7 @@ from torch_utils import cli
 from torch_utils.errors import UserError, command_line
 from torch_utils.sizes import width_and_height
 from web.fields import (
+    MAX_NUMBERS,
     class_fields,
     class_number,
     layers_field,
@@ -94,7 +95,7 @@ def build(page: Page, tab: gr.Tab) -> None:
         return gr.Video(path, visible=True), gr.Image(None, visible=False)
 
     def line(*values: Any) -> str:
-        return command_of(WalkSettings(*values), plan(page, WalkSettings(*values)).model)
+        return command_of(WalkSettings(*values), plan(page, WalkSettings(*values)))
 
     inputs = [
         page.model, page.precision, seeds, seconds, fps, interpolation, space, layers, part, psi, *of_class, kind
@@ -108,6 +109,7 @@ class Plan:
     """What is computed for a video."""
 
     model: Model
+    classes: str  # as --class takes it
     seeds: list[int]
     layers: list[int]
     count: int  # of frames
@@ -116,11 +118,10 @@ class Plan:
 
 def plan(page: Page, given: WalkSettings) -> Plan:
     """What the settings ask for. Raises UserError if it is not possible, or too much."""
-    model = page.shelf.generator(
-        given.network, given.precision, truncation(given.psi), class_number(given.of_class), given.of_mean
-    )
+    classes = class_number(given.of_class, page.shelf.class_names(given.network))
+    model = page.shelf.generator(given.network, given.precision, truncation(given.psi), classes, given.of_mean)
     config = model.G.config
-    seeds = cli.NumberRanges().convert(given.seeds or "", None, None)
+    seeds = cli.NumberRanges(MAX_NUMBERS).convert(given.seeds or "", None, None)
     seeds = in_turn(seeds, len(model.classes or [])) if seeds else seeds
     count = round((given.seconds or 0) * (given.fps or 0))
     if not 2 <= len(seeds) <= MAX_SEEDS:
@@ -131,7 +132,7 @@ def plan(page: Page, given: WalkSettings) -> Plan:
     scale = sheets.enlargement(config.resolution, SIDE)
     longer = scale * max(width_and_height(config.resolution))
     check_side(f"walk{given.kind}", longer, "choose another format")
-    return Plan(model, seeds, chosen, count, scale)
+    return Plan(model, classes, seeds, chosen, count, scale)
 
 
 def walk(page: Page, stop: Stop, progress: gr.Progress, given: WalkSettings) -> str:
@@ -156,13 +157,13 @@ def walk(page: Page, stop: Stop, progress: gr.Progress, given: WalkSettings) -> 
     return str(path)
 
 
-def command_of(given: WalkSettings, model: Model) -> str:
+def command_of(given: WalkSettings, todo: Plan) -> str:
     """The command that makes the video."""
-    trunc, classes = truncation(given.psi), class_number(given.of_class)
+    trunc = truncation(given.psi)
     words: list[object] = ["--network", given.network, "--seeds", given.seeds.replace(" ", "")]
     words += ["--seconds", f"{given.seconds:g}", "--fps", f"{given.fps:g}"]
     words += ["--interp", given.interpolation] * (given.interpolation != "spline")
     words += ["--space", given.space] * (given.space != "w")
     words += layers_option(given.layers) + ["--part", given.part] * (given.part != "all")
-    words += [*truncation_options(trunc, classes, model.trunc_class), "--out", f"out/walk{given.kind}"]
+    words += [*truncation_options(trunc, todo.classes, todo.model.trunc_class), "--out", f"out/walk{given.kind}"]
     return command_line("python", "generate.py", "video", *words)

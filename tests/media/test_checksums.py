@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 
@@ -40,6 +41,18 @@ def test_unchanged_files_are_read_once(tmp_path, monkeypatch):
     write(folder, "1", b"x", OLD_NS + 1)  # of the same size, but of another time
     write(folder, "2", b"longer", OLD_NS)
     assert folder_checksums(folder, paths) == expected | {"1": 7, "2": 7} and read == ["1", "2"]
+
+
+def test_files_that_are_gone_are_forgotten(tmp_path):
+    (folder := tmp_path / "images").mkdir()
+    for name in ("a", "b"):
+        write(folder, name, name.encode())
+    folder_checksums(folder, {"a": "a", "b": "b"})
+    (folder / "a").unlink()
+    write(folder, "c", b"c")
+    folder_checksums(folder, {"c": "c"})
+    (cache,) = (tmp_path / "cache" / "checksums").iterdir()
+    assert set(json.loads(cache.read_text())) == {"b", "c"}
 
 
 def test_a_file_written_a_moment_ago_is_read_again(tmp_path):

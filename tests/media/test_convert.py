@@ -297,6 +297,15 @@ def test_labels_from_folders(tmp_path):
         convert(tmp_path / "one", tmp_path / "b.zip", KEEP, labels="folders")
 
 
+def test_files_beside_folders_of_classes_are_no_classes_of_their_own(tmp_path):
+    """With a limit, images are drawn from each class in turn, and from nothing else."""
+    for name in [f"{folder}/{i}" for folder in "ab" for i in range(5)] + [f"loose{i}" for i in range(20)]:
+        save(tmp_path / "in", f"{name}.png", solid(RED))
+    done = convert(tmp_path / "in", tmp_path / "out.zip", KEEP, labels="folders", limit=6)
+    labels = ImageDataset(tmp_path / "out.zip", use_labels=True).labels
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1] and len(done.skipped) <= 6
+
+
 def test_labels_from_json(tmp_path):
     write_dataset(tmp_path / "a.zip", [(solid((i, 0, 0)), 4 - i) for i in range(4)])
     for labels, expected in (("auto", [4, 3, 2, 1]), ("json", [4, 3, 2, 1]), ("none", None)):

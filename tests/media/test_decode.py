@@ -168,12 +168,38 @@ def test_16_bits_with_transparency(place, read: Read):
         assert_halves(read(folder / "a.png"), (128, 128, 128), (255, 255, 255))
 
 
+@every_other_reader
+def test_a_transparent_colour_of_16_bits(place, read: Read):
+    """Pillow reads the colour with 16 bits, and the pixels with 8."""
+    rows = np.full((SIDE, SIDE, 3), 0x8040, ">u2")
+    rows[:, SIDE // 2 :] = (0x1234, 0x5678, 0x9ABC)
+    data = png(SIDE, 2, 16, rows.view(np.uint8).reshape(SIDE, -1), (b"tRNS", bytes.fromhex("123456789abc")))
+    (place / "a.png").write_bytes(data)
+    assert_halves(read(place / "a.png"), (128, 128, 128), (255, 255, 255))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("white", [0, 1])
+def test_greyscale_of_scanners_is_no_negative(place, bits, white):
+    """In TIFF, 0 may be white (WhiteIsZero), or black."""
+    values = np.full((SIDE, SIDE), 2**bits - 1, f"<u{bits // 8}")
+    values[:, SIDE // 2 :] = 0
+    tags = [(256, SIDE), (257, SIDE), (258, bits), (259, 1), (262, white), (273, 8), (277, 1), (278, SIDE)]
+    (place / "a.tif").write_bytes(tiff(values.tobytes(), tags))
+    light, dark = (255, 255, 255), (0, 0, 0)
+    assert_halves(through_stylization(place / "a.tif"), *((light, dark) if white else (dark, light)))
+
+
+def tiff(strip: bytes, tags: list[tuple[int, int]]) -> bytes:
+    """A TIFF with its pixels in one strip, which begins at byte 8."""
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*tags, (279, len(strip))])
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags) + 1) + entries + bytes(4)
+
+
 def tiff_of_12_bits() -> bytes:
     """A TIFF that packs two values of 12 bits, 4095 and 2048, into each three bytes."""
     strip = bytes([0xFF, 0xF8, 0x00]) * (SIDE * SIDE // 2)
-    tags = [(256, SIDE), (257, SIDE), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, SIDE), (279, len(strip))]
-    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return tiff(strip, [(256, SIDE), (257, SIDE), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, SIDE)])
 
 
 def test_12_bits_that_a_file_states(place, capsys):

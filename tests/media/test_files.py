@@ -122,7 +122,9 @@ def test_what_is_no_image_is_refused_in_one_line(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((16, 16), np.float32)).save(tmp_path / "floats.tif")
     refused(tmp_path / "floats.tif", "range is not known")
     monkeypatch.setattr("media.decode.MAX_PIXELS", 48 * 32 - 1)
-    refused(tmp_path / "good.png", "has 48x32 pixels; the limit is 1,535")
+    refused(tmp_path / "good.png", "has 48x32 pixels; the limit is 1,535; make it smaller")
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)  # of twice as many, Pillow raises an error of its own
+    refused(tmp_path / "good.png", "has more than 1,535 pixels, the limit; make it smaller")
 
 
 @pytest.mark.parametrize("name", ["a.png", "b.JPG", "c.jpeg", "d.webp"])
@@ -198,6 +200,14 @@ def test_images_are_no_videos(tmp_path):
     for name in ("nameless", "text", "a.PNG", "none"):
         assert not is_video(tmp_path / name)
     assert is_video("somewhere/film.MP4")
+
+
+def test_files_with_rarer_suffixes_are_listed_too(tmp_path):
+    """As browsers, cameras and `generate.py video` write them."""
+    for name in ("a.jfif", "b.jpe", "c.apng", "d.m2ts", "e.ogv", "f.vob"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_images(tmp_path)] == ["a.jfif", "b.jpe"]
+    assert len(list_images(tmp_path, videos=True)) == 6
 
 
 def test_real_images(real_images):

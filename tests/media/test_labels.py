@@ -9,7 +9,7 @@ import pytest
 from media.check import check_dataset
 from media.convert import Conversion, convert
 from media.dataset import ImageDataset
-from tests.media.test_dataset import fails, make_folder, make_zip, numbered
+from tests.media.test_dataset import encoded, fails, image, make_folder, make_zip, numbered
 from torch_utils.errors import UserError
 
 LABELS = [[f"{i // 2:05d}/img{i:08d}.png", label] for i, label in enumerate([2, 0, 0])]
@@ -62,3 +62,30 @@ def test_folders_give_their_names(tmp_path):
 def test_the_file_is_json(tmp_path):
     with pytest.raises(UserError, match="is not JSON"):
         ImageDataset(make_folder(tmp_path / "a", numbered(1) | {"dataset.json": b"{"}), use_labels=True)
+
+
+@pytest.mark.parametrize("names", [("a.png", "a.png"), ("b/a.png", "b\\a.png"), ("b/a.png", "./b/a.png")], ids=str)
+@pytest.mark.parametrize("first, second", [(0, 1), ([0.5], [0.25])], ids=str)
+def test_an_image_has_one_label(tmp_path, names, first, second):
+    """By all spellings of its name; the same label twice is no mistake."""
+    files = {names[0]: encoded(image(0)), "other.png": encoded(image(1))}
+    for number, label in enumerate((second, first)):
+        entries = [[names[0], first], ["other.png", second], [names[1], label]]
+        folder = make_folder(tmp_path / str(number), files | {"dataset.json": json.dumps({"labels": entries}).encode()})
+        if label == first:
+            assert len(ImageDataset(folder, use_labels=True)) == 2
+        else:
+            with pytest.raises(UserError, match=r"dataset\.json of .* gives .*a\.png two labels"):
+                ImageDataset(folder, use_labels=True)
+
+
+def test_labels_that_no_reader_would_take_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("media.convert.MAX_LABEL_BYTES", 200)
+    source = make_zip(tmp_path / "a.zip", {f"{'ab'[i % 2]}/{i}.png": encoded(image(i)) for i in range(10)})
+    with pytest.raises(
+        UserError, match=r"the labels of more than \d images are too large .* --shards 256MB.* --labels none"
+    ):
+        convert(source, tmp_path / "b.zip", Conversion(16), labels="folders")
+    assert not (tmp_path / "b.zip").exists()
+    assert convert(source, tmp_path / "tars", Conversion(16), labels="folders", shard_bytes=10_000).count == 10
+    assert convert(source, tmp_path / "b.zip", Conversion(16), labels="none").count == 10

@@ -118,6 +118,15 @@ def test_a_video_comes_out_as_it_went_in(tmp_path):
             assert (frame.int() - (255 - 20 - 8 * i)).abs().max() <= 3
 
 
+def test_a_photograph_in_heic_is_no_video(tmp_path):
+    """Although FFmpeg opens it as one: both are boxes of ISO media."""
+    film = make(tmp_path / "film.mp4", [quarters()] * 2).read_bytes()
+    assert film[4:8] == b"ftyp"
+    for name, brand, video in (("a", b"isom", True), ("b", b"heic", False), ("c.heic", b"heic", False)):
+        (tmp_path / name).write_bytes(film[:8] + brand + film[12:])
+        assert is_video(tmp_path / name) == video, name
+
+
 def test_uneven_times_are_kept(tmp_path):
     uneven = [0, 100, 105, 400, 1001, 1002, 3000]
     source = make(tmp_path / "a.mkv", [grey(i) for i in range(7)], times=uneven, base=Fraction(1, 1000))

@@ -376,3 +376,10 @@ def test_a_result_that_cannot_be_written_is_told_before_the_work(tmp_path):
     for path, words in (("/dev/null/a.json", "is a file, not a folder"), (".", "is a folder, not a file")):
         with pytest.raises(UserError, match=f"{words}; name another with --json"):
             main([f"--json={path}"], standalone_mode=False)
+
+
+def test_names_in_a_message_keep_their_spaces():
+    """So that a command in it can be pasted; line breaks do not stay."""
+    assert UserError("there is no 'a  b\u00a0c' here;\n  name\r\nanother \n").message == (
+        "there is no 'a  b\\xa0c' here; name another"
+    )

@@ -177,9 +177,13 @@ def test_what_is_of_every_fourth_content_is_a_mean_over_all_of_these(material, b
     assert weights == pytest.approx([len(some) / len(torch.cat(chosen)) for some in chosen])
 
 
-@pytest.mark.parametrize("pattern, expected", [(8, 2.0), (1, 0.0)])
-def test_the_equivariance_loss_is_what_keeps_to_the_encoders_grid(material, pattern, expected):
-    """Of a stylizer that adds the same noise of unit variance to each cell, and of one that changes pixels alone."""
+@pytest.mark.parametrize("contrast", [1.0, 0.1])
+@pytest.mark.parametrize("pattern, expected", [(8, 2 / (1 + 1 / 12)), (1, 0.0)])
+def test_the_equivariance_loss_is_what_keeps_to_the_encoders_grid(material, pattern, expected, contrast):
+    """Of a stylizer that adds the same noise of unit variance to each cell, and of one that changes pixels alone.
+
+    As a part of the variance, so that less contrast does not lower it.
+    """
     cell = torch.randn(3, pattern, pattern, generator=torch.Generator().manual_seed(0))
     cell = (cell - cell.mean()) / cell.std() if pattern > 1 else cell
 
@@ -188,7 +192,7 @@ def test_the_equivariance_loss_is_what_keeps_to_the_encoders_grid(material, patt
             return None
 
         def __call__(self, contents, kernels):
-            return contents + cell.repeat(1, *(side // pattern for side in contents.shape[2:]))
+            return contrast * (contents + cell.repeat(1, *(side // pattern for side in contents.shape[2:])))
 
     task = StylizerTrainer(tiny(material, size=128), CPU)
     task.model = model = AddsPattern()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ gr = pytest.importorskip("gradio", reason="there is no gradio here; pip install 
 from torch_utils.errors import UserError  # noqa: E402
 from web import limits  # noqa: E402
 from web.files import Results  # noqa: E402
+from web.gate import files_under  # noqa: E402
 from web.limits import Stopped, Stops, guarded, stream  # noqa: E402
+from web.stylize import check_video  # noqa: E402
 
 PAGE, OTHER = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b")
 
@@ -114,6 +117,24 @@ def test_closing_a_stream_ends_its_work():
         next(run)
         run.close()
     assert ended.is_set()
+
+
+def test_folders_may_vanish_while_files_are_looked_for(tmp_path):
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    found = []
+    for path in files_under(tmp_path):
+        found.append(path.parent.name)
+        for name in {"a", "b", "c"} - {path.parent.name}:
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+    assert len(found) == 1
+
+
+def test_a_damaged_animation_is_a_mistake(tmp_path):
+    (tmp_path / "film.webp").write_bytes(b"RIFF\x24\0\0\0WEBPVP8X" + bytes(24))
+    with pytest.raises(UserError, match=r"film\.webp is not"):
+        check_video(tmp_path / "film.webp")
 
 
 def test_results_are_bounded_in_age_and_size(tmp_path, monkeypatch):
