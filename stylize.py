@@ -24,6 +24,7 @@ from networks.stylizer import Stylizer, resize_square
 from styling.apply import Settings
 from styling.cli import SMOOTH, Options, Tile, Weights, check_other_options, check_style_options
 from styling.mask import read_mask
+from styling.shifts import SHIFTS
 from styling.styles import CombinedStyle, read_style, save_style
 from styling.tasks import Task, Worker, find_contents, names_folder, plan_file, plan_folder
 from torch_utils import cli
@@ -131,6 +132,14 @@ class Plan:
     help="Reduce flicker from frame to frame of videos, from 0 (not at all) to 1 (most).",
 )
 @cli.option(
+    "Look",
+    "--shifts",
+    type=click.Choice([str(number) for number in SHIFTS]),
+    default="1",
+    help="Average over the content in this many places on the encoder's grid: with 4, even areas lose their weave, and "
+    "it takes 4 times as long.",
+)
+@cli.option(
     "Output",
     "--out",
     metavar="PATH",
@@ -186,7 +195,8 @@ def main(**given: Any) -> None:
         draw_kernels(Path(options.show_kernels), styles, model.config.style_size)
     if plan.tasks:
         cli.writable_folder(plan.folder or plan.tasks[0].out.parent, "--out")
-        settings = Settings(options.strength, options.preserve_color, options.tile, options.smooth, options.precision)
+        look = options.strength, options.preserve_color, options.tile, options.smooth, options.precision
+        settings = Settings(*look, shifts=int(options.shifts))
         stylize(Worker(model, styles, settings, mask=mask, batch=options.batch), tasks, plan)
 
 

@@ -27,6 +27,7 @@ from networks.stylizer import (
 from networks.vgg import STRIDE
 from styling.color import keep_colors
 from styling.mask import blend
+from styling.shifts import SHIFTS, Shift, average, moved
 from styling.smooth import CutDetector, MotionFilter, MovingAverage
 from styling.styles import CombinedStyle
 from styling.tiles import Adjust, encode_tiled, stylize_tiled, tile_for
@@ -53,6 +54,7 @@ class Settings:
     tile: int | Literal["auto", "none"] = "auto"  # side of the tiles of large images in pixels
     smooth: float = 0.8  # how much changes from frame to frame of a video are damped, 0..1
     precision: str = "fp32"  # of the convolutions: "fp32", "bf16" or "fp16"
+    shifts: int = 1  # over how many contents, moved on the encoder's grid, images are averaged: 1, 2 or 4
 
 
 @torch.no_grad()
@@ -66,23 +68,36 @@ def stylize_image(
     beyond = continued(content)
     tile = tile_side(model, beyond.shape[1], beyond.shape[2], settings.tile)
     kernels = style.kernels_in_colors_of(model, content) if settings.color == "histogram" else style.kernels()
-    if not tile:
-        device = next(model.parameters()).device
-        if settings.strength < 1:
+    device = next(model.parameters()).device
+    if settings.strength < 1:
+        if tile:
+            own = own_kernels_tiled(model, content, tile)
+        else:
             own = own_kernels(model, to_float(content[None].to(device)))
-            kernels = apply_strength(own, kernels, settings.strength)
+        kernels = apply_strength(own, kernels, settings.strength)
+    images, count = [], settings.shifts
+    for number, shift in enumerate(SHIFTS[count]):
         with autocast(device, settings.precision):
-            y = model(to_float(beyond[None].to(device)), kernels)
-        image = to_uint8(y.float())[0].cpu()
-    else:
-        if settings.strength < 1:
-            kernels = apply_strength(own_kernels_tiled(model, content, tile), kernels, settings.strength)
-        with autocast(next(model.parameters()).device, settings.precision):
-            image = stylize_in_tiles(model, beyond, kernels, tile, progress)
-    image = inner(image, content)
+            if tile:
+                report = progress and part_of(progress, number, count)
+                image = stylize_in_tiles(model, moved(beyond, shift), kernels, tile, report)
+            else:
+                y = model(to_float(moved(beyond, shift)[None].to(device)), kernels)
+                image = to_uint8(y.float())[0].cpu()
+        images.append(inner(image, content, shift))
+    image = average(images)
     if settings.color == "luminance":
         image = by_rows(lambda y, x: to_uint8(keep_colors(to_float(y), to_float(x))), image, content)
     return image
+
+
+def part_of(progress: Progress, number: int, count: int) -> Progress:
+    """The progress of one of `count` equal parts of the work."""
+
+    def report(done: int, total: int | None) -> None:
+        progress(done + number * (total or 0), total and count * total)
+
+    return report
 
 
 def stylize_masked(
@@ -118,7 +133,10 @@ class FrameStylizer:
         self.find_cuts = CutDetector()
         smooth = settings.smooth
         self.filter = MotionFilter(1 - 0.9375 * smooth) if smooth else None  # at most smooth, a gain of 1/16
-        self.statistics = [MovingAverage(0.95 * smooth) for _ in self.kernels] if smooth else []
+        self.statistics = {  # of each stage, for each place of the content on the grid
+            shift: [MovingAverage(0.95 * smooth) for _ in self.kernels] if smooth else []
+            for shift in SHIFTS[settings.shifts]
+        }
         self.own_kernels = MovingAverage(0.95 * smooth)
         self.tile: int | None = None  # side of the tiles, 0 for none; None until the first frame says how large it is
 
@@ -142,22 +160,26 @@ class FrameStylizer:
         if self.tile is None:  # decided once, so that it does not depend on how much memory is free later
             self.tile = tile_side(self.model, beyond.shape[2], beyond.shape[3], self.settings.tile)
         if not self.tile:
-            kernels = self.scene_kernels(content, cuts)
-            with autocast(self.device, self.settings.precision):
-                x = stylize_whole(self.model, beyond, kernels, self.adjust(cuts))
-            y = to_uint8(x.float()).cpu()
+            y = self.stylize_frames(content, beyond, cuts)
         else:
-            images = []
-            for i, image in enumerate(to_uint8(beyond).cpu()):
-                kernels = self.scene_kernels(content[i : i + 1], cuts[i : i + 1])
-                with autocast(self.device, self.settings.precision):
-                    adjust = self.adjust(cuts[i : i + 1])
-                    images.append(stylize_in_tiles(self.model, image, kernels, self.tile, adjust=adjust))
-            y = torch.stack(images)
-        y = inner(y, content)
+            frames = [slice(i, i + 1) for i in range(len(content))]
+            y = torch.cat([self.stylize_frames(content[one], beyond[one], cuts[one]) for one in frames])
         if self.settings.color == "luminance":
             y = to_uint8(keep_colors(to_float(y), content.cpu()))
         return y
+
+    def stylize_frames(self, content: Tensor, beyond: Tensor, cuts: Sequence[bool]) -> Tensor:
+        """Frames and their continuation, float [N, 3, H, W] → uint8; in tiles, one at a time."""
+        kernels, images = self.scene_kernels(content, cuts), []
+        for shift in self.statistics:
+            x, adjust = moved(beyond, shift), self.adjust(cuts, shift)
+            with autocast(self.device, self.settings.precision):
+                if self.tile:
+                    y = stylize_in_tiles(self.model, to_uint8(x)[0].cpu(), kernels, self.tile, adjust=adjust)[None]
+                else:
+                    y = to_uint8(stylize_whole(self.model, x, kernels, adjust).float()).cpu()
+            images.append(inner(y, content, shift))
+        return average(images)
 
     def scene_kernels(self, content: Tensor, cuts: Sequence[bool]) -> Kernels:
         """The style's kernels at the strength asked for. The content's own kernels are averaged over frames."""
@@ -174,16 +196,16 @@ class FrameStylizer:
             own = [AdaConvKernels(*average[i : i + 3]) for i in range(0, len(average), 3)]
         return apply_strength(own, self.kernels, strength)
 
-    def adjust(self, cuts: Sequence[bool]) -> Adjust | None:
+    def adjust(self, cuts: Sequence[bool], shift: Shift) -> Adjust | None:
         """What averages the statistics of each stage over frames; None without smoothing."""
-        if not self.statistics:
+        if not (stages := self.statistics[shift]):
             return None
 
-        def average(stage: int, statistics: Statistics) -> Statistics:
-            mean, variance = self.statistics[stage](statistics, cuts)
+        def over_frames(stage: int, statistics: Statistics) -> Statistics:
+            mean, variance = stages[stage](statistics, cuts)
             return mean, variance
 
-        return average
+        return over_frames
 
 
 def stylize_video(
@@ -229,10 +251,10 @@ def continued(content: Tensor) -> Tensor:
     return content
 
 
-def inner(image: Tensor, content: Tensor) -> Tensor:
-    """The part of the stylized `continued(content)` where the content is."""
+def inner(image: Tensor, content: Tensor, shift: Shift = (0, 0)) -> Tensor:
+    """The part of the stylized `continued(content)`, or of that moved by `shift`, where the content is."""
     height, width = content.shape[-2:]
-    top, left = margin_of(height), margin_of(width)
+    top, left = margin_of(height) - shift[0], margin_of(width) - shift[1]
     return image[..., top : top + height, left : left + width]
 
 

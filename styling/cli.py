@@ -67,6 +67,7 @@ class Options:
     mask: str | None
     feather: float | None
     smooth: float
+    shifts: str
     out: str | None
     format: str | None
     overwrite: bool
@@ -94,6 +95,7 @@ class Options:
             "--strength": self.strength != 1,
             "--preserve-color": self.preserve_color is not None,
             "--smooth": self.smooth != SMOOTH,
+            "--shifts": self.shifts != "1",
             "--tile": self.tile != "auto",
             "--mask": self.mask is not None,
             "--format": self.format is not None,
