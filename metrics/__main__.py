@@ -262,9 +262,13 @@ def evaluate_command(
         for name in names:
             if values_of(name, records[0]):
                 show(describe(name, records[0]))
+    raise_problems(records, problems)
+
+
+def raise_problems(records: list[Record], problems: list[str]) -> None:
+    """Raises Failure where a metric of a single evaluation is no number, and UserError for other problems."""
     if len(records) == 1 and "failed" in records[0]:
-        problems.append(records[0]["failed"])
-        raise Failure("; ".join(problems))
+        raise Failure("; ".join([*problems, records[0]["failed"]]))
     if problems:
         raise UserError("; ".join(problems))
 
