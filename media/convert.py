@@ -144,20 +144,11 @@ def convert(
         return _class_of(numbers, name) if folders else _recorded_label(found, name)
 
     names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
-    chosen, others = names[:limit], names[len(names[:limit]) :]  # the others take the place of what cannot be used
-    if limit is not None and isinstance(files, ShardFiles):
-        chosen = sorted(chosen, key=files.names.number)
-    if shard_bytes:
-        chosen = random.Random(seed).sample(chosen, len(chosen))
+    read, names = _plan_reading(files, names, limit, shard_bytes is not None, seed, Path(out).resolve().parent)
     skipped: list[tuple[str, str]] = []
     smaller: list[bool] = []
-    read: Callable[[str], bytes] = files.read
-    if shard_bytes and isinstance(files, ShardFiles):
-        read = Spool(files, chosen, Path(out).resolve().parent).read
-    names = [*chosen, *others]
     images = itertools.islice(_usable_images(read, names, label_of, how, skipped, smaller), limit)
-    first = next(images, None)
-    if first is None:
+    if (first := next(images, None)) is None:
         name, reason = skipped[0]
         files_text = plural(len(skipped), "file")
         raise UserError(f"of the {files_text} in {files.path} none can be used: {printable(name)} {reason}")
@@ -180,6 +171,25 @@ def _recorded_label(found: LabelFile, name: str) -> Label | None:
     if found.by_name is not None and name not in found.by_name:
         raise Unusable(f"has no label in {LABEL_FILE}")
     return None if found.by_name is None else found.by_name[name]
+
+
+def _plan_reading(
+    files: ImageFiles | ShardFiles, names: Sequence[str], limit: int | None, mixed: bool, seed: int, folder: Path
+) -> tuple[Callable[[str], bytes], list[str]]:
+    """What reads a file, and the names in the order in which they are read: the first `limit`, and then the others.
+
+    Those take the place of what cannot be used.
+    The first ones are in random order if `mixed`. Of shards they are in the shards' order or, mixed, in a `Spool`.
+    """
+    chosen = list(names[:limit])
+    others = names[len(chosen) :]
+    if mixed:
+        chosen = random.Random(seed).sample(chosen, len(chosen))
+    if not isinstance(files, ShardFiles):
+        return files.read, [*chosen, *others]
+    if mixed:
+        return Spool(files, chosen, folder).read, [*chosen, *others]
+    return files.read, [*(chosen if limit is None else sorted(chosen, key=files.names.number)), *others]
 
 
 class Spool:
