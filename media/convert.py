@@ -178,7 +178,8 @@ def _plan_reading(
 ) -> tuple[Callable[[str], bytes], list[str]]:
     """What reads a file, and the names in the order in which they are read: the first `limit`, and then the others.
 
-    These take the place of what cannot be used. The first ones are in random order if `mixed`. Of shards they are in the shards' order or, mixed, in a `Spool`.
+    These take the place of what cannot be used. The first ones are in random order if `mixed`. Of shards they are in
+    the shards' order or, mixed, in a `Spool`.
     """
     chosen = list(names[:limit])
     others = names[len(chosen) :]
