@@ -26,6 +26,7 @@ from media.images import to_float, to_pillow, to_uint8
 from models.snapshot import load_stylizer
 from networks.stylizer import resize_square
 from styling.apply import FrameStylizer, Settings
+from styling.shifts import SHIFTS
 from styling.styles import CombinedStyle, read_style
 from torch_utils import cli
 from torch_utils.errors import UserError
@@ -83,6 +84,7 @@ def encode_webp(film: Tensor, per_second: int) -> bytes:
 @cli.option("Options", "--frames", type=click.IntRange(2, 999), default=36, help="Number of frames.")
 @cli.option("Options", "--per-second", type=click.IntRange(1, 100), default=12, help="Frames of a second of --out.")
 @cli.option("Options", "--noise", type=click.FloatRange(0, 50), default=2.0, help="Its standard deviation, of 255.")
+@cli.option("Options", "--shifts", type=click.Choice(list(map(str, SHIFTS))), default="1", help="As stylize.py has it.")
 @cli.option("Options", "--out", type=cli.ResultFile(), help="Write the film and the result beside it there, a WebP.")
 @cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(
@@ -94,6 +96,7 @@ def main(
     frames: int,
     per_second: int,
     noise: float,
+    shifts: str,
     out: str | None,
     json_path: str | None,
 ) -> None:
@@ -106,13 +109,14 @@ def main(
     film, calm = draw_film(still, disc, frames, noise)
     stylizer = load_stylizer(model)[0]
     combined = CombinedStyle((read_style(stylizer, style),))
-    made = {smooth: FrameStylizer(stylizer, combined, Settings(smooth=smooth))(film) for smooth in SMOOTH}
+    looks = {smooth: Settings(smooth=smooth, shifts=int(shifts)) for smooth in SMOOTH}
+    made = {smooth: FrameStylizer(stylizer, combined, look)(film) for smooth, look in looks.items()}
     rows = {"film": film, **{f"smooth {smooth:g}": stylized for smooth, stylized in made.items()}}
     figures = {name: changes(row, calm) for name, row in rows.items()}
     for name, row in figures.items():
         print(f"{name:12} still {row['still']:.2f}  moving {row['moving']:.2f}")
     if json_path:
-        given = {"size": size, "frames": frames, "noise": noise, "model": name_in_record(model)}
+        given = {"size": size, "frames": frames, "noise": noise, "shifts": int(shifts), "model": name_in_record(model)}
         write_record(json_path, "cpu", {**given, "changes": figures})
     if out:
         side_by_side = torch.cat([film, made[SMOOTH[0]]], dim=-1)

@@ -7,6 +7,8 @@ loss leaves out the means and deviations of channels, which belong to the style.
 distance of normalized 7 × 7 patches (metrics/swd.py) between the outputs and the style: colours and contrast do not
 count, only what they do from pixel to pixel. The contents as they are show where it begins.
 
+Images are those of the model alone, or with --shifts those of `stylize.py`, which continues contents at their borders.
+
 The table is of --count contents in as many styles, which are those of the sheet; or with --pairs 60 of the first
 content in the first style, the second in the second, and so on. Several --model of one modulation are trainings of it:
 the table ends with the mean ± standard deviation over them.
@@ -42,6 +44,9 @@ from metrics.swd import PatchDescriptors, sliced_wasserstein
 from models.snapshot import load_stylizer
 from networks.stylizer import Stylizer, channel_statistics, resize_square
 from networks.vgg import VGG19
+from styling.apply import Settings, stylize_image
+from styling.shifts import SHIFTS
+from styling.styles import CombinedStyle, Style
 from torch_utils import cli
 from torch_utils.errors import UserError, plural
 from torch_utils.files import check_inputs_survive
@@ -89,6 +94,15 @@ def patches(images: Tensor) -> dict[int, Tensor]:
     for _ in range(REPEATS):
         descriptors.add(images)
     return descriptors.finish()
+
+
+def outputs_of(model: Stylizer, contents: Tensor, style: Tensor, shifts: int) -> Tensor:
+    """Contents [N, 3, H, W] in one style [1, 3, h, w], by the model alone, or with `shifts` as stylize.py does."""
+    kernels = model.kernels(style)
+    if not shifts:
+        return model(contents, kernels).clamp(-1, 1)
+    combined, settings = CombinedStyle((Style(Path(), kernels, style),)), Settings(shifts=shifts)
+    return to_float(torch.stack([stylize_image(model, one, combined, settings) for one in to_uint8(contents)]))
 
 
 class Goal:
@@ -140,6 +154,9 @@ def table(rows: Mapping[str, Sequence[Figures]]) -> str:
 @cli.option("Options", "--count", type=click.IntRange(1), default=4, help="Contents and styles of the sheet.")
 @cli.option("Options", "--pairs", type=click.IntRange(1), help="Pairs of a content and a style for the table.")
 @cli.option("Options", "--size", type=click.IntRange(64), default=256, help="Side of the images.")
+@cli.option(
+    "Options", "--shifts", type=click.Choice(list(map(str, SHIFTS))), help="Stylize as stylize.py --shifts does."
+)
 @cli.option("Options", "--out", type=cli.ResultFile(), help="Write the sheet there, a PNG.")
 @cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 @torch.no_grad()
@@ -150,6 +167,7 @@ def main(
     count: int,
     pairs: int | None,
     size: int,
+    shifts: str | None,
     out: str | None,
     json_path: str | None,
 ) -> None:
@@ -177,24 +195,24 @@ def main(
         goal = Goal(encoder, its_contents, one)
         results[UNCHANGED].append(goal.measure(its_contents))
         for name, model in named.items():
-            results[name].append(goal.measure(model(its_contents, model.kernels(one)).clamp(-1, 1)))
+            results[name].append(goal.measure(outputs_of(model, its_contents, one, int(shifts or 0))))
     print(f"mean ± standard deviation over {plural(len(of_style), 'pair' if pairs else 'style')}")
     print(table(results))
     print("\nmean ± standard deviation over trainings")
     print(table(trainings := by_modulation(results)))
     if json_path:
-        given = {"count": count, "pairs": pairs, "size": size}
+        given = {"count": count, "pairs": pairs, "size": size, "shifts": int(shifts or 0)}
         record = {**given, "rows": {n: means(r) for n, r in results.items()}, "trainings": trainings, "all": results}
         write_record(json_path, "cpu", record)
     if out:
-        save_png(grid(to_uint8(sheet(contents[:count], styles[:count], named)), count + 1), out)
+        images_of_sheet = sheet(contents[:count], styles[:count], named, int(shifts or 0))
+        save_png(grid(to_uint8(images_of_sheet), count + 1), out)
 
 
-def sheet(contents: Tensor, styles: Tensor, models: Mapping[str, Stylizer]) -> Tensor:
+def sheet(contents: Tensor, styles: Tensor, models: Mapping[str, Stylizer], shifts: int = 0) -> Tensor:
     """The images of a sheet of 128² cells: the styles on top, and for each content a row of each model."""
     made = {
-        name: [model(contents, model.kernels(one)).clamp(-1, 1) for one in styles.split(1)]
-        for name, model in models.items()
+        name: [outputs_of(model, contents, one, shifts) for one in styles.split(1)] for name, model in models.items()
     }
     lines = [torch.ones_like(contents[:1]), styles]
     for i in range(len(contents)):

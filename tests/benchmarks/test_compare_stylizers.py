@@ -17,9 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import compare_stylizers
 
 from media.convert import write_dataset
+from media.images import to_float, to_uint8
 from metrics import swd
 from models.snapshot import PRETRAINED, save_stylizer
 from networks.stylizer import Stylizer, StylizerConfig
+from styling.apply import Settings, stylize_image
+from styling.styles import CombinedStyle, Style
+from tests.styling.test_apply import scene
 from torch_utils.errors import UserError
 
 MODEL = str(PRETRAINED / "stylizer-small.safetensors")
@@ -114,6 +118,18 @@ def test_mistakes_are_told_and_nothing_is_replaced(folder, tmp_path, monkeypatch
     with pytest.raises(UserError, match=words):
         compare_stylizers.main([*given, *arguments], standalone_mode=False)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_with_shifts_images_are_those_of_the_command(stylizer):
+    contents = to_float(torch.stack([scene(i, 64, 64) for i in range(2)]))
+    image = to_float(scene(5, 64, 64)[None])
+    combined = CombinedStyle((Style(Path(), stylizer.kernels(image), image),))
+    for shifts in (1, 4):
+        found = compare_stylizers.outputs_of(stylizer, contents, image, shifts)
+        for content, made in zip(to_uint8(contents), to_uint8(found), strict=True):
+            assert torch.equal(made, stylize_image(stylizer, content, combined, Settings(shifts=shifts)))
+    alone = compare_stylizers.outputs_of(stylizer, contents, image, 0)
+    assert torch.equal(alone, stylizer(contents, stylizer.kernels(image)).clamp(-1, 1))
 
 
 def test_images_that_are_too_small_for_the_kernels_get_a_line(folder, tmp_path):
