@@ -136,8 +136,8 @@ class Plan:
     "--shifts",
     type=click.Choice([str(number) for number in SHIFTS]),
     default="1",
-    help="Average over the content in this many places on the encoder's grid: with 4, even areas lose their weave, and "
-    "it takes 4 times as long.",
+    help="Average over the content in this many places on the encoder's grid: with 4, the weave of even areas becomes "
+    "weaker, and it takes 4 times as long.",
 )
 @cli.option(
     "Output",

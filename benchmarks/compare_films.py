@@ -33,7 +33,7 @@ from torch_utils.errors import UserError
 from torch_utils.files import check_inputs_survive, write_file
 
 RADIUS = 1 / 6  # of the disc, as a part of the film's side
-NEAR = 16  # pixels around the disc's path that do not count as still: layers see so far
+NEAR = 64  # pixels around the disc's path that do not count as still: results depend on pixels so far away
 SMOOTH = (0.8, 0.0)  # the default of stylize.py, and none
 
 
@@ -49,7 +49,7 @@ def draw_film(still: Tensor, moving: Tensor, frames: int, noise: float) -> tuple
     radius, made, calm = RADIUS * side, [], torch.ones(side, side, dtype=torch.bool)
     for i in range(frames):
         across = side * ((1 + 2 * RADIUS) * i / max(frames - 1, 1) - RADIUS)
-        middle = 0.62 * side + 0.08 * side * torch.sin(torch.tensor(6.3 * i / frames))
+        middle = 0.78 * side + 0.04 * side * torch.sin(torch.tensor(6.3 * i / frames))
         distance = ((y - middle).square() + (x - across).square()).sqrt()
         cover = (radius - distance).clamp(0, 1)  # an edge of one pixel, as cameras have
         taken = moving.float().roll(int(across) - side // 2, dims=-1)  # the disc takes its part of the image along
@@ -80,13 +80,25 @@ def encode_webp(film: Tensor, per_second: int) -> bytes:
 @cli.option("Options", "--moving", required=True, help="The photograph of which a disc moves.")
 @cli.option("Options", "--style", required=True, help="The style image.")
 @cli.option("Options", "--model", default="pretrained/stylizer-small.safetensors", help="The stylizer.")
-@cli.option("Options", "--size", type=click.IntRange(64, 1024), default=256, help="Side of the film.")
+@cli.option("Options", "--size", type=click.IntRange(256, 1024), default=320, help="Side of the film in pixels.")
 @cli.option("Options", "--frames", type=click.IntRange(2, 999), default=36, help="Number of frames.")
 @cli.option("Options", "--per-second", type=click.IntRange(1, 100), default=12, help="Frames of a second of --out.")
-@cli.option("Options", "--noise", type=click.FloatRange(0, 50), default=2.0, help="Its standard deviation, of 255.")
-@cli.option("Options", "--shifts", type=click.Choice(list(map(str, SHIFTS))), default="1", help="As stylize.py has it.")
+@cli.option(
+    "Options",
+    "--noise",
+    type=click.FloatRange(0, 50),
+    default=2.0,
+    help="Standard deviation of the camera's noise, of 255.",
+)
+@cli.option(
+    "Options",
+    "--shifts",
+    type=click.Choice(list(map(str, SHIFTS))),
+    default="1",
+    help="Places on the encoder's grid to average over.",
+)
 @cli.option("Options", "--out", type=cli.ResultFile(), help="Write the film and the result beside it there, a WebP.")
-@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
+@cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the values there as well.")
 def main(
     photo: str,
     moving: str,

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from media.image_files import LABEL_FILE, MAX_LABEL_BYTES, ImageFiles
 from media.labels import Label, LabelFile, dump_labels
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
+from media.spool import plan_reading
 from torch_utils.errors import UserError, plural, printable
 from torch_utils.files import atomic_write, temporary_path
 from torch_utils.sizes import Resolution, size_text, width_and_height
@@ -124,6 +124,8 @@ def convert(
     """
     files = open_files(source)
     check_outside(Path(files.path).resolve(), Path(out).resolve())
+    if shard_bytes:
+        check_shards(Path(out))  # before all shards are read
     found = read_labels(files) if labels in ("auto", "json") else LabelFile(None)
     if labels == "json" and found.by_name is None:
         raise UserError(
@@ -144,7 +146,7 @@ def convert(
         return _class_of(numbers, name) if folders else _recorded_label(found, name)
 
     names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
-    read, names = _plan_reading(files, names, limit, shard_bytes is not None, seed, Path(out).resolve().parent)
+    read, names = plan_reading(files, names, limit, shard_bytes is not None, seed, Path(out).resolve().parent)
     skipped: list[tuple[str, str]] = []
     smaller: list[bool] = []
     images = itertools.islice(_usable_images(read, names, label_of, how, skipped, smaller), limit)
@@ -171,49 +173,6 @@ def _recorded_label(found: LabelFile, name: str) -> Label | None:
     if found.by_name is not None and name not in found.by_name:
         raise Unusable(f"has no label in {LABEL_FILE}")
     return None if found.by_name is None else found.by_name[name]
-
-
-def _plan_reading(
-    files: ImageFiles | ShardFiles, names: Sequence[str], limit: int | None, mixed: bool, seed: int, folder: Path
-) -> tuple[Callable[[str], bytes], list[str]]:
-    """What reads a file, and the names in the order in which they are read: the first `limit`, and then the others.
-
-    These take the place of what cannot be used. The first ones are in random order if `mixed`. Of shards they are in
-    the shards' order or, mixed, in a `Spool`.
-    """
-    chosen = list(names[:limit])
-    others = names[len(chosen) :]
-    if mixed:
-        chosen = random.Random(seed).sample(chosen, len(chosen))
-    if not isinstance(files, ShardFiles):
-        return files.read, [*chosen, *others]
-    if mixed:
-        return Spool(files, chosen, folder).read, [*chosen, *others]
-    return files.read, [*(chosen if limit is None else sorted(chosen, key=files.names.number)), *others]
-
-
-class Spool:
-    """Files of shards, which are fast to read in their order only, in a temporary file that any of them is read from.
-
-    It lies in `folder`, and vanishes with the object.
-    """
-
-    def __init__(self, files: ShardFiles, names: Sequence[str], folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.files, self.places = files, dict[str, tuple[int, int]]()
-        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
-        in_order = sorted(names, key=files.names.number)
-        for name in tqdm(in_order, desc="reading shards", unit=" files", file=sys.stderr, disable=None):
-            with suppress(Unusable):  # `read` says why
-                self.places[name] = self.file.tell(), self.file.write(files.read(name))
-
-    def read(self, name: str) -> bytes:
-        """An image file, from the shard if it is none of the names. Raises Unusable."""
-        if name not in self.places:
-            return self.files.read(name)
-        start, size = self.places[name]
-        self.file.seek(start)
-        return self.file.read(size)
 
 
 def _usable_images(
@@ -319,8 +278,7 @@ def write_dataset(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if shard_bytes:
-            if out.suffix.lower() == ".zip":
-                raise UserError(f"{out} is the name of one file, but shards are several; name a folder with --out")
+            check_shards(out)
             samples = ((stored.encode(image), stored.suffix[1:], _class_for_shards(label)) for image, label in images)
             return _write_folder(out, lambda folder: write_shards(folder, samples, shard_bytes, class_names))
         if out.suffix.lower() != ".zip":
@@ -338,8 +296,8 @@ def write_dataset(
         raise UserError(f"cannot write {out}: {reason}; name another path with --out") from None
 
 
-def _write_folder(out: Path, fill: Callable[[Path], int]) -> int:
-    """Makes a new folder with what `fill` writes into it, and returns what that returns."""
+def check_folder(out: Path) -> Path:
+    """The whole path of a folder that can be made, or is empty. Raises UserError for another one."""
     if out.suffix.lower() in (".tar", ".parquet"):
         raise UserError(f"{out} would be a folder with the name of a shard; name one without {out.suffix}")
     named, out = out, out.resolve()
@@ -347,6 +305,19 @@ def _write_folder(out: Path, fill: Callable[[Path], int]) -> int:
         raise UserError(f"{named} is the current folder; name another one with --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty folder; name another one with --out")
+    return out
+
+
+def check_shards(out: Path) -> None:
+    """Raises UserError where no shards can be written to `out`."""
+    if out.suffix.lower() == ".zip":
+        raise UserError(f"{out} is the name of one file, but shards are several; name a folder with --out")
+    check_folder(out)
+
+
+def _write_folder(out: Path, fill: Callable[[Path], int]) -> int:
+    """Makes a new folder with what `fill` writes into it, and returns what that returns."""
+    out = check_folder(out)
     beside = temporary_path(out)
     beside.mkdir()
 
@@ -383,9 +354,10 @@ def _write_all(
         labels.append(label)
         label_bytes += len(json.dumps([names[-1], label])) + 2  # as in `dump_labels`
         if label_bytes > MAX_LABEL_BYTES and label is not None:
+            shards = "" if isinstance(label, tuple) else "write shards with --shards 256MB, or "
             raise UserError(
-                f"the labels of more than {index:,} images are too large for {LABEL_FILE}; write shards with --shards "
-                "256MB, which have classes beside the images, or leave the labels out with --labels none"
+                f"the labels of more than {index:,} images are too large for {LABEL_FILE}; {shards}take fewer images "
+                "with --max, or leave the labels out with --labels none"
             )
         write(names[-1], stored.encode(image))
     write(LABEL_FILE, dump_labels(names, labels, class_names))

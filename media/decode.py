@@ -74,6 +74,7 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about unusual metadata and palettes
+        deep = image.format == "PNG" and any(str(tile[3]).endswith("16B") for tile in getattr(image, "tile", []))
         try:
             image.load()
         except Exception as error:  # as in open_image
@@ -81,7 +82,9 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
         try:
             with suppress(*NO_EXIF):
                 ImageOps.exif_transpose(image, in_place=True)
-            profile = image.info.get("icc_profile")
+            profile, key = image.info.get("icc_profile"), image.info.get("transparency")
+            if image.mode == "RGB" and isinstance(key, tuple):  # a colour, with 16 bits a channel; pixels have 8 now
+                image.info["transparency"] = tuple(value >> 8 if deep else value & 255 for value in key)
             image, alpha = _split_alpha(_to_8_bits(image))
             if profile:
                 image = _to_srgb(image, profile)
@@ -163,9 +166,6 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """The image without transparency, and its alpha channel, from any of the ways in which files store it."""
     if not image.has_transparency_data:
         return image, None
-    key = image.info.get("transparency")
-    if image.mode == "RGB" and isinstance(key, tuple) and max(key) > 255:  # of 16 bits, where pixels have 8 now
-        image.info["transparency"] = tuple(value >> 8 for value in key)
     if image.mode == "La" or image.mode == "RGBa":  # premultiplied
         image = image.convert(image.mode.upper())
     if image.mode != "LA":

@@ -29,7 +29,7 @@ HOW_TO_MAKE = "name a folder or ZIP of images, or draw some with: python dataset
 UTF8_NAME = 0x800  # the flag of a member of a ZIP whose name is UTF-8
 MAX_FILES = 5_000_000
 MAX_FILE_BYTES = 256 << 20
-MAX_LABEL_BYTES = 256 << 20  # the classes of MAX_FILES files
+MAX_LABEL_BYTES = 64 << 20  # as JSON they take twenty times as much memory
 MAX_RATIO = 200  # unpacked bytes per byte of the archive
 
 
@@ -225,8 +225,8 @@ class ImageFiles:
             return self.read(LABEL_FILE, MAX_LABEL_BYTES) if LABEL_FILE in self.checks else None
         except Unusable as reason:
             raise UserError(
-                f"{LABEL_FILE} of {self.path} {reason}; convert the images to shards with --shards 256MB, which have "
-                "their classes beside them, or without labels with --labels none"
+                f"{LABEL_FILE} of {self.path} {reason}; copy it again, or convert the images with --labels folders or "
+                "--labels none, which do not read it"
             ) from None
 
 

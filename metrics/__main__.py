@@ -274,8 +274,8 @@ def raise_problems(records: list[Record], problems: list[str]) -> None:
 
 
 def processes(gpus: int, procs: int) -> int:
-    """One for each GPU; on the CPU, as many as --procs says. Raises UserError where it is given with GPUs."""
-    if gpus and typed("procs"):
+    """One for each GPU; on the CPU, as many as --procs says. Raises UserError where that says otherwise."""
+    if gpus and typed("procs") and procs != gpus:
         raise UserError(f"--procs {procs} is for the CPU; add --gpus 0, or leave it out: each GPU has one process")
     return gpus or procs
 
@@ -434,6 +434,7 @@ def report_command(
     page = write_page(Page(records, history, found, nearest.detector, problem, request.background), device)
     write_file(out, page.encode())
     show(f"The report is {out}.")
+    raise_problems(records, [])
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def metrics_table(record: Record) -> str:
             rows.append([full_name, value, better, counts["real"], counts["fake"]])
     table = html_table(["metric", "value", "better if", "real images", "generated images"], rows)
     left_out = [f"{name}: {reason}" for name, reason in record.get("left_out", {}).items()]
+    left_out += [record["failed"]] if "failed" in record else []
     return table + "".join(f'<p class="note">Left out: {escape(line)}</p>' for line in left_out)
 
 

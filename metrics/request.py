@@ -100,7 +100,8 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
         for truncation in request.truncations:
             fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, truncation, request.background)
             paths = partial(fakes.path_ends, epsilon=PPL_EPSILON)
-            values, failed = finite_values(str(snapshot), partial(evaluator.evaluate, fakes.images, paths))
+            single = len(request.truncations) == 1 and not request.all_snapshots
+            values, failed = finite_values(str(snapshot), partial(evaluator.evaluate, fakes.images, paths), single)
             settings = {**about, "truncation": truncation}
             record = make_record(values, evaluator, dataset, request, settings, G.config.img_channels == 4)
             records.append(record | failed)
@@ -145,22 +146,26 @@ def evaluate_images(request: Request) -> dict[str, Any]:
     check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
     evaluator = make_evaluator(request, dataset, len(fakes))
     source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
-    values, failed = finite_values(request.fakes, partial(evaluator.evaluate, source))
+    values, failed = finite_values(request.fakes, partial(evaluator.evaluate, source), single=True)
     about = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
     return make_record(values, evaluator, dataset, request, about, fakes.transparent) | failed
 
 
-def finite_values(what: str, evaluate: Callable[[], dict[str, float]]) -> tuple[dict[str, float], dict[str, str]]:
+def finite_values(
+    what: str, evaluate: Callable[[], dict[str, float]], single: bool
+) -> tuple[dict[str, float], dict[str, str]]:
     """The values of an evaluation that are numbers, and what is recorded if some are not: `failed` says which.
 
-    The other values may have taken hours. Raises NotFinite where there are none.
+    The other values may have taken hours. One evaluation of several is warned about. Raises NotFinite where a `single`
+    one has no value.
     """
     try:
         return evaluate(), {}
     except NotFinite as error:
-        if not error.values:
+        if single and not error.values:
             raise
-        say(f"warning: {what}: {error.message}")
+        if not single:
+            say(f"warning: {what}: {error.message}")
         return error.values, {"failed": error.message}
 
 

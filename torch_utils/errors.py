@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-
-LINE_BREAKS = re.compile(r"[ \t]*[\r\n]+\s*")  # other spaces belong to quoted names
 
 
 class CommandError(Exception):
@@ -16,7 +13,8 @@ class CommandError(Exception):
     exit_code = 1
 
     def __init__(self, message: str):
-        self.message = printable(LINE_BREAKS.sub(" ", message.strip()))  # names and reasons in it may come from files
+        lines = (line.strip(" \t") for line in message.splitlines())  # other spaces belong to quoted names
+        self.message = printable(" ".join(filter(None, lines)))  # names and reasons in it may come from files
         super().__init__(self.message)
 
 

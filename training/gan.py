@@ -304,9 +304,9 @@ class GANTrainer:
                 except DiskFull as error:
                     full = error
             log.metrics({"kimg": kimg, **metrics})
-        log.sheet(self.sheet_name, preview_grid(fakes, self.columns), kimg)
         if full:
-            raise full
+            raise full  # before the sheet: where there is none, --resume evaluates again
+        log.sheet(self.sheet_name, preview_grid(fakes, self.columns), kimg)
 
     def computes(self, value: str) -> bool:
         """Whether one of the metrics that are not left out has a value of this name."""

@@ -190,7 +190,7 @@ class StylizerTrainer:
     def equivariance_loss(self, contents: Tensor, styles: Tensor, y: Tensor, number: int) -> Tensor:
         """The mean squared difference of stylized contents y to those of contents that are cut off at the left and top.
 
-        As a part of their variance: of the difference alone, images of less contrast would have less.
+        Divided by their variance, so that less contrast does not lower it.
 
         By 1 to 7 pixels, so that the encoder's grid, whose cells have 8 pixels, lies elsewhere in the content: a
         pattern that keeps to the grid moves with it, and is an error. Borders, where the two see something else, do

@@ -23,16 +23,16 @@ from torch_utils.errors import UserError
 @pytest.fixture
 def photos() -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
-    return torch.randint(0, 100, [3, 96, 96], dtype=torch.uint8), torch.full([3, 96, 96], 200, dtype=torch.uint8)
+    return torch.randint(0, 100, [3, 256, 256], dtype=torch.uint8), torch.full([3, 256, 256], 200, dtype=torch.uint8)
 
 
 def test_only_the_disc_moves(photos):
     film, calm = compare_films.draw_film(*photos, frames=9, noise=0)
-    assert film.dtype == torch.uint8 and film.shape == (9, 3, 96, 96)
+    assert film.dtype == torch.uint8 and film.shape == (9, 3, 256, 256)
     assert torch.equal(film[:, :, calm], photos[0][None, :, calm].expand(9, -1, -1))
     assert 0.2 < calm.float().mean() < 0.6
     covered = (film >= 150).all(dim=1).sum(dim=(1, 2))  # at least by half: the edge is soft over the last pixel
-    assert covered[0] == covered[-1] == 0 and covered[4] == pytest.approx(torch.pi * 15.5**2, rel=0.03)
+    assert covered[0] == covered[-1] == 0 and covered[4] == pytest.approx(torch.pi * 42.2**2, rel=0.03)
 
 
 def test_noise_has_the_deviation_asked_for(photos):
@@ -53,7 +53,7 @@ def test_the_command_writes_the_film_beside_the_result(tmp_path, photos, stylize
         save_png(image, tmp_path / f"{name}.png")
     save_stylizer(tmp_path / "model.safetensors", stylizer, {})
     files = {"photo": "a.png", "moving": "b.png", "style": "a.png", "model": "model.safetensors"}
-    options = {**{name: tmp_path / file for name, file in files.items()}, "size": 64, "frames": 5, "noise": 1}
+    options = {**{name: tmp_path / file for name, file in files.items()}, "size": 256, "frames": 5, "noise": 1}
     given = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     out = ["--out", str(tmp_path / "film.webp"), "--json", str(tmp_path / "film.json")]
     compare_films.main([*given, *out], standalone_mode=False)
@@ -64,6 +64,6 @@ def test_the_command_writes_the_film_beside_the_result(tmp_path, photos, stylize
     assert all(row["still"] < row["moving"] for row in found.values())
     assert capsys.readouterr().out.count("still") == 3
     with Image.open(io.BytesIO((tmp_path / "film.webp").read_bytes())) as film:
-        assert film.size == (128, 64) and film.n_frames == 5
+        assert film.size == (512, 256) and film.n_frames == 5
     with pytest.raises(UserError, match=r"ends with \.webp"):
         compare_films.main([*given, "--out", str(tmp_path / "film.gif")], standalone_mode=False)

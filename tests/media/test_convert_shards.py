@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from media.convert import Conversion, convert
 from media.dataset import ImageDataset
 from media.shards import ShardFiles
+from media.spool import Spool
 from tests.media.test_dataset import encoded, image
 from tests.media.test_shards import SIZES, make_shards, number_of, tar
+from torch_utils.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,19 @@ def test_what_cannot_be_used_in_shards_is_replaced_by_others(tmp_path):
     source = str(tar(tmp_path / "a.tar", members))
     assert convert(source, tmp_path / "a.zip", Conversion(16), limit=30).count == 30
     assert convert(source, tmp_path / "tars", Conversion(16), limit=30, shard_bytes=10_000).count == 30
+
+
+def test_where_shards_cannot_be_written_is_told_before_they_are_read(tmp_path, monkeypatch):
+    source = make_shards(tmp_path, [4])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    monkeypatch.setattr("media.spool.Spool", None)
+    for name, words in (
+        ("full", "is not an empty folder"),
+        ("a.zip", "is the name of one file"),
+        ("a.tar", "of a shard"),
+    ):
+        with pytest.raises(UserError, match=words):
+            convert(source, tmp_path / name, Conversion(16), shard_bytes=10_000)
+    with pytest.raises(UserError, match=r"cannot copy the images of the shards to /dev/null/x: .* --out"):
+        Spool(ShardFiles(source), [], Path("/dev/null/x"))

@@ -178,6 +178,17 @@ def test_a_transparent_colour_of_16_bits(place, read: Read):
     assert_halves(read(place / "a.png"), (128, 128, 128), (255, 255, 255))
 
 
+@pytest.mark.parametrize("bits, stored", [(16, (0x0010, 0x0020, 0x0030)), (8, (0x1110, 0x2220, 0x3330))])
+def test_a_transparent_colour_has_the_digits_of_the_pixels(place, bits, stored):
+    """A dark one of 16 bits, and one of 8 bits in a file that fills the higher ones, which do not count."""
+    color = [value & 255 for value in stored] if bits == 8 else [0, 0, 0]  # the upper 8 of 16 bits
+    rows = np.full((SIDE, SIDE, 3), 128 if bits == 8 else 0x8040, ">u1" if bits == 8 else ">u2")
+    rows[:, SIDE // 2 :] = color if bits == 8 else stored
+    data = png(SIDE, 2, bits, rows.view(np.uint8).reshape(SIDE, -1), (b"tRNS", struct.pack(">3H", *stored)))
+    (place / "a.png").write_bytes(data)
+    assert_halves(through_stylization(place / "a.png"), (128, 128, 128), (255, 255, 255))
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("white", [0, 1])
 def test_greyscale_of_scanners_is_no_negative(place, bits, white):

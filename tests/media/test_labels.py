@@ -83,9 +83,15 @@ def test_labels_that_no_reader_would_take_are_not_written(tmp_path, monkeypatch)
     monkeypatch.setattr("media.convert.MAX_LABEL_BYTES", 200)
     source = make_zip(tmp_path / "a.zip", {f"{'ab'[i % 2]}/{i}.png": encoded(image(i)) for i in range(10)})
     with pytest.raises(
-        UserError, match=r"the labels of more than \d images are too large .* --shards 256MB.* --labels none"
+        UserError, match=r"the labels of more than \d images are too large .* --shards 256MB.* --max.* --labels none"
     ):
         convert(source, tmp_path / "b.zip", Conversion(16), labels="folders")
     assert not (tmp_path / "b.zip").exists()
     assert convert(source, tmp_path / "tars", Conversion(16), labels="folders", shard_bytes=10_000).count == 10
     assert convert(source, tmp_path / "b.zip", Conversion(16), labels="none").count == 10
+    entries = [[f"{'ab'[i % 2]}/{i}.png", [0.5, 0.25]] for i in range(10)]
+    files = {name: encoded(image(i)) for i, (name, _) in enumerate(entries)}
+    vectors = make_zip(tmp_path / "v.zip", files | {"dataset.json": json.dumps({"labels": entries}).encode()})
+    with pytest.raises(UserError, match=r"too large for dataset\.json; take fewer images with --max, or"):
+        convert(vectors, tmp_path / "c.zip", Conversion(16))
+    assert convert(vectors, tmp_path / "c.zip", Conversion(16), limit=2).count == 2

@@ -9,6 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 import torch
 
+from metrics import NotFinite
 from metrics.request import find_snapshots
 from metrics.series import best_record, link_best, precision_against_recall, ranked_values, table
 from models.sampling import generate_batches
@@ -227,3 +228,22 @@ def test_all_is_of_a_run(command, run):
     file = folder / "snapshot-000002.safetensors"
     code, _, err = command("--network", file, "--data", data, "--metrics", "swd40", "--gpus", 0, "--all")
     assert code == 2 and "is a file; name the run's folder" in err
+
+
+def test_an_evaluation_without_a_number_does_not_cost_the_others(command, faces16, tmp_path, monkeypatch):
+    results = iter([NotFinite("swd20 came out as no number"), {"swd20": 3.0}])
+
+    def evaluate(self, fakes, paths=None):
+        if isinstance(result := next(results), Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr("metrics.request.Evaluator.evaluate", evaluate)
+    save_snapshot(tmp_path / "a.safetensors", Generator(GeneratorConfig(16, cbase=128, cmax=8)), {"kimg": 1.0})
+    options = ["--network", tmp_path / "a.safetensors", "--data", faces16, "--gpus", 0, "--plot", tmp_path / "a.svg"]
+    code, out, err = command("--metrics", "swd20", "--trunc", "0.5,1", *options)
+    assert code == 0 and [line.split() for line in out.splitlines()[2:4]] == [
+        ["|", "0.5", "|", "–", "|"],
+        ["|", "1", "|", "3", "|"],
+    ]
+    assert err.count("swd20 came out as no number") == 1

@@ -15,7 +15,7 @@ from media.faces import faces
 from metrics import Evaluator, NotFinite
 from models.snapshot import find_snapshot, load_generator
 from tests.metrics.test_encoders import write_encoder
-from torch_utils.errors import UserError
+from torch_utils.errors import DiskFull, UserError
 from training.config import TrainConfig
 from training.gan import GANTrainer
 from training.loop import train
@@ -143,3 +143,25 @@ def test_a_best_model_by_a_metric_that_is_left_out_is_told(faces16, tmp_path, no
     config = tiny(faces16, metrics=["swd20", "fid20"], keep_best="fid20", kimg=0.016)
     train(GANTrainer, config, tmp_path)
     assert "warning: no best.safetensors will be kept: --keep-best fid20 is left out" in capsys.readouterr().err
+
+
+def test_a_best_model_that_finds_no_room_is_tried_again(faces16, tmp_path, monkeypatch, capsys):
+    """Its metrics are kept, and the evaluation is not taken for a complete one."""
+    values = iter([9.0, 8.0, 8.0])
+    monkeypatch.setattr(Evaluator, "evaluate", lambda self, fakes, paths=None: {"swd20": next(values)})
+    save, best = GANTrainer.save, tmp_path / "best.safetensors"
+
+    def no_room(self, path, kimg):
+        if path == best and kimg > 0:
+            raise DiskFull(f"no room for {path}")
+        save(self, path, kimg)
+
+    config = tiny(faces16, metrics=["swd20"], keep_best="swd20", kimg=0.008)
+    with monkeypatch.context() as patch:
+        patch.setattr(GANTrainer, "save", no_room)
+        train(GANTrainer, config, tmp_path)
+    assert "no room for" in capsys.readouterr().err and load_generator(best)[1]["kimg"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["swd20"] for line in lines] == [9.0, 8.0]
+    train(GANTrainer, config, tmp_path, find_state(tmp_path))
+    assert load_generator(best)[1]["kimg"] == 0.008 and (tmp_path / "fakes000000.008.png").exists()
