@@ -1,9 +1,10 @@
-"""The curves of a record of compare_modulations.py over what was trained and over time: `pip install matplotlib` first.
+"""The curves of records of compare_modulations.py over what was trained and over time: `pip install matplotlib` first.
 
     python benchmarks/plot_comparison.py benchmarks/results/modulations-faces32.json --metric swd2k --out curves.png
 
 A line is the mean over the seeds, its band the standard deviation. Time is that of one core, or of the GPU, at the cost
-that the record has for a thousand images (--cost-rounds); without it there is no second panel.
+that the record has for a thousand images (--cost-rounds); without it there is no second panel. Of several records, a
+variant is drawn from the first that has it.
 """
 
 from __future__ import annotations
@@ -49,16 +50,8 @@ def curves_of(row: dict[str, Any]) -> list[str]:
     return [key for key, value in row.items() if isinstance(value, list) and value and isinstance(value[0], list)]
 
 
-@click.command(
-    cls=cli.Command,
-    example="python benchmarks/plot_comparison.py benchmarks/results/modulations-faces32.json --metric swd2k "
-    "--out curves.png",
-)
-@click.argument("record", type=click.Path(exists=True, dir_okay=False))
-@cli.option("Options", "--metric", default="swd2k", help="One of the record's metrics.")
-@cli.option("Options", "--out", type=cli.ResultFile(), metavar="PNG", required=True, help="The image.")
-def main(record: str, metric: str, out: str) -> None:
-    """Draw a metric of all variants of a record, with bands over the seeds."""
+def variants_of(record: str, metric: str) -> dict[str, dict[str, Any]]:
+    """The variants of a record, all of which have the metric. Raises UserError."""
     try:
         content = read_json(record)
     except (OSError, ValueError):
@@ -69,6 +62,22 @@ def main(record: str, metric: str, out: str) -> None:
     for name, row in variants.items():
         if metric not in curves_of(row):
             raise UserError(f"{record} has no {metric} of {name}; --metric can be {', '.join(curves_of(row))}")
+    return variants
+
+
+@click.command(
+    cls=cli.Command,
+    example="python benchmarks/plot_comparison.py benchmarks/results/modulations-faces32.json --metric swd2k "
+    "--out curves.png",
+)
+@click.argument("records", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@cli.option("Options", "--metric", default="swd2k", help="One of the records' metrics.")
+@cli.option("Options", "--out", type=cli.ResultFile(), metavar="PNG", required=True, help="The image.")
+def main(records: tuple[str, ...], metric: str, out: str) -> None:
+    """Draw a metric of all variants of records, with bands over the seeds."""
+    variants: dict[str, dict[str, Any]] = {}
+    for record in records:
+        variants = variants_of(record, metric) | variants
     try:
         from matplotlib.figure import Figure
     except ImportError:

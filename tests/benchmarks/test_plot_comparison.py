@@ -52,3 +52,17 @@ def test_there_is_a_panel_over_hours_where_the_record_has_costs(tmp_path, monkey
     kimg, hours = (axes.lines[0] for axes in seen[0])
     assert list(kimg.get_xdata()) == [1.8, 3.6] and list(hours.get_xdata()) == [0.5, 1.0]
     assert list(kimg.get_ydata()) == list(hours.get_ydata()) == [5, 3]
+
+
+def test_a_variant_is_drawn_from_the_first_record_that_has_it(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
+    seen = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, out, **_: seen.append(self.axes))
+    contents = {"a": {"adain": [[4, 2]], "modconv": [[7, 5]]}, "b": {"adain": [[9, 9]], "adaconv": [[3, 1]]}}
+    for name, variants in contents.items():
+        rows = {variant: {"kimg": [1, 2], "swd2k": runs} for variant, runs in variants.items()}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"variants": rows}))
+    records = [str(tmp_path / f"{name}.json") for name in "ab"]
+    plot_comparison.main([*records, "--out", "curves.png"], standalone_mode=False)
+    drawn = {line.get_label().split()[0]: list(line.get_ydata()) for line in seen[0][0].lines}
+    assert drawn == {"adain": [4, 2], "modconv": [7, 5], "adaconv": [3, 1]}
