@@ -77,7 +77,8 @@ def main(records: tuple[str, ...], metric: str, out: str) -> None:
     """Draw a metric of all variants of records, with bands over the seeds."""
     variants: dict[str, dict[str, Any]] = {}
     for record in records:
-        variants = variants_of(record, metric) | variants
+        for name, row in variants_of(record, metric).items():
+            variants.setdefault(name, row)
     try:
         from matplotlib.figure import Figure
     except ImportError:
