@@ -335,6 +335,6 @@ def test_names_of_files_tell_a_terminal_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["evaluate", "report"])
 def test_processes_belong_to_the_cpu(snapshot, faces16, command, monkeypatch, tmp_path, name):
     monkeypatch.setattr("torch_utils.distributed.count_gpus", lambda requested=None: 2)
-    options = ["--network", snapshot, "--data", faces16, "--metrics", "swd20", "--procs", 2]
+    options = ["--network", snapshot, "--data", faces16, "--metrics", "swd20", "--procs", 3]
     code, _, err = command(name, *options, *(["--out", tmp_path / "report.html"] if name == "report" else []))
-    assert code == 2 and "--procs 2 is for the CPU; add --gpus 0, or leave it out" in err
+    assert code == 2 and "--procs 3 is for the CPU; add --gpus 0, or leave it out" in err
