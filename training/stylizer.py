@@ -35,6 +35,7 @@ from training.optimizer import GuardedOptimizer, ema_beta, ramped_half_life, upd
 
 PART = 4  # one in so many contents of a batch is stylized twice, for the identity loss and the equivariance loss
 NARROWED_BY = 256  # crops of styles, whose main directions remain where --init-from has more style channels
+OUTERMOST = 2  # pixels at borders, which may differ from what the larger image has there
 SHOWN = 4  # contents and styles of the sheets, which are also what the losses are measured on
 Batch = list[tuple[Tensor, Tensor]]  # contents and styles, microbatches of `batch_gpu` images each
 
@@ -193,8 +194,8 @@ class StylizerTrainer:
         Divided by their variance, so that less contrast does not lower it.
 
         By 1 to 7 pixels, so that the encoder's grid, whose cells have 8 pixels, lies elsewhere in the content: a
-        pattern that keeps to the grid moves with it, and is an error. Borders, where the two see something else, do
-        not count. Of every fourth content, as above.
+        pattern that keeps to the grid moves with it, and is an error. So is what is drawn along borders, which lie
+        inside of the other image, but for the outermost pixels. Of every fourth content, as above.
         """
         some = every_fourth(number, len(contents))
         if not len(contents[some]):
@@ -202,8 +203,8 @@ class StylizerTrainer:
         top, left = torch.randint(1, STRIDE, [2]).tolist()
         height, width = (side - STRIDE for side in contents.shape[2:])
         moved = self.model(contents[some, :, top:, left:][:, :, :height, :width], self.model.kernels(styles[some]))
-        y, margin = y[some, :, top:, left:], min(height, width) // 8
-        inside = ..., slice(margin, height - margin), slice(margin, width - margin)
+        y = y[some, :, top:, left:]
+        inside = ..., slice(OUTERMOST, height - OUTERMOST), slice(OUTERMOST, width - OUTERMOST)
         moved, y = moved[inside].float(), y[inside].float()
         variance = (moved.var() + y.var()) / 2 + EPS
         return self.weight_of(moved, contents) * F.mse_loss(moved, y) / variance
