@@ -69,5 +69,5 @@ def test_the_shipped_model_changes_at_borders_hardly_more_than_inside():
 
         bare.append(edge_changes(content, without))
         now.append(edge_changes(content, shipped))
-    assert all(outer < 5 and outer < inside + 2 for outer, inside in now), now
+    assert all(outer < 4 and outer < inside + 1 for outer, inside in now), now
     assert sum(outer for outer, _ in now) < 0.8 * sum(outer for outer, _ in bare), (now, bare)
