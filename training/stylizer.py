@@ -191,11 +191,10 @@ class StylizerTrainer:
     def equivariance_loss(self, contents: Tensor, styles: Tensor, y: Tensor, number: int) -> Tensor:
         """The mean squared difference of stylized contents y to those of contents that are cut off at the left and top.
 
-        Divided by their variance, so that less contrast does not lower it.
-
         By 1 to 7 pixels, so that the encoder's grid, whose cells have 8 pixels, lies elsewhere in the content: a
         pattern that keeps to the grid moves with it, and is an error. So is what is drawn along borders, which lie
-        inside of the other image, but for the outermost pixels. Of every fourth content, as above.
+        inside of the other image, but for the outermost pixels. The difference is divided by the images' variance, so that
+        less contrast does not lower it. Of every fourth content, as above.
         """
         some = every_fourth(number, len(contents))
         if not len(contents[some]):
