@@ -193,8 +193,8 @@ class StylizerTrainer:
 
         By 1 to 7 pixels, so that the encoder's grid, whose cells have 8 pixels, lies elsewhere in the content: a
         pattern that keeps to the grid moves with it, and is an error. So is what is drawn along borders, which lie
-        inside of the other image, but for the outermost pixels. The difference is divided by the images' variance, so that
-        less contrast does not lower it. Of every fourth content, as above.
+        inside of the other image, but for the outermost pixels. The difference is divided by the images' variance, so
+        that less contrast does not lower it. Of every fourth content, as above.
         """
         some = every_fourth(number, len(contents))
         if not len(contents[some]):
