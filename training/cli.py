@@ -71,6 +71,14 @@ def run_options(kimg: str, tick: str, snap: str) -> Callable:
         ),
         cli.option(
             "Run",
+            "--autosave",
+            metavar="MINUTES",
+            type=cli.Float(0, 1e6),
+            help="Save a training state at the first tick that is this long after the last one, so that a crash costs "
+            "no more; 0 saves them with snapshots only.  [default: 15]",
+        ),
+        cli.option(
+            "Run",
             "--keep",
             type=cli.Integer(1, 2**31),
             help="Number of training states to keep; older ones are deleted.  [default: 2]",

@@ -36,7 +36,7 @@ class RunConfig:
     """What every training depends on. Written to the run's config.json and into every training state."""
 
     # What may change when a run is resumed, because no weight depends on it.
-    changeable: ClassVar[set[str]] = {"data", "kimg", "tick", "snap", "workers", "keep"}
+    changeable: ClassVar[set[str]] = {"data", "kimg", "tick", "snap", "autosave", "workers", "keep"}
     data_options: ClassVar[str] = "--data"  # the options that name the data
     networks: ClassVar[tuple[type, ...]] = ()  # the configurations of networks whose fields are options
 
@@ -52,6 +52,7 @@ class RunConfig:
     kimg: Kimg = 25000  # length of the training in thousands of images
     tick: Tick = 4.0  # kimg between two lines of the log
     snap: Annotated[int, Within(1, 2**31)] = 50  # ticks between two snapshots
+    autosave: Annotated[float, Within(0, 1e6)] = 15.0  # minutes after which a state is saved in between; 0: never
     workers: Annotated[int, Within(0, 64)] = 2  # processes that read images, for each training process
     keep: Annotated[int, Within(1, 2**31)] = 2  # number of training states that are kept
 

@@ -103,6 +103,7 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
 
     tick_images = round(config.tick * 1000)
     tick, stopping, full, saved_at = step * config.batch // tick_images, False, None, kimg
+    saved_time = time.monotonic()
     log.start_clock(kimg, step)
     with closing(trainer.batches(step)) as batches:  # the loader's processes end with it, also after an error
         while kimg < config.kimg and not stopping:
@@ -117,10 +118,12 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
                 log.tick(kimg, step, collect_statistics(trainer, device))
                 check_divergence(trainer, run)
             evaluating = done or (ticked and tick // config.snap > before // config.snap)  # a step may be many ticks
-            if evaluating or stopping:  # a stop between two ticks leaves its part of the averages in the state
+            autosaving = ticked and distributed.any_process(autosave_is_due(config, saved_time))
+            if evaluating or stopping or autosaving:
+                # a stop between two ticks leaves its part of the averages in the state
                 state = training_state(trainer, config, step, evaluating, device)
-                full = save(trainer, run, state, kimg, config.keep, saved_at)
-                saved_at = kimg
+                full = save(trainer, run, state, kimg, config.keep, saved_at, with_model=evaluating or stopping)
+                saved_at, saved_time = kimg, time.monotonic()
                 if full and not (done or stopping):
                     log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
                 if evaluating and not stopping:
@@ -134,6 +137,11 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
     if full:
         raise full
     return not stop.set
+
+
+def autosave_is_due(config: RunConfig, saved_time: float) -> bool:
+    """Whether the last state was saved `config.autosave` minutes ago; `saved_time` is of `time.monotonic`."""
+    return config.autosave > 0 and time.monotonic() - saved_time >= 60 * config.autosave
 
 
 def last_line(trainer: Trainer, run: Path, kimg: float, stopping: bool) -> str:
@@ -218,16 +226,16 @@ def training_state(
 
 
 def save(
-    trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: int, saved_at: float
+    trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: int, saved_at: float, with_model: bool
 ) -> DiskFull | None:
-    """Writes the model and, last, the state, in rank 0. Returns the first DiskFull, if there was one.
+    """Writes the model, if asked to, and last the state, in rank 0. Returns the first DiskFull, if there was one.
 
     `saved_at` is the kimg of the save before, or of the state that the run was resumed from.
     """
     disk_full = None
     if distributed.rank() == 0:
-        model = snapshot_path(run, kimg)
-        for write in (partial(trainer.save, model, kimg), partial(save_state, run, state, kimg, keep)):
+        writes = [partial(trainer.save, snapshot_path(run, kimg), kimg)] if with_model else []
+        for write in (*writes, partial(save_state, run, state, kimg, keep)):
             try:
                 write()
             except DiskFull as error:

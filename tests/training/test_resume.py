@@ -149,6 +149,40 @@ def test_a_run_that_met_a_bad_image_goes_on_with_skip_unreadable(runs, faces16, 
     assert [line["unreadable"] for line in records(run, "stats.jsonl")[1:]] == [0, 0, 1]
 
 
+def test_a_run_goes_on_from_a_state_that_was_saved_between_two_snapshots(runs, faces16, monkeypatch):
+    straight, killed = runs
+    config = tiny(faces16, keep=9, aug="ada", target=0.0)
+    loop.train(GANTrainer, config, straight)
+    update_ema, calls = gan.update_ema, 0
+
+    def kill(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 14:  # of 16 steps; the last snapshot is of the eighth
+            raise Killed
+        return update_ema(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(loop, "autosave_is_due", lambda config, saved_time: True)
+        patch.setattr(gan, "update_ema", kill)
+        loop.train(GANTrainer, config, killed)
+    assert [path.stem for path in training_runs.list_states(killed)] == [
+        "state-000000.032",
+        "state-000000.064",
+        "state-000000.096",
+    ]
+    assert [path.stem for path in killed.glob("snapshot-*")] == ["snapshot-000000.064"]
+    assert load_state(find_state(killed))["step"] == 12
+    loop.train(GANTrainer, config, killed, find_state(killed))
+    assert_same_run(straight, killed)
+
+
+@pytest.mark.parametrize("minutes, seconds, due", [(15.0, 899, False), (15.0, 901, True), (0.0, 1e6, False)])
+def test_a_state_is_due_so_many_minutes_after_the_last(faces16, monkeypatch, minutes, seconds, due):
+    monkeypatch.setattr(loop.time, "monotonic", lambda: 100.0 + seconds)
+    assert loop.autosave_is_due(tiny(faces16, autosave=minutes), saved_time=100.0) is due
+
+
 @pytest.mark.parametrize("moment", ["step", "snapshot", "state", "evaluation", "sheet"])
 def test_what_was_written_after_the_state_is_written_again(runs, faces16, monkeypatch, moment):
     straight, killed = runs
