@@ -5,6 +5,8 @@
     G = Generator.from_pretrained("runs")      # a snapshot, a run, a folder of runs, or owner/name on the Hub
     images = G(G.latents([0, 1, 2]), psi=0.7)  # [3, C, H, W], about −1..1
 
+and the layer itself for other networks: AdaConv2d, with KernelPredictor (`networks.adaconv`).
+
 Everything but the Hub works without huggingface_hub.
 """
 
@@ -28,6 +30,7 @@ from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names, find_class
 from models.sampling import class_centers, generate_batches, labels_in_turn, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
+from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor
 from networks.generator import Noise
 from torch_utils.errors import UserError, one_line, plural
 from torch_utils.files import missing_message, write_file
@@ -289,4 +292,16 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
         self.info = {"kimg": 0.0}
 
 
-__all__ = ["Generator", "Stylizer", "UserError", "__version__", "read_image", "save_png", "to_float", "to_uint8"]
+__all__ = [
+    "AdaConv2d",
+    "AdaConvKernels",
+    "Generator",
+    "KernelPredictor",
+    "Stylizer",
+    "UserError",
+    "__version__",
+    "read_image",
+    "save_png",
+    "to_float",
+    "to_uint8",
+]

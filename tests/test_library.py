@@ -25,6 +25,7 @@ from networks.generator import GeneratorConfig
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "library.md"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_the_example_of_the_readme(tmp_path, monkeypatch):
 
 def test_the_examples_of_the_librarys_page(tmp_path, monkeypatch):
     """As they are there, in a folder that has what a clone has and what projector.py leaves."""
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     for name in ("pretrained", "examples"):
         Path(name).symlink_to(ROOT / name)
@@ -84,6 +85,28 @@ def test_the_examples_of_the_librarys_page(tmp_path, monkeypatch):
         if "codes" in variables:
             assert torch.equal(variables["image"], G(G.latents([0]), psi=0.7, noise="const"))
     assert {path.name for path in tmp_path.glob("*.png")} >= {"seed0000.png", "between.png", "face-waves.png"}
+
+
+def test_the_layer_of_the_librarys_page():
+    """It normalizes, each sample has kernels of its own style, and R1 of a network with it has a gradient."""
+    (example,) = re.findall(r"```python\n(import torch\nfrom torch import nn.*?)```", PAGE.read_text(), re.DOTALL)
+    variables: dict[str, type[torch.nn.Module]] = {}
+    exec(compile(example, "library.md", "exec"), variables)
+    torch.manual_seed(0)
+    block = variables["Block"](style_dim=16, channels=8)
+    x, style = torch.randn(2, 8, 12, 12), torch.randn(2, 16)
+    y = block(x, style)
+    assert torch.allclose(block(3 * x + 1, style), y, atol=1e-3)
+    for sample in range(2):
+        assert torch.allclose(
+            block(x[sample : sample + 1], style[sample : sample + 1]), y[sample : sample + 1], atol=1e-5
+        )
+    assert not torch.allclose(block(x, style.flip(0)), y, atol=0.1)
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad(block(x, style).sum(), x, create_graph=True)
+    gradient.square().sum().backward()
+    weight = block.adaconv.predictor.depthwise_weight
+    assert weight.grad.isfinite().all() and weight.grad.abs().max() > 1e-6
 
 
 def test_the_same_images_as_generate(run, tmp_path):
@@ -249,6 +272,15 @@ def test_the_version_stands_once():
     assert config["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "adaconv.__version__"}
     assert f"version: {adaconv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"## [{adaconv.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_an_installed_library_has_every_package_and_the_shipped_models():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    names = subprocess.run(["git", "ls-files", "*/__init__.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    packages = {".".join(Path(name).parent.parts) for name in names.stdout.split()}
+    apart = {package for package in packages if package.startswith(("tests", "benchmarks"))}
+    assert set(listed) == {*(packages - apart), "pretrained"} and len(listed) == len(set(listed))
 
 
 class FakeHub:
