@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -234,8 +234,10 @@ def save(
     """
     disk_full = None
     if distributed.rank() == 0:
-        writes = [partial(trainer.save, snapshot_path(run, kimg), kimg)] if with_model else []
-        for write in (*writes, partial(save_state, run, state, kimg, keep)):
+        writes: list[Callable[[], Any]] = [partial(save_state, run, state, kimg, keep)]
+        if with_model:
+            writes.insert(0, partial(trainer.save, snapshot_path(run, kimg), kimg))
+        for write in writes:
             try:
                 write()
             except DiskFull as error:
