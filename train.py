@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from networks.generator import MODULATIONS
 from torch_utils import cli
 from training import cli as training_cli
 from training.augment import AUGPIPES
@@ -153,7 +154,7 @@ python train.py --resume
 @cli.option(
     "Model",
     "--modulation",
-    type=click.Choice(["adaconv", "modconv", "adain"]),
+    type=click.Choice(MODULATIONS),
     help="How w changes a layer: AdaConv's predicted kernels, StyleGAN2's modulated convolution, or StyleGAN's AdaIN."
     "  [default: adaconv]",
 )

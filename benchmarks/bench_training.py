@@ -54,7 +54,7 @@ import networks.layers
 from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
-from networks.generator import SynthesisLayer
+from networks.generator import MODULATIONS, SynthesisLayer
 from torch_utils import cli
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import native
@@ -118,8 +118,8 @@ class Candidate:
 
 
 CANDIDATES = {
-    **{m: Candidate({"modulation": m}) for m in ("modconv", "adaconv", "adain")},
-    **{f"{m} compiled": Candidate({"modulation": m, "compile": True}) for m in ("modconv", "adaconv", "adain")},
+    **{m: Candidate({"modulation": m}) for m in MODULATIONS},
+    **{f"{m} compiled": Candidate({"modulation": m, "compile": True}) for m in MODULATIONS},
     "in planes": Candidate({"modulation": "adaconv"}, in_planes),
     "references": Candidate({"modulation": "adaconv"}, with_references),
     "peer baseline": Candidate({"modulation": "modconv"}, as_peers_do),
@@ -226,7 +226,7 @@ def covered(spans: Iterable[tuple[float, float]]) -> float:
 @cli.option(
     "Options",
     "--modulation",
-    type=click.Choice(["adaconv", "modconv", "adain"]),
+    type=click.Choice(MODULATIONS),
     multiple=True,
     default=("modconv", "adaconv"),
     help="May be given again.",

@@ -38,6 +38,7 @@ from measure import spread, write_record  # noqa: E402
 
 from media.dataset import ImageDataset  # noqa: E402
 from metrics import parse_metric  # noqa: E402
+from networks.generator import MODULATIONS  # noqa: E402
 from torch_utils import cli  # noqa: E402
 from torch_utils.errors import UserError  # noqa: E402
 from torch_utils.files import write_file  # noqa: E402
@@ -47,7 +48,6 @@ Curve = Mapping[float, Mapping[str, Any]]  # metrics by kimg
 Row = dict[str, Any]  # of the table: a variant's metrics
 
 # What the parts of a variant's name change of `train.py --cfg demo`: fields of GeneratorConfig or options of train.py.
-MODULATIONS = ("modconv", "adain", "adaconv")
 FLAGS: dict[str, dict[str, Any]] = {
     "instance": {"norm": "instance"},
     "bias": {"predict_bias": True},

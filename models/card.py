@@ -11,7 +11,7 @@ from typing import Any
 
 from models.classes import class_names
 from models.stylegan2 import is_network_pickle
-from networks.generator import Generator
+from networks.generator import Generator, Modulation
 from networks.stylizer import Stylizer
 from torch_utils.errors import listed, one_line, plural, ranges_text
 from torch_utils.files import read_regular
@@ -19,7 +19,7 @@ from torch_utils.schema import MAX_JSON_BYTES, parse_json, read_json
 from torch_utils.sizes import width_and_height
 
 KINDS = {1: "1 channel", 3: "in colour", 4: "in colour and transparent (RGBA, premultiplied)"}  # by their channels
-STYLES = {  # by modulation
+STYLES: dict[Modulation, str] = {
     "adaconv": "predicted convolution kernels (AdaConv)",
     "modconv": "scales of each channel (StyleGAN2's modulated convolution)",
     "adain": "scales and biases of each channel (AdaIN)",

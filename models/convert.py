@@ -18,7 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from networks.generator import Generator, GeneratorConfig
+from networks.generator import Generator, GeneratorConfig, Modulation
 
 SCALE = re.compile(r"(synthesis\.blocks\.\d+\.conv[01]\.adaconv\.predictor)\.scale\.weight")  # of a ChannelStyle
 BIAS = re.compile(SCALE.pattern.replace("scale", "bias"))  # of AdaIN
@@ -59,10 +59,12 @@ def adaconv_config(config: GeneratorConfig, like: GeneratorConfig | None = None)
     )
 
 
-def modulation_of(weights: dict[str, Tensor]) -> str:
-    """The `modulation` of the generator that has these weights: "modconv", "adain" or "adaconv"."""
+def modulation_of(weights: dict[str, Tensor]) -> Modulation | None:
+    """The `modulation` of the generator that has these weights; None if it is none that AdaConv contains."""
     if any(STYLE_MAP in name for name in weights):  # of some layers at least, see kernels_up_to
         return "adaconv"
+    if not any(map(SCALE.fullmatch, weights)):
+        return None
     return "adain" if any(map(BIAS.fullmatch, weights)) else "modconv"
 
 

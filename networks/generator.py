@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from torch_utils.schema import Positive, Within
 from torch_utils.sizes import Resolution, block_sizes, nominal_side, nominal_sides, to_resolution
 
 Noise = Literal["random", "const", "none"] | Sequence[Tensor]
+Modulation = Literal["adaconv", "modconv", "adain"]  # what w predicts for a layer: see `style_predictor`
+MODULATIONS: tuple[Modulation, ...] = get_args(Modulation)
 CLASS_MEANS = ("class_w_avg", "class_w_count")  # buffers that older files lack
 
 
@@ -73,7 +75,7 @@ class GeneratorConfig(NetworkConfig):
 
     z_dim: Annotated[int, Within(0, 2**16)] = 512
     w_dim: Annotated[int, Within(1, 2**16)] = 512
-    modulation: Literal["adaconv", "modconv", "adain"] = "adaconv"
+    modulation: Modulation = "adaconv"
     norm: Literal["instance", "demod"] = "demod"
     kernel_size: Annotated[int, Within(1, 31)] = 3  # of the predicted kernels; also the size of the style map
     style_channels: Annotated[int, Within(1, 2**13)] = 64  # of the style map
@@ -87,8 +89,8 @@ class GeneratorConfig(NetworkConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.modulation not in ("adaconv", "modconv", "adain"):
-            raise ValueError(f"modulation: expected 'adaconv', 'modconv' or 'adain', got {self.modulation!r}")
+        if self.modulation not in MODULATIONS:
+            raise ValueError(f"modulation: expected one of {', '.join(MODULATIONS)}, got {self.modulation!r}")
         if self.norm not in ("instance", "demod"):
             raise ValueError(f"norm: expected 'instance' or 'demod', got {self.norm!r}")
         if self.modulation == "modconv" and self.norm != "demod":

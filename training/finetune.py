@@ -131,9 +131,8 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
     found = initial_weights(path)
     config = cast(Generator, modules["G"]).config
     modulation = modulation_of(found["G"])
-    converted = (
-        config.modulation == "adaconv" and {"modconv": "demod", "adain": "instance"}.get(modulation) == config.norm
-    )
+    norm = {"modconv": "demod", "adain": "instance"}.get(modulation or "")
+    converted = config.modulation == "adaconv" and norm == config.norm
     if converted:
         found |= {part: adaconv_weights(found[part], config) for part in ("G", "G_ema")}
     if freezed and "D" not in found:
@@ -160,8 +159,8 @@ def load_initial_weights(modules: dict[str, nn.Module], path: Path, freezed: int
         new = list(dict.fromkeys(name.rpartition(".")[0] for name in own if name not in names))  # the layers
         named = f" (new: {listed(new, 3)})" if new and part != "G_ema" else ""  # G_ema's are those of G
         taken.append(f"{copied} of {part}'s {total} tensors{named}")
-    layers = {"modconv": "modulated convolutions", "adain": "AdaIN layers"}
-    note = f"; the {layers[modulation]} became AdaConv layers, whose style maps are new" if converted else ""
+    layers = "AdaIN layers" if modulation == "adain" else "modulated convolutions"
+    note = f"; the {layers} became AdaConv layers, whose style maps are new" if converted else ""
     prefix = "synthesis.blocks."
     if more := max(_blocks(found["G"], prefix) - _blocks(modules["G"].state_dict(), prefix), 0):
         note += f"; it makes larger images, whose last {plural(more, 'block')} are left out"

@@ -147,7 +147,7 @@ def test_costs_leave_out_the_start_and_are_measured_anew_for_a_variant_that_they
     "arguments, words",
     [
         *(
-            (["--variants", f"adaconv,{name}"], f"--variants {name}: write modconv, adain, adaconv, and behind it")
+            (["--variants", f"adaconv,{name}"], f"--variants {name}: write adaconv, modconv, adain, and behind it")
             for name in ("foo", "", "adaconv-foo", "adaconv-maplr", "adaconv-maplr1.1.1", "adaconv-rank8.5", "instance")
         ),
         (["--variants", "adaconv,modconv-instance"], "modconv"),

@@ -101,6 +101,8 @@ def test_weights_alone_leave_the_style_maps_out():
     assert modulation_of(G.state_dict()) == "adain" and modulation_of(A.state_dict()) == "adaconv"
     in_part = Generator(GeneratorConfig(resolution=32, cbase=256, cmax=8, kernels_up_to=16))
     assert modulation_of(in_part.state_dict()) == "adaconv"
+    other = {name.replace(".scale.", ".rotation."): value for name, value in generator("modconv").state_dict().items()}
+    assert modulation_of(other) is None
     assert {name for name in A.state_dict() if name not in weights} == {n for n in A.state_dict() if STYLE_MAP in n}
 
 
