@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from media.convert import write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
 from tests.scripts import ROOT, TINY, done, image_zip, mistake, remedy, script, script_here, start, wait_until
-from training.runs import list_states
+from training.runs import find_state, list_states, load_state
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +208,36 @@ def test_interrupted_it_saves_and_says_how_to_go_on(faces16, tmp_path, number, p
     assert "train.py --resume" in last and all(line.startswith("kimg") for line in ticks), rest
     (run,) = (tmp_path / "runs").iterdir()
     assert list(run.glob("state/state-*.pt")) and list(run.glob("snapshot-*.safetensors"))
+
+
+def test_interrupted_with_nobody_to_read_its_output_it_saves_as_well(faces16, tmp_path):
+    """As with `2>&1 | tee log`: ^C ends tee first."""
+    options = ["--data", faces16, "--outdir", tmp_path / "runs", "--kimg", 999, *TINY, "--tick", 0.02]
+    command = [sys.executable, "train.py", *map(str, options)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert any(line.startswith("kimg") for line in process.stdout)
+        process.stdout.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert list(run.glob("state/state-*.pt")) and list(run.glob("snapshot-*.safetensors"))
+
+
+def test_a_run_that_is_being_trained_is_not_resumed_beside_it(faces16, tmp_path):
+    runs = tmp_path / "runs"
+    options = ["--data", faces16, "--outdir", runs, "--kimg", 999, *TINY, "--tick", 0.02, "--snap", 1, "--workers", 1]
+    process = start(tmp_path, "train.py", *options)
+    wait_until(lambda: bool(list(runs.glob("*/state/*.pt"))))
+    (run,) = runs.iterdir()
+    records = (run / "config.json").stat().st_mtime_ns
+    message = mistake("train.py", "--outdir", runs, "--resume")
+    assert f"{run} is being trained by another process" in message and process.is_alive()
+    assert (run / "config.json").stat().st_mtime_ns == records
+    os.kill(process.pid, signal.SIGKILL)  # with a process that reads images, which may live for some seconds more
+    process.join(60)
+    state = load_state(find_state(run))
+    step, batch = state["step"], state["config"]["batch"] / 1000
+    done(script("train.py", "--outdir", runs, "--resume", "--kimg", (step + 1) * batch))
 
 
 @pytest.mark.slow

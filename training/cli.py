@@ -33,7 +33,7 @@ from training.config import (
     differences,
 )
 from training.loop import Trainer, train
-from training.runs import check_run, evaluation_is_due, find_state, load_state, mark, new_run
+from training.runs import check_run, evaluation_is_due, find_state, load_state, mark, new_run, training_in
 
 
 def run_options(kimg: str, tick: str, snap: str) -> Callable:
@@ -213,7 +213,8 @@ def start(script: str, configure: Configure, trainer_for: TrainerFor, options: d
             if distributed.rank() and trainer_class.fingerprint(config) != begun.data_hash:
                 raise UserError(f"{config.data} on {platform.node()} is not the data set that process 0 has; copy it")
             processes, gpus = config.procs, config.gpus > 0
-            distributed.launch(train, trainer_class, config, run, begun.state, processes=processes, gpus=gpus)
+            with training_in(run) if distributed.rank() == 0 else nullcontext():
+                distributed.launch(train, trainer_class, config, run, begun.state, processes=processes, gpus=gpus)
         finally:
             trained = any((run / name).exists() for name in ("stats.jsonl", "state"))
             if distributed.rank() == 0 and begun.state is None and not trained:  # it failed at the start
@@ -284,6 +285,7 @@ def prepare_resumed(
         command = command_line("python", other, "--resume", run)
         raise UserError(f"{run} is a run of another script; resume it with: {command}")
     check_options(run, options, script)
+    check_gpus(run, options, given)
     given = {**options, **given}
     check_data_paths(run, given)
     config = configure({**kept_fields(state), **given}, True)
@@ -307,6 +309,8 @@ def prepare_resumed(
         note(f"{run} is complete: it has reached kimg {kimg:g} of the {config.kimg:g} that were asked for{hint}")
         return None
     cli.writable_folder(run / "state", remedy=f"copy {run} to where it can be written, and resume it there")
+    with training_in(run):  # nothing is written where somebody else does
+        pass
     record(run, config, config.recorded_options(given), about)
     mark(run)  # runs of earlier versions have no marker yet
     note(f"run: {run}, from {state_path.name}")
@@ -325,6 +329,16 @@ def kept_fields(state: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, KeyError, ValueError):
         return {}
     return {name: getattr(config.generator, name) for name in WITHOUT_OPTION} | {"schedules": config.schedules}
+
+
+def check_gpus(run: Path, options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Raises UserError where a run was begun with --gpus, and this machine has fewer."""
+    begun, here = options.get("gpus", 0), torch.cuda.device_count()
+    if begun > here and "gpus" not in given and not distributed.under_torchrun():
+        raise UserError(
+            f"{run} was begun on {plural(begun, 'GPU')}, and this machine has {here}; resume it on such a machine, or "
+            f"begin a new run here without --resume"
+        )
 
 
 def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:

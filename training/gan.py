@@ -188,7 +188,7 @@ class GANTrainer:
             penalty = self.path_length(self.G.synthesis(ws), ws)
             self.G_opt.backward(penalty * config.pl_weight * config.pl_interval, self.microbatches)
             self.averages.add({"loss/path_length": penalty})
-        self.G_opt.step()
+        self.G_opt.step(of_loss=False)
 
     def discriminator_step(self, reals: Batch) -> Tensor:
         """Lowers `discriminator_loss`, and returns the logits of the real images."""
@@ -219,7 +219,7 @@ class GANTrainer:
                 self.averages.add({"loss/r2": r2})
                 penalty = penalty + r2
             self.D_opt.backward(penalty * (config.gamma / 2 * config.r1_interval), len(reals))
-        self.D_opt.step()
+        self.D_opt.step(of_loss=False)
 
     def _unfreeze_D(self) -> None:
         for parameter in self.D_opt.parameters:  # without the layers that --freezed keeps

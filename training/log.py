@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,8 @@ class Log:
     def step(self, kimg: float, step: int) -> None:
         """Moves the progress bar."""
         self._bar.set_postfix_str(f"{self.steps_per_s(step):.1f} it/s, left {self.left(kimg)}", refresh=False)
-        self._bar.update(kimg - self._bar.n)
+        with suppress(OSError):
+            self._bar.update(kimg - self._bar.n)
 
     def left(self, kimg: float) -> str:
         """The time left at the mean speed since the start, as h:mm:ss."""
@@ -130,9 +132,10 @@ class Log:
     def say(self, line: str) -> None:
         """A line on stderr, above the progress bar."""
         if self.writes:
-            self._bar.clear()
-            note(line)
-            self._bar.refresh()
+            with suppress(OSError):  # nobody reads it any more, as after ^C with `| tee`; the records say the same
+                self._bar.clear()
+                note(line)
+                self._bar.refresh()
 
     def tick(self, kimg: float, step: int, statistics: dict[str, float]) -> None:
         """Records one tick's numbers, and prints a line of the main ones."""
@@ -173,7 +176,8 @@ class Log:
 
     def close(self) -> None:
         """Raises DiskFull where there is no room for all of the records."""
-        self._bar.close()
+        with suppress(OSError):
+            self._bar.close()
         for path, data in self._unwritten.items():
             append_file(path, data)
 

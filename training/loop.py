@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,22 @@ from torch import Tensor, nn
 
 from models.snapshot import kimg_name
 from torch_utils import distributed
-from torch_utils.errors import DiskFull, Failure, UserError, command_line
+from torch_utils.errors import DiskFull, Failure, UserError, command_line, plural
 from torch_utils.files import remove_leftovers
 from torch_utils.memory import keep_freed_memory, out_of_memory
 from training.config import RunConfig
 from training.log import Averages, Log
 from training.optimizer import GuardedOptimizer
-from training.runs import SKIPPED, check_state, evaluation_is_due, load_state, module_state, save_state, set_aside
+from training.runs import (
+    SKIPPED,
+    autosave,
+    check_state,
+    evaluation_is_due,
+    load_state,
+    module_state,
+    save_state,
+    set_aside,
+)
 
 MAX_NONFINITE_STEPS = 50  # in a row, after which training has diverged
 SECOND_INTERRUPT_SECONDS = 3  # after the first ^C, from which on another one ends the training at once
@@ -74,9 +83,12 @@ def train(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path
         if not out_of_memory(error):
             raise
         kind = "GPU memory" if config.gpus else "memory"
+        at_a_time = plural(config.batch_gpu, "image")
+        halve = "halve --batch-gpu, which leaves --batch as it is, or " if config.batch_gpu > 1 else ""
+        begin = "; --init-from begins with this one's weights" if hasattr(config, "init_from") else ""
         raise UserError(
-            f"out of {kind} with {config.batch_gpu} images at a time; halve --batch-gpu, which leaves --batch as it "
-            "is, or take a smaller model or smaller images (in a new run; --init-from begins with this one's weights)"
+            f"out of {kind} with {at_a_time} at a time; {halve}take a smaller model or smaller images (in a new "
+            f"run{begin})"
         ) from None
 
 
@@ -116,13 +128,13 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
             if ticked:
                 before, tick = tick, step * config.batch // tick_images
                 log.tick(kimg, step, collect_statistics(trainer, device))
-                check_divergence(trainer, run)
+                check_divergence(trainer, run, kimg)
             evaluating = done or (ticked and tick // config.snap > before // config.snap)  # a step may be many ticks
             autosaving = ticked and distributed.any_process(autosave_is_due(config, saved_time))
             if evaluating or stopping or autosaving:
                 # a stop between two ticks leaves its part of the averages in the state
                 state = training_state(trainer, config, step, evaluating, device)
-                full = save(trainer, run, state, kimg, config.keep, saved_at, with_model=evaluating or stopping)
+                full = save(trainer, run, state, kimg, config.keep, saved_at, evaluating or stopping)
                 saved_at, saved_time = kimg, time.monotonic()
                 if full and not (done or stopping):
                     log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
@@ -203,11 +215,12 @@ def collect_statistics(trainer: Trainer, device: torch.device) -> dict[str, floa
     return statistics
 
 
-def check_divergence(trainer: Trainer, run: Path) -> None:
+def check_divergence(trainer: Trainer, run: Path, kimg: float) -> None:
     """Raises Failure where an optimizer has skipped too many steps in a row."""
     if max(float(optimizer.nonfinite_in_a_row) for optimizer in trainer.optimizers.values()) < MAX_NONFINITE_STEPS:
         return
-    good = sorted(run.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
+    snapshots = sorted(run.glob("snapshot-*.safetensors"), key=lambda path: path.stem)
+    good = [path for path in snapshots if path.stem <= snapshot_path(run, kimg).stem]  # later ones were abandoned
     raise Failure(
         f"training has diverged: {MAX_NONFINITE_STEPS} steps in a row had gradients that are not finite, and were "
         f"skipped; the last good model is {good[-1] if good else 'none yet'}; {trainer.hint}"
@@ -228,21 +241,26 @@ def training_state(
 def save(
     trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: int, saved_at: float, with_model: bool
 ) -> DiskFull | None:
-    """Writes the model, if asked to, and last the state, in rank 0. Returns the first DiskFull, if there was one.
+    """Writes the model, and last the state, in rank 0; without the model, the state is an autosave.
+
+    Returns the first DiskFull, if there was one.
 
     `saved_at` is the kimg of the save before, or of the state that the run was resumed from.
     """
     disk_full = None
     if distributed.rank() == 0:
-        writes: list[Callable[[], Any]] = [partial(save_state, run, state, kimg, keep)]
+        writes: list[Callable[[], Any]] = [partial(autosave, run, state, kimg, keep)]
         if with_model:
-            writes.insert(0, partial(trainer.save, snapshot_path(run, kimg), kimg))
+            writes = [
+                partial(trainer.save, snapshot_path(run, kimg), kimg),
+                partial(save_state, run, state, kimg, keep),
+            ]
         for write in writes:
             try:
                 write()
             except DiskFull as error:
                 disk_full = disk_full or error
-        set_aside(run, saved_at, kimg)
+        set_aside(run, trainer.sheet_name, saved_at, kimg if with_model else None)
     return disk_full
 
 
@@ -298,4 +316,5 @@ class StopSignal:
             self.set, self.time = True, time.monotonic()
             if distributed.rank() == 0:
                 end = f"^C in {SECOND_INTERRUPT_SECONDS} s or later ends it at once"
-                os.write(2, f"stopping after this step, with everything saved; {end}\n".encode())
+                with suppress(OSError):  # ^C has ended what read the output as well, as `| tee` does
+                    os.write(2, f"stopping after this step, with everything saved; {end}\n".encode())

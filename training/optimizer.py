@@ -48,8 +48,12 @@ class GuardedOptimizer:
         """Adds the gradient of loss / microbatches, so that all microbatches together give the batch's mean."""
         (loss * (self.scale / microbatches)).backward()
 
-    def step(self) -> None:
-        """Takes a step along the accumulated gradient, averaged over all processes, if all of it is finite."""
+    def step(self, of_loss: bool = True) -> None:
+        """Takes a step along the accumulated gradient, averaged over all processes, if all of it is finite.
+
+        Steps of a regularizer alone are not `of_loss`: a loss that is not finite in any step has diverged, even if the
+        regularizer between is finite.
+        """
         distributed.average_gradients(self.parameters)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
@@ -60,7 +64,7 @@ class GuardedOptimizer:
         self._begin_momenta()
         self.optimizer.found_inf = nonfinite  # type: ignore[attr-defined]  # fused kernels skip the step where it is 1
         self.optimizer.step()
-        self._count(nonfinite)
+        self._count(nonfinite, of_loss)
 
     def _begin_momenta(self) -> None:
         """Gives SGD's momenta zeros to begin with: the fused kernel leaves new memory as it is if it skips a step."""
@@ -69,13 +73,14 @@ class GuardedOptimizer:
                 if p.grad is not None and self.optimizer.state[p].get("momentum_buffer") is None:
                     self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
-    def _count(self, nonfinite: Tensor) -> None:
+    def _count(self, nonfinite: Tensor, of_loss: bool) -> None:
         self.skipped += nonfinite
-        self.nonfinite_in_a_row.add_(1).mul_(nonfinite)
+        if of_loss:
+            self.nonfinite_in_a_row.add_(1).mul_(nonfinite)
         if self.scaling:
             self.steps_since_change.add_(1).mul_(1 - nonfinite)
             grown = (self.steps_since_change >= GROWTH_INTERVAL).float()
-            self.scale *= (1 - 0.5 * nonfinite) * (1 + grown)
+            self.scale.mul_((1 - 0.5 * nonfinite) * (1 + grown)).clamp_(min=1.0)
             self.steps_since_change *= 1 - grown
 
     def state_dict(self) -> dict[str, Any]:

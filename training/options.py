@@ -159,7 +159,9 @@ def r3gan_schedules(values: Mapping[str, Any]) -> Schedules:
     """R3GAN's schedules; those of a training that is shorter than the published one are shortened with it."""
     decay_kimg = min(values.get("kimg", TrainConfig.kimg), R3GAN_DECAY_KIMG)
     ema_kimg = values["ema_kimg"] * decay_kimg / R3GAN_DECAY_KIMG
-    return Schedules(decay_kimg=decay_kimg, ema_kimg=(0.0, ema_kimg), p=(0.0, values["p"]))
+    # the averaged weights of --init-from are kept, and not replaced by those of the first step
+    first = ema_kimg if values.get("init_from") else 0.0
+    return Schedules(decay_kimg=decay_kimg, ema_kimg=(first, ema_kimg), p=(0.0, values["p"]))
 
 
 def check_augmentation(given: Mapping[str, Any], values: Mapping[str, Any]) -> None:

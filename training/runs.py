@@ -7,7 +7,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 from models.snapshot import META, kimg_name, list_runs, run_number
 from networks.generator import CLASS_MEANS
 from torch_utils.errors import UserError, command_line, one_line
-from torch_utils.files import RUN_MARKER, check_own_file, check_own_folder, missing_message, write_file
+from torch_utils.files import RUN_MARKER, check_own_file, check_own_folder, missing_message, open_own, write_file
 from torch_utils.schema import Count, check_values, is_number
 from torch_utils.tensors import FLOATS, is_finite, read_metadata, read_pickled, tensors_in
 
 STATE_TYPES = FLOATS | {torch.float64, torch.int64, torch.uint8}  # of the tensors in a training state
 SKIPPED = "skipped_images"  # the part of a state that has the images that could not be decoded
-RESULT = re.compile(r"snapshot-(\d+(?:\.\d+)?)\.safetensors|[a-z]+(\d{6,}(?:\.\d+)?)\.png", re.ASCII)
+SNAPSHOT = re.compile(r"snapshot-(\d+(?:\.\d+)?)\.safetensors", re.ASCII)
+STATE, AUTOSAVE = "state-", "autosave-"  # begin the names of states: with a snapshot, and between two snapshots
 BEST = "best.safetensors"  # the model of --keep-best
 ABANDONED = "abandoned-"  # begins the names of results that are later than the state from which a run was resumed
 STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which lines are added
@@ -33,34 +35,57 @@ STATS, METRICS = "stats.jsonl", "metrics.jsonl"  # records of a run, to which li
 def save_state(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
     """Writes a training state (tensors, numbers, strings, in dicts and lists), and then removes others.
 
-    Of the run's states `keep` stay: this one and those before. Later ones were abandoned when the run was resumed.
+    Of the run's states `keep` stay: this one and those before, autosaves not counted, none of which stays. Later ones
+    were abandoned when the run was resumed.
 
     Raises DiskFull, and leaves the others.
     """
+    return _write_state(run / "state" / f"{STATE}{kimg_name(kimg)}.pt", state, run, keep - 1)
+
+
+def autosave(run: Path, state: Mapping[str, Any], kimg: float, keep: int = 2) -> Path:
+    """Writes a training state between two snapshots, in place of the last such one. `keep` others stay.
+
+    Raises DiskFull, and leaves the last one.
+    """
+    return _write_state(run / "state" / f"{AUTOSAVE}{kimg_name(kimg)}.pt", state, run, keep)
+
+
+def _write_state(path: Path, state: Mapping[str, Any], run: Path, others: int) -> Path:
     check_own_folder(run / "state")
-    path = run / "state" / f"state-{kimg_name(kimg)}.pt"
     buffer = io.BytesIO()  # the size is known before, and errors of the disk come as they are
     torch.save(dict(state), buffer)
     write_file(path, buffer.getbuffer())
-    earlier = [other for other in list_states(run) if other.stem < path.stem]
-    for other in {*list_states(run)} - {path, *earlier[max(len(earlier) - keep + 1, 0) :]}:
+    states = list_states(run)
+    earlier = [other for other in states if state_kimg(other) < state_kimg(path) and other.name.startswith(STATE)]
+    for other in {*states} - {path, *earlier[max(len(earlier) - others, 0) :]}:
         other.unlink()
     return path
 
 
-def set_aside(run: Path, since: float, kimg: float) -> None:
+def state_kimg(path: Path) -> str:
+    """The kimg in a state's name, as text that is in order (`kimg_name`)."""
+    return path.stem.partition("-")[2]
+
+
+def set_aside(run: Path, sheet_name: str, since: float, written: float | None) -> None:
     """Renames the snapshots and sheets that were abandoned when the run was resumed from an earlier state.
 
-    `since` is the kimg of the save before the one at `kimg`, or of the state that the run was resumed from. Whatever is
-    later than that was abandoned, except the snapshot at `kimg`, which has just been written. Renamed, it is not taken
-    for the newest snapshot, or for an evaluation that was cut off.
+    `since` is the kimg of the save before this one, or of the state that the run was resumed from. Whatever is later
+    than that was abandoned, except the snapshot at the kimg `written`, which has just been; None if there is none.
+    Renamed, it is not taken for the newest snapshot, or for an evaluation that was cut off.
     """
+    just_written = None if written is None else kimg_name(written)
     best = run / BEST
-    if best.is_file() and not best.is_symlink() and kimg_name(since) < kimg_name(best_kimg(best)) != kimg_name(kimg):
-        best.replace(run / (ABANDONED + best.name))
+    if best.is_file() and not best.is_symlink():
+        of_best = kimg_name(best_kimg(best))
+        if of_best > kimg_name(since) and of_best != just_written:
+            best.replace(run / (ABANDONED + best.name))
+    sheet = re.compile(rf"{sheet_name}(\d{{6,}}(?:\.\d+)?)\.png", re.ASCII)
     for path in run.iterdir():
-        found = RESULT.fullmatch(path.name)
-        if found and (found[1] or found[2]) > kimg_name(since) and found[1] != kimg_name(kimg):
+        snapshot = SNAPSHOT.fullmatch(path.name)
+        found = snapshot or sheet.fullmatch(path.name)
+        if found and found[1] > kimg_name(since) and not (snapshot and found[1] == just_written):
             path.replace(path.with_name(ABANDONED + path.name))
             if best.is_symlink() and not best.exists():  # a link to it, of metrics --all
                 best.unlink()
@@ -226,7 +251,8 @@ def find_state(path: Path) -> Path:
 def list_states(run: Path) -> list[Path]:
     """The states of a run, by kimg. Raises UserError where their folder is a link to a place elsewhere."""
     check_own_folder(run / "state")
-    return sorted((path for path in (run / "state").glob("state-*.pt") if path.is_file()), key=lambda path: path.stem)
+    found = [path for begin in (STATE, AUTOSAVE) for path in (run / "state").glob(f"{begin}*.pt")]
+    return sorted(filter(Path.is_file, found), key=state_kimg)
 
 
 def check_run(run: Path) -> None:
@@ -260,6 +286,30 @@ def new_run(outdir: Path, description: str) -> Path:
 def mark(run: Path) -> None:
     """Marks a folder as that of a run, so that its sheets of fakes never count as images of a data set around it."""
     write_file(run / RUN_MARKER, b"The folder of a training run. Its images are left out of data sets around it.\n")
+
+
+@contextmanager
+def training_in(run: Path) -> Iterator[None]:
+    """Keeps other processes from training in the same folder for as long as this lasts, in which they would remove each
+    other's files. The system lets go of the lock when the process ends, however it does.
+
+    Raises UserError where another process trains there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not Linux or macOS
+        yield
+        return
+    with open_own(run / RUN_MARKER, "ab") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those it forks
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"{run} is being trained by another process; wait for it, stop it, or name another run with --resume"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def record_unreadable(run: Path, names: Sequence[str]) -> None:

@@ -164,8 +164,14 @@ def test_out_of_memory_names_the_option(tmp_path, faces16, monkeypatch, on):
         torch.empty(2**60, dtype=torch.uint8)
 
     monkeypatch.setattr(GANTrainer, "generator_step", too_much)
-    with pytest.raises(UserError, match="out of memory with 8 images at a time; halve --batch-gpu"):
+    with pytest.raises(
+        UserError, match=r"out of memory with 8 images at a time; halve --batch-gpu.*--init-from begins"
+    ):
         train(GANTrainer, tiny(faces16), tmp_path)
+    with pytest.raises(
+        UserError, match=r"out of memory with 1 image at a time; take a smaller model or smaller images"
+    ):
+        train(GANTrainer, tiny(faces16, batch_gpu=1), tmp_path)
 
 
 def test_another_error_keeps_its_traceback(tmp_path, faces16, monkeypatch):

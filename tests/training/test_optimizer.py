@@ -71,6 +71,17 @@ def test_a_step_that_is_not_finite_is_left_out(value, kind):
     assert (float(optimizer.skipped), float(optimizer.nonfinite_in_a_row)) == (2, 0)
 
 
+def test_a_finite_regularizer_does_not_hide_a_loss_that_is_not():
+    module = linear()
+    optimizer = optimizer_of(module)
+    for _ in range(3):
+        for factor, of_loss in ((float("nan"), True), (1.0, False)):
+            optimizer.zero_grad()
+            optimizer.backward((module(torch.ones(8, 5)) * factor).mean())
+            optimizer.step(of_loss)
+    assert (float(optimizer.skipped), float(optimizer.nonfinite_in_a_row)) == (3, 3)
+
+
 def test_a_first_step_that_is_left_out_leaves_nothing_behind(monkeypatch):
     """SGD's momenta begin in the first step, even where that is skipped; what lay in their memory must not count."""
     monkeypatch.setattr(torch, "empty_like", lambda p, **options: torch.full_like(p, float("nan")))
@@ -96,6 +107,9 @@ def test_the_scale_is_halved_by_overflow_and_doubled_by_patience():
     assert optimizer.scale == 2**15
     take_step(optimizer, module(torch.ones(1, 5)).mean())
     assert optimizer.scale == 2**16
+    for _ in range(20):  # a loss that is not finite at any scale
+        take_step(optimizer, module(torch.ones(1, 5)).mean() * float("nan"))
+    assert optimizer.scale == 1
 
 
 def test_what_is_frozen_stays():

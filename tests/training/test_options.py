@@ -15,7 +15,7 @@ from networks.stylizer import StylizerConfig
 from networks.vgg import VGG19
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
-from training.cli import check_resumable
+from training.cli import check_gpus, check_resumable
 from training.config import ClassifierConfig, StylizerTrainConfig, TrainConfig
 from training.options import (
     configure_classifier,
@@ -241,3 +241,12 @@ def test_new_stylizers_reflect_at_borders(tmp_path):
 def test_a_preset_at_another_resolution_than_published_is_noted(cfg, resolution, noted):
     note = resolve({"cfg": cfg, "data": "x.zip"}, resolution, 3, 0, 0).note
     assert (f"--cfg {cfg} was published for" in note) == noted
+
+
+def test_a_run_of_more_gpus_than_there_are_says_on_how_many_it_was_begun(monkeypatch, tmp_path):
+    """And not --gpus 2, which would be refused next."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="was begun on 8 GPUs, and this machine has 2; resume it on such a machine"):
+        check_gpus(tmp_path, {"gpus": 8}, {})
+    check_gpus(tmp_path, {"gpus": 2}, {})
+    check_gpus(tmp_path, {"gpus": 8}, {"gpus": 2})  # which the comparison with the state refuses, with its own words

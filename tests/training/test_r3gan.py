@@ -104,6 +104,13 @@ def test_published_values():
     assert resolve({"cfg": "r3gan", "data": "x", "p": 0.2}, 32, 3, 0, 0).schedules.p == (0.0, 0.2)
 
 
+def test_averaged_weights_of_another_run_are_not_replaced_by_the_first_step():
+    schedules = [
+        resolve({"cfg": "r3gan", "data": "x", **more}, 32, 3, 0, 0).schedules for more in ({}, {"init_from": "y"})
+    ]
+    assert [s.ema_kimg for s in schedules] == [(0.0, 5000), (5000, 5000)]
+
+
 def test_the_discriminator_never_compares_images():
     """Without the minibatch standard deviation, what D says of an image does not depend on the others."""
     config = resolve({**SMALL, "data": "x"}, 16, 3, 0, 0)

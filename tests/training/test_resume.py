@@ -166,11 +166,7 @@ def test_a_run_goes_on_from_a_state_that_was_saved_between_two_snapshots(runs, f
         patch.setattr(loop, "autosave_is_due", lambda config, saved_time: True)
         patch.setattr(gan, "update_ema", kill)
         loop.train(GANTrainer, config, killed)
-    assert [path.stem for path in training_runs.list_states(killed)] == [
-        "state-000000.032",
-        "state-000000.064",
-        "state-000000.096",
-    ]
+    assert [path.stem for path in training_runs.list_states(killed)] == ["state-000000.064", "autosave-000000.096"]
     assert [path.stem for path in killed.glob("snapshot-*")] == ["snapshot-000000.064"]
     assert load_state(find_state(killed))["step"] == 12
     loop.train(GANTrainer, config, killed, find_state(killed))
@@ -340,7 +336,7 @@ def test_a_best_model_of_a_training_that_was_not_gone_on_with_is_set_aside(tmp_p
     best = tmp_path / "best.safetensors"
     for kimg, kept in ((10.0, True), (12.0, True), (20.0, False)):  # of the state, of this save, of what came later
         save_snapshot(best, G, {"kimg": kimg})
-        training_runs.set_aside(tmp_path, 10.0, 12.0)
+        training_runs.set_aside(tmp_path, "fakes", 10.0, 12.0)
         assert best.exists() == kept
     assert (tmp_path / "abandoned-best.safetensors").exists()
 
@@ -376,6 +372,34 @@ def test_states_after_the_one_gone_back_to_are_of_another_training(tmp_path):
         training_runs.save_state(tmp_path, {}, kimg, keep=9)
     training_runs.save_state(tmp_path, {}, 2.5, keep=2)
     assert sorted(path.stem for path in (tmp_path / "state").iterdir()) == ["state-000002", "state-000002.5"]
+
+
+def test_what_is_set_aside_is_of_the_run(tmp_path):
+    """Not images that the user has put there, nor a snapshot that has just been written."""
+    names = ["snapshot-000012.safetensors", "fakes000012.png", "frame000500.png", "seed1000000.png", "reals.png"]
+    for name in names:
+        (tmp_path / name).touch()
+    training_runs.set_aside(tmp_path, "fakes", 10.0, 12.0)
+    of_others = {"frame000500.png", "seed1000000.png", "reals.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {names[0], "abandoned-fakes000012.png", *of_others}
+    training_runs.set_aside(tmp_path, "fakes", 10.0, None)  # an autosave at 12 has no snapshot of its own
+    assert (tmp_path / "abandoned-snapshot-000012.safetensors").exists() and not (tmp_path / names[0]).exists()
+
+
+def test_autosaves_do_not_use_up_the_states_that_are_kept(tmp_path):
+    def stems() -> list[str]:
+        return [path.stem for path in training_runs.list_states(tmp_path)]
+
+    for kimg in (10, 20, 30):
+        training_runs.save_state(tmp_path, {}, kimg, keep=2)
+        for part in (2, 4.5):
+            training_runs.autosave(tmp_path, {}, kimg + part, keep=2)
+    assert stems() == ["state-000020", "state-000030", "autosave-000034.5"]
+    assert find_state(tmp_path).stem == "autosave-000034.5"
+    training_runs.autosave(tmp_path, {}, 25, keep=2)  # resumed from the state of kimg 20
+    assert stems() == ["state-000020", "autosave-000025"]
+    training_runs.save_state(tmp_path, {}, 30, keep=2)
+    assert stems() == ["state-000020", "state-000030"]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])

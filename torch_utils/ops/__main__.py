@@ -48,7 +48,10 @@ def check(device: str) -> tuple[list[str], bool]:
     from torch_utils.ops import selfcheck  # it needs a system on which kernels can be built
 
     folder = libraries[-1].parent
-    found = selfcheck.faults(device, libraries, folder, again=True)
+    try:
+        found = selfcheck.faults(device, libraries, folder, again=True)
+    except selfcheck.Interrupted as error:
+        return [f"{device}: not checked: {error}"], False
     lines = [f"{device}: {op}: {found.get(op, 'as its reference')}" for op in selfcheck.OPS[device]]
     return [*lines, f"{device}: kept in {selfcheck.record_path(device, folder)}"], not found
 

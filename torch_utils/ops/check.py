@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from torch_utils.memory import out_of_memory
 from torch_utils.ops.adaconv import adaconv_reference
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act_reference
 from torch_utils.ops.conv3x3 import conv3x3_reference, prepare
 from torch_utils.ops.moments import moments_reference
-from torch_utils.ops.names import IN_CHANNELS_LAST
+from torch_utils.ops.names import IN_CHANNELS_LAST, OUT_OF_MEMORY
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
 # What a value may be off by, as a part of the largest value beside it.
@@ -214,6 +215,8 @@ def check(name: str, device: str) -> str | None:
             try:
                 difference = compare(case, dtype, device)
             except Exception as error:  # whatever a broken kernel makes of it
+                if out_of_memory(error):
+                    raise SystemExit(OUT_OF_MEMORY) from None
                 difference = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             if difference:
                 return f"{case.what}, {str(dtype).removeprefix('torch.')}: {difference}"

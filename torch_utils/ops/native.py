@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -61,6 +62,7 @@ CPU_FLAGS = {
 DEFAULT_ARCHITECTURES = "8.0;9.0+PTX"
 
 MAX_FAILURE_BYTES = 1 << 16
+INTERRUPTED = re.compile("KeyboardInterrupt|interrupted by user")  # in what Python and ninja print
 
 # Runs in a process of its own, so that what ninja and the compilers print can be kept in a file.
 BUILDER = """
@@ -76,6 +78,10 @@ load(**options, verbose=True, is_python_module=False)
 
 class Unavailable(Exception):
     """The kernels cannot be had; the message is one line that says why and what to do."""
+
+
+class Interrupted(Unavailable):
+    """Compiling was stopped by a signal, such as ^C, which reaches the compiler as well."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +255,8 @@ def _build_here(made: Build, again: bool) -> None:
     note(f"compiling the {made.device} ops, once: about a minute ...")
     try:
         _compile(made)
+    except Interrupted:  # says nothing about the next time
+        raise
     except Unavailable as error:
         with atomic_write(failed) as file:
             file.write(str(error).encode())
@@ -284,7 +292,10 @@ def _compile(made: Build) -> None:
             )
         result = Path(folder) / made.library.name
         if done.returncode or not result.exists():
-            raise Unavailable(f"compiling failed: {_reason(log.read_text(errors='replace'))}; all messages: {log}")
+            messages = log.read_text(errors="replace")
+            if done.returncode < 0 or INTERRUPTED.search(messages):
+                raise Interrupted("compiling was interrupted; the next command compiles again")
+            raise Unavailable(f"compiling failed: {_reason(messages)}; all messages: {log}")
         result.chmod(0o755)  # whatever the user's umask is: what others could change is not loaded
         result.replace(made.library)
 
@@ -371,9 +382,13 @@ def _self_check(device: str) -> dict[str, str]:
     except OSError as error:
         note(f"note: the {device} ops could not be checked: {error.strerror}: {error.filename}")
         return {}
+    except selfcheck.Interrupted as error:
+        note(f"note: the {device} ops are used without having been checked: {error}")
+        return {}
     for op, fault in found.items():
         reason = (
-            f"its {device} kernels are wrong here: {fault[:200]}; all of it: {selfcheck.record_path(device, folder)}"
+            f"its {device} kernels are wrong here: {fault[:200]}; all of it: {selfcheck.record_path(device, folder)}; "
+            "to check again: python -m torch_utils.ops --check"
         )
         if mode() == "native":
             raise UserError(f"ADACONV_OPS=native: {op}: {reason}")

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,10 +22,14 @@ import torch
 
 from torch_utils.errors import note
 from torch_utils.files import atomic_write, open_own
-from torch_utils.ops.names import IN_CHANNELS_LAST, OPS
+from torch_utils.ops.names import IN_CHANNELS_LAST, OPS, OUT_OF_MEMORY
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300  # after which a check is taken to hang; it needs a few
+
+
+class Interrupted(Exception):
+    """A check that was stopped, or found no memory beside other processes."""
 
 
 def record_path(device: str, folder: Path) -> Path:
@@ -56,6 +61,7 @@ def faults(device: str, libraries: Sequence[Path], folder: Path, again: bool = F
 
     Raises:
         OSError: if the result cannot be written.
+        Interrupted: if the check was ended by what says nothing about the kernels; no result is kept.
     """
     record = record_path(device, folder)
     with open_own(folder / "check.lock", "ab") as lock:  # one process checks for all that ask
@@ -102,7 +108,7 @@ def _one_of_each_kind(device: str) -> list[str]:
 
 
 def _run(device: str, ops: Sequence[str], libraries: Sequence[Path]) -> tuple[list[str], str]:
-    """The lines that a checking process printed, and how it ended, in words."""
+    """The lines that a checking process printed, and how it ended, in words. Raises Interrupted."""
     command = [sys.executable, "-m", "torch_utils.ops.check", device, ",".join(ops), *map(str, libraries)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
@@ -113,6 +119,10 @@ def _run(device: str, ops: Sequence[str], libraries: Sequence[Path]) -> tuple[li
         output = error.stdout or b""
         text = output.decode(errors="replace") if isinstance(output, bytes) else output
         return text.splitlines(), f"it did not end within {SECONDS} seconds"
+    if run.returncode == OUT_OF_MEMORY:
+        raise Interrupted("there was not enough memory to check them; the next command tries again")
+    if -run.returncode in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        raise Interrupted("the check was interrupted; the next command checks again")
     last = (run.stderr.strip().splitlines() or ["no message"])[-1]
     how = f"signal {-run.returncode}" if run.returncode < 0 else f"exit code {run.returncode}"
     return run.stdout.splitlines(), f"the process that checked it ended with {how}: {last[:200]}"

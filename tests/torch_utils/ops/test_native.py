@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -95,6 +96,26 @@ def test_a_failed_build_names_its_log_and_is_not_repeated(empty_cache, sources, 
     with pytest.raises(native.Unavailable, match="this cannot be compiled"):
         native.build("cpu", again=True)
     assert log.exists()
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "code, messages",
+    [(-2, ""), (1, "Traceback ...\nKeyboardInterrupt\n"), (255, "ninja: build stopped: interrupted by user.")],
+)
+def test_a_build_that_is_interrupted_is_repeated(empty_cache, monkeypatch, code, messages):
+    run, folder = subprocess.run, native.plan("cpu").folder
+
+    def stopped(command, **options):
+        if native.BUILDER not in command:  # which compiler there is
+            return run(command, **options)
+        options["stdout"].write(messages.encode())
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(native.subprocess, "run", stopped)
+    with pytest.raises(native.Unavailable, match="interrupted; the next command compiles again"):
+        native.build("cpu")
+    assert (folder / "log.txt").exists() and not (folder / "failed").exists()
 
 
 @needs_compiler

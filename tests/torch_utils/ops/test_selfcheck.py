@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch_utils.ops import adaconv, bias_act, check, moments, native, upfirdn2d
 from torch_utils.ops.adaconv import adaconv_reference
 from torch_utils.ops.bias_act import bias_act_reference
 from torch_utils.ops.moments import moments_reference
+from torch_utils.ops.names import OUT_OF_MEMORY
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
 pytest.importorskip("fcntl", reason="kernels are built on Linux and macOS only")
@@ -98,7 +101,7 @@ def test_a_wrong_op_is_left_to_its_reference(kernels, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert re.fullmatch(
         r"note: moments is left to the slower reference: its cpu kernels are wrong here: at \[0, 0\] 0, not 1; "
-        r"all of it: .*/checked-\w+\.json\n",
+        r"all of it: .*/checked-\w+\.json; to check again: python -m torch_utils\.ops --check\n",
         err,
     )
     monkeypatch.setattr(torch.ops.adaconv, "moments", None)
@@ -143,6 +146,34 @@ def test_a_check_that_hangs_is_ended(monkeypatch):
     lines, end = selfcheck._run("cpu", ["moments"], [])
     assert lines == []
     assert "did not end" in end
+
+
+@pytest.mark.parametrize("code", [-signal.SIGINT, -signal.SIGTERM, -signal.SIGKILL, OUT_OF_MEMORY])
+def test_a_check_that_is_interrupted_says_nothing_about_the_kernels(code, kernels, tmp_path, monkeypatch, capsys):
+    """The next command checks again, and until then kernels are used."""
+    ended = subprocess.CompletedProcess([], code, "adaconv: \n", "")
+    of_check = SimpleNamespace(run=lambda *args, **kwargs: ended, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(selfcheck, "subprocess", of_check)
+    with pytest.raises(selfcheck.Interrupted, match="next command"):
+        selfcheck.faults("cpu", [], tmp_path)
+    assert not selfcheck.record_path("cpu", tmp_path).exists()
+
+    monkeypatch.delenv("ADACONV_OPS", raising=False)
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(native, "_faulty", {})
+    monkeypatch.setattr(selfcheck, "record_path", lambda *args: tmp_path / "none.json")
+    assert native.available("cpu", "adaconv")
+    assert "note: the cpu ops are used without having been checked: " in capsys.readouterr().err
+
+
+def test_a_check_without_memory_is_no_difference(monkeypatch):
+    def no_memory(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(check, "compare", no_memory)
+    with pytest.raises(SystemExit) as stopped:
+        check.check("moments", "cpu")
+    assert stopped.value.code == OUT_OF_MEMORY
 
 
 def test_every_difference_is_told(kernels):
