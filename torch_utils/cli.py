@@ -396,6 +396,9 @@ def run(command: click.Command) -> None:
 
     A Failure gets its line with exit code 1. Everything else is a bug and keeps its traceback (exit code 1).
     """
+    if sys.platform == "win32":
+        print("error: this project runs on Linux and macOS; on Windows, use it in WSL 2", file=sys.stderr)
+        sys.exit(2)
     # click would turn a broken pipe into an exit, and its versions differ in whether the cause can still be found
     for name in ("make_context", "invoke"):
         setattr(command, name, _past_click(getattr(command, name)))

@@ -388,3 +388,11 @@ def test_names_in_a_message_keep_their_spaces():
 def test_a_name_of_nothing_but_spaces_takes_no_time():
     """From a file of somebody else's; with a regular expression that backtracks, this takes hours."""
     assert UserError(f"there is no a{' ' * 300_000}b").message.endswith("b")
+
+
+def test_on_windows_one_line_says_what_to_use(monkeypatch, capsys):
+    monkeypatch.setattr(cli.sys, "platform", "win32")
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(click.Command("train", callback=lambda: None))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "error: this project runs on Linux and macOS; on Windows, use it in WSL 2\n"
