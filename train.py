@@ -87,7 +87,7 @@ python train.py --resume
     "Training",
     "--batch",
     type=cli.Integer(1, 2**16),
-    help="Images of a step, over all GPUs together.  [default: of --cfg]",
+    help="Images of a step, over all GPUs together.  [default: set by --cfg]",
 )
 @cli.option(
     "Training",
@@ -100,16 +100,19 @@ python train.py --resume
     "Training",
     "--gamma",
     type=cli.Float(0),
-    help="Weight of R1.  [default: of --cfg; 0.0002 · width · height / batch with auto]",
+    help="Weight of R1.  [default: set by --cfg; 0.0002 · width · height / batch with auto]",
 )
 @cli.option(
-    "Training", "--glr", type=cli.Float(0, min_open=True), help="Learning rate of the generator.  [default: of --cfg]"
+    "Training",
+    "--glr",
+    type=cli.Float(0, min_open=True),
+    help="Learning rate of the generator.  [default: set by --cfg]",
 )
 @cli.option(
     "Training",
     "--dlr",
     type=cli.Float(0, min_open=True),
-    help="Learning rate of the discriminator.  [default: of --cfg]",
+    help="Learning rate of the discriminator.  [default: set by --cfg]",
 )
 @cli.option(
     "Training",
@@ -172,7 +175,12 @@ python train.py --resume
     help="Channel base: a layer of side s has min(cbase / s, cmax) channels, where s is √(width · height) rounded to a "
     "power of two.",
 )
-@cli.option("Model", "--cmax", type=cli.Integer(1, 2**13), help="Most channels of any layer.")
+@cli.option(
+    "Model",
+    "--cmax",
+    type=cli.Integer(1, 2**13),
+    help="Largest number of channels of any layer.  [default: set by --cfg]",
+)
 @cli.option("Model", "--map-depth", type=cli.Integer(1, 64), help="Number of layers of the mapping network.")
 def main(**options: Any) -> None:
     """Train a StyleGAN-style generator with AdaConv modulation.

@@ -71,7 +71,7 @@ POSITIVE = cli.Float(0, min_open=True)
     "Training",
     "--covariance-weight",
     type=cli.Float(0),
-    help="Weight of the covariance loss, the difference of how the features vary together: strokes.  [default: 0]",
+    help="Weight of the covariance loss, which compares how features vary together and so moves strokes.  [default: 0]",
 )
 @cli.option(
     "Training",

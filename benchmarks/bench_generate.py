@@ -62,7 +62,12 @@ def untrained(resolution: int, folder: str) -> str:
 
 @click.command(cls=cli.Command, example="python benchmarks/bench_generate.py --network demo/runs")
 @cli.option("Options", "--network", default="demo/runs", help="A snapshot, a run, or a folder of runs.")
-@cli.option("Options", "--resolution", type=click.IntRange(16, 1024), help="In its place, an untrained one.")
+@cli.option(
+    "Options",
+    "--resolution",
+    type=click.IntRange(16, 1024),
+    help="Resolution of an untrained network, measured in place of --network.",
+)
 @cli.option("Options", "--count", default=960, type=click.IntRange(1), help="Images, a multiple of the batch.")
 @cli.option("Options", "--batch", type=click.IntRange(1), help="[default: generate.py's]")
 @cli.option("Options", "--rounds", default=5, type=click.IntRange(1))

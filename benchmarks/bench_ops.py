@@ -276,7 +276,7 @@ def print_half(rows: list[dict]) -> None:
     type=click.Choice(["256", "1024"]),
     multiple=True,
     default=("256",),
-    help="Of the generator whose shapes are measured. May be given again.",
+    help="Resolution of the generator whose shapes are measured. Can be given several times.",
 )
 @cli.option(
     "Options",

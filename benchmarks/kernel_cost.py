@@ -207,7 +207,7 @@ def ratio(instructions: float, moved: float, size: int, gpu: GPU) -> float:
 
 @click.command(cls=cli.Command, example="python benchmarks/kernel_cost.py adaconv_cuda.so --json kernel-cost-sm90.json")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
-@cli.option("Options", "--architecture", default="sm_90", help="Of the code that is read.")
+@cli.option("Options", "--architecture", default="sm_90", help="GPU architecture whose code is read.")
 @cli.option("Options", "--json", "json_path", type=cli.ResultFile(), help="Write the figures there as well.")
 def main(files: tuple[Path, ...], architecture: str, json_path: str | None) -> None:
     """Predicts from compiled code how far the kernels are from the time of a copy."""

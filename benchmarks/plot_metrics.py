@@ -45,7 +45,7 @@ def hours(run: Path, kimg: list[float]) -> list[float]:
 
 @click.command(cls=cli.Command, example="python benchmarks/plot_metrics.py --out curve.png runs/00000-faces32-demo")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@cli.option("Options", "--metric", default="swd", help="As train.py's --metrics calls it.")
+@cli.option("Options", "--metric", default="swd", help="Metric to plot, by its name in --metrics of train.py.")
 @cli.option("Options", "--hours", "over_time", is_flag=True, help="Add the same curves over hours of training.")
 @cli.option("Options", "--log", is_flag=True, help="Draw the metric on a logarithmic scale.")
 @cli.option("Options", "--out", type=cli.ResultFile(), metavar="PNG", required=True, help="The image.")

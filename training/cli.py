@@ -211,7 +211,9 @@ def start(script: str, configure: Configure, trainer_for: TrainerFor, options: d
         trainer_class = trainer_for(config)
         try:
             if distributed.rank() and trainer_class.fingerprint(config) != begun.data_hash:
-                raise UserError(f"{config.data} on {platform.node()} is not the data set that process 0 has; copy it")
+                raise UserError(
+                    f"{config.data} on {platform.node()} is not the data set that process 0 has; copy its file here"
+                )
             processes, gpus = config.procs, config.gpus > 0
             with training_in(run) if distributed.rank() == 0 else nullcontext():
                 distributed.launch(train, trainer_class, config, run, begun.state, processes=processes, gpus=gpus)

@@ -83,7 +83,7 @@ def check_effect(options: Mapping[str, Any], dataset: ImageDataset, config: Trai
     check_tf32(options, config.gpus)
     if "target" in options and config.aug == "fixed":
         keeps = "--cfg r3gan raises p by a schedule" if config.schedules else "--aug fixed keeps p"
-        raise UserError(f"--target is what --aug ada raises p by, and {keeps}; leave --target out")
+        raise UserError(f"--target is for --aug ada, which adapts p to it, but {keeps}; leave --target out")
 
 
 def parse_metrics(text: str | list[str]) -> list[str]:
