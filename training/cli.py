@@ -403,16 +403,17 @@ def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> floa
             where = plural(old.gpus, "GPU") if old.gpus else "the CPU"
             possible = old.gpus <= torch.cuda.device_count()
             remedy = f"add --gpus {old.gpus}" if possible else "resume it on such a machine"
-            raise UserError(f"{run} was begun on {where}, and would go on otherwise here; {remedy}{other}")
+            raise UserError(f"{run} was begun on {where}, and would continue differently here; {remedy}{other}")
         if distributed.under_torchrun() and (old.gpus, old.procs) != (config.gpus, config.procs):
             begun = plural(old.gpus, "GPU") if old.gpus else f"the CPU, by {plural(old.procs, 'process', 'es')}"
             count = f"start it with {plural(old.gpus or old.procs, 'process', 'es')} in all"
             remedy = count if old.gpus else f"{count} and --gpus 0"
-            raise UserError(f"{run} was begun on {begun}, and would go on otherwise here; {remedy}{other}")
+            raise UserError(f"{run} was begun on {begun}, and would continue differently here; {remedy}{other}")
         if old.procs != config.procs:
             begun, now = plural(old.procs, "process", "es"), plural(config.procs, "process", "es")
             raise UserError(
-                f"{run} was begun with {begun}, and would go on otherwise with {now}; add --procs {old.procs}{other}"
+                f"{run} was begun with {begun}, and would continue differently with {now}; "
+                f"add --procs {old.procs}{other}"
             )
         raise UserError(
             f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"

@@ -77,7 +77,7 @@ def test_processes_belong_to_the_cpu(options, gpus):
 @pytest.mark.parametrize(
     "begun, here, words",
     [
-        (0, 1, "was begun on the CPU, and would go on otherwise here; add --gpus 0"),
+        (0, 1, "was begun on the CPU, and would continue differently here; add --gpus 0"),
         (2, 4, "was begun on 2 GPUs, .*; add --gpus 2"),
         (2, 1, "was begun on 2 GPUs, .*; resume it on such a machine"),
     ],
