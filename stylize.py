@@ -196,7 +196,7 @@ def main(**given: Any) -> None:
     if plan.tasks:
         cli.writable_folder(plan.folder or plan.tasks[0].out.parent, "--out")
         look = options.strength, options.preserve_color, options.tile, options.smooth, options.precision
-        settings = Settings(*look, shifts=int(options.shifts))
+        settings = Settings(*look, shifts=int(options.shifts), feather=options.feather or 0)
         stylize(Worker(model, styles, settings, mask=mask, batch=options.batch), tasks, plan)
 
 
@@ -289,7 +289,7 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
         return None
     if size is None or len(plan.tasks) != 1:
         raise UserError("--mask is for a single image as --content, not for folders and videos")
-    return read_mask(options.mask, size, feather=options.feather or 0)
+    return read_mask(options.mask, size)
 
 
 def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle]]:

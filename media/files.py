@@ -83,6 +83,11 @@ def read_pixels(file: BinaryIO, min_side: int = MIN_SIDE, background: tuple[int,
     if min(image.size) < min_side:
         width, height = image.size
         raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more", "name a larger image")
+    return rgb_pixels(image, background)
+
+
+def rgb_pixels(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Tensor:
+    """An image of Pillow as uint8 [3, H, W], as `decode_image` decodes it. Raises Unusable."""
     return torch.from_numpy(np.array(decode_image(image, "RGB", background))).permute(2, 0, 1).contiguous()
 
 

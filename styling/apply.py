@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from networks.stylizer import (
 )
 from networks.vgg import STRIDE
 from styling.color import keep_colors
-from styling.mask import blend
+from styling.mask import blend, soften
 from styling.shifts import SHIFTS, Shift, average, moved
 from styling.smooth import CutDetector, MotionFilter, MovingAverage
 from styling.styles import CombinedStyle
@@ -34,7 +35,7 @@ from styling.tiles import Adjust, encode_tiled, stylize_tiled, tile_for
 from torch_utils.errors import UserError
 from torch_utils.memory import free_memory, release_freed_memory
 from torch_utils.ops import moments
-from torch_utils.precision import autocast
+from torch_utils.precision import COMPUTE_DTYPES, autocast
 
 Progress = Callable[[int, int | None], None]  # called with the number of steps done, and of all steps if it is known
 
@@ -43,11 +44,12 @@ BATCH_PIXELS = 1 << 20  # of the frames of a video in one batch on a GPU; on a C
 MARGIN = 48  # pixels; with more of them the outermost pixels differ from a continued image no more than all others do
 MAX_WHOLE_PIXELS = (1920 + 2 * MARGIN) * (1080 + 2 * MARGIN)  # larger images, with their margin, are tiled by "auto"
 ROWS_PER_BLOCK = 256  # rows of an image that are in memory as floats at a time
+COLORS = (None, "luminance", "histogram")  # whose colours a result has: the style's, or in two ways the content's
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a style is applied."""
+    """How a style is applied. Raises ValueError for values that are none."""
 
     strength: float = 1.0  # 1 for the style, 0 for the content's own
     color: Literal["luminance", "histogram"] | None = None  # how the content's colours are kept, if they are
@@ -55,6 +57,24 @@ class Settings:
     smooth: float = 0.8  # how much changes from frame to frame of a video are damped, 0..1
     precision: str = "fp32"  # of the convolutions: "fp32", "bf16" or "fp16"
     shifts: int = 1  # over how many contents, moved on the encoder's grid, images are averaged: 1, 2 or 4
+    feather: float = 0.0  # pixels by which the edges of a mask are softened
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tile, str):
+            is_tile = self.tile in ("auto", "none")
+        else:
+            is_tile = self.tile >= 2 * STRIDE and self.tile % STRIDE == 0
+        for name, fits, expected in (
+            ("strength", 0 <= self.strength <= 1, "a number from 0 to 1"),
+            ("color", self.color in COLORS, f"one of {COLORS}"),
+            ("tile", is_tile, "'auto', 'none' or a multiple of 8 from 16"),
+            ("smooth", 0 <= self.smooth <= 1, "a number from 0 to 1"),
+            ("precision", self.precision in COMPUTE_DTYPES, f"one of {tuple(COMPUTE_DTYPES)}"),
+            ("shifts", self.shifts in SHIFTS, f"one of {tuple(SHIFTS)}"),
+            ("feather", 0 <= self.feather < math.inf, "a number of pixels from 0"),
+        ):
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
 
 @torch.no_grad()
@@ -109,14 +129,17 @@ def stylize_masked(
     settings: Settings,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Like `stylize_image`, with one style where the mask [1, H, W] is 1 and another where it is 0."""
+    """Like `stylize_image`, with one style where the mask [1, H, W] is 1 and another where it is 0.
+
+    The mask's edges are softened as the settings say.
+    """
     inner_image = stylize_image(model, content, inside, settings, progress)
     outer_image = stylize_image(model, content, outside, settings, progress)
 
     def blend_rows(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
         return blend(a.float(), b.float(), share).round().to(torch.uint8)
 
-    return by_rows(blend_rows, inner_image, outer_image, mask)
+    return by_rows(blend_rows, inner_image, outer_image, soften(mask, settings.feather))
 
 
 class FrameStylizer:

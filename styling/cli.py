@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from styling.styles import SUFFIX
+from styling.styles import SUFFIX, is_saved
 from torch_utils.errors import UserError
 
 SMOOTH = 0.8  # the default of --smooth
@@ -125,7 +125,7 @@ def check_style_options(options: Options) -> None:
         raise UserError(f"--mix has {len(options.mix)} weights for {count} styles; write one for each --style")
     if options.mask and (len(options.styles) != 2 or options.structure_from):
         raise UserError("--mask needs two --style, the first for inside and the second for outside, without --mix")
-    saved = [file for file in options.style_files if file.suffix.lower() == SUFFIX]
+    saved = [file for file in options.style_files if is_saved(file)]
     if saved and options.preserve_color == "histogram":
         raise UserError(
             f"--preserve-color histogram changes the colours of the style image, but {saved[0]} holds only kernels; "

@@ -15,14 +15,13 @@ from styling.color import luma
 from torch_utils.errors import UserError
 
 
-def read_mask(path: str | os.PathLike, size: tuple[int, int], *, feather: float = 0) -> Tensor:
+def read_mask(path: str | os.PathLike, size: tuple[int, int]) -> Tensor:
     """Reads a mask from an image: float [1, H, W], 1 where the image is white and 0 where it is black.
 
     Colours are converted to their luma, and transparent pixels are black.
 
     Args:
         size: (height, width) of the content, which the mask must have as well.
-        feather: standard deviation in pixels of the Gaussian that softens the edges.
 
     Raises:
         UserError: if the image cannot be read or has another size.
@@ -34,7 +33,12 @@ def read_mask(path: str | os.PathLike, size: tuple[int, int], *, feather: float 
             f"the mask {Path(path)} has {width}x{height} pixels, but the content {size[1]}x{size[0]}; "
             "resize the mask to the content's size"
         )
-    return soften(luma(image.float()) / 255, feather).clamp(0, 1)
+    return mask_of(image)
+
+
+def mask_of(image: Tensor) -> Tensor:
+    """The mask [1, H, W] that an image, uint8 [3, H, W], stands for."""
+    return (luma(image.float()) / 255).clamp(0, 1)
 
 
 def soften(masks: Tensor, sigma: float) -> Tensor:

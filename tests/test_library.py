@@ -22,6 +22,8 @@ from latents.codes import Codes, save_codes
 from models.snapshot import load_generator, save_snapshot, save_stylizer
 from networks.generator import Generator as Network
 from networks.generator import GeneratorConfig
+from tests.stylize.running import done as stylize
+from tests.stylize.running import film, frames
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,14 +78,20 @@ def test_the_examples_of_the_librarys_page(tmp_path, monkeypatch):
     for name in ("pretrained", "examples"):
         Path(name).symlink_to(ROOT / name)
     G = adaconv.Generator.from_pretrained("pretrained/faces64.safetensors")
+    film(tmp_path / "film.mp4", 2)
     Path("out").mkdir()
     save_codes("out/projected_w.npz", Codes(G.ws(G.latents([0]), psi=0.7)))
-    variables: dict[str, torch.Tensor] = {}
     for example in examples:
+        variables: dict[str, torch.Tensor] = {}
         exec(compile(example, "library.md", "exec"), variables)
         if "codes" in variables:
             assert torch.equal(variables["image"], G(G.latents([0]), psi=0.7, noise="const"))
-    assert {path.name for path in tmp_path.glob("*.png")} >= {"seed0000.png", "between.png", "face-waves.png"}
+    made = {"seed0000.png", "between.png", "face-waves.png", "face-waves-network.png", "frame2.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} >= made
+    assert len(frames(tmp_path / "stylized" / "film.mp4")) == 2
+    (command,) = re.findall(r"`python stylize.py (.*?)`", (ROOT / "docs" / "library.md").read_text())
+    stylize("--model", "pretrained/stylizer-small.safetensors", *command.split(), "--out", "y.png", cwd=tmp_path)
+    assert np.array_equal(pixels(tmp_path / "y.png"), pixels(tmp_path / "face-waves.png"))
 
 
 def test_the_same_images_as_generate(run, tmp_path):

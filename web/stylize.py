@@ -48,7 +48,7 @@ class Look:
     @property
     def settings(self) -> Settings:
         """What `styling.apply` takes."""
-        return Settings(self.strength, COLORS[self.color])
+        return Settings(self.strength, COLORS[self.color], feather=self.feather)
 
     def shares(self, numbers: Sequence[int]) -> tuple[float, ...]:
         """The weights of the styles with these numbers, to three digits, which sum to 1. Raises UserError."""
@@ -198,7 +198,7 @@ def stylize_upload(
             raise UserError("the mask is missing; paint one on the content first")
         mask_file = page.results.path("mask.png")
         painted.resize((content.shape[2], content.shape[1]), Image.Resampling.NEAREST).save(mask_file)
-        mask = read_mask(mask_file, (content.shape[1], content.shape[2]), feather=look.feather)
+        mask = read_mask(mask_file, (content.shape[1], content.shape[2]))
         stylized = stylize_masked(model, content, combined[0], combined[1], mask, look.settings, report)
         masks = ["--mask", mask_file.name, *(["--feather", f"{look.feather:g}"] if look.feather else [])]
     else:
