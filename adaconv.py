@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import networks.generator
 import networks.stylizer
+from media.excerpt import Excerpt
 from media.files import read_image
 from media.images import preview_grid, save_png, to_float, to_uint8
 from media.transcode import Transcoded
@@ -33,7 +34,8 @@ from models.classes import class_names, find_class
 from models.sampling import class_centers, generate_batches, labels_in_turn, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
-from styling.apply import FrameStylizer, Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
+from styling.apply import FrameStylizer, Progress, Settings, check_size, min_side, stylize_image, stylize_masked
+from styling.films import stylize_video
 from styling.inputs import Picture, StyleInput, mask_in, mixed_style, pixels_of, style_of, style_taken_apart
 from styling.styles import CombinedStyle
 from torch_utils.errors import UserError, one_line, plural
@@ -346,7 +348,7 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
             mask: of the content's size, in the same forms or float [1, H, W] in 0..1: the first of two styles applies
                 where it is white, the second where it is black.
             progress: called with the number of tiles done and of all, for a content that is stylized in tiles.
-            settings: those of `styling.apply.Settings`: strength, color, tile, precision, shifts, feather.
+            settings: those of `styling.apply.Settings`: strength, color, tile, precision, shifts, feather, max_side.
 
         Raises:
             UserError: if a file cannot be read, or the memory is too small.
@@ -354,6 +356,7 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
         """
         look = Settings(**settings)
         pixels = pixels_of(content, "content", min_side(self))
+        check_size(self, "the content", pixels.shape[1], pixels.shape[2], look.max_side)
         if mask is None:
             return stylize_image(self, pixels, mixed_style(self, style, mix, style_scale), look, progress)
         inside, outside = self._masked_styles(style, mix, style_scale)
@@ -368,6 +371,8 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
         *,
         mix: Sequence[float] | None = None,
         style_scale: float = 1.0,
+        start: float = 0.0,
+        length: float | None = None,
         batch: int | None = None,
         progress: Progress | None = None,
         **settings: Any,
@@ -378,6 +383,8 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
             source: a video, or an animated GIF, WebP or PNG.
             out: an .mp4, .m4v, .mov or .mkv, which is there when all of it is written.
             style: as in `read_style`, or what that gave.
+            start: the second of the source at which what is written begins.
+            length: how many seconds of it are written; None for all.
             batch: number of frames that are stylized together; None to choose by their size.
             progress: called with the number of frames done and of all, None if it is not known.
             settings: those of `styling.apply.Settings`, also `smooth`.
@@ -386,9 +393,9 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
             UserError: if a file cannot be read or written, or the memory is too small.
             TypeError, ValueError: if an argument is of another kind, or does not go with the others.
         """
-        look = Settings(**settings)
+        look, excerpt = Settings(**settings), Excerpt(start, length)
         combined = mixed_style(self, style, mix, style_scale)
-        return stylize_video(source, out, self, combined, look, batch, progress)
+        return stylize_video(source, out, self, combined, look, batch, progress, excerpt)
 
     def _masked_styles(self, style: Any, mix: Sequence[float] | None, scale: float) -> list[CombinedStyle]:
         """The styles inside and outside of a mask. Raises ValueError if there are not two of them."""

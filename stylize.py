@@ -17,7 +17,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from torch import Tensor
 
 from latents.kernel_views import style_sheet
+from media.excerpt import Excerpt
 from media.files import check_side, read_image
+from media.resize import smaller_size
 from media.video import VideoReader
 from models.snapshot import STYLIZER, find_snapshot, found_text, load_stylizer
 from networks.stylizer import Stylizer, resize_square
@@ -38,6 +40,7 @@ EXAMPLE = """\
 python stylize.py --content photo.jpg --style painting.jpg
 python stylize.py --content photos/ --style a.jpg --style b.jpg --mix 0.7,0.3 --strength 0.8 --out stylized/
 python stylize.py --content film.mp4 --style painting.jpg --style-scale 2 --preserve-color luminance --out out.mp4
+python stylize.py --content film.mp4 --style painting.jpg --max-side 480 --start 60 --length 5 --out preview.mp4
 python stylize.py --content photo.jpg --style sky.jpg --style ground.jpg --mask sky-mask.png --feather 8 --out out.jpg
 python stylize.py --style painting.jpg --save-style painting.safetensors
 """
@@ -67,6 +70,28 @@ class Plan:
     metavar="FILE",
     help="Image of the style, or file that --save-style wrote. Repeat it for one result per style, or combine several "
     "with --mix or --mask.",
+)
+@cli.option(
+    "Input",
+    "--max-side",
+    type=cli.Integer(16, 1 << 20),
+    metavar="N",
+    help="Make the content smaller first, so that its longer side has at most N pixels, which is faster. Strokes keep "
+    "their size, so that they are larger in the picture. Videos get even sizes.",
+)
+@cli.option(
+    "Input",
+    "--start",
+    type=cli.Float(0, 1e6),
+    metavar="SECONDS",
+    help="Begin a video at this second, with its sound.  [default: 0]",
+)
+@cli.option(
+    "Input",
+    "--length",
+    type=cli.Float(0.001, 1e6),
+    metavar="SECONDS",
+    help="Stylize only so many seconds of a video, for a preview.  [default: all of it]",
 )
 @cli.option(
     "Style", "--mix", type=Weights(), help="Mix all --style into one, with weights that sum to 1, such as 0.7,0.3."
@@ -196,8 +221,9 @@ def main(**given: Any) -> None:
     if plan.tasks:
         cli.writable_folder(plan.folder or plan.tasks[0].out.parent, "--out")
         look = options.strength, options.preserve_color, options.tile, options.smooth, options.precision
-        settings = Settings(*look, shifts=int(options.shifts), feather=options.feather or 0)
-        stylize(Worker(model, styles, settings, mask=mask, batch=options.batch), tasks, plan)
+        settings = Settings(*look, int(options.shifts), options.feather or 0, options.max_side)
+        excerpt = Excerpt(options.start or 0, options.length)
+        stylize(Worker(model, styles, settings, mask=mask, batch=options.batch, excerpt=excerpt), tasks, plan)
 
 
 def plan_results(options: Options) -> Plan:
@@ -269,12 +295,9 @@ def draw_kernels(path: Path, styles: list[CombinedStyle], size: int) -> None:
 def check_inputs(options: Options, plan: Plan) -> Tensor | None:
     """Reads a single content, so that errors are reported before the model is loaded, and the mask, if there is one."""
     contents = {task.content: task.video for task in plan.tasks}
-    of_videos = [name for name in options.of_results if name in ("--smooth", "--batch")]
-    if of_videos and contents and not any(contents.values()):
-        verb, them = ("is", "it") if len(of_videos) == 1 else ("are", "them")
-        raise UserError(
-            f"{' and '.join(of_videos)} {verb} for videos, and {options.content} has none; leave {them} out"
-        )
+    if (given := options.of_videos) and contents and not any(contents.values()):
+        verb, them = ("is", "it") if len(given) == 1 else ("are", "them")
+        raise UserError(f"{' and '.join(given)} {verb} for videos, and {options.content} has none; leave {them} out")
     size = None
     if len(contents) == 1:
         ((content, video),) = contents.items()
@@ -284,7 +307,7 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
             _, height, width = read_image(content).shape
             size = height, width
             for task in plan.tasks:
-                check_side(task.out, width, height)
+                check_side(task.out, *reversed(smaller_size(height, width, options.max_side)))
     if options.mask is None:
         return None
     if size is None or len(plan.tasks) != 1:

@@ -55,6 +55,9 @@ class Options:
 
     model: str | None
     content: str | None
+    max_side: int | None
+    start: float | None
+    length: float | None
     style: tuple[str, ...]
     mix: tuple[float, ...] | None
     structure_from: str | None
@@ -92,6 +95,9 @@ class Options:
     def of_results(self) -> list[str]:
         """The given options that change how a content is stylized, and nothing in a style."""
         given = {
+            "--max-side": self.max_side is not None,
+            "--start": self.start is not None,
+            "--length": self.length is not None,
             "--strength": self.strength != 1,
             "--preserve-color": self.preserve_color is not None,
             "--smooth": self.smooth != SMOOTH,
@@ -102,6 +108,11 @@ class Options:
             "--batch": self.batch is not None,
         }
         return [name for name, is_given in given.items() if is_given]
+
+    @property
+    def of_videos(self) -> list[str]:
+        """The given options that change only videos."""
+        return [name for name in self.of_results if name in ("--start", "--length", "--smooth", "--batch")]
 
     @property
     def results(self) -> list[list[Path]]:

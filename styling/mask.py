@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -39,6 +40,13 @@ def read_mask(path: str | os.PathLike, size: tuple[int, int]) -> Tensor:
 def mask_of(image: Tensor) -> Tensor:
     """The mask [1, H, W] that an image, uint8 [3, H, W], stands for."""
     return (luma(image.float()) / 255).clamp(0, 1)
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask [1, H, W] in another (height, width)."""
+    if tuple(mask.shape[1:]) == tuple(size):
+        return mask
+    return F.interpolate(mask[None], list(size), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def soften(masks: Tensor, sigma: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from media import video_writer
+from media.excerpt import WHOLE, Excerpt
 from media.files import (
     image_format,
     is_video,
@@ -24,7 +25,8 @@ from media.files import (
 )
 from media.video_writer import video_format
 from networks.stylizer import Stylizer
-from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
+from styling.apply import Progress, Settings, check_size, min_side, stylize_image, stylize_masked
+from styling.films import stylize_video
 from styling.styles import CombinedStyle
 from torch_utils.errors import UserError, printable
 from torch_utils.files import missing_message
@@ -107,12 +109,15 @@ class Worker:
         *,
         mask: Tensor | None = None,
         batch: int | None = None,
+        excerpt: Excerpt = WHOLE,
     ):
         """With `mask` [1, H, W], the first of two styles applies inside and the second outside.
 
-        `batch` is the number of frames of a video that are stylized together; None to choose by their size.
+        `batch` is the number of frames of a video that are stylized together, None to choose by their size, and
+        `excerpt` the part of it.
         """
-        self.model, self.styles, self.settings, self.mask, self.batch = model, styles, settings, mask, batch
+        self.model, self.styles, self.settings, self.mask = model, styles, settings, mask
+        self.batch, self.excerpt = batch, excerpt
         self.content: tuple[Path, Tensor | UserError] | None = None  # the last image: its other styles come next
 
     def do_all(self, tasks: Sequence[Task], keep_going: bool = False) -> dict[Task, str]:
@@ -161,9 +166,16 @@ class Worker:
         write_image(image, task.out)
 
     def stylize_video(self, task: Task, progress: Progress) -> None:
-        """Writes a video in its style."""
+        """Writes a video in its style. When it is stopped, nothing is left of it, which is said."""
         style = self.styles[task.style]
-        done = stylize_video(task.content, task.out, self.model, style, self.settings, self.batch, progress)
+        try:
+            done = stylize_video(
+                task.content, task.out, self.model, style, self.settings, self.batch, progress, self.excerpt
+            )
+        except KeyboardInterrupt:
+            line = f"{task.out} is not written: a video that is stopped before its end is not kept"
+            tqdm.write(printable(line), file=sys.stderr)
+            raise
         if done.damaged:
             tqdm.write(printable(f"{task.content}: {done.damaged} damaged parts were skipped"), file=sys.stderr)
         if done.sound_encoded:
@@ -175,13 +187,15 @@ class Worker:
         """The image of a content, read once for all of its styles. Raises UserError."""
         if self.content is None or self.content[0] != path:
             try:
-                self.content = path, read_image(path, min_side=min_side(self.model))
+                image = read_image(path, min_side=min_side(self.model))
+                check_size(self.model, path, image.shape[1], image.shape[2], self.settings.max_side)
+                self.content = path, image
             except UserError as error:
                 self.content = path, error
-        image = self.content[1]
-        if isinstance(image, UserError):
-            raise image
-        return image
+        found = self.content[1]
+        if isinstance(found, UserError):
+            raise found
+        return found
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from media.files import read_image, write_image
 from media.video import VideoReader, animated_webp, pixels_of_all_frames
 from models.snapshot import STYLIZER
 from networks.stylizer import Stylizer
-from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
+from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked
+from styling.films import stylize_video
 from styling.mask import read_mask
 from styling.styles import CombinedStyle, read_style
 from torch_utils.errors import UserError, command_line

@@ -33,11 +33,13 @@ def test_images_are_those_of_the_command(start, place, model, tmp_path):
         ([*one, "--style-scale", 2, "--shifts", 2], str(a), {"style_scale": 2, "shifts": 2}),
         ([*one, "--preserve-color", "histogram", "--tile", 32], a, {"color": "histogram", "tile": 32}),
         ([*two, "--mask", mask, "--feather", 3], (a, b), {"mask": mask, "feather": 3}),
+        ([*one, "--max-side", 40], a, {"max_side": 40}),
         (["--structure-from", a, "--statistics-from", b], apart, {}),
     ):
         done(*start, *options, "--out", out)
         image = model.stylize(photo, style, **keywords)
-        assert image.dtype == torch.uint8 and image.shape == (3, 48, 64) and most(out, image) == 0, options
+        assert image.dtype == torch.uint8 and most(out, image) == 0, options
+        assert image.shape == ((3, 30, 40) if "max_side" in keywords else (3, 48, 64))
 
 
 def test_contents_styles_and_masks_in_all_forms(place, model, tmp_path):
@@ -86,6 +88,11 @@ def test_a_video_is_that_of_the_command(start, place, model, tmp_path, monkeypat
     apply = adaconv.FrameStylizer(model, model.read_style(place / "a.png"), adaconv.Settings(strength=0.7, smooth=0.5))
     images = torch.cat([apply(frame[None]) for frame in frames(source)])
     assert torch.equal(images, torch.stack(written))
+    part = ["--start", 0.1, "--length", 0.2, "--max-side", 40]
+    done(*start[:2], "--content", source, *options, *part, "--out", tmp_path / "a.mkv")
+    keywords = {"strength": 0.7, "smooth": 0.5, "start": 0.1, "length": 0.2, "max_side": 40}
+    assert model.stylize_video(source, tmp_path / "b.mkv", place / "a.png", **keywords).frames == 3
+    assert torch.equal(frames(tmp_path / "a.mkv"), frames(tmp_path / "b.mkv"))
 
 
 def test_what_the_library_refuses(place, model, tmp_path):
@@ -112,6 +119,8 @@ def test_what_the_library_refuses(place, model, tmp_path):
         (lambda: model.stylize(photo, a, tile=20), "tile: expected 'auto', 'none' or a multiple of 8 from 16, got 20"),
         (lambda: model.stylize(photo, a, shifts=3), "shifts: expected one of (1, 2, 4), got 3"),
         (lambda: model.stylize(photo, a, precision="fp8"), "precision: expected one of ('fp32', 'bf16', 'fp16')"),
+        (lambda: model.stylize(photo, a, max_side=8), "max_side: expected None or pixels from 16, got 8"),
+        (lambda: model.stylize_video(photo, "y.mp4", a, start=-1), "start: expected seconds from 0, got -1"),
         (lambda: model.read_style(), "style: expected a style, or structure_from and statistics_from"),
         (lambda: model.read_style(a, structure_from=a, statistics_from=a), "style: expected a style, or"),
         (lambda: model.read_style(structure_from=a), "style: expected a style, or structure_from and statistics_from"),
@@ -129,5 +138,7 @@ def test_what_the_library_refuses(place, model, tmp_path):
         model.stylize(photo, a, strenght=0.5)
     with pytest.raises(UserError, match="there is no"):
         model.stylize(tmp_path / "absent.png", a)
+    with pytest.raises(UserError, match="the content has 64x48 pixels, and 20x15 where the longer side may have 20"):
+        model.stylize(photo, a, max_side=20)
     with pytest.raises(UserError, match="not a readable video"):
         model.stylize_video(photo, tmp_path / "y.gif", a)
