@@ -35,7 +35,7 @@ from models.sampling import class_centers, generate_batches, labels_in_turn, lat
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
 from styling.apply import FrameStylizer, Progress, Settings, check_size, min_side, stylize_image, stylize_masked
-from styling.films import stylize_video
+from styling.films import frame_stylizer, stylize_video
 from styling.inputs import Picture, StyleInput, mask_in, mixed_style, pixels_of, style_of, style_taken_apart
 from styling.styles import CombinedStyle
 from torch_utils.errors import UserError, one_line, plural
@@ -371,6 +371,7 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
         *,
         mix: Sequence[float] | None = None,
         style_scale: float = 1.0,
+        mask: Picture | None = None,
         start: float = 0.0,
         length: float | None = None,
         batch: int | None = None,
@@ -383,6 +384,7 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
             source: a video, or an animated GIF, WebP or PNG.
             out: an .mp4, .m4v, .mov or .mkv, which is there when all of it is written.
             style: as in `read_style`, or what that gave.
+            mask: as in `stylize`, of any size; it is resized to the frames.
             start: the second of the source at which what is written begins.
             length: how many seconds of it are written; None for all.
             batch: number of frames that are stylized together; None to choose by their size.
@@ -394,8 +396,11 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
             TypeError, ValueError: if an argument is of another kind, or does not go with the others.
         """
         look, excerpt = Settings(**settings), Excerpt(start, length)
-        combined = mixed_style(self, style, mix, style_scale)
-        return stylize_video(source, out, self, combined, look, batch, progress, excerpt)
+        if mask is None:
+            frames = frame_stylizer(self, [mixed_style(self, style, mix, style_scale)], look)
+        else:
+            frames = frame_stylizer(self, self._masked_styles(style, mix, style_scale), look, mask_in(mask))
+        return stylize_video(source, out, frames, batch, progress, excerpt)
 
     def _masked_styles(self, style: Any, mix: Sequence[float] | None, scale: float) -> list[CombinedStyle]:
         """The styles inside and outside of a mask. Raises ValueError if there are not two of them."""

@@ -141,7 +141,8 @@ class Plan:
     "Look",
     "--mask",
     metavar="FILE",
-    help="Apply the first of two styles where this image is white, and the second where it is black.",
+    help="Apply the first of two styles where this image is white, and the second where it is black. For a video, it "
+    "is stretched to the size of the frames, and is the same for all of them.",
 )
 @cli.option(
     "Look",
@@ -310,8 +311,8 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
                 check_side(task.out, *reversed(smaller_size(height, width, options.max_side)))
     if options.mask is None:
         return None
-    if size is None or len(plan.tasks) != 1:
-        raise UserError("--mask is for a single image as --content, not for folders and videos")
+    if len(plan.tasks) != 1:
+        raise UserError("--mask is for a single image or video as --content, not for a folder of several")
     return read_mask(options.mask, size)
 
 

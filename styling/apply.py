@@ -137,11 +137,17 @@ def stylize_masked(
     inner_image = stylize_image(model, content, inside, settings, progress)
     outer_image = stylize_image(model, content, outside, settings, progress)
 
+    share = soften(resize_mask(mask, inner_image.shape[1:]), settings.feather)
+    return blend_images(inner_image, outer_image, share)
+
+
+def blend_images(inside: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
+    """`blend` of two images, uint8 [3, H, W], rounded."""
+
     def blend_rows(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
         return blend(a.float(), b.float(), share).round().to(torch.uint8)
 
-    share = soften(resize_mask(mask, inner_image.shape[1:]), settings.feather)
-    return by_rows(blend_rows, inner_image, outer_image, share)
+    return by_rows(blend_rows, inside, outside, mask)
 
 
 class FrameStylizer:

@@ -57,8 +57,8 @@ def pixels_of_tensor(image: Tensor, name: str) -> Tensor:
     return one if one.dtype == torch.uint8 else to_uint8(one.float())
 
 
-def mask_in(mask: Picture, size: tuple[int, int]) -> Tensor:
-    """A mask as float [1, H, W] in 0..1 of a content's (height, width), from an image or from such a tensor.
+def mask_in(mask: Picture, size: tuple[int, int] | None = None) -> Tensor:
+    """A mask as float [1, H, W] in 0..1 from an image or from such a tensor, of a content's (height, width) if given.
 
     Raises UserError, TypeError and ValueError as `pixels_of` does, also for a mask of another size.
     """
@@ -66,7 +66,7 @@ def mask_in(mask: Picture, size: tuple[int, int]) -> Tensor:
         return read_mask(mask, size)
     if not isinstance(mask, Tensor) or mask.shape[-3:-2] == (3,):
         mask = mask_of(pixels_of(mask, "mask", 1, BLACK))
-    expected = [1, *size]
+    expected = [1, *(mask.shape[1:] if size is None else size)]
     if list(mask.shape) != expected or not mask.is_floating_point() or not 0 <= mask.min() <= mask.max() <= 1:
         raise ValueError(f"mask: expected float {expected} in 0..1, got {str(mask.dtype)[6:]} {list(mask.shape)}")
     return mask.detach().cpu().float()

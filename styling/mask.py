@@ -16,19 +16,20 @@ from styling.color import luma
 from torch_utils.errors import UserError
 
 
-def read_mask(path: str | os.PathLike, size: tuple[int, int]) -> Tensor:
+def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> Tensor:
     """Reads a mask from an image: float [1, H, W], 1 where the image is white and 0 where it is black.
 
     Colours are converted to their luma, and transparent pixels are black.
 
     Args:
-        size: (height, width) of the content, which the mask must have as well.
+        size: (height, width) of the content, which the mask must have as well; None for the frames of a film, to which
+            a mask of any size is resized.
 
     Raises:
         UserError: if the image cannot be read or has another size.
     """
     image = read_image(path, min_side=1, background=(0, 0, 0))
-    if image.shape[1:] != size:
+    if size is not None and image.shape[1:] != size:
         height, width = image.shape[1:]
         raise UserError(
             f"the mask {Path(path)} has {width}x{height} pixels, but the content {size[1]}x{size[0]}; "

@@ -26,7 +26,7 @@ from media.files import (
 from media.video_writer import video_format
 from networks.stylizer import Stylizer
 from styling.apply import Progress, Settings, check_size, min_side, stylize_image, stylize_masked
-from styling.films import stylize_video
+from styling.films import frame_stylizer, stylize_video
 from styling.styles import CombinedStyle
 from torch_utils.errors import UserError, printable
 from torch_utils.files import missing_message
@@ -111,7 +111,7 @@ class Worker:
         batch: int | None = None,
         excerpt: Excerpt = WHOLE,
     ):
-        """With `mask` [1, H, W], the first of two styles applies inside and the second outside.
+        """With `mask` [1, H, W], of an image's size or any for a video, the first of two styles applies inside of it.
 
         `batch` is the number of frames of a video that are stylized together, None to choose by their size, and
         `excerpt` the part of it.
@@ -166,12 +166,11 @@ class Worker:
         write_image(image, task.out)
 
     def stylize_video(self, task: Task, progress: Progress) -> None:
-        """Writes a video in its style. When it is stopped, nothing is left of it, which is said."""
-        style = self.styles[task.style]
+        """Writes a video in its style, or with a mask in both. Says that nothing is left of it when it is stopped."""
+        styles = self.styles if self.mask is not None else [self.styles[task.style]]
+        stylize = frame_stylizer(self.model, styles, self.settings, self.mask)
         try:
-            done = stylize_video(
-                task.content, task.out, self.model, style, self.settings, self.batch, progress, self.excerpt
-            )
+            done = stylize_video(task.content, task.out, stylize, self.batch, progress, self.excerpt)
         except KeyboardInterrupt:
             line = f"{task.out} is not written: a video that is stopped before its end is not kept"
             tqdm.write(printable(line), file=sys.stderr)

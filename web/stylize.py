@@ -15,7 +15,7 @@ from media.files import read_image, write_image
 from media.video import VideoReader, animated_webp, pixels_of_all_frames
 from models.snapshot import STYLIZER
 from networks.stylizer import Stylizer
-from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked
+from styling.apply import FrameStylizer, Progress, Settings, min_side, stylize_image, stylize_masked
 from styling.films import stylize_video
 from styling.mask import read_mask
 from styling.styles import CombinedStyle, read_style
@@ -226,7 +226,7 @@ def stylize_film(
     model = page.shelf.stylizer(name)
     combined, files, words = read_styles(model, styles, look)
     out = page.results.path(f"{path.stem[:80]}-stylized.mp4")
-    stylize_video(path, out, model, combined[0], look.settings, progress=report)
+    stylize_video(path, out, FrameStylizer(model, combined[0], look.settings), progress=report)
     words += ["--out", f"out/{out.name}"]
     line = command_line("python", "stylize.py", "--model", name, "--content", path.name, *words)
     return str(out), command_with(line, uploads_of([path, *files]))

@@ -103,7 +103,7 @@ def test_bad_masks(start, place, tmp_path):
     assert "63x48 pixels, but the content 64x48" in mistake(*start, *styles, *out, "--mask", tmp_path / "small.png")
     assert "absent.png" in mistake(*start, *styles, *out, "--mask", tmp_path / "absent.png")
     folder = [*start[:2], "--content", place / "photos", *styles, "--out", tmp_path / "out"]
-    assert "single image" in mistake(*folder, "--mask", tmp_path / "small.png")
+    assert "single image or video" in mistake(*folder, "--mask", tmp_path / "small.png")
 
 
 def test_bad_videos(start, place, tmp_path):
@@ -124,8 +124,8 @@ def test_bad_videos(start, place, tmp_path):
     ):
         line = mistake(*start[:2], "--content", source, *style, "--out", tmp_path / out)
         assert words in line
-    mask = [*style, "--style", place / "b.png", "--mask", place / "photo.png"]
-    assert "single image" in mistake(*start[:2], "--content", video, *mask, "--out", tmp_path / "y.mp4")
+    mask = [*style, "--style", place / "b.png", "--mask", tmp_path / "text.mp4"]
+    assert "text.mp4 is not an image" in mistake(*start[:2], "--content", video, *mask, "--out", tmp_path / "y.mp4")
     assert not (tmp_path / "y.mp4").exists() and not list(tmp_path.glob(".*"))
 
 

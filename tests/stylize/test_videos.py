@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+import adaconv
 from media.files import read_image
 from media.video_writer import VideoWriter
-from styling.apply import FrameStylizer
+from styling.apply import FrameStylizer, Settings
+from styling.mask import read_mask, soften
 from tests.stylize.running import done, film, frames, mistake, most, sound, stylize
 
 
@@ -83,6 +85,37 @@ def test_a_preview_is_small_and_short(start, place, written, tmp_path):
     assert "has 90x70 pixels, and 16x12 where the longer side may have 16; each side needs 16 or more; allow" in line
     done(*command, "--max-side", 21, "--length", 0.1, "--out", tmp_path / "z.mp4")  # what it says to do
     assert frames(tmp_path / "z.mp4").shape == (2, 3, 16, 20)
+
+
+def test_a_mask_divides_each_frame(start, place, written, tmp_path):
+    """The film of the first style where it is white and that of the second elsewhere, whatever the mask's size."""
+    source, mask = film(tmp_path / "film.mp4", 2), tmp_path / "mask.png"
+    half = Image.new("L", (32, 24))
+    half.paste(255, (16, 0, 32, 24))
+    half.save(mask)
+    styles = ["--style", place / "a.png", "--style", place / "b.png"]
+    command = [*start[:2], "--content", source, *styles]
+    done(*command, "--out", tmp_path / "each")
+    a, b = torch.stack(written[:2]), torch.stack(written[2:])
+    written.clear()
+    done(*command, "--mask", mask, "--out", tmp_path / "y.mp4")
+    made = torch.stack(written)
+    assert made.shape == (2, 3, 48, 64) and not torch.equal(a, b)
+    assert torch.equal(made[..., :30], b[..., :30]) and torch.equal(made[..., 34:], a[..., 34:])
+    written.clear()
+    done(*command, "--mask", mask, "--feather", 3, "--max-side", 32, "--out", tmp_path / "y.mp4")
+    made = torch.stack(written)
+    assert made.shape == (2, 3, 24, 32)
+    model = adaconv.Stylizer.from_pretrained(place / "model.safetensors")
+    written.clear()
+    model.stylize_video(source, tmp_path / "z.mp4", styles[1::2], mask=half, feather=3, max_side=32)
+    assert torch.equal(torch.stack(written), made)
+    shares = soften(read_mask(mask), 3)
+    settings = Settings(max_side=32)
+    inner, outer = (
+        FrameStylizer(model, model.read_style(style), settings)(frames(source)).float() for style in styles[1::2]
+    )
+    assert (made.float() - (shares * inner + (1 - shares) * outer)).abs().max() <= 1.51  # batches of 1 and 2
 
 
 def test_a_video_that_is_stopped_leaves_nothing(start, place, tmp_path, monkeypatch):
