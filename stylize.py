@@ -25,13 +25,14 @@ from models.snapshot import STYLIZER, find_snapshot, found_text, load_stylizer
 from networks.stylizer import Stylizer, resize_square
 from styling.apply import Settings
 from styling.cli import SMOOTH, Options, Tile, Weights, check_other_options, check_style_options
+from styling.frames import check_frames
 from styling.mask import read_mask
 from styling.shifts import SHIFTS
 from styling.styles import CombinedStyle, read_style, save_style
-from styling.tasks import Task, Worker, find_contents, names_folder, plan_file, plan_folder
+from styling.tasks import Task, Worker, find_contents, names_folder, plan_file, plan_folder, plan_sequence
 from torch_utils import cli
 from torch_utils.errors import UserError, listed, note, show
-from torch_utils.files import check_inputs_survive, write_file
+from torch_utils.files import check_inputs_survive, short_name, write_file
 from torch_utils.memory import keep_freed_memory
 
 OUT = "out"  # the folder of the results without --out
@@ -42,6 +43,7 @@ python stylize.py --content photos/ --style a.jpg --style b.jpg --mix 0.7,0.3 --
 python stylize.py --content film.mp4 --style painting.jpg --style-scale 2 --preserve-color luminance --out out.mp4
 python stylize.py --content film.mp4 --style painting.jpg --max-side 480 --start 60 --length 5 --out preview.mp4
 python stylize.py --content photo.jpg --style sky.jpg --style ground.jpg --mask sky-mask.png --feather 8 --out out.jpg
+python stylize.py --content frames/ --sequence --style painting.jpg --out stylized-frames/
 python stylize.py --style painting.jpg --save-style painting.safetensors
 """
 
@@ -52,6 +54,7 @@ class Plan:
 
     tasks: list[Task]
     folder: Path | None
+    sequence: bool = False  # whether the contents are the frames of one film
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
@@ -70,6 +73,13 @@ class Plan:
     metavar="FILE",
     help="Image of the style, or file that --save-style wrote. Repeat it for one result per style, or combine several "
     "with --mix or --mask.",
+)
+@cli.option(
+    "Input",
+    "--sequence",
+    is_flag=True,
+    help="Take the images of the folder --content, in the order of the numbers in their names, as the frames of one "
+    "film: stylized without flicker, and written under the same names.",
 )
 @cli.option(
     "Input",
@@ -141,7 +151,7 @@ class Plan:
     "Look",
     "--mask",
     metavar="FILE",
-    help="Apply the first of two styles where this image is white, and the second where it is black. For a video, it "
+    help="Apply the first of two styles where this image is white, and the second where it is black. For a film, it "
     "is stretched to the size of the frames, and is the same for all of them.",
 )
 @cli.option(
@@ -155,7 +165,7 @@ class Plan:
     "--smooth",
     type=cli.Float(0, 1),
     default=SMOOTH,
-    help="Reduce flicker from frame to frame of videos, from 0 (not at all) to 1 (most).",
+    help="Reduce flicker from frame to frame of videos and of a --sequence, from 0 (not at all) to 1 (most).",
 )
 @cli.option(
     "Look",
@@ -169,13 +179,14 @@ class Plan:
     "Output",
     "--out",
     metavar="PATH",
-    help="File to write, or folder for files named content-style.png.  [default: out, where results are replaced]",
+    help="File to write, or folder for files named content-style.png.  [default: out, where results are replaced; with "
+    "--sequence, a folder named content-style in it]",
 )
 @cli.option(
     "Output",
     "--format",
     type=click.Choice(["png", "jpg", "webp"]),
-    help="File format of images that are written to a folder.  [default: png]",
+    help="File format of images that are written to a folder.  [default: png; with --sequence, that of each frame]",
 )
 @cli.option(
     "Output",
@@ -194,7 +205,7 @@ class Plan:
     "Machine",
     "--batch",
     type=cli.Integer(1, 1024),
-    help="Frames of a video that are stylized together.  [default: 1, or on a GPU by their size]",
+    help="Frames of a film that are stylized together.  [default: 1, or on a GPU by their size]",
 )
 @cli.inference_precision_option()
 @cli.device_option()
@@ -232,17 +243,15 @@ def plan_results(options: Options) -> Plan:
     if options.content is None:
         return Plan([], None)
     contents, results = find_contents(options.content), options.results
+    if options.sequence:
+        return plan_film(options, contents)
     is_folder = Path(options.content).is_dir()
     suffix = f".{options.format or 'png'}"
     if options.out is None and len(contents) == len(results) == 1 and not is_folder:
         return Plan(plan_folder(contents, results, Path(OUT), suffix), None)
     out = OUT if options.out is None else options.out
     if names_folder(out):
-        if is_folder and Path(options.content).resolve() == Path(out).resolve():
-            raise UserError(
-                f"--out {out} is the folder of the contents, so the next run would stylize the results; "
-                "name another folder"
-            )
+        check_other_folder(options.content, out)
         return Plan(plan_folder(contents, results, Path(out), suffix), Path(out))
     if is_folder or len(results) > 1:
         why = f"{options.content} is a folder" if is_folder else f"there are {len(results)} styles without --mix"
@@ -252,6 +261,32 @@ def plan_results(options: Options) -> Plan:
             f"--format {options.format} is for folders; the extension of --out {out} chooses the format of a file"
         )
     return Plan([plan_file(contents[0], Path(out))], None)
+
+
+def plan_film(options: Options, frames: list[Path]) -> Plan:
+    """The frames of a folder as one film. Raises UserError if --content, --out or the styles do not allow it."""
+    content = Path(options.content or "")
+    if not content.is_dir():
+        raise UserError(f"--sequence is for a folder of images, and {content} is none; name a folder, or leave it out")
+    if (count := len(options.results)) > 1:
+        raise UserError(f"--sequence makes one film, and there are {count} styles; mix them with --mix, or name one")
+    out = options.out
+    if out is None:
+        names = "-".join(file.stem for file in options.style_files)
+        out = os.path.join(OUT, short_name(f"{content.resolve().name}-{names}"))
+    elif not names_folder(out):
+        raise UserError(f"--out {out} names a file, but --sequence writes as many images as it reads; name a folder")
+    check_other_folder(content, out)
+    suffix = f".{options.format}" if options.format else None
+    return Plan(plan_sequence(frames, Path(out), suffix), Path(out), sequence=True)
+
+
+def check_other_folder(content: str | os.PathLike, out: str) -> None:
+    """Raises UserError if the results would be written into the folder of the contents."""
+    if Path(content).is_dir() and Path(content).resolve() == Path(out).resolve():
+        raise UserError(
+            f"--out {out} is the folder of the contents, so the next run would stylize the results; name another folder"
+        )
 
 
 def outputs(options: Options, plan: Plan) -> list[Path]:
@@ -275,11 +310,19 @@ def inputs(options: Options, plan: Plan, snapshot: Path) -> list[Path]:
 def unfinished(options: Options, plan: Plan) -> list[Task]:
     """The tasks to do: in a folder that --out names, those whose files do not exist yet, unless --overwrite.
 
-    The default folder may hold results of other contents or options, so these are always replaced.
+    The default folder may hold results of other contents or options, so these are always replaced. Raises UserError if
+    there is a part of a sequence, which cannot be gone on with.
     """
     if plan.folder is None or options.out is None or options.overwrite:
         return plan.tasks
-    return [task for task in plan.tasks if not os.path.exists(task.out)]
+    missing = [task for task in plan.tasks if not os.path.exists(task.out)]
+    if plan.sequence and 0 < len(missing) < len(plan.tasks):
+        there = len(plan.tasks) - len(missing)
+        raise UserError(
+            f"{plan.folder} holds {there:,} of {len(plan.tasks):,} frames already, and each follows from those before; "
+            "stylize all of them again with --overwrite, or name another folder"
+        )
+    return missing
 
 
 def draw_kernels(path: Path, styles: list[CombinedStyle], size: int) -> None:
@@ -300,7 +343,9 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
         verb, them = ("is", "it") if len(given) == 1 else ("are", "them")
         raise UserError(f"{' and '.join(given)} {verb} for videos, and {options.content} has none; leave {them} out")
     size = None
-    if len(contents) == 1:
+    if plan.sequence:
+        check_frames(list(contents))
+    elif len(contents) == 1:
         ((content, video),) = contents.items()
         if video:
             VideoReader(content).close()
@@ -311,8 +356,10 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
                 check_side(task.out, *reversed(smaller_size(height, width, options.max_side)))
     if options.mask is None:
         return None
-    if len(plan.tasks) != 1:
-        raise UserError("--mask is for a single image or video as --content, not for a folder of several")
+    if len(plan.tasks) != 1 and not plan.sequence:
+        raise UserError(
+            "--mask is for a single image or video as --content, or a --sequence, not for a folder of several"
+        )
     return read_mask(options.mask, size)
 
 
@@ -332,6 +379,9 @@ def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle
 
 def stylize(worker: Worker, tasks: Sequence[Task], plan: Plan) -> None:
     """Does the tasks and reports the results. In a folder, a content that fails does not stop the others."""
+    if plan.sequence:
+        worker.do_sequence(tasks)
+        return report(tasks, plan.folder)
     failed = worker.do_all(tasks, keep_going=plan.folder is not None)
     for reason in dict.fromkeys(failed.values()):
         note(f"not stylized: {reason}")

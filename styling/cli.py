@@ -55,6 +55,7 @@ class Options:
 
     model: str | None
     content: str | None
+    sequence: bool
     max_side: int | None
     start: float | None
     length: float | None
@@ -95,6 +96,7 @@ class Options:
     def of_results(self) -> list[str]:
         """The given options that change how a content is stylized, and nothing in a style."""
         given = {
+            "--sequence": self.sequence,
             "--max-side": self.max_side is not None,
             "--start": self.start is not None,
             "--length": self.length is not None,
@@ -111,8 +113,9 @@ class Options:
 
     @property
     def of_videos(self) -> list[str]:
-        """The given options that change only videos."""
-        return [name for name in self.of_results if name in ("--start", "--length", "--smooth", "--batch")]
+        """The given options that change only videos, without those for other sequences of frames."""
+        names = ("--start", "--length") if self.sequence else ("--start", "--length", "--smooth", "--batch")
+        return [name for name in self.of_results if name in names]
 
     @property
     def results(self) -> list[list[Path]]:

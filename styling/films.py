@@ -37,9 +37,12 @@ class MaskedFrames:
         return torch.stack([blend_images(a, b, self.share) for a, b in zip(inner, outer, strict=True)])
 
 
+FrameFunction = FrameStylizer | MaskedFrames  # uint8 [N, 3, H, W] → uint8 [N, 3, H', W'], in order
+
+
 def frame_stylizer(
     model: Stylizer, styles: Sequence[CombinedStyle], settings: Settings, mask: Tensor | None = None
-) -> FrameStylizer | MaskedFrames:
+) -> FrameFunction:
     """What stylizes the frames of one film: in a style, or with a mask [1, H, W] in two, inside and outside of it."""
     if mask is None:
         (style,) = styles
@@ -51,7 +54,7 @@ def frame_stylizer(
 def stylize_video(
     source: str | os.PathLike,
     out: str | os.PathLike,
-    stylize: FrameStylizer | MaskedFrames,
+    stylize: FrameFunction,
     batch: int | None = None,
     progress: Progress | None = None,
     excerpt: Excerpt = WHOLE,

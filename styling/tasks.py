@@ -27,8 +27,9 @@ from media.video_writer import video_format
 from networks.stylizer import Stylizer
 from styling.apply import Progress, Settings, check_size, min_side, stylize_image, stylize_masked
 from styling.films import frame_stylizer, stylize_video
+from styling.frames import frame_paths, stylize_sequence
 from styling.styles import CombinedStyle
-from torch_utils.errors import UserError, printable
+from torch_utils.errors import UserError, note, printable
 from torch_utils.files import missing_message
 from torch_utils.memory import out_of_memory
 
@@ -53,6 +54,12 @@ def find_contents(path: str | os.PathLike) -> list[Path]:
     if not os.path.exists(path):
         raise UserError(missing_message(path, "name an image, a video or a folder of them with --content"))
     return [path]
+
+
+def plan_sequence(frames: Sequence[Path], folder: Path, suffix: str | None) -> list[Task]:
+    """The tasks of the frames of one film, which keep their names. Raises UserError if two would have the same name."""
+    outs = frame_paths(frames, folder, suffix)
+    return [Task(frame, False, 0, out) for frame, out in zip(frames, outs, strict=True)]
 
 
 def names_folder(out: str) -> bool:
@@ -142,18 +149,34 @@ class Worker:
 
     def do(self, task: Task) -> None:
         """Does one task. Raises UserError and DiskFull."""
+        with enough_memory(task.content), progress_bar("frame" if task.video else "tile") as progress:
+            if task.video:
+                self.stylize_video(task, progress)
+            else:
+                self.stylize_image(task, progress)
+
+    def do_sequence(self, tasks: Sequence[Task]) -> None:
+        """Does tasks whose contents are the frames of one film. Raises UserError and DiskFull.
+
+        Says how many frames are written when it is stopped.
+        """
+        frames, outs, written = [task.content for task in tasks], [task.out for task in tasks], 0
+        stylize = frame_stylizer(self.model, self.styles, self.settings, self.mask)
+
+        def count(done: int, total: int | None) -> None:
+            nonlocal written
+            written = done
+            progress(done, total)
+
         try:
-            with progress_bar("frame" if task.video else "tile") as progress:
-                if task.video:
-                    self.stylize_video(task, progress)
-                else:
-                    self.stylize_image(task, progress)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise UserError(
-                f"not enough memory for {task.content}; try --tile 256, --batch 1 or --device cpu"
-            ) from None
+            with enough_memory(frames[0].parent), progress_bar("frame") as progress:
+                stylize_sequence(frames, outs, stylize, self.batch, count)
+        except KeyboardInterrupt:
+            note(
+                f"{written:,} of {len(outs):,} frames are in {outs[0].parent}; the next run begins with the first "
+                "again, because each follows from those before"
+            )
+            raise
 
     def stylize_image(self, task: Task, progress: Progress) -> None:
         """Writes an image in its style, or with a mask in both."""
@@ -195,6 +218,19 @@ class Worker:
         if isinstance(found, UserError):
             raise found
         return found
+
+
+@contextmanager
+def enough_memory(content: Path) -> Iterator[None]:
+    """Raises UserError where the memory is too small for a content."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"not enough memory for {content}; try --tile 256, --max-side 2048, --batch 1 or --device cpu"
+        ) from None
 
 
 @contextmanager
