@@ -87,7 +87,7 @@ class Plan:
     type=cli.Integer(16, 1 << 20),
     metavar="N",
     help="Make the content smaller first, so that its longer side has at most N pixels, which is faster. Strokes keep "
-    "their size, so that they are larger in the picture. Videos get even sizes.",
+    "their size, so that they are larger in the picture. Videos and sequences get even sizes.",
 )
 @cli.option(
     "Input",
