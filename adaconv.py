@@ -5,6 +5,9 @@
     G = Generator.from_pretrained("runs")      # a snapshot, a run, a folder of runs, or owner/name on the Hub
     images = G(G.latents([0, 1, 2]), psi=0.7)  # [3, C, H, W], about −1..1
 
+    model = Stylizer.from_pretrained("pretrained/stylizer-small.safetensors")
+    image = model.stylize("photo.jpg", "painting.jpg", strength=0.8)  # uint8 [3, H, W], as stylize.py makes it
+
 and the layer itself for other networks: AdaConv2d, with KernelPredictor (`networks.adaconv`).
 
 Everything but the Hub works without huggingface_hub.
@@ -24,14 +27,20 @@ from torch import Tensor, nn
 
 import networks.generator
 import networks.stylizer
+from media.excerpt import Excerpt
 from media.files import read_image
 from media.images import preview_grid, save_png, to_float, to_uint8
+from media.transcode import Transcoded
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names, find_class
 from models.sampling import class_centers, generate_batches, labels_in_turn, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor
 from networks.generator import Noise
+from styling.apply import FrameStylizer, Progress, Settings, check_size, min_side, stylize_image, stylize_masked
+from styling.films import frame_stylizer, stylize_video
+from styling.inputs import Picture, StyleInput, mask_in, mixed_style, pixels_of, style_of, style_taken_apart
+from styling.styles import CombinedStyle
 from torch_utils.errors import UserError, one_line, plural
 from torch_utils.files import missing_message, write_file
 
@@ -282,7 +291,10 @@ class Generator(Pretrained, networks.generator.Generator):
 
 
 class Stylizer(Pretrained, networks.stylizer.Stylizer):
-    """`model(content, model.kernels(style))` → the contents in those styles; all images are [N, 3, H, W] in −1..1."""
+    """Contents in the styles of images: `stylize` and `stylize_video` give what stylize.py writes.
+
+    `model(content, model.kernels(style))` is the network alone: images [N, 3, H, W] in −1..1, as they are.
+    """
 
     kind = STYLIZER
     load = staticmethod(load_stylizer)
@@ -291,12 +303,122 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
         super().__init__(config)
         self.info = {"kimg": 0.0}
 
+    def read_style(
+        self,
+        style: StyleInput | Sequence[StyleInput] | None = None,
+        *,
+        mix: Sequence[float] | None = None,
+        structure_from: StyleInput | None = None,
+        statistics_from: StyleInput | None = None,
+        style_scale: float = 1.0,
+    ) -> CombinedStyle:
+        """A style that can be applied to any number of contents.
+
+        Args:
+            style: a path, an image of Pillow or a tensor: uint8 [3, H, W], or float [3, H, W] in −1..1. A path can also
+                name a file that `stylize.py --save-style` wrote. Several, with `mix`, are mixed.
+            mix: a weight for each style.
+            structure_from: in place of `style`, with `statistics_from`: what the depthwise kernels are taken from.
+            statistics_from: what the pointwise kernels and biases are taken from.
+            style_scale: size of the strokes relative to the image, from 0.5; 2 doubles it.
+
+        Raises:
+            UserError: if a file cannot be read as a style.
+            TypeError, ValueError: if an argument is of another kind, or does not go with the others.
+        """
+        if structure_from is not None and statistics_from is not None and style is None and mix is None:
+            return style_taken_apart(self, structure_from, statistics_from, style_scale)
+        if style is None or structure_from is not None or statistics_from is not None:
+            raise ValueError("style: expected a style, or structure_from and statistics_from in its place")
+        return mixed_style(self, style, mix, style_scale)
+
+    def stylize(
+        self,
+        content: Picture,
+        style: StyleInput | Sequence[StyleInput],
+        *,
+        mix: Sequence[float] | None = None,
+        style_scale: float = 1.0,
+        mask: Picture | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """A content in a style, uint8 [3, H, W]: the pixels that stylize.py writes.
+
+        Args:
+            content: a path, an image of Pillow or a tensor: uint8 [3, H, W], or float [3, H, W] in −1..1.
+            style: as in `read_style`, or what that gave.
+            mask: of the content's size, in the same forms or float [1, H, W] in 0..1: the first of two styles applies
+                where it is white, the second where it is black.
+            progress: called with the number of tiles done and of all, for a content that is stylized in tiles.
+            settings: those of `styling.apply.Settings`: strength, color, tile, precision, shifts, feather, max_side.
+
+        Raises:
+            UserError: if a file cannot be read, or the memory is too small.
+            TypeError, ValueError: if an argument is of another kind, or does not go with the others.
+        """
+        look = Settings(**settings)
+        pixels = pixels_of(content, "content", min_side(self))
+        check_size(self, "the content", pixels.shape[1], pixels.shape[2], look.max_side)
+        if mask is None:
+            return stylize_image(self, pixels, mixed_style(self, style, mix, style_scale), look, progress)
+        inside, outside = self._masked_styles(style, mix, style_scale)
+        shares = mask_in(mask, (pixels.shape[1], pixels.shape[2]))
+        return stylize_masked(self, pixels, inside, outside, shares, look, progress)
+
+    def stylize_video(
+        self,
+        source: str | os.PathLike,
+        out: str | os.PathLike,
+        style: StyleInput | Sequence[StyleInput],
+        *,
+        mix: Sequence[float] | None = None,
+        style_scale: float = 1.0,
+        mask: Picture | None = None,
+        start: float = 0.0,
+        length: float | None = None,
+        batch: int | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Transcoded:
+        """Writes a video in a style, with its sound and its times, as stylize.py does, and counts what was written.
+
+        Args:
+            source: a video, or an animated GIF, WebP or PNG.
+            out: an .mp4, .m4v, .mov or .mkv, which is there when all of it is written.
+            style: as in `read_style`, or what that gave.
+            mask: as in `stylize`, of any size; it is resized to the frames.
+            start: the second of the source at which what is written begins.
+            length: how many seconds of it are written; None for all.
+            batch: number of frames that are stylized together; None to choose by their size.
+            progress: called with the number of frames done and of all, None if it is not known.
+            settings: those of `styling.apply.Settings`, also `smooth`.
+
+        Raises:
+            UserError: if a file cannot be read or written, or the memory is too small.
+            TypeError, ValueError: if an argument is of another kind, or does not go with the others.
+        """
+        look, excerpt = Settings(**settings), Excerpt(start, length)
+        if mask is None:
+            frames = frame_stylizer(self, [mixed_style(self, style, mix, style_scale)], look)
+        else:
+            frames = frame_stylizer(self, self._masked_styles(style, mix, style_scale), look, mask_in(mask))
+        return stylize_video(source, out, frames, batch, progress, excerpt)
+
+    def _masked_styles(self, style: Any, mix: Sequence[float] | None, scale: float) -> list[CombinedStyle]:
+        """The styles inside and outside of a mask. Raises ValueError if there are not two of them."""
+        if not isinstance(style, (list, tuple)) or len(style) != 2 or mix is not None:
+            raise ValueError("mask: expected two styles, the first for inside and the second for outside, without mix")
+        return [style_of(self, one, scale) for one in style]
+
 
 __all__ = [
     "AdaConv2d",
     "AdaConvKernels",
+    "FrameStylizer",
     "Generator",
     "KernelPredictor",
+    "Settings",
     "Stylizer",
     "UserError",
     "__version__",

@@ -17,19 +17,22 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from torch import Tensor
 
 from latents.kernel_views import style_sheet
+from media.excerpt import Excerpt
 from media.files import check_side, read_image
+from media.resize import smaller_size
 from media.video import VideoReader
 from models.snapshot import STYLIZER, find_snapshot, found_text, load_stylizer
 from networks.stylizer import Stylizer, resize_square
 from styling.apply import Settings
 from styling.cli import SMOOTH, Options, Tile, Weights, check_other_options, check_style_options
+from styling.frames import check_frames
 from styling.mask import read_mask
 from styling.shifts import SHIFTS
 from styling.styles import CombinedStyle, read_style, save_style
-from styling.tasks import Task, Worker, find_contents, names_folder, plan_file, plan_folder
+from styling.tasks import Task, Worker, find_contents, names_folder, plan_file, plan_folder, plan_sequence
 from torch_utils import cli
 from torch_utils.errors import UserError, listed, note, show
-from torch_utils.files import check_inputs_survive, write_file
+from torch_utils.files import check_inputs_survive, short_name, write_file
 from torch_utils.memory import keep_freed_memory
 
 OUT = "out"  # the folder of the results without --out
@@ -38,7 +41,9 @@ EXAMPLE = """\
 python stylize.py --content photo.jpg --style painting.jpg
 python stylize.py --content photos/ --style a.jpg --style b.jpg --mix 0.7,0.3 --strength 0.8 --out stylized/
 python stylize.py --content film.mp4 --style painting.jpg --style-scale 2 --preserve-color luminance --out out.mp4
+python stylize.py --content film.mp4 --style painting.jpg --max-side 480 --start 60 --length 5 --out preview.mp4
 python stylize.py --content photo.jpg --style sky.jpg --style ground.jpg --mask sky-mask.png --feather 8 --out out.jpg
+python stylize.py --content frames/ --sequence --style painting.jpg --out stylized-frames/
 python stylize.py --style painting.jpg --save-style painting.safetensors
 """
 
@@ -49,6 +54,7 @@ class Plan:
 
     tasks: list[Task]
     folder: Path | None
+    sequence: bool = False  # whether the contents are the frames of one film
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
@@ -67,6 +73,35 @@ class Plan:
     metavar="FILE",
     help="Image of the style, or file that --save-style wrote. Repeat it for one result per style, or combine several "
     "with --mix or --mask.",
+)
+@cli.option(
+    "Input",
+    "--sequence",
+    is_flag=True,
+    help="Take the images of the folder --content, in the order of the numbers in their names, as the frames of one "
+    "film: stylized without flicker, and written under the same names.",
+)
+@cli.option(
+    "Input",
+    "--max-side",
+    type=cli.Integer(16, 1 << 20),
+    metavar="N",
+    help="Make the content smaller first, so that its longer side has at most N pixels, which is faster. Strokes keep "
+    "their size, so that they are larger in the picture. Videos and sequences get even sizes.",
+)
+@cli.option(
+    "Input",
+    "--start",
+    type=cli.Float(0, 1e6),
+    metavar="SECONDS",
+    help="Begin a video at this second, with its sound.  [default: 0]",
+)
+@cli.option(
+    "Input",
+    "--length",
+    type=cli.Float(0.001, 1e6),
+    metavar="SECONDS",
+    help="Stylize only so many seconds of a video, for a preview.  [default: all of it]",
 )
 @cli.option(
     "Style", "--mix", type=Weights(), help="Mix all --style into one, with weights that sum to 1, such as 0.7,0.3."
@@ -116,7 +151,8 @@ class Plan:
     "Look",
     "--mask",
     metavar="FILE",
-    help="Apply the first of two styles where this image is white, and the second where it is black.",
+    help="Apply the first of two styles where this image is white, and the second where it is black. For a film, it "
+    "is stretched to the size of the frames, and is the same for all of them.",
 )
 @cli.option(
     "Look",
@@ -129,7 +165,7 @@ class Plan:
     "--smooth",
     type=cli.Float(0, 1),
     default=SMOOTH,
-    help="Reduce flicker from frame to frame of videos, from 0 (not at all) to 1 (most).",
+    help="Reduce flicker from frame to frame of videos and of a --sequence, from 0 (not at all) to 1 (most).",
 )
 @cli.option(
     "Look",
@@ -143,13 +179,14 @@ class Plan:
     "Output",
     "--out",
     metavar="PATH",
-    help="File to write, or folder for files named content-style.png.  [default: out, where results are replaced]",
+    help="File to write, or folder for files named content-style.png.  [default: out, where results are replaced; with "
+    "--sequence, a folder named content-style in it]",
 )
 @cli.option(
     "Output",
     "--format",
     type=click.Choice(["png", "jpg", "webp"]),
-    help="File format of images that are written to a folder.  [default: png]",
+    help="File format of images that are written to a folder.  [default: png; with --sequence, that of each frame]",
 )
 @cli.option(
     "Output",
@@ -168,7 +205,7 @@ class Plan:
     "Machine",
     "--batch",
     type=cli.Integer(1, 1024),
-    help="Frames of a video that are stylized together.  [default: 1, or on a GPU by their size]",
+    help="Frames of a film that are stylized together.  [default: 1, or on a GPU by their size]",
 )
 @cli.inference_precision_option()
 @cli.device_option()
@@ -196,8 +233,9 @@ def main(**given: Any) -> None:
     if plan.tasks:
         cli.writable_folder(plan.folder or plan.tasks[0].out.parent, "--out")
         look = options.strength, options.preserve_color, options.tile, options.smooth, options.precision
-        settings = Settings(*look, shifts=int(options.shifts))
-        stylize(Worker(model, styles, settings, mask=mask, batch=options.batch), tasks, plan)
+        settings = Settings(*look, int(options.shifts), options.feather or 0, options.max_side)
+        excerpt = Excerpt(options.start or 0, options.length)
+        stylize(Worker(model, styles, settings, mask=mask, batch=options.batch, excerpt=excerpt), tasks, plan)
 
 
 def plan_results(options: Options) -> Plan:
@@ -205,17 +243,15 @@ def plan_results(options: Options) -> Plan:
     if options.content is None:
         return Plan([], None)
     contents, results = find_contents(options.content), options.results
+    if options.sequence:
+        return plan_film(options, contents)
     is_folder = Path(options.content).is_dir()
     suffix = f".{options.format or 'png'}"
     if options.out is None and len(contents) == len(results) == 1 and not is_folder:
         return Plan(plan_folder(contents, results, Path(OUT), suffix), None)
     out = OUT if options.out is None else options.out
     if names_folder(out):
-        if is_folder and Path(options.content).resolve() == Path(out).resolve():
-            raise UserError(
-                f"--out {out} is the folder of the contents, so the next run would stylize the results; "
-                "name another folder"
-            )
+        check_other_folder(options.content, out)
         return Plan(plan_folder(contents, results, Path(out), suffix), Path(out))
     if is_folder or len(results) > 1:
         why = f"{options.content} is a folder" if is_folder else f"there are {len(results)} styles without --mix"
@@ -225,6 +261,32 @@ def plan_results(options: Options) -> Plan:
             f"--format {options.format} is for folders; the extension of --out {out} chooses the format of a file"
         )
     return Plan([plan_file(contents[0], Path(out))], None)
+
+
+def plan_film(options: Options, frames: list[Path]) -> Plan:
+    """The frames of a folder as one film. Raises UserError if --content, --out or the styles do not allow it."""
+    content = Path(options.content or "")
+    if not content.is_dir():
+        raise UserError(f"--sequence is for a folder of images, and {content} is none; name a folder, or leave it out")
+    if (count := len(options.results)) > 1:
+        raise UserError(f"--sequence makes one film, and there are {count} styles; mix them with --mix, or name one")
+    out = options.out
+    if out is None:
+        names = "-".join(file.stem for file in options.style_files)
+        out = os.path.join(OUT, short_name(f"{content.resolve().name}-{names}"))
+    elif not names_folder(out):
+        raise UserError(f"--out {out} names a file, but --sequence writes as many images as it reads; name a folder")
+    check_other_folder(content, out)
+    suffix = f".{options.format}" if options.format else None
+    return Plan(plan_sequence(frames, Path(out), suffix), Path(out), sequence=True)
+
+
+def check_other_folder(content: str | os.PathLike, out: str) -> None:
+    """Raises UserError if the results would be written into the folder of the contents."""
+    if Path(content).is_dir() and Path(content).resolve() == Path(out).resolve():
+        raise UserError(
+            f"--out {out} is the folder of the contents, so the next run would stylize the results; name another folder"
+        )
 
 
 def outputs(options: Options, plan: Plan) -> list[Path]:
@@ -248,11 +310,19 @@ def inputs(options: Options, plan: Plan, snapshot: Path) -> list[Path]:
 def unfinished(options: Options, plan: Plan) -> list[Task]:
     """The tasks to do: in a folder that --out names, those whose files do not exist yet, unless --overwrite.
 
-    The default folder may hold results of other contents or options, so these are always replaced.
+    The default folder may hold results of other contents or options, so these are always replaced. Raises UserError if
+    there is a part of a sequence, which cannot be gone on with.
     """
     if plan.folder is None or options.out is None or options.overwrite:
         return plan.tasks
-    return [task for task in plan.tasks if not os.path.exists(task.out)]
+    missing = [task for task in plan.tasks if not os.path.exists(task.out)]
+    if plan.sequence and 0 < len(missing) < len(plan.tasks):
+        there = len(plan.tasks) - len(missing)
+        raise UserError(
+            f"{plan.folder} holds {there:,} of {len(plan.tasks):,} frames already, and each follows from those before; "
+            "stylize all of them again with --overwrite, or name another folder"
+        )
+    return missing
 
 
 def draw_kernels(path: Path, styles: list[CombinedStyle], size: int) -> None:
@@ -269,14 +339,13 @@ def draw_kernels(path: Path, styles: list[CombinedStyle], size: int) -> None:
 def check_inputs(options: Options, plan: Plan) -> Tensor | None:
     """Reads a single content, so that errors are reported before the model is loaded, and the mask, if there is one."""
     contents = {task.content: task.video for task in plan.tasks}
-    of_videos = [name for name in options.of_results if name in ("--smooth", "--batch")]
-    if of_videos and contents and not any(contents.values()):
-        verb, them = ("is", "it") if len(of_videos) == 1 else ("are", "them")
-        raise UserError(
-            f"{' and '.join(of_videos)} {verb} for videos, and {options.content} has none; leave {them} out"
-        )
+    if (given := options.of_videos) and contents and not any(contents.values()):
+        verb, them = ("is", "it") if len(given) == 1 else ("are", "them")
+        raise UserError(f"{' and '.join(given)} {verb} for videos, and {options.content} has none; leave {them} out")
     size = None
-    if len(contents) == 1:
+    if plan.sequence:
+        check_frames(list(contents))
+    elif len(contents) == 1:
         ((content, video),) = contents.items()
         if video:
             VideoReader(content).close()
@@ -284,12 +353,14 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
             _, height, width = read_image(content).shape
             size = height, width
             for task in plan.tasks:
-                check_side(task.out, width, height)
+                check_side(task.out, *reversed(smaller_size(height, width, options.max_side)))
     if options.mask is None:
         return None
-    if size is None or len(plan.tasks) != 1:
-        raise UserError("--mask is for a single image as --content, not for folders and videos")
-    return read_mask(options.mask, size, feather=options.feather or 0)
+    if len(plan.tasks) != 1 and not plan.sequence:
+        raise UserError(
+            "--mask is for a single image or video as --content, or a --sequence, not for a folder of several"
+        )
+    return read_mask(options.mask, size)
 
 
 def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle]]:
@@ -308,6 +379,9 @@ def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle
 
 def stylize(worker: Worker, tasks: Sequence[Task], plan: Plan) -> None:
     """Does the tasks and reports the results. In a folder, a content that fails does not stop the others."""
+    if plan.sequence:
+        worker.do_sequence(tasks)
+        return report(tasks, plan.folder)
     failed = worker.do_all(tasks, keep_going=plan.folder is not None)
     for reason in dict.fromkeys(failed.values()):
         note(f"not stylized: {reason}")

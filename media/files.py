@@ -6,8 +6,8 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -63,10 +63,23 @@ def read_image(
     Raises UserError if the file is missing, not an image, broken, larger than media.decode.MAX_PIXELS, or has a side of
     fewer than `min_side` pixels.
     """
+    with opened_image(path) as file:
+        return read_pixels(file, min_side, background)
+
+
+def stored_size(path: str | os.PathLike) -> tuple[int, int]:
+    """The width and height of an image as its header states them, before it is turned upright. Raises UserError."""
+    with opened_image(path) as file:
+        return open_image(file, ALL_FORMATS).size
+
+
+@contextmanager
+def opened_image(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """An open file that is read as an image in the block. Raises UserError where that fails."""
     path = Path(path)
     try:
         with open_regular(path) as file:
-            return read_pixels(file, min_side, background)
+            yield file
     except FileNotFoundError:
         raise UserError(missing_message(path, "name an existing image")) from None
     except IsADirectoryError:
@@ -83,6 +96,11 @@ def read_pixels(file: BinaryIO, min_side: int = MIN_SIDE, background: tuple[int,
     if min(image.size) < min_side:
         width, height = image.size
         raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more", "name a larger image")
+    return rgb_pixels(image, background)
+
+
+def rgb_pixels(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Tensor:
+    """An image of Pillow as uint8 [3, H, W], as `decode_image` decodes it. Raises Unusable."""
     return torch.from_numpy(np.array(decode_image(image, "RGB", background))).permute(2, 0, 1).contiguous()
 
 

@@ -1,16 +1,16 @@
-"""Applies a function to the frames of a video, and keeps their times and the sound."""
+"""Applies a function to the frames of a video or of a part of it, and keeps their times and the sound."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from media.excerpt import WHOLE, Excerpt, Timed, read_excerpt
 from media.video import VideoReader, no_frames_message, pixel_shape
 from media.video_writer import VideoWriter, video_format
 from torch_utils.errors import UserError
@@ -35,6 +35,7 @@ def transcode(
     *,
     batch: int = 1,
     progress: Callable[[int, int | None], None] | None = None,
+    excerpt: Excerpt = WHOLE,
 ) -> Transcoded:
     """Applies `function` to the frames of the video `source`, `batch` at a time in order, and writes them to `out`.
 
@@ -42,8 +43,10 @@ def transcode(
     support their codec. Subtitles and data streams are left out. Memory holds one batch and the frames that x264 looks
     ahead. After each batch, `progress(frames done, number of frames or None)` is called.
 
-    Raises UserError if the source is not a video or `out` cannot be written, and DiskFull if there is no room for it.
-    In both cases, an earlier file `out` remains.
+    An excerpt begins with the frame that is shown at its start. Its sound is cut between packets, some 20 ms long.
+
+    Raises UserError if the source is not a video, or ends before the excerpt, or `out` cannot be written, and DiskFull
+    if there is no room for it. In all cases, and when it is stopped, an earlier file `out` remains.
     """
     out = Path(out)
     video_format(out)
@@ -52,8 +55,9 @@ def transcode(
             raise UserError(f"{out} is the source itself; name another file with --out")
         tracks = [s for s in reader.container.streams.audio if s.codec_context]
         with VideoWriter(out, reader.rate) as writer:
-            writer.follow(reader, tracks)
-            count = _transcode_frames(reader, writer, tracks, function, batch, progress)
+            writer.follow(reader, tracks, excerpt.begin)
+            frames = read_excerpt(reader, tracks, excerpt, writer.write_sound)
+            count = _transcode_frames(reader, writer, frames, function, batch, progress, excerpt.count(reader))
             if not count:
                 raise UserError(no_frames_message(reader))
         return Transcoded(count, reader.damaged, writer.sound_copied, len(tracks) - writer.sound_copied)
@@ -62,13 +66,13 @@ def transcode(
 def _transcode_frames(
     reader: VideoReader,
     writer: VideoWriter,
-    tracks: list[Any],
+    frames: Iterator[Timed],
     function: FrameFunction,
     batch: int,
     progress: Callable[[int, int | None], None] | None,
+    total: int | None,
 ) -> int:
-    """Reads, applies the function and writes, packet by packet. Returns the number of frames."""
-    shift = round(reader.start / reader.stream.time_base)
+    """Applies the function to the frames and writes them. Returns their number."""
     pending: list[tuple[Tensor, int | None, int]] = []
     done = 0
 
@@ -80,18 +84,13 @@ def _transcode_frames(
         done += len(pending)
         pending.clear()
         if progress:
-            progress(done, reader.count)
+            progress(done, total)
 
-    for packet in reader.packets(*tracks):
-        if packet.stream.index != reader.stream.index:
-            writer.write_sound(packet)
-            continue
-        for frame in reader.decode(packet):
-            writer.pixel_shape = pixel_shape(reader.stream, frame.rotation)
-            time = None if frame.pts is None else frame.pts - shift
-            pending.append((reader.pixels(frame), time, frame.duration or 0))
-            if len(pending) == batch:
-                flush()
+    for frame, time, duration in frames:
+        writer.pixel_shape = pixel_shape(reader.stream, frame.rotation)
+        pending.append((reader.pixels(frame), time, duration))
+        if len(pending) == batch:
+            flush()
     if pending:
         flush()
     return done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +26,8 @@ TRUSTED = {
     "mjpeg,ogg,apng,mxf,dv,ivf,obu,nut,yuv4mpegpipe,rm,vc1,webp_pipe",
 }
 MAX_ANIMATION_PIXELS = 1 << 29  # of all frames of a WebP, which is decoded as a whole
+INDEXED = ("mov", "matroska")  # containers in which a time is found without reading all that comes before it
+SEEK_BEFORE = 1  # second by which a key frame is sought earlier, as it is shown later than it is decoded
 MAX_GROWTH = 4  # a frame may have up to 4 times the pixels of the first one
 HD_LINES = 720  # a video that names no colour space is read as BT.709 from this height on, and as BT.601 below
 
@@ -98,6 +101,13 @@ class VideoReader:
         for packet in self.packets():
             for frame in self.decode(packet):
                 yield self.pixels(frame)
+
+    def seek(self, time: Fraction) -> None:
+        """Goes on some frames before a time in seconds from the file's beginning. Without an index it does nothing."""
+        at = self.start + time - SEEK_BEFORE
+        if at > self.start and self.container.format.name.split(",")[0] in INDEXED:
+            with suppress(pyav().FFmpegError):
+                self.container.seek(int(at / self.stream.time_base), stream=self.stream)
 
     def packets(self, *others: Any) -> Iterator[Any]:
         """Yields the packets of the video and of `others`, streams of the container, in the order of the file."""

@@ -55,10 +55,13 @@ class VideoWriter:
         self._last: int | None = None  # time of the last frame
         self._file = atomic_path(self.path)
 
-    def follow(self, reader: VideoReader, tracks: list[Any]) -> None:
-        """Takes over the time base of a reader, and the sound of `tracks`, which are streams of its container."""
+    def follow(self, reader: VideoReader, tracks: list[Any], begin: Fraction = Fraction(0)) -> None:
+        """Takes over the time base of a reader, and the sound of `tracks`, which are streams of its container.
+
+        What is there at the time `begin`, in seconds, is written at 0.
+        """
         self.time_base = reader.stream.time_base
-        self._tracks, self._start = tracks, reader.start
+        self._tracks, self._start = tracks, reader.start + begin
 
     def __enter__(self) -> VideoWriter:
         make_folder(self.path.parent)

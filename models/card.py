@@ -61,7 +61,9 @@ Style transfer by {styles}: it rebuilds a content image in the style of another 
 from adaconv import Stylizer
 
 model = Stylizer.from_pretrained({repo})
-images = model(content, model.kernels(style))  # both [N, 3, H, W], -1 to 1, and so are the images
+image = model.stylize("photo.jpg", "painting.jpg")  # uint8 [3, H, W]
+model.stylize_video("film.mp4", "stylized.mp4", "painting.jpg")
+images = model(content, model.kernels(style))  # the network alone: all are [N, 3, H, W], -1 to 1
 ```
 
 On the command line: `python stylize.py --model {weights} --content photo.jpg --style painting.jpg --out out.jpg`.

@@ -1,8 +1,8 @@
-"""Applies styles to images and videos."""
+"""Applies styles to images and to frames."""
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from media.files import MIN_SIDE
 from media.images import to_float, to_uint8
-from media.transcode import Transcoded, transcode
-from media.video import VideoReader
+from media.resize import make_smaller, smaller_size
 from networks.adaconv import AdaConvKernels
 from networks.stylizer import (
     Kernels,
@@ -26,7 +25,7 @@ from networks.stylizer import (
 )
 from networks.vgg import STRIDE
 from styling.color import keep_colors
-from styling.mask import blend
+from styling.mask import blend, resize_mask, soften
 from styling.shifts import SHIFTS, Shift, average, moved
 from styling.smooth import CutDetector, MotionFilter, MovingAverage
 from styling.styles import CombinedStyle
@@ -34,20 +33,20 @@ from styling.tiles import Adjust, encode_tiled, stylize_tiled, tile_for
 from torch_utils.errors import UserError
 from torch_utils.memory import free_memory, release_freed_memory
 from torch_utils.ops import moments
-from torch_utils.precision import autocast
+from torch_utils.precision import COMPUTE_DTYPES, autocast
 
 Progress = Callable[[int, int | None], None]  # called with the number of steps done, and of all steps if it is known
 
 WHOLE_BYTES_PER_PIXEL = 1600  # memory for a whole image at full width: 1080 to 1390 were measured
-BATCH_PIXELS = 1 << 20  # of the frames of a video in one batch on a GPU; on a CPU batches are no faster
 MARGIN = 48  # pixels; with more of them the outermost pixels differ from a continued image no more than all others do
 MAX_WHOLE_PIXELS = (1920 + 2 * MARGIN) * (1080 + 2 * MARGIN)  # larger images, with their margin, are tiled by "auto"
 ROWS_PER_BLOCK = 256  # rows of an image that are in memory as floats at a time
+COLORS = (None, "luminance", "histogram")  # whose colours a result has: the style's, or in two ways the content's
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a style is applied."""
+    """How a style is applied. Raises ValueError for values that are none."""
 
     strength: float = 1.0  # 1 for the style, 0 for the content's own
     color: Literal["luminance", "histogram"] | None = None  # how the content's colours are kept, if they are
@@ -55,6 +54,26 @@ class Settings:
     smooth: float = 0.8  # how much changes from frame to frame of a video are damped, 0..1
     precision: str = "fp32"  # of the convolutions: "fp32", "bf16" or "fp16"
     shifts: int = 1  # over how many contents, moved on the encoder's grid, images are averaged: 1, 2 or 4
+    feather: float = 0.0  # pixels by which the edges of a mask are softened
+    max_side: int | None = None  # pixels of a content's longer side, to which larger ones are made smaller before
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tile, str):
+            is_tile = self.tile in ("auto", "none")
+        else:
+            is_tile = self.tile >= 2 * STRIDE and self.tile % STRIDE == 0
+        for name, fits, expected in (
+            ("strength", 0 <= self.strength <= 1, "a number from 0 to 1"),
+            ("color", self.color in COLORS, f"one of {COLORS}"),
+            ("tile", is_tile, "'auto', 'none' or a multiple of 8 from 16"),
+            ("smooth", 0 <= self.smooth <= 1, "a number from 0 to 1"),
+            ("precision", self.precision in COMPUTE_DTYPES, f"one of {tuple(COMPUTE_DTYPES)}"),
+            ("shifts", self.shifts in SHIFTS, f"one of {tuple(SHIFTS)}"),
+            ("max_side", self.max_side is None or self.max_side >= MIN_SIDE, f"None or pixels from {MIN_SIDE}"),
+            ("feather", 0 <= self.feather < math.inf, "a number of pixels from 0"),
+        ):
+            if not fits:
+                raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
 
 @torch.no_grad()
@@ -65,6 +84,7 @@ def stylize_image(
 
     The content is continued beyond its borders (`continued`), so that the style draws no frame along them.
     """
+    content = make_smaller(content, settings.max_side)
     beyond = continued(content)
     tile = tile_side(model, beyond.shape[1], beyond.shape[2], settings.tile)
     kernels = style.kernels_in_colors_of(model, content) if settings.color == "histogram" else style.kernels()
@@ -109,14 +129,25 @@ def stylize_masked(
     settings: Settings,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Like `stylize_image`, with one style where the mask [1, H, W] is 1 and another where it is 0."""
+    """Like `stylize_image`, with one style where the mask [1, H, W] is 1 and another where it is 0.
+
+    The mask has the content's size. It is made smaller as the content is, and its edges are softened as the settings
+    say.
+    """
     inner_image = stylize_image(model, content, inside, settings, progress)
     outer_image = stylize_image(model, content, outside, settings, progress)
+
+    share = soften(resize_mask(mask, inner_image.shape[1:]), settings.feather)
+    return blend_images(inner_image, outer_image, share)
+
+
+def blend_images(inside: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
+    """`blend` of two images, uint8 [3, H, W], rounded."""
 
     def blend_rows(a: Tensor, b: Tensor, share: Tensor) -> Tensor:
         return blend(a.float(), b.float(), share).round().to(torch.uint8)
 
-    return by_rows(blend_rows, inner_image, outer_image, mask)
+    return by_rows(blend_rows, inside, outside, mask)
 
 
 class FrameStylizer:
@@ -124,6 +155,7 @@ class FrameStylizer:
 
     The content's noise is filtered where nothing moves, and each stage normalizes by statistics that are averaged over
     frames; both start anew at cuts. Where colours are matched to the content, it is to the first frame of a scene.
+    Frames that are made smaller get even sizes, as videos need.
     """
 
     def __init__(self, model: Stylizer, style: CombinedStyle, settings: Settings):
@@ -142,7 +174,7 @@ class FrameStylizer:
 
     @torch.no_grad()
     def __call__(self, frames: Tensor) -> Tensor:
-        content = to_float(frames.to(self.device))
+        content = to_float(make_smaller(frames, self.settings.max_side, even=True).to(self.device))
         cuts = self.find_cuts(content)
         if self.filter:
             content = self.filter(content, cuts)
@@ -206,35 +238,6 @@ class FrameStylizer:
             return mean, variance
 
         return over_frames
-
-
-def stylize_video(
-    source: str | os.PathLike,
-    out: str | os.PathLike,
-    model: Stylizer,
-    style: CombinedStyle,
-    settings: Settings,
-    batch: int | None = None,
-    progress: Progress | None = None,
-) -> Transcoded:
-    """Writes a video in a style, with the sound and the times of the source.
-
-    Args:
-        batch: number of frames stylized together; None to choose by their size.
-
-    Raises:
-        UserError: if the source is not a video or is too small, or `out` cannot be written.
-        DiskFull: if there is no space for it.
-    """
-    with VideoReader(source) as reader:
-        height, width = reader.stream.height, reader.stream.width
-    least = min_side(model)
-    if height and width and min(height, width) < least:
-        raise UserError(f"{source} has {width}x{height} pixels; each side needs {least} or more; name another video")
-    if batch is None:
-        on_gpu = next(model.parameters()).device.type != "cpu"
-        batch = min(max(BATCH_PIXELS // max(height * width, 1), 1), 16) if on_gpu else 1
-    return transcode(source, out, FrameStylizer(model, style, settings), batch=batch, progress=progress)
 
 
 def continued(content: Tensor) -> Tensor:
@@ -302,6 +305,22 @@ def own_kernels_tiled(model: Stylizer, content: Tensor, tile: int) -> Kernels:
 def min_side(model: Stylizer) -> int:
     """The smallest side of a content in pixels."""
     return max(MIN_SIDE, model.config.min_size)
+
+
+def check_size(
+    model: Stylizer, name: object, height: int, width: int, max_side: int | None, even: bool = False
+) -> tuple[int, int]:
+    """The height and width at which a content is stylized. Raises UserError if a side is too short for the model."""
+    least, given = min_side(model), f"{width}x{height}"
+    height, width = smaller_size(height, width, max_side, even)
+    if min(height, width) >= least:
+        return height, width
+    if given == f"{width}x{height}":
+        raise UserError(f"{name} has {given} pixels; each side needs {least} or more; name a larger one")
+    raise UserError(
+        f"{name} has {given} pixels, and {width}x{height} where the longer side may have {max_side}; each side needs "
+        f"{least} or more; allow more"
+    )
 
 
 def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from styling.styles import SUFFIX
+from styling.styles import SUFFIX, is_saved
 from torch_utils.errors import UserError
 
 SMOOTH = 0.8  # the default of --smooth
@@ -55,6 +55,10 @@ class Options:
 
     model: str | None
     content: str | None
+    sequence: bool
+    max_side: int | None
+    start: float | None
+    length: float | None
     style: tuple[str, ...]
     mix: tuple[float, ...] | None
     structure_from: str | None
@@ -92,6 +96,10 @@ class Options:
     def of_results(self) -> list[str]:
         """The given options that change how a content is stylized, and nothing in a style."""
         given = {
+            "--sequence": self.sequence,
+            "--max-side": self.max_side is not None,
+            "--start": self.start is not None,
+            "--length": self.length is not None,
             "--strength": self.strength != 1,
             "--preserve-color": self.preserve_color is not None,
             "--smooth": self.smooth != SMOOTH,
@@ -102,6 +110,12 @@ class Options:
             "--batch": self.batch is not None,
         }
         return [name for name, is_given in given.items() if is_given]
+
+    @property
+    def of_videos(self) -> list[str]:
+        """The given options that change only videos, without those for other sequences of frames."""
+        names = ("--start", "--length") if self.sequence else ("--start", "--length", "--smooth", "--batch")
+        return [name for name in self.of_results if name in names]
 
     @property
     def results(self) -> list[list[Path]]:
@@ -125,7 +139,7 @@ def check_style_options(options: Options) -> None:
         raise UserError(f"--mix has {len(options.mix)} weights for {count} styles; write one for each --style")
     if options.mask and (len(options.styles) != 2 or options.structure_from):
         raise UserError("--mask needs two --style, the first for inside and the second for outside, without --mix")
-    saved = [file for file in options.style_files if file.suffix.lower() == SUFFIX]
+    saved = [file for file in options.style_files if is_saved(file)]
     if saved and options.preserve_color == "histogram":
         raise UserError(
             f"--preserve-color histogram changes the colours of the style image, but {saved[0]} holds only kernels; "

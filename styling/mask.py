@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,26 +16,38 @@ from styling.color import luma
 from torch_utils.errors import UserError
 
 
-def read_mask(path: str | os.PathLike, size: tuple[int, int], *, feather: float = 0) -> Tensor:
+def read_mask(path: str | os.PathLike, size: tuple[int, int] | None = None) -> Tensor:
     """Reads a mask from an image: float [1, H, W], 1 where the image is white and 0 where it is black.
 
     Colours are converted to their luma, and transparent pixels are black.
 
     Args:
-        size: (height, width) of the content, which the mask must have as well.
-        feather: standard deviation in pixels of the Gaussian that softens the edges.
+        size: (height, width) of the content, which the mask must have as well; None for the frames of a film, to which
+            a mask of any size is resized.
 
     Raises:
         UserError: if the image cannot be read or has another size.
     """
     image = read_image(path, min_side=1, background=(0, 0, 0))
-    if image.shape[1:] != size:
+    if size is not None and image.shape[1:] != size:
         height, width = image.shape[1:]
         raise UserError(
             f"the mask {Path(path)} has {width}x{height} pixels, but the content {size[1]}x{size[0]}; "
             "resize the mask to the content's size"
         )
-    return soften(luma(image.float()) / 255, feather).clamp(0, 1)
+    return mask_of(image)
+
+
+def mask_of(image: Tensor) -> Tensor:
+    """The mask [1, H, W] that an image, uint8 [3, H, W], stands for."""
+    return (luma(image.float()) / 255).clamp(0, 1)
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """A mask [1, H, W] in another (height, width)."""
+    if tuple(mask.shape[1:]) == tuple(size):
+        return mask
+    return F.interpolate(mask[None], list(size), mode="bilinear", antialias=True, align_corners=False)[0]
 
 
 def soften(masks: Tensor, sigma: float) -> Tensor:

@@ -42,7 +42,7 @@ COLOR_SAMPLES = 1 << 20  # pixels of a content that the mean and covariance of i
 class Style:
     """The style of one file: its kernels, of one sample, and the square image that they were predicted from."""
 
-    path: Path
+    path: Path  # "image" for one that is of no file
     kernels: Kernels
     image: Tensor | None = None  # float [1, 3, s, s] in −1..1; None if the file holds only kernels
 
@@ -78,17 +78,27 @@ class CombinedStyle:
         return mix_styles(kernels, self.weights) if self.weights else structure_and_statistics(*kernels)
 
 
-@torch.no_grad()
+def is_saved(path: str | os.PathLike) -> bool:
+    """Whether a file of a style holds kernels, by its extension, and is no image."""
+    return Path(path).suffix.lower() == SUFFIX
+
+
 def read_style(model: Stylizer, path: str | os.PathLike, scale: float = 1.0) -> Style:
     """Reads a style from an image, or from a file that `save_style` wrote. Raises UserError if it is neither.
 
     `scale` changes the size of an image's strokes, from 0.5 (half the size) to 4.
     """
     path = Path(path)
-    device = next(model.parameters()).device
-    if path.suffix.lower() == SUFFIX:
+    if is_saved(path):
         return Style(path, load_kernels(model, path))
-    image = resize_style(to_float(read_image(path)[None].to(device)), model.config.style_size, scale)
+    return style_of_image(model, read_image(path), scale, path)
+
+
+@torch.no_grad()
+def style_of_image(model: Stylizer, pixels: Tensor, scale: float = 1.0, path: Path = Path("image")) -> Style:
+    """The style of an image, uint8 [3, H, W]; `scale` as in `read_style`."""
+    device = next(model.parameters()).device
+    image = resize_style(to_float(pixels[None].to(device)), model.config.style_size, scale)
     return Style(path, model.kernels(image), image)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from media import video_writer
+from media.excerpt import WHOLE, Excerpt
 from media.files import (
     image_format,
     is_video,
@@ -24,9 +25,11 @@ from media.files import (
 )
 from media.video_writer import video_format
 from networks.stylizer import Stylizer
-from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
+from styling.apply import Progress, Settings, check_size, min_side, stylize_image, stylize_masked
+from styling.films import frame_stylizer, stylize_video
+from styling.frames import frame_paths, stylize_sequence
 from styling.styles import CombinedStyle
-from torch_utils.errors import UserError, printable
+from torch_utils.errors import UserError, note, printable
 from torch_utils.files import missing_message
 from torch_utils.memory import out_of_memory
 
@@ -51,6 +54,12 @@ def find_contents(path: str | os.PathLike) -> list[Path]:
     if not os.path.exists(path):
         raise UserError(missing_message(path, "name an image, a video or a folder of them with --content"))
     return [path]
+
+
+def plan_sequence(frames: Sequence[Path], folder: Path, suffix: str | None) -> list[Task]:
+    """The tasks of the frames of one film, which keep their names. Raises UserError if two would have the same name."""
+    outs = frame_paths(frames, folder, suffix)
+    return [Task(frame, False, 0, out) for frame, out in zip(frames, outs, strict=True)]
 
 
 def names_folder(out: str) -> bool:
@@ -107,12 +116,15 @@ class Worker:
         *,
         mask: Tensor | None = None,
         batch: int | None = None,
+        excerpt: Excerpt = WHOLE,
     ):
-        """With `mask` [1, H, W], the first of two styles applies inside and the second outside.
+        """With `mask` [1, H, W], of an image's size or any for a video, the first of two styles applies inside of it.
 
-        `batch` is the number of frames of a video that are stylized together; None to choose by their size.
+        `batch` is the number of frames of a video that are stylized together, None to choose by their size, and
+        `excerpt` the part of it.
         """
-        self.model, self.styles, self.settings, self.mask, self.batch = model, styles, settings, mask, batch
+        self.model, self.styles, self.settings, self.mask = model, styles, settings, mask
+        self.batch, self.excerpt = batch, excerpt
         self.content: tuple[Path, Tensor | UserError] | None = None  # the last image: its other styles come next
 
     def do_all(self, tasks: Sequence[Task], keep_going: bool = False) -> dict[Task, str]:
@@ -137,18 +149,34 @@ class Worker:
 
     def do(self, task: Task) -> None:
         """Does one task. Raises UserError and DiskFull."""
+        with enough_memory(task.content), progress_bar("frame" if task.video else "tile") as progress:
+            if task.video:
+                self.stylize_video(task, progress)
+            else:
+                self.stylize_image(task, progress)
+
+    def do_sequence(self, tasks: Sequence[Task]) -> None:
+        """Does tasks whose contents are the frames of one film. Raises UserError and DiskFull.
+
+        Says how many frames are written when it is stopped.
+        """
+        frames, outs, written = [task.content for task in tasks], [task.out for task in tasks], 0
+        stylize = frame_stylizer(self.model, self.styles, self.settings, self.mask)
+
+        def count(done: int, total: int | None) -> None:
+            nonlocal written
+            written = done
+            progress(done, total)
+
         try:
-            with progress_bar("frame" if task.video else "tile") as progress:
-                if task.video:
-                    self.stylize_video(task, progress)
-                else:
-                    self.stylize_image(task, progress)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            raise UserError(
-                f"not enough memory for {task.content}; try --tile 256, --batch 1 or --device cpu"
-            ) from None
+            with enough_memory(frames[0].parent), progress_bar("frame") as progress:
+                stylize_sequence(frames, outs, stylize, self.batch, count)
+        except KeyboardInterrupt:
+            note(
+                f"{written:,} of {len(outs):,} frames are in {outs[0].parent}; the next run begins with the first "
+                "again, because each follows from those before"
+            )
+            raise
 
     def stylize_image(self, task: Task, progress: Progress) -> None:
         """Writes an image in its style, or with a mask in both."""
@@ -161,9 +189,15 @@ class Worker:
         write_image(image, task.out)
 
     def stylize_video(self, task: Task, progress: Progress) -> None:
-        """Writes a video in its style."""
-        style = self.styles[task.style]
-        done = stylize_video(task.content, task.out, self.model, style, self.settings, self.batch, progress)
+        """Writes a video in its style, or with a mask in both. Says that nothing is left of it when it is stopped."""
+        styles = self.styles if self.mask is not None else [self.styles[task.style]]
+        stylize = frame_stylizer(self.model, styles, self.settings, self.mask)
+        try:
+            done = stylize_video(task.content, task.out, stylize, self.batch, progress, self.excerpt)
+        except KeyboardInterrupt:
+            line = f"{task.out} is not written: a video that is stopped before its end is not kept"
+            tqdm.write(printable(line), file=sys.stderr)
+            raise
         if done.damaged:
             tqdm.write(printable(f"{task.content}: {done.damaged} damaged parts were skipped"), file=sys.stderr)
         if done.sound_encoded:
@@ -175,13 +209,28 @@ class Worker:
         """The image of a content, read once for all of its styles. Raises UserError."""
         if self.content is None or self.content[0] != path:
             try:
-                self.content = path, read_image(path, min_side=min_side(self.model))
+                image = read_image(path, min_side=min_side(self.model))
+                check_size(self.model, path, image.shape[1], image.shape[2], self.settings.max_side)
+                self.content = path, image
             except UserError as error:
                 self.content = path, error
-        image = self.content[1]
-        if isinstance(image, UserError):
-            raise image
-        return image
+        found = self.content[1]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+
+@contextmanager
+def enough_memory(content: Path) -> Iterator[None]:
+    """Raises UserError where the memory is too small for a content."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(
+            f"not enough memory for {content}; try --tile 256, --max-side 2048, --batch 1 or --device cpu"
+        ) from None
 
 
 @contextmanager

@@ -22,6 +22,8 @@ from latents.codes import Codes, save_codes
 from models.snapshot import load_generator, save_snapshot, save_stylizer
 from networks.generator import Generator as Network
 from networks.generator import GeneratorConfig
+from tests.stylize.running import done as stylize
+from tests.stylize.running import film, frames
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,21 +72,60 @@ def test_the_example_of_the_readme(tmp_path, monkeypatch):
         assert np.array_equal(pixels(tmp_path / name), pixels(tmp_path / "out" / name))
 
 
-def test_the_examples_of_the_librarys_page(tmp_path, monkeypatch):
-    """As they are there, in a folder that has what a clone has and what projector.py leaves."""
-    examples = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+@pytest.fixture
+def clone(tmp_path, monkeypatch) -> Path:
+    """The current folder, with what a clone has."""
     monkeypatch.chdir(tmp_path)
     for name in ("pretrained", "examples"):
         Path(name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run_examples(with_word: str) -> list[dict]:
+    """The variables of those examples of the library's page in which a word is, run as they are there."""
+    page = PAGE.read_text()
+    made: list[dict] = []
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        if with_word in example:
+            made.append({})
+            exec(compile(example, "library.md", "exec"), made[-1])
+    assert made
+    return made
+
+
+def test_the_librarys_page_on_generators(clone):
+    """Also with what projector.py leaves."""
     G = adaconv.Generator.from_pretrained("pretrained/faces64.safetensors")
     Path("out").mkdir()
     save_codes("out/projected_w.npz", Codes(G.ws(G.latents([0]), psi=0.7)))
-    variables: dict[str, torch.Tensor] = {}
-    for example in examples:
-        exec(compile(example, "library.md", "exec"), variables)
-        if "codes" in variables:
-            assert torch.equal(variables["image"], G(G.latents([0]), psi=0.7, noise="const"))
-    assert {path.name for path in tmp_path.glob("*.png")} >= {"seed0000.png", "between.png", "face-waves.png"}
+    (found,) = (variables for variables in run_examples("Generator") if "codes" in variables)
+    assert torch.equal(found["image"], G(G.latents([0]), psi=0.7, noise="const"))
+    assert {path.name for path in clone.glob("*.png")} == {"seed0000.png", "between.png"}
+
+
+def test_the_librarys_page_on_images(clone):
+    """Those of the command beside the example."""
+    run_examples("model.stylize(")
+    (command,) = re.findall(r"`python stylize.py (.*?)`", PAGE.read_text())
+    stylize("--model", "pretrained/stylizer-small.safetensors", *command.split(), "--out", "y.png", cwd=clone)
+    assert np.array_equal(pixels(clone / "y.png"), pixels(clone / "face-waves.png"))
+    run_examples("model.kernels(")
+    assert pixels(clone / "face-waves-network.png").shape == (256, 256, 3)
+
+
+def test_the_librarys_page_on_films(clone):
+    film(clone / "film.mp4", 2)
+    run_examples("model.stylize_video(")
+    assert len(frames(clone / "stylized" / "film.mp4")) == 2
+    run_examples("FrameStylizer(")
+    assert {path.name for path in clone.glob("*.png")} == {f"frame{i}.png" for i in range(3)}
+
+
+def test_every_example_of_the_librarys_page_is_run():
+    page = PAGE.read_text()
+    words = ("Generator", "AdaConv2d", "model.stylize(", "model.kernels(", "model.stylize_video(", "FrameStylizer(")
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        assert any(word in example for word in words)
 
 
 def test_the_layer_of_the_librarys_page():

@@ -33,7 +33,7 @@ from training.config import (
     differences,
 )
 from training.loop import Trainer, train
-from training.runs import check_run, evaluation_is_due, find_state, load_state, mark, new_run, training_in
+from training.runs import check_free, check_run, evaluation_is_due, find_state, load_state, new_run, training_in
 
 
 def run_options(kimg: str, tick: str, snap: str) -> Callable:
@@ -311,10 +311,8 @@ def prepare_resumed(
         note(f"{run} is complete: it has reached kimg {kimg:g} of the {config.kimg:g} that were asked for{hint}")
         return None
     cli.writable_folder(run / "state", remedy=f"copy {run} to where it can be written, and resume it there")
-    with training_in(run):  # nothing is written where somebody else does
-        pass
+    check_free(run)
     record(run, config, config.recorded_options(given), about)
-    mark(run)  # runs of earlier versions have no marker yet
     note(f"run: {run}, from {state_path.name}")
     print_note(config)
     return Start(config, run, state_path, data_hash)

@@ -300,6 +300,8 @@ def training_in(run: Path) -> Iterator[None]:
     except ImportError:  # not Linux or macOS
         yield
         return
+    if not (run / RUN_MARKER).exists():  # in runs of earlier versions
+        mark(run)
     with open_own(run / RUN_MARKER, "ab") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone, not of those it forks
@@ -310,6 +312,12 @@ def training_in(run: Path) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
+
+
+def check_free(run: Path) -> None:
+    """Raises UserError where another process trains in a run."""
+    with training_in(run):
+        pass
 
 
 def record_unreadable(run: Path, names: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from media.files import read_image, write_image
 from media.video import VideoReader, animated_webp, pixels_of_all_frames
 from models.snapshot import STYLIZER
 from networks.stylizer import Stylizer
-from styling.apply import Progress, Settings, min_side, stylize_image, stylize_masked, stylize_video
+from styling.apply import FrameStylizer, Progress, Settings, min_side, stylize_image, stylize_masked
+from styling.films import stylize_video
 from styling.mask import read_mask
 from styling.styles import CombinedStyle, read_style
 from torch_utils.errors import UserError, command_line
@@ -48,7 +49,7 @@ class Look:
     @property
     def settings(self) -> Settings:
         """What `styling.apply` takes."""
-        return Settings(self.strength, COLORS[self.color])
+        return Settings(self.strength, COLORS[self.color], feather=self.feather)
 
     def shares(self, numbers: Sequence[int]) -> tuple[float, ...]:
         """The weights of the styles with these numbers, to three digits, which sum to 1. Raises UserError."""
@@ -198,7 +199,7 @@ def stylize_upload(
             raise UserError("the mask is missing; paint one on the content first")
         mask_file = page.results.path("mask.png")
         painted.resize((content.shape[2], content.shape[1]), Image.Resampling.NEAREST).save(mask_file)
-        mask = read_mask(mask_file, (content.shape[1], content.shape[2]), feather=look.feather)
+        mask = read_mask(mask_file, (content.shape[1], content.shape[2]))
         stylized = stylize_masked(model, content, combined[0], combined[1], mask, look.settings, report)
         masks = ["--mask", mask_file.name, *(["--feather", f"{look.feather:g}"] if look.feather else [])]
     else:
@@ -225,7 +226,7 @@ def stylize_film(
     model = page.shelf.stylizer(name)
     combined, files, words = read_styles(model, styles, look)
     out = page.results.path(f"{path.stem[:80]}-stylized.mp4")
-    stylize_video(path, out, model, combined[0], look.settings, progress=report)
+    stylize_video(path, out, FrameStylizer(model, combined[0], look.settings), progress=report)
     words += ["--out", f"out/{out.name}"]
     line = command_line("python", "stylize.py", "--model", name, "--content", path.name, *words)
     return str(out), command_with(line, uploads_of([path, *files]))

@@ -45,7 +45,7 @@ def test_another_size_is_refused_and_both_are_named(tmp_path):
 
 
 def test_soft_edges_are_gaussian(tmp_path):
-    mask = read_mask(half(tmp_path / "mask.png"), (20, 40), feather=3)
+    mask = soften(read_mask(half(tmp_path / "mask.png"), (20, 40)), 3)
     x = np.arange(40) + 0.5 - 20
     expected = [0.5 * (1 + math.erf(v / 3 / 2**0.5)) for v in x]  # the blur of a step
     assert np.abs(mask[0, 10].numpy() - expected).max() < 0.01

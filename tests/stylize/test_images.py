@@ -142,6 +142,33 @@ def test_a_mask_divides_between_styles(start, place, tmp_path):
     assert not torch.equal(soft[..., 22:32], b[..., 22:32])
 
 
+def test_a_content_is_made_smaller_before(start, place, tmp_path):
+    """As if the small image had been given, with its mask; one that fits stays as it is."""
+    large, mask, black = save(tmp_path / "large.png", 9, 150, 203), tmp_path / "mask.png", tmp_path / "black.png"
+    Image.open(large).resize((101, 75), Image.Resampling.LANCZOS).save(tmp_path / "small.png")
+    shares = np.zeros((150, 203), np.uint8)
+    Image.fromarray(shares).save(black)
+    shares[:, 102:] = 255
+    Image.fromarray(shares).save(mask)
+    two = ["--style", place / "a.png", "--style", place / "b.png"]
+    for name in ("large.png", "small.png"):
+        options = ["--content", tmp_path / name, "--max-side", 101, "--preserve-color", "luminance"]
+        done(*start[:2], *options, *two, "--out", tmp_path / name.removesuffix(".png"))
+    for style in "ab":
+        assert most(tmp_path / "large" / f"large-{style}.png", tmp_path / "small" / f"small-{style}.png") == 0
+    masked = [*start[:2], *options[2:], "--content", large, *two, "--mask"]
+    done(*masked, black, "--feather", 3, "--out", tmp_path / "black-y.png")
+    assert most(tmp_path / "black-y.png", tmp_path / "large" / "large-b.png") == 0
+    done(*masked, mask, "--out", tmp_path / "half.png")
+    a, b, half = (read_image(tmp_path / name) for name in ("large/large-a.png", "large/large-b.png", "half.png"))
+    assert torch.equal(half[..., :49], b[..., :49]) and torch.equal(half[..., 53:], a[..., 53:])
+    line = mistake(*masked, tmp_path / "small.png", "--out", tmp_path / "y.png")
+    assert "mask" in line and "101x75 pixels, but the content 203x150" in line
+    assert "16x12 where the longer side may have 16" in mistake(
+        *start, "--max-side", 16, *two[:2], "--out", tmp_path / "y.png"
+    )
+
+
 def test_tiles_change_nothing(start, place, tmp_path):
     save(tmp_path / "large.png", 9, 150, 203)
     style = [*start[:2], "--content", tmp_path / "large.png", "--style", place / "a.png"]

@@ -45,6 +45,11 @@ def test_options_that_contradict_each_other(start, place, tmp_path):
         ([*start, *a, *out, "--strength", "2"], "--strength"),
         ([*start, *a, *out, "--smooth", "-1"], "--smooth"),
         ([*start, *a, *out, "--smooth", "0.1", "--batch", "3"], "--smooth and --batch are for videos, and"),
+        ([*start, *a, *out, "--start", "0", "--length", "2"], "--start and --length are for videos, and"),
+        ([*start, *a, *out, "--length", "0"], "--length"),
+        ([*start, *a, *out, "--start", "-1"], "--start"),
+        ([*start, *a, *out, "--max-side", "15"], "--max-side"),
+        ([*start[:2], *a, "--save-style", saved, "--max-side", 64, "--start", 2], "--max-side and --start change"),
         ([*start, *a, *out, "--tile", "20"], "multiple of 8"),
         ([*start, *a, *out, "--tile", "big"], "multiple of 8"),
         ([*start, *a, *out, "--batch", "0"], "--batch"),
@@ -98,7 +103,7 @@ def test_bad_masks(start, place, tmp_path):
     assert "63x48 pixels, but the content 64x48" in mistake(*start, *styles, *out, "--mask", tmp_path / "small.png")
     assert "absent.png" in mistake(*start, *styles, *out, "--mask", tmp_path / "absent.png")
     folder = [*start[:2], "--content", place / "photos", *styles, "--out", tmp_path / "out"]
-    assert "single image" in mistake(*folder, "--mask", tmp_path / "small.png")
+    assert "single image or video" in mistake(*folder, "--mask", tmp_path / "small.png")
 
 
 def test_bad_videos(start, place, tmp_path):
@@ -119,8 +124,8 @@ def test_bad_videos(start, place, tmp_path):
     ):
         line = mistake(*start[:2], "--content", source, *style, "--out", tmp_path / out)
         assert words in line
-    mask = [*style, "--style", place / "b.png", "--mask", place / "photo.png"]
-    assert "single image" in mistake(*start[:2], "--content", video, *mask, "--out", tmp_path / "y.mp4")
+    mask = [*style, "--style", place / "b.png", "--mask", tmp_path / "text.mp4"]
+    assert "text.mp4 is not an image" in mistake(*start[:2], "--content", video, *mask, "--out", tmp_path / "y.mp4")
     assert not (tmp_path / "y.mp4").exists() and not list(tmp_path.glob(".*"))
 
 
