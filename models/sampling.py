@@ -95,7 +95,7 @@ def labels_in_turn(G: Generator, numbers: Sequence[int]) -> Tensor:
     classes = torch.arange(max(G.config.c_dim, 1))
     if G.config.c_dim and G.class_w_count.any():
         classes = G.class_w_count.cpu().nonzero().flatten()
-    chosen = classes[torch.tensor([number % len(classes) for number in numbers])]
+    chosen = classes[torch.tensor([number % len(classes) for number in numbers], dtype=torch.int64)]
     return one_hot(chosen, G.config.c_dim).to(G.w_avg.device)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import adaconv
 import generate
-from latents.cli import image_names
+from latents.names import image_names
 from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from tests.scripts import ROOT, done, mistake, script_here
@@ -207,7 +207,8 @@ def test_mistakes_are_one_line(network, tmp_path):
     at = ["--network", network, "--outdir", tmp_path / "out"]
     for words, *arguments in (
         ("no command 'mixx'", "mixx"),
-        ("Missing option '--cols'", "mix", "--rows", 1),
+        ("there are no columns; name seeds, e.g. --cols 1-4", "mix", "--rows", 1),
+        ("there are no rows; name seeds, e.g. --rows 1-4, or latents with --rows-w FILE", "mix", "--cols", 1),
         ("--part bias: this model predicts no bias", "mix", "--rows", 1, "--cols", 2, "--part", "bias", *at),
         ("which predicts no spatial", "mix", "--rows", 1, "--cols", 2, "--part", "structure", "--network", modconv),
         ("bias; take --part channels or all", "mix", "--rows", 1, "--cols", 2, "--part", "bias", "--network", modconv),
@@ -221,8 +222,9 @@ def test_mistakes_are_one_line(network, tmp_path):
         ("'1:' is not a class", "--seeds", 1, "--class", "1:", *at),
         ("sum to 0", "--seeds", 1, "--class", "1:0", *at),
         ("without classes", "--seeds", 1, "--class", 0, "--network", plain),
-        ("a walk needs two seeds", "video", "--seeds", 1, *at[:2]),
-        ("has more cells than there are seeds", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
+        ("a walk needs two images", "video", "--seeds", 1, *at[:2]),
+        ("pass the end of an --open walk", "video", "--seeds", "0-3", "--grid", "2x1", "--open", *at[:2]),
+        ("more cells than there are images to walk through (4)", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
         ("animations are written as", "video", "--seeds", "0-3", "--out", "a.avi", *at[:2]),
         ("up to 50 frames", "video", "--seeds", "0-3", "--out", "a.gif", "--fps", 60, *at[:2]),
         ("limited to 16,383 pixels, not 16,384", "video", "--seeds", "0-3", "--grid", "4x1", "--scale", 64,
