@@ -1,4 +1,4 @@
-"""Files of latent codes (`projected_w.npz`), which projector.py writes and generate.py reads."""
+"""Files of latent codes (`projected-photo.npz`), which projector.py writes and generate.py reads."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
             "their model with --network"
         ) from None
     except FileNotFoundError:
-        raise UserError(missing_message(path, "name a projected_w.npz that projector.py wrote")) from None
+        raise UserError(missing_message(path, "name an .npz file that projector.py wrote")) from None
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as latents ({one_line(error)}); name a projected_w.npz that projector.py wrote"
+            f"{path} cannot be read as latents ({one_line(error)}); name an .npz file that projector.py wrote"
         ) from None
     ws = w[:, None].expand(-1, num_ws, -1) if w.ndim == 2 else w
     return Codes(ws.to(device), noise and [maps.to(device) for maps in noise], about)

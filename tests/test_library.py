@@ -77,7 +77,7 @@ def test_the_examples_of_the_librarys_page(tmp_path, monkeypatch):
         Path(name).symlink_to(ROOT / name)
     G = adaconv.Generator.from_pretrained("pretrained/faces64.safetensors")
     Path("out").mkdir()
-    save_codes("out/projected_w.npz", Codes(G.ws(G.latents([0]), psi=0.7)))
+    save_codes("out/projected-photo.npz", Codes(G.ws(G.latents([0]), psi=0.7)))
     variables: dict[str, torch.Tensor] = {}
     for example in examples:
         exec(compile(example, "library.md", "exec"), variables)
