@@ -29,13 +29,14 @@ from media.decode import MAX_PIXELS
 from media.images import preview_grid, save_png, to_float, to_uint8
 from media.video_writer import VideoWriter
 from models.classes import chosen_class, chosen_label
+from models.encoder import URL
 from models.sampling import one_hot
-from models.snapshot import find_snapshot, found_text, load_generator
+from models.snapshot import PRETRAINED, find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.cli import choose_device
-from torch_utils.errors import UserError, note, plural, show
-from torch_utils.files import check_inputs_survive
+from torch_utils.errors import UserError, command_line, note, plural, show
+from torch_utils.files import as_typed, check_inputs_survive
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import size_text
 
@@ -73,7 +74,7 @@ class Request:
     required=True,
     metavar="PATH",
     help="An image, a folder of images, or a data set. The middle of each image, in the shape of the generator's "
-    "images, is resized to their size.",
+    "images, is resized to their size. Frame a photo as the model's training images were.",
 )
 @cli.option(
     "Images",
@@ -173,8 +174,7 @@ def main(request: Request, config: ProjectionConfig) -> None:
     if targets.enlarged:
         note(f"note: enlarged images, smaller than {size_text(G.config.resolution)} pixels: {targets.enlarged:,}")
     note(f"network: {path} ({info['kimg']:g} kimg){found_text(request.network, path)}")
-    hint = "" if isinstance(features, VGGFeatures) else "; --encoder-weights FILE compares by VGG-19"
-    note(f"images are compared by {compared}{hint}")
+    note(f"images are compared by {compared}{'' if isinstance(features, VGGFeatures) else vgg_hint()}")
 
     found = search(G, targets, features, config, label, request, video)
     ratios = psnr(to_float(found.images), to_float(targets.images)).tolist()
@@ -199,6 +199,12 @@ def main(request: Request, config: ProjectionConfig) -> None:
             f"{len(targets.skipped)} of {plural(len(files), 'target')} could not be used, as listed above; the others "
             "were projected"
         )
+
+
+def vgg_hint() -> str:
+    """How to compare by VGG-19 where there are no weights."""
+    shipped = command_line("--encoder-weights", as_typed(PRETRAINED / "tiny-imagenet.safetensors"))
+    return f"; {shipped} compares by a small VGG-19 that is shipped, {URL} has ImageNet's weights for --encoder-weights"
 
 
 def result_paths(folder: Path, target: str, names: Sequence[str]) -> tuple[list[Path], Path]:

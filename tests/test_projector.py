@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -16,7 +18,7 @@ import projector
 from latents.codes import fingerprint, load_codes
 from media.convert import Conversion, write_dataset
 from media.video import VideoReader
-from models.encoder import save_encoder
+from models.encoder import URL, save_encoder
 from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from networks.vgg import VGG19
@@ -153,7 +155,12 @@ def test_weights_in_the_cache_are_taken_and_none_are_downloaded(place, tmp_path,
         "--steps", 1, "--candidates", 4, "--outdir", tmp_path / "out",
     )  # fmt: skip
     with mock.patch("urllib.request.urlopen", side_effect=AssertionError("a download")):
-        assert "pixels and patches" in done("projector.py", *arguments).stderr
+        (line,) = (
+            line for line in done("projector.py", *arguments).stderr.splitlines() if "pixels and patches" in line
+        )
+        assert URL in line
+        named = shlex.split(re.search(r"; (--encoder-weights \S+) compares", line)[1])  # the remedy works
+        assert "VGG-19 (tiny-imagenet.safetensors)" in done("projector.py", *arguments, *named).stderr
         torch.save(VGG19(1 / 16).state_dict(), tmp_path / "vgg19-dcbb9e9d.pth")
         assert "VGG-19 (vgg19-dcbb9e9d.pth)" in done("projector.py", *arguments).stderr
 
