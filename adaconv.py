@@ -26,7 +26,7 @@ from media.files import read_image
 from media.images import preview_grid, save_png, to_float, to_uint8
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names, find_class
-from models.sampling import class_centers, generate_batches, labels_in_turn, latents, one_hot
+from models.sampling import SeedsOf, class_centers, generate_batches, labels_in_turn, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.generator import Noise
 from torch_utils.errors import UserError, one_line, plural
@@ -179,9 +179,13 @@ class Generator(Pretrained, networks.generator.Generator):
         super().__init__(config)
         self.info = {"kimg": 0.0}
 
-    def latents(self, seeds: Sequence[int]) -> Tensor:
-        """z [N, z_dim] of seeds, the same as in generate.py."""
-        return latents(seeds, self.config.z_dim).to(self.w_avg.device)
+    def latents(self, seeds: Sequence[int], of: SeedsOf = "adaconv") -> Tensor:
+        """z [N, z_dim] of seeds, the same as in generate.py.
+
+        With `of="stylegan2"` they are those of StyleGAN2-ADA-PyTorch and StyleGAN3, as with --seeds-of stylegan2.
+        Raises ValueError for seeds below 0 and from 2⁶⁴ on, or from 2³² on for StyleGAN2's.
+        """
+        return latents(seeds, self.config.z_dim, of).to(self.w_avg.device)
 
     def forward(
         self,

@@ -21,7 +21,7 @@ from latents.paths import VideoOptions, WalkOptions, check_walk, find_path
 from latents.start import check_options, codes_option, read_codes
 from media.animation import check_animation, check_side, write_animation
 from media.images import preview_grid, save_png, write_pngs
-from models.sampling import generate_batches
+from models.sampling import check_seeds, generate_batches
 from torch_utils import cli
 from torch_utils.errors import UserError, numbers_text, plural, show
 from torch_utils.files import write_file
@@ -99,14 +99,17 @@ def images_command(
         start = read_codes(files, model)
         file_names, sheet = start.image_names, sheet_name(f"w-{start.text}")
     else:
+        check_seeds(seeds, options.seeds_of)
         shares, sheet = model.shares(seeds), names.seeds_sheet_name(seeds, options.labels)
         centers = model.centers(shares)
 
     def images(part: slice = slice(None)) -> Iterator[Tensor]:
         if seeds is None:
             return generate_codes(model.G, start.codes[part], model.batch, model.psi, options.noise_mode)
-        toward = None if centers is None else centers[part]
-        return generate_batches(model.G, seeds[part], model.batch, shares[part], model.psi, options.noise_mode, toward)
+        toward, of = None if centers is None else centers[part], options.seeds_of
+        return generate_batches(
+            model.G, seeds[part], model.batch, shares[part], model.psi, options.noise_mode, toward, of
+        )
 
     if grid_size and len(file_names) > grid_size[0] * grid_size[1]:
         raise UserError(

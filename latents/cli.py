@@ -20,7 +20,7 @@ from latents.mixing import PARTS
 from latents.names import class_name
 from media.labels import MAX_CLASSES
 from models.classes import chosen_class, chosen_label
-from models.sampling import class_centers, labels_in_turn, latents
+from models.sampling import SEEDS_OF, SEEDS_OF_HELP, SeedsOf, check_seeds, class_centers, labels_in_turn, latents
 from models.snapshot import find_snapshot, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
@@ -109,6 +109,7 @@ class ModelOptions:
     trunc_class: bool = False
     classes: list[Shares] | None = None
     label: tuple[tuple[float, ...], ...] = ()
+    seeds_of: SeedsOf = "adaconv"
     noise_mode: Literal["const", "random", "none"] = "const"
     batch: int | None = None
     precision: str = "fp32"
@@ -152,6 +153,7 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
         cli.option("Images", "--trunc-class", is_flag=True, help=trunc_class_help),
         cli.option("Images", "--class", "classes", type=Classes(), help=class_help),
         cli.option("Images", "--label", type=Numbers(-1e30, 1e30), multiple=True, help=label_help),
+        cli.option("Images", "--seeds-of", type=click.Choice(SEEDS_OF), default=SEEDS_OF[0], help=SEEDS_OF_HELP),
         cli.option("Images", "--noise-mode", type=modes, default="const", help=noise_help),
         cli.option("Machine", "--batch", type=cli.Integer(1, 2**16), help=batch_help),
         cli.inference_precision_option(),
@@ -212,6 +214,7 @@ class Model:
     classes: list[dict[int, float]] | None  # the shares of classes by their numbers
     batch: int
     labels: Tensor | None = None  # [K, c_dim], the label vectors of --label
+    seeds_of: SeedsOf = "adaconv"
     trunc_class: bool = False  # whether truncation is towards the mean of the class
     found: str = ""  # how the path was found, where the user named none
 
@@ -232,9 +235,10 @@ class Model:
         return c
 
     def zc(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """z [N, z_dim] and c [N, c_dim] of seeds, on the device of the model."""
+        """z [N, z_dim] and c [N, c_dim] of seeds, on the device of the model. Raises UserError for seeds without z."""
+        check_seeds(seeds, self.seeds_of)
         device = self.G.w_avg.device
-        return latents(seeds, self.G.config.z_dim).to(device), self.shares(seeds).to(device)
+        return latents(seeds, self.G.config.z_dim, self.seeds_of).to(device), self.shares(seeds).to(device)
 
     @torch.no_grad()
     def ws(self, seeds: Sequence[int]) -> Tensor:
@@ -286,7 +290,7 @@ def prepare_model(G: Generator, info: Mapping[str, Any], path: Path, options: Mo
         note(f"note: {path} has no noise; --noise-mode random changes nothing")
     psi = layer_psi(options.trunc, G.config.num_ws)
     found = found_text(options.network, path)
-    return Model(G, path, info["kimg"], psi, classes, batch, labels, options.trunc_class, found)
+    return Model(G, path, info["kimg"], psi, classes, batch, labels, options.seeds_of, options.trunc_class, found)
 
 
 def check_trunc_class(options: ModelOptions, G: Generator, path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from latents.cli import Model, ModelOptions
 from latents.codes import Codes, join_codes, load_codes
 from latents.names import seeds_name, target_names
+from models.sampling import SEEDS_OF
 from torch_utils import cli
 from torch_utils.errors import UserError, printable
 
@@ -54,6 +55,8 @@ def check_options(option: str, files: Sequence[str], seeds: Sequence[int] | None
     """Raises UserError if options are given that do not apply to the latents of the files that `option` names."""
     if not files:
         return
+    if not seeds and options.seeds_of != SEEDS_OF[0]:
+        raise UserError("--seeds-of says what seeds draw, and there are none; leave it out")
     if not seeds and (options.classes is not None or options.label):
         given = "--label" if options.label else "--class"
         raise UserError(f"{given} applies to seeds; the latents of {option} have their labels in them; leave it out")

@@ -157,6 +157,7 @@ def test_mistakes_with_latents_are_one_line(place, tmp_path):
         ("cannot be read as latents", "mix", "--rows-w", tmp_path / "x.npz", "--cols", 1, *at),
         ("cannot be read as latents", "directions", "--w", tmp_path / "x.npz", *at),
         ("no file fits", "--w", tmp_path / "none-*.npz", *at),
+        ("--seeds-of says what seeds draw", "--w", file, "--seeds-of", "stylegan2", *at),
         ("--class applies to seeds", "directions", "--w", file, "--class", 1, "--network", classes),
         ("--class applies to seeds", "mix", "--rows-w", file, "--cols-w", file, "--class", 1, "--network", classes),
         ("the class of the latents of --cols-w is not known", "mix", "--rows", 1, "--cols-w", file, "--trunc-class",
