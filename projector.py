@@ -30,8 +30,9 @@ from media.images import preview_grid, save_png, to_float, to_uint8
 from media.video_writer import VideoWriter
 from models.classes import chosen_class, chosen_label
 from models.encoder import URL
+from models.hub import NETWORK_HELP, find_model
 from models.sampling import one_hot
-from models.snapshot import PRETRAINED, find_snapshot, found_text, load_generator
+from models.snapshot import PRETRAINED, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.cli import choose_device
@@ -67,7 +68,7 @@ class Request:
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
-@cli.network_option()
+@cli.network_option(help=NETWORK_HELP)
 @cli.option(
     "Images",
     "--target",
@@ -153,7 +154,7 @@ def main(request: Request, config: ProjectionConfig) -> None:
             f"--starts {config.starts} needs at least as many --candidates to choose from, not {config.candidates}"
         )
     files = find_targets(request.target)
-    path, device = find_snapshot(request.network), torch.device(choose_device(request.device))
+    path, device = find_model(request.network), torch.device(choose_device(request.device))
     G, info = load_generator(path, device)
     class_number, label = None, None
     if request.class_name is not None:

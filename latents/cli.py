@@ -20,8 +20,9 @@ from latents.mixing import PARTS
 from latents.names import class_name
 from media.labels import MAX_CLASSES
 from models.classes import chosen_class, chosen_label
+from models.hub import NETWORK_HELP, find_model
 from models.sampling import SEEDS_OF, SEEDS_OF_HELP, SeedsOf, check_seeds, class_centers, labels_in_turn, latents
-from models.snapshot import find_snapshot, found_text, load_generator
+from models.snapshot import found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.cli import choose_device
@@ -148,7 +149,7 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
     )
     modes = click.Choice(noise_modes)
     added = (
-        cli.network_option(),
+        cli.network_option(help=NETWORK_HELP),
         cli.option("Images", "--trunc", type=Numbers(-9, 9), default="1.0", help=trunc_help),
         cli.option("Images", "--trunc-class", is_flag=True, help=trunc_class_help),
         cli.option("Images", "--class", "classes", type=Classes(), help=class_help),
@@ -263,7 +264,7 @@ class Model:
 def open_model(options: ModelOptions) -> Model:
     """The model that the options name. Raises UserError if they do not fit it."""
     keep_freed_memory()
-    path = find_snapshot(options.network)
+    path = find_model(options.network)
     G, info = load_generator(path, torch.device(choose_device(options.device)))
     set_precision(G, options.precision)
     return prepare_model(G, info, path, options)

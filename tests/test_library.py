@@ -19,9 +19,11 @@ from PIL import Image
 
 import adaconv
 from latents.codes import Codes, save_codes
+from media.files import read_image
 from models.snapshot import load_generator, save_snapshot, save_stylizer
 from networks.generator import Generator as Network
 from networks.generator import GeneratorConfig
+from tests.scripts import done, mistake, script_here
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -296,6 +298,34 @@ def test_to_the_hub_and_back(run, tmp_path, monkeypatch):
         adaconv.Generator.from_pretrained("someone/faces")
     with pytest.raises(UserError, match="cannot be read as a stylizer"):
         adaconv.Stylizer.from_pretrained("someone/faces")
+
+
+def test_commands_take_an_address_of_the_hub(run, tmp_path, monkeypatch):
+    """By the library's code: the same image, and one line for what is not there."""
+    hub = pytest.importorskip("huggingface_hub")
+    fake = FakeHub(tmp_path / "there")
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", fake)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda **options: fake.hf_hub_download(revision=None, **options))
+    G = adaconv.Generator.from_pretrained(run)
+    G.push_to_hub("someone/faces")
+    monkeypatch.chdir(tmp_path)
+    base = ["--network", "someone/faces", "--outdir", tmp_path / "out"]
+    done(script_here("generate.py", "--seeds", 5, "--class", 1, *base))
+    image = read_image(tmp_path / "out" / "seed0005.png")
+    assert (image.int() - adaconv.to_uint8(G(G.latents([5]), 1))[0].int()).abs().max() <= 1
+    for command in (["mix", "--rows", 1, "--cols", 2], ["directions", "--method", "pca"], ["kernels", "--seed", 1]):
+        done(script_here("generate.py", *command, *base))
+    done(script_here("generate.py", "video", "--seeds", "1,2", "--fps", 2, *base[:2], "--out", tmp_path / "a.gif"))
+    search = ["--target", tmp_path / "out" / "seed0005.png", "--steps", 1, "--candidates", 4]
+    done(script_here("projector.py", *search, *base))
+    assert {asked[:2] for asked in fake.asked} == {("someone/faces", "model.safetensors")}
+    message = mistake("generate.py", "--seeds", 1, "--network", "someone/else", cwd=tmp_path)
+    assert "the Hub has no model.safetensors of it: cannot be found" in message
+    asked = list(fake.asked)
+    (tmp_path / "runs" / "00000-x").mkdir(parents=True)
+    for name, words in (("rums/00000-x", "did you mean runs/00000-x?"), ("typo", "there is no typo")):
+        assert words in mistake("generate.py", "--seeds", 1, "--network", name, cwd=tmp_path)
+    assert fake.asked == asked
 
 
 @pytest.mark.parametrize(
