@@ -16,7 +16,6 @@ Everything but the Hub works without huggingface_hub.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +32,8 @@ from media.images import preview_grid, save_png, to_float, to_uint8
 from media.transcode import Transcoded
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names, find_class
-from models.sampling import class_centers, generate_batches, labels_in_turn, latents, one_hot
+from models.hub import INSTALL, download_model, may_be_repository
+from models.sampling import SeedsOf, class_centers, generate_batches, labels_in_turn, latents, one_hot
 from models.snapshot import GENERATOR, STYLIZER, WEIGHTS, find_snapshot, load_generator, load_stylizer, save_model
 from networks.adaconv import AdaConv2d, AdaConvKernels, KernelPredictor
 from networks.generator import Noise
@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-INSTALL = "install huggingface_hub with: pip install huggingface_hub"
-REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # owner/name on the Hub
 SAMPLE_COUNT = 8  # images on the sheet beside a generator's card
 
 
@@ -133,17 +131,7 @@ class Pretrained(HubMixin):
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, device: torch.device | str = "cpu", **hub: Any) -> Self:
-        try:
-            import huggingface_hub
-            from huggingface_hub.errors import EntryNotFoundError
-        except ImportError:
-            raise UserError(f"{model_id} does not exist here; to load it from the Hub, {INSTALL}") from None
-        try:
-            path = huggingface_hub.hf_hub_download(repo_id=model_id, filename=WEIGHTS, **hub)
-        except (OSError, ValueError, EntryNotFoundError) as error:
-            reason = one_line(error, 400)
-            raise UserError(f"{model_id} does not exist here, and the Hub has no {WEIGHTS} of it: {reason}") from None
-        return cls._load(Path(path), device)
+        return cls._load(download_model(model_id, **hub), device)
 
     @classmethod
     def _load(cls, path: Path, device: torch.device | str) -> Self:
@@ -171,16 +159,6 @@ class Pretrained(HubMixin):
         return ModelCard(self.card(**kwargs))
 
 
-def may_be_repository(name: str) -> bool:
-    """Whether a name can be owner/name on the Hub, rather than the path of a file that does not exist.
-
-    A name is a path if its first part is a folder here, or if it ends like a model's file. Paths are not looked up on
-    the Hub, which takes long to answer without a connection.
-    """
-    is_file = name.endswith((".safetensors", ".pkl", ".pt", ".pth", ".zip"))
-    return REPOSITORY.fullmatch(name) is not None and not is_file and not Path(name).parent.is_dir()
-
-
 class Generator(Pretrained, networks.generator.Generator):
     """z [N, z_dim] → images [N, C, H, W], about −1..1, with the model's constant noise, as generate.py makes them."""
 
@@ -191,9 +169,13 @@ class Generator(Pretrained, networks.generator.Generator):
         super().__init__(config)
         self.info = {"kimg": 0.0}
 
-    def latents(self, seeds: Sequence[int]) -> Tensor:
-        """z [N, z_dim] of seeds, the same as in generate.py."""
-        return latents(seeds, self.config.z_dim).to(self.w_avg.device)
+    def latents(self, seeds: Sequence[int], of: SeedsOf = "adaconv") -> Tensor:
+        """z [N, z_dim] of seeds, the same as in generate.py.
+
+        With `of="stylegan2"` they are those of StyleGAN2-ADA-PyTorch and StyleGAN3, as with --seeds-of stylegan2.
+        Raises ValueError for seeds below 0 and from 2⁶⁴ on, or from 2³² on for StyleGAN2's.
+        """
+        return latents(seeds, self.config.z_dim, of).to(self.w_avg.device)
 
     def forward(
         self,

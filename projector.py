@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from latents.cli import Numbers
 from latents.codes import Codes, fingerprint, save_codes
+from latents.names import target_names
 from latents.perception import Features, VGGFeatures, find_features
 from latents.projection import Progress, Projection, ProjectionConfig, project, psnr
 from latents.targets import Targets, find_targets, read_targets
@@ -28,17 +29,18 @@ from media.decode import MAX_PIXELS
 from media.images import preview_grid, save_png, to_float, to_uint8
 from media.video_writer import VideoWriter
 from models.classes import chosen_class, chosen_label
+from models.encoder import URL
+from models.hub import NETWORK_HELP, find_model
 from models.sampling import one_hot
-from models.snapshot import find_snapshot, found_text, load_generator
+from models.snapshot import PRETRAINED, found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.cli import choose_device
-from torch_utils.errors import UserError, note, plural, show
-from torch_utils.files import check_inputs_survive
+from torch_utils.errors import UserError, command_line, note, plural, show
+from torch_utils.files import as_typed, check_inputs_survive
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import size_text
 
-CODES, SHEET, VIDEO = "projected_w.npz", "projected.png", "projected.mp4"
 MAX_WIDTH = 4096  # pixels of a sheet that could be narrower; also the largest width and height of the video
 FRAMES, FPS = 250, 25  # approximate number of frames of the video, and their rate per second
 VIDEO_WIDTH = 1024  # pixels that a video of small images is enlarged to, approximately
@@ -46,7 +48,7 @@ VIDEO_WIDTH = 1024  # pixels that a video of small images is enlarged to, approx
 EXAMPLE = """\
 python projector.py --target photo.png
 python projector.py --network runs/00003-ffhq-adaconv-auto8 --target portraits/ --space w+ --video
-python generate.py --w out/projected_w.npz
+python generate.py --w out/projected-photo.npz
 """
 
 
@@ -66,14 +68,14 @@ class Request:
 
 
 @click.command(cls=cli.Command, example=EXAMPLE)
-@cli.network_option()
+@cli.network_option(help=NETWORK_HELP)
 @cli.option(
     "Images",
     "--target",
     required=True,
     metavar="PATH",
     help="An image, a folder of images, or a data set. The middle of each image, in the shape of the generator's "
-    "images, is resized to their size.",
+    "images, is resized to their size. Frame a photo as the model's training images were.",
 )
 @cli.option(
     "Images",
@@ -134,7 +136,7 @@ class Request:
 )
 @cli.outdir_option()
 @cli.option(
-    "Output", "--video", is_flag=True, help=f"Write a video of the search, {VIDEO}, with targets beside results."
+    "Output", "--video", is_flag=True, help="Write a video of the search, projected-….mp4, with targets beside results."
 )
 @cli.option("Machine", "--batch", type=cli.Integer(1, 2**16), default=16, help="Images that are optimized at a time.")
 @cli.device_option()
@@ -143,7 +145,8 @@ class Request:
 def main(request: Request, config: ProjectionConfig) -> None:
     """Find the latents with which a model makes given images, or images near them.
 
-    The results are projected_w.npz, the latents for generate.py --w, and projected.png, targets beside results.
+    The results for photo.jpg are projected-photo.npz, the latents for generate.py --w, and projected-photo.png, the
+    target beside the result. Several targets have an .npz file each, and one .png file called as what --target names.
     """
     keep_freed_memory()
     if config.starts > max(config.candidates, 1):
@@ -151,7 +154,7 @@ def main(request: Request, config: ProjectionConfig) -> None:
             f"--starts {config.starts} needs at least as many --candidates to choose from, not {config.candidates}"
         )
     files = find_targets(request.target)
-    path, device = find_snapshot(request.network), torch.device(choose_device(request.device))
+    path, device = find_model(request.network), torch.device(choose_device(request.device))
     G, info = load_generator(path, device)
     class_number, label = None, None
     if request.class_name is not None:
@@ -163,31 +166,31 @@ def main(request: Request, config: ProjectionConfig) -> None:
     identity = fingerprint(path)  # now: the search may take longer than a running training keeps this file
     features, compared = find_features(request.encoder_weights, device)
     folder = cli.writable_folder(request.outdir)
-    outs = [cli.writable_file(folder / name, "--outdir") for name in [CODES, SHEET] + [VIDEO] * request.video]
+    codes, sheet = result_paths(folder, request.target, targets.names)
+    video = sheet.with_name(f"{sheet.stem}.mp4") if request.video else None
+    outs = [cli.writable_file(path, "--outdir") for path in (*codes, sheet, *([video] if video else []))]
     check_inputs_survive(outs, [file.path for file in files], "name another folder with --outdir")
     for reason in targets.skipped:
         note(f"skipped: {reason}")
     if targets.enlarged:
         note(f"note: enlarged images, smaller than {size_text(G.config.resolution)} pixels: {targets.enlarged:,}")
     note(f"network: {path} ({info['kimg']:g} kimg){found_text(request.network, path)}")
-    hint = "" if isinstance(features, VGGFeatures) else "; --encoder-weights FILE compares by VGG-19"
-    note(f"images are compared by {compared}{hint}")
+    note(f"images are compared by {compared}{'' if isinstance(features, VGGFeatures) else vgg_hint()}")
 
-    found = search(G, targets, features, config, label, request, folder)
+    found = search(G, targets, features, config, label, request, video)
     ratios = psnr(to_float(found.images), to_float(targets.images)).tolist()
     about = {
         "network": str(path),
         "fingerprint": identity,
-        "targets": targets.names,
         "class": class_number,
         "label": request.label,
         "compared_by": compared,
         "projection": asdict(config),
-        "distance": found.distance.tolist(),
-        "psnr": ratios,
     }
-    save_codes(folder / CODES, Codes(found.ws, found.noise, about))
-    save_sheet(targets, found.images, folder / SHEET)
+    for i, (file, name) in enumerate(zip(codes, targets.names, strict=True)):
+        own = {**about, "targets": [name], "distance": [float(found.distance[i])], "psnr": [ratios[i]]}
+        save_codes(file, Codes(found.ws, found.noise, own)[i : i + 1])
+    save_sheet(targets, found.images, sheet)
     for name, decibel in zip(targets.names, ratios, strict=True):
         show(f"{decibel:5.1f} dB  {name}")
     for out in outs:
@@ -199,6 +202,20 @@ def main(request: Request, config: ProjectionConfig) -> None:
         )
 
 
+def vgg_hint() -> str:
+    """How to compare by VGG-19 where there are no weights."""
+    shipped = command_line("--encoder-weights", as_typed(PRETRAINED / "tiny-imagenet.safetensors"))
+    return f"; {shipped} compares by a small VGG-19 that is shipped, {URL} has ImageNet's weights for --encoder-weights"
+
+
+def result_paths(folder: Path, target: str, names: Sequence[str]) -> tuple[list[Path], Path]:
+    """The .npz file of each target, and the .png file of all, which is called as the only one, or else as --target."""
+    own = target_names(names)
+    given = Path(target).resolve()
+    (together,) = own if len(own) == 1 else target_names([given.name if given.is_dir() else given.stem])
+    return [folder / f"projected-{name}.npz" for name in own], folder / f"projected-{together}.png"
+
+
 def search(
     G: Generator,
     targets: Targets,
@@ -206,11 +223,11 @@ def search(
     config: ProjectionConfig,
     label: Tensor | None,
     request: Request,
-    folder: Path,
+    video: Path | None,
 ) -> Projection:
     """Projects all targets, batch by batch. The result is on the CPU, with uint8 images."""
     found, total, device = [], len(targets.images), G.w_avg.device
-    with VideoWriter(folder / VIDEO, FPS) if request.video else nullcontext() as writer:
+    with VideoWriter(video, FPS) if video else nullcontext() as writer:
         for start in range(0, total, request.batch):
             some = to_float(targets.images[start : start + request.batch].to(device))
             with progress_bar(start, total, some, config, writer, request.batch) as progress:

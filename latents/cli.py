@@ -1,11 +1,10 @@
-"""What the commands of generate.py share: options, the model that they name, and names of files."""
+"""What the commands of generate.py share: options, and the model that they name."""
 
 from __future__ import annotations
 
 import math
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,18 @@ from tqdm import tqdm
 
 from latents.codes import fingerprint
 from latents.mixing import PARTS
+from latents.names import class_name
 from media.labels import MAX_CLASSES
 from models.classes import chosen_class, chosen_label
-from models.sampling import class_centers, labels_in_turn, latents
-from models.snapshot import find_snapshot, found_text, load_generator
+from models.hub import NETWORK_HELP, find_model
+from models.sampling import SEEDS_OF, SEEDS_OF_HELP, SeedsOf, check_seeds, class_centers, labels_in_turn, latents
+from models.snapshot import found_text, load_generator
 from networks.generator import Generator
 from torch_utils import cli
 from torch_utils.cli import choose_device
-from torch_utils.errors import UserError, consecutive, note, numbers_text, one_line, plural
-from torch_utils.files import short_name
+from torch_utils.errors import UserError, note, one_line, plural
 from torch_utils.memory import keep_freed_memory
 from torch_utils.sizes import width_and_height
-
-LONGEST_NAME = 120  # bytes of an image's or a sheet's name; what is longer ends with a digest
 
 Shares = dict[int | str, float]  # of classes by number or by name, which sum to 1
 
@@ -112,6 +110,7 @@ class ModelOptions:
     trunc_class: bool = False
     classes: list[Shares] | None = None
     label: tuple[tuple[float, ...], ...] = ()
+    seeds_of: SeedsOf = "adaconv"
     noise_mode: Literal["const", "random", "none"] = "const"
     batch: int | None = None
     precision: str = "fp32"
@@ -150,11 +149,12 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
     )
     modes = click.Choice(noise_modes)
     added = (
-        cli.network_option(),
+        cli.network_option(help=NETWORK_HELP),
         cli.option("Images", "--trunc", type=Numbers(-9, 9), default="1.0", help=trunc_help),
         cli.option("Images", "--trunc-class", is_flag=True, help=trunc_class_help),
         cli.option("Images", "--class", "classes", type=Classes(), help=class_help),
         cli.option("Images", "--label", type=Numbers(-1e30, 1e30), multiple=True, help=label_help),
+        cli.option("Images", "--seeds-of", type=click.Choice(SEEDS_OF), default=SEEDS_OF[0], help=SEEDS_OF_HELP),
         cli.option("Images", "--noise-mode", type=modes, default="const", help=noise_help),
         cli.option("Machine", "--batch", type=cli.Integer(1, 2**16), help=batch_help),
         cli.inference_precision_option(),
@@ -215,6 +215,7 @@ class Model:
     classes: list[dict[int, float]] | None  # the shares of classes by their numbers
     batch: int
     labels: Tensor | None = None  # [K, c_dim], the label vectors of --label
+    seeds_of: SeedsOf = "adaconv"
     trunc_class: bool = False  # whether truncation is towards the mean of the class
     found: str = ""  # how the path was found, where the user named none
 
@@ -235,9 +236,10 @@ class Model:
         return c
 
     def zc(self, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """z [N, z_dim] and c [N, c_dim] of seeds, on the device of the model."""
+        """z [N, z_dim] and c [N, c_dim] of seeds, on the device of the model. Raises UserError for seeds without z."""
+        check_seeds(seeds, self.seeds_of)
         device = self.G.w_avg.device
-        return latents(seeds, self.G.config.z_dim).to(device), self.shares(seeds).to(device)
+        return latents(seeds, self.G.config.z_dim, self.seeds_of).to(device), self.shares(seeds).to(device)
 
     @torch.no_grad()
     def ws(self, seeds: Sequence[int]) -> Tensor:
@@ -262,7 +264,7 @@ class Model:
 def open_model(options: ModelOptions) -> Model:
     """The model that the options name. Raises UserError if they do not fit it."""
     keep_freed_memory()
-    path = find_snapshot(options.network)
+    path = find_model(options.network)
     G, info = load_generator(path, torch.device(choose_device(options.device)))
     set_precision(G, options.precision)
     return prepare_model(G, info, path, options)
@@ -289,7 +291,7 @@ def prepare_model(G: Generator, info: Mapping[str, Any], path: Path, options: Mo
         note(f"note: {path} has no noise; --noise-mode random changes nothing")
     psi = layer_psi(options.trunc, G.config.num_ws)
     found = found_text(options.network, path)
-    return Model(G, path, info["kimg"], psi, classes, batch, labels, options.trunc_class, found)
+    return Model(G, path, info["kimg"], psi, classes, batch, labels, options.seeds_of, options.trunc_class, found)
 
 
 def check_trunc_class(options: ModelOptions, G: Generator, path: Path) -> None:
@@ -325,61 +327,3 @@ def collect(batches: Iterable[Tensor], total: int) -> Tensor:
             images.append(batch)
             bar.update(len(batch))
     return torch.cat(images)
-
-
-# --- names of files -------------------------------------------------------------------------------------------------
-
-
-def image_names(seeds: Sequence[int], labels: Sequence[str]) -> list[str]:
-    """`seed0005` for each image, or `seed0005-class2` if the label varies; what is longer ends with a digest."""
-    names = [f"seed{seed:04d}" for seed in seeds]
-    if varies(labels):
-        names = [f"{name}-{labels[i % len(labels)]}" for i, name in enumerate(names)]
-    return [short_name(name, LONGEST_NAME) for name in names]
-
-
-def varies(labels: Sequence[str]) -> bool:
-    """Whether --class or --label give images different labels."""
-    return len(set(labels)) > 1
-
-
-def class_name(shares: Shares) -> str:
-    """`2` or `cat` for a class, `1+3` for equal shares of two, and `1_0.2+3_0.8` for others."""
-    equal = len(set(shares.values())) == 1
-    name = "+".join(str(term) if equal else f"{term}_{share:.6g}" for term, share in shares.items())
-    return re.sub(r"[^\w.+-]", "_", name)
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raises UserError if two images would be written into one file."""
-    name, count = Counter(names).most_common(1)[0]
-    if count > 1:
-        raise UserError(
-            f"{count} images would be written to {name}.png; name each seed once, or make one sheet with --grid"
-        )
-
-
-def seeds_name(seeds: Sequence[int]) -> str:
-    """Seeds in a file's name: `0003`, `0000-0007`, or `0000-0003_0200` if they are not consecutive."""
-    runs = consecutive(seeds)
-    return "_".join(f"{first:04d}" if first == last else f"{first:04d}-{last:04d}" for first, last in runs)
-
-
-def sheet_name(name: str, part: str = "all", layers: Sequence[int] | None = None, labels: Sequence[str] = ()) -> str:
-    """The name of a sheet's file with the part and the layers that were chosen, and the labels if they vary."""
-    if part != "all":
-        name += f"-{part}"
-    if layers is not None:
-        name += f"-layers{numbers_text(sorted(set(layers))).replace(',', '_')}"
-    if varies(labels):  # `-class0_1`
-        kind = "label" if labels[0].startswith("label") else "class"
-        name += f"-{kind}{'_'.join(label.removeprefix(kind) for label in labels)}"
-    return short_name(name, LONGEST_NAME)
-
-
-def images_sheet_name(seeds: list[int] | None, count: int, options: ModelOptions) -> str:
-    """`seeds0000-0007`, or `w0000-0007` for latents of a file."""
-    if seeds is None:
-        return f"w0000-{count - 1:04d}"
-    numbers = seeds_name(seeds)
-    return sheet_name(f"seeds{numbers if len(seeds) > 1 else f'{numbers}-{numbers}'}", labels=options.labels)

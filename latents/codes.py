@@ -1,15 +1,15 @@
-"""Files of latent codes (`projected_w.npz`), which projector.py writes and generate.py reads."""
+"""Files of latent codes (`projected-photo.npz`), which projector.py writes and generate.py reads."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,26 @@ class Codes:
 
     def __getitem__(self, part: slice) -> Codes:
         return Codes(self.ws[part], self.noise and [maps[part] for maps in self.noise], self.about)
+
+    @property
+    def targets(self) -> list[str] | None:
+        """The names of the images that they were found for, as the file says; None if it does not, or not for each."""
+        names = self.about.get("targets")
+        known = isinstance(names, list) and len(names) == len(self.ws) and all(isinstance(name, str) for name in names)
+        return names if known else None
+
+
+def join_codes(G: Generator, parts: Sequence[Codes]) -> Codes:
+    """The codes of all parts as one. If some have noise maps, the others get the model's constant ones.
+
+    Nothing is said about how they were found.
+    """
+    ws = torch.cat([G.w_avg.new_zeros(0, G.config.num_ws, G.config.w_dim), *(part.ws for part in parts)])
+    if not any(part.noise for part in parts):
+        return Codes(ws)
+    constant = [cast(Tensor, layer.noise_const) for layer in G.synthesis.layers()]  # a model of noise maps has them
+    maps = [part.noise or [noise.expand(len(part.ws), 1, -1, -1) for noise in constant] for part in parts]
+    return Codes(ws, [torch.cat(layer) for layer in zip(*maps, strict=True)])
 
 
 def fingerprint(path: str | os.PathLike) -> str:
@@ -83,10 +103,10 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
             "their model with --network"
         ) from None
     except FileNotFoundError:
-        raise UserError(missing_message(path, "name a projected_w.npz that projector.py wrote")) from None
+        raise UserError(missing_message(path, "name an .npz file that projector.py wrote")) from None
     except Exception as error:
         raise UserError(
-            f"{path} cannot be read as latents ({one_line(error)}); name a projected_w.npz that projector.py wrote"
+            f"{path} cannot be read as latents ({one_line(error)}); name an .npz file that projector.py wrote"
         ) from None
     ws = w[:, None].expand(-1, num_ws, -1) if w.ndim == 2 else w
     return Codes(ws.to(device), noise and [maps.to(device) for maps in noise], about)
@@ -107,5 +127,9 @@ def generate_codes(
     """
     for start in range(0, len(codes.ws), batch):
         some = codes[start : start + batch]
-        maps: Noise = some.noise if some.noise and noise == "const" else noise
-        yield to_uint8(G.synthesis(G.truncated(some.ws, psi), maps)).cpu()
+        yield to_uint8(G.synthesis(G.truncated(some.ws, psi), noise_of(some, noise))).cpu()
+
+
+def noise_of(codes: Codes, noise: Noise) -> Noise:
+    """The noise of the codes' images: with "const" their own noise maps if they have any, or else `noise` itself."""
+    return codes.noise if codes.noise and noise == "const" else noise

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from latents.mixing import FIELDS, PARTS, Part, generate_mix
+from latents.mixing import FIELDS, PARTS, Part, generate_mix, some_noise
 from latents.sheets import table, to_image
 from media.images import to_uint8
 from models.sampling import labels_in_turn, latents
@@ -166,15 +166,15 @@ def generate_edits(
     """Moves every latent of ws [N, num_ws, w_dim] along every direction by every amount, in units of sigma.
 
     Yields uint8 images [≤ batch, C, H, W] on the CPU, in the order of nested loops over latents, directions and
-    amounts. The amount 0 gives the unchanged image.
+    amounts. The amount 0 gives the unchanged image. Noise maps are those of the latents [N, 1, H, W].
     """
-    steps = directions.vectors[list(numbers)] * directions.sigma[list(numbers), None]
+    steps, layers = directions.vectors[list(numbers)] * directions.sigma[list(numbers), None], list(directions.layers)
     triples = torch.cartesian_prod(*(torch.arange(n) for n in (len(ws), len(steps), len(amounts))))
     for some in triples.split(batch):
         code, step, amount = some.unbind(dim=1)
         own = ws[code.to(ws.device)]
         moved = own + (steps[step] * torch.tensor(amounts)[amount, None]).to(ws)[:, None]
-        yield to_uint8(generate_mix(G, own, moved, list(directions.layers), directions.part, noise)).cpu()
+        yield to_uint8(generate_mix(G, own, moved, layers, directions.part, some_noise(noise, code))).cpu()
 
 
 def edit_sheet(
@@ -182,14 +182,14 @@ def edit_sheet(
     directions: Directions,
     numbers: Sequence[int],
     amounts: Sequence[float],
-    seeds: Sequence[int],
+    names: Sequence[str],
     title: str,
     scale: int,
 ) -> Image.Image:
-    """A sheet of the images [N, C, H, W] uint8 of `generate_edits`, with a row for each seed and direction."""
+    """A sheet of the images [N, C, H, W] uint8 of `generate_edits`, with a row for each latent and direction."""
     enlarged = [to_image(image, scale) for image in images]
     rows = [enlarged[i : i + len(amounts)] for i in range(0, len(enlarged), len(amounts))]
-    left = [f"seed {s}\ndirection {n}\n{directions.share[n]:.1%}" for s in seeds for n in numbers]
+    left = [f"{name}\ndirection {n}\n{directions.share[n]:.1%}" for name in names for n in numbers]
     return table(rows, [f"{amount:+g} sd" if amount else "0" for amount in amounts], left, title)
 
 

@@ -105,12 +105,19 @@ def generate_mixes(
 ) -> Iterator[Tensor]:
     """Mixes the latents of all rows [R, num_ws, w_dim] with a part of those of all columns [C, num_ws, w_dim].
 
-    Yields uint8 images [≤ batch, channels, H, W] on the CPU, R · C in all, row after row.
+    Yields uint8 images [≤ batch, channels, H, W] on the CPU, R · C in all, row after row. Noise maps are those of the
+    rows [R, 1, H, W]: noise is no part of a style.
     """
     pairs = torch.cartesian_prod(torch.arange(len(rows)), torch.arange(len(columns))).view(-1, 2)
     for some in pairs.split(batch):
         row, column = (index.to(rows.device) for index in some.unbind(dim=1))
-        yield to_uint8(generate_mix(G, rows[row], columns[column], layers, part, noise)).cpu()
+        own = some_noise(noise, row)
+        yield to_uint8(generate_mix(G, rows[row], columns[column], layers, part, own)).cpu()
+
+
+def some_noise(noise: Noise, numbers: Tensor) -> Noise:
+    """The noise of the samples with these numbers [n], of noise maps [N, 1, H, W] for each layer or of a mode."""
+    return noise if isinstance(noise, str) else [maps[numbers.to(maps.device)] for maps in noise]
 
 
 def mixing_sheet(

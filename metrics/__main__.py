@@ -23,6 +23,7 @@ from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
 from metrics.series import Record, print_series, ranked_values
+from models.sampling import SEEDS_OF, SEEDS_OF_HELP
 from models.snapshot import find_snapshot
 from torch_utils import distributed
 from torch_utils.cli import (
@@ -309,6 +310,7 @@ def evaluate_together(
     "It takes minutes for tens of thousands of images.",
 )
 @option("What", "--seeds", type=NumberRanges(), default="0-15", help="Seeds and ranges of seeds, such as 0-99,200,3.")
+@option("What", "--seeds-of", type=click.Choice(SEEDS_OF), default=SEEDS_OF[0], help=SEEDS_OF_HELP)
 @option("What", "--class", "class_name", type=ClassName(), help="Class of all images, by number or by name.")
 @option("What", "--trunc", type=Float(-10, 10), default=1.0, help="Truncation psi of the images; 1 is none.")
 @option(
@@ -418,8 +420,8 @@ def report_command(
     records = evaluate_together(request, processes(gpus, procs))
     device = "cuda" if gpus else "cpu"
     nearest = NearestRequest(
-        network=request.network, fakes=None, data=data, test=test, fld=fld, seeds=seeds, class_name=None,
-        trunc=request.truncations[0], detector=detector or DEFAULT_DETECTOR, detector_weights=weights,
+        network=request.network, fakes=None, data=data, test=test, fld=fld, seeds=seeds, seeds_of="adaconv",
+        class_name=None, trunc=request.truncations[0], detector=detector or DEFAULT_DETECTOR, detector_weights=weights,
         neighbours=5, rows=8, batch=request.batch, workers=request.workers, device=device,
         background=request.background,
     )  # fmt: skip

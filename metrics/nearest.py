@@ -27,12 +27,14 @@ from metrics.memorization import copying_test
 from metrics.request import check_shape, open_fakes
 from metrics.scores import BLOCK_ROWS
 from models.classes import chosen_class
-from models.sampling import generate_batches, labels_in_turn
+from models.sampling import SeedsOf, check_seeds, generate_batches, labels_in_turn
 from models.snapshot import find_snapshot, found_text, load_generator
 from torch_utils.errors import Failure, UserError, note
 
 BLOCK_FAKES = 128  # whose distances to all real images are in memory at a time
-OF_NETWORK = {"seeds": "--seeds", "class_name": "--class", "trunc": "--trunc"}  # options that --fakes leaves unused
+OF_NETWORK = {  # options that --fakes leaves unused
+    "seeds": "--seeds", "seeds_of": "--seeds-of", "class_name": "--class", "trunc": "--trunc"
+}  # fmt: skip
 FLD_NEEDS_TEST = "--fld compares with images that were not trained on; name them with --test"
 MEMORIZATION = {"c_t": "C_T", "fld": "FLD"}  # the metrics that --test adds, and what they are called
 
@@ -47,6 +49,7 @@ class NearestRequest:
     test: str | None  # images of the same source that were not trained on
     fld: bool  # whether to compute FLD as well, which takes long for many images
     seeds: list[int]
+    seeds_of: SeedsOf
     class_name: int | str | None
     trunc: float
     detector: str
@@ -217,6 +220,7 @@ def nearest_images(request: NearestRequest) -> NearestResult:
 
 def fakes_of_seeds(request: NearestRequest, dataset: ImageDataset) -> FakeImages:
     """The images of the seeds. Raises UserError."""
+    check_seeds(request.seeds, request.seeds_of)
     snapshot = find_snapshot(request.network)
     G, info = load_generator(snapshot, torch.device(request.device))
     given = request.class_name
@@ -228,7 +232,7 @@ def fakes_of_seeds(request: NearestRequest, dataset: ImageDataset) -> FakeImages
             seeds = [request.seeds[number] for number in numbers]
             # as generate.py: without a class, the seeds take them in turn
             classes = labels_in_turn(G, seeds) if chosen is None else torch.full([len(seeds)], chosen)
-            for images in generate_batches(G, seeds, request.batch, classes, request.trunc):
+            for images in generate_batches(G, seeds, request.batch, classes, request.trunc, of=request.seeds_of):
                 yield opaque(images, request.background)
 
     about = f"network: {snapshot} ({info['kimg']:g} kimg){found_text(request.network, snapshot)}"

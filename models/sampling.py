@@ -6,6 +6,7 @@ import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,6 +17,14 @@ from media.alpha import Color, opaque
 from media.decode import WHITE
 from media.images import to_uint8
 from networks.generator import Generator, Noise, SynthesisBlock
+from torch_utils.errors import UserError
+
+SeedsOf = Literal["adaconv", "stylegan2"]  # what draws z from a seed
+SEEDS_OF: tuple[SeedsOf, ...] = ("adaconv", "stylegan2")
+SEEDS_OF_HELP = (  # of --seeds-of
+    "How seeds draw latents. stylegan2: as StyleGAN2-ADA-PyTorch and StyleGAN3 draw them, so that a seed gives a "
+    "network of theirs the same image as there."
+)
 
 # "latent" in ASCII. It keeps the random numbers of images apart from those of training: a network whose first weights
 # were drawn from seed 0 would have met the latent of seed 0 as one of them.
@@ -43,14 +52,34 @@ def random_generator(seed: int, device: torch.device | str = "cpu") -> torch.Gen
     return generator
 
 
-def latents(seeds: Sequence[int], z_dim: int) -> Tensor:
+def check_seeds(seeds: Sequence[int], of: SeedsOf) -> None:
+    """Raises UserError if what --seeds-of names does not draw latents from such large seeds."""
+    if of == "stylegan2" and (largest := max(seeds, default=0)) >= 1 << 32:
+        raise UserError(
+            f"--seeds-of stylegan2: NumPy's seeds go up to {(1 << 32) - 1}, and {largest} is larger; take smaller "
+            "seeds, or leave out --seeds-of"
+        )
+
+
+def latents(seeds: Sequence[int], z_dim: int, of: SeedsOf = "adaconv") -> Tensor:
     """z [N, z_dim], each row drawn by a generator of its own from its seed.
 
-    Raises TypeError for what is no integer, and ValueError beyond 0 to 2⁶⁴ − 1.
+    With `of="stylegan2"` these are the z that StyleGAN2-ADA-PyTorch and StyleGAN3 draw from a seed, by NumPy's
+    `RandomState(seed).randn(1, z_dim)`, rounded to float32 as there. The mapping network normalizes z in both.
+
+    Raises TypeError for what is no integer, and ValueError beyond 0 to 2⁶⁴ − 1, or 2³² − 1 for StyleGAN2's, or where
+    nothing is known to draw `of`.
     """
-    if wrong := [seed for seed in seeds if not 0 <= operator.index(seed) < 1 << 64]:
-        raise ValueError(f"seeds: expected 0 to 2**64 - 1, got {wrong[0]}")
-    rows = [torch.randn(z_dim, generator=random_generator(operator.index(seed))) for seed in seeds]
+    if of not in SEEDS_OF:
+        raise ValueError(f"of: expected {' or '.join(map(repr, SEEDS_OF))}, got {of!r}")
+    bits = 64 if of == "adaconv" else 32
+    if wrong := [seed for seed in seeds if not 0 <= operator.index(seed) < 1 << bits]:
+        raise ValueError(f"seeds: expected 0 to 2**{bits} - 1, got {wrong[0]}")
+    if of == "adaconv":
+        rows = [torch.randn(z_dim, generator=random_generator(operator.index(seed))) for seed in seeds]
+    else:
+        drawn = [np.random.RandomState(operator.index(seed)).randn(z_dim) for seed in seeds]
+        rows = [torch.from_numpy(z).float() for z in drawn]
     return torch.stack(rows) if rows else torch.zeros(0, z_dim)
 
 
@@ -95,7 +124,7 @@ def labels_in_turn(G: Generator, numbers: Sequence[int]) -> Tensor:
     classes = torch.arange(max(G.config.c_dim, 1))
     if G.config.c_dim and G.class_w_count.any():
         classes = G.class_w_count.cpu().nonzero().flatten()
-    chosen = classes[torch.tensor([number % len(classes) for number in numbers])]
+    chosen = classes[torch.tensor([number % len(classes) for number in numbers], dtype=torch.int64)]
     return one_hot(chosen, G.config.c_dim).to(G.w_avg.device)
 
 
@@ -106,9 +135,10 @@ def ws_from_seeds(
     classes: Tensor | None = None,
     psi: float | Tensor = 1.0,
     centers: Tensor | None = None,
+    of: SeedsOf = "adaconv",
 ) -> Tensor:
-    """ws [N, num_ws, w_dim] of the seeds; classes, psi and centers as in `generate_batches`."""
-    z = latents(seeds, G.config.z_dim).to(G.w_avg.device)
+    """ws [N, num_ws, w_dim] of the seeds; classes, psi, centers and `of` as in `generate_batches`."""
+    z = latents(seeds, G.config.z_dim, of).to(G.w_avg.device)
     return G.ws(z, conditions(classes, len(seeds), G.config.c_dim).to(z.device), psi, centers)
 
 
@@ -146,8 +176,9 @@ def generate_batches(
     psi: float | Tensor = 1.0,
     noise: Noise = "const",
     centers: Tensor | None = None,
+    of: SeedsOf = "adaconv",
 ) -> Iterator[Tensor]:
-    """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each seed.
+    """Yields uint8 images [≤ batch, C, H, W] on the CPU, one for each seed, whose z is that `of` `latents`.
 
     `classes` are class numbers [len(seeds)], or c [len(seeds), c_dim], shares of the classes or label vectors; psi is
     one number, or one for each layer [num_ws]. With `noise="random"` each sample's noise is drawn from its seed as
@@ -159,7 +190,7 @@ def generate_batches(
     for start in range(0, len(seeds), batch):
         part = seeds[start : start + batch]
         toward = None if centers is None else centers[start : start + batch]
-        ws = ws_from_seeds(G, part, classes[start : start + batch], psi, toward)
+        ws = ws_from_seeds(G, part, classes[start : start + batch], psi, toward, of)
         yield to_uint8(G.synthesis(ws, noise_from_seeds(G, part) if noise == "random" else noise)).cpu()
 
 

@@ -51,4 +51,5 @@ class LabelVectors(nn.Module):
 
     def in_turn(self, numbers: Sequence[int]) -> Tensor:
         """The examples of these numbers, modulo EXAMPLES, [N, c_dim]."""
-        return self.examples[torch.tensor([number % EXAMPLES for number in numbers], device=self.examples.device)]
+        chosen = torch.tensor([number % EXAMPLES for number in numbers], dtype=torch.int64)
+        return self.examples[chosen.to(self.examples.device)]

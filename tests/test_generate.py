@@ -14,7 +14,7 @@ from PIL import Image
 
 import adaconv
 import generate
-from latents.cli import image_names
+from latents.names import image_names
 from models.snapshot import save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from tests.scripts import ROOT, done, mistake, script_here
@@ -207,7 +207,8 @@ def test_mistakes_are_one_line(network, tmp_path):
     at = ["--network", network, "--outdir", tmp_path / "out"]
     for words, *arguments in (
         ("no command 'mixx'", "mixx"),
-        ("Missing option '--cols'", "mix", "--rows", 1),
+        ("there are no columns; name seeds, e.g. --cols 1-4", "mix", "--rows", 1),
+        ("there are no rows; name seeds, e.g. --rows 1-4, or latents with --rows-w FILE", "mix", "--cols", 1),
         ("--part bias: this model predicts no bias", "mix", "--rows", 1, "--cols", 2, "--part", "bias", *at),
         ("which predicts no spatial", "mix", "--rows", 1, "--cols", 2, "--part", "structure", "--network", modconv),
         ("bias; take --part channels or all", "mix", "--rows", 1, "--cols", 2, "--part", "bias", "--network", modconv),
@@ -221,8 +222,9 @@ def test_mistakes_are_one_line(network, tmp_path):
         ("'1:' is not a class", "--seeds", 1, "--class", "1:", *at),
         ("sum to 0", "--seeds", 1, "--class", "1:0", *at),
         ("without classes", "--seeds", 1, "--class", 0, "--network", plain),
-        ("a walk needs two seeds", "video", "--seeds", 1, *at[:2]),
-        ("has more cells than there are seeds", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
+        ("a walk needs two images", "video", "--seeds", 1, *at[:2]),
+        ("pass the end of an --open walk", "video", "--seeds", "0-3", "--grid", "2x1", "--open", *at[:2]),
+        ("more cells than there are images to walk through (4)", "video", "--seeds", "0-3", "--grid", "3x2", *at[:2]),
         ("animations are written as", "video", "--seeds", "0-3", "--out", "a.avi", *at[:2]),
         ("up to 50 frames", "video", "--seeds", "0-3", "--out", "a.gif", "--fps", 60, *at[:2]),
         ("limited to 16,383 pixels, not 16,384", "video", "--seeds", "0-3", "--grid", "4x1", "--scale", 64,
@@ -320,3 +322,30 @@ def test_help_names_every_command():
         assert re.search(rf"^  {name} ", help_text, re.MULTILINE)
         own = CliRunner().invoke(generate.main, [name, "--help"]).output
         assert f"python generate.py {name}" in own and "--network" in own
+
+
+def test_seeds_of_stylegan2_in_every_command(tmp_path):
+    """The image of a seed is that of the z of NVIDIA's programs, and another one without the option."""
+    network = snapshot(tmp_path / "plain.safetensors", c_dim=0)
+    base = ["--network", network, "--seeds-of", "stylegan2", "--outdir", tmp_path]
+    run("--seeds", "3,4", *base)
+    G = adaconv.Generator.from_pretrained(network)
+    images = {seed: pixels(tmp_path / f"seed{seed:04d}.png") for seed in (3, 4)}
+    for seed, image in images.items():
+        z = torch.from_numpy(np.random.RandomState(seed).randn(1, G.config.z_dim))
+        expected = adaconv.to_uint8(G(z.float()))[0].permute(1, 2, 0).numpy()
+        assert np.abs(image - expected).max() <= 1
+        assert torch.equal(G.latents([seed], of="stylegan2"), z.float())
+    (mixes,) = run("mix", "--rows", 3, "--cols", 4, *base)
+    assert all(holds(pixels(mixes), image) for image in images.values())
+    sheets = run("kernels", "--seed", 3, *base)[:1], run("directions", "--seeds", 3, "--method", "pca", *base)[:1]
+    assert holds(pixels(*sheets[0]), images[3], 8) and holds(pixels(*sheets[1]), images[3])
+    run("video", "--seeds", "3,4", "--fps", 2, "--scale", 1, *base[:4], "--out", tmp_path / "walk.apng")
+    with Image.open(tmp_path / "walk.apng") as walk:
+        assert np.abs(np.asarray(walk.convert("RGB")).astype(int) - images[3]).max() <= 1
+    run("--seeds", "3", "--network", network, "--outdir", tmp_path / "own")
+    assert np.abs(pixels(tmp_path / "own" / "seed0003.png") - images[3]).max() > 5
+    for command in (["--seeds"], ["mix", "--rows", 1, "--cols"], ["video", "--seeds"], ["kernels", "--seed"]):
+        seeds = f"1,{2**32}" if command[0] == "video" else 2**32
+        where = base[:4] if command[0] == "video" else base
+        assert f"go up to 4294967295, and {2**32} is larger" in mistake("generate.py", *command, seeds, *where)

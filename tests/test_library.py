@@ -18,16 +18,14 @@ import torch
 from PIL import Image
 
 import adaconv
-from latents.codes import Codes, save_codes
+from media.files import read_image
 from models.snapshot import load_generator, save_snapshot, save_stylizer
 from networks.generator import Generator as Network
 from networks.generator import GeneratorConfig
-from tests.stylize.running import done as stylize
-from tests.stylize.running import film, frames
+from tests.scripts import done, mistake, script_here
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "library.md"
 
 
 @pytest.fixture(scope="module")
@@ -70,84 +68,6 @@ def test_the_example_of_the_readme(tmp_path, monkeypatch):
     assert made == ["seed0000.png", "seed0001.png", "seed0002.png"]
     for name in made:
         assert np.array_equal(pixels(tmp_path / name), pixels(tmp_path / "out" / name))
-
-
-@pytest.fixture
-def clone(tmp_path, monkeypatch) -> Path:
-    """The current folder, with what a clone has."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("pretrained", "examples"):
-        Path(name).symlink_to(ROOT / name)
-    return tmp_path
-
-
-def run_examples(with_word: str) -> list[dict]:
-    """The variables of those examples of the library's page in which a word is, run as they are there."""
-    page = PAGE.read_text()
-    made: list[dict] = []
-    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        if with_word in example:
-            made.append({})
-            exec(compile(example, "library.md", "exec"), made[-1])
-    assert made
-    return made
-
-
-def test_the_librarys_page_on_generators(clone):
-    """Also with what projector.py leaves."""
-    G = adaconv.Generator.from_pretrained("pretrained/faces64.safetensors")
-    Path("out").mkdir()
-    save_codes("out/projected_w.npz", Codes(G.ws(G.latents([0]), psi=0.7)))
-    (found,) = (variables for variables in run_examples("Generator") if "codes" in variables)
-    assert torch.equal(found["image"], G(G.latents([0]), psi=0.7, noise="const"))
-    assert {path.name for path in clone.glob("*.png")} == {"seed0000.png", "between.png"}
-
-
-def test_the_librarys_page_on_images(clone):
-    """Those of the command beside the example."""
-    run_examples("model.stylize(")
-    (command,) = re.findall(r"`python stylize.py (.*?)`", PAGE.read_text())
-    stylize("--model", "pretrained/stylizer-small.safetensors", *command.split(), "--out", "y.png", cwd=clone)
-    assert np.array_equal(pixels(clone / "y.png"), pixels(clone / "face-waves.png"))
-    run_examples("model.kernels(")
-    assert pixels(clone / "face-waves-network.png").shape == (256, 256, 3)
-
-
-def test_the_librarys_page_on_films(clone):
-    film(clone / "film.mp4", 2)
-    run_examples("model.stylize_video(")
-    assert len(frames(clone / "stylized" / "film.mp4")) == 2
-    run_examples("FrameStylizer(")
-    assert {path.name for path in clone.glob("*.png")} == {f"frame{i}.png" for i in range(3)}
-
-
-def test_every_example_of_the_librarys_page_is_run():
-    page = PAGE.read_text()
-    words = ("Generator", "AdaConv2d", "model.stylize(", "model.kernels(", "model.stylize_video(", "FrameStylizer(")
-    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        assert any(word in example for word in words)
-
-
-def test_the_layer_of_the_librarys_page():
-    """It normalizes, each sample has kernels of its own style, and R1 of a network with it has a gradient."""
-    (example,) = re.findall(r"```python\n(import torch\nfrom torch import nn.*?)```", PAGE.read_text(), re.DOTALL)
-    variables: dict[str, type[torch.nn.Module]] = {}
-    exec(compile(example, "library.md", "exec"), variables)
-    torch.manual_seed(0)
-    block = variables["Block"](style_dim=16, channels=8)
-    x, style = torch.randn(2, 8, 12, 12), torch.randn(2, 16)
-    y = block(x, style)
-    assert torch.allclose(block(3 * x + 1, style), y, atol=1e-3)
-    for sample in range(2):
-        assert torch.allclose(
-            block(x[sample : sample + 1], style[sample : sample + 1]), y[sample : sample + 1], atol=1e-5
-        )
-    assert not torch.allclose(block(x, style.flip(0)), y, atol=0.1)
-    x.requires_grad_()
-    (gradient,) = torch.autograd.grad(block(x, style).sum(), x, create_graph=True)
-    gradient.square().sum().backward()
-    weight = block.adaconv.predictor.depthwise_weight
-    assert weight.grad.isfinite().all() and weight.grad.abs().max() > 1e-6
 
 
 def test_the_same_images_as_generate(run, tmp_path):
@@ -369,6 +289,34 @@ def test_to_the_hub_and_back(run, tmp_path, monkeypatch):
         adaconv.Generator.from_pretrained("someone/faces")
     with pytest.raises(UserError, match="cannot be read as a stylizer"):
         adaconv.Stylizer.from_pretrained("someone/faces")
+
+
+def test_commands_take_an_address_of_the_hub(run, tmp_path, monkeypatch):
+    """By the library's code: the same image, and one line for what is not there."""
+    hub = pytest.importorskip("huggingface_hub")
+    fake = FakeHub(tmp_path / "there")
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", fake)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda **options: fake.hf_hub_download(revision=None, **options))
+    G = adaconv.Generator.from_pretrained(run)
+    G.push_to_hub("someone/faces")
+    monkeypatch.chdir(tmp_path)
+    base = ["--network", "someone/faces", "--outdir", tmp_path / "out"]
+    done(script_here("generate.py", "--seeds", 5, "--class", 1, *base))
+    image = read_image(tmp_path / "out" / "seed0005.png")
+    assert (image.int() - adaconv.to_uint8(G(G.latents([5]), 1))[0].int()).abs().max() <= 1
+    for command in (["mix", "--rows", 1, "--cols", 2], ["directions", "--method", "pca"], ["kernels", "--seed", 1]):
+        done(script_here("generate.py", *command, *base))
+    done(script_here("generate.py", "video", "--seeds", "1,2", "--fps", 2, *base[:2], "--out", tmp_path / "a.gif"))
+    search = ["--target", tmp_path / "out" / "seed0005.png", "--steps", 1, "--candidates", 4]
+    done(script_here("projector.py", *search, *base))
+    assert {asked[:2] for asked in fake.asked} == {("someone/faces", "model.safetensors")}
+    message = mistake("generate.py", "--seeds", 1, "--network", "someone/else", cwd=tmp_path)
+    assert "the Hub has no model.safetensors of it: cannot be found" in message
+    asked = list(fake.asked)
+    (tmp_path / "runs" / "00000-x").mkdir(parents=True)
+    for name, words in (("rums/00000-x", "did you mean runs/00000-x?"), ("typo", "there is no typo")):
+        assert words in mistake("generate.py", "--seeds", 1, "--network", name, cwd=tmp_path)
+    assert fake.asked == asked
 
 
 @pytest.mark.parametrize(

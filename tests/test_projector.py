@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -16,7 +18,7 @@ import projector
 from latents.codes import fingerprint, load_codes
 from media.convert import Conversion, write_dataset
 from media.video import VideoReader
-from models.encoder import save_encoder
+from models.encoder import URL, save_encoder
 from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from networks.vgg import VGG19
@@ -68,11 +70,12 @@ def test_there_and_back(place, tmp_path):
     lines = result.stdout.splitlines()
     assert [line.split()[-1] for line in lines] == [
         *(f"seed010{i}.png" for i in range(3)),
-        *(str(out / name) for name in ("projected_w.npz", "projected.png", "projected.mp4")),
+        *(str(out / f"projected-seed010{i}.npz") for i in range(3)),
+        *(str(out / name) for name in ("projected-images.png", "projected-images.mp4")),
     ]
     assert {path.name for path in out.iterdir()} == {Path(line).name for line in lines[3:]}  # no file is left out
     assert "pixels and patches" in result.stderr
-    sheet = pixels(out / "projected.png")
+    sheet = pixels(out / "projected-images.png")
     assert sheet.shape == (16, 6 * 16, 3)
     found = []
     for i in range(3):
@@ -82,13 +85,14 @@ def test_there_and_back(place, tmp_path):
         assert decibel == pytest.approx(float(lines[i].split()[0]), abs=0.06) and decibel > 25
         found.append(image)
 
-    done("generate.py", "--network", model, "--w", out / "projected_w.npz", "--outdir", out, "--batch", 2)
-    assert all(np.abs(pixels(out / f"w000{i}.png") - found[i]).max() <= 1 for i in range(3))
+    done("generate.py", "--network", model, "--w", out / "projected-*.npz", "--outdir", out, "--batch", 2)
+    assert all(np.abs(pixels(out / f"w-seed010{i}.png") - found[i]).max() <= 1 for i in range(3))
 
-    codes = load_codes(out / "projected_w.npz", load_generator(model)[0])
-    assert codes.about["targets"] == [f"seed010{i}.png" for i in range(3)]
+    codes = load_codes(out / "projected-seed0101.npz", load_generator(model)[0])
+    assert codes.about["targets"] == ["seed0101.png"] and len(codes.ws) == 1
+    assert codes.about["psnr"] == [pytest.approx(float(lines[1].split()[0]), abs=0.06)]
     assert codes.about["projection"]["steps"] == 60 and codes.about["fingerprint"] == fingerprint(model)
-    with VideoReader(out / "projected.mp4") as video:
+    with VideoReader(out / "projected-images.mp4") as video:
         frames = list(video)
         assert video.rate == 25 and len(frames) == 2 * 60  # two batches
     assert frames[0].shape == (3, 256, 2 * 512)
@@ -103,13 +107,10 @@ def test_a_sheet_of_codes_and_the_wrong_model(place, tmp_path):
     )  # fmt: skip
     other = snapshot(tmp_path / "other.safetensors", seed=1)
     result = done(
-        "generate.py", "--network", other, "--w", tmp_path / "projected_w.npz", "--grid", "3x1", "--outdir", tmp_path
+        "generate.py", "--network", other, "--w", tmp_path / "projected-*.npz", "--grid", "3x1", "--outdir", tmp_path
     )
-    assert "was made with another model than" in result.stderr and pixels(tmp_path / "w0000-0002.png").shape == (
-        16,
-        48,
-        3,
-    )
+    assert "was made with another model than" in result.stderr
+    assert pixels(tmp_path / "w-seed0100_seed0101_seed0102.png").shape == (16, 48, 3)
 
 
 def test_other_sizes_are_cut_and_resized_as_a_data_set(place, tmp_path):
@@ -120,7 +121,7 @@ def test_other_sizes_are_cut_and_resized_as_a_data_set(place, tmp_path):
         *("--steps", 1, "--candidates", 4, "--outdir", tmp_path / "out"),
     )  # fmt: skip
     converted = np.asarray(convert_image(image, Conversion(16)))
-    assert np.array_equal(pixels(tmp_path / "out/projected.png")[:, :16], converted)
+    assert np.array_equal(pixels(tmp_path / "out/projected-wide.png")[:, :16], converted)
 
 
 def test_what_is_enlarged_or_not_looked_at_is_said(place, tmp_path):
@@ -144,7 +145,7 @@ def test_grey_images_of_classes_compared_by_an_encoder(tmp_path):
         *("--encoder-weights", tmp_path / "vgg.safetensors", "--steps", 2, "--outdir", tmp_path),
     )  # fmt: skip
     assert "VGG-19 (vgg.safetensors)" in result.stderr
-    assert pixels(tmp_path / "projected.png").shape == (16, 32)
+    assert pixels(tmp_path / "projected-seed0007.png").shape == (16, 32)
 
 
 def test_weights_in_the_cache_are_taken_and_none_are_downloaded(place, tmp_path, monkeypatch):
@@ -154,7 +155,12 @@ def test_weights_in_the_cache_are_taken_and_none_are_downloaded(place, tmp_path,
         "--steps", 1, "--candidates", 4, "--outdir", tmp_path / "out",
     )  # fmt: skip
     with mock.patch("urllib.request.urlopen", side_effect=AssertionError("a download")):
-        assert "pixels and patches" in done("projector.py", *arguments).stderr
+        (line,) = (
+            line for line in done("projector.py", *arguments).stderr.splitlines() if "pixels and patches" in line
+        )
+        assert URL in line
+        named = shlex.split(re.search(r"; (--encoder-weights \S+) compares", line)[1])  # the remedy works
+        assert "VGG-19 (tiny-imagenet.safetensors)" in done("projector.py", *arguments, *named).stderr
         torch.save(VGG19(1 / 16).state_dict(), tmp_path / "vgg19-dcbb9e9d.pth")
         assert "VGG-19 (vgg19-dcbb9e9d.pth)" in done("projector.py", *arguments).stderr
 
@@ -214,8 +220,10 @@ def test_one_bad_target_does_not_stop_the_others(place, tmp_path):
     skipped = [line for line in result.stderr.splitlines() if line.startswith("skipped: ")]
     assert [line.split()[1] for line in skipped] == [str(folder / "b.png"), str(folder / "d.png")]
     assert result.stderr.splitlines()[-1].startswith("error: 2 of 4 targets could not be used")
-    codes = load_codes(tmp_path / "out/projected_w.npz", load_generator(place / "model.safetensors")[0])
-    assert codes.about["targets"] == ["a.png", "c.png"] and len(codes.ws) == 2
+    G, _ = load_generator(place / "model.safetensors")
+    for name in ("a", "c"):
+        assert load_codes(tmp_path / f"out/projected-{name}.npz", G).about["targets"] == [f"{name}.png"]
+    assert len(list((tmp_path / "out").iterdir())) == 3  # with the sheet, projected-targets.png
     for name in ("a.png", "c.png"):
         (folder / name).unlink()
     assert "and the other 1 cannot be used either" in mistake("projector.py", *arguments)
@@ -227,11 +235,13 @@ def test_a_data_set_as_target(place, tmp_path, kind):
     data = tmp_path / ("data.zip" if kind == "zip" else "data")
     write_dataset(data, [(image, 0) for image in images])
     done("projector.py", "--network", place / "model.safetensors", "--target", data, *QUICK, "--outdir", tmp_path)
-    sheet = pixels(tmp_path / "projected.png")
+    sheet = pixels(tmp_path / "projected-data.png")
     for i, image in enumerate(images):
         assert np.array_equal(sheet[:, 32 * i : 32 * i + 16], np.asarray(image))
-    about = load_codes(tmp_path / "projected_w.npz", load_generator(place / "model.safetensors")[0]).about
-    assert about["targets"] == [f"00000/img0000000{i}.png" for i in range(3)]
+    G, _ = load_generator(place / "model.safetensors")
+    for i in range(3):
+        codes = load_codes(tmp_path / f"projected-00000_img0000000{i}.npz", G)
+        assert codes.about["targets"] == [f"00000/img0000000{i}.png"]
 
 
 def test_an_archive_that_is_damaged_or_empty(place, tmp_path):
@@ -260,17 +270,47 @@ def test_a_frame_and_a_sheet_have_a_bound(place, tmp_path, monkeypatch):
         "projector.py", "--network", place / "model.safetensors", "--target", place / "images",
         *("--steps", 1, "--candidates", 4, "--outdir", tmp_path),
     )  # fmt: skip
-    assert pixels(tmp_path / "projected.png").shape == (16, 4 * 16, 3)
-    assert "the first 2 of 3 images" in result.stderr and np.load(tmp_path / "projected_w.npz")["w"].shape[0] == 3
+    assert pixels(tmp_path / "projected-images.png").shape == (16, 4 * 16, 3)
+    assert "the first 2 of 3 images" in result.stderr and len(list(tmp_path.glob("projected-*.npz"))) == 3
 
 
 def test_no_target_is_replaced_and_no_search_is_lost(place, tmp_path):
     """What keeps the results from being written is found before the search."""
-    shutil.copy(place / "images" / "seed0100.png", tmp_path / projector.SHEET)
-    options = ["--network", place / "model.safetensors", "--outdir", tmp_path, "--target"]
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "projected-photos.png"):  # the second one as from an earlier call
+        shutil.copy(place / "images" / "seed0100.png", folder / name)
+    options = ["--network", place / "model.safetensors", "--outdir", folder, "--target"]
     with mock.patch("projector.search", side_effect=AssertionError("a search")):
-        message = mistake("projector.py", *options, tmp_path / projector.SHEET)
-        assert "is one of the files to read and would be replaced" in message
-        (tmp_path / projector.CODES).mkdir()
+        message = mistake("projector.py", *options, folder)
+        assert "projected-photos.png is one of the files to read and would be replaced" in message
+        (folder / "projected-seed0100.npz").mkdir()
         message = mistake("projector.py", *options, place / "images" / "seed0100.png")
-        assert f"{projector.CODES} is a folder, not a file" in message
+        assert "projected-seed0100.npz is a folder, not a file" in message
+
+
+def test_results_of_one_photo_stay_when_another_is_projected(place, tmp_path):
+    """Also of photos that only their extensions tell apart, in one folder."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, color in {"anna.png": "red", "bob.png": "green", "bob.bmp": "blue"}.items():
+        Image.new("RGB", (16, 16), color).save(folder / name)
+    common = (
+        "projector.py",
+        "--network",
+        place / "model.safetensors",
+        *QUICK,
+        "--outdir",
+        tmp_path / "out",
+        "--target",
+    )
+    kept = {}
+    for target in ("anna.png", "bob.png", "."):
+        done(*common, folder / target)
+        written = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert kept.keys() <= written.keys()
+        if target != ".":
+            assert all(written[name] == data for name, data in kept.items())
+        kept = written
+    names = [f"projected-{name}" for name in ("anna", "bob", "bob.bmp", "bob.png", "photos")]
+    assert kept.keys() == {*(f"{name}.npz" for name in names[:-1]), *(f"{names[i]}.png" for i in (0, 1, 4))}

@@ -99,10 +99,10 @@ def test_export_and_projection(snapshot, tmp_path):
     search = ["--target", tmp_path / "seed0007.png", "--steps", 40, "--candidates", 50, "--video"]
     found = done(script_here("projector.py", "--network", snapshot, *search, "--outdir", tmp_path / "found"))
     assert float(found.stdout.split()[0]) > 15  # dB
-    assert size(tmp_path / "found" / "projected.png") == (2 * WIDTH, HEIGHT)
-    codes = ["--w", tmp_path / "found" / "projected_w.npz", "--outdir", tmp_path / "again"]
+    assert size(tmp_path / "found" / "projected-seed0007.png") == (2 * WIDTH, HEIGHT)
+    codes = ["--w", tmp_path / "found" / "projected-seed0007.npz", "--outdir", tmp_path / "again"]
     done(script_here("generate.py", "--network", snapshot, *codes))
-    assert size(tmp_path / "again" / "w0000.png") == (WIDTH, HEIGHT)
+    assert size(tmp_path / "again" / "w-seed0007.png") == (WIDTH, HEIGHT)
 
 
 def test_what_does_not_fit_is_one_line(snapshot, faces16, tmp_path):

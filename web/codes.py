@@ -10,6 +10,7 @@ import gradio as gr
 
 from latents.cli import Model
 from latents.codes import Codes
+from latents.names import target_names
 from torch_utils.errors import UserError
 from web.fields import check_seed, seed_field
 from web.page import Page
@@ -25,6 +26,16 @@ class Inverted:
     name: str
     model: Path
     codes: Codes  # of one image
+
+
+def codes_name(image: str) -> str:
+    """What generate.py calls an image whose latents are in a file: its name without the extension."""
+    return target_names([image])[0]
+
+
+def codes_file(image: str) -> str:
+    """What the latents of an image are downloaded as: the name that projector.py gives the file."""
+    return f"projected-{codes_name(image)}.npz"
 
 
 def code_fields(page: Page, label: str, value: int, name: str) -> list[Any]:

@@ -7,7 +7,8 @@ from typing import Any
 import gradio as gr
 import torch
 
-from latents.cli import Classes, ModelOptions, seeds_name, sheet_name
+from latents.cli import Classes, ModelOptions
+from latents.names import seeds_name, sheet_name
 from media.images import preview_grid, save_png
 from models.sampling import generate_batches
 from torch_utils.errors import command_line

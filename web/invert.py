@@ -18,7 +18,7 @@ from latents.projection import Projection, ProjectionConfig, project, psnr
 from latents.targets import find_targets, read_targets
 from media.images import save_png, to_float, to_uint8
 from torch_utils.errors import command_line, printable
-from web.codes import Inverted, choices, keep
+from web.codes import Inverted, choices, codes_file, codes_name, keep
 from web.fields import noise_field, result_image
 from web.files import check_upload, image_upload
 from web.limits import Stop, stream
@@ -27,7 +27,6 @@ from web.page import Page, command_box, command_with
 NAME, TITLE = "invert", "Invert"
 MAX_STEPS = 2000
 EVERY = 0.5  # seconds from one preview to the next
-CODES = "projected_w.npz"
 
 
 def build(page: Page, tab: gr.Tab) -> None:
@@ -122,7 +121,7 @@ def invert(
     ratio = float(psnr(to_float(images), to_float(target.images)))
     noises = None if found.noise is None else [noise.cpu() for noise in found.noise]
     codes = Codes(found.ws.cpu(), noises, about)  # they are kept as long as the page is open
-    shown, file = page.results.path("projected.png"), page.results.path(CODES)
+    shown, file = page.results.path(f"w-{codes_name(label)}.png"), page.results.path(codes_file(label))
     save_png(images[0], shown, sync=False)
     save_codes(file, codes)
     text = f"{label}: {ratio:.1f} dB. " + ("Stopped; this is what was found so far. " if stop.asked else "")

@@ -8,11 +8,11 @@ import gradio as gr
 import torch
 
 from latents import sheets
+from latents.codes import Codes, generate_codes, join_codes, noise_of
 from latents.mixing import check_layers, generate_mix, generate_mixes, mixing_sheet
 from media.images import preview_grid, save_png, to_uint8
-from models.sampling import images_of
 from torch_utils.errors import command_line, numbers_text
-from web.codes import SEED, code_fields, find_codes
+from web.codes import SEED, code_fields, codes_file, codes_name, find_codes
 from web.fields import (
     check_seed,
     class_fields,
@@ -26,7 +26,7 @@ from web.fields import (
     truncation,
     truncation_options,
 )
-from web.page import Page, command_box
+from web.page import Page, command_box, command_with
 
 NAME, TITLE = "mix", "Mix"
 STRIP = 7  # images of a strip
@@ -69,40 +69,37 @@ def mix(
     psi: float,
     of_class: str,
     of_mean: bool,
-) -> tuple[str, str, str]:
-    """The files of the sheet and of the strip, and the command that makes the sheet, if only seeds take part."""
+) -> tuple[str, str, Any]:
+    """The files of the sheet and of the strip, and the command that makes the sheet."""
     trunc, classes = truncation(psi), class_number(of_class, page.shelf.class_names(name))
     model = page.shelf.generator(name, precision, trunc, classes, of_mean)
     numbers = read_layers(layers)
     chosen = check_layers(model.G.config, numbers, part)
-    seeds_only = source_a == source_b == SEED
-    if seeds_only:
-        ws, noise = model.ws([check_seed(seed_a), check_seed(seed_b)]), None
+    if source_a == source_b == SEED:  # together, as generate.py makes them
+        both = Codes(model.ws([check_seed(seed_a), check_seed(seed_b)]))
+        a, b = both[:1], both[1:]
     else:
         a, b = find_codes(model, source_a, seed_a, inverted), find_codes(model, source_b, seed_b, inverted)
-        ws, noise = torch.cat([a.ws, b.ws]), a.noise
-    names = [f"{seed:.0f}" if source == SEED else source for source, seed in ((source_a, seed_a), (source_b, seed_b))]
+        both = join_codes(model.G, [a, b])
+    noise = noise_of(a, "const")
+    of_seeds = [f"{seed:.0f}" if source == SEED else None for source, seed in ((source_a, seed_a), (source_b, seed_b))]
+    names = [seed or codes_name(source) for seed, source in zip(of_seeds, (source_a, source_b), strict=True)]
     scale = sheets.enlargement(model.G.config.resolution, SIDE)
     title = f"rows, with the columns' {'style' if part == 'all' else part} in layers {numbers_text(chosen)}"
-    own = torch.cat(list(images_of(model.G, ws, noise or "const", model.batch)))
-    mixed = torch.cat(list(generate_mixes(model.G, ws[:1], ws[1:], chosen, part, noise or "const", model.batch)))
+    own = torch.cat(list(generate_codes(model.G, both, model.batch)))
+    mixed = torch.cat(list(generate_mixes(model.G, a.ws, b.ws, chosen, part, noise, model.batch)))
     path, strip = page.results.path("mix.png"), page.results.path("mix-strip.png")
     sheets.save_sheet(mixing_sheet(own, mixed, names[:1], names[1:], title, scale), path)
 
-    others = ws[:1].lerp(ws[1:], torch.linspace(0, 1, STRIP, device=ws.device).view(-1, 1, 1))
+    others = a.ws.lerp(b.ws, torch.linspace(0, 1, STRIP, device=a.ws.device).view(-1, 1, 1))
     with torch.no_grad():
-        images = generate_mix(model.G, ws[:1].expand(STRIP, -1, -1), others, chosen, part, noise or "const")
+        images = generate_mix(model.G, a.ws.expand(STRIP, -1, -1), others, chosen, part, noise)
     save_png(preview_grid(to_uint8(images).cpu(), STRIP), strip, sync=False)
-    if not seeds_only:
-        return str(path), str(strip), "generate.py mix mixes seeds, not inverted images."
-    words = [
-        "--network",
-        name,
-        "--rows",
-        names[0],
-        "--cols",
-        names[1],
-        *truncation_options(trunc, classes, model.trunc_class),
-    ]
+    words: list[object] = ["--network", name]
+    for option, seed, source in zip(("--rows", "--cols"), of_seeds, (source_a, source_b), strict=True):
+        words += [option, seed] if seed is not None else [f"{option}-w", codes_file(source)]
+    words += truncation_options(trunc, classes if any(of_seeds) else "", model.trunc_class)
     words += layers_option(layers) + ["--part", part] * (part != "all")
-    return str(path), str(strip), command_line("python", "generate.py", "mix", *words, "--scale", scale)
+    line = command_line("python", "generate.py", "mix", *words, "--scale", scale)
+    files = [codes_file(source) for source in dict.fromkeys((source_a, source_b)) if source != SEED]
+    return str(path), str(strip), command_with(line, inverted=files)

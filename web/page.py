@@ -114,15 +114,23 @@ def command_box(name: str) -> gr.Textbox:
     return gr.Textbox(label=label, buttons=["copy"], interactive=False, lines=2, elem_id=name, elem_classes="command")
 
 
-def command_with(line: str, uploads: Sequence[str] = (), download: str | None = None) -> Any:
-    """What a command box shows for a line that reads files: the names of uploads, and a result to be downloaded."""
-    names = sorted(set(uploads))
+def command_with(
+    line: str, uploads: Sequence[str] = (), download: str | None = None, inverted: Sequence[str] = ()
+) -> Any:
+    """What a command box shows for a line that reads files.
+
+    These are uploads by name, a result to be downloaded, and the latents of inverted images.
+    """
     notes = []
-    if names:
+    if names := sorted(set(uploads)):
         ending = "s" * (len(names) > 1)
         notes.append(f"Save your upload{ending} {' and '.join(names)} in the folder where you run it.")
     if len(names) < len(uploads):
         notes.append("Uploads of the same name need different names there, and in the command.")
     if download is not None:
         notes.append(f"Download {download} above into the folder where you run it.")
+    if latents := sorted(set(inverted)):
+        notes.append(f"Download {' and '.join(latents)} in the tab Invert into the folder where you run it.")
+    if len(latents) < len(inverted):
+        notes.append("Latents of the same name need different names there, and in the command.")
     return gr.Textbox(line, info=" ".join(notes))

@@ -34,7 +34,7 @@ class Place:
     stylizer: Path
     style: Path  # a saved style of that stylizer
     encoder: Path
-    codes: Path  # projected_w.npz
+    codes: Path  # of projector.py
     directions: Path
     run: Path  # a run of train.py with one training state
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import pytest
 
-from latents.cli import Classes, seeds_name
+from latents.cli import Classes
 from latents.sheets import check_grid
 from torch_utils.errors import UserError
 
@@ -28,10 +28,6 @@ def test_classes_and_mixtures():
 def test_classes_beyond_all_bounds(text, words):
     with pytest.raises(click.BadParameter, match=words):
         Classes().convert(text, None, None)
-
-
-def test_names_of_seeds():
-    assert seeds_name([0, 1, 2, 5]) == "0000-0002_0005" and seeds_name([3]) == "0003"
 
 
 def test_a_grid_is_no_larger_than_an_image_may_be():

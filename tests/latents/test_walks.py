@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latents.walks import INTERPOLATIONS, class_walk, closed_walk, frames, slerp, w_walk
+from latents.walks import INTERPOLATIONS, class_walk, closed_walk, frames, noise_walk, slerp, there_and_back, w_walk
 from media.images import to_uint8
 from tests.latents.small import generator
 
@@ -158,3 +158,56 @@ def test_classes_stay_between_those_of_the_keys_and_change_smoothly():
     low, high = torch.minimum(shares, shares.roll(-1, 0)), torch.maximum(shares, shares.roll(-1, 0))
     assert (between >= low.repeat_interleave(100, 0) - 1e-12).all()
     assert (between <= high.repeat_interleave(100, 0) + 1e-12).all()
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_a_walk_of_w_for_each_layer_is_that_of_each_layer(interpolation):
+    torch.manual_seed(0)
+    keys, origin = torch.randn(4, 3, 5).double(), torch.randn(5).double()
+    positions = torch.linspace(0, 4, 13, dtype=torch.float64)
+    found = closed_walk(keys, interpolation, origin)(positions)
+    for layer in range(3):
+        torch.testing.assert_close(found[:, layer], closed_walk(keys[:, layer], interpolation, origin)(positions))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_spline_there_and_back_comes_to_rest_at_both_ends(count):
+    torch.manual_seed(0)
+    keys = torch.randn(count, 4, dtype=torch.float64)
+    walk = closed_walk(there_and_back(keys), "spline")
+    places, small = torch.arange(count, dtype=torch.float64), 1e-5
+    torch.testing.assert_close(walk(places), keys)
+    ends = places[[0, -1]]
+    assert ((walk(ends + small) - walk(ends - small)) / (2 * small)).abs().max() < 1e-6
+    if count > 2:
+        assert ((walk(places + small) - walk(places - small)) / (2 * small))[1:-1].abs().min() > 1e-3
+
+
+def test_half_a_round_goes_from_the_first_image_to_the_last():
+    G = generator()
+    torch.manual_seed(1)
+    ws = G.ws(torch.randn(3, 8).double(), torch.zeros(3, 0).double())
+    walk = closed_walk(there_and_back(ws), "spline")
+    found = torch.stack(list(frames(G, walk, 9, 4, layers=range(G.config.num_ws), half=True)))
+    expected = to_uint8(G.synthesis(ws, "const"))
+    assert (found[::4].int() - expected.int()).abs().max() <= 1
+    assert (found[1].int() - found[0].int()).abs().max() < (found[2].int() - found[1].int()).abs().max()  # from rest
+
+
+def test_noise_passes_with_the_layers_that_walk_and_keeps_its_variance():
+    G = generator(noise=True)
+    torch.manual_seed(1)
+    ws = G.ws(torch.randn(2, 8).double(), torch.zeros(2, 0).double())
+    maps = [torch.randn(2, 1, *layer.size).double() for layer in G.synthesis.layers()]
+    everything = range(G.config.num_ws)
+    at = noise_walk(maps, everything)
+    middle = at(torch.zeros(1), torch.tensor([0.5]))[-1]
+    assert middle.shape == maps[-1][:1].shape and 0.8 < middle.square().mean() / maps[-1].square().mean() < 1.2
+    for chosen, follows in ((everything, range(len(maps))), ([1], [1])):
+        noise = noise_walk(maps, chosen)(torch.zeros(1), torch.ones(1))
+        for i, (found, layer) in enumerate(zip(noise, maps, strict=True)):
+            torch.testing.assert_close(found, layer[1:] if i in follows else layer[:1])
+    walk = closed_walk(ws, "spline")
+    found = torch.stack(list(frames(G, walk, 4, 2, layers=everything, noise=maps)))
+    assert (found[::2].int() - to_uint8(G.synthesis(ws, maps)).int()).abs().max() <= 1
+    assert (found[::2].int() - to_uint8(G.synthesis(ws, "const")).int()).abs().max() > 5

@@ -73,15 +73,17 @@ def copies(tmp_path):
     return snapshot, write_images(tmp_path / "data", images)
 
 
-def test_without_a_class_seeds_take_the_classes_in_turn(command, encoder_file, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("of", ["adaconv", "stylegan2"])
+def test_without_a_class_seeds_take_the_classes_in_turn(command, encoder_file, tmp_path, of):  # noqa: F811
     """As in generate.py, whose images are then copies of these data."""
     torch.manual_seed(0)
     config = GeneratorConfig(32, cbase=256, cmax=8, map_depth=1, z_dim=16, w_dim=16, style_channels=8, c_dim=3)
     snapshot = tmp_path / "snapshot-000001.safetensors"
     save_snapshot(snapshot, Generator(config), {"kimg": 1.0})
-    images = torch.cat(list(generate_batches(load_generator(snapshot)[0], range(6), 6, torch.arange(6) % 3)))
+    images = torch.cat(list(generate_batches(load_generator(snapshot)[0], range(6), 6, torch.arange(6) % 3, of=of)))
     data = write_images(tmp_path / "data", images)
     arguments = ["--detector", encoder_file, "--workers", 0, "--seeds", "0-5", "--json", "--out", tmp_path / "a.png"]
+    arguments += [] if of == "adaconv" else ["--seeds-of", of]
     code, out, err = command("nearest", "--network", snapshot, "--data", data, *arguments)
     assert code == 0, err
     assert max(row["distance"] for row in json.loads(out)["images"]) < 1e-3
@@ -202,6 +204,10 @@ def test_mistakes_are_one_line(command, copies, encoder_file, tmp_path, faces16)
             f"convert the images that {faces16} was made of again, with --resolution 32",
         ),
         (["--data", data, "--detector", encoder_file, "--fld"], "name them with --test"),
+        (
+            ["--data", data, "--detector", encoder_file, "--seeds-of", "stylegan2", "--seeds", 2**32],
+            "leave out --seeds-of",
+        ),
         (["--data", data, "--detector", encoder_file, "--fakes", data], "name --network or --fakes, not both"),
     ]:
         code, _, err = command("nearest", "--network", snapshot, *arguments, *out)

@@ -1,5 +1,6 @@
 """models.sampling: the same seed gives the same image in any batch."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -51,6 +52,23 @@ def test_all_64_bits_of_a_seed_count():
         assert torch.equal(row, torch.randn(64, generator=torch.Generator().manual_seed(seed ^ 0x6C6174656E740000)))
     large = latents(range(2**40, 2**40 + 200), 512)
     assert float(large.mean()) == pytest.approx(0, abs=0.01) and float(large.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_seeds_of_stylegan2_are_numpys():
+    """By the line of NVIDIA's programs, of which those for videos leave out the 1."""
+    seeds = [0, 3, 85, 2**32 - 1]
+    for z_dim in (8, 512):
+        rows = [torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float() for seed in seeds]
+        assert torch.equal(latents(seeds, z_dim, "stylegan2"), torch.cat(rows))
+    first = [1.76405235, 0.40015721, 0.97873798]  # RandomState(0), as it has been since NumPy 1.0
+    assert latents([0], 3, "stylegan2").tolist()[0] == pytest.approx(first, abs=1e-7)
+    assert torch.equal(latents(seeds, 8, "adaconv"), latents(seeds, 8))
+    assert latents([], 8, "stylegan2").shape == (0, 8)
+    for wrong, words in (([2**32], "0 to 2\\*\\*32 - 1"), ([-1], "got -1")):
+        with pytest.raises(ValueError, match=words):
+            latents(wrong, 8, "stylegan2")
+    with pytest.raises(ValueError, match="expected 'adaconv' or 'stylegan2', got 'stylegan3'"):
+        latents([0], 8, "stylegan3")
 
 
 def test_the_state_of_the_generator_is_where_it_is_filled():

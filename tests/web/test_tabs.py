@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
@@ -142,16 +141,20 @@ def test_an_upload_is_inverted_as_by_projector_py_and_can_be_mixed_and_edited(pa
     fill(page, "invert-steps", 20)
     page.locator("#invert-start").click()
     command = command_with(page, "invert-command", "--target target.png", "--steps 20")
-    with np.load(io.BytesIO(download(page, "invert-file"))) as ours:
+    latents = app.folder / "projected-target.npz"
+    latents.write_bytes(download(page, "invert-file"))
+    with np.load(latents) as ours:
         run_command(command, app.folder)
-        with np.load(app.folder / "out" / "projected_w.npz") as theirs:
+        with np.load(app.folder / "out" / "projected-target.npz") as theirs:
             assert np.allclose(ours["w"], theirs["w"], atol=1e-3)
     found = pixels(fetch(page, "#invert-image img"))
     for title, tab in (("Edit", "edit-seed"), ("Mix", "mix-a")):
         open_tab(page, title)
         page.locator(f"#{tab}-from input").click()
         page.get_by_role("option", name="target.png").click()
-    command_with(page, "mix-command", "not inverted images")
+    command = command_with(page, "mix-command", "--rows-w projected-target.npz --cols 2")
+    same_as_the_command(page, app, command, "#mix-sheet img")
+    assert "Download projected-target.npz in the tab Invert" in page.locator("#mix-command").inner_text()
     open_tab(page, "Edit")
     wait_until(lambda: (pixels(fetch(page, "#edit-image img")) == found).all())
 
