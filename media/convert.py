@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from PIL import Image
+from PIL import Image, ImageFile
 from tqdm import tqdm
 
 from media.dataset import open_files, read_labels
@@ -78,12 +78,20 @@ class FileFormat:
         """The content of an image's file. JPEG keeps the colours in the resolution of the brightness (4:4:4)."""
         options: dict[str, Any] = {}
         if self.name == "jpeg":
-            options = {"quality": self.quality or JPEG_QUALITY, "subsampling": 0, "optimize": True}
+            options = {"quality": self.quality or JPEG_QUALITY, "subsampling": 0}
+            plain = _saved(image, self.name, options)
+            # Pillow optimizes a file in a buffer of this size or more, into which one of noise does not fit.
+            fits = len(plain) <= max(ImageFile.MAXBLOCK, image.width * image.height)
+            return _saved(image, self.name, options | {"optimize": True}) if fits else plain
         elif self.name == "webp":
             options = {"lossless": True} if self.quality is None else {"quality": self.quality}
-        buffer = io.BytesIO()
-        image.save(buffer, self.name, **options)
-        return buffer.getvalue()
+        return _saved(image, self.name, options)
+
+
+def _saved(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, name, **options)
+    return buffer.getvalue()
 
 
 PNG = FileFormat()

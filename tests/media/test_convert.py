@@ -267,6 +267,31 @@ def test_the_format_of_the_files(tmp_path):
         FileFormat("png", 90)
 
 
+@pytest.mark.parametrize("quality", [1, 50, 75, 80, 90, 95, 100])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_noise_can_be_stored_as_jpeg(mode, quality, capfd):
+    """It is the largest JPEG of its size, and larger than the buffer in which Pillow optimizes one."""
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    image = Image.fromarray(noise).convert(mode)
+    with Image.open(io.BytesIO(FileFormat("jpeg", quality).encode(image))) as read:
+        assert (read.format, read.mode, read.size) == ("JPEG", mode, (256, 256))
+        error = np.abs(np.asarray(read).astype(int) - np.asarray(image)).mean()
+    assert error < 80 - 0.75 * quality
+    assert capfd.readouterr() == ("", "")  # neither does libjpeg complain of the buffer
+
+
+def test_a_jpeg_that_just_fits_is_optimized():
+    """Images of more and more noise, whose JPEGs are about as large as the buffer."""
+    rng = np.random.default_rng(0)
+    noise, smaller = rng.integers(0, 256, (256, 256, 3), np.uint8), []
+    for share in np.linspace(0, 0.5, 40):
+        image = Image.fromarray(np.where(rng.random((256, 256, 1)) < share, noise, np.uint8(128)))
+        plain = io.BytesIO()
+        image.save(plain, "JPEG", quality=80, subsampling=0)
+        smaller.append(len(FileFormat("jpeg", 80).encode(image)) < len(plain.getvalue()))
+    assert smaller == sorted(smaller, reverse=True) and 5 < sum(smaller) < 35  # first smaller, then as large
+
+
 def test_jpegs_keep_the_resolution_of_colours(tmp_path):
     """Red and blue rows of one pixel of one brightness: with halved colours they would be of one colour."""
     stripes = np.zeros((32, 32, 3), np.uint8)
