@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from PIL import Image, ImageFile
+from PIL import Image
 from tqdm import tqdm
 
 from media.dataset import open_files, read_labels
 from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
+from media.file_format import PNG, FileFormat
 from media.image_files import LABEL_FILE, MAX_LABEL_BYTES, ImageFiles
 from media.labels import Label, LabelFile, dump_labels
 from media.shard_writer import write_shards
@@ -39,7 +40,6 @@ FILTERS = {
 }
 LabelledImage = tuple[Image.Image, Label | None]
 LABELS = ("auto", "json", "folders", "none")
-JPEG_QUALITY = 95
 # What becomes of images of another aspect ratio: their middle is taken, they are framed, or they are skipped.
 CROPS = ("center", "pad", "none")
 
@@ -53,48 +53,6 @@ class Conversion:
     crop: str = "center"  # one of CROPS
     filter: str = "lanczos"
     background: tuple[int, int, int] = WHITE  # of transparent images, and of the frame of "pad"
-
-
-@dataclass(frozen=True)
-class FileFormat:
-    """How the images of a data set are stored: as PNG, WebP or JPEG.
-
-    WebP without a quality is lossless, JPEG without one has JPEG_QUALITY. Raises UserError for a quality of PNG.
-    """
-
-    name: Literal["png", "jpeg", "webp"] = "png"
-    quality: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.name == "png" and self.quality is not None:
-            raise UserError("--quality applies to --format jpeg and webp; PNG is lossless, leave --quality out")
-
-    @property
-    def suffix(self) -> str:
-        """The end of the files' names."""
-        return ".jpg" if self.name == "jpeg" else f".{self.name}"
-
-    def encode(self, image: Image.Image) -> bytes:
-        """The content of an image's file. JPEG keeps the colours in the resolution of the brightness (4:4:4)."""
-        options: dict[str, Any] = {}
-        if self.name == "jpeg":
-            options = {"quality": self.quality or JPEG_QUALITY, "subsampling": 0}
-            plain = _saved(image, self.name, options)
-            # Pillow optimizes a file in a buffer of this size or more, into which one of noise does not fit.
-            fits = len(plain) <= max(ImageFile.MAXBLOCK, image.width * image.height)
-            return _saved(image, self.name, options | {"optimize": True}) if fits else plain
-        elif self.name == "webp":
-            options = {"lossless": True} if self.quality is None else {"quality": self.quality}
-        return _saved(image, self.name, options)
-
-
-def _saved(image: Image.Image, name: str, options: dict[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, name, **options)
-    return buffer.getvalue()
-
-
-PNG = FileFormat()
 
 
 @dataclass(frozen=True)
@@ -128,8 +86,9 @@ def convert(
     `seed` in turns from all classes. With `shard_bytes`, `out` becomes a folder of tar files of up to that size, in
     which the images lie in random order, also drawn by `seed`: shards are read in pieces, and each has to be like the
     whole. Single files that cannot be used are skipped. Raises UserError if no file can be used, the labels are
-    missing, or `out` cannot be written.
+    missing, `stored` has no such images, or `out` cannot be written.
     """
+    stored.check_channels(how.channels)
     files = open_files(source)
     check_outside(Path(files.path).resolve(), Path(out).resolve())
     if shard_bytes:

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from media.check import check_dataset
-from media.convert import FILTERS, Conversion, FileFormat, convert, write_dataset
+from media.convert import FILTERS, Conversion, convert, write_dataset
 from media.dataset import ImageDataset
 from media.decode import Unusable, open_image
+from media.file_format import FileFormat
 from tests.media.converting import convert_image
 from torch_utils.errors import UserError
 
@@ -265,31 +266,6 @@ def test_the_format_of_the_files(tmp_path):
     assert 0 < errors["jpeg", 95] < 4 < errors["jpeg", 40] and 0 < errors["webp", 90] < errors["webp", 40]
     with pytest.raises(UserError, match="PNG is lossless, leave --quality out"):
         FileFormat("png", 90)
-
-
-@pytest.mark.parametrize("quality", [1, 50, 75, 80, 90, 95, 100])
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_noise_can_be_stored_as_jpeg(mode, quality, capfd):
-    """It is the largest JPEG of its size, and larger than the buffer in which Pillow optimizes one."""
-    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
-    image = Image.fromarray(noise).convert(mode)
-    with Image.open(io.BytesIO(FileFormat("jpeg", quality).encode(image))) as read:
-        assert (read.format, read.mode, read.size) == ("JPEG", mode, (256, 256))
-        error = np.abs(np.asarray(read).astype(int) - np.asarray(image)).mean()
-    assert error < 80 - 0.75 * quality
-    assert capfd.readouterr() == ("", "")  # neither does libjpeg complain of the buffer
-
-
-def test_a_jpeg_that_just_fits_is_optimized():
-    """Images of more and more noise, whose JPEGs are about as large as the buffer."""
-    rng = np.random.default_rng(0)
-    noise, smaller = rng.integers(0, 256, (256, 256, 3), np.uint8), []
-    for share in np.linspace(0, 0.5, 40):
-        image = Image.fromarray(np.where(rng.random((256, 256, 1)) < share, noise, np.uint8(128)))
-        plain = io.BytesIO()
-        image.save(plain, "JPEG", quality=80, subsampling=0)
-        smaller.append(len(FileFormat("jpeg", 80).encode(image)) < len(plain.getvalue()))
-    assert smaller == sorted(smaller, reverse=True) and 5 < sum(smaller) < 35  # first smaller, then as large
 
 
 def test_jpegs_keep_the_resolution_of_colours(tmp_path):
