@@ -24,7 +24,7 @@ from media.dataset import open_files, read_labels
 from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
 from media.file_format import PNG, FileFormat
 from media.image_files import LABEL_FILE, MAX_LABEL_BYTES, ImageFiles
-from media.labels import Label, LabelFile, dump_labels
+from media.labels import ClassFolders, Label, LabelFile, class_folders, dump_labels
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
 from media.spool import plan_reading
@@ -81,7 +81,7 @@ def convert(
 ) -> Converted:
     """Converts the images of a folder or ZIP to a data set at `out`, with up to `limit` images, `stored` as it says.
 
-    `labels`: "folders" numbers the folders directly in `source`, "json" reads `dataset.json`, "auto" reads it if it
+    `labels`: "folders" numbers the `class_folders` of `source`, "json" reads `dataset.json`, "auto" reads it if it
     exists, "none" leaves labels out. A folder without a usable image is no class. With a `limit`, images are drawn by
     `seed` in turns from all classes. With `shard_bytes`, `out` becomes a folder of tar files of up to that size, in
     which the images lie in random order, also drawn by `seed`: shards are read in pieces, and each has to be like the
@@ -99,18 +99,16 @@ def convert(
             f"{files.path} has no {LABEL_FILE} with labels; "
             "use --labels folders for one class per folder, or --labels none"
         )
-    folders = _class_folders(files) if labels == "folders" else ()
-    class_folders = _usable_folders(files, folders, how)
-    numbers = {folder: number for number, folder in enumerate(class_folders)}
-    class_names = tuple(map(printable, class_folders)) or found.class_names
+    folders = _class_folders(files) if labels == "folders" else None
+    usable = _usable_folders(files, folders, how) if folders else ()
+    numbers = {folder: number for number, folder in enumerate(usable)}
+    class_names = tuple(map(printable, usable)) or found.class_names
 
     def class_key(name: str) -> str | int | None:
-        if folders:
-            return name.partition("/")[0] if "/" in name else None  # a file beside the folders has no class
-        return (found.labels or {}).get(name)
+        return folders.of(name) if folders else (found.labels or {}).get(name)
 
     def label_of(name: str) -> Label | None:
-        return _class_of(numbers, name) if folders else _recorded_label(found, name)
+        return _class_of(numbers, folders.of(name)) if folders else _recorded_label(found, name)
 
     names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
     read, names = plan_reading(files, names, limit, shard_bytes is not None, seed, Path(out).resolve().parent)
@@ -125,7 +123,7 @@ def convert(
     count = write_dataset(
         out, everything, overwrite=overwrite, stored=stored, class_names=class_names, shard_bytes=shard_bytes
     )
-    empty = tuple(folder for folder in folders if folder not in class_folders)
+    empty = tuple(folder for folder in folders.names if folder not in numbers) if folders else ()
     return Converted(count, sum(smaller), class_names, empty, skipped, list(files.notes))
 
 
@@ -172,16 +170,15 @@ def _convert_file(read: Callable[[str], bytes], name: str, how: Conversion) -> t
     return fits(image.width / width, image.height / height) < 1, resize_to(image, how)
 
 
-def _usable_folders(files: ImageFiles | ShardFiles, folders: tuple[str, ...], how: Conversion) -> tuple[str, ...]:
+def _usable_folders(files: ImageFiles | ShardFiles, folders: ClassFolders, how: Conversion) -> tuple[str, ...]:
     """Those of the folders with a file that can be converted, in their order. Reads up to the first of each."""
-    wanted = set(folders)  # in which no such file has been found yet
+    wanted = set(folders.names)  # in which no such file has been found yet
     for name in files.names:
-        folder, slash, _ = name.partition("/")
-        if slash and folder in wanted:
+        if (folder := folders.of(name)) in wanted:
             with suppress(Unusable):
                 _convert_file(files.read, name, how)
                 wanted.remove(folder)
-    return tuple(folder for folder in folders if folder not in wanted)
+    return tuple(folder for folder in folders.names if folder not in wanted)
 
 
 def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], seed: int) -> list[str]:
@@ -338,16 +335,17 @@ def archive_member(name: str) -> zipfile.ZipInfo:
     return member
 
 
-def _class_folders(files: ImageFiles | ShardFiles) -> tuple[str, ...]:
-    """The folders directly in the source, in the order of the classes. Raises UserError if there are not two."""
-    folders = tuple(sorted({name.split("/")[0] for name in files.names if "/" in name}))
-    if len(folders) < 2:
-        found = f"only {printable(folders[0])}" if folders else "none"
+def _class_folders(files: ImageFiles | ShardFiles) -> ClassFolders:
+    """The folders of the classes. Raises UserError if there are not two."""
+    found = class_folders(files.names)
+    if len(found.names) < 2:
+        one = f"{found.above}{''.join(found.names)}".rstrip("/")
+        only = f"only {printable(one)}" if one else "none"
         raise UserError(
-            f"--labels folders needs a folder for each class directly in {files.path}, "
-            f"which holds {found}; name the right folder with --source"
+            f"--labels folders needs a folder for each class, of which {files.path} has {only}; sort the images into a "
+            "folder for each class, and name the folder that holds these with --source"
         )
-    return folders
+    return found
 
 
 def _class_for_shards(label: Label | None) -> int | None:
@@ -357,13 +355,13 @@ def _class_for_shards(label: Label | None) -> int | None:
     return label
 
 
-def _class_of(numbers: Mapping[str, int], name: str) -> int:
-    """The number of the class in whose folder a file lies, by the folders' names. Raises Unusable."""
-    if "/" not in name:
+def _class_of(numbers: Mapping[str, int], folder: str | None) -> int:
+    """The number of a class by its folder. Raises Unusable for a file that lies in none, or in one without a number."""
+    if folder is None:
         raise Unusable("is in no folder of a class")
-    if name.split("/")[0] not in numbers:
+    if folder not in numbers:
         raise Unusable("cannot be used, and neither can any other file of its class")
-    return numbers[name.split("/")[0]]
+    return numbers[folder]
 
 
 def _largest_inside(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
