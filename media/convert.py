@@ -164,7 +164,7 @@ def _usable_images(
 
 def _convert_file(read: Callable[[str], bytes], name: str, how: Conversion) -> tuple[bool, Image.Image]:
     """Whether an image had to be enlarged, and the converted image. Raises Unusable."""
-    image = decode_as(open_image(io.BytesIO(read(name)), ALL_FORMATS), how)
+    image = decode_as(open_image(io.BytesIO(read(name)), ALL_FORMATS), how, name)
     width, height = width_and_height(how.resolution)
     fits = max if how.crop == "pad" else min  # a padded image touches two borders only
     return fits(image.width / width, image.height / height) < 1, resize_to(image, how)
@@ -192,11 +192,11 @@ def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], 
     return [name for turn in itertools.zip_longest(*by_class.values()) for name in turn if name is not None]
 
 
-def decode_as(image: Image.Image, how: Conversion) -> Image.Image:
-    """Decodes an image with the channels of a conversion. Raises Unusable."""
+def decode_as(image: Image.Image, how: Conversion, name: str | os.PathLike = "an image") -> Image.Image:
+    """Decodes an image with the channels of a conversion. `name` is what a note calls it. Raises Unusable."""
     if how.channels == 4:
-        return decode_image(image, "RGB", None).convert("RGBA")
-    return decode_image(image, "L" if how.channels == 1 else "RGB", how.background)
+        return decode_image(image, "RGB", None, name).convert("RGBA")
+    return decode_image(image, "L" if how.channels == 1 else "RGB", how.background, name)
 
 
 def resize_to(image: Image.Image, how: Conversion) -> Image.Image:

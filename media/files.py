@@ -66,7 +66,7 @@ def read_image(
     path = Path(path)
     try:
         with open_regular(path) as file:
-            return read_pixels(file, min_side, background)
+            return read_pixels(file, min_side, background, path)
     except FileNotFoundError:
         raise UserError(missing_message(path, "name an existing image")) from None
     except IsADirectoryError:
@@ -77,13 +77,18 @@ def read_image(
         raise UserError(f"{path} {reason}; {reason.remedy}") from None
 
 
-def read_pixels(file: BinaryIO, min_side: int = MIN_SIDE, background: tuple[int, int, int] = WHITE) -> Tensor:
+def read_pixels(
+    file: BinaryIO,
+    min_side: int = MIN_SIDE,
+    background: tuple[int, int, int] = WHITE,
+    name: str | os.PathLike = "an image",
+) -> Tensor:
     """The image in an open file, as `read_image` gives it. Raises Unusable, and OSError where reading fails."""
     image = open_image(file, ALL_FORMATS)
     if min(image.size) < min_side:
         width, height = image.size
         raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more", "name a larger image")
-    return torch.from_numpy(np.array(decode_image(image, "RGB", background))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(decode_image(image, "RGB", background, name))).permute(2, 0, 1).contiguous()
 
 
 def check_side(path: Path, width: int, height: int) -> None:
