@@ -10,8 +10,9 @@ import click
 from tqdm import tqdm
 
 from media.check import NO_LABEL, check_dataset
-from media.convert import CROPS, FILTERS, JPEG_QUALITY, LABELS, Conversion, FileFormat, convert, write_dataset
+from media.convert import CROPS, FILTERS, LABELS, Conversion, convert, write_dataset
 from media.faces import HAIR_COLORS, faces
+from media.file_format import JPEG_QUALITY, FileFormat
 from media.image_files import LABEL_FILE
 from media.split import split
 from torch_utils.cli import Color, Command, Group, option, run
@@ -201,8 +202,6 @@ def convert_command(
     """
     how = Conversion(resolution, int(channels), crop, filter_name, background)
     stored = FileFormat(file_format, quality)
-    if channels == "4" and file_format == "jpeg":
-        raise UserError("--format jpeg has no transparency; take --format webp or png with --channels 4")
     done = convert(
         source,
         out,

@@ -77,7 +77,7 @@ def read_targets(files: list[TargetFile], resolution: Resolution, channels: int)
     for target in files:
         try:
             with target.open() as file:
-                decoded = decode_as(open_image(file, ALL_FORMATS), how)
+                decoded = decode_as(open_image(file, ALL_FORMATS), how, target.path)
                 image = resize_to(decoded, how)
                 pixels = premultiply(image) if channels == 4 else np.array(image)
         except OSError as error:

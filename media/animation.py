@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from itertools import chain, pairwise
 from pathlib import Path
@@ -16,6 +13,7 @@ from torch import Tensor
 
 from media import video_writer
 from media.alpha import on_chequerboard
+from media.apng import write_apng
 from media.images import to_pillow
 from torch_utils.errors import DiskFull, UserError
 from torch_utils.files import DISK_FULL_ERRORS, atomic_write, make_folder
@@ -113,47 +111,8 @@ def _write_webp(file: BinaryIO, images: Iterator[Image.Image], count: int, rate:
     )
 
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-
 def _write_apng(file: BinaryIO, images: Iterator[Image.Image], count: int, rate: float) -> None:
-    """Writes each frame as it comes: the pixels of an ordinary PNG in the chunks of PNG's third edition (W3C, 2025).
-
-    Pillow's `save` would keep all frames in memory.
-    """
-    number = 0  # of the next chunk that is numbered: one fcTL for each frame, one fdAT for each but the first
-    for i, (image, milliseconds) in enumerate(zip(images, _durations(count, rate, 1000), strict=True)):
-        png = io.BytesIO()
-        image.save(png, "PNG")
-        chunks = _png_chunks(png.getvalue())
-        if i == 0:
-            file.write(PNG_SIGNATURE + _chunk(b"IHDR", chunks[b"IHDR"]))
-            file.write(_chunk(b"acTL", struct.pack(">II", count, 0)))  # repeated forever
-        control = struct.pack(">IIIIIHHBB", number, *image.size, 0, 0, milliseconds, 1000, 0, 0)
-        file.write(_chunk(b"fcTL", control))
-        number += 1
-        if i == 0:
-            file.write(_chunk(b"IDAT", chunks[b"IDAT"]))
-        else:
-            file.write(_chunk(b"fdAT", struct.pack(">I", number) + chunks[b"IDAT"]))
-            number += 1
-    file.write(_chunk(b"IEND", b""))
-
-
-def _png_chunks(data: bytes) -> dict[bytes, bytes]:
-    """The content of a PNG's chunks by their types; those of one type are joined."""
-    chunks: dict[bytes, bytes] = {}
-    position = len(PNG_SIGNATURE)
-    while position < len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        chunks[kind] = chunks.get(kind, b"") + data[position + 8 : position + 8 + length]
-        position += 12 + length
-    return chunks
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    """A chunk of a PNG: length, type, content and checksum."""
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    write_apng(file, images, _durations(count, rate, 1000))
 
 
 WRITERS = {".gif": _write_gif, ".webp": _write_webp, ".apng": _write_apng}

@@ -52,7 +52,7 @@ def check_dataset(path: str | os.PathLike) -> Check:
         try:
             image = open_image(io.BytesIO(files.read(name)))
             mode = stored_mode(image)
-            decoded = decode_image(image, mode if mode in CHANNELS else "RGB")
+            decoded = decode_image(image, mode if mode in CHANNELS else "RGB", name=name)
             names_of[decoded.size, mode].append(name)
         except Unusable as reason:
             problems.append((name, str(reason)))

@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from PIL import Image
 from tqdm import tqdm
 
 from media.dataset import open_files, read_labels
 from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
+from media.file_format import PNG, FileFormat
 from media.image_files import LABEL_FILE, MAX_LABEL_BYTES, ImageFiles
-from media.labels import Label, LabelFile, dump_labels
+from media.labels import ClassFolders, Label, LabelFile, class_folders, dump_labels
 from media.shard_writer import write_shards
 from media.shards import ShardFiles
 from media.spool import plan_reading
@@ -39,7 +40,6 @@ FILTERS = {
 }
 LabelledImage = tuple[Image.Image, Label | None]
 LABELS = ("auto", "json", "folders", "none")
-JPEG_QUALITY = 95
 # What becomes of images of another aspect ratio: their middle is taken, they are framed, or they are skipped.
 CROPS = ("center", "pad", "none")
 
@@ -53,40 +53,6 @@ class Conversion:
     crop: str = "center"  # one of CROPS
     filter: str = "lanczos"
     background: tuple[int, int, int] = WHITE  # of transparent images, and of the frame of "pad"
-
-
-@dataclass(frozen=True)
-class FileFormat:
-    """How the images of a data set are stored: as PNG, WebP or JPEG.
-
-    WebP without a quality is lossless, JPEG without one has JPEG_QUALITY. Raises UserError for a quality of PNG.
-    """
-
-    name: Literal["png", "jpeg", "webp"] = "png"
-    quality: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.name == "png" and self.quality is not None:
-            raise UserError("--quality applies to --format jpeg and webp; PNG is lossless, leave --quality out")
-
-    @property
-    def suffix(self) -> str:
-        """The end of the files' names."""
-        return ".jpg" if self.name == "jpeg" else f".{self.name}"
-
-    def encode(self, image: Image.Image) -> bytes:
-        """The content of an image's file. JPEG keeps the colours in the resolution of the brightness (4:4:4)."""
-        options: dict[str, Any] = {}
-        if self.name == "jpeg":
-            options = {"quality": self.quality or JPEG_QUALITY, "subsampling": 0, "optimize": True}
-        elif self.name == "webp":
-            options = {"lossless": True} if self.quality is None else {"quality": self.quality}
-        buffer = io.BytesIO()
-        image.save(buffer, self.name, **options)
-        return buffer.getvalue()
-
-
-PNG = FileFormat()
 
 
 @dataclass(frozen=True)
@@ -115,13 +81,14 @@ def convert(
 ) -> Converted:
     """Converts the images of a folder or ZIP to a data set at `out`, with up to `limit` images, `stored` as it says.
 
-    `labels`: "folders" numbers the folders directly in `source`, "json" reads `dataset.json`, "auto" reads it if it
+    `labels`: "folders" numbers the `class_folders` of `source`, "json" reads `dataset.json`, "auto" reads it if it
     exists, "none" leaves labels out. A folder without a usable image is no class. With a `limit`, images are drawn by
     `seed` in turns from all classes. With `shard_bytes`, `out` becomes a folder of tar files of up to that size, in
     which the images lie in random order, also drawn by `seed`: shards are read in pieces, and each has to be like the
     whole. Single files that cannot be used are skipped. Raises UserError if no file can be used, the labels are
-    missing, or `out` cannot be written.
+    missing, `stored` has no such images, or `out` cannot be written.
     """
+    stored.check_channels(how.channels)
     files = open_files(source)
     check_outside(Path(files.path).resolve(), Path(out).resolve())
     if shard_bytes:
@@ -132,18 +99,16 @@ def convert(
             f"{files.path} has no {LABEL_FILE} with labels; "
             "use --labels folders for one class per folder, or --labels none"
         )
-    folders = _class_folders(files) if labels == "folders" else ()
-    class_folders = _usable_folders(files, folders, how)
-    numbers = {folder: number for number, folder in enumerate(class_folders)}
-    class_names = tuple(map(printable, class_folders)) or found.class_names
+    folders = _class_folders(files) if labels == "folders" else None
+    usable = _usable_folders(files, folders, how) if folders else ()
+    numbers = {folder: number for number, folder in enumerate(usable)}
+    class_names = tuple(map(printable, usable)) or found.class_names
 
     def class_key(name: str) -> str | int | None:
-        if folders:
-            return name.partition("/")[0] if "/" in name else None  # a file beside the folders has no class
-        return (found.labels or {}).get(name)
+        return folders.of(name) if folders else (found.labels or {}).get(name)
 
     def label_of(name: str) -> Label | None:
-        return _class_of(numbers, name) if folders else _recorded_label(found, name)
+        return _class_of(numbers, folders.of(name)) if folders else _recorded_label(found, name)
 
     names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
     read, names = plan_reading(files, names, limit, shard_bytes is not None, seed, Path(out).resolve().parent)
@@ -158,7 +123,7 @@ def convert(
     count = write_dataset(
         out, everything, overwrite=overwrite, stored=stored, class_names=class_names, shard_bytes=shard_bytes
     )
-    empty = tuple(folder for folder in folders if folder not in class_folders)
+    empty = tuple(folder for folder in folders.names if folder not in numbers) if folders else ()
     return Converted(count, sum(smaller), class_names, empty, skipped, list(files.notes))
 
 
@@ -199,22 +164,21 @@ def _usable_images(
 
 def _convert_file(read: Callable[[str], bytes], name: str, how: Conversion) -> tuple[bool, Image.Image]:
     """Whether an image had to be enlarged, and the converted image. Raises Unusable."""
-    image = decode_as(open_image(io.BytesIO(read(name)), ALL_FORMATS), how)
+    image = decode_as(open_image(io.BytesIO(read(name)), ALL_FORMATS), how, name)
     width, height = width_and_height(how.resolution)
     fits = max if how.crop == "pad" else min  # a padded image touches two borders only
     return fits(image.width / width, image.height / height) < 1, resize_to(image, how)
 
 
-def _usable_folders(files: ImageFiles | ShardFiles, folders: tuple[str, ...], how: Conversion) -> tuple[str, ...]:
+def _usable_folders(files: ImageFiles | ShardFiles, folders: ClassFolders, how: Conversion) -> tuple[str, ...]:
     """Those of the folders with a file that can be converted, in their order. Reads up to the first of each."""
-    wanted = set(folders)  # in which no such file has been found yet
+    wanted = set(folders.names)  # in which no such file has been found yet
     for name in files.names:
-        folder, slash, _ = name.partition("/")
-        if slash and folder in wanted:
+        if (folder := folders.of(name)) in wanted:
             with suppress(Unusable):
                 _convert_file(files.read, name, how)
                 wanted.remove(folder)
-    return tuple(folder for folder in folders if folder not in wanted)
+    return tuple(folder for folder in folders.names if folder not in wanted)
 
 
 def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], seed: int) -> list[str]:
@@ -228,11 +192,11 @@ def _spread(names: Sequence[str], class_key: Callable[[str], str | int | None], 
     return [name for turn in itertools.zip_longest(*by_class.values()) for name in turn if name is not None]
 
 
-def decode_as(image: Image.Image, how: Conversion) -> Image.Image:
-    """Decodes an image with the channels of a conversion. Raises Unusable."""
+def decode_as(image: Image.Image, how: Conversion, name: str | os.PathLike = "an image") -> Image.Image:
+    """Decodes an image with the channels of a conversion. `name` is what a note calls it. Raises Unusable."""
     if how.channels == 4:
-        return decode_image(image, "RGB", None).convert("RGBA")
-    return decode_image(image, "L" if how.channels == 1 else "RGB", how.background)
+        return decode_image(image, "RGB", None, name).convert("RGBA")
+    return decode_image(image, "L" if how.channels == 1 else "RGB", how.background, name)
 
 
 def resize_to(image: Image.Image, how: Conversion) -> Image.Image:
@@ -371,16 +335,17 @@ def archive_member(name: str) -> zipfile.ZipInfo:
     return member
 
 
-def _class_folders(files: ImageFiles | ShardFiles) -> tuple[str, ...]:
-    """The folders directly in the source, in the order of the classes. Raises UserError if there are not two."""
-    folders = tuple(sorted({name.split("/")[0] for name in files.names if "/" in name}))
-    if len(folders) < 2:
-        found = f"only {printable(folders[0])}" if folders else "none"
+def _class_folders(files: ImageFiles | ShardFiles) -> ClassFolders:
+    """The folders of the classes. Raises UserError if there are not two."""
+    found = class_folders(files.names)
+    if len(found.names) < 2:
+        one = f"{found.above}{''.join(found.names)}".rstrip("/")
+        only = f"only {printable(one)}" if one else "none"
         raise UserError(
-            f"--labels folders needs a folder for each class directly in {files.path}, "
-            f"which holds {found}; name the right folder with --source"
+            f"--labels folders needs a folder for each class, of which {files.path} has {only}; sort the images into a "
+            "folder for each class, and name the folder that holds these with --source"
         )
-    return folders
+    return found
 
 
 def _class_for_shards(label: Label | None) -> int | None:
@@ -390,13 +355,13 @@ def _class_for_shards(label: Label | None) -> int | None:
     return label
 
 
-def _class_of(numbers: Mapping[str, int], name: str) -> int:
-    """The number of the class in whose folder a file lies, by the folders' names. Raises Unusable."""
-    if "/" not in name:
+def _class_of(numbers: Mapping[str, int], folder: str | None) -> int:
+    """The number of a class by its folder. Raises Unusable for a file that lies in none, or in one without a number."""
+    if folder is None:
         raise Unusable("is in no folder of a class")
-    if name.split("/")[0] not in numbers:
+    if folder not in numbers:
         raise Unusable("cannot be used, and neither can any other file of its class")
-    return numbers[name.split("/")[0]]
+    return numbers[folder]
 
 
 def _largest_inside(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:

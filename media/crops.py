@@ -118,7 +118,7 @@ class ImageCrops(torch.utils.data.Dataset):
             )
         reduced = min(reduced, MAX_ENLARGEMENT * min(image.size))
         image.draft("RGB", (2 * reduced, 2 * reduced))  # JPEGs are decoded at a reduced size where that is enough
-        image = decode_image(image)
+        image = decode_image(image, name=name)
         scale = min(image.size) / reduced
         box = []
         for side, part in zip(image.size, where, strict=True):

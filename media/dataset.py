@@ -22,7 +22,7 @@ from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
 from media.decode import SUFFIXES, Unusable, decode_image, open_image, stored_mode, upright_size
 from media.image_files import CONVERT, LABEL_FILE, ImageFiles, normal_name
-from media.labels import L, LabelFile, add_label, parse_labels
+from media.labels import L, LabelFile, add_label, class_folders, parse_labels
 from media.shards import ShardFiles, is_sharded
 from torch_utils.errors import UserError, WorkerError, command_line, numbers_text, one_line, printable
 from torch_utils.sizes import RULE, Resolution, is_possible, size_option, to_resolution, width_and_height
@@ -339,7 +339,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     def _how_to_label(self) -> str:
         """How to make labels of folders: of the own ones, unless these are the numbered ones of `write_dataset`."""
-        folders = {name.split("/")[0] for name in self.names if "/" in name}
+        folders = class_folders(self.names).names
         how = "--resolution", size_option(self.resolution), "--channels", self.channels, "--labels", "folders"
         out = f"{self.name}-labels.zip"
         if len(folders) > 1 and not all(re.fullmatch(r"\d{5}", folder) for folder in folders):

@@ -6,6 +6,7 @@ Files are not trusted: sizes are checked before anything is decoded.
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import warnings
@@ -66,11 +67,17 @@ def open_image(file: BinaryIO, formats: tuple[str, ...] = FORMATS) -> Image.Imag
     return image
 
 
-def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, int, int] | None = WHITE) -> Image.Image:
+def decode_image(
+    image: Image.Image,
+    mode: str = "RGB",
+    background: tuple[int, int, int] | None = WHITE,
+    name: str | os.PathLike = "an image",
+) -> Image.Image:
     """Decodes an opened image: upright, in sRGB, with 8 bits per channel. Of an animation, it is the first frame.
 
     The orientation and the colour profile in the file are applied. `mode` is L or RGB. Transparent pixels are
-    laid on `background`; with None, transparency is kept, as an alpha channel of its own. Raises Unusable.
+    laid on `background`; with None, transparency is kept, as an alpha channel of its own. `name` is what a note calls
+    the image. Raises Unusable.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about unusual metadata and palettes
@@ -85,7 +92,7 @@ def decode_image(image: Image.Image, mode: str = "RGB", background: tuple[int, i
             profile, key = image.info.get("icc_profile"), image.info.get("transparency")
             if image.mode == "RGB" and isinstance(key, tuple):  # a colour, with 16 bits a channel; pixels have 8 now
                 image.info["transparency"] = tuple(value >> 8 if deep else value & 255 for value in key)
-            image, alpha = _split_alpha(_to_8_bits(image))
+            image, alpha = _split_alpha(_to_8_bits(image, name))
             if profile:
                 image = _to_srgb(image, profile)
             if alpha is not None and background is not None:
@@ -131,11 +138,11 @@ def is_animated(image: Image.Image) -> bool:
         raise Unusable(f"is a broken image ({one_line(error)})", COPY_AGAIN) from None
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image, name: str | os.PathLike) -> Image.Image:
     """Scales greyscale of 16 bits to 8, which Pillow would clip, and keeps its transparent colour. Raises Unusable."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.uint32)
-        limit = _largest_value(image, values)
+        limit = _largest_value(image, values, name)
         if getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO:
             values = limit - values.clip(max=limit)
         scaled = Image.fromarray(((values * 255 + limit // 2) // limit).clip(max=255).astype(np.uint8))
@@ -147,19 +154,24 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _largest_value(image: Image.Image, values: np.ndarray) -> int:
+def _largest_value(image: Image.Image, values: np.ndarray, name: str | os.PathLike) -> int:
     """The value of white in greyscale of 16 bits, of which cameras and microscopes often use 12 and do not say so."""
     bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]
     if bits != 12 and values.max() > 4095:
         return 65535
     if bits != 12 and values.any():
-        _note_12_bits()
+        _note_12_bits(name)
     return 4095
 
 
-@lru_cache(maxsize=1)  # one note per process
-def _note_12_bits() -> None:
-    note("note: an image of 16 bits has no value over 4095; such images are read as 12 bits")
+_noted: list[str | os.PathLike] = []  # the first such image of this process
+
+
+def _note_12_bits(name: str | os.PathLike) -> None:
+    """Notes once that an image is read as 12 bits, beside which others may be read as 16."""
+    if not _noted:
+        _noted.append(name)
+        note(f"note: {name} has 16 bits and no value over 4095; such images are read as 12 bits, all others as 16")
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:

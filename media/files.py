@@ -64,7 +64,7 @@ def read_image(
     fewer than `min_side` pixels.
     """
     with opened_image(path) as file:
-        return read_pixels(file, min_side, background)
+        return read_pixels(file, min_side, background, path)
 
 
 def stored_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -90,18 +90,25 @@ def opened_image(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise UserError(f"{path} {reason}; {reason.remedy}") from None
 
 
-def read_pixels(file: BinaryIO, min_side: int = MIN_SIDE, background: tuple[int, int, int] = WHITE) -> Tensor:
+def read_pixels(
+    file: BinaryIO,
+    min_side: int = MIN_SIDE,
+    background: tuple[int, int, int] = WHITE,
+    name: str | os.PathLike = "an image",
+) -> Tensor:
     """The image in an open file, as `read_image` gives it. Raises Unusable, and OSError where reading fails."""
     image = open_image(file, ALL_FORMATS)
     if min(image.size) < min_side:
         width, height = image.size
         raise Unusable(f"has {width}x{height} pixels; each side needs {min_side} or more", "name a larger image")
-    return rgb_pixels(image, background)
+    return rgb_pixels(image, background, name)
 
 
-def rgb_pixels(image: Image.Image, background: tuple[int, int, int] = WHITE) -> Tensor:
+def rgb_pixels(
+    image: Image.Image, background: tuple[int, int, int] = WHITE, name: str | os.PathLike = "an image"
+) -> Tensor:
     """An image of Pillow as uint8 [3, H, W], as `decode_image` decodes it. Raises Unusable."""
-    return torch.from_numpy(np.array(decode_image(image, "RGB", background))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(decode_image(image, "RGB", background, name))).permute(2, 0, 1).contiguous()
 
 
 def check_side(path: Path, width: int, height: int) -> None:

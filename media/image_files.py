@@ -10,6 +10,7 @@ import stat
 import unicodedata
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
@@ -25,9 +26,10 @@ LABEL_FILE = "dataset.json"
 CONVERT = "python", "dataset_tool.py", "convert"
 HOW_TO_MAKE = "name a folder or ZIP of images, or draw some with: python dataset_tool.py faces --out faces32.zip"
 
-# Limits on what an archive may demand.
+# Limits on what an archive or a folder may demand.
 UTF8_NAME = 0x800  # the flag of a member of a ZIP whose name is UTF-8
-MAX_FILES = 5_000_000
+MAX_FILES = 5_000_000  # in a folder with all that is no file, such as other folders
+MAX_VISITS = 100  # ways to one folder, through links; two links in each of 30 folders are a thousand million
 MAX_FILE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 64 << 20  # as JSON they take twenty times as much memory
 MAX_RATIO = 200  # unpacked bytes per byte of the archive
@@ -114,9 +116,22 @@ class ImageFiles:
         checks: dict[str, int] = {}
         status = self.path.stat()
         folders = [(self.path, [(status.st_dev, status.st_ino)])]  # each with itself and all folders above it
+        visits: Counter[tuple[int, int]] = Counter()
+        entries = 0
         while folders:
             folder, above = folders.pop()
+            visits[above[-1]] += 1
+            if visits[above[-1]] > MAX_VISITS:
+                raise UserError(
+                    f"links in {self.path} lead to one folder in more than {MAX_VISITS} ways, the last of which is "
+                    f"{printable(folder.relative_to(self.path).as_posix())}; remove such links"
+                )
             for entry in os.scandir(folder):
+                entries += 1
+                if entries > MAX_FILES:
+                    raise UserError(
+                        f"{self.path} holds more than {MAX_FILES:,} files and folders, the limit; name a part of it"
+                    )
                 path = Path(entry.path)
                 if not path.exists():
                     continue  # a dangling link

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from media.decode import ALL_SUFFIXES
 from torch_utils.errors import UserError, one_line
 from torch_utils.schema import parse_json
 
@@ -18,6 +20,31 @@ FORM = '{"labels": [["name.png", 0], ...]}'
 
 Label = int | tuple[float, ...]  # a class, or numbers
 L = TypeVar("L", int, tuple[float, ...])
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """The folders that are classes, beside each other in the folder `above`: "", or "name/" and so on."""
+
+    above: str
+    names: tuple[str, ...]  # in the order of the classes
+
+    def of(self, name: str) -> str | None:
+        """The folder in which a file lies somewhere; None for a file beside the folders."""
+        folder, slash, _ = name.removeprefix(self.above).partition("/")
+        return folder if slash and name.startswith(self.above) else None
+
+
+def class_folders(names: Iterable[str]) -> ClassFolders:
+    """The folders of files with these names: those at the top, or those in a single folder that wraps all the others.
+
+    Beside a wrapping folder there may be files, but no images by their names. Fewer than two folders are no classes.
+    """
+    names = [name for name in names if "/" in name or name.lower().endswith(ALL_SUFFIXES)]
+    # What the first and the last of them begin with is what all begin with.
+    common = os.path.commonprefix([min(names, default=""), max(names, default="")]).rpartition("/")[0]
+    found = ClassFolders(f"{common}/" if common else "", ())
+    return replace(found, names=tuple(sorted({folder for name in names if (folder := found.of(name)) is not None})))
 
 
 @dataclass(frozen=True)

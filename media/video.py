@@ -15,6 +15,7 @@ import torch
 from PIL import Image, ImageSequence
 from torch import Tensor
 
+from media.apng import write_apng
 from media.decode import MAX_PIXELS, Unusable, decode_image, is_animated, open_image
 from torch_utils.errors import UserError, one_line
 from torch_utils.files import missing_message, open_regular
@@ -181,7 +182,7 @@ def _source(path: Path) -> str | BinaryIO:
             images.append(decode_image(frame.copy()))
             durations.append(frame.info["duration"])  # in milliseconds
     apng = io.BytesIO()
-    images[0].save(apng, "PNG", save_all=True, append_images=images[1:], duration=durations)
+    write_apng(apng, images, durations)
     apng.seek(0)
     return apng
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from models.inert_modules import DAMAGED, layout, strided_view
 from torch_utils.files import regular
 from torch_utils.inert_pickle import Call, Global, PersistentId, read_pickle
-from torch_utils.tensors import TENSOR
+from torch_utils.tensors import TENSOR, stored_members
 
 SCRIPT = "__torch__"  # what the names of modules begin with
 LISTS = "torch.jit._pickle "  # and those of lists that have a type
@@ -60,11 +60,12 @@ def read_torchscript(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     try:
         with zipfile.ZipFile(regular(path)) as archive:
+            lengths = stored_members(archive, os.stat(path).st_size)
             (root,) = {name.removesuffix("data.pkl") for name in archive.namelist() if name.endswith("/data.pkl")}
             pickled = io.BytesIO(_stored(archive, f"{root}data.pkl"))
-            module = read_pickle(pickled, _Names({TENSOR, *DTYPES}))
-            calls, there = _tensors(module), sum(info.file_size for info in archive.infolist())
-            if sum(math.prod(layout(call)[2]) for call in calls.values()) > there:  # of a byte or more each
+            calls = _tensors(read_pickle(pickled, _Names({TENSOR, *DTYPES})))
+            numbers = sum(math.prod(layout(call)[2]) for call in calls.values())  # of a byte or more each
+            if numbers > sum(lengths.values()):
                 raise ValueError("tensors that share more numbers than the archive has bytes")
             return {name: _tensor(archive, root, call) for name, call in calls.items()}
     except (*DAMAGED, zipfile.BadZipFile, EOFError, ValueError) as error:
@@ -72,7 +73,7 @@ def read_torchscript(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def _stored(archive: zipfile.ZipFile, name: str) -> bytes:
-    """A member of the archive. PyTorch compresses none of these, and so none is larger than the file."""
+    """A member of the archive. PyTorch compresses none of these, but only the program."""
     info = archive.getinfo(name)
     if info.compress_type != zipfile.ZIP_STORED:
         raise ValueError(f"{name} is compressed")

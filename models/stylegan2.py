@@ -24,7 +24,7 @@ from models.inert_modules import CALLS, DAMAGED, attributes, flatten, read_numbe
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig, SynthesisLayer
 from networks.layers import RESAMPLE_TAPS
-from torch_utils.errors import UserError, one_line
+from torch_utils.errors import UserError, command_line, one_line
 from torch_utils.inert_pickle import Call, Refused, read_pickle
 from torch_utils.ops import setup_filter
 from torch_utils.tensors import check_weights, what_it_seems
@@ -32,6 +32,7 @@ from torch_utils.tensors import check_weights, what_it_seems
 MAX_BYTES = 8 << 30  # of a file; the largest published ones have 0.4 GB
 MAX_SIZE = 1 << 16  # of z, w and the classes
 RESOLUTIONS = tuple(16 << i for i in range(7))  # of its networks: up to 1024
+MBSTD_GROUP = 4  # of the discriminators of StyleGAN2 for TensorFlow that do not say it
 NETWORKS = ("G_ema", "G", "D")
 FILTER = "resample_filter"  # the buffer that is a constant here
 # What pickletools says of a file that ends too early.
@@ -82,8 +83,13 @@ def load_networks(
         for name in [name for name in NETWORKS if name in found] if names is None else names:
             if type(found.get(name)) is not Call:
                 raise ValueError(f"there is no {name} in it")
-            states = flatten(found[name])
-            networks[name] = _discriminator(states, len(data)) if name == "D" else _generator(states, len(data), cls)
+            try:
+                states, size = flatten(found[name]), len(data)
+                networks[name] = _discriminator(states, size) if name == "D" else _generator(states, size, cls)
+            except (ValueError, *DAMAGED) as error:
+                if name == "D" and "G_ema" in networks:
+                    raise UserError(_without_discriminator(path, error)) from None
+                raise
         kind = _kind(found)
     except Refused as error:
         raise UserError(_refusal(path, error.name)) from None
@@ -112,6 +118,15 @@ def _reason(path: Path, error: Exception) -> str:
         return "damaged, or of another layout"
     reason = one_line(error, 200)
     return f"it is cut off; download it again: {reason}" if CUT_OFF.search(reason) else reason
+
+
+def _without_discriminator(path: Path, error: Exception) -> str:
+    """That D cannot be read, where the averaged generator can."""
+    take = command_line("python", "export.py", "--network", path, "--format", "safetensors")
+    return (
+        f"{path}: its discriminator cannot be read ({_reason(path, error)}); name the result of this command, which "
+        f"takes the generator alone: {take}"
+    )
 
 
 def _refusal(path: Path, name: str) -> str:
@@ -176,16 +191,18 @@ def _generator(states: States, size: int, cls: type[Generator]) -> Generator:
 
 
 def _discriminator(states: States, size: int) -> Discriminator:
+    """Of networks that were converted from TensorFlow, two of D's numbers can be unusual: it may say nothing of the
+    groups of the minibatch standard deviation, and embed classes by a single layer (map_depth 0).
+    """
     if (architecture := _other_architecture(states, "b", "resnet")) is not None:
-        raise ValueError(
-            f"its discriminator is of the {architecture} architecture, which this project does not have; "
-            "python export.py --network FILE.pkl --format safetensors takes the generator alone"
-        )
+        raise ValueError(f"it is of the {architecture} architecture, and this project has resnet alone")
     group, channels = states["b4.mbstd"]["group_size"], states["b4.mbstd"]["num_channels"]
     if type(channels) is not int or channels != 1:
         raise ValueError("a discriminator whose minibatch standard deviation has not one channel")
     config = DiscriminatorConfig(
-        **_common(states, "b4.conv"), mbstd_group=_whole(group, "mbstd_group_size"), map_depth=_depth(states)
+        **_common(states, "b4.conv"),
+        mbstd_group=MBSTD_GROUP if group is None else _whole(group, "mbstd_group_size"),
+        map_depth=_depth(states, least=0),
     )
     first = len(config.block_sizes) + 1
     return _build(lambda: Discriminator(config), states, lambda name: _discriminator_name(name, first), size)
@@ -220,9 +237,9 @@ def _whole(value: Any, name: str, least: int = 1, most: int = MAX_SIZE) -> int:
     return value
 
 
-def _depth(states: States) -> int:
+def _depth(states: States, least: int = 1) -> int:
     """Layers of the mapping network; of a discriminator without classes, which has none, the usual 8."""
-    return _whole(states["mapping"]["num_layers"], "num_layers", most=len(states)) if "mapping" in states else 8
+    return _whole(states["mapping"]["num_layers"], "num_layers", least, len(states)) if "mapping" in states else 8
 
 
 def _other_architecture(states: States, prefix: str, expected: str) -> str | None:

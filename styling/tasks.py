@@ -137,7 +137,7 @@ class Worker:
         failed: dict[Task, str] = {}
         with tqdm(total=len(tasks), unit="file", disable=len(tasks) == 1 or not sys.stderr.isatty()) as total:
             for task in tasks:
-                total.set_postfix_str(task.content.name)
+                total.set_postfix_str(printable(task.content.name))
                 try:
                     self.do(task)
                 except UserError as error:

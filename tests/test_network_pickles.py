@@ -7,6 +7,7 @@ import pickle
 import re
 import sys
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +20,7 @@ import adaconv
 import export
 import generate
 import projector
+from media.faces import HAIR_COLORS
 from metrics.__main__ import main as metrics
 from models.snapshot import load_generator, save_snapshot
 from networks.discriminator import Discriminator
@@ -32,6 +34,7 @@ from tests.models.stylegan2_pickles import (
     network_pickle,
     small_networks,
 )
+from tests.scripts import remedy
 from torch_utils import cli
 from torch_utils.errors import UserError
 from training.gan import GANTrainer
@@ -263,14 +266,45 @@ def test_a_run_from_a_pickle_moves_all_and_goes_on_without_it(networks, faces16,
     assert resumed == config
 
 
-def test_a_discriminator_of_another_architecture(networks, faces16, tmp_path):
+@pytest.mark.parametrize("c_dim", [0, len(HAIR_COLORS)])
+def test_training_starts_from_networks_that_were_converted_from_tensorflow(faces16, tmp_path, capsys, c_dim):
+    """All weights of D are taken; of one with classes, the layers behind their embedding are new."""
+    G, D = small_networks(c_dim)
+    D = Discriminator(replace(D.config, map_depth=0 if c_dim else D.config.map_depth))
+    network = tmp_path / "x.pkl"
+    network.write_bytes(dumps({"G_ema": generator(G), "D": discriminator(D, group=None)}))
+    started = trainer(network, faces16, cond=bool(c_dim), modulation="modconv")
+    own, wanted = started.D.state_dict(), D.state_dict()
+    assert c_dim in (0, started.config.generator.c_dim) and started.config.discriminator.mbstd_group > 0
+    taken = [name for name in own if name in wanted and own[name].shape == wanted[name].shape]
+    assert all(torch.equal(own[name], wanted[name]) for name in taken)
+    assert set(own) - set(taken) == {name for name in own if name.startswith("mapping.layers")}
+    assert f"{len(taken)} of D's {len(own)} tensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ({"architecture": "orig"}, "orig architecture"),
+        ({"architecture": "skip"}, "skip architecture"),
+        ({"group": "all"}, "mbstd_group_size is no whole number"),
+        ({"img_resolution": 20}, "20 × 20"),
+        ({"c_dim": None}, "c_dim is no whole number"),
+        ({"_init_kwargs": None}, "damaged, or of another layout"),
+    ],
+    ids=str,
+)
+def test_a_discriminator_that_cannot_be_read(networks, faces16, tmp_path, written, named):
     """The line says what can be done, and that works."""
     G, D = networks
-    network = tmp_path / "x.pkl"
-    network.write_bytes(dumps({"D": discriminator(D, "orig"), "G_ema": generator(G)}))
-    with pytest.raises(UserError, match=r"orig architecture.*export\.py .* --format safetensors takes the gen"):
+    network = tmp_path / "the network.pkl"
+    network.write_bytes(dumps({"D": discriminator(D, **written), "G_ema": generator(G)}))
+    with pytest.raises(
+        UserError, match=rf"its discriminator cannot be read \(.*{named}.*the generator alone: "
+    ) as error:
         trainer(network, faces16)
-    command(export.main, "--network", network, "--format", "safetensors", "--outdir", tmp_path)
+    _, *arguments = remedy(error.value.message)
+    command(export.main, *arguments, "--outdir", tmp_path)
     sizes = {"cbase": 64, "cmax": 16, "map_depth": 2, "z_dim": 8, "w_dim": 8, "noise": True}
     started, z = trainer(tmp_path / "generator.safetensors", faces16, **sizes), torch.randn(2, 8)
     assert (started.G(z, noise="const") - G(z, noise="const")).abs().max() <= 1e-5

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 MAX_OPERATIONS = 1_000_000  # a network of 1024 × 1024 with its discriminator takes about 60,000
+MAX_NAME = 256  # characters of a function's or class's name with its module's
 
 VALUES = {  # operations that push their argument
     *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
@@ -74,9 +75,9 @@ def read_pickle(file: IO[bytes], known: Collection[str], limit: int = MAX_OPERAT
 
     Raises:
         Refused: where the pickle names anything else.
-        ValueError: if it is damaged, or has more operations than `limit`.
+        ValueError: if it is damaged, has more operations than `limit`, or copies more than it has bytes.
     """
-    machine = _Machine(known)
+    machine, start = _Machine(known), file.tell()
     try:
         for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
             if count == 0 and operation.name != "PROTO":
@@ -84,6 +85,8 @@ def read_pickle(file: IO[bytes], known: Collection[str], limit: int = MAX_OPERAT
             if count > limit:
                 raise ValueError(f"more than {limit:,} operations")
             machine.step(operation.name, argument)
+            if machine.copied > file.tell() - start:  # `pickle` itself writes each thing that it wants copied once
+                raise ValueError("it copies the same values again and again")
         return machine.pop()
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError):
         raise ValueError("damaged: an operation that does not fit what is before it") from None
@@ -98,6 +101,7 @@ class _Machine:
         self.marked: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
         self.ordered: dict[int, dict] = {}  # those that a call has made, which alone have attributes, by their id
+        self.copied = 0  # elements and bytes that calls have copied from other values
 
     def pop(self) -> Any:
         return self.stack.pop()
@@ -151,6 +155,8 @@ class _Machine:
                 result = _call(function, args)
                 if type(result) is dict:
                     self.ordered[id(result)] = result
+                elif type(result) in (list, bytes):
+                    self.copied += len(result)
                 stack.append(result)
             case "BUILD":
                 state = stack.pop()
@@ -167,6 +173,8 @@ class _Machine:
     def named(self, name: str) -> Global:
         if name not in self.known and name not in PLAIN:
             raise Refused(name)
+        if len(name) > MAX_NAME:  # STACK_GLOBAL makes it of two texts, which take no more of the file for many names
+            raise ValueError(f"a name of more than {MAX_NAME} characters")
         return Global(name)
 
 
@@ -192,8 +200,8 @@ def _call(function: Any, args: Any) -> Any:
         raise TypeError
     if function.name in DICTS and not args:
         return {}
-    if function.name in SETS and all(type(arg) is list for arg in args):
-        return [element for arg in args for element in arg]
+    if function.name in SETS and (not args or (len(args) == 1 and type(args[0]) is list)):
+        return list(*args)
     if function.name in BYTES:
         text, encoding = (_text(arg) for arg in args or ("", "latin1"))
         if encoding == "latin1":

@@ -147,18 +147,30 @@ def read_pickled(path: str | os.PathLike) -> Any:
 def _check_archive(file: BinaryIO, size: int) -> None:
     """Checks a ZIP of torch.save, before PyTorch 1.6 and since. Compressed, it could be small and fill the memory."""
     with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        lengths = {member.filename: member.file_size for member in members}
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        lengths = stored_members(archive, size)
+        if len(lengths) < len(archive.infolist()):
             raise ValueError("its members are compressed, which torch.save never does")
-        if len(lengths) < len(members) or sum(lengths.values()) > size:
-            raise ValueError("its members overlap")
         pickles = [name for name in lengths if name.endswith("/data.pkl")]
         if len(pickles) != 1 or lengths[pickles[0]] > MAX_PICKLE_BYTES:
             raise ValueError(NO_PICKLE)
         folder = pickles[0].removesuffix("data.pkl")
         content = read_pickle(io.BytesIO(archive.read(pickles[0])), NAMES)
     _check_tensors(content, lambda key: lengths.get(f"{folder}data/{key}", 0))
+
+
+def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
+    """The bytes of each member of a ZIP that is not compressed, where the ZIP itself has `size` bytes.
+
+    Raises ValueError if all members claim more than that, one more than is stored of it, or several one name.
+    """
+    members = archive.infolist()
+    names = {member.filename for member in members}
+    if len(names) < len(members) or sum(member.compress_size for member in members) > size:
+        raise ValueError("its members overlap")
+    stored = {member.filename: member for member in members if member.compress_type == zipfile.ZIP_STORED}
+    if any(member.file_size != member.compress_size for member in stored.values()):
+        raise ValueError("its members claim more bytes than are stored")
+    return {name: member.file_size for name, member in stored.items()}
 
 
 def _check_stream(file: BinaryIO, size: int) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
 import adaconv
 from models.snapshot import load_generator, load_stylizer
+from styling.tasks import Task, Worker
 from tests.hostile.attacks import is_clean, refusal, refused
 from tests.hostile.test_models import read, write
 from tests.scripts import script_here
@@ -49,6 +53,23 @@ def test_text_stays_as_it_is():
     for _ in range(100_000):
         deep = [deep]
     assert one_line(deep).isprintable()
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_the_progress_of_stylize(monkeypatch, name):
+    """Beside the bar stands the name of the content, which may be of a folder of somebody else's."""
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    worker = Worker(None, [], None)
+    monkeypatch.setattr(worker, "do", lambda task: None)
+    worker.do_all([Task(Path(f"{EVIL[name]}{i}.png"), False, 0, Path(f"{i}.png")) for i in range(2)])
+    shown = terminal.getvalue()
+    assert printable(f"{EVIL[name]}1.png") in shown
+    assert all(c.isprintable() or c in "\r\n" for c in shown) and (EVIL[name] not in shown)
 
 
 @pytest.mark.parametrize("name", EVIL)

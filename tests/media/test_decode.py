@@ -215,7 +215,7 @@ def tiff_of_12_bits() -> bytes:
 
 def test_12_bits_that_a_file_states(place, capsys):
     (place / "a.tif").write_bytes(tiff_of_12_bits())
-    decode._note_12_bits.cache_clear()
+    decode._noted.clear()
     pixels = read_image(place / "a.tif")
     assert pixels[:, 0, 0].tolist() == [255] * 3 and pixels[:, 0, 1].tolist() == [128] * 3
     assert capsys.readouterr().err == ""
@@ -226,12 +226,13 @@ def test_12_bits_that_a_file_states(place, capsys):
 def test_12_bits_in_16_are_noticed_once(place, capsys, read: Read, suffix):
     values = np.full((SIDE, SIDE), 4095, np.uint16)
     values[:, SIDE // 2 :] = 2048
-    decode._note_12_bits.cache_clear()
+    decode._noted.clear()
     for name in ("a", "b"):
         Image.fromarray(values).save(place / f"{name}{suffix}")
     assert_halves(read(place / f"a{suffix}"), (255, 255, 255), (128, 128, 128))
     read_image(place / f"b{suffix}")
-    assert capsys.readouterr().err.count("read as 12 bits") == 1
+    err = capsys.readouterr().err
+    assert err.count("read as 12 bits") == 1 and f"a{suffix} has 16 bits and no value over 4095" in err
 
 
 def opened(image: Image.Image, kind: str = "PNG", **options) -> Image.Image:

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from media import image_files
 from media.check import check_dataset
 from media.convert import write_dataset
 from media.dataset import ImageDataset
@@ -59,6 +60,53 @@ def test_links_to_folders_are_followed_and_cycles_noticed(tmp_path):
     assert files.names == ["a/z.png", "b/in/y.png", "b/x.png"]
     assert sorted(files.cycles) == ["a/up", "b/in/self"]
     assert len(ImageDataset(tmp_path / "set")) == 3
+
+
+@pytest.mark.parametrize("shape", ["ladder", "all to all", "empty"])
+def test_links_that_multiply_are_refused_at_once(tmp_path, shape):
+    """Thirty folders, each with links to others: the ways through them are more than any program could go."""
+    make_folder(tmp_path / "set", {} if shape == "empty" else {"x.png": encoded(image(0))})
+    for i in range(30):
+        (tmp_path / f"set/{i:02}").mkdir(parents=True)
+    for i in range(30):
+        for link, to in [("a", i + 1), ("b", i + 1)] if shape != "all to all" else [(f"to{k}", k) for k in range(30)]:
+            if to < 30:
+                (tmp_path / f"set/{i:02}/{link}").symlink_to(f"../{to:02}")
+    with pytest.raises(UserError, match=r"lead to one folder in more than 100 ways, .*; remove such links") as error:
+        ImageFiles(tmp_path / "set")
+    last = str(error.value).rpartition("is ")[2].partition(";")[0]
+    assert (tmp_path / "set" / last).is_symlink()
+    for link in (tmp_path / "set").glob("*/*"):
+        if link.name != "a":
+            link.unlink()
+    if shape == "ladder":
+        assert len(ImageFiles(tmp_path / "set").names) == 1
+
+
+def test_a_folder_may_be_linked_often(tmp_path):
+    make_folder(tmp_path / "set", {"one/x.png": encoded(image(0))})
+    for i in range(99):
+        (tmp_path / f"set/link{i}").symlink_to("one")
+    assert len(ImageFiles(tmp_path / "set").names) == 100
+
+
+@pytest.mark.parametrize("what", ["files", "links that lead nowhere", "links in a circle", "runs"])
+def test_no_more_is_listed_than_the_limit(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(image_files, "MAX_FILES", 100)
+    make_folder(tmp_path / "set", numbered(2))
+    for i in range(90):
+        if what == "files":
+            (tmp_path / f"set/{i:03}.txt").write_text("")
+        elif what == "runs":
+            (tmp_path / f"set/{i:03}").mkdir()
+            mark(tmp_path / f"set/{i:03}")
+        else:
+            (tmp_path / f"set/{i:03}").symlink_to("." if "circle" in what else "nowhere")
+    assert len(ImageFiles(tmp_path / "set", (".png",)).names) == 2
+    for i in range(100):
+        (tmp_path / f"set/more{i}.txt").write_text("")
+    with pytest.raises(UserError, match="more than 100 files and folders, the limit; name a part of it"):
+        ImageFiles(tmp_path / "set", (".png",))
 
 
 def test_folders_of_runs_are_left_out_with_a_note(tmp_path):

@@ -227,7 +227,8 @@ def generator(G: Generator, layout: str = "stylegan2-ada", source: str = "", **a
     return module("Generator", modules=modules, source=source, **state)
 
 
-def discriminator(D: Discriminator, architecture: str = "resnet", **attributes: Any) -> Called:
+def discriminator(D: Discriminator, architecture: str = "resnet", group: Any = 0, **attributes: Any) -> Called:
+    """`group`: another group of the minibatch standard deviation than D's."""
     config, modules = D.config, {}
     for i, block in enumerate(D.blocks):
         layers = {} if i else {"fromrgb": _conv(D.fromrgb)}
@@ -239,7 +240,7 @@ def discriminator(D: Discriminator, architecture: str = "resnet", **attributes: 
     if D.mapping is not None:
         modules["mapping"] = _mapping(D.mapping, None)
     last = {
-        "mbstd": module("MinibatchStdLayer", group_size=config.mbstd_group, num_channels=1),
+        "mbstd": module("MinibatchStdLayer", group_size=config.mbstd_group if group == 0 else group, num_channels=1),
         "conv": _conv(D.conv),
         "fc": _linear(D.fc),
         "out": _linear(D.out),

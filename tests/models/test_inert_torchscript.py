@@ -120,3 +120,45 @@ def test_tensors_that_would_be_much_more_than_the_file_are_refused(tmp_path):
     assert (tmp_path / "shared.pt").stat().st_size < 300 * 4000 / 4
     with pytest.raises(ValueError, match="share more numbers than the archive has bytes"):
         read_torchscript(tmp_path / "shared.pt")
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ({20: 1 << 30, 24: 1 << 30}, "overlap"),
+        ({24: 1 << 30}, "claim more bytes than are stored"),
+        ({10: zipfile.ZIP_DEFLATED, 24: 1 << 30}, "share more numbers than the archive has bytes"),
+        ({20: 1 << 30}, "overlap"),
+        ("again", "overlap"),
+    ],
+)
+def test_members_that_are_not_read_cannot_claim_bytes_either(tmp_path, claim, reason):
+    """Else tensors that share their numbers would seem to be as many as an archive can hold."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Shared()).save(tmp_path / "shared.pt")
+    path = tmp_path / "claims.pt"
+    with zipfile.ZipFile(tmp_path / "shared.pt") as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        for _ in range(2 if claim == "again" else 1):
+            new.writestr("shared/unread", b"x" * 1000)
+    if isinstance(claim, dict):
+        data = bytearray(path.read_bytes())
+        entry = data.rindex(b"PK\x01\x02")  # the last member's, in the directory at the end
+        for offset, value in claim.items():  # 10: how it is compressed; 20, 24: its bytes in the file and in truth
+            size = 2 if offset == 10 else 4
+            data[entry + offset : entry + offset + size] = value.to_bytes(size, "little")
+        path.write_bytes(data)
+    with pytest.raises(ValueError, match=reason):
+        read_torchscript(path)
+
+
+def test_a_compressed_program_is_no_matter(archive):
+    """PyTorch compresses the longer files of the program."""
+    path = archive.with_name("changed.pt")
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            kind = zipfile.ZIP_DEFLATED if "/code/" in name else zipfile.ZIP_STORED
+            new.writestr(name, old.read(name), kind)
+    assert read_torchscript(path).keys() == read_torchscript(archive).keys()

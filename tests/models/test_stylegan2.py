@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 from models.inert_modules import CALLS, STORAGE, read_number, read_tensor
 from models.stylegan2 import load_networks, load_stylegan2
+from networks.discriminator import Discriminator
 from networks.generator import Generator
 from tests.models import stylegan2_pickles as written
 from tests.models.stylegan2_pickles import (
@@ -124,6 +126,20 @@ def test_other_constructions(load, changes):
     assert networks["G_ema"].config == G.config
     assert torch.equal(networks["G_ema"](z, noise="const"), image)
     assert torch.equal(networks["D"](image), D(image))
+
+
+@pytest.mark.parametrize("c_dim", [0, 3])
+def test_discriminators_that_were_converted_from_tensorflow(load, c_dim):
+    """They say nothing of the groups, of which there were 4 images in each, and embed classes by one layer."""
+    G, D = small_networks(c_dim)
+    D = Discriminator(replace(D.config, map_depth=0 if c_dim else D.config.map_depth))
+    found = load(dumps({"G_ema": written.generator(G), "D": written.discriminator(D, group=None)}))[0]["D"]
+    assert found.config == D.config and found.config.mbstd_group == 4
+    c = None if c_dim == 0 else torch.eye(3)[torch.arange(8) % 3]
+    image = torch.randn(8, 3, 16, 16)
+    assert torch.equal(found(image, c), D(image, c))
+    if c_dim:
+        assert torch.equal(found.mapping.embed.weight, D.mapping.embed.weight) and not len(found.mapping.layers)
 
 
 def test_layout_of_stylegan3(load):

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import pytest
 
-from torch_utils.inert_pickle import MAX_OPERATIONS, Call, Refused, read_pickle
+from torch_utils.inert_pickle import MAX_NAME, MAX_OPERATIONS, Call, Refused, read_pickle
 
 VALUES = [
     None,
@@ -95,6 +95,20 @@ BAD = {
     "too many operations": b"\x80\x02" + b"}" * (MAX_OPERATIONS + 1) + b".",
     "a buffer outside": b"\x80\x05\x97.",
     "text that is no text": b"\x80\x04\x8c\x02\xff\xfe.",
+    "a set of two lists": b"\x80\x02cbuiltins\nset\n]]\x86R.",
+    "a set of text": b"\x80\x02cbuiltins\nset\nX\x01\x00\x00\x00a\x85R.",
+    # What a memo names is copied by each of these operations, which take five or six bytes of the file.
+    "a list that is doubled": b"\x80\x02cbuiltins\nset\nq\x01]K\x01aq\x02" + b"h\x01h\x02h\x02\x86Rq\x02" * 20 + b".",
+    "a set that is made often": b"\x80\x02cbuiltins\nset\nq\x01]("
+    + b"N" * 999
+    + b"e\x85q\x02"
+    + b"h\x01h\x02R" * 99
+    + b".",
+    "bytes that are made often": b"\x80\x02c_codecs\nencode\nq\x01X\xe7\x03\x00\x00"
+    + b"a" * 999
+    + b"X\x06\x00\x00\x00latin1\x86q\x02"
+    + b"h\x01h\x02R" * 99
+    + b".",
 }
 
 
@@ -102,6 +116,32 @@ BAD = {
 def test_what_does_not_fit_is_a_value_error(data):
     with pytest.raises(ValueError):
         read(data)
+
+
+def test_a_long_name_that_could_be_made_often_is_refused():
+    """Where names are known by how they begin, as those of TorchScript are, they could have any length."""
+
+    class Everything:
+        def __contains__(self, name):
+            return True
+
+    module = b"m" * (MAX_NAME - 5)
+    stacked = b"\x80\x04X" + len(module).to_bytes(4, "little") + module + b"X\x04\x00\x00\x00name\x93."
+    for program in (stacked, b"\x80\x02c" + module + b"\nname\n."):
+        assert read(program, Everything()).name == f"{module.decode()} name"
+        longer = program.replace(b"name", b"name2").replace(b"X\x04", b"X\x05")
+        with pytest.raises(ValueError, match="a name of more than 256 characters"):
+            read(longer, Everything())
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_what_pickle_writes_of_sets_and_bytes_copies_nothing_twice(protocol):
+    value = [{*range(i, i + 50)} for i in range(50)] + [bytes([i]) * 300 for i in range(256)]
+    value += value  # shared, and so written once
+    found = read(pickle.dumps(value, protocol))
+    assert [sorted(item) if type(item) is list else item for item in found] == [
+        sorted(item) if type(item) is set else item for item in value
+    ]
 
 
 def test_a_memo_of_any_number_takes_no_memory():
