@@ -10,7 +10,7 @@ scores.py      KID, CMMD, IS, precision and recall, density and coverage, PPL
 swd.py         sliced Wasserstein distance, which needs no detector
 nearest.py     python -m metrics nearest: the real images nearest to fakes;  memorization.py  the test for copies
 series.py      tables and curves over snapshots and truncations;  plot.py  charts;  report.py  the HTML page
-request.py     python -m metrics: a snapshot or a folder of images against a data set
+request.py     python -m metrics: a snapshot or a folder of images against a data set;  options.py  its options
 """
 
 from metrics.detectors import find_detector

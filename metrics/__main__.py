@@ -19,6 +19,7 @@ from metrics.detectors import OPTION, find_detector
 from metrics.listing import list_metrics
 from metrics.names import DEFAULT_DETECTOR, FRECHET, higher_is_better, parse_metric, values_of
 from metrics.nearest import FLD_NEEDS_TEST, MEMORIZATION, OF_NETWORK, NearestRequest, nearest_images, row_names
+from metrics.options import BACKGROUND, evaluation_options
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.report import Page, read_history, write_page
 from metrics.request import Request, evaluate, left_out_line
@@ -27,9 +28,7 @@ from models.snapshot import find_snapshot
 from torch_utils import distributed
 from torch_utils.cli import (
     ClassName,
-    Color,
     Float,
-    Floats,
     Group,
     NumberRanges,
     check_result,
@@ -45,7 +44,7 @@ from torch_utils.files import missing_message, write_file
 
 EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
-python -m metrics --metrics fid5k_full,swd --fakes my_images/ --data faces32.zip --json
+python -m metrics --metrics fid5k_full,kid5k_full --fakes my_images/ --data photos/ --json
 python -m metrics --metrics fid50k_full,pr50k3_full --network runs --data ffhq.zip --trunc 0.5,0.7,1
 python -m metrics --metrics swd2k --network runs/00003-ffhq-auto --all --data ffhq.zip
 python -m metrics --metrics swd2k,fd5k_full@tiny-imagenet --network runs --data faces64.zip
@@ -89,86 +88,6 @@ def main() -> None:
     """
 
 
-BACKGROUND = option(
-    "How",
-    "--background",
-    default="white",
-    type=Color(),
-    help="Colour that transparent images, real and generated ones, are laid on, since metrics see colours only.",
-)
-OPTIONS = (  # of all that evaluates
-    option(
-        "What",
-        "--metrics",
-        metavar="NAME,…",
-        default="swd",
-        help="Metrics to compute, e.g. fid50k_full,kid50k_full,pr50k3_full,is50k,ppl2_wend,swd. "
-        "python -m metrics --list explains all.",
-    ),
-    option(
-        "What",
-        "--network",
-        metavar="PATH",
-        help="Snapshot to evaluate, or a network pickle of StyleGAN2 (.pkl). For a run or a folder of runs, its newest "
-        "snapshot is evaluated.",
-    ),
-    option("What", "--data", metavar="PATH", help="Folder or ZIP of the real images."),
-    BACKGROUND,
-    option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image."),
-    option(
-        "How",
-        "--trunc",
-        type=Floats(-10, 10),
-        help="Truncation psi of the snapshot's images. Several, such as 0.5,0.7,1, give a table and a plot of "
-        "precision against recall.  [default: 1, none]",
-    ),
-    option(
-        "How",
-        "--extrapolate",
-        is_flag=True,
-        help="Add to each Fréchet distance what it tends to as the number of generated images grows (FID∞), as _inf.",
-    ),
-    option(
-        "How",
-        "--seed",
-        type=click.IntRange(0, 2**30),
-        default=0,
-        help="Seed for the choice of images, the latents, and SWD's patches and directions.",
-    ),
-    option(
-        "How",
-        OPTION,
-        metavar="FILE",
-        multiple=True,
-        help="File with the weights of a published detector, such as Inception-v3 or VGG-16, instead of downloading "
-        "them. Can be given for each.",
-    ),
-    option(
-        "How",
-        "--batch",
-        type=click.IntRange(1, 2**16),
-        default=64,
-        help="Batch size of each process. It changes the memory that is needed, not the metrics.",
-    ),
-    option(
-        "How",
-        "--workers",
-        type=click.IntRange(0, 64),
-        default=2,
-        help="Number of processes that read images; 0 reads them in the process that computes.",
-    ),
-    option("How", "--gpus", type=click.IntRange(0), help="Number of GPUs; 0 computes on the CPU.  [default: all]"),
-    option("How", "--procs", type=click.IntRange(1), default=1, help="Number of processes on the CPU, with --gpus 0."),
-)
-
-
-def evaluation_options(command: Callable) -> Callable:
-    """The options of all that evaluates."""
-    for add in reversed(OPTIONS):
-        command = add(command)
-    return command
-
-
 def check_paths(data: str | None, weights: Sequence[str]) -> None:
     """Raises click.UsageError without a data set, and UserError for a file of weights that is not there."""
     if data is None:
@@ -180,7 +99,12 @@ def check_paths(data: str | None, weights: Sequence[str]) -> None:
 
 @main.command("evaluate", example=EXAMPLE)
 @evaluation_options
-@option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to evaluate, instead of --network.")
+@option(
+    "What",
+    "--fakes",
+    metavar="PATH",
+    help="Folder or ZIP of images to evaluate, of any sizes except for SWD, instead of --network.",
+)
 @option("What", "--list", "listed", is_flag=True, help="List the metrics, and where their detectors are, and stop.")
 @option(
     "What",

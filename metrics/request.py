@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 from media.alpha import Color
-from media.dataset import ImageDataset, NoLabels, convert_command
+from media.dataset import ImageDataset, NoLabels, SizesDiffer, convert_command
 from media.decode import WHITE
 from media.image_files import ImageFiles
 from media.labels import check_same_classes
+from media.mixed import open_images
 from media.shards import ShardFiles
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
+from metrics.names import parse_metric
 from models.classes import class_names
 from models.sampling import Fakes
 from models.snapshot import find_snapshot, found_text, load_generator
@@ -141,9 +143,7 @@ def say(line: str) -> None:
 def evaluate_images(request: Request) -> dict[str, Any]:
     """Of the images in a folder or ZIP."""
     assert request.fakes is not None
-    dataset = ImageDataset(request.data, mirror=request.mirror, background=request.background)
-    fakes = open_fakes(request.fakes, request.background, dataset.resolution)
-    check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
+    dataset, fakes = open_both(request)
     evaluator = make_evaluator(request, dataset, len(fakes))
     source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
     values, failed = finite_values(request.fakes, partial(evaluator.evaluate, source), single=True)
@@ -239,11 +239,59 @@ def left_out_line(left_out: dict[str, str]) -> str:
 # --- what is evaluated ----------------------------------------------------------------------------------------------
 
 
-def open_fakes(path: str, background: Color, resolution: Resolution) -> ImageDataset:
-    """The images of --fakes, on a background where they are transparent, for data of a resolution. Raises UserError."""
+def open_both(request: Request, use_labels: bool = False) -> tuple[ImageDataset, ImageDataset]:
+    """The real images, and those of --fakes. Raises UserError.
+
+    A detector resizes each image by itself, so that they can have any sizes. Where a metric compares pixels, all must
+    have one size.
+    """
+    assert request.fakes is not None
+    names = [name for name in request.names if parse_metric(name).compares_pixels]
+    if not names:
+        check_fakes(request.fakes)
+        options: dict[str, Any] = {"background": request.background, "use_labels": use_labels}
+        dataset, fakes = (
+            open_images(request.data, mirror=request.mirror, **options),
+            open_images(request.fakes, **options),
+        )
+        note_sizes(dataset, fakes)
+        return dataset, fakes
+    try:
+        dataset = ImageDataset(
+            request.data, use_labels=use_labels, mirror=request.mirror, background=request.background
+        )
+        fakes = open_fakes(request.fakes, request.background, dataset.resolution, use_labels)
+        check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
+    except SizesDiffer as error:
+        raise UserError(
+            f"{', '.join(names)} compares pixels, and needs images of one size (metrics of a detector take any): "
+            f"{error.message}"
+        ) from None
+    return dataset, fakes
+
+
+def note_sizes(dataset: ImageDataset, fakes: ImageDataset) -> None:
+    """Says where images of several sizes are compared, and what was left out of the two sets."""
+    for images in (dataset, fakes):
+        for line in images.files.notes:
+            say(f"note: {images.path}: {line}")
+    if dataset.size != fakes.size or not dataset.resolution or not fakes.resolution:
+        say(
+            f"note: {fakes.path} has images of {fakes.size}, {dataset.path} of {dataset.size}; the detectors resize "
+            "each to their own size"
+        )
+
+
+def check_fakes(path: str) -> None:
+    """Raises UserError where there is nothing that --fakes names."""
     if not Path(path).exists():
         raise UserError(missing_message(Path(path), "name a folder or ZIP of generated images with --fakes"))
-    return ImageDataset(path, background=background, model_resolution=resolution)
+
+
+def open_fakes(path: str, background: Color, resolution: Resolution, use_labels: bool = False) -> ImageDataset:
+    """The images of --fakes, on a background where they are transparent, for data of a resolution. Raises UserError."""
+    check_fakes(path)
+    return ImageDataset(path, background=background, model_resolution=resolution, use_labels=use_labels)
 
 
 def check_shape(
@@ -254,7 +302,7 @@ def check_shape(
     data: str,
     files: ImageFiles | ShardFiles | None = None,
 ) -> None:
-    """Raises UserError where images of `what` cannot be compared with those of the data set.
+    """Raises SizesDiffer where images of `what` cannot be compared with those of the data set.
 
     The message has a command that makes larger images smaller, those of the data set or of `files`, which `what` is if
     given: enlarged images would be compared by their blur.
@@ -268,7 +316,7 @@ def check_shape(
         remedy = f"convert the former with: {convert_command(files, dataset.resolution, dataset.channels)}"
     else:
         remedy = f"convert the images that {data} was made of again, with --resolution {size_option(resolution)}"
-    raise UserError(
+    raise SizesDiffer(
         f"{what} gives images of {size_text(resolution)} with {plural(channels, 'channel')}, {data} of "
         f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared; {remedy}"
     )
