@@ -5,6 +5,7 @@ evaluator.py   how a name becomes a value
 features.py    images → features, by all processes together;  cache.py  what is kept of the real images
 detectors.py   the feature extractors, with checked weights;  extractors.py, dinov2.py  their networks
 encoders.py    our own encoders as feature extractors
+summaries.py   what a metric has to know of a set of images;  reference.py  statistics of real images in a file
 frechet.py     FID;  lpips.py  PPL's distance
 scores.py      KID, CMMD, IS, precision and recall, density and coverage, PPL
 swd.py         sliced Wasserstein distance, which needs no detector

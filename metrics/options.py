@@ -36,7 +36,8 @@ OPTIONS = (  # of all that evaluates
         "What",
         "--data",
         metavar="PATH",
-        help="Folder or ZIP of the real images. Beside --fakes, they can have any sizes, except for SWD.",
+        help="Folder or ZIP of the real images. Beside --fakes, they can have any sizes, except for SWD. For Fréchet "
+        "distances, also an .npz file of their statistics, mu and sigma.",
     ),
     BACKGROUND,
     option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image."),

@@ -65,14 +65,14 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         dataset, fakes = open_both(request, use_labels=True)
         about: dict[str, Any] = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
         check_are_classes(dataset, fakes)
-        check_same_classes(str(request.fakes), fakes.class_names, request.data, dataset.class_names)
+        check_same_classes(str(request.fakes), fakes.class_names, str(request.data), dataset.class_names)
         transparent = fakes.transparent
         evaluator = make_evaluator(request, dataset, len(fakes))
     else:
         snapshot = find_snapshot(request.network)
         G, info = load_generator(snapshot, request.device)
         dataset = ImageDataset(
-            request.data,
+            str(request.data),
             use_labels=True,
             mirror=request.mirror,
             background=request.background,
@@ -80,8 +80,8 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         )
         check_are_classes(dataset)
         truncation = request.truncations[0]
-        check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
-        check_classes(snapshot, G, info, dataset, request.data)
+        check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, str(request.data))
+        check_classes(snapshot, G, info, dataset, str(request.data))
         transparent = G.config.img_channels == 4
         say(f"network: {snapshot} ({info['kimg']:g} kimg){found_text(request.network, snapshot)}")
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random", "truncation": truncation}
