@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -84,6 +85,17 @@ def test_the_examples_of_the_librarys_page(tmp_path, monkeypatch):
         if "codes" in variables:
             assert torch.equal(variables["image"], G(G.latents([0]), psi=0.7, noise="const"))
     assert {path.name for path in tmp_path.glob("*.png")} >= {"seed0000.png", "between.png", "face-waves.png"}
+
+
+def test_the_example_of_the_metrics_page(tmp_path, monkeypatch, capsys):
+    """As it is there, in a folder that has what a clone has."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "metrics.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    exec(compile(example, "metrics.md", "exec"), {})
+    values = ast.literal_eval(capsys.readouterr().out)
+    assert list(values) == ["kd32_full@tiny-imagenet", "kd32_full_std@tiny-imagenet"]
+    assert values["kd32_full@tiny-imagenet"] > 0.01
 
 
 def test_the_same_images_as_generate(run, tmp_path):

@@ -78,9 +78,8 @@ def test_what_needs_real_images_says_so(folders, small, command, vgg16, inceptio
 # --- statistics in a file ---------------------------------------------------------------------------------------------
 
 
-def test_a_file_takes_the_place_of_the_images(folders, command, tmp_path, monkeypatch):
+def test_a_file_takes_the_place_of_the_images(folders, command, tmp_path, own_cache):
     real, fake = folders
-    monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / "cache"))
     code, out, err = command("--metrics", FD, "--data", real, "--save-stats", tmp_path / "new" / "stats.npz", *HERE)
     assert code == 0 and out == "", err
     assert err.splitlines()[-1] == f"{tmp_path / 'new' / 'stats.npz'} holds the statistics of 44 images for {FD}"
@@ -101,9 +100,8 @@ def pytorch_fids(path: Path, features: np.ndarray, **more) -> Path:
     return path
 
 
-def test_files_of_pytorch_fid_and_adm(folders, command, tmp_path, monkeypatch):
+def test_files_of_pytorch_fid_and_adm(folders, command, tmp_path, own_cache):
     """Of a known mean and covariance, against the plain formula with eigenvalues of the product of both covariances."""
-    monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / "cache"))
     _, fake = folders
     command("--metrics", FD, "--data", fake, "--save-stats", tmp_path / "own.npz", *HERE)
     own = np.load(tmp_path / "own.npz")
@@ -126,8 +124,7 @@ def test_files_of_pytorch_fid_and_adm(folders, command, tmp_path, monkeypatch):
         assert json.loads(out)["images"] == {FD: {"fake": 40}}
 
 
-def test_a_generator_by_a_file(folders, command, tmp_path, monkeypatch):
-    monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / "cache"))
+def test_a_generator_by_a_file(folders, command, tmp_path, own_cache):
     write_snapshot(tmp_path / "plain.safetensors", resolution=32)
     command("--metrics", FD, "--data", folders[0], "--save-stats", tmp_path / "stats.npz", *HERE)
     options = ["--metrics", FD, "--network", tmp_path / "plain.safetensors", "--json", *HERE]
