@@ -20,12 +20,12 @@ from PIL import Image
 
 from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
-from media.decode import SUFFIXES, Unusable, decode_image, open_image, stored_mode, upright_size
+from media.decode import FORMATS, SUFFIXES, Unusable, decode_image, open_image, stored_mode, upright_size
 from media.image_files import CONVERT, LABEL_FILE, ImageFiles, normal_name
 from media.labels import L, LabelFile, add_label, class_folders, parse_labels
 from media.shards import ShardFiles, is_sharded
 from torch_utils.errors import UserError, WorkerError, command_line, numbers_text, one_line, printable
-from torch_utils.sizes import RULE, Resolution, is_possible, size_option, to_resolution, width_and_height
+from torch_utils.sizes import RULE, Resolution, is_possible, size_option, size_text, to_resolution, width_and_height
 
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 SQUARES = tuple(16 << i for i in range(7))  # the sides that messages propose: powers of two from 16 to 1024
@@ -36,6 +36,10 @@ MAX_CACHE_BYTES = 1 << 30  # decoded images of a data set that are kept in memor
 
 class ImageError(WorkerError):
     """An image of the data set that cannot be used."""
+
+
+class SizesDiffer(ImageError):
+    """Images of which a data set cannot consist, or that cannot be compared with others, by their size or kind."""
 
 
 class NoLabels(UserError):
@@ -93,6 +97,9 @@ class ImageDataset(torch.utils.data.Dataset):
     Raises UserError if the data set is malformed; most images are checked only when they are read.
     """
 
+    suffixes: tuple[str, ...] = SUFFIXES  # of the files that are read
+    formats: tuple[str, ...] = FORMATS
+
     def __init__(
         self,
         path: str | os.PathLike,
@@ -103,7 +110,7 @@ class ImageDataset(torch.utils.data.Dataset):
         skip_unreadable: bool = False,
         model_resolution: Resolution | None = None,
     ):
-        self.files = open_files(path, SUFFIXES)
+        self.files = open_files(path, self.suffixes)
         self.path = self.files.path
         self.name = self.files.name
         self.names = self.files.names
@@ -117,16 +124,9 @@ class ImageDataset(torch.utils.data.Dataset):
         for index in np.unique(np.linspace(0, len(self.names) - 1, checked).astype(int)):
             name = self.names[index]
             with self._skipped(int(index)), self._name_unusable(name), self.files.open(name) as file:
-                self._check(name, open_image(file))
-        if not self.resolution:
-            self._read(0)
-        width, height = width_and_height(self.resolution)
-        self.transparent = self.channels == 4
-        if background is not None and self.transparent:
-            self.channels = 3
-        shape = (self.channels, height, width)
-        max_bytes = MAX_CACHE_BYTES if self.files.random_access else 0
-        self._cache = SharedImageCache.create(len(self.names), shape, max_bytes)
+                self._check(name, open_image(file, self.formats))
+        self.transparent = False
+        self._settle()
         self.labels: torch.Tensor | None = None
         self.class_names: tuple[str, ...] = ()
         if use_labels:
@@ -135,6 +135,23 @@ class ImageDataset(torch.utils.data.Dataset):
         self.c_dim = 0
         if self.labels is not None:
             self.c_dim = self.labels.shape[1] if self.vector_labels else len(self.class_names) or self._classes()
+
+    @property
+    def size(self) -> str:
+        """The size of the images, as `64x64`."""
+        return size_text(self.resolution)
+
+    def _settle(self) -> None:
+        """Notes what the images have in common, once some have been checked, and makes room to keep them."""
+        if not self.resolution:
+            self._read(0)
+        width, height = width_and_height(self.resolution)
+        self.transparent = self.channels == 4
+        if self.background is not None and self.transparent:
+            self.channels = 3
+        shape = (self.channels, height, width)
+        max_bytes = MAX_CACHE_BYTES if self.files.random_access else 0
+        self._cache = SharedImageCache.create(len(self.names), shape, max_bytes)
 
     @property
     def notes(self) -> list[str]:
@@ -238,16 +255,19 @@ class ImageDataset(torch.utils.data.Dataset):
     def _decode(self, name: str, data: bytes | None = None) -> np.ndarray:
         """An image as uint8 [C, H, W], from its file or from the content of it. Raises ImageError."""
         with self._name_unusable(name):
-            image = open_image(io.BytesIO(self.files.read(name) if data is None else data))
+            image = open_image(io.BytesIO(self.files.read(name) if data is None else data), self.formats)
             self._check(name, image)
-            mode = stored_mode(image)
-            if mode == "RGBA" and self.background is not None:
-                pixels = np.asarray(decode_image(image, "RGB", self.background))
-            elif mode == "RGBA":
-                pixels = premultiply(decode_image(image, "RGB", None).convert("RGBA"))
-            else:
-                pixels = np.asarray(decode_image(image, mode))
+            pixels = self._to_pixels(image)
         return pixels[None] if self.channels == 1 else pixels.transpose(2, 0, 1)
+
+    def _to_pixels(self, image: Image.Image) -> np.ndarray:
+        """The pixels of an opened image, uint8 [H, W, C], or [H, W] in grey. Raises Unusable."""
+        mode = stored_mode(image)
+        if mode == "RGBA" and self.background is not None:
+            return np.asarray(decode_image(image, "RGB", self.background))
+        if mode == "RGBA":
+            return premultiply(decode_image(image, "RGB", None).convert("RGBA"))
+        return np.asarray(decode_image(image, mode))
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_cache": None}  # only forked processes share its memory
@@ -283,18 +303,18 @@ class ImageDataset(torch.utils.data.Dataset):
         return digest.hexdigest()
 
     def _check(self, name: str, image: Image.Image) -> None:
-        """Checks that an image has the size and the channels of the first one. Raises ImageError."""
+        """Checks that an image has the size and the channels of the first one. Raises SizesDiffer."""
         size, mode = upright_size(image), stored_mode(image)
         if not self.resolution:
             if problem := describe_mismatch(size, mode):
                 command = self._convert_command(possible_resolution(size), CHANNELS.get(mode, 3))
-                raise ImageError(f"{self.path}: {printable(name)} {problem}; convert the images with: {command}")
+                raise SizesDiffer(f"{self.path}: {printable(name)} {problem}; convert the images with: {command}")
             self.resolution, self.channels = to_resolution(size), CHANNELS[mode]
             self._first = size, mode
         if (size, CHANNELS.get(mode)) != (self._first[0], CHANNELS[self._first[1]]):
             first = describe(*self._first)
             channels = CHANNELS[mode] if mode == self._first[1] else 3
-            raise ImageError(
+            raise SizesDiffer(
                 f"{self.path}: {printable(name)} is {describe(size, mode)}, but {printable(self.names[0])} is "
                 f"{first}; convert the images with: {self._convert_command(self.resolution, channels)}"
             )
@@ -313,9 +333,12 @@ class ImageDataset(torch.utils.data.Dataset):
             yield
         except Unusable as reason:
             raise UnreadableError(
-                f"{self.path}: {f'{printable(name)} ' if name else ''}{reason}; find all such files with: "
-                f"{self._check_command()}"
+                f"{self.path}: {f'{printable(name)} ' if name else ''}{reason}; {self._how_to_mend()}"
             ) from None
+
+    def _how_to_mend(self) -> str:
+        """What to do about an image that cannot be used."""
+        return f"find all such files with: {self._check_command()}"
 
     def _read_labels(self) -> tuple[torch.Tensor, tuple[str, ...]]:
         """The classes of all images [len], and the names of the classes. Raises UserError."""
@@ -340,7 +363,8 @@ class ImageDataset(torch.utils.data.Dataset):
     def _how_to_label(self) -> str:
         """How to make labels of folders: of the own ones, unless these are the numbered ones of `write_dataset`."""
         folders = class_folders(self.names).names
-        how = "--resolution", size_option(self.resolution), "--channels", self.channels, "--labels", "folders"
+        size = size_option(self.resolution or SQUARES[4])
+        how = "--resolution", size, "--channels", self.channels, "--labels", "folders"
         out = f"{self.name}-labels.zip"
         if len(folders) > 1 and not all(re.fullmatch(r"\d{5}", folder) for folder in folders):
             make = command_line(*CONVERT, "--source", self.path, "--out", out, *how)

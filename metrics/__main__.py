@@ -19,18 +19,18 @@ from metrics.detectors import OPTION, find_detector
 from metrics.listing import list_metrics
 from metrics.names import DEFAULT_DETECTOR, FRECHET, higher_is_better, parse_metric, values_of
 from metrics.nearest import FLD_NEEDS_TEST, MEMORIZATION, OF_NETWORK, NearestRequest, nearest_images, row_names
+from metrics.options import BACKGROUND, evaluation_options
 from metrics.per_class import class_table, evaluate_per_class
+from metrics.reference import SUFFIX, is_reference
 from metrics.report import Page, read_history, write_page
-from metrics.request import Request, evaluate, left_out_line
+from metrics.request import Request, evaluate, left_out_line, save_statistics
 from metrics.series import Record, print_series, ranked_values
 from models.sampling import SEEDS_OF, SEEDS_OF_HELP
 from models.snapshot import find_snapshot
 from torch_utils import distributed
 from torch_utils.cli import (
     ClassName,
-    Color,
     Float,
-    Floats,
     Group,
     NumberRanges,
     check_result,
@@ -46,7 +46,7 @@ from torch_utils.files import missing_message, write_file
 
 EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
-python -m metrics --metrics fid5k_full,swd --fakes my_images/ --data faces32.zip --json
+python -m metrics --metrics fid5k_full,kid5k_full --fakes my_images/ --data photos/ --json
 python -m metrics --metrics fid50k_full,pr50k3_full --network runs --data ffhq.zip --trunc 0.5,0.7,1
 python -m metrics --metrics swd2k --network runs/00003-ffhq-auto --all --data ffhq.zip
 python -m metrics --metrics swd2k,fd5k_full@tiny-imagenet --network runs --data faces64.zip
@@ -90,98 +90,73 @@ def main() -> None:
     """
 
 
-BACKGROUND = option(
-    "How",
-    "--background",
-    default="white",
-    type=Color(),
-    help="Colour that transparent images, real and generated ones, are laid on, since metrics see colours only.",
-)
-OPTIONS = (  # of all that evaluates
-    option(
-        "What",
-        "--metrics",
-        metavar="NAME,…",
-        default="swd",
-        help="Metrics to compute, e.g. fid50k_full,kid50k_full,pr50k3_full,is50k,ppl2_wend,swd. "
-        "python -m metrics --list explains all.",
-    ),
-    option(
-        "What",
-        "--network",
-        metavar="PATH",
-        help="Snapshot to evaluate, or a network pickle of StyleGAN2 (.pkl). For a run or a folder of runs, its newest "
-        "snapshot is evaluated.",
-    ),
-    option("What", "--data", metavar="PATH", help="Folder or ZIP of the real images."),
-    BACKGROUND,
-    option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image."),
-    option(
-        "How",
-        "--trunc",
-        type=Floats(-10, 10),
-        help="Truncation psi of the snapshot's images. Several, such as 0.5,0.7,1, give a table and a plot of "
-        "precision against recall.  [default: 1, none]",
-    ),
-    option(
-        "How",
-        "--extrapolate",
-        is_flag=True,
-        help="Add to each Fréchet distance what it tends to as the number of generated images grows (FID∞), as _inf.",
-    ),
-    option(
-        "How",
-        "--seed",
-        type=click.IntRange(0, 2**30),
-        default=0,
-        help="Seed for the choice of images, the latents, and SWD's patches and directions.",
-    ),
-    option(
-        "How",
-        OPTION,
-        metavar="FILE",
-        multiple=True,
-        help="File with the weights of a published detector, such as Inception-v3 or VGG-16, instead of downloading "
-        "them. Can be given for each.",
-    ),
-    option(
-        "How",
-        "--batch",
-        type=click.IntRange(1, 2**16),
-        default=64,
-        help="Batch size of each process. It changes the memory that is needed, not the metrics.",
-    ),
-    option(
-        "How",
-        "--workers",
-        type=click.IntRange(0, 64),
-        default=2,
-        help="Number of processes that read images; 0 reads them in the process that computes.",
-    ),
-    option("How", "--gpus", type=click.IntRange(0), help="Number of GPUs; 0 computes on the CPU.  [default: all]"),
-    option("How", "--procs", type=click.IntRange(1), default=1, help="Number of processes on the CPU, with --gpus 0."),
-)
+OF_FAKES = {  # options that --save-stats would leave unused
+    "network": "--network", "fakes": "--fakes", "trunc": "--trunc", "all_snapshots": "--all", "best": "--best",
+    "extrapolate": "--extrapolate", "per_class": "--per-class", "as_json": "--json", "plot": "--plot",
+}  # fmt: skip
 
 
-def evaluation_options(command: Callable) -> Callable:
-    """The options of all that evaluates."""
-    for add in reversed(OPTIONS):
-        command = add(command)
-    return command
+def check_paths(data: str | None, weights: Sequence[str], names: Sequence[str], mirror: bool) -> None:
+    """Raises click.UsageError without real images for the metrics that compare with them.
 
-
-def check_paths(data: str | None, weights: Sequence[str]) -> None:
-    """Raises click.UsageError without a data set, and UserError for a file of weights that is not there."""
-    if data is None:
+    Raises UserError for a file of weights that is not there, and for --mirror without images.
+    """
+    if data is None and any(parse_metric(name).takes_reals for name in names):
         raise click.UsageError("--data is missing: name a folder or ZIP of real images")
+    if mirror and (data is None or is_reference(data)):
+        raise UserError("--mirror flips the real images, and --data names none; leave it out")
     for path in weights:
         if not Path(path).is_file():
             raise UserError(missing_message(Path(path), f"name the file with {OPTION}"))
 
 
+def check_options(names: Sequence[str], several: bool, best: str | None, per_class: bool, options: Any) -> None:
+    """Raises UserError for options that do not go together. `several` says whether --trunc has several values."""
+    network, fakes, all_snapshots = options["network"], options["fakes"], options["all_snapshots"]
+    if (network is None) == (fakes is None):
+        both = "" if network is None else ", not both"
+        raise UserError(f"name --network or --fakes{both}: what is to be evaluated")
+    if fakes is not None and (typed("trunc") or all_snapshots):
+        given = "--all is of a run" if all_snapshots else "--trunc changes the images of --network"
+        raise UserError(f"{given}, not of --fakes; leave it out")
+    if fakes is not None and options["extrapolate"]:
+        raise UserError("--extrapolate generates images with --network, not with --fakes; leave it out")
+    if options["extrapolate"] and not any(parse_metric(name).kind in FRECHET for name in names):
+        raise UserError("--extrapolate is for Fréchet distances, such as fid50k; add one to --metrics, or leave it out")
+    if all_snapshots and several:
+        raise UserError("--all and several values of --trunc do not go together; give one value")
+    if per_class and (all_snapshots or several):
+        raise UserError("--per-class is of one snapshot; leave out --all, and give one value of --trunc")
+    if per_class and (options["data"] is None or is_reference(options["data"])):
+        raise UserError("--per-class takes the classes from the real images; name a folder or ZIP of them with --data")
+    if best is not None and not all_snapshots:
+        raise UserError("--best is of the snapshots of a run; add --all, or leave it out")
+    if best is not None:
+        higher_is_better(best, names)  # or raises
+
+
+def check_saving(names: Sequence[str], data: str | None, out: str) -> None:
+    """Raises UserError where --save-stats cannot write the statistics of --data for these metrics."""
+    if useless := [option for parameter, option in OF_FAKES.items() if typed(parameter)]:
+        raise UserError(f"--save-stats writes the statistics of --data alone; leave out {' and '.join(useless)}")
+    if len(names) != 1 or parse_metric(names[0]).kind not in FRECHET:
+        raise UserError(
+            "--save-stats writes a file for one Fréchet distance, such as fid50k_full; name it in --metrics"
+        )
+    if is_reference(data):
+        raise UserError(f"{data} holds statistics already; name a folder or ZIP of images with --data")
+    writable_file(out, "--save-stats")
+    check_result(out, "--save-stats", SUFFIX, data)
+
+
 @main.command("evaluate", example=EXAMPLE)
 @evaluation_options
-@option("What", "--fakes", metavar="PATH", help="Folder or ZIP of images to evaluate, instead of --network.")
+@option(
+    "What",
+    "--fakes",
+    metavar="PATH",
+    help="Folder or ZIP of images to evaluate, of any sizes except for SWD, instead of --network.",
+)
 @option("What", "--list", "listed", is_flag=True, help="List the metrics, and where their detectors are, and stop.")
 @option(
     "What",
@@ -206,6 +181,13 @@ def check_paths(data: str | None, weights: Sequence[str]) -> None:
     help="File of the curves, over the snapshots of --all or several values of --trunc.",
 )
 @option("What", "--per-class", is_flag=True, help="Compute the metrics of each class by itself, and their mean.")
+@option(
+    "What",
+    "--save-stats",
+    metavar="NPZ",
+    help="Write mean and covariance of the features of --data, as mu and sigma, for one Fréchet distance, and stop. "
+    "--data takes such a file, also one of pytorch-fid or ADM, in place of the images.",
+)
 def evaluate_command(
     metrics: str,
     per_class: bool,
@@ -221,33 +203,23 @@ def evaluate_command(
     """Compare generated images, or a folder of images, with real ones."""
     if listed:
         return list_metrics()
-    network, fakes, all_snapshots = options["network"], options["fakes"], options["all_snapshots"]
-    names = parse_names(metrics, generator=network is not None or fakes is None)
-    check_paths(options["data"], options["detector_weights"])
-    if (network is None) == (fakes is None):
-        both = "" if network is None else ", not both"
-        raise UserError(f"name --network or --fakes{both}: what is to be evaluated")
-    if fakes is not None and (trunc is not None or all_snapshots):
-        given = "--all is of a run" if all_snapshots else "--trunc changes the images of --network"
-        raise UserError(f"{given}, not of --fakes; leave it out")
-    if fakes is not None and options["extrapolate"]:
-        raise UserError("--extrapolate generates images with --network, not with --fakes; leave it out")
-    if options["extrapolate"] and not any(parse_metric(name).kind in FRECHET for name in names):
-        raise UserError("--extrapolate is for Fréchet distances, such as fid50k; add one to --metrics, or leave it out")
-    if all_snapshots and trunc is not None and len(trunc) > 1:
-        raise UserError("--all and several values of --trunc do not go together; give one value")
-    if per_class and (all_snapshots or (trunc is not None and len(trunc) > 1)):
-        raise UserError("--per-class is of one snapshot; leave out --all, and give one value of --trunc")
-    if best is not None and not all_snapshots:
-        raise UserError("--best is of the snapshots of a run; add --all, or leave it out")
-    if best is not None:
-        higher_is_better(best, names)  # or raises
-    if all_snapshots or (trunc is not None and len(trunc) > 1):
+    all_snapshots, save_stats = options["all_snapshots"], options["save_stats"]
+    names = parse_names(metrics, generator=options["fakes"] is None)
+    check_paths(options["data"], options["detector_weights"], names, options["mirror"])
+    several = trunc is not None and len(trunc) > 1
+    if save_stats is not None:
+        check_saving(names, options["data"], save_stats)
+    else:
+        check_options(names, several, best, per_class, options)
+    if all_snapshots or several:
         writable_file(plot, "--plot")
         check_result(plot, "--plot", ".svg")
     gpus = distributed.count_gpus(gpus)
     request = Request(names=names, gpus=gpus, truncations=trunc or [1.0], **options)
-    records = evaluate_together(request, processes(gpus, procs), evaluate_per_class if per_class else evaluate)
+    function = save_statistics if save_stats is not None else evaluate_per_class if per_class else evaluate
+    records = evaluate_together(request, processes(gpus, procs), function)
+    if save_stats is not None:
+        return
     left_out = records[0].get("left_out", {})
     problems = [left_out_line(left_out)] if left_out else []
     if all_snapshots:
@@ -404,7 +376,9 @@ def report_command(
     """
     names = parse_names(metrics, generator=True)
     data, weights = options["data"], options["detector_weights"]
-    check_paths(data, weights)
+    if data is None or is_reference(data):
+        raise click.UsageError("--data is missing: name a folder or ZIP of real images, which the page shows")
+    check_paths(data, weights, names, options["mirror"])
     if fld and test is None:
         raise UserError(FLD_NEEDS_TEST)
     if detector:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from media.dataset import ImageDataset
-from metrics import detectors, encoders, scores, swd
+from metrics import detectors, scores, swd
 from metrics.cache import CacheKey, read_cached, write_cached
 from metrics.detectors import (
-    INCEPTION,
-    PUBLISHED,
     VGG16,
     Detector,
     DetectorWeights,
@@ -30,16 +28,15 @@ from metrics.detectors import (
 from metrics.features import Features, ImageSet, Source, dataset_source, describe_images
 from metrics.frechet import Moments, extrapolated_distance, frechet_distance, moments_of
 from metrics.lpips import LPIPS, check_size
-from metrics.names import CLEAN, FRECHET, Metric, parse_metric
+from metrics.names import FRECHET, Metric, parse_metric
+from metrics.reference import Reference
+from metrics.summaries import IMAGES, Summary, Tensors, detector_of, finite, layer_of, summary_of
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
 from torch_utils.errors import Failure, UserError, note, plural
 
 PPL_EPSILON = 1e-4  # between the two ends of a path (StyleGAN, CVPR 2019, section 4.1)
 MIN_CACHED_IMAGES = 1000  # the patches of fewer images are faster cut again than read
-IMAGES = "images"  # the input of patches, beside the layers of detectors
-
-Tensors = dict[Any, Tensor]  # the content of a summary
 
 
 class NotFinite(Failure):
@@ -50,55 +47,13 @@ class NotFinite(Failure):
         self.values = values or {}
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a metric has to know of the first `count` images of a set."""
-
-    kind: str  # moments or features of a detector's layer, or patches of the images
-    layer: Layer | None  # None for patches
-    count: int
-
-    @property
-    def input(self) -> str:
-        """What it is made of: the name of the layer, or IMAGES."""
-        return IMAGES if self.layer is None else str(self.layer)
-
-
-def layer_of(metric: Metric) -> Layer | None:
-    """The layer whose features a metric compares; None for SWD, which needs no detector, and for PPL."""
-    if metric.kind in ("swd", "ppl"):
-        return None
-    match metric.kind:
-        case "cleanfid":
-            return Layer(INCEPTION, CLEAN)
-        case "is":
-            return Layer(INCEPTION, "logits_unbiased")
-    name = metric.detector or ("inception" if metric.kind in ("fid", "kid") else "vgg16")
-    if published := PUBLISHED.get(name):
-        return Layer(published, published.layer)
-    return Layer(Detector(name), encoders.LAYER)
-
-
-def detector_of(metric: Metric) -> Detector | None:
-    """The detector that a metric needs."""
-    if metric.kind == "ppl":
-        return VGG16
-    layer = layer_of(metric)
-    return layer.detector if layer else None
-
-
-def summary_of(metric: Metric, count: int) -> Summary:
-    """What a metric other than PPL has to know of a set of `count` images."""
-    kind = "moments" if metric.kind in FRECHET else "patches" if metric.kind == "swd" else "features"
-    return Summary(kind, layer_of(metric), count)
-
-
 class Evaluator:
     """The metrics `names` of fake images against the real ones of `dataset`, the same for any number of processes.
 
     Make one in every process, and call `evaluate` as often as there are sets of fakes to evaluate: what is to be known
     of the real images is computed at the first call, and kept in the cache folder for the next time where the data set
-    has a `content_hash`. `notes` are lines that a user should read before.
+    has a `content_hash`. `notes` are lines that a user should read before. In place of real images, Fréchet distances
+    take a `Reference`, and metrics of the fakes alone None.
 
     With `extrapolate`, Fréchet distances have a further value, `_inf`: what they tend to as the number of fakes grows.
     With `optional`, metrics whose published detector cannot be had are left out: `left_out` says why, by name.
@@ -110,7 +65,7 @@ class Evaluator:
     def __init__(
         self,
         names: Sequence[str],
-        dataset: ImageSet,
+        dataset: ImageSet | Reference | None,
         *,
         fakes: int | None = None,  # how many there are; None: any number can be made
         batch: int = 64,
@@ -123,7 +78,7 @@ class Evaluator:
         progress: bool = False,
     ):
         self.metrics = [parse_metric(name) for name in dict.fromkeys(names)]
-        check_several(self.metrics, dataset)
+        check_reals(self.metrics, dataset)
         self.batch, self.workers = batch, workers
         self.seed, self.device, self.progress, self.extrapolate = seed, device, progress, extrapolate
         self.notes: list[str] = []
@@ -131,20 +86,30 @@ class Evaluator:
         self._load_detectors(weights, optional)
         self.set_images(dataset, fakes)
 
-    def set_images(self, dataset: ImageSet, fakes: int | None = None) -> None:
+    def set_images(self, dataset: ImageSet | Reference | None, fakes: int | None = None) -> None:
         """Takes the real images of another data set, and for a folder of fakes their number. Raises UserError."""
-        check_several(self.metrics, dataset)
-        self.dataset, self.notes = dataset, list(self.notes)  # a list of its own: per_class copies evaluators
+        check_reals(self.metrics, dataset)
+        self.notes = list(self.notes)  # a list of its own: per_class copies evaluators
+        self.reference = dataset if isinstance(dataset, Reference) else None
+        self.dataset = None if isinstance(dataset, Reference) else dataset
+        reals = 0 if self.dataset is None else len(self.dataset)
         self.counts = {
-            metric.name: {"real": metric.reals(len(dataset)), "fake": metric.fakes(len(dataset), fakes)}
-            for metric in self.metrics
+            metric.name: {"real": metric.reals(reals), "fake": metric.fakes(reals, fakes)} for metric in self.metrics
         }
         self.count = max((counts["fake"] for counts in self.counts.values()), default=0)
         for metric in self.metrics:
+            if self.reference and (layer := layer_of(metric)) and metric.takes_reals:
+                self.reference.check(metric.name, layer, self._dimensions(metric), self.records[layer.detector.name])
+                self.counts[metric.name]["real"] = self.reference.images
             self._check_counts(metric)
-            if metric.kind == "ppl":
-                first = dataset[0]
-                check_size(metric.name, first if isinstance(first, Tensor) else first[0])
+            if metric.kind == "ppl" and self.dataset is not None:
+                first = self.dataset[0]
+                check_size(metric.name, (first if isinstance(first, Tensor) else first[0]).shape[1:])
+        if self.reference and not self.reference.layer:
+            self.notes.append(
+                f"warning: the images of {self.reference.path} were resized by the program that made this file; values "
+                "compare with that program's only"
+            )
         self._real: dict[Summary, Tensors] | None = None
 
     def _check_counts(self, metric: Metric) -> None:
@@ -152,7 +117,9 @@ class Evaluator:
         dimensions = self._dimensions(metric)
         for side, count in (("real", real), ("fake", fake)):
             images = plural(count, f"{side} image")
-            if count < metric.least and not (side == "real" and count == 0):
+            if side == "real" and count == 0:  # none are needed, or their number is not known
+                continue
+            if count < metric.least:
                 raise UserError(f"{metric.name} cannot be computed of {images}, at least {metric.least} are needed")
             if count <= dimensions:
                 self.notes.append(
@@ -246,8 +213,7 @@ class Evaluator:
         path_metrics = [metric for metric in self.metrics if metric.kind == "ppl"]
         if path_metrics and paths is None:
             raise UserError("PPL is of a generator, not of images; name one with --network, or leave ppl2_wend out")
-        if self._real is None:
-            self._real = self._summarize_real()
+        real = self.summarize_real()
         wanted = {self._fake_summary(m) for m in self.metrics if m.kind != "ppl"}
         fake = self._summarize(wanted, fakes, "fake images")
         distances = {m.name: self._path_distances(m, paths) for m in path_metrics if paths is not None}
@@ -257,7 +223,7 @@ class Evaluator:
         problems = []  # from here on one process works, and may raise
         for metric in self.metrics:
             try:
-                values |= self._compute(metric, self._real, fake, distances)
+                values |= self._compute(metric, real, fake, distances)
             except NotFinite as error:
                 problems.append(error.message)
         if problems:
@@ -284,8 +250,7 @@ class Evaluator:
         if metric.kind == "ppl":
             found = scores.path_length(distances[metric.name], PPL_EPSILON)
         else:
-            counts = self.counts[metric.name]
-            a = real[summary_of(metric, counts["real"])] if counts["real"] else {}
+            a = real[summary_of(metric, self.counts[metric.name]["real"])] if metric.takes_reals else {}
             b = fake[self._fake_summary(metric)]
             for side, tensors in (("real", a), ("fake", b)):
                 if not finite(tensors):
@@ -340,18 +305,27 @@ class Evaluator:
 
     # --- summaries ----------------------------------------------------------------------------------------------
 
-    def _summarize_real(self) -> dict[Summary, Tensors]:
-        """The summaries of the data set, from the cache or computed now; in rank 0, {} in the others."""
-        wanted = {summary_of(m, self.counts[m.name]["real"]) for m in self.metrics if self.counts[m.name]["real"]}
+    def summarize_real(self) -> dict[Summary, Tensors]:
+        """What the metrics have to know of the real images; in rank 0, {} in the others."""
+        if self._real is None:
+            wanted = {summary_of(m, self.counts[m.name]["real"]) for m in self.metrics if m.takes_reals}
+            if self.dataset is not None:
+                self._real = self._summarize_dataset(self.dataset, wanted)
+            else:
+                self._real = dict.fromkeys(wanted, self.reference.moments) if self.reference else {}
+        return self._real
+
+    def _summarize_dataset(self, dataset: ImageSet, wanted: set[Summary]) -> dict[Summary, Tensors]:
+        """Those summaries of a data set, from the cache or computed now; in rank 0, {} in the others."""
         found: dict[Summary, Tensors] = {}
         for count in sorted({s.count for s in wanted}):
-            chosen = self._choose(count)
-            keys = distributed.on_rank_0(self._cache_keys, [s for s in wanted if s.count == count], chosen)
+            chosen = self._choose(dataset, count)
+            keys = distributed.on_rank_0(self._cache_keys, dataset, [s for s in wanted if s.count == count], chosen)
             if distributed.rank() == 0:
                 cached = {s: tensors for s, key in keys.items() if (tensors := read_cached(key)) is not None}
                 found |= {s: unpacked(tensors) if s.layer is None else tensors for s, tensors in cached.items()}
             missing = {s for s in wanted if s.count == count} - distributed.on_rank_0(set, found)
-            source = dataset_source(self.dataset, chosen, self.workers)
+            source = dataset_source(dataset, chosen, self.workers)
             new = self._summarize(missing, source, "real images")
             for s in new.keys() & keys.keys():
                 if not finite(new[s]):
@@ -361,12 +335,11 @@ class Evaluator:
             found |= new
         return found
 
-    def _choose(self, count: int) -> list[int]:
+    def _choose(self, dataset: ImageSet, count: int) -> list[int]:
         """`choose` of the data set; of shards, where it is not all images, those of as few shards as hold so many.
 
         Of shards with `mirror`, half as many images, each with its flip.
         """
-        dataset = self.dataset
         if count >= len(dataset) or not isinstance(dataset, ImageDataset) or dataset.files.random_access:
             return choose(len(dataset), count, self.seed)
         if not dataset.mirror:
@@ -374,14 +347,16 @@ class Evaluator:
         chosen = dataset.choose(-(-count // 2), self.seed)
         return [*chosen, *(number + len(dataset.names) for number in chosen)][:count]
 
-    def _cache_keys(self, summaries: Iterable[Summary], chosen: Sequence[int]) -> dict[Summary, CacheKey]:
+    def _cache_keys(
+        self, dataset: ImageSet, summaries: Iterable[Summary], chosen: Sequence[int]
+    ) -> dict[Summary, CacheKey]:
         """The keys of those summaries of the chosen images that are worth keeping."""
         summaries = [s for s in summaries if s.layer or s.count >= MIN_CACHED_IMAGES]
-        content_hash = getattr(self.dataset, "content_hash", None)
+        content_hash = getattr(dataset, "content_hash", None)
         if not summaries or content_hash is None:
             return {}
         content = content_hash(chosen, progress=self.progress)
-        shape = tuple(self.dataset[0][0].shape)
+        shape = tuple(dataset[0][0].shape)
         patches = f"seed {self.seed}, {swd.PATCHES} patches, {swd.DIRECTIONS} directions"
         keys = {}
         for s in summaries:
@@ -423,18 +398,22 @@ class Evaluator:
             note(line)
 
 
-def check_several(metrics: Sequence[Metric], dataset: ImageSet) -> None:
-    """Raises UserError for metrics of a data set with less than two images."""
-    if metrics and len(dataset) < 2:
+def check_reals(metrics: Sequence[Metric], dataset: ImageSet | Reference | None) -> None:
+    """Raises UserError for metrics of real images without any, with one alone, or with too little about them."""
+    names = [metric.name for metric in metrics if metric.takes_reals]
+    if dataset is None and names:
+        raise UserError(f"{', '.join(names)}: real images to compare with are missing; name some")
+    if isinstance(dataset, Reference):
+        if names := [metric.name for metric in metrics if metric.takes_reals and metric.kind not in FRECHET]:
+            raise UserError(
+                f"{', '.join(names)}: the real images themselves are needed, and {dataset.path} holds only their mean "
+                "and covariance, for Fréchet distances; name a folder or ZIP of them"
+            )
+    elif dataset is not None and metrics and len(dataset) < 2:
         count = "only one image" if len(dataset) else "no image"
         raise UserError(
             f"the data set has {count}; the metrics need at least 2; add images, or train with --metrics none"
         )
-
-
-def finite(tensors: Tensors) -> bool:
-    """Whether no number is NaN or infinite."""
-    return all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
 def choose(available: int, count: int, seed: int) -> list[int]:

@@ -8,14 +8,16 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from media.loader import ignore_stop_signals, read_batches
 from torch_utils import distributed
 
-# The images of a set by their numbers, a tensor [N, C, H, W] for each batch of numbers.
-Source = Callable[[Sequence[Sequence[int]]], Iterator[Tensor]]
+# Several images: a tensor [N, C, H, W], or a list of [C, H, W] where their sizes differ.
+Images = Tensor | list[Tensor]
+# The images of a set by their numbers: those of each batch of numbers.
+Source = Callable[[Sequence[Sequence[int]]], Iterator[Images]]
 
 BATCHES_PER_TURN = 8  # batches between two meetings of the processes, so that a GPU need not wait after each
 
@@ -31,7 +33,7 @@ class ImageSet(Protocol):
 def dataset_source(dataset: ImageSet, chosen: Sequence[int], workers: int = 0) -> Source:
     """The images `chosen` of a data set, by their position in `chosen`."""
 
-    def read(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def read(batches: Sequence[Sequence[int]]) -> Iterator[Images]:
         numbers = [[chosen[number] for number in batch] for batch in batches]
         # a generator of its own: otherwise the loader draws from the global random state that the training depends on
         loader = DataLoader(
@@ -40,17 +42,36 @@ def dataset_source(dataset: ImageSet, chosen: Sequence[int], workers: int = 0) -
             num_workers=workers,
             generator=torch.Generator(),
             worker_init_fn=ignore_stop_signals,
+            collate_fn=pack,
         )
-        for item in read_batches(loader):
-            yield item if isinstance(item, Tensor) else item[0]
+        for packed in read_batches(loader):
+            yield packed if isinstance(packed, Tensor) else unpack(*packed)
 
     return read
+
+
+def pack(items: list[Any]) -> Tensor | tuple[Tensor, list[torch.Size]]:
+    """The images of a data set's items [N, C, H, W]; where their sizes differ, all pixels in a row, and the shapes.
+
+    A worker hands each tensor over in a file of shared memory, of which a process may have a thousand.
+    """
+    images = [item if isinstance(item, Tensor) else item[0] for item in items]
+    shapes = [image.shape for image in images]
+    if len(set(shapes)) == 1:
+        return default_collate(images)
+    return torch.cat([image.flatten() for image in images]), shapes
+
+
+def unpack(pixels: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
+    """The images [C, H, W] whose pixels and shapes `pack` gave."""
+    parts = pixels.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def tensor_source(images: Tensor) -> Source:
     """The images [N, C, H, W] of a tensor."""
 
-    def read(batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def read(batches: Sequence[Sequence[int]]) -> Iterator[Images]:
         return (images[list(numbers)] for numbers in batches)
 
     return read
@@ -82,11 +103,21 @@ def describe_images(
             described: list[dict[str, Tensor]] = []
             if start + rank < len(turns):
                 for some in islice(images, len(turns[start + rank])):
-                    described.append(describe(some))
+                    described.append(describe(some) if isinstance(some, Tensor) else describe_sizes(some, describe))
                     bar.update(min(world * len(some), count - bar.n))
             names = described[0] if described else {}
             own = {name: torch.cat([part[name] for part in described]).cpu() for name in names}
             yield from (part for part in distributed.gather_on_rank_0(own) if part)
+
+
+def describe_sizes(images: list[Tensor], describe: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `describe` returns for images [C, H, W] of several sizes, in their order: it is given those of each size."""
+    numbers: dict[torch.Size, list[int]] = {}
+    for number, image in enumerate(images):
+        numbers.setdefault(image.shape, []).append(number)
+    parts = [describe(torch.stack([images[number] for number in some])) for some in numbers.values()]
+    order = torch.tensor([number for some in numbers.values() for number in some]).argsort()
+    return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
 
 class Features:

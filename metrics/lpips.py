@@ -10,6 +10,7 @@ with x̂ₗ the features of layer l at a position, divided by their length, and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -62,9 +63,9 @@ class LPIPS(nn.Module):
         return found
 
 
-def check_size(name: str, image: Tensor) -> None:
-    """Raises UserError where an image [C, H, W] is smaller than the metric of that name can compare."""
-    height, width = image.shape[1:]
+def check_size(name: str, size: Sequence[int]) -> None:
+    """Raises UserError where images of a height and a width are smaller than the metric of that name can compare."""
+    height, width = size
     if min(height, width) < MIN_SIDE:
         raise UserError(
             f"{name} compares images of {MIN_SIDE} pixels a side or more, and these have {width}x{height}; leave it out"

@@ -76,9 +76,19 @@ class Metric:
     full: bool = False  # all real images in place of `count`
     detector: str = ""  # what follows the @: the name or the file of an encoder
 
+    @property
+    def takes_reals(self) -> bool:
+        """Whether it compares with real images; others are of the fakes alone."""
+        return self.kind not in ("is", "ppl")
+
+    @property
+    def compares_pixels(self) -> bool:
+        """Whether it sees images as they are, and not by a detector, which resizes them to its own size."""
+        return self.kind == "swd"
+
     def reals(self, available: int) -> int:
         """How many of the `available` real images it takes."""
-        if self.kind in ("is", "ppl"):
+        if not self.takes_reals:
             return 0
         return min(MOST_REAL.get(self.kind, available) if self.full else self.count, available)
 

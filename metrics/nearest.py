@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -213,7 +213,7 @@ def nearest_images(request: NearestRequest) -> NearestResult:
         if request.fld:
             metrics["fld"] = feature_likelihood_divergence(versions, new, fake)
     shown = found.most_suspicious(request.rows)
-    images = torch.cat(list(fakes.source([shown])))
+    images = torch.cat(list(cast(Iterator[Tensor], fakes.source([shown]))))  # here all have one size
     sheet, rows = nearest_sheet(images, dataset, found, shown), make_rows(fakes.origins, dataset, found)
     return NearestResult(sheet, rows, shown, metrics)
 

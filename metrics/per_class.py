@@ -20,14 +20,13 @@ from metrics.request import (
     check_shape,
     make_evaluator,
     make_record,
-    open_fakes,
+    open_both,
     say,
     write_records,
 )
 from models.sampling import Fakes
 from models.snapshot import find_snapshot, found_text, load_generator
 from torch_utils.errors import UserError
-from torch_utils.sizes import Resolution
 
 
 class ClassImages:
@@ -63,20 +62,26 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     A class with too few images is left out; `unusable` says why, by its name. Raises UserError where no class is left.
     """
     if request.network is None:
-        dataset = open_labelled(request, request.data, mirror=request.mirror)
-        fakes = open_labelled(request, str(open_fakes(str(request.fakes), request.background, dataset.resolution).path))
+        dataset, fakes = open_both(request, use_labels=True)
         about: dict[str, Any] = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
-        check_shape(str(request.fakes), fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
-        check_same_classes(str(request.fakes), fakes.class_names, request.data, dataset.class_names)
+        check_are_classes(dataset, fakes)
+        check_same_classes(str(request.fakes), fakes.class_names, str(request.data), dataset.class_names)
         transparent = fakes.transparent
         evaluator = make_evaluator(request, dataset, len(fakes))
     else:
         snapshot = find_snapshot(request.network)
         G, info = load_generator(snapshot, request.device)
-        dataset = open_labelled(request, request.data, mirror=request.mirror, model_resolution=G.config.resolution)
+        dataset = ImageDataset(
+            str(request.data),
+            use_labels=True,
+            mirror=request.mirror,
+            background=request.background,
+            model_resolution=G.config.resolution,
+        )
+        check_are_classes(dataset)
         truncation = request.truncations[0]
-        check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
-        check_classes(snapshot, G, info, dataset, request.data)
+        check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, str(request.data))
+        check_classes(snapshot, G, info, dataset, str(request.data))
         transparent = G.config.img_channels == 4
         say(f"network: {snapshot} ({info['kimg']:g} kimg){found_text(request.network, snapshot)}")
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random", "truncation": truncation}
@@ -120,16 +125,11 @@ def with_images(evaluator: Evaluator, dataset: ClassImages, fakes: int | None = 
     return other
 
 
-def open_labelled(
-    request: Request, path: str, mirror: bool = False, model_resolution: Resolution | None = None
-) -> ImageDataset:
-    """A data set with classes. Raises UserError."""
-    dataset = ImageDataset(
-        path, use_labels=True, mirror=mirror, background=request.background, model_resolution=model_resolution
-    )
-    if dataset.vector_labels:
-        raise UserError(f"the labels of {path} are numbers, not classes; leave out --per-class")
-    return dataset
+def check_are_classes(*datasets: ImageDataset) -> None:
+    """Raises UserError where the labels of a data set are numbers."""
+    for dataset in datasets:
+        if dataset.vector_labels:
+            raise UserError(f"the labels of {dataset.path} are numbers, not classes; leave out --per-class")
 
 
 def class_means(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -13,13 +13,18 @@ from typing import Any
 import torch
 
 from media.alpha import Color
-from media.dataset import ImageDataset, NoLabels, convert_command
+from media.dataset import ImageDataset, NoLabels, SizesDiffer, convert_command
 from media.decode import WHITE
 from media.image_files import ImageFiles
 from media.labels import check_same_classes
+from media.mixed import open_images
 from media.shards import ShardFiles
 from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.features import dataset_source
+from metrics.lpips import check_size
+from metrics.names import parse_metric
+from metrics.reference import Reference, is_reference, read_reference, write_reference
+from metrics.summaries import finite, layer_of
 from models.classes import class_names
 from models.sampling import Fakes
 from models.snapshot import find_snapshot, found_text, load_generator
@@ -30,6 +35,8 @@ from torch_utils.errors import UserError, note, plural
 from torch_utils.files import atomic_write, missing_message
 from torch_utils.sizes import Resolution, size_option, size_text, width_and_height
 
+Reals = ImageDataset | Reference | None  # the real images, what is known of them, or nothing where no metric needs them
+
 
 @dataclass(frozen=True)
 class Request:
@@ -39,7 +46,7 @@ class Request:
     network: str | None  # either a snapshot, or all of a run
     all_snapshots: bool
     fakes: str | None  # or images
-    data: str
+    data: str | None  # images, or the statistics of some in a file
     mirror: bool
     truncations: list[float]  # of the snapshot's images
     extrapolate: bool
@@ -49,6 +56,7 @@ class Request:
     gpus: int
     detector_weights: tuple[str, ...]
     background: Color = WHITE  # of transparent images
+    save_stats: str | None = None  # the file for the statistics of the real images
 
     @property
     def device(self) -> torch.device:
@@ -80,15 +88,15 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
     data set are left out.
     """
     evaluator, records = None, []
-    if request.all_snapshots:
+    dataset: Reals = None
+    if request.all_snapshots and request.data is not None and not is_reference(request.data):
         ImageDataset(request.data, background=request.background)  # so that a mistake in --data is told once
     for snapshot in distributed.on_rank_0(find_snapshots, request.network, request.all_snapshots):
         try:
             G, info = load_generator(snapshot, request.device)
             if evaluator is None:  # with the first that fits the data set
                 dataset = open_data(request, G)
-            check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, request.data)
-            check_classes(snapshot, G, info, dataset, request.data)
+            check_generator(snapshot, G, info, dataset, request)
         except UserError as error:
             if not request.all_snapshots:
                 raise
@@ -98,7 +106,8 @@ def evaluate_networks(request: Request) -> list[dict[str, Any]]:
         say(f"network: {snapshot} ({info['kimg']:g} kimg){found_text(request.network, snapshot)}")
         about = {"network": str(snapshot), "kimg": info["kimg"], "noise": "random"}
         for truncation in request.truncations:
-            fakes = Fakes(G, evaluator.count, request.seed, dataset.labels, truncation, request.background)
+            labels = dataset.labels if isinstance(dataset, ImageDataset) else None
+            fakes = Fakes(G, evaluator.count, request.seed, labels, truncation, request.background)
             paths = partial(fakes.path_ends, epsilon=PPL_EPSILON)
             single = len(request.truncations) == 1 and not request.all_snapshots
             values, failed = finite_values(str(snapshot), partial(evaluator.evaluate, fakes.images, paths), single)
@@ -141,14 +150,39 @@ def say(line: str) -> None:
 def evaluate_images(request: Request) -> dict[str, Any]:
     """Of the images in a folder or ZIP."""
     assert request.fakes is not None
-    dataset = ImageDataset(request.data, mirror=request.mirror, background=request.background)
-    fakes = open_fakes(request.fakes, request.background, dataset.resolution)
-    check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
+    dataset: Reals = None
+    if request.data is not None and not is_reference(request.data):
+        dataset, fakes = open_both(request)
+    else:
+        check_fakes(request.fakes)
+        fakes = open_images(request.fakes, background=request.background)
+        dataset = None if request.data is None else read_reference(request.data)
+        note_sizes(fakes)
     evaluator = make_evaluator(request, dataset, len(fakes))
     source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
     values, failed = finite_values(request.fakes, partial(evaluator.evaluate, source), single=True)
     about = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
     return make_record(values, evaluator, dataset, request, about, fakes.transparent) | failed
+
+
+def save_statistics(request: Request, result: Path) -> None:
+    """Writes mean and covariance of the real images' features to the file of --save-stats, as `evaluate` is called.
+
+    The request has one metric, a Fréchet distance; the images can have any sizes. Raises UserError and Failure.
+    """
+    assert request.data is not None and request.save_stats is not None
+    dataset = open_images(request.data, mirror=request.mirror, background=request.background)
+    evaluator = make_evaluator(request, dataset)
+    found = evaluator.summarize_real()
+    if distributed.rank() == 0:
+        (metric,), (moments,) = evaluator.metrics, found.values()
+        layer = layer_of(metric)
+        if layer is None or not finite(moments):
+            raise NotFinite(f"{metric.name}: the features of the real images are not finite")
+        count = evaluator.counts[metric.name]["real"]
+        write_reference(request.save_stats, moments, layer, evaluator.records[layer.detector.name], count)
+        note(f"{request.save_stats} holds the statistics of {plural(count, 'image')} for {metric.name}")
+    write_records([], result)
 
 
 def finite_values(
@@ -169,8 +203,10 @@ def finite_values(
         return error.values, {"failed": error.message}
 
 
-def open_data(request: Request, G: Generator) -> ImageDataset:
-    """The data set for a generator, with labels if it has classes. Raises UserError."""
+def open_data(request: Request, G: Generator) -> Reals:
+    """The data set for a generator, with labels if it has classes, or what stands in its place. Raises UserError."""
+    if request.data is None or is_reference(request.data):
+        return None if request.data is None else read_reference(request.data)
     try:
         return ImageDataset(
             request.data,
@@ -180,13 +216,16 @@ def open_data(request: Request, G: Generator) -> ImageDataset:
             model_resolution=G.config.resolution,
         )
     except NoLabels as error:
-        known = "labels of numbers" if G.config.vector_labels else plural(G.config.c_dim, "class", "es")
-        raise UserError(
-            f"the model has {known}, and metrics draw those of its images from the labels of --data; {error.message}"
-        ) from None
+        raise UserError(f"{needs_labels(G)}; {error.message}") from None
 
 
-def make_evaluator(request: Request, dataset: ImageDataset, fakes: int | None = None) -> Evaluator:
+def needs_labels(G: Generator) -> str:
+    """That a generator needs the labels of the real images, for a message."""
+    known = "labels of numbers" if G.config.vector_labels else plural(G.config.c_dim, "class", "es")
+    return f"the model has {known}, and metrics draw those of its images from the labels of --data"
+
+
+def make_evaluator(request: Request, dataset: Reals, fakes: int | None = None) -> Evaluator:
     """The request's evaluator, whose notes are printed. Raises UserError where no metric is left."""
     evaluator = Evaluator(
         request.names,
@@ -212,7 +251,7 @@ def make_evaluator(request: Request, dataset: ImageDataset, fakes: int | None = 
 def make_record(
     values: dict[str, float],
     evaluator: Evaluator,
-    dataset: ImageDataset,
+    dataset: Reals,
     request: Request,
     about: dict[str, Any],
     transparent: bool,
@@ -221,10 +260,15 @@ def make_record(
 
     `transparent` says whether the fakes do.
     """
-    data: dict[str, Any] = {"data": request.data, "data_hash": dataset.fingerprint, "mirror": request.mirror}
-    if dataset.transparent or transparent:
+    data: dict[str, Any] = {}
+    if dataset is not None:
+        data = {"data": request.data, "data_hash": dataset.fingerprint, "mirror": request.mirror}
+    if transparent or (isinstance(dataset, ImageDataset) and dataset.transparent):
         data["background"] = request.background
-    record = {**values, "images": evaluator.counts, "settings": {**evaluator.settings(), **about, **data}}
+    counts = evaluator.counts
+    if isinstance(dataset, Reference) and not dataset.images:  # their number is not known
+        counts = {name: {"fake": count["fake"]} for name, count in counts.items()}
+    record = {**values, "images": counts, "settings": {**evaluator.settings(), **about, **data}}
     return {**record, "left_out": evaluator.left_out} if evaluator.left_out else record
 
 
@@ -239,11 +283,58 @@ def left_out_line(left_out: dict[str, str]) -> str:
 # --- what is evaluated ----------------------------------------------------------------------------------------------
 
 
-def open_fakes(path: str, background: Color, resolution: Resolution) -> ImageDataset:
-    """The images of --fakes, on a background where they are transparent, for data of a resolution. Raises UserError."""
+def open_both(request: Request, use_labels: bool = False) -> tuple[ImageDataset, ImageDataset]:
+    """The real images, and those of --fakes. Raises UserError.
+
+    A detector resizes each image by itself, so that they can have any sizes. Where a metric compares pixels, all must
+    have one size.
+    """
+    assert request.fakes is not None and request.data is not None
+    names = [name for name in request.names if parse_metric(name).compares_pixels]
+    if not names:
+        check_fakes(request.fakes)
+        options: dict[str, Any] = {"background": request.background, "use_labels": use_labels}
+        dataset, fakes = (
+            open_images(request.data, mirror=request.mirror, **options),
+            open_images(request.fakes, **options),
+        )
+        note_sizes(fakes, dataset)
+        return dataset, fakes
+    try:
+        dataset = ImageDataset(
+            request.data, use_labels=use_labels, mirror=request.mirror, background=request.background
+        )
+        fakes = open_fakes(request.fakes, request.background, dataset.resolution, use_labels)
+        check_shape(request.fakes, fakes.channels, fakes.resolution, dataset, request.data, fakes.files)
+    except SizesDiffer as error:
+        raise UserError(
+            f"{', '.join(names)} compares pixels, and needs images of one size (metrics of a detector take any): "
+            f"{error.message}"
+        ) from None
+    return dataset, fakes
+
+
+def note_sizes(fakes: ImageDataset, dataset: ImageDataset | None = None) -> None:
+    """Says where images of several sizes are compared, and what was left out of the folders."""
+    sets = [fakes] if dataset is None else [fakes, dataset]
+    for images in sets:
+        for line in images.files.notes:
+            say(f"note: {images.path}: {line}")
+    if len({images.size for images in sets}) > 1 or not all(images.resolution for images in sets):
+        found = ", ".join(f"{images.path} {'has images ' * (images is fakes)}of {images.size}" for images in sets)
+        say(f"note: {found}; the detectors resize each to their own size")
+
+
+def check_fakes(path: str) -> None:
+    """Raises UserError where there is nothing that --fakes names."""
     if not Path(path).exists():
         raise UserError(missing_message(Path(path), "name a folder or ZIP of generated images with --fakes"))
-    return ImageDataset(path, background=background, model_resolution=resolution)
+
+
+def open_fakes(path: str, background: Color, resolution: Resolution, use_labels: bool = False) -> ImageDataset:
+    """The images of --fakes, on a background where they are transparent, for data of a resolution. Raises UserError."""
+    check_fakes(path)
+    return ImageDataset(path, background=background, model_resolution=resolution, use_labels=use_labels)
 
 
 def check_shape(
@@ -254,7 +345,7 @@ def check_shape(
     data: str,
     files: ImageFiles | ShardFiles | None = None,
 ) -> None:
-    """Raises UserError where images of `what` cannot be compared with those of the data set.
+    """Raises SizesDiffer where images of `what` cannot be compared with those of the data set.
 
     The message has a command that makes larger images smaller, those of the data set or of `files`, which `what` is if
     given: enlarged images would be compared by their blur.
@@ -268,10 +359,23 @@ def check_shape(
         remedy = f"convert the former with: {convert_command(files, dataset.resolution, dataset.channels)}"
     else:
         remedy = f"convert the images that {data} was made of again, with --resolution {size_option(resolution)}"
-    raise UserError(
+    raise SizesDiffer(
         f"{what} gives images of {size_text(resolution)} with {plural(channels, 'channel')}, {data} of "
         f"{size_text(dataset.resolution)} with {dataset.channels}: they cannot be compared; {remedy}"
     )
+
+
+def check_generator(snapshot: Path, G: Generator, info: Mapping[str, Any], dataset: Reals, request: Request) -> None:
+    """Raises UserError where the images of a generator cannot be compared with the real ones, or by these metrics."""
+    if isinstance(dataset, ImageDataset):
+        check_shape(str(snapshot), G.config.img_channels, G.config.resolution, dataset, str(request.data))
+        check_classes(snapshot, G, info, dataset, str(request.data))
+        return
+    if G.config.c_dim:
+        raise UserError(f"{needs_labels(G)}; name the images that it was trained on with --data")
+    for name in request.names:
+        if parse_metric(name).kind == "ppl":
+            check_size(name, width_and_height(G.config.resolution)[::-1])
 
 
 def check_classes(snapshot: Path, G: Generator, info: Mapping[str, Any], dataset: ImageDataset, data: str) -> None:

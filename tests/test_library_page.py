@@ -1,7 +1,8 @@
-"""docs/library.md: its examples, run as they are there."""
+"""docs/library.md and docs/metrics.md: their examples, run as they are there."""
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -72,9 +73,15 @@ def test_the_librarys_page_on_films(clone):
     assert {path.name for path in clone.glob("*.png")} == {f"frame{i}.png" for i in range(3)}
 
 
+def test_the_librarys_page_on_metrics(clone, capsys):
+    run_examples("compute(")
+    assert ast.literal_eval(capsys.readouterr().out)["kd32_full@tiny-imagenet"] > 0.01
+
+
 def test_every_example_of_the_librarys_page_is_run():
     page = PAGE.read_text()
-    words = ("Generator", "AdaConv2d", "model.stylize(", "model.kernels(", "model.stylize_video(", "FrameStylizer(")
+    of_models = ("model.stylize(", "model.kernels(", "model.stylize_video(", "FrameStylizer(")
+    words = ("Generator", "AdaConv2d", "compute(", *of_models)
     for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         assert any(word in example for word in words)
 
@@ -99,3 +106,14 @@ def test_the_layer_of_the_librarys_page():
     gradient.square().sum().backward()
     weight = block.adaconv.predictor.depthwise_weight
     assert weight.grad.isfinite().all() and weight.grad.abs().max() > 1e-6
+
+
+def test_the_example_of_the_metrics_page(tmp_path, monkeypatch, capsys):
+    """As it is there, in a folder that has what a clone has."""
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "metrics.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(ROOT / "examples")
+    exec(compile(example, "metrics.md", "exec"), {})
+    values = ast.literal_eval(capsys.readouterr().out)
+    assert list(values) == ["kd32_full@tiny-imagenet", "kd32_full_std@tiny-imagenet"]
+    assert values["kd32_full@tiny-imagenet"] > 0.01

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
@@ -30,17 +31,28 @@ SAVED = "saved"  # the file by which a process of `launch` says that it did
 INTERRUPTED = 128 + signal.SIGINT  # the exit code of a process that was, as a shell gives it
 
 _rank_0_group: dist.ProcessGroup | None = None  # all processes, with RANK_0_TIMEOUT
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 T = TypeVar("T")
 
 
 def rank() -> int:
     """The number of this process. Rank 0 writes the files."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _alone.get() else 0
 
 
 def world_size() -> int:
     """The number of processes that work together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone.get() else 1
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """This process works as if it were the only one, for the duration of the block, and waits for no other."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def count_gpus(requested: int | None = None) -> int:

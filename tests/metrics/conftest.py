@@ -87,6 +87,14 @@ def small_detectors(cache: Path) -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture
+def own_cache(tmp_path, monkeypatch) -> Path:
+    """A cache folder for the test alone, into which no ops are compiled."""
+    native.available("cpu")
+    monkeypatch.setenv("ADACONV_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
 def small(tmp_path) -> Iterator[Path]:
     """Small detectors for the time of a test; gives the cache folder, in which there are just the compiled ops."""
     with small_detectors(tmp_path / "cache"):
