@@ -402,7 +402,7 @@ def report_command(
     found, problem = None, ""
     try:
         found = nearest_images(nearest)
-    except UserError as error:
+    except (UserError, Failure) as error:
         if detector or test or fld:
             raise
         problem = error.message

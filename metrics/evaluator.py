@@ -335,6 +335,17 @@ class Evaluator:
             found |= new
         return found
 
+    def choose_fakes(self, available: int) -> list[int]:
+        """The numbers of the images that the metrics take of `available` fakes, in the order in which they take them.
+
+        Each metric takes the first ones of this order, so that it is by chance where one of them does not take all.
+        """
+        takes_all = all(counts["fake"] >= available for counts in self.counts.values())
+        order = (
+            list(range(available)) if takes_all else np.random.default_rng(self.seed).permutation(available).tolist()
+        )
+        return order[: self.count]
+
     def _choose(self, dataset: ImageSet, count: int) -> list[int]:
         """`choose` of the data set; of shards, where it is not all images, those of as few shards as hold so many.
 
@@ -417,10 +428,7 @@ def check_reals(metrics: Sequence[Metric], dataset: ImageSet | Reference | None)
 
 
 def choose(available: int, count: int, seed: int) -> list[int]:
-    """The numbers of `count` of the `available` images, drawn by `seed`; all of them in their order where it takes all.
-
-    A smaller `count` gives the beginning of the same choice.
-    """
+    """The numbers of `count` of the `available` images, drawn by `seed`; all in their order where it takes all."""
     if count >= available:
         return list(range(available))
     return np.random.default_rng(seed).permutation(available)[:count].tolist()

@@ -16,7 +16,7 @@ from media.dataset import ImageDataset
 from media.decode import WHITE
 from media.images import to_uint8
 from media.mixed import open_images
-from metrics.evaluator import Evaluator, choose
+from metrics.evaluator import Evaluator
 from metrics.features import Images, ImageSet, Source, dataset_source
 from metrics.names import Metric, parse_metric
 from metrics.reference import Reference, is_reference, read_reference
@@ -80,7 +80,7 @@ def compute(
         if fakes is None:
             source = Stream(images_of("fake", cast(Iterable[Any], fake), value_range)).images
         else:
-            source = dataset_source(fakes, choose(len(fakes), evaluator.count, seed), workers)
+            source = dataset_source(fakes, evaluator.choose_fakes(len(fakes)), workers)
         return evaluator.evaluate(of_one_shape(source, evaluator.dataset, pixels))
 
 

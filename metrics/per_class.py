@@ -12,7 +12,7 @@ import torch
 
 from media.dataset import ImageDataset
 from media.labels import check_same_classes
-from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
+from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite
 from metrics.features import dataset_source
 from metrics.request import (
     Request,
@@ -90,12 +90,13 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     def evaluate(number: int, own: Evaluator) -> dict[str, float]:
         if request.network is None:
             images = images_of_class(fakes, number)
-            return own.evaluate(dataset_source(images, choose(len(images), own.count, request.seed), request.workers))
+            return own.evaluate(dataset_source(images, own.choose_fakes(len(images)), request.workers))
         made = Fakes(G, own.count, request.seed, torch.tensor([number]), truncation, request.background)
         return own.evaluate(made.images, partial(made.path_ends, epsilon=PPL_EPSILON))
 
     found: dict[str, dict[str, Any]] = {}
     unusable: dict[str, str] = {}
+    noted = set(evaluator.notes)
     for number in range(dataset.c_dim):
         name = f"{number} {dataset.class_names[number]}" if dataset.class_names else str(number)
         # Only errors that all processes meet alike leave a class out. An image that cannot be read is met by one of
@@ -103,6 +104,9 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         try:
             count = None if request.network is not None else len(images_of_class(fakes, number))
             own = with_images(evaluator, images_of_class(dataset, number), count)
+            for line in set(own.notes) - noted:
+                say(line)
+            noted.update(own.notes)
         except UserError as error:
             unusable[name] = error.message
         else:

@@ -23,7 +23,7 @@ from metrics.plot import stacked
 from metrics.series import Record, best_record, curve, precision_against_recall, ranked_values
 from models.sampling import generate_batches
 from models.snapshot import load_generator
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, printable
 from torch_utils.files import read_regular
 from torch_utils.schema import MAX_JSON_BYTES, parse_json
 
@@ -60,7 +60,7 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
     def cell(value: Any) -> str:
         if not isinstance(value, (int, float)):
-            return f"<td>{escape(str(value))}</td>"
+            return f"<td>{escape(printable(value))}</td>"
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
         return f'<td class="number">{text}</td>'
 
@@ -70,14 +70,16 @@ def html_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def figure(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure>{content}<figcaption>{escape(printable(caption))}</figcaption></figure>"
 
 
 def inline_image(image: Tensor, caption: str) -> str:
     """A figure of an image uint8 [C, H, W], shown at twice its size where it is small."""
     data = base64.b64encode(encode_png(image)).decode()
     width = image.shape[2] * (2 if image.shape[2] <= SHEET // 2 else 1)
-    return figure(f'<img width="{width}" alt="{escape(caption)}" src="data:image/png;base64,{data}">', caption)
+    return figure(
+        f'<img width="{width}" alt="{escape(printable(caption))}" src="data:image/png;base64,{data}">', caption
+    )
 
 
 def read_history(snapshot: Path) -> list[Record]:

@@ -19,7 +19,7 @@ from media.image_files import ImageFiles
 from media.labels import check_same_classes
 from media.mixed import open_images
 from media.shards import ShardFiles
-from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite, choose
+from metrics.evaluator import PPL_EPSILON, Evaluator, NotFinite
 from metrics.features import dataset_source
 from metrics.lpips import check_size
 from metrics.names import parse_metric
@@ -159,7 +159,7 @@ def evaluate_images(request: Request) -> dict[str, Any]:
         dataset = None if request.data is None else read_reference(request.data)
         note_sizes(fakes)
     evaluator = make_evaluator(request, dataset, len(fakes))
-    source = dataset_source(fakes, choose(len(fakes), evaluator.count, request.seed), request.workers)
+    source = dataset_source(fakes, evaluator.choose_fakes(len(fakes)), request.workers)
     values, failed = finite_values(request.fakes, partial(evaluator.evaluate, source), single=True)
     about = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
     return make_record(values, evaluator, dataset, request, about, fakes.transparent) | failed

@@ -10,7 +10,7 @@ from typing import Any
 
 from metrics.names import Metric, higher_is_better, parse_metric
 from metrics.plot import Point, line_chart, stacked
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, printable
 from torch_utils.files import write_file
 
 BEST = "best"  # the name of the link to the best model, before its suffix
@@ -132,7 +132,7 @@ def print_series(
         network = None if number is None else records[number]["settings"]["network"]
         print(json.dumps({"records": records, "plot": plot, **({"best": network} if network else {})}))
     else:
-        print(table(records, setting, names, number))
+        print("\n".join(printable(line) for line in table(records, setting, names, number).splitlines()))
         print(f"\nThe curves are in {plot}.")
         if link:
             print(f"The best snapshot by {best} is {link.readlink()}, linked as {link}.")

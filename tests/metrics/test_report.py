@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from media.alpha import opaque
 from media.dataset import ImageDataset
 from media.images import save_png
 from metrics.evaluator import choose
+from metrics.report import figure, html_table, inline_image
 from models.sampling import generate_batches
 from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
@@ -159,3 +161,15 @@ def test_mistakes_are_one_line(command, run, faces16, tmp_path):
     (folder / "metrics.jsonl").write_text("no JSON")
     code, _, err = command("report", "--network", folder, "--data", data, "--metrics", "swd20", "--gpus", 0)
     assert code == 2 and "metrics.jsonl is damaged" in err and len(err.splitlines()) == 1
+
+
+def test_names_that_are_no_text_have_a_place_in_a_page():
+    """Files can have such names, and a page is written after all that it shows was computed."""
+    name = os.fsdecode(b"\xff<b>.png")
+    for part in (
+        html_table([], [[name, 1.0]]),
+        figure("", name),
+        inline_image(torch.zeros(3, 4, 4, dtype=torch.uint8), name),
+    ):
+        assert "&lt;b&gt;.png" in part
+        part.encode()
