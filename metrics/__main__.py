@@ -77,7 +77,7 @@ def parse_names(text: str, generator: bool) -> list[str]:
         if metric.detector:
             find_detector(metric.detector)
         if metric.kind == "ppl" and not generator:
-            raise UserError(f"{name} is of a generator, not of images; name one with --network, or leave {name} out")
+            raise UserError(f"{name} needs a generator, not images; give one with --network, or leave {name} out")
     return names
 
 
@@ -305,7 +305,7 @@ def evaluate_together(
     "--rows",
     type=click.IntRange(1, 1000),
     default=16,
-    help="Most rows of the sheet. Of more fakes, those are shown that lie nearest to training images.",
+    help="Largest number of rows of the sheet; with more fakes, it shows those nearest to training images.",
 )
 @option("Output", "--json", "as_json", is_flag=True, help="Print one JSON object instead of lines.")
 def nearest_command(
@@ -348,12 +348,18 @@ def nearest_command(
 @evaluation_options
 @option("What", "--test", metavar="PATH", help="Folder or ZIP of images that were not trained on, for C_T.")
 @option("What", "--fld", is_flag=True, help="With --test, add the feature likelihood divergence (FLD).")
-@option("What", "--seeds", type=NumberRanges(), default="0-199", help="Seeds of the images whose nearest are searched.")
+@option(
+    "What",
+    "--seeds",
+    type=NumberRanges(),
+    default="0-199",
+    help="Seeds of the images to find the nearest training images of.",
+)
 @option(
     "How",
     "--detector",
     metavar="NAME",
-    help="Detector in whose features the nearest training images are searched.  [default: tiny-imagenet]",
+    help="Detector whose features say which training images are nearest.  [default: tiny-imagenet]",
 )
 @option("Output", "--out", metavar="HTML", default="report.html", help="The page.")
 def report_command(

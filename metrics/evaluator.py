@@ -120,7 +120,7 @@ class Evaluator:
             if side == "real" and count == 0:  # none are needed, or their number is not known
                 continue
             if count < metric.least:
-                raise UserError(f"{metric.name} cannot be computed of {images}, at least {metric.least} are needed")
+                raise UserError(f"{metric.name} cannot be computed from {images}; it needs at least {metric.least}")
             if count <= dimensions:
                 self.notes.append(
                     f"warning: {metric.name} has {images} for {dimensions} dimensions: the covariance "

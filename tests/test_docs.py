@@ -195,6 +195,13 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
+@every_document
+def test_lines_of_prose_are_short(document):
+    """Those of tables, commands and links cannot be wrapped; what benchmarks/report.py writes is not prose."""
+    prose = FENCE.sub("", document.read_text().split("<!-- figures: written")[0]).splitlines()
+    assert not [line for line in prose if len(line) > 120 and not line.startswith("|") and "https://" not in line]
+
+
 def test_the_index_names_every_page():
     index = (ROOT / "docs" / "README.md").read_text()
     pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
