@@ -99,14 +99,10 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     noted = set(evaluator.notes)
     for number in range(dataset.c_dim):
         name = f"{number} {dataset.class_names[number]}" if dataset.class_names else str(number)
-        # Only errors that all processes meet alike leave a class out. An image that cannot be read is met by one of
-        # them, and ends all.
+        # Only errors that all processes meet alike leave a class out: an unreadable image, which one meets, ends all.
         try:
             count = None if request.network is not None else len(images_of_class(fakes, number))
-            own = with_images(evaluator, images_of_class(dataset, number), count)
-            for line in set(own.notes) - noted:
-                say(line)
-            noted.update(own.notes)
+            own = with_images(evaluator, images_of_class(dataset, number), noted, count)
         except UserError as error:
             unusable[name] = error.message
         else:
@@ -122,10 +118,17 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     return {**record, "classes": found, "unusable": unusable}
 
 
-def with_images(evaluator: Evaluator, dataset: ClassImages, fakes: int | None = None) -> Evaluator:
-    """An evaluator with the metrics and the loaded detectors of another, over other images. Raises UserError."""
+def with_images(evaluator: Evaluator, dataset: ClassImages, noted: set[str], fakes: int | None = None) -> Evaluator:
+    """An evaluator with the metrics and the loaded detectors of another, over other images.
+
+    Prints those of its notes that are not among `noted`, and adds them. Raises UserError.
+    """
     other = copy.copy(evaluator)
     other.set_images(dataset, fakes)
+    for line in other.notes:
+        if line not in noted:
+            say(line)
+            noted.add(line)
     return other
 
 

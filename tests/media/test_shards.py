@@ -367,11 +367,11 @@ def test_shards_that_have_changed_on_a_server_are_measured_again(tmp_path):
 def test_evaluations_read_few_shards(tmp_path):
     """With `mirror` each image comes with its flip."""
     dataset = ImageDataset(make_shards(tmp_path / "set", [20, 20, 20]), mirror=True)
-    chosen = Evaluator(["swd20"], dataset)._choose(31)
+    chosen = Evaluator(["swd20"], dataset)._choose(dataset, 31)
     assert sorted(n % 60 for n in chosen) == sorted([n for n in chosen if n < 60] + [n - 60 for n in chosen if n >= 60])
     assert len(set(chosen)) == 31 and sum(n >= 60 for n in chosen) == 15
     assert len({n % 60 // 20 for n in chosen}) == 1
-    assert len(Evaluator(["swd80"], dataset)._choose(80)) == 80
+    assert len(Evaluator(["swd80"], dataset)._choose(dataset, 80)) == 80
 
 
 def test_the_fingerprint_follows_contents_and_labels(tmp_path):

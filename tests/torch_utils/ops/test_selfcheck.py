@@ -166,7 +166,7 @@ def test_a_check_that_is_interrupted_says_nothing_about_the_kernels(code, kernel
     assert "note: the cpu ops are used without having been checked: " in capsys.readouterr().err
 
 
-def test_a_check_without_memory_is_no_difference(monkeypatch):
+def test_a_check_without_memory_is_no_difference(kernels, monkeypatch):
     def no_memory(*args):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
