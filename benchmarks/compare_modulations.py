@@ -62,6 +62,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "rank": ("style_channels", int),
     "kernel": ("kernel_size", int),
     "upto": ("kernels_up_to", int),
+    "gamma": ("gamma", float),
 }
 
 WORKER = """

@@ -47,6 +47,14 @@ def test_a_variant_changes_what_it_names_and_nothing_else(name, values, faces16)
     assert replace(config, generator=usual.generator) == usual
 
 
+def test_a_variant_can_change_the_weight_of_r1(faces16):
+    usual, config = (
+        resolve({**options(faces16), **compare_modulations.changes(name)}, 16, 3, 0, 0)
+        for name in ("modconv", "modconv-gamma0.2")
+    )
+    assert config == replace(usual, gamma=0.2) and usual.gamma != 0.2
+
+
 def test_a_variant_can_train_in_another_precision(faces16):
     config = resolve({**options(faces16), **compare_modulations.changes("adaconv-bf16")}, 16, 3, 0, 0)
     assert config.precision == "bf16"
