@@ -149,7 +149,7 @@ def test_mistakes(tmp_path):
     (real / "dataset.json").unlink()
     assert "the model has 3 classes, and metrics draw" in mistake("--data", real, "--network", classes)
     assert "only one image" in mistake("--data", one, "--fakes", real)
-    assert "of 1 fake image, at least 2 are" in mistake("--data", real, "--fakes", one)
+    assert "from 1 fake image; it needs at least 2" in mistake("--data", real, "--fakes", one)
     assert "absent" in mistake("--data", tmp_path / "absent", "--fakes", real)
     assert "absent" in mistake("--data", real, "--network", tmp_path / "absent")
 
@@ -233,7 +233,7 @@ def test_images_against_fewer_images(small, few_dimensions, command, inception, 
     assert code == 0 and json.loads(out)["images"]["fid2k_full"] == {"real": 30, "fake": 20}
     assert "there are only 20 fake images for fid2k_full (2000)" in err
     code, out, err = command("--metrics", "ppl2_wend", *arguments)
-    assert code == 2 and "name one with --network" in err
+    assert code == 2 and "give one with --network" in err
 
 
 def test_list(small, command):

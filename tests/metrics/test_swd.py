@@ -415,7 +415,7 @@ def test_evaluator_refuses_what_cannot_be_compared(few_directions):
         Evaluator(["swd"], Counted(blobs(1)))
     with pytest.raises(UserError, match="no metric is called 'fid'"):
         Evaluator(["swd", "fid"], Counted(blobs(4)))
-    with pytest.raises(UserError, match="of 1 fake image, at least 2 are needed"):
+    with pytest.raises(UserError, match="from 1 fake image; it needs at least 2"):
         Evaluator(["swd"], Counted(blobs(4)), fakes=1)
     assert Evaluator([], Counted(blobs(4))).evaluate(tensor_source(blobs(0))) == {}
 
