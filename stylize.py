@@ -380,7 +380,8 @@ def load(options: Options, snapshot: Path) -> tuple[Stylizer, list[CombinedStyle
 def stylize(worker: Worker, tasks: Sequence[Task], plan: Plan) -> None:
     """Does the tasks and reports the results. In a folder, a content that fails does not stop the others."""
     if plan.sequence:
-        worker.do_sequence(tasks)
+        if tasks:
+            worker.do_sequence(tasks)
         return report(tasks, plan.folder)
     failed = worker.do_all(tasks, keep_going=plan.folder is not None)
     for reason in dict.fromkeys(failed.values()):

@@ -35,6 +35,10 @@ class Codes:
     def __getitem__(self, part: slice) -> Codes:
         return Codes(self.ws[part], self.noise and [maps[part] for maps in self.noise], self.about)
 
+    def to(self, device: torch.device) -> Codes:
+        """The same codes on a device."""
+        return Codes(self.ws.to(device), self.noise and [maps.to(device) for maps in self.noise], self.about)
+
     @property
     def targets(self) -> list[str] | None:
         """The names of the images that they were found for, as the file says; None if it does not, or not for each."""
@@ -109,7 +113,7 @@ def load_codes(path: str | os.PathLike, G: Generator) -> Codes:
             f"{path} cannot be read as latents ({one_line(error)}); name an .npz file that projector.py wrote"
         ) from None
     ws = w[:, None].expand(-1, num_ws, -1) if w.ndim == 2 else w
-    return Codes(ws.to(device), noise and [maps.to(device) for maps in noise], about)
+    return Codes(ws, noise, about).to(device)
 
 
 def _read_noise(file: Arrays, G: Generator, count: int) -> list[Tensor]:

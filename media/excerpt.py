@@ -11,6 +11,7 @@ from typing import Any
 from media.video import VideoReader
 from torch_utils.errors import UserError
 
+APART = 10  # seconds by which packets of one moment may lie apart in a file
 MICROSECONDS = 1_000_000  # in which the times of an excerpt are exact
 Timed = tuple[Any, int | None, int]  # a frame of PyAV, its time if it is known, and its duration, 0 if it is not
 WriteSound = Callable[[Any], None]  # called with packets of PyAV
@@ -60,11 +61,18 @@ def read_excerpt(reader: VideoReader, tracks: list[Any], excerpt: Excerpt, write
         yield from _decode(reader, tracks, going_on, write_sound)
         return
 
-    def write_part(packet: Any) -> None:
+    def time_of(packet: Any) -> Fraction | None:
         ticks = packet.dts if packet.pts is None else packet.pts
-        if ticks is None:  # the last packet, which is empty
+        return None if ticks is None else ticks * packet.time_base - reader.start - excerpt.begin
+
+    def is_late(packet: Any) -> bool:
+        time = time_of(packet)
+        return time is not None and excerpt.seconds is not None and time > excerpt.seconds + APART
+
+    def write_part(packet: Any) -> None:
+        time = time_of(packet)
+        if time is None:  # the last packet, which is empty
             return write_sound(packet)
-        time = ticks * packet.time_base - reader.start - excerpt.begin
         if excerpt.seconds is not None and time >= excerpt.seconds:
             going_on.discard(packet.stream.index)
         elif time >= 0 or not excerpt.begin:
@@ -72,11 +80,20 @@ def read_excerpt(reader: VideoReader, tracks: list[Any], excerpt: Excerpt, write
 
     if excerpt.begin:
         reader.seek(excerpt.begin)
-    yield from _cut(_decode(reader, tracks, going_on, write_part), reader, excerpt, going_on)
+    yield from _cut(_decode(reader, tracks, going_on, write_part, is_late), reader, excerpt, going_on)
 
 
-def _decode(reader: VideoReader, tracks: list[Any], going_on: set[int], write_sound: WriteSound) -> Iterator[Timed]:
-    """The frames with times from the beginning of the file, until no stream is in `going_on` any more."""
+def _decode(
+    reader: VideoReader,
+    tracks: list[Any],
+    going_on: set[int],
+    write_sound: WriteSound,
+    is_late: Callable[[Any], bool] = lambda packet: False,
+) -> Iterator[Timed]:
+    """The frames with times from the beginning of the file, until no stream is in `going_on` any more.
+
+    Once the video is not, a late packet is the end too: a track whose sound has ended has no packet that would tell.
+    """
     beginning = round(reader.start / reader.stream.time_base)
     for packet in reader.packets(*tracks):
         if packet.stream.index != reader.stream.index:
@@ -84,7 +101,7 @@ def _decode(reader: VideoReader, tracks: list[Any], going_on: set[int], write_so
         elif reader.stream.index in going_on:
             for frame in reader.decode(packet):
                 yield frame, None if frame.pts is None else frame.pts - beginning, frame.duration or 0
-        if not going_on:
+        if not going_on or (reader.stream.index not in going_on and is_late(packet)):
             return
 
 

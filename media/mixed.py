@@ -83,8 +83,9 @@ def are_alike(path: str | os.PathLike) -> bool:
         try:
             with files.open(name) as file:
                 image = open_image(file)
-                # For its orientation a PNG would be decoded; one that is turned is an error when it is read.
-                size = image.size if image.format == "PNG" else upright_size(image)
+                # A PNG whose orientation comes last would be decoded for it; if turned, it is an error when it is read.
+                is_known = image.format != "PNG" or "exif" in image.info
+                size = upright_size(image) if is_known else image.size
                 mode = stored_mode(image)
         except Unusable:
             continue  # an error when it is read

@@ -110,6 +110,7 @@ class Evaluator:
                 f"warning: the images of {self.reference.path} were resized by the program that made this file; values "
                 "compare with that program's only"
             )
+        self.fake_order: list[int] = []  # in which the fakes are taken, where it is by chance
         self._real: dict[Summary, Tensors] | None = None
 
     def _check_counts(self, metric: Metric) -> None:
@@ -215,7 +216,9 @@ class Evaluator:
             raise UserError("PPL is of a generator, not of images; name one with --network, or leave ppl2_wend out")
         real = self.summarize_real()
         wanted = {self._fake_summary(m) for m in self.metrics if m.kind != "ppl"}
-        fake = self._summarize(wanted, fakes, "fake images")
+        fake = {
+            s: self._as_in_the_files(s, found) for s, found in self._summarize(wanted, fakes, "fake images").items()
+        }
         distances = {m.name: self._path_distances(m, paths) for m in path_metrics if paths is not None}
         if distributed.rank():
             return {}
@@ -338,13 +341,20 @@ class Evaluator:
     def choose_fakes(self, available: int) -> list[int]:
         """The numbers of the images that the metrics take of `available` fakes, in the order in which they take them.
 
-        Each metric takes the first ones of this order, so that it is by chance where one of them does not take all.
+        Each metric takes the first ones of this order, so that it is by chance where one of them does not take all. The
+        others come out the same, but for SWD, which cuts its patches from other places then.
         """
         takes_all = all(counts["fake"] >= available for counts in self.counts.values())
-        order = (
-            list(range(available)) if takes_all else np.random.default_rng(self.seed).permutation(available).tolist()
-        )
-        return order[: self.count]
+        if takes_all:
+            return list(range(available))
+        self.fake_order = np.random.default_rng(self.seed).permutation(available).tolist()
+        return self.fake_order[: self.count]
+
+    def _as_in_the_files(self, s: Summary, found: Tensors) -> Tensors:
+        """Features of all fakes in the order of their files, on which subsets and splits depend."""
+        if s.kind != "features" or s.count != len(self.fake_order):
+            return found
+        return {"features": found["features"][torch.tensor(self.fake_order).argsort()]}
 
     def _choose(self, dataset: ImageSet, count: int) -> list[int]:
         """`choose` of the data set; of shards, where it is not all images, those of as few shards as hold so many.

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from media.loader import ignore_stop_signals, read_batches
+from media.mixed import MixedImages
 from torch_utils import distributed
 
 # Several images: a tensor [N, C, H, W], or a list of [C, H, W] where their sizes differ.
@@ -19,6 +20,7 @@ Images = Tensor | list[Tensor]
 # The images of a set by their numbers: those of each batch of numbers.
 Source = Callable[[Sequence[Sequence[int]]], Iterator[Images]]
 
+AT_ONCE = 4  # images of any sizes that a worker reads before it hands them over, as they may be whole photographs
 BATCHES_PER_TURN = 8  # batches between two meetings of the processes, so that a GPU need not wait after each
 
 
@@ -33,21 +35,34 @@ class ImageSet(Protocol):
 def dataset_source(dataset: ImageSet, chosen: Sequence[int], workers: int = 0) -> Source:
     """The images `chosen` of a data set, by their position in `chosen`."""
 
+    def split(batch: Sequence[int]) -> list[Sequence[int]]:
+        size = AT_ONCE if isinstance(dataset, MixedImages) else len(batch)
+        return [batch[start : start + size] for start in range(0, len(batch), size)]
+
     def read(batches: Sequence[Sequence[int]]) -> Iterator[Images]:
-        numbers = [[chosen[number] for number in batch] for batch in batches]
+        parts = [[chosen[number] for number in part] for batch in batches for part in split(batch)]
         # a generator of its own: otherwise the loader draws from the global random state that the training depends on
         loader = DataLoader(
             cast(Dataset, dataset),
-            batch_sampler=numbers,
+            batch_sampler=parts,
             num_workers=workers,
             generator=torch.Generator(),
             worker_init_fn=ignore_stop_signals,
             collate_fn=pack,
         )
-        for packed in read_batches(loader):
-            yield packed if isinstance(packed, Tensor) else unpack(*packed)
+        loaded = (packed if isinstance(packed, Tensor) else unpack(*packed) for packed in read_batches(loader))
+        for batch in batches:
+            yield join([next(loaded) for _ in split(batch)])
 
     return read
+
+
+def join(parts: list[Images]) -> Images:
+    """The images of all parts as one batch: a tensor, or a list where their sizes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    images = [image for part in parts for image in part]
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
 def pack(items: list[Any]) -> Tensor | tuple[Tensor, list[torch.Size]]:

@@ -24,6 +24,7 @@ from torch_utils.errors import UserError, one_line
 from torch_utils.files import missing_message, write_file
 
 SUFFIX = ".npz"
+MAX_DIMENSIONS = 4096  # of features: those of VGG-16
 SYMMETRY = 1e-4  # by how much of its largest number a covariance may differ from its transpose, as in float32
 
 
@@ -111,7 +112,7 @@ def write_reference(
 
 def _numbers(arrays: Arrays, name: str, shape: tuple[None, ...]) -> Tensor:
     """An array of finite numbers in float64. Raises ValueError."""
-    array = arrays.array(name, shape)
+    array = arrays.array(name, shape, most=8 * MAX_DIMENSIONS ** len(shape))
     if array.dtype.kind != "f" or not array.size or not np.isfinite(array).all():
         raise ValueError(f"{name} does not hold finite numbers")
-    return torch.from_numpy(array.astype(np.float64))
+    return torch.from_numpy(array.astype(np.float64, copy=False))

@@ -37,14 +37,13 @@ def download_model(repository: str, **hub: Any) -> Path:
     """
     try:
         import huggingface_hub
-        from huggingface_hub.errors import EntryNotFoundError
     except ImportError:
         raise UserError(f"{repository} does not exist here; to load it from the Hub, {INSTALL}") from None
     verbosity = huggingface_hub.logging.get_verbosity()
     huggingface_hub.logging.set_verbosity_error()  # not a warning for each attempt to connect
     try:
         return Path(huggingface_hub.hf_hub_download(repo_id=repository, filename=WEIGHTS, **hub))
-    except (OSError, ValueError, EntryNotFoundError) as error:
+    except Exception as error:  # also errors of the library that its version transfers with, as of a proxy
         reason = one_line(error, 400)
         raise UserError(f"{repository} does not exist here, and the Hub has no {WEIGHTS} of it: {reason}") from None
     finally:

@@ -16,9 +16,11 @@ from media.images import to_uint8
 from networks.stylizer import Stylizer
 from styling.mask import mask_of, read_mask
 from styling.styles import CombinedStyle, Style, is_saved, read_style, style_of_image
+from torch_utils.errors import note
 
 Picture = str | os.PathLike | Image.Image | Tensor
 StyleInput = Picture | CombinedStyle
+OVERSHOOT = 10.0  # generated images go somewhat beyond −1..1; floats in 0..255 go further
 PIXELS = "uint8 [3, H, W], or float [3, H, W] or [1, 3, H, W] in -1..1"
 
 
@@ -54,7 +56,17 @@ def pixels_of_tensor(image: Tensor, name: str) -> Tensor:
     if one.ndim != 3 or one.shape[0] != 3 or not (one.dtype == torch.uint8 or one.is_floating_point()):
         raise ValueError(f"{name}: expected {PIXELS}; got {str(image.dtype)[6:]} {list(image.shape)}")
     one = one.detach().cpu()
-    return one if one.dtype == torch.uint8 else to_uint8(one.float())
+    if one.dtype == torch.uint8:
+        return one
+    least, most = (float(value) for value in one.float().aminmax())
+    if not -OVERSHOOT <= least <= most <= OVERSHOOT:  # also where one is NaN
+        raise ValueError(f"{name}: expected {PIXELS}; got floats from {least:.4g} to {most:.4g}")
+    if least >= 0 and most <= 1:
+        note(
+            f"warning: {name} has floats from {least:.2f} to {most:.2f}, where -1 is black and 1 is white; if they are "
+            "in 0..1, give 2 * image - 1"
+        )
+    return to_uint8(one.float())
 
 
 def mask_in(mask: Picture, size: tuple[int, int] | None = None) -> Tensor:
@@ -67,7 +79,12 @@ def mask_in(mask: Picture, size: tuple[int, int] | None = None) -> Tensor:
     if not isinstance(mask, Tensor) or mask.shape[-3:-2] == (3,):
         mask = mask_of(pixels_of(mask, "mask", 1, BLACK))
     expected = [1, *(mask.shape[1:] if size is None else size)]
-    if list(mask.shape) != expected or not mask.is_floating_point() or not 0 <= mask.min() <= mask.max() <= 1:
+    if (
+        mask.ndim != 3
+        or list(mask.shape) != expected
+        or not mask.is_floating_point()
+        or not 0 <= mask.min() <= mask.max() <= 1
+    ):
         raise ValueError(f"mask: expected float {expected} in 0..1, got {str(mask.dtype)[6:]} {list(mask.shape)}")
     return mask.detach().cpu().float()
 

@@ -284,6 +284,14 @@ def test_to_the_hub_and_back(run, tmp_path, monkeypatch):
     assert fake.asked == [("someone/faces", "model.safetensors", "v1")]
     with pytest.raises(UserError, match=r"the Hub has no model\.safetensors of it: cannot be found"):
         adaconv.Generator.from_pretrained("someone/else")
+
+    def refused_by_a_proxy(**options):
+        raise type("ProxyError", (Exception,), {})("403 Forbidden")  # of the library that transfers the file
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hub, "hf_hub_download", refused_by_a_proxy)
+        with pytest.raises(UserError, match=r"the Hub has no model\.safetensors of it: 403 Forbidden"):
+            adaconv.Generator.from_pretrained("someone/faces")
     (tmp_path / "someone" / "faces" / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="cannot be read as a generator"):
         adaconv.Generator.from_pretrained("someone/faces")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
 
 class CommandError(Exception):
@@ -70,8 +71,12 @@ def command_line(*words: object) -> str:
 
 
 def note(line: str) -> None:
-    """Prints a line for the user on stderr; names in it may come from files."""
-    print(printable(line), file=sys.stderr, flush=True)
+    """Prints a line for the user on stderr; names in it may come from files.
+
+    Where nobody reads them any more, as after ^C with `| tee`, the work that it is about goes on.
+    """
+    with suppress(OSError):
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def print_notes(notes: Iterable[str]) -> None:

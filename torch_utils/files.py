@@ -95,7 +95,7 @@ def check_own_file(path: Path) -> None:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
             raise UserError(
-                f"{path} is a link or a pipe instead of a file, and would be written to; put a copy of the file there"
+                f"{path} is a link, a pipe or a folder, and would be written to; put a copy of the file there"
             )
 
 

@@ -261,7 +261,7 @@ def check_run(run: Path) -> None:
     The run's folder itself may be a link.
     """
     check_own_folder(run / "state")
-    for name in (STATS, METRICS):
+    for name in (STATS, METRICS, RUN_MARKER):
         check_own_file(run / name)
 
 

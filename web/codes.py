@@ -59,7 +59,8 @@ def find_codes(model: Model, source: str, seed: float | None, inverted: list[Inv
         )
     if model.trunc_class:
         raise UserError(f"{source} is of no class; turn off the truncation towards the mean of the class")
-    return Codes(model.G.truncated(found.codes.ws, model.psi), found.codes.noise)
+    codes = found.codes.to(model.G.w_avg.device)
+    return Codes(model.G.truncated(codes.ws, model.psi), codes.noise)
 
 
 def keep(inverted: list[Inverted], new: Inverted) -> list[Inverted]:

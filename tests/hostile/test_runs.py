@@ -20,6 +20,7 @@ import train_encoder
 import train_stylizer
 from tests.hostile.attacks import refusal, refused, untouched
 from tests.scripts import done, script_here
+from torch_utils.files import RUN_MARKER
 from torch_utils.schema import Within
 from training.augment import AUGPIPES
 from training.cli import SCRIPTS
@@ -92,6 +93,19 @@ def test_records_that_are_no_objects(run, file, text):
 def test_what_config_says(run, about):
     change(run / "config.json", about=about)
     assert "evil" not in refused("train.py", "--resume", run, *LONGER).replace("../../evil.py", "", 1) or about is None
+
+
+@pytest.mark.parametrize("kind", ["a link", "a folder"])
+def test_the_marker_of_a_run(run, tmp_path, kind):
+    """It is written to where it is missing, and locked."""
+    marker = run / RUN_MARKER
+    marker.unlink()
+    if kind == "a link":
+        marker.symlink_to(tmp_path / "elsewhere")
+    else:
+        marker.mkdir()
+    assert f"{RUN_MARKER} is a link, a pipe or a folder" in refused("train.py", "--resume", run, *LONGER)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_run_of_another_script(run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 
+import av
 import pytest
 import torch
 
@@ -97,6 +98,31 @@ def test_its_progress_and_its_end(tmp_path):
         transcode(source, tmp_path / "b.mp4", lambda x: x, progress=progress, excerpt=Excerpt(24, 0.4))
     assert calls == [(i + 1, 10) for i in range(10)]
     assert decoded < 400  # of a key frame each 250, at the most, and what the decoder looks ahead
+
+
+def test_sound_that_ended_before_is_not_waited_for(tmp_path):
+    """A commentary of two seconds has no packet that would tell that the excerpt is over."""
+    long = make(tmp_path / "long.mp4", [grey(i // 50) for i in range(1000)])
+    short = make(tmp_path / "short.mp4", [grey(0)] * 50, sound=["aac"])
+    with av.open(str(long)) as film, av.open(str(short)) as other, av.open(str(tmp_path / "a.mp4"), "w") as both:
+        streams = (other.streams.audio[0], film.streams.video[0])
+        tracks = [both.add_stream_from_template(stream) for stream in streams]
+        for file, stream, track in zip((other, film), streams, tracks, strict=True):
+            for packet in file.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = track
+                    both.mux(packet)
+    seen, packets = [], VideoReader.packets
+
+    def count(self, *tracks):
+        for packet in packets(self, *tracks):
+            seen.append(packet)
+            yield packet
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoReader, "packets", count)
+        done = transcode(tmp_path / "a.mp4", tmp_path / "b.mp4", lambda x: x, excerpt=Excerpt(4, 1))
+    assert done.frames == 25 and len(seen) < 25 * (4 + 1 + 10 + 2) + 100
 
 
 def test_what_is_no_excerpt(tmp_path):

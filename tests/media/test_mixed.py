@@ -92,11 +92,12 @@ def test_one_size_that_no_model_has_is_mixed(tmp_path):
 
 
 @pytest.mark.parametrize("turn", [1, 6])
-def test_photographs_that_are_turned_are_of_another_size(tmp_path, turn):
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_photographs_that_are_turned_are_of_another_size(tmp_path, turn, suffix):
     exif = Image.Exif()
     exif[0x0112] = turn
-    picture(48, 32).save(tmp_path / "0.jpg")
-    picture(48, 32).save(tmp_path / "1.jpg", exif=exif)
+    picture(48, 32).save(tmp_path / f"0{suffix}")
+    picture(48, 32).save(tmp_path / f"1{suffix}", exif=exif)
     images = open_images(tmp_path)
     assert type(images) is (ImageDataset if turn == 1 else MixedImages)
     assert images[1][0].shape == ((3, 32, 48) if turn == 1 else (3, 48, 32))

@@ -17,7 +17,7 @@ from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
 from media.dataset import ImageDataset
 from metrics import PPL_EPSILON, Evaluator, NotFinite
 from metrics.detectors import INCEPTION, PUBLISHED, given_weights
-from metrics.features import tensor_source
+from metrics.features import dataset_source, tensor_source
 from models.sampling import Fakes
 from networks.generator import Generator, GeneratorConfig
 from tests.metrics import weights as random_weights
@@ -252,6 +252,17 @@ def test_fewer_images_than_dimensions_are_warned_of(small, inception):
     notes = Evaluator(["fid3k_full"], Images(100), weights=[inception]).notes
     assert any("fid3k_full has 100 real images for 2048 dimensions" in note for note in notes)
     assert any("not the published ones" in note for note in notes)
+
+
+def test_features_of_all_fakes_keep_their_order_beside_a_metric_of_fewer(small, inception, faces16):
+    """On which the subsets of KID and the splits of IS depend."""
+    images = ImageDataset(faces16)
+
+    def value(names: str) -> float:
+        evaluator = Evaluator(names.split(","), images, fakes=30, weights=[inception])
+        return evaluator.evaluate(dataset_source(images, evaluator.choose_fakes(30)))["is30_std"]
+
+    assert value("is30,is10") == pytest.approx(value("is30"), rel=1e-3)
 
 
 def test_a_note_says_that_there_are_fewer_images(small, inception):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 from media.dataset import ImageDataset
+from media.mixed import MixedImages
+from metrics import features
 from metrics.evaluator import choose
 from metrics.features import Features, dataset_source, describe_images, tensor_source
 from torch_utils import distributed
@@ -65,6 +68,20 @@ def test_the_choice_of_images():
     assert choose(10, 10, seed=1) == choose(10, 20, seed=2) == list(range(10))
     some = choose(100, 20, seed=1)
     assert len(set(some)) == 20 and choose(100, 5, seed=1) == some[:5] and choose(100, 20, seed=2) != some
+
+
+def test_images_of_any_sizes_are_handed_over_in_small_numbers(tmp_path, monkeypatch):
+    """They may be whole photographs, of which a batch would fill the memory of each worker several times."""
+    for number in range(21):
+        Image.new("RGB", (20 + number // 5, 20), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+    handed, pack = [], features.pack
+    monkeypatch.setattr(features, "pack", lambda items: handed.append(len(items)) or pack(items))
+    source = dataset_source(MixedImages(tmp_path), [*range(20, -1, -1)])
+    batches = list(source([range(0, 16), range(16, 21)]))
+    assert [int(image[0, 0, 0]) for batch in batches for image in batch] == [*range(20, -1, -1)]
+    assert [len(batch) for batch in batches] == [16, 5] and max(handed) <= features.AT_ONCE
+    assert isinstance(batches[0], list) and batches[0][0].shape == (3, 20, 24)
+    assert isinstance(batches[1], torch.Tensor)  # the five of one size
 
 
 def test_images_of_a_data_set_in_the_order_asked_for(faces16):

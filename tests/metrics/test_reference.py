@@ -188,6 +188,7 @@ def test_damaged_and_harmful_files(tmp_path, moments):
         "askew": ({"mu": mean, "sigma": askew}, "sigma is not symmetric"),
         "nan": ({"mu": mean * np.nan, "sigma": covariance}, "mu does not hold finite numbers"),
         "whole": ({"mu": mean.astype(int), "sigma": covariance}, "mu does not hold finite numbers"),
+        "huge": ({"mu": mean, "sigma": np.zeros((4097, 4096), dtype=np.float64)}, "too many of them"),
         "empty": ({"mu": mean[:0], "sigma": covariance[:0, :0]}, "mu does not hold finite numbers"),
     }
     for name, (arrays, words) in cases.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -111,6 +113,9 @@ def test_what_the_library_refuses(place, model, tmp_path):
         (lambda: model.stylize(photo, [a, a], mask=torch.ones(1, 4, 4)), "mask: expected float [1, 48, 64] in 0..1"),
         (lambda: model.stylize(photo, [a, a], mask=torch.full([1, 48, 64], 2.0)), "mask: expected float"),
         (lambda: model.stylize(torch.zeros(2, 3, 48, 64), a), "content: expected uint8 [3, H, W], or float"),
+        (lambda: model.stylize(255 * torch.rand(3, 48, 64), a), "in -1..1; got floats from "),
+        (lambda: model.stylize(photo, torch.full([3, 48, 64], math.nan)), "style: expected uint8 [3, H, W], or float"),
+        (lambda: model.stylize_video("x.mp4", "y.mp4", [a, a], mask=torch.ones(1, 1, 4, 4)), "mask: expected float"),
         (lambda: model.stylize(torch.zeros(3, 48, 64, dtype=torch.int32), a), "got int32 [3, 48, 64]"),
         (lambda: model.stylize(Image.new("RGB", (8, 8)), a), "content: expected at least 16x16 pixels, got 8x8"),
         (lambda: model.stylize(Image.new("I", (32, 32)), a), "content: the image holds numbers of 32 bits"),
@@ -142,3 +147,12 @@ def test_what_the_library_refuses(place, model, tmp_path):
         model.stylize(photo, a, max_side=20)
     with pytest.raises(UserError, match="not a readable video"):
         model.stylize_video(photo, tmp_path / "y.gif", a)
+
+
+def test_floats_that_may_be_of_another_range_are_noted(place, model, capsys):
+    """Those in 0..1, as other libraries have them, would become a pale image in silence."""
+    image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
+    model.stylize(2 * image - 1, place / "a.png")
+    assert capsys.readouterr().err == ""
+    model.stylize(image, place / "a.png")
+    assert "warning: content has floats from 0.00 to 1.00, where -1 is black" in capsys.readouterr().err

@@ -95,6 +95,8 @@ def test_a_part_of_a_film_is_not_gone_on_with(start, place, shots, tmp_path):
     done(*command)
     whole = read(tmp_path / "y", NAMES)
     assert done(*command) == f"nothing new (--overwrite replaces what is there) in {tmp_path / 'y'}\n"
+    kernels = tmp_path / "a.safetensors"
+    assert "nothing new" in done(*command, "--save-style", kernels) and kernels.exists()
     (tmp_path / "y" / "f10.png").unlink()
     line = mistake(*command)
     assert "holds 3 of 4 frames already" in line and "again with --overwrite" in line

@@ -26,6 +26,15 @@ def test_an_inverted_image_is_truncated_towards_the_mean_of_all(model):
     torch.testing.assert_close(found.ws, model.G.w_avg.lerp(ws, 0.5))
 
 
+def test_it_is_where_the_model_is(model):
+    """Inversion keeps its result in main memory."""
+    shapes = [layer.noise_const.shape for layer in model.G.synthesis.layers()]
+    inverted = Codes(torch.zeros(1, model.G.config.num_ws, 8), [torch.zeros(1, 1, *shape) for shape in shapes])
+    model.G.to("meta")
+    found = find_codes(model, "a.png", None, [Inverted("a.png", model.path, inverted)])
+    assert {found.ws.device.type, *(maps.device.type for maps in found.noise)} == {"meta"}
+
+
 def test_it_has_no_class_whose_mean_it_could_be_truncated_towards(model):
     inverted = [Inverted("a.png", model.path, Codes(torch.zeros(1, model.G.config.num_ws, 8)))]
     model.trunc_class = True

@@ -384,10 +384,12 @@ def _self_check(device: str) -> dict[str, str]:
         return {}
     except selfcheck.Interrupted as error:
         note(f"note: the {device} ops are used without having been checked: {error}")
-        return {}
+        found = error.faults
+    record = selfcheck.record_path(device, folder)
+    all_of_it = f"; all of it: {record}" if record.exists() else ""  # there is none of an interrupted check
     for op, fault in found.items():
         reason = (
-            f"its {device} kernels are wrong here: {fault[:200]}; all of it: {selfcheck.record_path(device, folder)}; "
+            f"its {device} kernels are wrong here: {fault[:200]}{all_of_it}; "
             "to check again: python -m torch_utils.ops --check"
         )
         if mode() == "native":

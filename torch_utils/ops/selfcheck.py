@@ -29,7 +29,11 @@ SECONDS = 300  # after which a check is taken to hang; it needs a few
 
 
 class Interrupted(Exception):
-    """A check that was stopped, or found no memory beside other processes."""
+    """A check that was stopped, or found no memory beside other processes; `faults` are what it had found before."""
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.faults: dict[str, str] = {}
 
 
 def record_path(device: str, folder: Path) -> Path:
@@ -92,6 +96,9 @@ def _find(device: str, libraries: Sequence[Path]) -> dict[str, str]:
                 if fault := answer.removeprefix(f"{op}: "):
                     found.setdefault(op, fault)
                 remaining.remove(op)
+            if isinstance(end, Interrupted):
+                end.faults = found
+                raise end
             if remaining:
                 found.setdefault(remaining.pop(0), end)
             remaining = [op for op in remaining if op.removesuffix(IN_CHANNELS_LAST) not in found]
@@ -107,8 +114,8 @@ def _one_of_each_kind(device: str) -> list[str]:
     return sorted(kinds.values())
 
 
-def _run(device: str, ops: Sequence[str], libraries: Sequence[Path]) -> tuple[list[str], str]:
-    """The lines that a checking process printed, and how it ended, in words. Raises Interrupted."""
+def _run(device: str, ops: Sequence[str], libraries: Sequence[Path]) -> tuple[list[str], str | Interrupted]:
+    """The lines that a checking process printed, and how it ended: in words, or by an interruption."""
     command = [sys.executable, "-m", "torch_utils.ops.check", device, ",".join(ops), *map(str, libraries)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
@@ -119,10 +126,11 @@ def _run(device: str, ops: Sequence[str], libraries: Sequence[Path]) -> tuple[li
         output = error.stdout or b""
         text = output.decode(errors="replace") if isinstance(output, bytes) else output
         return text.splitlines(), f"it did not end within {SECONDS} seconds"
+    lines = run.stdout.splitlines()
     if run.returncode == OUT_OF_MEMORY:
-        raise Interrupted("there was not enough memory to check them; the next command tries again")
+        return lines, Interrupted("there was not enough memory to check them; the next command tries again")
     if -run.returncode in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        raise Interrupted("the check was interrupted; the next command checks again")
+        return lines, Interrupted("the check was interrupted; the next command checks again")
     last = (run.stderr.strip().splitlines() or ["no message"])[-1]
     how = f"signal {-run.returncode}" if run.returncode < 0 else f"exit code {run.returncode}"
-    return run.stdout.splitlines(), f"the process that checked it ended with {how}: {last[:200]}"
+    return lines, f"the process that checked it ended with {how}: {last[:200]}"

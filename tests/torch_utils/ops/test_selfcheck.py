@@ -17,7 +17,7 @@ from torch_utils.ops import adaconv, bias_act, check, moments, native, upfirdn2d
 from torch_utils.ops.adaconv import adaconv_reference
 from torch_utils.ops.bias_act import bias_act_reference
 from torch_utils.ops.moments import moments_reference
-from torch_utils.ops.names import OUT_OF_MEMORY
+from torch_utils.ops.names import OPS, OUT_OF_MEMORY
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
 pytest.importorskip("fcntl", reason="kernels are built on Linux and macOS only")
@@ -164,6 +164,23 @@ def test_a_check_that_is_interrupted_says_nothing_about_the_kernels(code, kernel
     monkeypatch.setattr(selfcheck, "record_path", lambda *args: tmp_path / "none.json")
     assert native.available("cpu", "adaconv")
     assert "note: the cpu ops are used without having been checked: " in capsys.readouterr().err
+
+
+def test_what_an_interrupted_check_had_found_counts(kernels, tmp_path, monkeypatch, capsys):
+    """In this command; the next one checks all of them again."""
+    ended = subprocess.CompletedProcess([], OUT_OF_MEMORY, f"{next(iter(OPS['cpu']))}: at [0] 0, not 1\n", "")
+    of_check = SimpleNamespace(run=lambda *args, **kwargs: ended, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(selfcheck, "subprocess", of_check)
+    monkeypatch.delenv("ADACONV_OPS", raising=False)
+    monkeypatch.setattr(native, "_loaded", {})
+    monkeypatch.setattr(native, "_faulty", {})
+    monkeypatch.setattr(selfcheck, "record_path", lambda *args: tmp_path / "none.json")
+    op = next(iter(OPS["cpu"]))
+    assert not native.available("cpu", op)
+    assert all(native.available("cpu", other) for other in OPS["cpu"] if not other.startswith(op))
+    err = capsys.readouterr().err
+    assert f"{op} is left to the slower reference: its cpu kernels are wrong here: at [0] 0, not 1; to check" in err
+    assert not (tmp_path / "none.json").exists()
 
 
 def test_a_check_without_memory_is_no_difference(kernels, monkeypatch):
