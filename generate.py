@@ -140,7 +140,7 @@ def images_command(
 @latents_cli.seeds_option("--cols", help="Seeds of the columns, from which the change is taken.")
 @codes_option("--cols-w", use="of columns, before those of --cols")
 @latents_cli.model_options
-@latents_cli.layers_option()
+@latents_cli.layers_option(default="the coarser half; with --part, all")
 @latents_cli.part_option()
 @cli.outdir_option()
 @latents_cli.scale_option(sheets.MIN_SIDE)
@@ -159,7 +159,8 @@ def mix_command(
         check_options(f"{name}-w", files, [*(rows or []), *(cols or [])], options)
     rows, cols = rows or [], cols or []
     model = open_model(options)
-    chosen = check_layers(model.G.config, layers, part)
+    coarser = range(model.G.config.num_ws // 2) if part == "all" else None  # of all layers, a mix is its column's image
+    chosen = check_layers(model.G.config, layers or coarser, part)
     left, top = read_codes(rows_w, model), read_codes(cols_w, model)
     height, width = len(left.names) + len(rows), len(top.names) + len(cols)  # of the sheet, in images
     scale = check_sheet(model, width + 1, height + 1, scale)

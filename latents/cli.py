@@ -175,9 +175,9 @@ def seeds_option(*names: str, **settings: Any) -> Callable:
     return cli.option("Images", *names, type=cli.NumberRanges(), **settings)
 
 
-def layers_option(*names: str, use: str = "change") -> Callable:
-    """An option that takes layers, --layers by default."""
-    help_text = f"Layers to {use}, such as 0-3,5, where 0 is the coarsest.  [default: all]"
+def layers_option(*names: str, use: str = "change", default: str = "all") -> Callable:
+    """An option that takes layers, --layers by default; `default` is what its help says about leaving it out."""
+    help_text = f"Layers to {use}, such as 0-3,5, where 0 is the coarsest.  [default: {default}]"
     return cli.option("Layers", *(names or ("--layers",)), "layers", type=cli.NumberRanges(), help=help_text)
 
 

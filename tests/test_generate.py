@@ -58,6 +58,18 @@ def holds(sheet: np.ndarray, image: np.ndarray, scale: int = 4) -> bool:
     return False
 
 
+def test_a_mix_takes_the_coarser_half_of_the_layers(network, tmp_path):
+    """Of all layers it would be the column's image, and of --part all of them differ."""
+    base = ["mix", "--rows", 2, "--cols", 4, "--network", network, "--outdir"]
+    half, named = run(*base, tmp_path / "a"), run(*base, tmp_path / "b", "--layers", "0-2")
+    assert np.array_equal(pixels(*half), pixels(*named))
+    for layers in ("0-1", "0-3"):
+        assert not np.array_equal(pixels(*half), pixels(*run(*base, tmp_path / layers, "--layers", layers)))
+    part = ["--part", "channels"]
+    whole, named = run(*base, tmp_path / "c", *part), run(*base, tmp_path / "d", *part, "--layers", "0-4")
+    assert np.array_equal(pixels(*whole), pixels(*named))
+
+
 def test_a_seed_has_one_image_in_every_command(network, tmp_path):
     base = ["--network", network, "--trunc", "0.5,0.9", "--outdir", tmp_path]
     run("--seeds", "2-4", *base)
@@ -106,10 +118,10 @@ def test_a_video_has_the_stated_frames_size_and_rate(network, tmp_path, name):
 def test_mixing_everything_is_the_column_and_a_part_is_not(network, tmp_path):
     run("--seeds", "1,5", "--network", network, "--outdir", tmp_path)
     (row, column) = (pixels(tmp_path / f"seed000{seed}.png") for seed in (1, 5))
-    sheets = {}
+    sheets, base = {}, ["--network", network, "--outdir", tmp_path]
     for part in ("all", "structure"):
         columns = "5,5,5,5,5,5,5"  # wider than the words above, so that the last mix is in the corner
-        (path,) = run("mix", "--rows", 1, "--cols", columns, "--part", part, "--network", network, "--outdir", tmp_path)
+        (path,) = run("mix", "--rows", 1, "--cols", columns, "--part", part, "--layers", "0-5", *base)
         sheets[part] = pixels(path)[-68:-4, -68:-4][::4, ::4]
     assert np.abs(sheets["all"] - column).max() <= 1
     assert min(np.abs(sheets["structure"] - other).max() for other in (row, column)) > 5

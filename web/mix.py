@@ -99,7 +99,8 @@ def mix(
     for option, seed, source in zip(("--rows", "--cols"), of_seeds, (source_a, source_b), strict=True):
         words += [option, seed] if seed is not None else [f"{option}-w", codes_file(source)]
     words += truncation_options(trunc, classes if any(of_seeds) else "", model.trunc_class)
-    words += layers_option(layers) + ["--part", part] * (part != "all")
+    every = f"0-{model.G.config.num_ws - 1}" if part == "all" else ""  # generate.py's default is the coarser half
+    words += layers_option(layers.strip() or every) + ["--part", part] * (part != "all")
     line = command_line("python", "generate.py", "mix", *words, "--scale", scale)
     files = [codes_file(source) for source in dict.fromkeys((source_a, source_b)) if source != SEED]
     return str(path), str(strip), command_with(line, inverted=files)
