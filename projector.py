@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -177,8 +178,6 @@ def main(request: Request, config: ProjectionConfig) -> None:
     note(f"network: {path} ({info['kimg']:g} kimg){found_text(request.network, path)}")
     note(f"images are compared by {compared}{'' if isinstance(features, VGGFeatures) else vgg_hint()}")
 
-    found = search(G, targets, features, config, label, request, video)
-    ratios = psnr(to_float(found.images), to_float(targets.images)).tolist()
     about = {
         "network": str(path),
         "fingerprint": identity,
@@ -187,10 +186,9 @@ def main(request: Request, config: ProjectionConfig) -> None:
         "compared_by": compared,
         "projection": asdict(config),
     }
-    for i, (file, name) in enumerate(zip(codes, targets.names, strict=True)):
-        own = {**about, "targets": [name], "distance": [float(found.distance[i])], "psnr": [ratios[i]]}
-        save_codes(file, Codes(found.ws, found.noise, own)[i : i + 1])
-    save_sheet(targets, found.images, sheet)
+    batches = search(G, targets, features, config, label, request, video)
+    ratios, images = save_each(batches, targets, codes, about)
+    save_sheet(targets, images, sheet)
     for name, decibel in zip(targets.names, ratios, strict=True):
         show(f"{decibel:5.1f} dB  {name}")
     for out in outs:
@@ -224,15 +222,40 @@ def search(
     label: Tensor | None,
     request: Request,
     video: Path | None,
-) -> Projection:
-    """Projects all targets, batch by batch. The result is on the CPU, with uint8 images."""
-    found, total, device = [], len(targets.images), G.w_avg.device
+) -> Iterator[Projection]:
+    """Projects the targets, batch by batch. The results are on the CPU, with uint8 images."""
+    total, device = len(targets.images), G.w_avg.device
     with VideoWriter(video, FPS) if video else nullcontext() as writer:
         for start in range(0, total, request.batch):
             some = to_float(targets.images[start : start + request.batch].to(device))
             with progress_bar(start, total, some, config, writer, request.batch) as progress:
-                found.append(to_cpu(project(G, some, features, config, label, progress)))
-    return join(found)
+                found = to_cpu(project(G, some, features, config, label, progress))
+            yield found
+
+
+def save_each(
+    batches: Iterator[Projection], targets: Targets, files: Sequence[Path], about: dict[str, Any]
+) -> tuple[list[float], Tensor]:
+    """Writes the latents of each batch as soon as they are found; returns the PSNR of each image in dB, and the images.
+
+    Says how many are written when it is stopped.
+    """
+    ratios: list[float] = []
+    images = []
+    try:
+        for found in batches:
+            first = len(ratios)
+            some = targets.images[first : first + len(found.images)]
+            ratios += psnr(to_float(found.images), to_float(some)).tolist()
+            images.append(found.images)
+            for i, file in enumerate(files[first : len(ratios)]):
+                own = {"targets": [targets.names[first + i]], "distance": [float(found.distance[i])]}
+                own["psnr"] = [ratios[first + i]]
+                save_codes(file, Codes(found.ws, found.noise, {**about, **own})[i : i + 1])
+    except KeyboardInterrupt:
+        note(f"the latents of {len(ratios):,} of {plural(len(files), 'image')} are in {files[0].parent}")
+        raise
+    return ratios, torch.cat(images)
 
 
 @contextmanager
@@ -259,17 +282,6 @@ def to_cpu(found: Projection) -> Projection:
     """The projection on the CPU, as the noise of many images would fill a GPU, with uint8 images."""
     noise = found.noise and [maps.cpu() for maps in found.noise]
     return Projection(found.ws.cpu(), noise, to_uint8(found.images).cpu(), found.distance.cpu())
-
-
-def join(found: list[Projection]) -> Projection:
-    """The projections of all batches as one."""
-    maps = [part.noise for part in found if part.noise is not None]
-    return Projection(
-        torch.cat([part.ws for part in found]),
-        [torch.cat(layer) for layer in zip(*maps, strict=True)] if maps else None,
-        torch.cat([part.images for part in found]),
-        torch.cat([part.distance for part in found]),
-    )
 
 
 # --- the sheet and the video ----------------------------------------------------------------------------------------

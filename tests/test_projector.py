@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from unittest import mock
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,29 @@ def test_there_and_back(place, tmp_path):
     assert frames[0].shape == (3, 256, 2 * 512)
     last = frames[59].permute(1, 2, 0).reshape(16, 16, 64, 16, 3).float().mean(dim=(1, 3))
     assert (last[:, 16:32] - torch.from_numpy(found[0])).abs().mean() < 6
+
+
+def test_what_is_found_is_kept_when_the_search_is_stopped(place, tmp_path, monkeypatch, capsys):
+    """Hundreds of photographs take hours. The latents are those of a search that goes on to its end."""
+    own = ["--network", place / "model.safetensors", "--target", place / "images", "--candidates", 8, "--batch", 2]
+    done("projector.py", *own, "--steps", 3, "--outdir", tmp_path / "whole")
+    project, calls = projector.project, []
+
+    def stopped(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return project(*arguments)
+
+    monkeypatch.setattr(projector, "project", stopped)
+    with pytest.raises(click.Abort):
+        projector.main([*map(str, own), "--steps", "3", "--outdir", str(tmp_path / "part")], standalone_mode=False)
+    assert f"the latents of 2 of 3 images are in {tmp_path / 'part'}" in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "part").iterdir()} == {f"projected-seed010{i}.npz" for i in range(2)}
+    G = load_generator(place / "model.safetensors")[0]
+    for i in range(2):
+        whole, part = (load_codes(tmp_path / run / f"projected-seed010{i}.npz", G) for run in ("whole", "part"))
+        assert torch.equal(whole.ws, part.ws) and whole.about == part.about
 
 
 def test_a_sheet_of_codes_and_the_wrong_model(place, tmp_path):
