@@ -379,7 +379,10 @@ def test_bad_runs(runs, tmp_path):
     (run,) = runs.iterdir()
     (snapshot,) = run.glob("snapshot-000000.04*")
     assert "is a snapshot" in mistake("train.py", "--resume", snapshot)
-    assert "--desc names a new run" in mistake("train.py", "--outdir", runs, "--resume", "--desc", "more")
+    assert "--desc is for new runs" in mistake("train.py", "--outdir", runs, "--resume", "--desc", "more")
+    elsewhere = ["--resume", run, "--outdir", runs.parent / "elsewhere", "--dry-run"]
+    assert "--outdir is for new runs; leave it out with --resume" in mistake("train.py", *elsewhere)
+    done(script("train.py", "--resume", run, "--outdir", runs, "--dry-run"))
     for desc in ("a/b", "..\\x", "new\nline", "x" * 300):
         train = ["train.py", "--data", json.loads((run / "options.json").read_text())["data"], "--gpus", 0]
         assert "--desc" in mistake(*train, "--outdir", tmp_path / "runs", "--desc", desc)

@@ -250,10 +250,10 @@ def prepare(
     if not re.fullmatch(r"[\w.-]*", desc):
         raise UserError(f"--desc {desc!r} becomes part of a folder's name: write letters, digits, - and _ only")
     if resume is not None:
-        if desc:
-            raise UserError("--desc names a new run; leave it out with --resume")
         if resume and not os.path.exists(resume) and os.path.exists(meant := Path(outdir, resume)):
             raise UserError(f"there is no {resume}; did you mean {meant}?")
+        if desc or (resume and typed("outdir") and not Path(resume).resolve().is_relative_to(Path(outdir).resolve())):
+            raise UserError(f"{'--desc' if desc else '--outdir'} is for new runs; leave it out with --resume")
         state_path = find_state(Path(resume or outdir))
         return prepare_resumed(script, configure, trainer_for, given, state_path, dry_run)
 
@@ -296,8 +296,7 @@ def prepare_resumed(
     if about.get("data_hash", data_hash) != data_hash:
         raise UserError(
             f"{' or '.join(config.data_paths)} is not the data set that {run} was begun with: its files or labels are "
-            "others; "
-            f"name that one with {config.data_options}, or start a new run without --resume"
+            f"others; name that one with {config.data_options}, or start a new run without --resume"
         )
     kimg = check_resumable(state, run, config)
     if dry_run:

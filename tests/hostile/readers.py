@@ -96,7 +96,7 @@ READERS: dict[str, tuple[str, Arguments]] = {
         ),
     ),
     "train --data": (".zip", lambda good, bad, out: ("train.py", "--data", bad, "--outdir", out, *TINY)),
-    "train --resume": (".pt", lambda good, bad, out: ("train.py", "--resume", bad, "--outdir", out)),
+    "train --resume": (".pt", lambda good, bad, out: ("train.py", "--resume", bad)),
     "train --init-from state": (".pt", lambda good, bad, out: _finetune(good, bad, out)),
     "train --init-from snapshot": (".safetensors", lambda good, bad, out: _finetune(good, bad, out)),
     "train --init-from pickle": (".pkl", lambda good, bad, out: _finetune(good, bad, out)),
