@@ -252,8 +252,9 @@ def prepare(
     if resume is not None:
         if resume and not os.path.exists(resume) and os.path.exists(meant := Path(outdir, resume)):
             raise UserError(f"there is no {resume}; did you mean {meant}?")
-        if desc or (resume and typed("outdir") and not Path(resume).resolve().is_relative_to(Path(outdir).resolve())):
-            raise UserError(f"{'--desc' if desc else '--outdir'} is for new runs; leave it out with --resume")
+        asked = click.get_current_context(silent=True) and typed("outdir")
+        if desc or (resume and asked and not Path(resume).resolve().is_relative_to(Path(outdir).resolve())):
+            raise UserError(f"{'--desc' if desc else '--outdir'} is for new runs; leave it out with --resume {resume}")
         state_path = find_state(Path(resume or outdir))
         return prepare_resumed(script, configure, trainer_for, given, state_path, dry_run)
 
