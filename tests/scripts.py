@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import random
 import re
 import runpy
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -38,6 +40,15 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.preload"])
 
 Result = subprocess.CompletedProcess[str]
+
+
+def free_port() -> int:
+    """A port that nothing has, from below those that the system gives to connections of other tests meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def script(name: str, *arguments: object, cwd: Path | None = None, seconds: float = 120, **variables: str) -> Result:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 
 from media.convert import write_dataset
 from media.faces import faces
-from tests.scripts import ROOT, TINY, Result, done, image_zip, script
+from tests.scripts import ROOT, TINY, Result, done, free_port, image_zip, script
 from training.runs import load_state
 
 
@@ -21,11 +20,8 @@ def machines(*options, folders=(None, None), processes: int = 1, logs: Path | No
 
     With `logs`, torchrun writes the stderr of the processes of machine i into the folder `logs/i`.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     torchrun = ["-m torch.distributed.run", "--nnodes", len(folders), "--nproc-per-node", processes]
-    torchrun += ["--master-addr", "127.0.0.1", "--master-port", port]
+    torchrun += ["--master-addr", "127.0.0.1", "--master-port", free_port()]
     redirects = [["--redirects", "2", "--log-dir", logs / str(i)] if logs else [] for i in range(len(folders))]
     train = [ROOT / "train.py", *options]
     with ThreadPoolExecutor() as pool:

@@ -3,7 +3,6 @@
 import copy
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.scripts import join, start, wait_until
+from tests.scripts import free_port, join, start, wait_until
 from torch_utils import distributed
 from torch_utils.errors import Failure, UserError
 from torch_utils.files import write_file
@@ -153,10 +152,7 @@ with distributed.group(gpus=False):
 
 @pytest.mark.slow
 def test_a_process_that_hangs_is_named(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3"}
     folders = [tmp_path / f"process {i}" for i in range(3)]
     processes = []
     for i, folder in enumerate(folders):
