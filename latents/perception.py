@@ -40,7 +40,7 @@ def normalized_patches(x: Tensor) -> Tensor:
     """(x − μ) / √(σ² + c²) [N, C, H, W], with the mean and variance of the 7 × 7 patch around each pixel.
 
     The squared difference of two such images compares their structure without brightness and contrast. It is the third
-    term of SSIM (Wang et al. 2004, equation 9) as a distance.
+    term of SSIM (Wang et al. 2004, equation 10) as a distance.
     """
     padded = F.pad(x, [WINDOW // 2] * 4, mode="reflect")
     mean = F.avg_pool2d(padded, WINDOW, stride=1)

@@ -30,7 +30,8 @@ MIN_SIDE = 16  # VGG-16 halves four times before the last layer that is compared
 class LPIPS(nn.Module):
     """Images float [N, 1 or 3, H, W] in −1..1, twice → distances [N].
 
-    Images of more than 256² are reduced to that first, as in StyleGAN. `vgg` are the `features` of torchvision's vgg16.
+    Images of 512 rows and more are first reduced by a whole factor, to 256² for powers of two, as in StyleGAN.
+    `vgg` are the `features` of torchvision's vgg16.
     """
 
     def __init__(self, vgg: nn.Sequential):

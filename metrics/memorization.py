@@ -54,7 +54,8 @@ def copying_test(train: Tensor, new: Tensor, fake: Tensor, new_distances: Tensor
     """C_T: the mean over cells of Z, each cell weighted by its share of the new images (Meehan et al., equation 3).
 
     Far below 0, fakes lie nearer to training images than new images of the same source do: they are copied. Far above
-    0, the model fits badly. Features [N, D] of the training images, of new ones and of fakes, and the distances of the
+    0, the model fits badly. Unlike there, a cell with few fakes counts too, and the nearest training image is sought in
+    all cells. Features [N, D] of the training images, of new ones and of fakes, and the distances of the
     last two to their nearest training image. Cells are those of k-means of the training images; a cell that has no new
     images or no fakes does not count. Where no cell has both, all are in one.
     """

@@ -89,7 +89,8 @@ def demodulation(weight: Tensor, kernel: Tensor, eps: float = 1e-8) -> Tensor:
     """Scales for the outputs of the convolution that follows AdaConv: d[n, o] = rsqrt(Σ_i ‖K_i‖² Σ_k W²_oik + ε).
 
     StyleGAN2's demodulation (Karras et al. 2020, equation 3) with the squared scale of channel i replaced by the
-    squared norm of its predicted kernel, under the same assumption: inputs are independent and of unit variance. It
+    squared norm of its predicted kernel. As there, the layer's inputs are taken to be independent and of unit variance;
+    what is more, so are the outputs of K, which holds exactly only for kernels of 1 × 1 and one channel per group. It
     takes the place of instance normalization. weight [O, C, k, k], kernel [N, C, C/G, k, k] → [N, O].
     """
     power = kernel.square().sum(dim=(2, 3, 4))
@@ -100,8 +101,8 @@ class KernelPredictor(nn.Module):
     """Predicts a layer's kernels from a style map W: [N, S, k, k] → AdaConvKernels (paper, section 3.2).
 
     A k × k convolution of W gives the depthwise kernels, 1 × 1 convolutions of the pooled W give the pointwise kernels
-    and the bias. Where the style also is a vector, as `w` in the generator, that vector replaces the pooled W.
-    Each kernel is the identity plus a learned deviation, as StyleGAN's scales start at 1.
+    and the bias. Unlike in the paper, each kernel is the identity plus a scaled deviation, as StyleGAN's scales start
+    at 1, and where the style also is a vector, as `w` in the generator, that vector replaces the pooled W.
 
     Args:
         style_channels: S.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_utils.ops import PreparedWeight, bias_act, conv3x3, setup_filter, upfirdn2d
 from torch_utils.ops.adaconv import PaddingMode
 
-RESAMPLE_TAPS = (1, 3, 3, 1)  # StyleGAN2's filter for all resampling
+RESAMPLE_TAPS = (1, 3, 3, 1)  # the filter of StyleGAN2's published code for all resampling
 
 
 def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:

@@ -93,8 +93,8 @@ class StylizerConfig:
 class StyleEncoder(nn.Module):
     """relu4_1 of the style [N, 512, s, s], s = style_size / 8 → style map W [N, S, k, k] of unit mean square.
 
-    Three times 3 × 3 convolution, leaky ReLU, average pooling; then one fully connected layer (paper, section 4). The
-    normalization gives the predictors an input of unit variance, whatever the scale of VGG's features.
+    Three times 3 × 3 convolution, leaky ReLU, average pooling; then one fully connected layer (paper, section 3.2.1).
+    The normalization gives the predictors an input of unit variance, whatever the scale of VGG's features.
     """
 
     def __init__(self, config: StylizerConfig):
@@ -297,7 +297,7 @@ def resize_square(images: Tensor, size: int) -> Tensor:
 def mix_styles(styles: Sequence[Sequence[AdaConvKernels]], weights: Sequence[float]) -> Kernels:
     """Mixes several styles into one: Σ weight · kernels, with the weights scaled to sum to 1.
 
-    With AdaIN this is Huang and Belongie's interpolation of styles (section 6.4), where features are linear in the
+    With AdaIN this is Huang and Belongie's interpolation of styles (section 7.3), where features are linear in the
     kernels.
 
     Raises:
@@ -344,7 +344,7 @@ def own_kernels(model: Stylizer, content: Tensor) -> Kernels:
 def apply_strength(own: Sequence[AdaConvKernels], style: Sequence[AdaConvKernels], strength: float) -> Kernels:
     """Kernels between a content's own (strength 0) and those of a style (strength 1): the content–style trade-off.
 
-    AdaIN's trade-off blends the stylized features with the content's (Huang and Belongie, section 6.4), which is the
+    AdaIN's trade-off blends the stylized features with the content's (Huang and Belongie, section 7.3), which is the
     same as blending the style's statistics with the content's; AdaConv has kernels in place of the statistics. To blend
     AdaConv's features instead, one would need the content's at all four stages, which exist only in a decoder that runs
     with the content's kernels; and the next convolutions would see two images, one on top of the other.

@@ -18,7 +18,7 @@ def luma(images: Tensor) -> Tensor:
 
 
 def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
-    """The luminance of `stylized` with the chroma of `content` (section 3): floats [..., 3, H, W] in −1..1.
+    """The luminance of `stylized` with the chroma of `content` (approach 2): floats [..., 3, H, W] in −1..1.
 
     I and Q of YIQ (or Cb and Cr) are weighted sums of R − Y and B − Y, so taking them from the content is taking the
     differences to its own luma. Where the sum leaves −1..1, clipping would change the luminance. Instead the chroma is
@@ -36,7 +36,7 @@ def keep_colors(stylized: Tensor, content: Tensor) -> Tensor:
 
 
 def match_colors(style: Tensor, content: Tensor) -> Tensor:
-    """The style image with the mean and covariance of the content's colours, which replaces the style (section 4).
+    """The style image with the mean and covariance of the content's colours, which replaces the style (approach 1).
 
     x → A (x − μ_style) + μ_content with A = Σ_content^½ Σ_style^−½ and symmetric square roots. Both are floats
     [..., 3, H, W], of sizes that may differ. Directions of colour in which the style has no variance get none: a grey

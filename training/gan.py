@@ -196,7 +196,9 @@ class GANTrainer:
         self.D_opt.zero_grad()
         logits = []
         for real, real_c in reals:
-            fake, c = self.random_fakes(len(real))
+            with torch.no_grad():
+                ws, c = self.codes_beside(real_c)
+                fake = self.synthesize(ws)
             real_logits, fake_logits = self.run_discriminator(real, real_c), self.run_discriminator(fake, c)
             loss = discriminator_loss(real_logits, fake_logits, self.config.loss == "relativistic")
             self.D_opt.backward(loss, len(reals))
@@ -232,15 +234,19 @@ class GANTrainer:
         # from pinned memory, so that nothing waits for the GPU
         return c.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else c
 
-    def random_ws(self, count: int) -> tuple[Tensor, Tensor]:
-        """Random codes ws [count, num_ws, w_dim] and their classes c [count, c_dim]."""
-        c = self.random_classes(count)
+    def random_ws(self, count: int, c: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Random codes ws [count, num_ws, w_dim] and their classes c [count, c_dim], which are random if not given."""
+        c = self.random_classes(count) if c is None else c
         z = torch.randn(count, self.config.generator.z_dim, device=self.device)
         return sample_ws(self.G, z, c, self.config.mixing), c
 
     def codes_beside(self, real_c: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and classes for as many fakes as there are real images of the classes `real_c`: at random, both."""
-        return self.random_ws(len(real_c))
+        """Codes and classes for as many fakes as there are real images of the classes `real_c`.
+
+        The classes are random, or those of the real images with the relativistic loss, which compares a fake with one
+        real image: with two of different classes, D could tell from the classes alone.
+        """
+        return self.random_ws(len(real_c), real_c if self.config.loss == "relativistic" else None)
 
     @torch.no_grad()
     def random_fakes(self, count: int) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,9 @@ def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
 class PathLength(nn.Module):
     """E (‖Jᵀy‖ − a)²: the length of ∂g(w)/∂w's projection on a random image y, and its running mean a.
 
-    Karras et al. 2020 (StyleGAN2), equation 4. a is a buffer, so it belongs to the training state.
+    Karras et al. 2020 (StyleGAN2), equation 4, with y scaled by 1/√(H·W). The length is the root mean square over
+    the layers' w, and a the running mean over all processes. The default interval, `pl_interval` = 4, is
+    StyleGAN2-ADA's; StyleGAN2's is 8. a is a buffer, so it belongs to the training state.
     """
 
     mean: Tensor

@@ -119,7 +119,7 @@ def resolve(
     # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
     values.setdefault("gamma", 0.0002 * math.prod(width_and_height(resolution)) / batch)
     values.setdefault("mbstd_group", 4)
-    if given.get("init_from"):  # the weights have been averaged, and D knows its images (StyleGAN2-ADA, appendix C)
+    if given.get("init_from"):  # the weights have been averaged, and D knows its images (StyleGAN2-ADA, appendix D)
         values |= {"ema_rampup": None, "ada_kimg": 100.0}
     values |= given
     values |= {"gpus": gpus, "procs": processes, "batch_gpu": batch_gpu}

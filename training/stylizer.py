@@ -46,8 +46,10 @@ Batch = list[tuple[Tensor, Tensor]]  # contents and styles, microbatches of `bat
 def content_loss(features: Tensor, content: Tensor, normalize: bool = False) -> Tensor:
     """‖φ₄(y) − φ₄(c)‖²: the mean squared difference at relu4_1, both [N, C, h, w] (Gatys et al. 2016).
 
-    With `normalize`, of features of zero mean and unit variance in each channel: what the style loss asks for, the
-    means and deviations of another image, is then no error of the content.
+    c is the content also with `--modulation adain`, where Huang and Belongie (equation 12) take the output of AdaIN
+    instead, so that both modulations have the same losses. With `normalize`, of features of zero mean and unit variance
+    in each channel: what the style loss asks for, the means and deviations of another image, is then no error of the
+    content.
     """
     features, content = features.float(), content.float()
     if normalize:
@@ -58,7 +60,8 @@ def content_loss(features: Tensor, content: Tensor, normalize: bool = False) -> 
 def style_loss(taps: Sequence[Tensor], styles: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """Σ_i ‖μ(φᵢ(y)) − μ(φᵢ(s))‖² + ‖σ(φᵢ(y)) − σ(φᵢ(s))‖², i = relu1_1 … relu4_1 (Huang and Belongie 2017, eq. 13).
 
-    As means over channels. `taps` are features of y, `styles` means and deviations of s.
+    Squared differences, unlike there, and means over channels. `taps` are features of y, `styles` means and deviations
+    of s.
     """
     total = taps[0].new_zeros([], dtype=torch.float32)
     for (mean, std), (style_mean, style_std) in zip(map(channel_statistics, taps), styles, strict=True):

@@ -125,8 +125,8 @@ def test_w_avg_is_the_running_mean_of_w(tmp_path, faces16, monkeypatch):
     expected, seen, during = torch.zeros(16), [], []
     random_ws, generator_step = GANTrainer.random_ws, GANTrainer.generator_step
 
-    def noted_ws(self, count):
-        ws, c = random_ws(self, count)
+    def noted_ws(self, count, c=None):
+        ws, c = random_ws(self, count, c)
         if during:
             seen.append(ws.detach()[:, 0])
         return ws, c
@@ -174,8 +174,8 @@ def test_the_discriminator_sees_each_image_with_its_class(faces16, monkeypatch):
         seen.append((images.detach(), c))
         return run_discriminator(self, images, c, D)
 
-    def noted_ws(self, count):
-        ws, c = random_ws(self, count)
+    def noted_ws(self, count, c=None):
+        ws, c = random_ws(self, count, c)
         made.append((self.G.synthesis(ws).detach(), c))
         return ws, c
 
@@ -195,6 +195,25 @@ def test_the_discriminator_sees_each_image_with_its_class(faces16, monkeypatch):
         for (x, c), (fake, fake_c) in zip(fakes, made, strict=True):
             torch.testing.assert_close(x, fake)
             assert torch.equal(c, fake_c)
+
+
+def test_the_relativistic_loss_compares_images_of_one_class(faces16, monkeypatch):
+    """In both steps the logits that are subtracted belong to a real image and a fake of the same class."""
+    trainer = GANTrainer(tiny(faces16, cond=True, loss="relativistic", batch_gpu=4), torch.device("cpu"))
+    seen = []
+    run_discriminator = GANTrainer.run_discriminator
+
+    def noted_run(self, images, c, D=None):
+        seen.append(c)
+        return run_discriminator(self, images, c, D)
+
+    monkeypatch.setattr(GANTrainer, "run_discriminator", noted_run)
+    reals = next(trainer.batches(0))
+    for step in (trainer.discriminator_step, trainer.generator_step):
+        seen.clear()
+        step(reals)
+        for c, expected in zip(seen, [reals[0][1]] * 2 + [reals[1][1]] * 2, strict=True):
+            assert torch.equal(c, expected)
 
 
 def test_what_is_evaluated_is_the_averaged_generator(tmp_path, faces16, monkeypatch):
