@@ -23,7 +23,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "paper1024": {
         "batch": 32, "batch_gpu": 4, "cbase": 32768, "glr": 0.002, "dlr": 0.002, "gamma": 2.0, "ema_kimg": 10.0,
     },
-    # But with the residual discriminator of all others, whose class embedding is as deep as the mapping network.
+    # But with the residual discriminator of all others.
     "cifar": {  # without path length regularization and style mixing
         "batch": 64, "batch_gpu": 32, "cbase": 32768, "glr": 0.0025, "dlr": 0.0025, "gamma": 0.01, "ema_kimg": 500.0,
         "ema_rampup": 0.05, "map_depth": 2, "mbstd_group": 32, "pl_weight": 0.0, "mixing": 0.0, "kimg": 100000.0,
