@@ -63,6 +63,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "kernel": ("kernel_size", int),
     "upto": ("kernels_up_to", int),
     "gamma": ("gamma", float),
+    "glr": ("glr", float),
 }
 
 WORKER = """

@@ -47,12 +47,13 @@ def test_a_variant_changes_what_it_names_and_nothing_else(name, values, faces16)
     assert replace(config, generator=usual.generator) == usual
 
 
-def test_a_variant_can_change_the_weight_of_r1(faces16):
+@pytest.mark.parametrize("option, value", [("gamma", 0.2), ("glr", 0.001)])
+def test_a_variant_can_change_an_option_of_the_training(option, value, faces16):
     usual, config = (
         resolve({**options(faces16), **compare_modulations.changes(name)}, 16, 3, 0, 0)
-        for name in ("modconv", "modconv-gamma0.2")
+        for name in ("modconv", f"modconv-{option}{value}")
     )
-    assert config == replace(usual, gamma=0.2) and usual.gamma != 0.2
+    assert config == replace(usual, **{option: value}) and getattr(usual, option) != value
 
 
 def test_a_variant_can_train_in_another_precision(faces16):
