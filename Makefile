@@ -63,7 +63,7 @@ gpu: gpu-check gpu-bench gpu-train
 # there. First whether the kernels are right: gradients, second ones, all types and layouts, memory, and training.
 GPU_SETUP := $(if $(filter $(VENV)/bin/python,$(RUN)),setup)
 # The folders of all tests that need a GPU: those of others import extras, which a RUN=python3 may lack.
-GPU_TESTS := tests/torch_utils/ops tests/training
+GPU_TESTS := tests/torch_utils/ops tests/networks tests/training
 gpu-check: $(GPU_SETUP)
 	$(RUN) -m torch_utils.ops --build --check
 	ADACONV_OPS=native $(RUN) -m pytest -m gpu $(GPU_TESTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from multiprocessing.util import Finalize
 from typing import Any
@@ -75,6 +76,8 @@ def endless_batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=ignore_stop_signals,
+        # Forks share the memory of the decoded images; from Python 3.14 on they are no longer the default.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         # Without a generator, the loader would seed its workers from the global one, on which training depends.
         generator=torch.Generator().manual_seed(0),
     )

@@ -282,7 +282,7 @@ class SynthesisBlock(nn.Module):
         self, x: Tensor, img: Tensor | None, ws: Sequence[Tensor | AdaConvKernels], noise: Sequence[Tensor | None]
     ) -> tuple[Tensor, Tensor]:
         """ws: one, or its kernels, for each layer, and one for ToRGB; noise: one for each layer."""
-        x = x.to(self.compute_dtype or self.conv1.weight.dtype)
+        x = in_fast_order(x.to(self.compute_dtype or self.conv1.weight.dtype))
         for layer, w, n in zip(self.layers(), ws, noise, strict=False):
             x = layer(x, w, n)
         rgb = self.torgb(x, ws[-1])

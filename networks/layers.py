@@ -101,11 +101,12 @@ class Conv3x3(nn.Conv2d):
 
 
 def in_fast_order(x: Tensor) -> Tensor:
-    """x [N, C, H, W] in channels-last memory on the CPU, where convolutions are faster in it; elsewhere x itself.
+    """x [N, C, H, W] in channels-last memory where convolutions are faster in it: on the CPU, and in half precision.
 
-    The layers that follow return the memory order that they are given.
+    Elsewhere x itself. The layers that follow return the memory order that they are given.
     """
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    fast = x.device.type == "cpu" or x.dtype in (torch.float16, torch.bfloat16)
+    return x.contiguous(memory_format=torch.channels_last) if fast else x
 
 
 def upsample2d(x: Tensor, f: Tensor) -> Tensor:

@@ -381,8 +381,8 @@ def open_data(config: TrainConfig, mirror: bool = False, background: Color | Non
 def set_precision(G: Generator, D: Discriminator, precision: str) -> None:
     """Lets the highest 4 resolutions but that of the constant compute in half precision (StyleGAN2-ADA, appendix).
 
-    On GPUs the discriminator works in channels-last memory there, in which convolutions in half precision are faster:
-    its weights get that order, and convolutions follow the order of their weights.
+    Both work in channels-last memory there (`in_fast_order`). On GPUs the discriminator's weights get that order too,
+    so that they are not copied at each use.
     """
     compute_dtype = COMPUTE_DTYPES[precision]
     for block in [*G.synthesis.blocks[1:][-HALF_RESOLUTIONS:], *D.blocks[:HALF_RESOLUTIONS]]:

@@ -169,6 +169,7 @@ def prepare_device(config: RunConfig) -> torch.device:
     torch.manual_seed(config.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.tf32
     if config.gpus:
+        torch.backends.cudnn.benchmark = True  # shapes hardly change, so trying out the algorithms pays off
         return torch.device("cuda", torch.cuda.current_device())
     keep_freed_memory()
     return torch.device("cpu")

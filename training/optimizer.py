@@ -117,8 +117,7 @@ def ema_beta(half_life: float, batch: int) -> float:
 
 @torch.no_grad()
 def update_ema(averaged: nn.Module, module: nn.Module, beta: float) -> None:
-    """averaged ← β · averaged + (1 − β) · module; buffers are copied."""
-    for average, value in zip(averaged.parameters(), module.parameters(), strict=True):
-        average.lerp_(value, 1 - beta)
-    for old, new in zip(averaged.buffers(), module.buffers(), strict=True):
-        old.copy_(new)
+    """averaged ← β · averaged + (1 − β) · module; buffers are copied. On a GPU all tensors in a few launches."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(module.parameters()), 1 - beta)
+    if buffers := list(averaged.buffers()):
+        torch._foreach_copy_(buffers, list(module.buffers()))

@@ -204,23 +204,31 @@ def images_of_layers(network, *inputs):
     return found
 
 
-@pytest.mark.skipif(not native.available("cpu"), reason="the references of the ops keep no order of memory")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cpu", "fp32"), ("cpu", "bf16"), pytest.param("cuda", "bf16", marks=pytest.mark.gpu)],
+)
 @pytest.mark.parametrize(
     ("modulation", "norm"), [("adaconv", "demod"), ("adaconv", "instance"), ("modconv", "demod"), ("adain", "instance")]
 )
-def test_on_the_cpu_all_layers_work_in_channels_last_memory(precision, modulation, norm):
+def test_layers_work_in_channels_last_memory(device, precision, modulation, norm):
     """Forward and backward: an order that changes between two layers costs a copy. Not ToRGB, whose 3 channels are
-    small, nor the discriminator's last layers at 4 × 4."""
+    small, nor the discriminator's last layers at 4 × 4; on a GPU the layers in half precision."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    if not native.available(device):
+        pytest.skip("the references of the ops keep no order of memory")
     torch.manual_seed(0)
     sizes = {"resolution": 32, "cbase": 512, "cmax": 32}
     G = Generator(GeneratorConfig(**sizes, w_dim=16, z_dim=16, modulation=modulation, norm=norm))
     D = Discriminator(DiscriminatorConfig(**sizes))
-    set_precision(G, D, precision)
-    features = images_of_layers(G.synthesis, torch.randn(4, G.config.num_ws, 16))
+    set_precision(G.to(device), D.to(device), precision)
+    features = images_of_layers(G.synthesis, torch.randn(4, G.config.num_ws, 16, device=device))
     features = {name: x for name, x in features.items() if "torgb" not in name and "." in name}
-    seen = images_of_layers(D, torch.randn(4, 3, 32, 32, requires_grad=True))
+    seen = images_of_layers(D, torch.randn(4, 3, 32, 32, device=device, requires_grad=True))
     features |= {name: x for name, x in seen.items() if name.startswith(("fromrgb", "blocks."))}
+    if device == "cuda":
+        features = {name: x for name, x in features.items() if x.dtype == torch.bfloat16}
     assert len(features) >= 3 * 4
     gradients = torch.autograd.grad([x.float().square().sum() for x in features.values()], list(features.values()))
     for name, x, dx in zip(features, features.values(), gradients, strict=True):
