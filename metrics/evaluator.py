@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from metrics.detectors import (
     PublishedWeights,
     no_tf32,
 )
-from metrics.features import Features, ImageSet, Source, dataset_source, describe_images
+from metrics.features import Features, Images, ImageSet, Source, dataset_source, describe_images, watched
 from metrics.frechet import Moments, extrapolated_distance, frechet_distance, moments_of
 from metrics.lpips import LPIPS, check_size
 from metrics.names import FRECHET, Metric, parse_metric
 from metrics.reference import Reference
-from metrics.summaries import IMAGES, Summary, Tensors, detector_of, finite, layer_of, summary_of
+from metrics.summaries import Summary, Tensors, detector_of, finite, layer_of, summary_of
 from metrics.swd import PatchDescriptors, packed, sliced_wasserstein, unpacked
 from torch_utils import distributed
 from torch_utils.errors import Failure, UserError, note, plural
@@ -185,14 +185,14 @@ class Evaluator:
                 self.lpips = detectors.load_lpips(weights, self.device) if detector == VGG16 else self.lpips
 
     @torch.no_grad()
-    def _describe(self, images: Tensor, inputs: set[str]) -> dict[str, Tensor]:
-        """What summaries are made of, by name: the features [N, D] of layers, and the images themselves."""
-        found = {IMAGES: images} if IMAGES in inputs else {}
+    def _describe(self, images: Tensor, wanted: set[str]) -> dict[str, Tensor]:
+        """The features [N, D] of those detectors that have a layer among `wanted`, by the names of their layers."""
+        found: dict[str, Tensor] = {}
         images = detectors.rgb(images.to(self.device, non_blocking=True))
         with detectors.no_tf32():
             for detector, network in self.networks.items():
                 layers = [str(layer) for layer in self.layers[detector]]
-                if inputs & set(layers):
+                if wanted & set(layers):
                     found |= zip(layers, network(images), strict=True)
         return found
 
@@ -386,33 +386,39 @@ class Evaluator:
         return keys
 
     def _summarize(self, wanted: set[Summary], source: Source, title: str) -> dict[Summary, Tensors]:
-        """The summaries of a set of images, which no detector sees more of than it needs; {} except in rank 0."""
-        collectors = {s: self._collector(s) for s in sorted(wanted, key=str) if distributed.rank() == 0}
-        first = 0
+        """The summaries of a set of images, which no detector sees more of than it needs; {} except in rank 0.
+
+        Each process keeps the patches of the images that it has; features are gathered in rank 0.
+        """
+        ordered = sorted(wanted, key=str)
+        patches = {s: PatchDescriptors(s.count, seed=self.seed, device=self.device) for s in ordered if s.layer is None}
+        features: dict[Summary, Moments | Features] = {}
+        if distributed.rank() == 0:
+            features = {s: (Moments if s.kind == "moments" else Features)(s.count) for s in ordered if s.layer}
+
+        def keep_patches(images: Images, number: int) -> None:
+            for descriptors in patches.values():
+                descriptors.add(cast(Tensor, images), number)  # images of several sizes have no metric by patches
+
+        source, first = watched(source, keep_patches), 0
         for count in sorted({s.count for s in wanted}):
-            inputs = {s.input for s in wanted if s.count >= count}
             described = describe_images(
                 source,
                 count,
                 self.batch,
-                partial(self._describe, inputs=inputs),
+                partial(self._describe, wanted={str(s.layer) for s in wanted if s.layer and s.count >= count}),
                 first=first,
                 title=title if self.progress else "",
-                # images themselves take much more memory than features
-                **({"batches_per_turn": 1} if IMAGES in inputs else {}),
             )
             for part in described:
-                for s, collector in collectors.items():
+                for s, collector in features.items():
                     if s.count >= count:
-                        collector.add(part[s.input])
+                        collector.add(part[str(s.layer)])
             first = count
+        found = {s: collector.finish() for s, collector in features.items()}
         with no_tf32():  # patches are projected here
-            return {s: collector.finish() for s, collector in collectors.items()}
-
-    def _collector(self, s: Summary) -> Moments | Features | PatchDescriptors:
-        if s.layer is None:
-            return PatchDescriptors(s.count, seed=self.seed, device=self.device)
-        return Moments(s.count) if s.kind == "moments" else Features(s.count)
+            of_patches = {s: descriptors.finish() for s, descriptors in patches.items()}
+        return {**found, **of_patches} if distributed.rank() == 0 else {}
 
     def _say(self, line: str) -> None:
         if self.progress:

@@ -92,6 +92,20 @@ def tensor_source(images: Tensor) -> Source:
     return read
 
 
+def watched(source: Source, see: Callable[[Images, int], None]) -> Source:
+    """The same source; `see` gets the images of each batch, and the number of the first, before they are handed on.
+
+    Of `describe_images`, each process sees those batches that it describes, in their order.
+    """
+
+    def read(batches: Sequence[Sequence[int]]) -> Iterator[Images]:
+        for numbers, images in zip(batches, source(batches), strict=True):
+            see(images, numbers[0])
+            yield images
+
+    return read
+
+
 def describe_images(
     source: Source,
     count: int,
@@ -99,7 +113,6 @@ def describe_images(
     describe: Callable[[Tensor], dict[str, Tensor]],
     *,
     title: str = "",
-    batches_per_turn: int = BATCHES_PER_TURN,
     first: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
     """Yields what `describe` returns for the images first … count − 1, in this order; in rank 0 only.
@@ -109,7 +122,7 @@ def describe_images(
     """
     batches = [range(start, min(start + batch, count)) for start in range(first, count, batch)]
     rank, world = distributed.rank(), distributed.world_size()
-    size = max(1, min(batches_per_turn, len(batches) // world))
+    size = max(1, min(BATCHES_PER_TURN, len(batches) // world))
     turns = [batches[start : start + size] for start in range(0, len(batches), size)]
     images = source([numbers for own in turns[rank::world] for numbers in own])
     shown = None if title and rank == 0 else True

@@ -11,8 +11,6 @@ from metrics import encoders
 from metrics.detectors import INCEPTION, PUBLISHED, VGG16, Detector, Layer
 from metrics.names import CLEAN, FRECHET, Metric
 
-IMAGES = "images"  # the input of patches, beside the layers of detectors
-
 Tensors = dict[Any, Tensor]  # the content of a summary
 
 
@@ -23,11 +21,6 @@ class Summary:
     kind: str  # moments or features of a detector's layer, or patches of the images
     layer: Layer | None  # None for patches
     count: int
-
-    @property
-    def input(self) -> str:
-        """What it is made of: the name of the layer, or IMAGES."""
-        return IMAGES if self.layer is None else str(self.layer)
 
 
 def layer_of(metric: Metric) -> Layer | None:

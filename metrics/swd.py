@@ -2,7 +2,8 @@
 
 Karras, Aila, Laine, Lehtinen: "Progressive Growing of GANs for Improved Quality, Stability, and Variation",
 ICLR 2018, section 5. Every image is split into a Laplacian pyramid; small patches of every level are
-normalized per channel and set, and the two clouds of patches are compared along random directions.
+normalized per channel and set, and the two clouds of patches are compared along random directions. Several processes
+share a set: each cuts and projects the patches of the images that it has, and only counts are exchanged.
 
 The normalization makes it blind to a change of the brightness or contrast of a whole set; it sees edges,
 textures and the relations between colours. For two samples of one source it is not 0, and falls as they grow:
@@ -17,6 +18,8 @@ import zlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from torch_utils import distributed
 
 PATCH = 7  # side of a patch, in pixels
 PATCHES = 128  # patches per image and level
@@ -76,13 +79,14 @@ def laplacian_pyramid(x: torch.Tensor) -> list[torch.Tensor]:
     return [*levels, x]
 
 
-def cut_patches(x: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def cut_patches(x: torch.Tensor, rng: np.random.Generator, skip: int = 0) -> torch.Tensor:
     """Cuts 128 random 7×7 patches from each of `x [N, C, H, W]`: [N·128, C, 7, 7].
 
-    The positions are drawn image by image, so that batches of any size give the same patches.
+    The positions are drawn image by image, so that batches of any size give the same patches. Those of `skip` images
+    before these are drawn as well and dropped: how many random numbers a position takes is not known before.
     """
     n, _, height, width = x.shape
-    corners = rng.integers(0, (height - PATCH + 1, width - PATCH + 1), size=(n, PATCHES, 2))
+    corners = rng.integers(0, (height - PATCH + 1, width - PATCH + 1), size=(skip + n, PATCHES, 2))[skip:]
     top, left = torch.from_numpy(corners).to(x.device).unbind(-1)
     windows = x.unfold(2, PATCH, 1).unfold(3, PATCH, 1)
     return windows[torch.arange(n, device=x.device)[:, None], :, top, left].flatten(0, 1)
@@ -95,15 +99,18 @@ def random_directions(size: int, rng: np.random.Generator) -> torch.Tensor:
 
 
 def set_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of each channel over all `patches [P, C, 7, 7]` of a set: float64 [C] each."""
-    count = patches[:, 0].numel()
-    total = squares = torch.zeros((), dtype=torch.float64)
+    """Mean and standard deviation of each channel over the `patches` of all processes: float64 [C] each.
+
+    `patches`, float16 [P, C, 7, 7], are those of this process. The sums are taken of counts of their values, and
+    rounded once: they do not depend on which process has which patches.
+    """
+    own = np.zeros((patches.shape[1], len(VALUES)), dtype=np.int64)
     for block in patches.split(BLOCK_PATCHES // 4):
-        block = block.double()
-        total = total + block.sum(dim=(0, 2, 3))
-        squares = squares + block.square().sum(dim=(0, 2, 3))
-    mean = total / count
-    return mean, (squares / count - mean.square()).clamp(min=0).sqrt()
+        count_values(block.transpose(0, 1).flatten(1), own)
+    counts, values = distributed.total(torch.from_numpy(own)).numpy(), VALUES.double().numpy()
+    sums = [[math.fsum((row * values**power).tolist()) for row in counts] for power in (1, 2)]
+    mean, square = torch.tensor(sums, dtype=torch.float64) / int(counts[0].sum())
+    return mean, (square - mean.square()).clamp(min=0).sqrt()
 
 
 def count_values(x: torch.Tensor, counts: np.ndarray) -> None:
@@ -119,48 +126,59 @@ def count_values(x: torch.Tensor, counts: np.ndarray) -> None:
 
 
 def project_patches(patches: torch.Tensor, rng: np.random.Generator, device: torch.device | str) -> torch.Tensor:
-    """Normalizes `patches [P, C, 7, 7]`, projects them on 512 random directions and sorts the projections.
+    """Normalizes `patches`, float16 [P, C, 7, 7], projects them on 512 random directions and sorts the projections.
 
     Returns int32 [512, len(VALUES)] on the CPU: for each direction, how many patches fall on each of `VALUES`. The
-    directions include the normalization: d·((p − μ)/σ) = (d/σ)·p − (d/σ)·μ, with μ and σ of the channel. A
-    channel that never changes has σ = 0 and counts as 0.
+    directions include the normalization: d·((p − μ)/σ) = (d/σ)·p − (d/σ)·μ, with μ and σ of the channel over the
+    patches of all processes, each of which has to call this with its own. A channel that never changes has σ = 0 and
+    counts as 0.
     """
     mean, std = set_statistics(patches)
-    directions = random_directions(patches[0].numel(), rng).unflatten(1, patches.shape[1:])
+    directions = random_directions(math.prod(patches.shape[1:]), rng).unflatten(1, patches.shape[1:])
     directions = directions / std.where(std > 0, 1)[:, None, None]
     offsets = -(directions * mean[:, None, None]).sum(dim=(1, 2, 3))[:, None].float().to(device)
     directions = directions.flatten(1).float().to(device)
 
     counts = np.zeros((DIRECTIONS, len(VALUES)), dtype=np.int32)
     for block in patches.split(BLOCK_PATCHES):
-        block = block.to(device).float().flatten(1).T
+        count = len(block)
+        block = block.to(device).float().flatten(1)
+        if block.is_cuda:  # where products of another shape may be summed in another order: give all of them one
+            block = F.pad(block, (0, 0, 0, BLOCK_PATCHES - count))
         for first in range(0, DIRECTIONS, BLOCK_DIRECTIONS):
             chosen = slice(first, first + BLOCK_DIRECTIONS)
-            projections = torch.addmm(offsets[chosen], directions[chosen], block)
-            count_values(projections, counts[chosen])
+            projections = torch.addmm(offsets[chosen], directions[chosen], block.T)
+            count_values(projections[:, :count], counts[chosen])
     return torch.from_numpy(counts)
 
 
 class PatchDescriptors:
-    """Collects the patches of up to `count` images, batch by batch, and projects them.
+    """Collects the patches of the first `count` images of a set, batch by batch, and projects them.
 
-    Patches are kept as float16 on the CPU: `count`·128·C·49·2 bytes per level; for 8192 colour images that
-    is 0.3 GB, at 1024² (7 levels) 2.2 GB. `finish` frees it; its result takes 0.13 GB per level for any
-    count. The arithmetic runs on `device`. Two sets to be compared need the same `seed`.
+    Make one in every process: each takes the images that it has. Patches are kept as float16 on the CPU:
+    `count`·128·C·49·2 bytes per level for all processes together; for 8192 colour images that is 0.3 GB, at 1024²
+    (7 levels) 2.2 GB. `finish` frees it; its result takes 0.13 GB per level for any count. The arithmetic runs on
+    `device`. Two sets to be compared need the same `seed`.
     """
 
     def __init__(self, count: int, *, seed: int = 0, device: torch.device | str = "cpu"):
         self.count = count
         self.seed = seed
         self.device = device
-        self.images = 0  # seen so far
+        self.images = 0  # seen so far, in this process
+        self.next = 0  # number of the image in the set that follows on them
         self.shape: tuple[int, ...] = ()  # [C, H, W]
         self.patches: dict[int, torch.Tensor] = {}  # by the level's shorter side: [count·128, C, 7, 7]
         self.positions: dict[int, np.random.Generator] = {}
 
     @torch.no_grad()
-    def add(self, images: torch.Tensor) -> None:
-        """Takes the images uint8 [N, C, H, W]; those beyond `count` are left out."""
+    def add(self, images: torch.Tensor, first: int | None = None) -> None:
+        """Takes the images uint8 [N, C, H, W]; those beyond `count` are left out.
+
+        `first` is the number of their first in the set, on which the positions of their patches depend: by default,
+        they follow on the images before. Raises ValueError for images of another kind, and for a lower number.
+        """
+        first = self.next if first is None else first
         shape = tuple(images.shape[1:])
         if images.dtype != torch.uint8 or len(shape) != 3 or min(shape[1:]) < PATCH:
             raise ValueError(
@@ -169,32 +187,43 @@ class PatchDescriptors:
             )
         if shape != (self.shape or shape):
             raise ValueError(f"images {list(shape)} after images {list(self.shape)} in one set")
+        if first < self.next:
+            raise ValueError(f"image {first} after image {self.next - 1}: positions are drawn in the order of the set")
         self.shape = shape
-        images = images[: self.count - self.images]
         block_size = max(1, BLOCK_VALUES // math.prod(shape))
-        for first in range(0, len(images), block_size):
-            block = images[first : first + block_size]
+        images = images[: max(0, self.count - first)]
+        for start in range(0, len(images), block_size):
+            block = images[start : start + block_size]
             for level in laplacian_pyramid(block.to(self.device).float()):
-                self._keep(level)
+                self._keep(level, first + start - self.next)
             self.images += len(block)
+            self.next = first + start + len(block)
 
-    def _keep(self, level: torch.Tensor) -> None:
+    def _keep(self, level: torch.Tensor, skip: int) -> None:
         size = min(level.shape[2:])
         if size not in self.patches:
+            # Pages that are never written take no memory: each process has those of its own images.
             self.patches[size] = torch.empty(self.count * PATCHES, level.shape[1], PATCH, PATCH, dtype=torch.float16)
             self.positions[size] = np.random.default_rng([self.seed, size, 0])
-        patches = cut_patches(level, self.positions[size])
+        patches = cut_patches(level, self.positions[size], skip)
         first = self.images * PATCHES
         self.patches[size][first : first + len(patches)] = patches
 
     @torch.no_grad()
     def finish(self) -> dict[int, torch.Tensor]:
-        """Returns the result of `project_patches` for every level, by its shorter side, and frees the patches."""
+        """Returns the result of `project_patches` for every level, by its shorter side, and frees the patches.
+
+        That is of the images of all processes, in rank 0, which must have some of them if any has; {} in the others.
+        """
         projected = {}
-        for size in list(self.patches):
-            patches = self.patches.pop(size)[: self.images * PATCHES]
+        sizes, shape = distributed.on_rank_0(lambda: (list(self.patches), self.shape))
+        for size in sizes:
+            none = torch.empty(0, shape[0], PATCH, PATCH, dtype=torch.float16)  # in a process without images
+            patches = self.patches.pop(size, none)[: self.images * PATCHES]
             rng = np.random.default_rng([self.seed, size, 1])
-            projected[size] = project_patches(patches, rng, self.device)
+            counts = distributed.total_on_rank_0(project_patches(patches, rng, self.device))
+            if counts is not None:
+                projected[size] = counts
         return projected
 
 

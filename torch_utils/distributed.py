@@ -321,6 +321,21 @@ def mean(value: Tensor) -> Tensor:
     return value
 
 
+def total(value: Tensor) -> Tensor:
+    """Returns the sum of `value`, on the CPU, over the processes, which may reach this call at very different times."""
+    if world_size() > 1:
+        value = value.clone()
+        dist.all_reduce(value, group=_rank_0_group)
+    return value
+
+
+def total_on_rank_0(value: Tensor) -> Tensor | None:
+    """As `total`, in rank 0, and None in the others. `value` is overwritten."""
+    if world_size() > 1:
+        dist.reduce(value, dst=0, group=_rank_0_group)
+    return value if rank() == 0 else None
+
+
 def any_process(flag: bool) -> bool:
     """Whether `flag` is set in at least one process; the same answer in all of them."""
     if world_size() == 1:

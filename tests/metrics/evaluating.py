@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
+
+import torch
+from torch.utils.data import TensorDataset
 
 from media.dataset import ImageDataset
 from metrics import Evaluator, dataset_source, evaluator, scores
+from metrics.features import tensor_source
 from tests.metrics import weights
 from torch_utils import distributed
 
@@ -24,4 +29,12 @@ def evaluate_and_write(names: list[str], real: Path, fake: Path, files: list[Pat
     weights.make_small()
     scores.KID_SUBSET_SIZE, evaluator.MIN_CACHED_IMAGES = 20, 20
     found = evaluate(names, real, fake, files)
+    result.with_suffix(f".{distributed.rank()}").write_text(json.dumps(found))
+
+
+def compare_and_write(names: list[str], images: Path, result: Path) -> None:
+    """Each process writes the metrics of the second of two sets, kept by `torch.save`, by 64 directions."""
+    real, fake = torch.load(images)
+    with mock.patch("metrics.swd.DIRECTIONS", 64):
+        found = Evaluator(names, TensorDataset(real), batch=16).evaluate(tensor_source(fake))
     result.with_suffix(f".{distributed.rank()}").write_text(json.dumps(found))

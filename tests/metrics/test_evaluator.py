@@ -15,15 +15,16 @@ import torch_fidelity
 from torch_fidelity.feature_extractor_clip import FeatureExtractorCLIP
 
 from media.dataset import ImageDataset
-from metrics import PPL_EPSILON, Evaluator, NotFinite
+from metrics import PPL_EPSILON, Evaluator, NotFinite, choose
 from metrics.detectors import INCEPTION, PUBLISHED, given_weights
 from metrics.features import dataset_source, tensor_source
+from metrics.swd import VALUES, cut_patches, laplacian_pyramid, random_directions, sliced_wasserstein
 from models.sampling import Fakes
 from networks.generator import Generator, GeneratorConfig
 from tests.metrics import weights as random_weights
 from tests.metrics.archives import photographs, write_images
-from tests.metrics.evaluating import ALL, evaluate, evaluate_and_write
-from tests.metrics.test_swd import blur
+from tests.metrics.evaluating import ALL, compare_and_write, evaluate, evaluate_and_write
+from tests.metrics.test_swd import blobs, blur
 from tests.scripts import launch
 from torch_utils.errors import UserError
 
@@ -150,6 +151,43 @@ def test_two_processes_come_to_the_same(evaluated, slices, small, inception, vgg
         # a deviation is as exact as the scores that it is of, which are larger
         size = max(abs(value), one.get(name.replace("_std", "_mean"), 0.0))
         assert two[name] == pytest.approx(value, abs=max(1e-6 * size, 1e-9)), name
+
+
+def counts_of_all_patches(images: torch.Tensor) -> dict[int, torch.Tensor]:
+    """What a single process that has all patches counts, with plain moments in float64 and by search."""
+    found = {}
+    for level in laplacian_pyramid(images.float()):
+        size, channels = min(level.shape[2:]), level.shape[1]
+        patches = cut_patches(level, np.random.default_rng([0, size, 0])).half().float()
+        std, mean = torch.std_mean(patches.double(), dim=(0, 2, 3), correction=0, keepdim=True)
+        directions = (
+            random_directions(49 * channels, np.random.default_rng([0, size, 1])).view(-1, channels, 7, 7) / std
+        )
+        offsets = -(directions * mean).sum(dim=(1, 2, 3))[:, None].float()
+        projections = torch.addmm(offsets, directions.flatten(1).float(), patches.flatten(1).T).half()
+        places = torch.searchsorted(VALUES.float(), projections.float())
+        found[size] = torch.stack([row.bincount(minlength=len(VALUES)) for row in places])
+    return found
+
+
+@pytest.mark.parametrize("processes, channels", [(1, 3), (2, 3), (3, 3), (2, 1)])
+def test_swd_is_exactly_that_of_one_process_with_all_patches(tmp_path, monkeypatch, processes, channels):
+    """Also where there are images for some of them only, as the 10 of one batch, and the 14 that complete 40."""
+    monkeypatch.setattr("metrics.swd.DIRECTIONS", 64)
+    real, fake = blobs(110, 32, channels, seed=1), blobs(100, 32, channels, seed=2, radius=4)
+    torch.save((real, fake), tmp_path / "images.pt")
+    launch(
+        compare_and_write,
+        ["swd100", "swd40", "swd10"],
+        *map(tmp_path.joinpath, ("images.pt", "result")),
+        processes=processes,
+    )
+    found, *others = (json.loads((tmp_path / f"result.{rank}").read_text()) for rank in range(processes))
+    assert others == [{}] * (processes - 1) and len(found) == 9
+    for count in (100, 40, 10):
+        sets = real[choose(110, count, 0)], fake[:count]
+        expected = sliced_wasserstein(*map(counts_of_all_patches, sets))
+        assert [found[f"swd{count}{part}"] for part in ("", "_32", "_16")] == list(expected.values())
 
 
 def test_a_detector_sees_no_more_than_it_needs(small, inception):

@@ -10,7 +10,7 @@ from media.dataset import ImageDataset
 from media.mixed import MixedImages
 from metrics import features
 from metrics.evaluator import choose
-from metrics.features import Features, dataset_source, describe_images, tensor_source
+from metrics.features import Features, dataset_source, describe_images, tensor_source, watched
 from torch_utils import distributed
 
 
@@ -18,23 +18,22 @@ def numbered(count: int) -> torch.Tensor:
     return torch.arange(count).view(-1, 1, 1, 1)
 
 
-def collect(count: int, batch: int, **options) -> list[int]:
-    parts = list(
-        describe_images(tensor_source(numbered(count)), count, batch, lambda x: {"x": x.flatten(1)}, **options)
-    )
+def collect(count: int, batch: int) -> list[int]:
+    parts = list(describe_images(tensor_source(numbered(count)), count, batch, lambda x: {"x": x.flatten(1)}))
     return torch.cat([part["x"] for part in parts]).flatten().tolist()
 
 
 @pytest.mark.parametrize("count, batch, size", [(1, 8, 1), (100, 7, 8), (64, 8, 3), (65, 8, 1), (7, 64, 8)])
-def test_every_image_is_described_once_and_in_order(count, batch, size):
-    assert collect(count, batch, batches_per_turn=size) == list(range(count))
+def test_every_image_is_described_once_and_in_order(monkeypatch, count, batch, size):
+    monkeypatch.setattr(features, "BATCHES_PER_TURN", size)
+    assert collect(count, batch) == list(range(count))
 
 
 @pytest.mark.parametrize("count, batch, world", [(100, 7, 2), (5, 8, 3), (64, 8, 2), (65, 8, 4), (1, 1, 2)])
 def test_processes_share_the_images_without_duplicates(monkeypatch, count, batch, world):
     """Each process by itself, with what it hands over kept; then put together as gathering does."""
     handed: list[list[dict]] = [[] for _ in range(world)]
-    sizes = []
+    sizes, seen = [], []
 
     def describe(x: torch.Tensor) -> dict[str, torch.Tensor]:
         sizes.append(tuple(x.flatten().tolist()))
@@ -44,12 +43,14 @@ def test_processes_share_the_images_without_duplicates(monkeypatch, count, batch
     for rank in range(world):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(distributed, "gather_on_rank_0", lambda part, rank=rank: handed[rank].append(part) or [])
-        assert list(describe_images(tensor_source(numbered(count)), count, batch, describe)) == []
+        source = watched(tensor_source(numbered(count)), lambda x, first: seen.append((first, *x.flatten().tolist())))
+        assert list(describe_images(source, count, batch, describe)) == []
     assert len({len(parts) for parts in handed}) == 1  # they meet equally often
     together = [part["x"] for turn in zip(*handed, strict=True) for part in turn if part]
     assert torch.cat(together).flatten().tolist() == list(range(count))
     # the batches are those of one process
     assert sorted(sizes) == [tuple(range(count))[i : i + batch] for i in range(0, count, batch)]
+    assert seen == [(own[0], *own) for own in sizes]  # by each process, before it describes them
 
 
 def test_it_goes_on_where_it_stopped():

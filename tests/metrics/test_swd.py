@@ -207,10 +207,10 @@ def test_projection_is_normalize_project_sort(channels):
     means, scales = np.array([200.0, 3.0, -50.0])[:channels], np.array([2.0, 30.0, 0.1])[:channels]
     a, b = (means[:, None, None] + scales[:, None, None] * rng.laplace(size=(3000, channels, 7, 7)) for _ in range(2))
     b[:, :, 2:4] *= 1.2
-    a, b = torch.from_numpy(a), torch.from_numpy(b)
+    a, b = torch.from_numpy(a).half(), torch.from_numpy(b).half()
     distance = 1000 * wasserstein(*(project_patches(x, np.random.default_rng(5), "cpu") for x in (a, b)))
     directions = random_directions(49 * channels, np.random.default_rng(5)).numpy()
-    plain = plain_distance(plain_normalize(a.numpy()), plain_normalize(b.numpy()), directions)
+    plain = plain_distance(*(plain_normalize(x.double().numpy()) for x in (a, b)), directions)
     assert distance == pytest.approx(plain, rel=1e-3)
 
 
@@ -277,12 +277,20 @@ def test_batches_and_order_of_calls_change_nothing(few_directions):
 
 def test_more_than_count_is_left_out(few_directions):
     images = blobs(30)
-    descriptors = PatchDescriptors(20)
+    descriptors, some = PatchDescriptors(20), describe(images[:20])
     for part in images.split(8):
         descriptors.add(part)
-    some = describe(images[:20])
     assert descriptors.images == 20
     assert all(torch.equal(some[size], counts) for size, counts in descriptors.finish().items())
+
+
+def test_a_part_of_a_set_has_the_patches_that_it_has_in_the_whole():
+    images, whole, part = blobs(30), PatchDescriptors(20), PatchDescriptors(20)
+    whole.add(images)
+    part.add(images[3:7], 3)
+    part.add(images[12:], 12)
+    for size, patches in whole.patches.items():
+        assert torch.equal(part.patches[size][: 12 * 128], torch.cat([patches[384:896], patches[1536:]]))
 
 
 def test_two_samples_of_one_source_come_closer_as_they_grow(few_directions):
@@ -344,8 +352,9 @@ def test_wrong_images_are_refused(few_directions):
         with pytest.raises(ValueError, match="expected uint8 images"):
             descriptors.add(wrong)
     descriptors.add(blobs(1))
-    with pytest.raises(ValueError, match="after images"):
-        descriptors.add(blobs(1, 64))
+    for wrong, text in ((blobs(1, 64), "after images"), (blobs(1), "image 0 after image 0")):
+        with pytest.raises(ValueError, match=text):
+            descriptors.add(wrong, 0)
     with pytest.raises(ValueError, match="differ in size"):
         sliced_wasserstein(describe(blobs(2, 32)), describe(blobs(2, 64)))
 

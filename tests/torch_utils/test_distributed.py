@@ -77,6 +77,11 @@ def in_two_processes(folder):
     assert distributed.mean(value).tolist() == [1.5, 15.0]
     assert value.tolist() == [1.0 * (rank + 1), 10.0 * (rank + 1)]  # left alone
 
+    assert distributed.total(value).tolist() == [3.0, 30.0]
+    assert value.tolist() == [1.0 * (rank + 1), 10.0 * (rank + 1)]
+    whole = distributed.total_on_rank_0(torch.tensor([[rank, 2**29]], dtype=torch.int32))
+    assert whole.tolist() == [[1, 2**30]] if rank == 0 else whole is None
+
     for flags in [(False, False), (False, True), (True, False), (True, True)]:
         assert distributed.any_process(flags[rank]) is any(flags)
 
@@ -216,7 +221,7 @@ def test_with_one_process_nothing_changes():
     distributed.broadcast(model)
     assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), before, strict=True))
     value = torch.tensor([1.0, 2.0])
-    assert distributed.mean(value) is value
+    assert distributed.mean(value) is distributed.total(value) is distributed.total_on_rank_0(value) is value
     assert distributed.any_process(True) is True and distributed.any_process(False) is False
     assert [v is value for v in distributed.gather(value)] == [True]
 
