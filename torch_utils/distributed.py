@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -297,27 +298,51 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     parameters = list(parameters)
+    # Which parameters have a gradient anywhere is found out on the CPU, while the gradients are on their way: each
+    # parameter has its place among them, so that no process has to know before.
     present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
-    dist.all_reduce(present, op=dist.ReduceOp.MAX)
-    parameters = [p for p, some in zip(parameters, present.tolist(), strict=True) if some]
-    grads = []
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        grads.append(p.grad)
-    flat = torch.cat([g.flatten().to(torch.promote_types(g.dtype, torch.float32)) for g in grads])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
+    finding_out = dist.all_reduce(present, op=dist.ReduceOp.MAX, async_op=True)
+    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+    sizes = [p.numel() for p in parameters]
+    flat = parameters[0].new_zeros(sum(sizes), dtype=dtype)
+    parts = [_laid_out_like(p, part) for p, part in zip(parameters, flat.split(sizes), strict=True)]
+    _copy([(part, p.grad) for p, part in zip(parameters, parts, strict=True) if p.grad is not None])
+    _average(flat)
+    finding_out.wait()
+    received = []
+    for p, part, some in zip(parameters, parts, present.tolist(), strict=True):
+        if some:
+            p.grad = torch.empty_like(p) if p.grad is None else p.grad
+            received.append((p.grad, part))
+    _copy(received)
+
+
+def _laid_out_like(p: Tensor, part: Tensor) -> Tensor:
+    """`part`, of one dimension, in the shape of `p` and in its order of memory, as the fast kernel of `_copy` needs."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+    return part.as_strided(p.shape, p.stride()) if extent == p.numel() else part.view(p.shape)
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copies the second tensor of each pair to the first: on a GPU all with a few launches, not with one for each."""
+    if pairs:
+        torch._foreach_copy_([to for to, _ in pairs], [source for _, source in pairs])
+
+
+def _average(value: Tensor) -> None:
+    """Replaces `value` by its mean over the processes. NCCL, which exchanges what is on GPUs, divides by itself."""
+    if value.is_cuda:
+        dist.all_reduce(value, op=dist.ReduceOp.AVG)
+    else:
+        dist.all_reduce(value)
+        value /= world_size()
 
 
 def mean(value: Tensor) -> Tensor:
     """Returns the mean of `value` over the processes."""
     if world_size() > 1:
         value = value.clone()
-        dist.all_reduce(value)
-        value /= world_size()
+        _average(value)
     return value
 
 

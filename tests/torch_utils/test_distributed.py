@@ -32,6 +32,26 @@ def gradients(model, batch):
     return [p.grad for p in model.parameters()]
 
 
+def average_in_any_order_of_memory(rank):
+    """Parameters keep it, with gradients in that order or another; one has gaps in its memory."""
+    torch.manual_seed(0)
+    unused = nn.Parameter(torch.zeros(3))
+    shapes = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)]
+    parameters = [nn.Parameter(t) for t in [*shapes, torch.randn(3, 4)[:, ::2], torch.randn(5, 1), torch.randn(())]]
+    own = [[torch.randn(p.shape) for p in parameters] for _ in range(2)]
+    for p, g in zip(parameters, own[rank], strict=True):
+        p.grad = g.clone()
+    parameters[0].grad = parameters[0].grad.to(memory_format=torch.channels_last)
+    parameters[3].grad = None if rank == 0 else parameters[3].grad
+    own[0][3].zero_()
+    distributed.average_gradients([*parameters, unused])
+    for p, *both in zip(parameters, *own, strict=True):
+        torch.testing.assert_close(p.grad, sum(both) / 2, rtol=0, atol=0)
+    assert unused.grad is None
+    distributed.average_gradients([unused])  # none at all
+    assert unused.grad is None
+
+
 def in_two_processes(folder):
     """What each process checks; it leaves a file when all of it holds."""
     rank = distributed.rank()
@@ -58,6 +78,8 @@ def in_two_processes(folder):
     assert one.grad.tolist() == [1.0, 5e-13]
     assert half.grad.tolist() == [60000.0] * 2 and half.grad.dtype == torch.float16
     assert brain.grad.tolist() == [1.5] * 2 and brain.grad.dtype == torch.bfloat16
+
+    average_in_any_order_of_memory(rank)
 
     # Rank 0's parameters and buffers go to all.
     torch.manual_seed(rank)
