@@ -284,8 +284,13 @@ def wait_for_rank_0() -> None:
 
 def broadcast(module: nn.Module) -> None:
     """Copies the parameters and buffers of rank 0 to all processes."""
+    broadcast_tensors([*module.parameters(), *module.buffers()])
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Copies these tensors of rank 0 to all processes, which have as many of the same shapes and types."""
     if world_size() > 1:
-        for tensor in [*module.parameters(), *module.buffers()]:
+        for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
