@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -148,7 +149,7 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
     except KeyboardInterrupt:
         # The launcher hands on a ^C that the terminal has sent to all already; it would reach the exit handlers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.exit(INTERRUPTED)
+        _leave(gpus, INTERRUPTED)
     except Exception as error:
         if not isinstance(error, (UserError, Failure)):
             traceback.print_exc()
@@ -156,10 +157,22 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
         kind = UserError if isinstance(error, UserError) else Failure
         with atomic_write(folder / kind.__name__) as file:
             file.write(error.message.encode())
-        sys.exit(error.exit_code)
+        _leave(gpus, error.exit_code)
     if interrupted:
         # The launcher is ending its processes and does not take their results, which they would wait to deliver.
         sys.exit(INTERRUPTED)
+
+
+def _leave(gpus: bool, exit_code: int) -> NoReturn:
+    """Exits out of a group that goes on without this process.
+
+    On GPUs this is done without exit handlers, in which NCCL could wait for the others, and they for this process.
+    """
+    if gpus:
+        for worker in multiprocessing.active_children():  # such as those that read data, which ignore SIGTERM
+            worker.kill()
+        _exit(exit_code)
+    sys.exit(exit_code)
 
 
 @contextmanager
@@ -246,10 +259,12 @@ def _wait_to_be_ended() -> NoReturn:
     _exit()
 
 
-def _exit() -> NoReturn:
+def _exit(exit_code: int = 1) -> NoReturn:
     """Exits without a report, and without exit handlers, which could wait for the lost process."""
-    sys.stdout.flush()
-    os._exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(exit_code)
 
 
 def on_rank_0(function: Callable[..., T], *args: Any) -> T:

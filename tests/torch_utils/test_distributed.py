@@ -133,19 +133,23 @@ def test_a_process_that_fails_ends_the_others(tmp_path, capfd):
     assert output.count("Traceback") == 1 and output.endswith("\nRuntimeError: process one fails\n"), output
 
 
-def killed(number):
+def killed(number, waits_for):
     if distributed.rank() == number:
         os.kill(os.getpid(), signal.SIGKILL)
+    parameter = nn.Parameter(torch.zeros(3))
     while True:
-        distributed.any_process(False)
+        if waits_for == "flag":
+            distributed.any_process(False)
+        else:
+            distributed.average_gradients([parameter])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_process_that_is_killed_is_named(number, capfd):
+@pytest.mark.parametrize("number, waits_for", [(0, "flag"), (1, "flag"), (1, "gradients")])
+def test_a_process_that_is_killed_is_named(number, waits_for, capfd):
     start = time.monotonic()
     with pytest.raises(Failure, match=f"^process {number} was ended by SIGKILL, .* the others were stopped$"):
-        distributed.launch(killed, number, processes=2)
+        distributed.launch(killed, number, waits_for, processes=2)
     assert time.monotonic() - start < 60
     assert capfd.readouterr().err == ""
 
@@ -241,6 +245,52 @@ def test_with_one_process_nothing_changes():
     assert distributed.mean(value) is value
     assert distributed.any_process(True) is True and distributed.any_process(False) is False
     assert [v is value for v in distributed.gather(value)] == [True]
+
+
+FAILING = """
+import multiprocessing, sys, time
+from contextlib import nullcontext
+from multiprocessing.util import Finalize
+from pathlib import Path
+from torch_utils import distributed
+from torch_utils.errors import UserError
+
+folder, gpus, error = Path(sys.argv[1]), sys.argv[2] == "True", eval(sys.argv[3])
+distributed.group = nullcontext  # there need not be GPUs
+Finalize(None, (folder / "exit handlers").touch, exitpriority=1)  # where NCCL may wait for ever
+
+def fail():
+    if gpus:
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
+        worker.start()
+        (folder / "worker").write_text(str(worker.pid))
+    print("before it failed", end="")
+    raise error
+
+distributed._run_process(folder, gpus, fail)
+"""
+
+
+@pytest.mark.parametrize("gpus", [False, True])
+@pytest.mark.parametrize(
+    "error, code, left",
+    [("UserError('a; b')", 2, "UserError"), ("ValueError('c')", 1, "Failure"), ("KeyboardInterrupt()", 130, None)],
+)
+def test_a_process_that_fails_leaves_a_group_of_gpus_without_exit_handlers(tmp_path, gpus, error, code, left):
+    """Its report, its output and its exit code are the same with and without GPUs."""
+    process = start(tmp_path, "-c", FAILING, tmp_path, gpus, error, RANK="3")
+    join(process, 60)
+    assert process.exitcode == code
+    assert (tmp_path / "stdout").read_text() == "before it failed"
+    assert ("ValueError: c" in (tmp_path / "stderr").read_text()) == (left == "Failure")
+    said = {"UserError": "a; b", "Failure": "process 3 failed, see above; the others were stopped"}
+    assert {name: (tmp_path / name).read_text() for name in said if (tmp_path / name).exists()} == (
+        {left: said[left]} if left else {}
+    )
+    assert (tmp_path / "exit handlers").exists() is not gpus
+    if gpus:
+        worker = Path("/proc", (tmp_path / "worker").read_text())
+        wait_until(lambda: not worker.exists() or "State:\tZ" in (worker / "status").read_text())
 
 
 def mistaken(folder):
