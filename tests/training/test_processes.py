@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import Generator, GeneratorConfig
-from tests.scripts import launch
+from tests.scripts import FORKS, join, launch, prepare
 from tests.training.test_loop import assert_same
 from torch_utils import distributed
+from torch_utils.errors import UserError
 from training import loop
 from training.log import Averages
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty
@@ -165,6 +167,31 @@ def resume_in_all(folder: Path) -> None:
     weight = resumed.modules["net"]["a"].weight
     assert moments[weight]["exp_avg_sq"].stride() == weight.stride()
     (folder / f"rank {rank}").touch()
+
+
+def resume_from_another(state: Path) -> None:
+    loop.restore(small_trainer(0), Config(), state.parent, state, torch.device("cpu"))
+
+
+def refusal(environment: dict[str, str], state: Path, said: Path) -> None:
+    prepare(environment)
+    try:
+        distributed.launch(resume_from_another, state, processes=2)
+    except UserError as error:
+        said.write_text(error.message)
+
+
+@pytest.mark.slow
+def test_a_state_of_another_run_is_refused_by_rank_0_for_all(tmp_path):
+    """The others wait for what it reads, meanwhile."""
+    other = small_trainer(0)
+    other.modules["other"] = nn.Linear(3, 4)
+    state = save_state(tmp_path, loop.training_state(other, Config(), 3, False, torch.device("cpu")), 0.024)
+    process = FORKS.Process(target=refusal, args=(dict(os.environ), state, tmp_path / "said"))
+    process.start()
+    join(process)
+    why = "is no state of this run (other.weight is of another shape or type); name another with --resume"
+    assert (tmp_path / "said").read_text() == f"{state} {why}"
 
 
 @pytest.mark.slow
