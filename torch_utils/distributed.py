@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -147,7 +149,7 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
     except KeyboardInterrupt:
         # The launcher hands on a ^C that the terminal has sent to all already; it would reach the exit handlers.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.exit(INTERRUPTED)
+        _leave(gpus, INTERRUPTED)
     except Exception as error:
         if not isinstance(error, (UserError, Failure)):
             traceback.print_exc()
@@ -155,10 +157,22 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
         kind = UserError if isinstance(error, UserError) else Failure
         with atomic_write(folder / kind.__name__) as file:
             file.write(error.message.encode())
-        sys.exit(error.exit_code)
+        _leave(gpus, error.exit_code)
     if interrupted:
         # The launcher is ending its processes and does not take their results, which they would wait to deliver.
         sys.exit(INTERRUPTED)
+
+
+def _leave(gpus: bool, exit_code: int) -> NoReturn:
+    """Exits out of a group that goes on without this process.
+
+    On GPUs this is done without exit handlers, in which NCCL could wait for the others, and they for this process.
+    """
+    if gpus:
+        for worker in multiprocessing.active_children():  # such as those that read data, which ignore SIGTERM
+            worker.kill()
+        _exit(exit_code)
+    sys.exit(exit_code)
 
 
 @contextmanager
@@ -245,10 +259,12 @@ def _wait_to_be_ended() -> NoReturn:
     _exit()
 
 
-def _exit() -> NoReturn:
+def _exit(exit_code: int = 1) -> NoReturn:
     """Exits without a report, and without exit handlers, which could wait for the lost process."""
-    sys.stdout.flush()
-    os._exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
+    os._exit(exit_code)
 
 
 def on_rank_0(function: Callable[..., T], *args: Any) -> T:
@@ -283,8 +299,13 @@ def wait_for_rank_0() -> None:
 
 def broadcast(module: nn.Module) -> None:
     """Copies the parameters and buffers of rank 0 to all processes."""
+    broadcast_tensors([*module.parameters(), *module.buffers()])
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Copies these tensors of rank 0 to all processes, which have as many of the same shapes and types."""
     if world_size() > 1:
-        for tensor in [*module.parameters(), *module.buffers()]:
+        for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)
 
 
@@ -297,27 +318,51 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if world_size() == 1:
         return
     parameters = list(parameters)
+    # Which parameters have a gradient anywhere is found out on the CPU, while the gradients are on their way: each
+    # parameter has its place among them, so that no process has to know before.
     present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
-    dist.all_reduce(present, op=dist.ReduceOp.MAX)
-    parameters = [p for p, some in zip(parameters, present.tolist(), strict=True) if some]
-    grads = []
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        grads.append(p.grad)
-    flat = torch.cat([g.flatten().to(torch.promote_types(g.dtype, torch.float32)) for g in grads])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
+    finding_out = dist.all_reduce(present, op=dist.ReduceOp.MAX, async_op=True)
+    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+    sizes = [p.numel() for p in parameters]
+    flat = parameters[0].new_zeros(sum(sizes), dtype=dtype)
+    parts = [_laid_out_like(p, part) for p, part in zip(parameters, flat.split(sizes), strict=True)]
+    _copy([(part, p.grad) for p, part in zip(parameters, parts, strict=True) if p.grad is not None])
+    _average(flat)
+    finding_out.wait()
+    received = []
+    for p, part, some in zip(parameters, parts, present.tolist(), strict=True):
+        if some:
+            p.grad = torch.empty_like(p) if p.grad is None else p.grad
+            received.append((p.grad, part))
+    _copy(received)
+
+
+def _laid_out_like(p: Tensor, part: Tensor) -> Tensor:
+    """`part`, of one dimension, in the shape of `p` and in its order of memory, as the fast kernel of `_copy` needs."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True))
+    return part.as_strided(p.shape, p.stride()) if extent == p.numel() else part.view(p.shape)
+
+
+def _copy(pairs: list[tuple[Tensor, Tensor]]) -> None:
+    """Copies the second tensor of each pair to the first: on a GPU all with a few launches, not with one for each."""
+    if pairs:
+        torch._foreach_copy_([to for to, _ in pairs], [source for _, source in pairs])
+
+
+def _average(value: Tensor) -> None:
+    """Replaces `value` by its mean over the processes. NCCL, which exchanges what is on GPUs, divides by itself."""
+    if value.is_cuda:
+        dist.all_reduce(value, op=dist.ReduceOp.AVG)
+    else:
+        dist.all_reduce(value)
+        value /= world_size()
 
 
 def mean(value: Tensor) -> Tensor:
     """Returns the mean of `value` over the processes."""
     if world_size() > 1:
         value = value.clone()
-        dist.all_reduce(value)
-        value /= world_size()
+        _average(value)
     return value
 
 

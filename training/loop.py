@@ -22,7 +22,7 @@ from torch_utils.files import remove_leftovers
 from torch_utils.memory import keep_freed_memory, out_of_memory
 from training.config import RunConfig
 from training.log import Averages, Log
-from training.optimizer import GuardedOptimizer
+from training.optimizer import GuardedOptimizer, without_moments
 from training.runs import (
     SKIPPED,
     autosave,
@@ -185,18 +185,15 @@ def restore(
     torch.manual_seed(config.seed * distributed.world_size() + distributed.rank() + 1)
     step, evaluation_due = 0, False
     if state_path is not None:
-        state = distributed.on_rank_0(load_state, state_path)  # other machines may not have the file
-        if SKIPPED in trainer.modules:  # which a run that began without --skip-unreadable has not counted
-            state.setdefault(SKIPPED, module_state(trainer.modules[SKIPPED]))
         try:
-            check_state(state, trainer.modules, trainer.optimizers)
+            state = distributed.on_rank_0(load_tensors, trainer, state_path)  # other machines may not have the file
             set_random_state(state["random"], device)
         except ValueError as error:
             raise UserError(f"{state_path} is no state of this run ({error}); name another with --resume") from None
-        for name, module in trainer.modules.items():
-            module.load_state_dict(state[name])
         for name, optimizer in trainer.optimizers.items():
-            optimizer.load_state_dict(state[name])
+            if distributed.rank() > 0:
+                optimizer.load_state_dict(state[name])
+            optimizer.broadcast_moments()
         step = state["step"]
         trainer.averages.load(state["averages"], device)
         kimg = step * config.batch / 1000
@@ -204,6 +201,24 @@ def restore(
     for module in trainer.modules.values():
         distributed.broadcast(module)
     return step, evaluation_due
+
+
+def load_tensors(trainer: Trainer, state_path: Path) -> dict[str, Any]:
+    """Loads the modules and optimizers of a state in this process, and returns what the others need of it.
+
+    They get the tensors of modules and the moments of optimizers, nearly all of its bytes, by broadcasts. Raises
+    ValueError where the state is of other modules or optimizers.
+    """
+    state = load_state(state_path)
+    if SKIPPED in trainer.modules:  # which a run that began without --skip-unreadable has not counted
+        state.setdefault(SKIPPED, module_state(trainer.modules[SKIPPED]))
+    check_state(state, trainer.modules, trainer.optimizers)
+    for name, module in trainer.modules.items():
+        module.load_state_dict(state.pop(name))
+    for name, optimizer in trainer.optimizers.items():
+        optimizer.load_state_dict(state[name])
+        state[name] = without_moments(state[name])
+    return state
 
 
 def collect_statistics(trainer: Trainer, device: torch.device) -> dict[str, float]:
@@ -231,11 +246,14 @@ def check_divergence(trainer: Trainer, run: Path, kimg: float) -> None:
 def training_state(
     trainer: Trainer, config: RunConfig, step: int, evaluating: bool, device: torch.device
 ) -> dict[str, Any]:
-    """Everything that the next step depends on, gathered from all processes."""
+    """Everything that the next step depends on, gathered from all processes in rank 0; {} in the others."""
     trainer.statistics()  # gathers what the modules count in each process, such as the images that were skipped
+    random, averages = random_states(device), trainer.averages.state()
+    if distributed.rank() > 0:
+        return {}
     state: dict[str, Any] = {name: module_state(module) for name, module in trainer.modules.items()}
     state |= {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()}
-    state |= {"step": step, "random": random_states(device), "averages": trainer.averages.state()}
+    state |= {"step": step, "random": random, "averages": averages}
     return state | {"evaluating": evaluating, "config": asdict(config)}
 
 

@@ -96,6 +96,21 @@ class GuardedOptimizer:
         for name in COUNTERS:
             getattr(self, name).copy_(state[name])
 
+    def broadcast_moments(self) -> None:
+        """Copies the moments of rank 0 to all processes, which have loaded the same state `without_moments`."""
+        of_parameters = [self.optimizer.state.get(p, {}) for p in self.parameters]
+        distributed.broadcast_tensors(m for moments in of_parameters for name, m in moments.items() if name != "step")
+
+
+def without_moments(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a GuardedOptimizer with a zero in place of each moment, which `load_state_dict` takes as well."""
+    own = state["optimizer"]
+    moments = {
+        index: {name: value if name == "step" else value.new_zeros([]) for name, value in of_parameter.items()}
+        for index, of_parameter in own["state"].items()
+    }
+    return {**state, "optimizer": {**own, "state": moments}}
+
 
 class AveragedConfig(Protocol):
     """The part of a configuration that says how the weights are averaged."""

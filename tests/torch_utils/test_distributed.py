@@ -32,6 +32,26 @@ def gradients(model, batch):
     return [p.grad for p in model.parameters()]
 
 
+def average_in_any_order_of_memory(rank):
+    """Parameters keep it, with gradients in that order or another; one has gaps in its memory."""
+    torch.manual_seed(0)
+    unused = nn.Parameter(torch.zeros(3))
+    shapes = [torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)]
+    parameters = [nn.Parameter(t) for t in [*shapes, torch.randn(3, 4)[:, ::2], torch.randn(5, 1), torch.randn(())]]
+    own = [[torch.randn(p.shape) for p in parameters] for _ in range(2)]
+    for p, g in zip(parameters, own[rank], strict=True):
+        p.grad = g.clone()
+    parameters[0].grad = parameters[0].grad.to(memory_format=torch.channels_last)
+    parameters[3].grad = None if rank == 0 else parameters[3].grad
+    own[0][3].zero_()
+    distributed.average_gradients([*parameters, unused])
+    for p, *both in zip(parameters, *own, strict=True):
+        torch.testing.assert_close(p.grad, sum(both) / 2, rtol=0, atol=0)
+    assert unused.grad is None
+    distributed.average_gradients([unused])  # none at all
+    assert unused.grad is None
+
+
 def in_two_processes(folder):
     """What each process checks; it leaves a file when all of it holds."""
     rank = distributed.rank()
@@ -58,6 +78,8 @@ def in_two_processes(folder):
     assert one.grad.tolist() == [1.0, 5e-13]
     assert half.grad.tolist() == [60000.0] * 2 and half.grad.dtype == torch.float16
     assert brain.grad.tolist() == [1.5] * 2 and brain.grad.dtype == torch.bfloat16
+
+    average_in_any_order_of_memory(rank)
 
     # Rank 0's parameters and buffers go to all.
     torch.manual_seed(rank)
@@ -116,19 +138,23 @@ def test_a_process_that_fails_ends_the_others(tmp_path, capfd):
     assert output.count("Traceback") == 1 and output.endswith("\nRuntimeError: process one fails\n"), output
 
 
-def killed(number):
+def killed(number, waits_for):
     if distributed.rank() == number:
         os.kill(os.getpid(), signal.SIGKILL)
+    parameter = nn.Parameter(torch.zeros(3))
     while True:
-        distributed.any_process(False)
+        if waits_for == "flag":
+            distributed.any_process(False)
+        else:
+            distributed.average_gradients([parameter])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 1])
-def test_a_process_that_is_killed_is_named(number, capfd):
+@pytest.mark.parametrize("number, waits_for", [(0, "flag"), (1, "flag"), (1, "gradients")])
+def test_a_process_that_is_killed_is_named(number, waits_for, capfd):
     start = time.monotonic()
     with pytest.raises(Failure, match=f"^process {number} was ended by SIGKILL, .* the others were stopped$"):
-        distributed.launch(killed, number, processes=2)
+        distributed.launch(killed, number, waits_for, processes=2)
     assert time.monotonic() - start < 60
     assert capfd.readouterr().err == ""
 
@@ -224,6 +250,52 @@ def test_with_one_process_nothing_changes():
     assert distributed.mean(value) is distributed.total(value) is distributed.total_on_rank_0(value) is value
     assert distributed.any_process(True) is True and distributed.any_process(False) is False
     assert [v is value for v in distributed.gather(value)] == [True]
+
+
+FAILING = """
+import multiprocessing, sys, time
+from contextlib import nullcontext
+from multiprocessing.util import Finalize
+from pathlib import Path
+from torch_utils import distributed
+from torch_utils.errors import UserError
+
+folder, gpus, error = Path(sys.argv[1]), sys.argv[2] == "True", eval(sys.argv[3])
+distributed.group = nullcontext  # there need not be GPUs
+Finalize(None, (folder / "exit handlers").touch, exitpriority=1)  # where NCCL may wait for ever
+
+def fail():
+    if gpus:
+        worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(300,))
+        worker.start()
+        (folder / "worker").write_text(str(worker.pid))
+    print("before it failed", end="")
+    raise error
+
+distributed._run_process(folder, gpus, fail)
+"""
+
+
+@pytest.mark.parametrize("gpus", [False, True])
+@pytest.mark.parametrize(
+    "error, code, left",
+    [("UserError('a; b')", 2, "UserError"), ("ValueError('c')", 1, "Failure"), ("KeyboardInterrupt()", 130, None)],
+)
+def test_a_process_that_fails_leaves_a_group_of_gpus_without_exit_handlers(tmp_path, gpus, error, code, left):
+    """Its report, its output and its exit code are the same with and without GPUs."""
+    process = start(tmp_path, "-c", FAILING, tmp_path, gpus, error, RANK="3")
+    join(process, 60)
+    assert process.exitcode == code
+    assert (tmp_path / "stdout").read_text() == "before it failed"
+    assert ("ValueError: c" in (tmp_path / "stderr").read_text()) == (left == "Failure")
+    said = {"UserError": "a; b", "Failure": "process 3 failed, see above; the others were stopped"}
+    assert {name: (tmp_path / name).read_text() for name in said if (tmp_path / name).exists()} == (
+        {left: said[left]} if left else {}
+    )
+    assert (tmp_path / "exit handlers").exists() is not gpus
+    if gpus:
+        worker = Path("/proc", (tmp_path / "worker").read_text())
+        wait_until(lambda: not worker.exists() or "State:\tZ" in (worker / "status").read_text())
 
 
 def mistaken(folder):

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import pickle
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -11,9 +17,15 @@ from torch import Tensor, nn
 
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import Generator, GeneratorConfig
-from tests.scripts import launch
+from tests.scripts import FORKS, join, launch, prepare
+from tests.training.test_loop import assert_same
 from torch_utils import distributed
+from torch_utils.errors import UserError
+from training import loop
+from training.log import Averages
 from training.loss import PathLength, discriminator_loss, generator_loss, gradient_penalty
+from training.optimizer import GuardedOptimizer, lazy_adam
+from training.runs import save_state
 
 NETWORK = {"resolution": 16, "img_channels": 3, "c_dim": 3, "cbase": 128, "cmax": 8, "map_depth": 2}
 
@@ -77,3 +89,112 @@ def equal_gradients(folder: Path) -> None:
 def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
     launch(equal_gradients, tmp_path, processes=2)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@dataclass
+class Config:
+    seed: int = 0
+    batch: int = 8
+
+
+def small_trainer(seed: int) -> Any:
+    """A megabyte of weights, some in another order of memory, and one that gets no gradient; Adam and SGD."""
+    torch.manual_seed(seed)
+    net = nn.ModuleDict({"a": nn.Conv2d(9, 8, 3).to(memory_format=torch.channels_last), "b": nn.Linear(400, 600)})
+    net["b"].register_parameter("unused", nn.Parameter(torch.randn(3)))
+    net["norm"] = nn.BatchNorm2d(8)
+    other = nn.Linear(3, 3)
+    sgd = torch.optim.SGD(other.parameters(), lr=0.1, momentum=0.9, fused=True)
+    optimizers = {"adam": GuardedOptimizer(lazy_adam(net.parameters(), 0.01, 4), scaling=True)}
+    optimizers["sgd"] = GuardedOptimizer(sgd)
+    modules, sheet_name = {"net": net, "other": other}, "fakes"
+    return SimpleNamespace(
+        modules=modules, optimizers=optimizers, averages=Averages(), statistics=dict, sheet_name=sheet_name
+    )
+
+
+def train_for(trainer: Any, steps: int) -> None:
+    """Steps on the same numbers in every process."""
+    net, other = trainer.modules.values()
+    torch.manual_seed(7)
+    for _ in range(steps):
+        loss = net["norm"](net["a"](torch.randn(2, 9, 4, 4))).square().mean() + net["b"](torch.randn(2, 400)).sum()
+        for optimizer, value in zip(trainer.optimizers.values(), (loss, other(torch.randn(2, 3)).sum()), strict=True):
+            optimizer.zero_grad()
+            optimizer.backward(value)
+            optimizer.step()
+
+
+def resume_in_all(folder: Path) -> None:
+    """A state that rank 0 alone collects, writes and reads is that of all processes, without being sent as pickles."""
+    cpu, rank = torch.device("cpu"), distributed.rank()
+    trained = small_trainer(0)
+    train_for(trained, 3)
+    trained.averages.add({"loss": torch.tensor(1.0 + rank)})
+    torch.manual_seed(100 + rank)
+    if rank == 1:  # the others copy no tensors
+        with mock.patch.object(loop, "module_state", side_effect=AssertionError):
+            assert loop.training_state(trained, Config(), 3, False, cpu) == {}
+    else:
+        save_state(folder, loop.training_state(trained, Config(), 3, False, cpu), 0.024)
+    distributed.wait_for_rank_0()
+    next_number = torch.rand(())
+
+    resumed, sent = small_trainer(1 + rank), []
+    send = torch.distributed.broadcast_object_list
+
+    def measured(objects: list, **options: Any) -> None:
+        sent.append(len(pickle.dumps(objects)))
+        send(objects, **options)
+
+    path = folder / "state" / "state-000000.024.pt" if rank == 0 else folder / "only rank 0 has it.pt"
+    with mock.patch("torch.distributed.broadcast_object_list", measured):
+        assert loop.restore(resumed, Config(), folder, path, cpu) == (3, False)
+    assert path.stat().st_size > 2e6 if rank == 0 else not path.exists()
+    assert sum(sent) < 1e5  # random states, and numbers
+    assert torch.rand(()) == next_number
+    assert resumed.averages.take() == {"loss": 1.5}
+
+    def tensors(trainer: Any) -> list[Any]:
+        states = [copy.deepcopy(module.state_dict()) for module in trainer.modules.values()]
+        return [*states, *(copy.deepcopy(optimizer.state_dict()) for optimizer in trainer.optimizers.values())]
+
+    for steps in (0, 2):  # as they are, and as they go on
+        train_for(trained, steps), train_for(resumed, steps)
+        assert_same(tensors(trained), tensors(resumed))
+    moments = resumed.optimizers["adam"].optimizer.state
+    assert resumed.modules["net"]["b"].unused not in moments
+    weight = resumed.modules["net"]["a"].weight
+    assert moments[weight]["exp_avg_sq"].stride() == weight.stride()
+    (folder / f"rank {rank}").touch()
+
+
+def resume_from_another(state: Path) -> None:
+    loop.restore(small_trainer(0), Config(), state.parent, state, torch.device("cpu"))
+
+
+def refusal(environment: dict[str, str], state: Path, said: Path) -> None:
+    prepare(environment)
+    try:
+        distributed.launch(resume_from_another, state, processes=2)
+    except UserError as error:
+        said.write_text(error.message)
+
+
+@pytest.mark.slow
+def test_a_state_of_another_run_is_refused_by_rank_0_for_all(tmp_path):
+    """The others wait for what it reads, meanwhile."""
+    other = small_trainer(0)
+    other.modules["other"] = nn.Linear(3, 4)
+    state = save_state(tmp_path, loop.training_state(other, Config(), 3, False, torch.device("cpu")), 0.024)
+    process = FORKS.Process(target=refusal, args=(dict(os.environ), state, tmp_path / "said"))
+    process.start()
+    join(process)
+    why = "is no state of this run (other.weight is of another shape or type); name another with --resume"
+    assert (tmp_path / "said").read_text() == f"{state} {why}"
+
+
+@pytest.mark.slow
+def test_a_state_is_collected_and_read_by_rank_0_for_all(tmp_path):
+    launch(resume_in_all, tmp_path, processes=2)
+    assert len(list(tmp_path.glob("rank *"))) == 2
