@@ -21,6 +21,6 @@ def test_no_two_targets_have_one_name():
 
 
 def test_hostile_names_stay_in_the_folder():
-    for name in ("../../etc/passwd", "/root/a.png", "a\nb\x1b[31m.png", "", "x" * 1000, "a\\b.png", "con\u202egnp"):
+    for name in ("../../etc/passwd", "/etc/a.png", "a\nb\x1b[31m.png", "", "x" * 1000, "a\\b.png", "con\u202egnp"):
         (found,) = target_names([name])
         assert found and not set(found) & set("/\\\n\x1b\u202e") and len(found.encode()) <= LONGEST_NAME

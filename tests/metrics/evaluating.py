@@ -34,7 +34,7 @@ def evaluate_and_write(names: list[str], real: Path, fake: Path, files: list[Pat
 
 def compare_and_write(names: list[str], images: Path, result: Path) -> None:
     """Each process writes the metrics of the second of two sets, kept by `torch.save`, by 64 directions."""
-    real, fake = torch.load(images)
+    real, fake = torch.load(images, weights_only=True)
     with mock.patch("metrics.swd.DIRECTIONS", 64):
         found = Evaluator(names, TensorDataset(real), batch=16).evaluate(tensor_source(fake))
     result.with_suffix(f".{distributed.rank()}").write_text(json.dumps(found))

@@ -24,7 +24,8 @@ def faults():
 with ThreadPoolExecutor(1) as thread:
     call = thread.submit if sys.argv[2] == "thread" else lambda f: SimpleNamespace(result=f)
     call(faults).result()  # the first ones are new to the process
-    print(int(kept), call(faults).result())
+    # the best of three: on a busy machine something small may take a buffer's place in between
+    print(int(kept), min(call(faults).result() for _ in range(3)))
 """
 
 
@@ -38,8 +39,7 @@ def test_kept_memory_costs_no_page_faults(where):
         kept[how], faults[how] = map(int, result.stdout.split())
     if not kept["keep"]:
         pytest.skip("the C library cannot be asked")
-    # without any, or for one of the eight: something small may have taken a place in between, on a busy machine
-    assert faults["keep"] < faults["give back"] / 4
+    assert faults["keep"] < faults["give back"] / 10
 
 
 def system(root: Path, available: int, cgroup: str, groups: dict[str, dict[str, object]]) -> Path:
