@@ -70,7 +70,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from media.dataset import ImageDataset
-from training.cli import check_resumable, kept_fields
+from training.resume import check_resumable, kept_fields
 from training.loop import train
 from training.options import resolve
 from training.r3gan import trainer_of

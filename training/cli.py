@@ -11,28 +11,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import torch
 
-from media.shards import is_sharded
 from torch_utils import cli, distributed
 from torch_utils.cli import typed
-from torch_utils.errors import UserError, command_line, note, one_line, plural
+from torch_utils.errors import UserError, command_line, note
 from torch_utils.files import write_file
-from torch_utils.schema import check_values, read_json
-from training.config import (
-    WITHOUT_OPTION,
-    ClassifierConfig,
-    RunConfig,
-    StylizerTrainConfig,
-    TrainConfig,
-    differences,
-)
+from training.config import RunConfig
 from training.loop import Trainer, train
+from training.resume import (
+    check_data_paths,
+    check_gpus,
+    check_options,
+    check_resumable,
+    continuation,
+    kept_fields,
+    options_to_resume,
+    recorded,
+)
 from training.runs import check_free, check_run, evaluation_is_due, find_state, load_state, new_run, training_in
 
 
@@ -160,24 +161,6 @@ Configure = Callable[[Mapping[str, Any], bool], RunConfig]  # of the options, an
 TrainerFor = Callable[[Any], type[Trainer]]  # of a configuration
 
 
-SCRIPTS: dict[str, type[RunConfig]] = {
-    "train.py": TrainConfig,
-    "train_stylizer.py": StylizerTrainConfig,
-    "train_encoder.py": ClassifierConfig,
-}
-
-
-@dataclass
-class About:
-    """What config.json records about a run, as far as it is read again."""
-
-    script: Literal["train.py", "train_stylizer.py", "train_encoder.py"]
-    data_hash: str
-
-
-ABOUT = {field.name for field in fields(About)}
-
-
 @dataclass(frozen=True)
 class Start:
     """What a training begins with: its configuration, its folder, and the state to resume from, if any."""
@@ -289,7 +272,7 @@ def prepare_resumed(
         raise UserError(f"{run} is a run of another script; resume it with: {command}")
     check_options(run, options, script)
     check_gpus(run, options, given)
-    given = {**options, **given}
+    given = options_to_resume(options, given)
     check_data_paths(run, given)
     config = configure({**kept_fields(state), **given}, True)
     trainer_class = trainer_for(config)
@@ -299,7 +282,7 @@ def prepare_resumed(
             f"{' or '.join(config.data_paths)} is not the data set that {run} was begun with: its files or labels are "
             f"others; name that one with {config.data_options}, or start a new run without --resume"
         )
-    kimg = check_resumable(state, run, config)
+    kimg = check_resumable(state, run, config, asked=bool({"gpus", "procs"} & given.keys()))
     if dry_run:
         print_config(config)
         return None
@@ -314,42 +297,10 @@ def prepare_resumed(
     check_free(run)
     record(run, config, config.recorded_options(given), about)
     note(f"run: {run}, from {state_path.name}")
+    if different := continuation(state, config):
+        note(f"note: {different}")
     print_note(config)
     return Start(config, run, state_path, data_hash)
-
-
-def kept_fields(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What no option sets, and a run keeps as it began: fields of its generator, and schedules, which end with the kimg
-    that were asked for first.
-
-    Of states that are no generator's, nothing; what is wrong with a damaged one, `check_resumable` says.
-    """
-    try:
-        config = TrainConfig.from_dict(state["config"])
-    except (TypeError, KeyError, ValueError):
-        return {}
-    return {name: getattr(config.generator, name) for name in WITHOUT_OPTION} | {"schedules": config.schedules}
-
-
-def check_gpus(run: Path, options: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """Raises UserError where a run was begun with --gpus, and this machine has fewer."""
-    begun, here = options.get("gpus", 0), torch.cuda.device_count()
-    if begun > here and "gpus" not in given and not distributed.under_torchrun():
-        raise UserError(
-            f"{run} was begun on {plural(begun, 'GPU')}, and this machine has {here}; resume it on such a machine, or "
-            f"begin a new run here without --resume"
-        )
-
-
-def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:
-    """Raises UserError where the data of a run that is resumed is no longer where it was, as on another machine."""
-    for name in ("data", "content", "style", "test"):
-        path = given.get(name)
-        if path and not is_sharded(path) and not Path(path).exists():
-            raise UserError(
-                f"there is no {path} here, which --{name} of {run} was (from {Path.cwd()}); "
-                f"say where it is now with: {command_line('--resume', run, f'--{name}', 'PATH')}"
-            )
 
 
 def print_note(config: RunConfig) -> None:
@@ -359,64 +310,6 @@ def print_note(config: RunConfig) -> None:
 
 def print_config(config: RunConfig) -> None:
     print(json.dumps(asdict(config), indent=2))
-
-
-def recorded(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options, and what config.json says about the run, as `record` wrote them."""
-    try:
-        options, config = (read_json(run / name) for name in ("options.json", "config.json"))
-        about = config["about"]
-        if not isinstance(options, dict) or not isinstance(about, dict):
-            raise ValueError("its records are no JSON objects")
-        check_values(About, {name: value for name, value in about.items() if name in ABOUT})
-        return options, about
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = one_line(error, 200)
-        raise UserError(
-            f"{run} is not a run that can be resumed ({reason}); name a run folder of this script"
-        ) from None
-
-
-def check_options(run: Path, options: dict[str, Any], script: str) -> None:
-    """Raises UserError unless the recorded options of a run are such as could be typed."""
-    try:
-        SCRIPTS[script].check_options(options)
-    except ValueError as error:
-        raise UserError(f"{run / 'options.json'} is damaged ({error}); correct it, or start a new run") from None
-
-
-def check_resumable(state: dict[str, Any], run: Path, config: RunConfig) -> float:
-    """The kimg that a state has come to. Raises UserError where a weight depends on a difference to `config`."""
-    try:
-        old = type(config).from_dict(state["config"])
-        kimg = state["step"] * old.batch / 1000
-    except (TypeError, KeyError, ValueError) as error:
-        raise UserError(
-            f"{run} is of another version of this project ({one_line(error, 200)}); start a new run"
-        ) from None
-    if changed := differences(old, config):
-        begin = command_line("--init-from", run)
-        other = f", or begin a new run from its weights with {begin}" if isinstance(config, TrainConfig) else ""
-        if old.gpus != config.gpus and not distributed.under_torchrun():
-            where = plural(old.gpus, "GPU") if old.gpus else "the CPU"
-            possible = old.gpus <= torch.cuda.device_count()
-            remedy = f"add --gpus {old.gpus}" if possible else "resume it on such a machine"
-            raise UserError(f"{run} was begun on {where}, and would continue differently here; {remedy}{other}")
-        if distributed.under_torchrun() and (old.gpus, old.procs) != (config.gpus, config.procs):
-            begun = plural(old.gpus, "GPU") if old.gpus else f"the CPU, by {plural(old.procs, 'process', 'es')}"
-            count = f"start it with {plural(old.gpus or old.procs, 'process', 'es')} in all"
-            remedy = count if old.gpus else f"{count} and --gpus 0"
-            raise UserError(f"{run} was begun on {begun}, and would continue differently here; {remedy}{other}")
-        if old.procs != config.procs:
-            begun, now = plural(old.procs, "process", "es"), plural(config.procs, "process", "es")
-            raise UserError(
-                f"{run} was begun with {begun}, and would continue differently with {now}; "
-                f"add --procs {old.procs}{other}"
-            )
-        raise UserError(
-            f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"
-        )
-    return kimg
 
 
 def machine(config: RunConfig) -> dict[str, str]:

@@ -35,8 +35,12 @@ AugPipe = Literal[
 class RunConfig:
     """What every training depends on. Written to the run's config.json and into every training state."""
 
-    # What may change when a run is resumed, because no weight depends on it.
-    changeable: ClassVar[set[str]] = {"data", "kimg", "tick", "snap", "autosave", "workers", "keep"}
+    # What may change when a run is resumed: no weight depends on it, but for the last three only by chance, through
+    # other random numbers and another order of sums.
+    changeable: ClassVar[set[str]] = {
+        *("data", "kimg", "tick", "snap", "autosave", "workers", "keep"),
+        *("gpus", "procs", "batch_gpu"),
+    }
     data_options: ClassVar[str] = "--data"  # the options that name the data
     networks: ClassVar[tuple[type, ...]] = ()  # the configurations of networks whose fields are options
 
@@ -78,7 +82,7 @@ class RunConfig:
     @property
     def of_stream(self) -> set[str]:
         """What may not change either where the data is in shards, whose order depends on it."""
-        return {"workers"} if is_sharded(self.data) else set()
+        return {"workers", "procs"} if is_sharded(self.data) else set()
 
     @property
     def run_name(self) -> str:

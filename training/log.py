@@ -62,10 +62,13 @@ class Averages:
         return {"counts": {name: self._counts[name] for name in names}, "sums": [s.cpu() for s in sums]}
 
     def load(self, state: dict[str, Any], device: torch.device) -> None:
+        """Takes over the sums of this process; where there were more or fewer processes, each gets their mean."""
         if not state:
             return
         self._counts.update(state["counts"])
-        self._sums = dict(zip(self._counts, state["sums"][distributed.rank()].to(device), strict=True))
+        sums = state["sums"]
+        mine = sums[distributed.rank()] if len(sums) == distributed.world_size() else torch.stack(sums).mean(dim=0)
+        self._sums = dict(zip(self._counts, mine.to(device), strict=True))
 
 
 class Log:

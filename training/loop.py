@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol
 
 import torch
@@ -187,7 +188,7 @@ def restore(
     if state_path is not None:
         try:
             state = distributed.on_rank_0(load_tensors, trainer, state_path)  # other machines may not have the file
-            set_random_state(state["random"], device)
+            restore_random_numbers(state, config, device)
         except ValueError as error:
             raise UserError(f"{state_path} is no state of this run ({error}); name another with --resume") from None
         for name, optimizer in trainer.optimizers.items():
@@ -304,15 +305,23 @@ def random_states(device: torch.device) -> list[dict[str, Tensor]]:
     return [{"cpu": a, "cuda": b} for a, b in zip(cpu, cuda, strict=True)]
 
 
-def set_random_state(states: list[dict[str, Tensor]], device: torch.device) -> None:
-    """Sets the generators to the states of this process. Raises ValueError where they are none."""
-    if len(states) != distributed.world_size():
-        raise ValueError(f"random numbers of {len(states)} processes, and here are {distributed.world_size()}")
-    state = states[distributed.rank()]
+def restore_random_numbers(state: dict[str, Any], config: RunConfig, device: torch.device) -> None:
+    """Sets the generators of this process to where they were; in other processes than those of the state, to where no
+    process has been before. Raises ValueError where the state is damaged.
+    """
+    states, before = state["random"], state["config"]
+    if len(states) != before["procs"]:
+        raise ValueError(f"it has random numbers of {len(states)} processes, and was trained by {before['procs']}")
+    rank, processes = distributed.rank(), distributed.world_size()
+    if (before["procs"], before["gpus"] > 0) != (processes, config.gpus > 0):
+        # a hash, as the CPU's generator takes 32 bits of a seed only
+        torch.manual_seed(Random(f"{config.seed}, {state['step']}, {rank} of {processes}").getrandbits(63))
+        return
+    mine = states[rank]
     try:
-        torch.set_rng_state(state["cpu"])
+        torch.set_rng_state(mine["cpu"])
         if device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda"], device)
+            torch.cuda.set_rng_state(mine["cuda"], device)
     except (RuntimeError, TypeError, KeyError, AttributeError):
         raise ValueError("the state of a random number generator is damaged") from None
 

@@ -367,7 +367,8 @@ def split_batch(batch: int, batch_gpu: int | None, processes: int) -> int:
     """The images of a microbatch: `batch_gpu`, or a process's whole share of the batch. Raises UserError."""
     if batch % processes:
         raise UserError(
-            f"--batch {batch} cannot be split evenly over {processes} processes; take a multiple of {processes}"
+            f"--batch {batch} cannot be split evenly over {processes} processes; take a multiple of {processes}, or "
+            "another number of processes"
         )
     share = batch // processes
     if share % (batch_gpu or share):

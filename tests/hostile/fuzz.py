@@ -37,8 +37,8 @@ from models.snapshot import load_generator, load_stylizer
 from styling.styles import load_kernels
 from tests.damage import damaged
 from torch_utils.errors import UserError
-from training.cli import check_options, recorded
 from training.log import read_records
+from training.resume import check_options, recorded
 from training.runs import load_state
 
 MEMORY = 4 << 30  # bytes of address space beyond what is taken at the start

@@ -23,9 +23,9 @@ from tests.scripts import done, script_here
 from torch_utils.files import RUN_MARKER
 from torch_utils.schema import Within
 from training.augment import AUGPIPES
-from training.cli import SCRIPTS
 from training.config import AugPipe, TrainConfig
 from training.presets import PRESETS
+from training.resume import SCRIPTS
 from training.runs import list_states, load_state
 
 NAN = float("nan")

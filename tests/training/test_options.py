@@ -15,8 +15,7 @@ from networks.stylizer import StylizerConfig
 from networks.vgg import VGG19
 from tests.training.test_loop import tiny
 from torch_utils.errors import UserError
-from training.cli import check_gpus, check_resumable
-from training.config import ClassifierConfig, StylizerTrainConfig, TrainConfig
+from training.config import ClassifierConfig, StylizerTrainConfig, TrainConfig, differences
 from training.options import (
     configure_classifier,
     configure_gan,
@@ -26,6 +25,7 @@ from training.options import (
     resolve_classifier,
 )
 from training.presets import PRESETS
+from training.resume import check_gpus, check_resumable, continuation, kept_fields, options_to_resume
 
 
 def test_presets_have_the_published_values():
@@ -77,26 +77,57 @@ def test_processes_belong_to_the_cpu(options, gpus):
 @pytest.mark.parametrize(
     "begun, here, words",
     [
-        (0, 1, "was begun on the CPU, and would continue differently here; add --gpus 0"),
-        (2, 4, "was begun on 2 GPUs, .*; add --gpus 2"),
-        (2, 1, "was begun on 2 GPUs, .*; resume it on such a machine"),
+        (0, 1, "was trained on the CPU, and would continue differently here; add --gpus 0, or go on .* --gpus 1$"),
+        (2, 4, "was trained on 2 GPUs, .*; add --gpus 2, or go on here, .*, by adding --gpus 4$"),
+        (2, 1, "was trained on 2 GPUs, .*; resume it on such a machine, or go on here, .*, by adding --gpus 1$"),
     ],
 )
-def test_a_run_on_other_gpus_says_on_how_many_it_was_begun(monkeypatch, tmp_path, begun, here, words):
+def test_a_run_on_other_gpus_says_how_it_goes_on(monkeypatch, tmp_path, begun, here, words):
+    """--cfg auto takes larger batches on more GPUs; a run keeps its own."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
-    old, new = (resolve({"cfg": "demo", "data": "x"}, 32, 3, 0, gpus) for gpus in (begun, here))
+    options = {"cfg": "auto", "data": "x", "precision": "fp32"}
+    old = resolve(options, 32, 3, 0, begun)
+    state = {"config": asdict(old), "step": 1000}
+    new = resolve({**kept_fields(state), **options}, 32, 3, 0, here)
     with pytest.raises(UserError, match=words):
+        check_resumable(state, tmp_path, new, asked=False)
+    assert check_resumable(state, tmp_path, new) == old.batch
+    assert differences(old, new) == []
+    assert (new.gpus, new.procs, new.batch_gpu) == (here, here, old.batch // here)
+    assert f"goes on with {here} GPU" in continuation(state, new)
+    assert continuation(state, old) == ""
+
+
+@pytest.mark.parametrize(
+    "recorded, typed, expected",
+    [
+        ({"gpus": 0, "procs": 2, "gamma": 1}, {}, {"gpus": 0, "procs": 2, "gamma": 1}),
+        ({"gpus": 0, "procs": 2, "gamma": 1}, {"procs": 4}, {"gpus": 0, "procs": 4, "gamma": 1}),
+        ({"gpus": 8, "procs": 8}, {"gpus": 2}, {"gpus": 2}),  # as a run of torchrun has it
+        ({"gpus": 0, "procs": 2}, {"gpus": 1}, {"gpus": 1}),
+    ],
+)
+def test_what_is_typed_goes_before_what_was_recorded(recorded, typed, expected):
+    assert options_to_resume(recorded, typed) == expected
+
+
+def test_groups_of_the_discriminator_have_to_fit_into_microbatches(faces16, tmp_path):
+    """A run of groups of four would otherwise go on with another discriminator."""
+    old = tiny(faces16)
+    assert (old.batch, old.batch_gpu, old.discriminator.mbstd_group) == (8, 8, 4)
+    state = {"config": asdict(old), "step": 0}
+    for options in ({"procs": 4}, {"procs": 2, "batch_gpu": 2}):
+        with pytest.raises(UserError, match=r"would be 2, and the discriminator of .* compares 4 images .* take 4 or"):
+            check_resumable(state, tmp_path, tiny(faces16, **kept_fields(state), **options))
+    check_resumable(state, tmp_path, tiny(faces16, **kept_fields(state), procs=2))
+    small = {"config": asdict(tiny(faces16, procs=4)), "step": 0}  # of groups of two, which fit into all others
+    check_resumable(small, tmp_path, tiny(faces16, **kept_fields(small), procs=1))
+
+
+def test_the_order_of_shards_depends_on_the_processes(tmp_path):
+    old, new = (resolve({"cfg": "demo", "data": "x-{0..3}.tar", "procs": n}, 32, 3, 0, 0) for n in (1, 2))
+    with pytest.raises(UserError, match="procs: 1 in the run, 2 asked"):
         check_resumable({"config": asdict(old), "step": 0}, tmp_path, new)
-
-
-def test_under_torchrun_a_run_says_with_how_many_processes_it_goes_on(monkeypatch, tmp_path):
-    monkeypatch.setattr("torch_utils.distributed.under_torchrun", lambda: True)
-    on_the_cpu = r"was begun on the CPU, by 1 process, .*; start it with 1 process in all and --gpus 0"
-    usual = resolve({"cfg": "demo", "data": "x", "procs": 1}, 32, 3, 0, 0)
-    for begun, words in ((0, on_the_cpu), (2, "was begun on 2 GPUs, .*; start it with 2 processes in all")):
-        old, new = replace(usual, gpus=begun, procs=max(begun, 1)), replace(usual, gpus=1)
-        with pytest.raises(UserError, match=words):
-            check_resumable({"config": asdict(old), "step": 0}, tmp_path, new)
 
 
 @pytest.mark.parametrize(
@@ -243,10 +274,10 @@ def test_a_preset_at_another_resolution_than_published_is_noted(cfg, resolution,
     assert (f"--cfg {cfg} was published for" in note) == noted
 
 
-def test_a_run_of_more_gpus_than_there_are_says_on_how_many_it_was_begun(monkeypatch, tmp_path):
-    """And not --gpus 2, which would be refused next."""
+def test_a_run_of_more_gpus_than_there_are_says_how_it_goes_on(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="was begun on 8 GPUs, and this machine has 2; resume it on such a machine"):
+    words = "was trained on 8 GPUs, and this machine has 2; resume it on such a machine, or .* by adding --gpus 2$"
+    with pytest.raises(UserError, match=words):
         check_gpus(tmp_path, {"gpus": 8}, {})
     check_gpus(tmp_path, {"gpus": 2}, {})
-    check_gpus(tmp_path, {"gpus": 8}, {"gpus": 2})  # which the comparison with the state refuses, with its own words
+    check_gpus(tmp_path, {"gpus": 8}, {"gpus": 2})

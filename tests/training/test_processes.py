@@ -95,6 +95,8 @@ def test_two_processes_have_the_gradients_of_the_whole_batch(tmp_path):
 class Config:
     seed: int = 0
     batch: int = 8
+    gpus: int = 0
+    procs: int = 2
 
 
 def small_trainer(seed: int) -> Any:
@@ -198,3 +200,57 @@ def test_a_state_of_another_run_is_refused_by_rank_0_for_all(tmp_path):
 def test_a_state_is_collected_and_read_by_rank_0_for_all(tmp_path):
     launch(resume_in_all, tmp_path, processes=2)
     assert len(list(tmp_path.glob("rank *"))) == 2
+
+
+def begin(folder: Path) -> None:
+    """Trains, counts and draws a number in each process, and saves the state."""
+    rank, processes = distributed.rank(), distributed.world_size()
+    trained = small_trainer(0)
+    train_for(trained, 3)
+    trained.averages.add({"loss": torch.tensor(1.0 + 2 * rank)})
+    torch.manual_seed(100 + rank)
+    torch.rand(rank + 1)
+    state = loop.training_state(trained, Config(procs=processes), 3, False, torch.device("cpu"))
+    if rank == 0:
+        save_state(folder, state, 0.024)
+    torch.save(torch.rand(3), folder / f"next {rank} of {processes}")
+
+
+def go_on(folder: Path) -> None:
+    """Restores that state in each of other processes, goes on, and keeps what all of it is for comparison."""
+    rank, processes = distributed.rank(), distributed.world_size()
+    resumed = small_trainer(1 + rank)
+    state, cpu = folder / "state" / "state-000000.024.pt", torch.device("cpu")
+    assert loop.restore(resumed, Config(procs=processes), folder, state, cpu) == (3, False)
+    numbers, averages = torch.rand(3), resumed.averages.take()
+    train_for(resumed, 2)
+    modules = {name: module.state_dict() for name, module in resumed.modules.items()}
+    optimizers = {name: optimizer.state_dict() for name, optimizer in resumed.optimizers.items()}
+    torch.save([modules, optimizers, averages, numbers], folder / f"went on {rank} of {processes}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before, now", [(1, 2), (2, 1), (2, 4)])
+def test_a_run_goes_on_in_other_processes(tmp_path, before, now):
+    """With all that its weights depend on, but with random numbers that no process has drawn before."""
+    launch(begin, tmp_path, processes=before)
+    launch(go_on, tmp_path, processes=now)
+    trained = small_trainer(0)
+    train_for(trained, 3), train_for(trained, 2)
+    modules = {name: module.state_dict() for name, module in trained.modules.items()}
+    optimizers = {name: optimizer.state_dict() for name, optimizer in trained.optimizers.items()}
+    drawn = [torch.load(tmp_path / f"next {rank} of {before}", weights_only=True) for rank in range(before)]
+    for rank in range(now):
+        found = torch.load(tmp_path / f"went on {rank} of {now}", weights_only=True)
+        assert_same(found[:2], [modules, optimizers])
+        assert found[2] == {"loss": 1.0 if before == 1 else 2.0}  # the mean over the processes
+        assert not any((found[3] == numbers).any() for numbers in drawn)
+        drawn.append(found[3])
+
+
+def test_a_state_without_random_numbers_of_each_process_is_refused(tmp_path):
+    trained = small_trainer(0)
+    state = loop.training_state(trained, Config(procs=1), 3, False, torch.device("cpu"))
+    path = save_state(tmp_path, {**state, "config": {**state["config"], "procs": 2}}, 0.024)
+    with pytest.raises(UserError, match="it has random numbers of 1 processes, and was trained by 2"):
+        loop.restore(trained, Config(procs=1), tmp_path, path, torch.device("cpu"))

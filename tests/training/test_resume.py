@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import zipfile
@@ -20,7 +21,8 @@ from media.loader import EndlessSampler
 from metrics import Evaluator
 from models.snapshot import find_snapshot, save_snapshot
 from networks.generator import Generator, GeneratorConfig
-from tests.scripts import done, launch, script
+from tests.scripts import TINY as SCRIPT_TINY
+from tests.scripts import done, launch, mistake, script
 from tests.training.killing import evaluate
 from tests.training.test_loop import assert_same
 from torch_utils.errors import DiskFull, UserError
@@ -408,3 +410,22 @@ def test_as_many_states_stay_as_asked(tmp_path, keep):
         training_runs.save_state(tmp_path, {}, kimg, keep)
         newest = [f"state-{number:06d}" for number in range(max(kimg - keep, 0) + 1, kimg + 1)]
         assert sorted(path.stem for path in (tmp_path / "state").iterdir()) == newest
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_as_many_processes_as_typed(tmp_path, faces16):
+    done(script("train.py", "--data", faces16, "--outdir", tmp_path, "--kimg", 0.016, *SCRIPT_TINY))
+    (run,) = tmp_path.iterdir()
+    resume = ["train.py", "--resume", run, "--kimg"]
+    machine = r"(\d) CPU process(?:es)?, microbatches of (\d)"
+    for kimg, options, said in (
+        (0.032, ["--procs", 2], [("2", "4", "1", "8")]),
+        (0.048, [], []),  # as it was before
+        (0.064, ["--procs", 1, "--batch-gpu", 4], [("1", "4", "2", "4")]),
+    ):
+        note = done(script(*resume, kimg, *options)).stderr
+        assert re.findall(f"goes on with {machine}, and so far had {machine}:", note) == said
+    lines = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
+    assert [line["kimg"] for line in lines] == [0.016, 0.032, 0.048, 0.064]  # nothing was begun again
+    message = mistake(*resume, 9, "--procs", 3)
+    assert "--batch 8 cannot be split evenly over 3 processes; take a multiple of 3, or another number of" in message
