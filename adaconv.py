@@ -105,8 +105,8 @@ class Pretrained(HubMixin):
     ) -> Self:
         """The model of a snapshot, of a run or a folder of runs (the newest snapshot), or of a repository on the Hub.
 
-        A generator can also be a network pickle of StyleGAN2 (docs/stylegan2.md). The model is in eval mode and without
-        gradients. All arguments but `device` are huggingface_hub's.
+        A generator can also be a file of StyleGAN2's networks (docs/stylegan2.md). The model is in eval mode and
+        without gradients. All arguments but `device` are huggingface_hub's.
 
         Raises:
             UserError: if there is no such model, or if the file is damaged or of another kind.

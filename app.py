@@ -65,7 +65,7 @@ def check_port(host: str, port: int) -> int:
     "files",
     multiple=True,
     metavar="PATH",
-    help="A further model to choose from: a snapshot, a run, or a network pickle of StyleGAN2 (.pkl). May be repeated.",
+    help="A further model to choose from: a snapshot, a run, or StyleGAN2's networks (.pkl, .pt). May be repeated.",
 )
 @cli.option(
     "Server", "--host", default="127.0.0.1", help="Address to serve at; 0.0.0.0 is every address of the machine."

@@ -144,7 +144,7 @@ python train.py --resume
     "Training",
     "--init-from",
     metavar="PATH",
-    help="Start from the weights of a snapshot, a training state, a run, or a network pickle of StyleGAN2 (.pkl), of "
+    help="Start from the weights of a snapshot, a training state, a run, or StyleGAN2's networks (.pkl, .pt), of "
     "this resolution, half of it, or a larger one. A generator of StyleGAN2's modulation becomes an AdaConv generator "
     "of the same images, unless --modulation modconv keeps it.",
 )

@@ -29,7 +29,7 @@ OPTIONS = (  # of all that evaluates
         "What",
         "--network",
         metavar="PATH",
-        help="Snapshot to evaluate, or a network pickle of StyleGAN2 (.pkl). For a run or a folder of runs, its newest "
+        help="Snapshot to evaluate, or StyleGAN2's networks (.pkl, .pt). For a run or a folder of runs, its newest "
         "snapshot is evaluated.",
     ),
     option(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.classes import class_names
-from models.stylegan2 import is_network_pickle
+from models.foreign import is_foreign
 from networks.generator import Generator, Modulation
 from networks.stylizer import Stylizer
 from torch_utils.errors import listed, one_line, plural, ranges_text
@@ -94,9 +94,9 @@ def model_card(
     """The card of a model with the snapshot's `info`, in a repository `repo` with the file `weights`.
 
     `license` is the identifier on the Hub of the weights' licence, if their publisher has stated one. Weights that come
-    from a network pickle of someone else have the licence "other".
+    from networks of someone else have the licence "other".
     """
-    foreign = license is None and ("source" in info or is_network_pickle(str(info.get("init_from"))))
+    foreign = license is None and ("source" in info or is_foreign(str(info.get("init_from"))))
     data = info.get("data") or info.get("styles")
     if isinstance(model, Generator):
         kind, task, tag, body = "generator", "unconditional-image-generation", "image-generation", GENERATOR
@@ -113,7 +113,7 @@ def model_card(
     facts |= {name: value for group in ("source", "metrics", "training") for name, value in _group(info, group).items()}
     stated = f"The licence of the weights is {_plain(license)}." if license else "No licence of the weights is stated."
     if foreign:
-        stated = "The weights come from a network pickle, and keep the licence of whoever published it."
+        stated = "The weights come from a file of somebody else, and keep the licence of whoever published it."
     count = sum(parameter.numel() for parameter in model.parameters())
     return f"---\n{front}\n---\n\n# {_plain(title)}\n\n" + (body + REST).format(
         repo=json.dumps(repo or "path/to/this/folder"),

@@ -14,7 +14,7 @@ from torch_utils.files import missing_message
 INSTALL = "install huggingface_hub with: pip install huggingface_hub"
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)  # owner/name on the Hub
 NETWORK_HELP = (  # of --network, where it may be on the Hub
-    "A generator: a snapshot, a run, a folder of runs, a network pickle of StyleGAN2 (.pkl), or owner/name on the "
+    "A generator: a snapshot, a run, a folder of runs, StyleGAN2's networks (.pkl, .pt), or owner/name on the "
     "Hugging Face Hub.  [default: the newest under runs, else the shipped one]"
 )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
 from safetensors.torch import save
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from media.dataset import CHANNELS
 from models.classes import names_beside
-from models.stylegan2 import is_network_pickle, load_stylegan2
+from models.foreign import is_foreign, load_foreign
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.stylizer import Stylizer, StylizerConfig
 from torch_utils.errors import UserError, command_line, one_line
@@ -57,7 +57,7 @@ def kimg_name(kimg: float) -> str:
 
 @dataclass
 class Source:
-    """Where the weights of somebody else's network pickle are from."""
+    """Where weights are from that somebody else has trained."""
 
     file: str
     sha256: str = ""
@@ -188,12 +188,13 @@ def save_snapshot(path: str | os.PathLike, G: Generator, info: Mapping[str, Any]
 def load_generator(
     path: str | os.PathLike, device: torch.device | str = "cpu", cls: type[Generator] = Generator
 ) -> tuple[Generator, dict[str, Any]]:
-    """The generator of a snapshot or of a network pickle of StyleGAN2 (.pkl), in eval mode, and the file's info.
+    """The generator of a snapshot or of a file of StyleGAN2's networks (.pkl, .pt), in eval mode, and the file's info.
 
     Raises UserError as `load_model` does.
     """
-    if is_network_pickle(path):
-        G, info = load_stylegan2(path, device, cls)
+    if is_foreign(path):
+        networks, info = load_foreign(path, ["G_ema"], cls)
+        G = cast(Generator, networks["G_ema"])
     else:
         G, info = load_model(path, GENERATOR, partial(_build_generator, cls))
     if "class_names" not in info and (names := names_beside(path, G.config.classes)):

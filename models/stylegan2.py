@@ -48,19 +48,6 @@ def is_network_pickle(path: str | os.PathLike) -> bool:
     return Path(path).suffix == ".pkl"
 
 
-def load_stylegan2(
-    path: str | os.PathLike, device: torch.device | str = "cpu", cls: type[Generator] = Generator
-) -> tuple[Generator, dict[str, Any]]:
-    """The averaged generator G_ema of a pickle, in eval mode and not to be trained; and where it is from.
-
-    Raises UserError as `load_networks` does.
-    """
-    networks, info = load_networks(path, ["G_ema"], cls)
-    G = networks["G_ema"]
-    assert isinstance(G, Generator)
-    return G.to(device), info
-
-
 def load_networks(
     path: str | os.PathLike, names: Iterable[str] | None = None, cls: type[Generator] = Generator
 ) -> tuple[dict[str, Generator | Discriminator], dict[str, Any]]:
@@ -187,7 +174,7 @@ def _generator(states: States, size: int, cls: type[Generator]) -> Generator:
         modulation="modconv",
         noise=first["use_noise"] is True,
     )
-    return _build(lambda: cls(config), states, _generator_name, size)
+    return _build(lambda: cls(config), states, generator_name, size)
 
 
 def _discriminator(states: States, size: int) -> Discriminator:
@@ -205,7 +192,7 @@ def _discriminator(states: States, size: int) -> Discriminator:
         map_depth=_depth(states, least=0),
     )
     first = len(config.block_sizes) + 1
-    return _build(lambda: Discriminator(config), states, lambda name: _discriminator_name(name, first), size)
+    return _build(lambda: Discriminator(config), states, lambda name: discriminator_name(name, first), size)
 
 
 def _common(states: States, layer: str) -> dict[str, Any]:
@@ -316,7 +303,7 @@ def _check_filters(filters: list[Call]) -> None:
 # --- names ----------------------------------------------------------------------------------------------------------
 
 
-def _generator_name(name: str) -> str:
+def generator_name(name: str) -> str:
     """`synthesis.b8.conv0.affine.weight` → `synthesis.blocks.1.conv0.adaconv.predictor.scale.weight`."""
     if name == "mapping.w_avg":
         return "w_avg"
@@ -327,7 +314,7 @@ def _generator_name(name: str) -> str:
     return _mapping_name(name.replace(".torgb.affine.", ".torgb.scale."))
 
 
-def _discriminator_name(name: str, first: int) -> str:
+def discriminator_name(name: str, first: int) -> str:
     """`b8.conv0.weight` → `blocks.2.conv0.weight` at 32 × 32, where `first`, the log2 of the resolution, is 5."""
     name = name.removeprefix("b4.")
     name = re.sub(r"^b(\d+)\.", lambda match: f"blocks.{first - _log2(match[1])}.", name)

@@ -157,7 +157,7 @@ def gather(into: type, argument: str) -> Callable:
 def network_option(group: str = "Model", **settings: Any) -> Callable:
     """`--network`, which `models.snapshot.find_snapshot` reads."""
     help_text = (
-        "A generator: a snapshot, a run, a folder of runs, or a network pickle of StyleGAN2 (.pkl).  [default: the "
+        "A generator: a snapshot, a run, a folder of runs, or StyleGAN2's networks (.pkl, .pt).  [default: the "
         "newest under runs, else the shipped one]"
     )
     return option(group, "--network", metavar="PATH", **{"help": help_text, **settings})

@@ -8,7 +8,7 @@ import io
 import math
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -118,8 +118,8 @@ def tensors_in(content: Any) -> list[Tensor]:
 # --- torch.save -----------------------------------------------------------------------------------------------------
 
 
-def read_pickled(path: str | os.PathLike) -> Any:
-    """What torch.save has written of tensors and plain values, on the CPU.
+def read_pickled(path: str | os.PathLike, plain: Sequence[type] = ()) -> Any:
+    """What torch.save has written of tensors, plain values and objects of the types `plain`, on the CPU.
 
     First the pickle in the file is read as data, and what it claims is compared with the bytes that are there.
 
@@ -128,23 +128,39 @@ def read_pickled(path: str | os.PathLike) -> Any:
         ValueError: if it is something else, asks for anything to be executed, or is damaged.
     """
     with open_regular(path) as file:
-        size = Path(path).stat().st_size
-        try:
-            is_archive = file.read(2) == b"PK"
-            file.seek(0)
-            _check_archive(file, size) if is_archive else _check_stream(file, size)
-        except Refused as error:
-            raise ValueError(f"{NO_PICKLE}: {error}") from None
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError):
-            raise ValueError(f"{NO_PICKLE}, or damaged") from None
+        _checked_content(file, Path(path).stat().st_size, plain)
         file.seek(0)
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(list(plain)):
+                return torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # of many types; some of their messages recommend to execute the file's code
             raise ValueError(f"{NO_PICKLE}, or damaged") from None
 
 
-def _check_archive(file: BinaryIO, size: int) -> None:
+def pickled_keys(path: str | os.PathLike, plain: Sequence[type] = ()) -> set[Any]:
+    """The keys of the dict that torch.save has written, of which no tensor is read; empty where it is no dict.
+
+    Raises as `read_pickled` does.
+    """
+    with open_regular(path) as file:
+        content = _checked_content(file, Path(path).stat().st_size, plain)
+    return set(content) if type(content) is dict else set()
+
+
+def _checked_content(file: BinaryIO, size: int, plain: Sequence[type]) -> Any:
+    """The content of a file of torch.save as data, once its claims are known to be right. Raises ValueError."""
+    names = {f"{kind.__module__} {kind.__qualname__}" for kind in plain}
+    try:
+        is_archive = file.read(2) == b"PK"
+        file.seek(0)
+        return _check_archive(file, size, names) if is_archive else _check_stream(file, size, names)
+    except Refused as error:
+        raise ValueError(f"{NO_PICKLE}: {error}") from None
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError):
+        raise ValueError(f"{NO_PICKLE}, or damaged") from None
+
+
+def _check_archive(file: BinaryIO, size: int, plain: set[str]) -> Any:
     """Checks a ZIP of torch.save, before PyTorch 1.6 and since. Compressed, it could be small and fill the memory."""
     with zipfile.ZipFile(file) as archive:
         lengths = stored_members(archive, size)
@@ -154,8 +170,9 @@ def _check_archive(file: BinaryIO, size: int) -> None:
         if len(pickles) != 1 or lengths[pickles[0]] > MAX_PICKLE_BYTES:
             raise ValueError(NO_PICKLE)
         folder = pickles[0].removesuffix("data.pkl")
-        content = read_pickle(io.BytesIO(archive.read(pickles[0])), NAMES)
-    _check_tensors(content, lambda key: lengths.get(f"{folder}data/{key}", 0))
+        content = read_pickle(io.BytesIO(archive.read(pickles[0])), NAMES | plain)
+    _check_tensors(content, plain, lambda key: lengths.get(f"{folder}data/{key}", 0))
+    return content
 
 
 def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
@@ -173,17 +190,19 @@ def stored_members(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
     return {name: member.file_size for name, member in stored.items()}
 
 
-def _check_stream(file: BinaryIO, size: int) -> None:
+def _check_stream(file: BinaryIO, size: int, plain: set[str]) -> Any:
     """Checks what torch.save wrote before PyTorch 1.6: pickles one after the other, and then the numbers."""
-    *_, content = (read_pickle(file, NAMES) for _ in range(4))  # a magic number, a version, the system, and the content
-    _check_tensors(content, lambda key: size)
+    # a magic number, a version, the system, and the content
+    *_, content = (read_pickle(file, NAMES | plain) for _ in range(4))
+    _check_tensors(content, plain, lambda key: size)
     found = [_storage(value) for value in _walk(content) if type(value) is PersistentId]
     storages = {key: count * STORAGES[kind.name] for _, kind, key, _, count in found}
     if sum(storages.values()) > size:
         raise ValueError("its tensors claim more bytes than the file has")
+    return content
 
 
-def _check_tensors(content: Any, bytes_of: Callable[[str], int]) -> None:
+def _check_tensors(content: Any, plain: set[str], bytes_of: Callable[[str], int]) -> None:
     """Raises ValueError where a storage claims more than its bytes, or a tensor more numbers than its storage."""
     tensors = []
     for found in _walk(content):
@@ -193,7 +212,7 @@ def _check_tensors(content: Any, bytes_of: Callable[[str], int]) -> None:
                 raise ValueError("a tensor claims more bytes than the file has")
         elif type(found) is Call and found.name == TENSOR:
             tensors.append(found)
-        elif type(found) is Call and found.name != PARAMETER:
+        elif type(found) is Call and found.name != PARAMETER and (found.name not in plain or found.args):
             raise ValueError(NO_PICKLE)
     for call in tensors:  # once all storages are known to be right
         storage, _, shape = call.args[:3]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from models.convert import adaconv_weights, modulation_of
+from models.foreign import is_foreign, load_foreign
 from models.snapshot import load_discriminator, load_generator
-from models.stylegan2 import is_network_pickle, load_networks
 from networks.discriminator import Discriminator
 from networks.generator import Generator, GeneratorConfig
 from torch_utils.errors import UserError, listed, one_line, plural
@@ -43,8 +43,8 @@ def initial_weights(path: Path, option: str = "--init-from") -> dict[str, dict[s
     A snapshot holds the averaged generator alone, unless export.py --with-discriminator wrote it. Raises UserError,
     which tells to name another file with `option`.
     """
-    if is_network_pickle(path):
-        found = {name: network.state_dict() for name, network in load_networks(path)[0].items()}
+    if is_foreign(path):
+        found = {name: network.state_dict() for name, network in load_foreign(path)[0].items()}
         if "G" not in found and "G_ema" not in found:
             raise UserError(f"{path} holds no generator; name another with {option}")
         generator = found["G_ema"] if "G_ema" in found else found["G"]
@@ -65,7 +65,7 @@ def initial_weights(path: Path, option: str = "--init-from") -> dict[str, dict[s
 
 def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
     """The fields of GeneratorConfig that a training with `--modulation` takes from the file of `--init-from`."""
-    if is_network_pickle(path) or path.suffix == ".safetensors":
+    if is_foreign(path) or path.suffix == ".safetensors":
         fields = asdict(load_generator(path)[0].config)
     else:
         fields = load_state(path, "--init-from")["config"].get("generator")

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.foreign import is_foreign
 from models.snapshot import META, kimg_name, list_runs, run_number
 from networks.generator import CLASS_MEANS
 from torch_utils.errors import UserError, command_line, one_line
@@ -126,10 +127,11 @@ def load_state(path: Path, option: str = "--resume") -> dict[str, Any]:
 
     Raises UserError, which tells to name another with `option`.
     """
-    if path.suffix == ".pkl":
+    if is_foreign(path):
         begin = command_line("--init-from", path)
         raise UserError(
-            f"{path} is a network pickle, not a training state; begin a new run from its weights with {begin}"
+            f"{path} holds networks of another program, not a training state; begin a new run from its weights with "
+            f"{begin}"
         )
     if path.suffix == ".safetensors":
         remedy = f"give {option} the run's folder, {path.parent}"

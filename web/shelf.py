@@ -12,6 +12,7 @@ from typing import Any
 from latents.cli import Classes, Model, ModelOptions, Numbers, prepare_model, set_precision
 from models.card import SAMPLE_SHEET, facts_of_run, model_card
 from models.classes import class_names
+from models.foreign import is_foreign
 from models.snapshot import (
     GENERATOR,
     PRETRAINED,
@@ -24,7 +25,6 @@ from models.snapshot import (
     read_description,
     run_number,
 )
-from models.stylegan2 import is_network_pickle
 from networks.generator import Generator, GeneratorConfig
 from networks.stylizer import Stylizer
 from torch_utils.errors import UserError
@@ -155,7 +155,7 @@ def kind_of(path: Path) -> str | None:
     """The kind of model that a file or a folder holds; None if it cannot be read."""
     if path.is_dir():
         return next((kind for kind in (GENERATOR, STYLIZER) if holds(path, kind)), None)
-    if is_network_pickle(path):
+    if is_foreign(path):
         return GENERATOR
     try:
         return read_description(read_metadata(path)).get("format")

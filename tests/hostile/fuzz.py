@@ -34,6 +34,7 @@ from media.shards import ShardFiles
 from media.video import frames
 from models.encoder import load_encoder, read_encoder
 from models.snapshot import load_generator, load_stylizer
+from models.stylegan2_pytorch import load_checkpoint
 from styling.styles import load_kernels
 from tests.damage import damaged
 from torch_utils.errors import UserError
@@ -88,6 +89,7 @@ def readers(folder: Path) -> dict[str, Callable[[Path], Any]]:
         "encoder.safetensors": read_encoder,
         "encoder.pth": load_encoder,
         "state.pt": load_state,
+        **dict.fromkeys(("checkpoint.pt", "old-checkpoint.pt"), load_checkpoint),
         "codes.npz": lambda path: load_codes(path, G),
         "directions.npz": lambda path: load_directions(path, G),
         "options.json": read_run,

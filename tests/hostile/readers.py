@@ -22,6 +22,10 @@ READERS: dict[str, tuple[str, Arguments]] = {
         ".pkl",
         lambda good, bad, out: ("generate.py", "--network", bad, "--seeds", 0, "--outdir", out),
     ),
+    "generate --network checkpoint": (
+        ".pt",
+        lambda good, bad, out: ("generate.py", "--network", bad, "--seeds", 0, "--outdir", out),
+    ),
     "generate --w": (
         ".npz",
         lambda good, bad, out: ("generate.py", "--network", good.model, "--w", bad, "--outdir", out),

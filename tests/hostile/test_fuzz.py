@@ -21,6 +21,7 @@ from media.video_writer import VideoWriter
 from networks.vgg import VGG19
 from tests.hostile.attacks import untouched
 from tests.media.test_shards import write_parquet
+from tests.models.stylegan2_pytorch import checkpoint
 from tests.scripts import ROOT
 from training.runs import list_states
 
@@ -52,6 +53,8 @@ def folder(place, tmp_path) -> Path:
     labels = {"labels": [[f"{i}.png", i % 3] for i in range(20)], "class_names": ["a", "b", "c"]}
     (folder / "dataset.json").write_text(json.dumps(labels))
     torch.save(VGG19(1 / 16).state_dict(), folder / "encoder.pth")
+    torch.save(checkpoint(), folder / "checkpoint.pt")
+    torch.save(checkpoint(), folder / "old-checkpoint.pt", _use_new_zipfile_serialization=False)
     image = Image.open(place.image).convert("RGB")
     for suffix in ("png", "jpg", "webp", "gif", "bmp", "tiff", "ppm"):
         image.save(folder / f"image.{suffix}")

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.inert_modules import CALLS, STORAGE, read_number, read_tensor
-from models.stylegan2 import load_networks, load_stylegan2
+from models.stylegan2 import load_networks
 from networks.discriminator import Discriminator
 from networks.generator import Generator
 from tests.models import stylegan2_pickles as written
@@ -159,7 +159,7 @@ def test_another_class_can_be_built(tmp_path):
 
     G, _ = small_networks()
     (tmp_path / "x.pkl").write_bytes(network_pickle(G))
-    assert type(load_stylegan2(tmp_path / "x.pkl", cls=Mine)[0]) is Mine
+    assert type(load_networks(tmp_path / "x.pkl", ["G_ema"], Mine)[0]["G_ema"]) is Mine
 
 
 @pytest.mark.parametrize("number", [0.25, 3, np.float64(0.1), np.float32(0.1), np.int64(-7), np.int32(5)])
@@ -248,7 +248,7 @@ def test_what_is_no_pickle(tmp_path, make):
         case "zip":
             torch.save({"G_ema": torch.zeros(3)}, path)
     with pytest.raises(UserError, match="cannot be read") as caught:
-        load_stylegan2(path)
+        load_networks(path, ["G_ema"])
     assert "\n" not in str(caught.value)
 
 
