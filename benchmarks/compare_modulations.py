@@ -70,19 +70,20 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from media.dataset import ImageDataset
-from training.resume import check_resumable, kept_fields
+from training.resume import check_resumable, config_of, kept_fields
 from training.loop import train
 from training.options import resolve
 from training.r3gan import trainer_of
 from training.runs import find_state, list_states, load_state
 run, options = Path(sys.argv[1]), json.loads(sys.argv[2])
 data = ImageDataset(options["data"], use_labels=options.get("cond", False))
-config = resolve(options, data.resolution, data.channels, data.c_dim, options.get("gpus", 0))
+about = data.resolution, data.channels, data.c_dim, options.get("gpus", 0)
+config = resolve(options, *about)
 state = find_state(run) if list_states(run) else None
 if state:
-    kept = kept_fields(load_state(state))
-    config = resolve({**kept, **options}, data.resolution, data.channels, data.c_dim, options.get("gpus", 0))
-    check_resumable(load_state(state), run, config)
+    old = config_of(load_state(state), run, "train.py")
+    config = resolve({**kept_fields(old, options), **options}, *about)
+    check_resumable(old, run, config)
 finished = train(trainer_of(config), config, run, state)
 sys.exit(0 if finished else 3)
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.classes import class_names
-from models.foreign import is_foreign
+from models.foreign import has_foreign_name
 from networks.generator import Generator, Modulation
 from networks.stylizer import Stylizer
 from torch_utils.errors import listed, one_line, plural, ranges_text
@@ -96,7 +96,7 @@ def model_card(
     `license` is the identifier on the Hub of the weights' licence, if their publisher has stated one. Weights that come
     from networks of someone else have the licence "other".
     """
-    foreign = license is None and ("source" in info or is_foreign(str(info.get("init_from"))))
+    foreign = license is None and ("source" in info or has_foreign_name(str(info.get("init_from"))))
     data = info.get("data") or info.get("styles")
     if isinstance(model, Generator):
         kind, task, tag, body = "generator", "unconditional-image-generation", "image-generation", GENERATOR

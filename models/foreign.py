@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import PurePath
 from typing import Any
 
 from models import stylegan2, stylegan2_pytorch
@@ -11,9 +12,19 @@ from networks.discriminator import Discriminator
 from networks.generator import Generator
 
 
-def is_foreign(path: str | os.PathLike) -> bool:
-    """Whether a file is a network pickle of NVIDIA's (.pkl) or a checkpoint of rosinality's stylegan2-pytorch (.pt)."""
-    return stylegan2.is_network_pickle(path) or stylegan2_pytorch.is_checkpoint(path)
+def is_foreign(path: str | os.PathLike, unreadable: bool = False) -> bool:
+    """Whether a file is a network pickle of NVIDIA's (.pkl) or a checkpoint of rosinality's stylegan2-pytorch (.pt).
+
+    `unreadable` for a .pt that cannot be read.
+    """
+    return stylegan2.is_network_pickle(path) or stylegan2_pytorch.is_checkpoint(path, unreadable)
+
+
+def has_foreign_name(path: str | os.PathLike) -> bool:
+    """`is_foreign` of a file that need not be there, by its name: this project's own .pt files are training states."""
+    name = PurePath(path).name
+    is_state = name.startswith(("state-", "autosave-"))
+    return stylegan2.is_network_pickle(path) or (name.endswith(stylegan2_pytorch.SUFFIXES) and not is_state)
 
 
 def load_foreign(

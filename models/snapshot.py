@@ -192,7 +192,7 @@ def load_generator(
 
     Raises UserError as `load_model` does.
     """
-    if is_foreign(path):
+    if is_foreign(path, unreadable=True):
         networks, info = load_foreign(path, ["G_ema"], cls)
         G = cast(Generator, networks["G_ema"])
     else:

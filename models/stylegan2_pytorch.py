@@ -29,6 +29,7 @@ from torch_utils.errors import UserError, one_line
 from torch_utils.ops import setup_filter
 from torch_utils.tensors import check_weights, pickled_keys, read_pickled
 
+SUFFIXES = (".pt", ".pth")
 KEYS = {"G_ema": "g_ema", "G": "g", "D": "d"}  # here → in the checkpoint
 MEAN_OF_W = "latent_avg"
 OPTIONS = (argparse.Namespace,)  # the options of its train.py, which are in the checkpoint too, and are not looked at
@@ -40,14 +41,17 @@ Network = TypeVar("Network", Generator, Discriminator)
 Tensors = dict[str, Tensor]
 
 
-def is_checkpoint(path: str | os.PathLike) -> bool:
-    """Whether a file is such a checkpoint: training states of this project have the same suffix, but other keys."""
-    if Path(path).suffix not in (".pt", ".pth"):
+def is_checkpoint(path: str | os.PathLike, unreadable: bool = False) -> bool:
+    """Whether a file is such a checkpoint: training states of this project have the same suffix, but other keys.
+
+    `unreadable` where it cannot be read.
+    """
+    if Path(path).suffix not in SUFFIXES:
         return False
     try:
         return KEYS["G_ema"] in pickled_keys(path, OPTIONS)
     except (OSError, ValueError):
-        return False
+        return unreadable
 
 
 def load_checkpoint(
@@ -110,10 +114,10 @@ def _generator(tensors: Tensors, mean: Any, cls: type[Generator]) -> Generator:
         modulation="modconv",
         noise=True,
     )
-    renamed = _rename(tensors, lambda name: generator_name(_generator_name(name)))
+    renamed = _rename(tensors, 4, lambda name: generator_name(_generator_name(name)))
     if mean is not None:
         renamed["w_avg"] = mean
-    G = _build(lambda: cls(config), renamed, {*CLASS_MEANS, "w_avg"})
+    G = _build(lambda: cls(config), renamed, re.compile(rf"{'|'.join(CLASS_MEANS)}|w_avg|.*\.noise_const"))
     if mean is None:
         z = torch.randn(W_SAMPLES, w_dim, generator=torch.Generator().manual_seed(0))
         G.w_avg.copy_(G.mapping(z, None).mean(dim=0))
@@ -130,7 +134,7 @@ def _discriminator(tensors: Tensors) -> Discriminator:
         cmax=_size(tensors, "final_conv.0.weight", 0),
     )
     first = len(config.block_sizes) + 1
-    renamed = _rename(tensors, lambda name: discriminator_name(_discriminator_name(name, resolution), first))
+    renamed = _rename(tensors, 1, lambda name: discriminator_name(_discriminator_name(name, resolution), first))
     return _build(lambda: Discriminator(config), renamed)
 
 
@@ -155,33 +159,38 @@ def _size(tensors: Tensors, name: str, dim: int) -> int:
     return shape[dim]
 
 
-def _rename(tensors: Tensors, rename: Callable[[str], str]) -> Tensors:
-    """The tensors under other names, without the filters, which have to be [1, 3, 3, 1] and are constants here."""
+def _rename(tensors: Tensors, gain: float, rename: Callable[[str], str]) -> Tensors:
+    """The tensors under other names, without the filters, which are constants here: [1, 3, 3, 1] with that gain."""
     taps = setup_filter(RESAMPLE_TAPS)
     f = torch.outer(taps, taps)
     renamed = {}
     for name, tensor in tensors.items():
         if not name.endswith(".kernel"):
             renamed[rename(name)] = tensor
-        elif tensor.shape != f.shape or not any(torch.allclose(tensor.float(), f * gain) for gain in (1, 4)):
+        elif tensor.shape != f.shape or not torch.allclose(tensor.float(), f * gain):
             raise ValueError("a filter for resampling other than [1, 3, 3, 1]")
     return renamed
 
 
-def _build(make: Callable[[], Network], tensors: Tensors, without: Iterable[str] = ()) -> Network:
-    """The network that `make` builds, with these tensors, of which those `without` may be missing.
+def _build(make: Callable[[], Network], tensors: Tensors, optional: re.Pattern | None = None) -> Network:
+    """The network that `make` builds, with these tensors, of which those with `optional` names may be missing.
 
     First it is built without memory, and all shapes compared: the file could ask for any amount.
     """
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in make().state_dict().items()}
-    for name in (shapes.keys() | tensors.keys()) - (set(without) - tensors.keys()):
+    for name in shapes.keys() | tensors.keys():
+        if name not in tensors and optional and optional.fullmatch(name):
+            continue
         known = name in shapes and name in tensors
         if not known or _without_ones(shapes[name]) != _without_ones(tensors[name].shape):
             raise ValueError(f"{name[:80]!a} is missing, unexpected or of another shape")
-    check_weights(tensors)
-    weights = {name: tensor.float().reshape(shapes[name]) for name, tensor in tensors.items()}
-    network = make().eval().requires_grad_(False)
+    single = {name: tensor.float() if tensor.dtype == torch.float64 else tensor for name, tensor in tensors.items()}
+    check_weights(single)
+    weights = {name: tensor.float().reshape(shapes[name]) for name, tensor in single.items()}
+    with torch.random.fork_rng([]):  # constant noise that is missing is the same each time
+        torch.manual_seed(0)
+        network = make().eval().requires_grad_(False)
     network.load_state_dict(network.state_dict() | weights)
     return network
 

@@ -44,14 +44,19 @@ class DiscriminatorBlock(nn.Module):
         return self.conv1(self.conv0(x), gain=1.0) + self.skip(x, gain=0.5**0.5)
 
 
+def group_size(n: int, group: int) -> int:
+    """Of n samples, how many share a standard deviation: `group`, or the largest smaller number that divides n."""
+    return next((size for size in range(min(group, n), 0, -1) if n % size == 0), 0)
+
+
 def minibatch_std(x: Tensor, group: int) -> Tensor:
     """Appends to x [N, C, H, W] a channel with the standard deviation over groups of samples, averaged over C, H and W.
 
-    The samples of a group are N / group apart (Karras et al. 2018, section 3; groups as in StyleGAN2). If `group` does
-    not divide the batch, the largest smaller size that does is used.
+    The samples of a group are N / group apart (Karras et al. 2018, section 3; groups as in StyleGAN2), and as many
+    as `group_size` says.
     """
     n, _, h, w = x.shape
-    group = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
+    group = group_size(n, group)
     y = x.reshape(group, n // group, -1)
     y = (y.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=1)  # [N / group]
     return torch.cat([x, y.repeat(group).view(n, 1, 1, 1).expand(n, 1, h, w)], dim=1)

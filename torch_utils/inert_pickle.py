@@ -185,11 +185,13 @@ def _text(value: Any) -> str:
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Keys are strings and small integers, whose hashes take no time and do not collide on purpose."""
+    """Keys are strings and integers up to addresses of memory, by which PyTorch once numbered an optimizer's
+    parameters: their hashes take no time and do not collide on purpose.
+    """
     if type(target) is not dict or len(items) % 2:
         raise TypeError
     for key, value in zip(items[::2], items[1::2], strict=True):
-        if type(key) is not str and not (type(key) is int and abs(key) < 1 << 31):
+        if type(key) is not str and not (type(key) is int and abs(key) < 1 << 60):
             raise ValueError(f"a dict with a key of the type {type(key).__name__}")
         target[key] = value
 

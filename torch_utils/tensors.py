@@ -7,6 +7,8 @@ from __future__ import annotations
 import io
 import math
 import os
+import struct
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ MAGIC = {  # what files begin with that are named by mistake
     b"\x1f\x8b": "a gzip file",
 }  # fmt: skip
 MAX_PICKLE_BYTES = 1 << 23  # of the pickle without the tensors' numbers; that of a large network has 300,000
+ALLOWING = threading.Lock()  # PyTorch has one list of types that may be read, for all threads
 NO_PICKLE = "not a PyTorch file of nothing but tensors and plain values"
 
 
@@ -131,7 +134,7 @@ def read_pickled(path: str | os.PathLike, plain: Sequence[type] = ()) -> Any:
         _checked_content(file, Path(path).stat().st_size, plain)
         file.seek(0)
         try:
-            with torch.serialization.safe_globals(list(plain)):
+            with ALLOWING, torch.serialization.safe_globals(list(plain)):
                 return torch.load(file, map_location="cpu", weights_only=True)
         except Exception:  # of many types; some of their messages recommend to execute the file's code
             raise ValueError(f"{NO_PICKLE}, or damaged") from None
@@ -156,7 +159,7 @@ def _checked_content(file: BinaryIO, size: int, plain: Sequence[type]) -> Any:
         return _check_archive(file, size, names) if is_archive else _check_stream(file, size, names)
     except Refused as error:
         raise ValueError(f"{NO_PICKLE}: {error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError):
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, UnicodeDecodeError, EOFError, struct.error):
         raise ValueError(f"{NO_PICKLE}, or damaged") from None
 
 

@@ -29,6 +29,7 @@ from training.resume import (
     check_gpus,
     check_options,
     check_resumable,
+    config_of,
     continuation,
     kept_fields,
     options_to_resume,
@@ -183,11 +184,14 @@ def start(script: str, configure: Configure, trainer_for: TrainerFor, options: d
 
     # The processes that torchrun starts find each other first, and then rank 0 decides for all.
     process_group: AbstractContextManager = nullcontext()
+    gpus_typed = "gpus" in given
     if distributed.under_torchrun():
         given |= torchrun_options(given)
         process_group = distributed.group(gpus=given["gpus"] > 0)
     with process_group:
-        begun = distributed.on_rank_0(prepare, script, configure, trainer_for, given, outdir, resume, dry_run)
+        begun = distributed.on_rank_0(
+            prepare, script, configure, trainer_for, given, gpus_typed, outdir, resume, dry_run
+        )
         if begun is None:
             return
         config, run = begun.config, begun.run
@@ -224,11 +228,15 @@ def prepare(
     configure: Configure,
     trainer_for: TrainerFor,
     given: dict[str, Any],
+    gpus_typed: bool,
     outdir: str,
     resume: str | None,
     dry_run: bool,
 ) -> Start | None:
-    """Makes a new run or finds the one to resume, and writes its records. None where there is nothing to train."""
+    """Makes a new run or finds the one to resume, and writes its records. None where there is nothing to train.
+
+    `gpus_typed`: whether --gpus was typed, and is not only what torchrun has started.
+    """
     desc = given.get("desc", "")
     if not re.fullmatch(r"[\w.-]*", desc):
         raise UserError(f"--desc {desc!r} becomes part of a folder's name: write letters, digits, - and _ only")
@@ -239,7 +247,7 @@ def prepare(
         if desc or (resume and asked and not Path(resume).resolve().is_relative_to(Path(outdir).resolve())):
             raise UserError(f"{'--desc' if desc else '--outdir'} is for new runs; leave it out with --resume {resume}")
         state_path = find_state(Path(resume or outdir))
-        return prepare_resumed(script, configure, trainer_for, given, state_path, dry_run)
+        return prepare_resumed(script, configure, trainer_for, given, gpus_typed, state_path, dry_run)
 
     config = configure(given, False)
     data_hash = trainer_for(config).fingerprint(config)
@@ -259,6 +267,7 @@ def prepare_resumed(
     configure: Configure,
     trainer_for: TrainerFor,
     given: dict[str, Any],
+    gpus_typed: bool,
     state_path: Path,
     dry_run: bool,
 ) -> Start | None:
@@ -271,10 +280,11 @@ def prepare_resumed(
         command = command_line("python", other, "--resume", run)
         raise UserError(f"{run} is a run of another script; resume it with: {command}")
     check_options(run, options, script)
-    check_gpus(run, options, given)
-    given = options_to_resume(options, given)
+    old = config_of(state, run, script)
+    check_gpus(run, old, options, given, gpus_typed)
+    given = options_to_resume(old, options, given)
     check_data_paths(run, given)
-    config = configure({**kept_fields(state), **given}, True)
+    config = configure({**kept_fields(old, given), **given}, True)
     trainer_class = trainer_for(config)
     data_hash = trainer_class.fingerprint(config)
     if about.get("data_hash", data_hash) != data_hash:
@@ -282,7 +292,8 @@ def prepare_resumed(
             f"{' or '.join(config.data_paths)} is not the data set that {run} was begun with: its files or labels are "
             f"others; name that one with {config.data_options}, or start a new run without --resume"
         )
-    kimg = check_resumable(state, run, config, asked=bool({"gpus", "procs"} & given.keys()))
+    check_resumable(old, run, config)
+    kimg = state["step"] * old.batch / 1000
     if dry_run:
         print_config(config)
         return None
@@ -297,7 +308,7 @@ def prepare_resumed(
     check_free(run)
     record(run, config, config.recorded_options(given), about)
     note(f"run: {run}, from {state_path.name}")
-    if different := continuation(state, config):
+    if different := continuation(old, config):
         note(f"note: {different}")
     print_note(config)
     return Start(config, run, state_path, data_hash)

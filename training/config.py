@@ -208,7 +208,8 @@ class TrainConfig(RunConfig):
 class ClassifierConfig(RunConfig):
     """What the training of an encoder depends on as well. kimg is fixed: all learning rates depend on it."""
 
-    changeable: ClassVar[set[str]] = (RunConfig.changeable | {"test"}) - {"kimg"}
+    # Batch normalization sees a microbatch, so that the processes stay as they are.
+    changeable: ClassVar[set[str]] = (RunConfig.changeable | {"test"}) - {"kimg", "gpus", "procs", "batch_gpu"}
 
     test: str | None = None  # a data set for the accuracy, of images that are not trained with
     width: Annotated[float, Within(0, 4, above=True)] = 0.5  # channels in those of VGG-19

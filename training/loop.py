@@ -309,7 +309,7 @@ def restore_random_numbers(state: dict[str, Any], config: RunConfig, device: tor
     """Sets the generators of this process to where they were; in other processes than those of the state, to where no
     process has been before. Raises ValueError where the state is damaged.
     """
-    states, before = state["random"], state["config"]
+    states, before = state["random"], {"procs": RunConfig.procs, "gpus": RunConfig.gpus, **state["config"]}
     if len(states) != before["procs"]:
         raise ValueError(f"it has random numbers of {len(states)} processes, and was trained by {before['procs']}")
     rank, processes = distributed.rank(), distributed.world_size()

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from media.shards import is_sharded
+from networks.discriminator import group_size
 from torch_utils import distributed
 from torch_utils.errors import UserError, command_line, one_line, plural
 from torch_utils.schema import check_values, read_json
@@ -40,35 +41,69 @@ class About:
 ABOUT = {field.name for field in fields(About)}
 
 
-def options_to_resume(recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a run goes on with. One that is typed replaces what was recorded, and --gpus also --procs."""
-    replaced = {*typed, "procs"} if "gpus" in typed else set(typed)
-    return {**{name: value for name, value in recorded.items() if name not in replaced}, **typed}
-
-
-def kept_fields(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run keeps as it began, but for options that are typed: fields of its generator that no option sets;
-    schedules, which end with the kimg that were asked for first; and what --cfg auto makes of the number of GPUs.
-
-    Of states that are no generator's, nothing; what is wrong with a damaged one, `check_resumable` says.
-    """
+def config_of(state: Mapping[str, Any], run: Path, script: str) -> RunConfig:
+    """The configuration that a state was trained with. Raises UserError."""
     try:
-        config = TrainConfig.from_dict(state["config"])
-    except (TypeError, KeyError, ValueError):
-        return {}
-    kept = {name: getattr(config.generator, name) for name in WITHOUT_OPTION}
-    kept |= {name: getattr(config, name) for name in ("schedules", "batch", "gamma", "ema_kimg")}
-    return kept | {"mbstd_group": config.discriminator.mbstd_group}
-
-
-def check_gpus(run: Path, options: Mapping[str, Any], typed: Mapping[str, Any]) -> None:
-    """Raises UserError where a run was trained with --gpus, and this machine has fewer."""
-    before, here = options.get("gpus", 0), torch.cuda.device_count()
-    if before > here and "gpus" not in typed and not distributed.under_torchrun():
+        return SCRIPTS[script].from_dict(state["config"])
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(
-            f"{run} was trained on {plural(before, 'GPU')}, and this machine has {here}; resume it on such a machine, "
-            f"or go on here, with other random numbers, by adding --gpus {here}"
-        )
+            f"{run} is of another version of this project ({one_line(error, 200)}); start a new run"
+        ) from None
+
+
+def options_to_resume(old: RunConfig, recorded: Mapping[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run goes on with: what is typed, else what was recorded, but no --procs from or to GPUs."""
+    given = {**recorded, **typed}
+    if "procs" not in typed and (old.gpus or distributed.count_gpus(given.get("gpus"))):
+        given.pop("procs", None)
+    return given
+
+
+def kept_fields(old: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run keeps as it was, but for options: the precision and, on the CPU, the number of processes; of a
+    generator also its fields that no option sets, schedules, which end with the kimg that were asked for first, and
+    what --cfg auto makes of the number of GPUs.
+    """
+    kept: dict[str, Any] = {"precision": old.precision}
+    if not old.gpus and not distributed.count_gpus(given.get("gpus")):
+        kept["procs"] = old.procs
+    if isinstance(old, TrainConfig):
+        kept |= {name: getattr(old.generator, name) for name in WITHOUT_OPTION}
+        kept |= {name: getattr(old, name) for name in ("schedules", "batch", "gamma", "ema_kimg")}
+        kept["mbstd_group"] = old.discriminator.mbstd_group
+    return kept
+
+
+def check_gpus(
+    run: Path, old: RunConfig, recorded: Mapping[str, Any], given: Mapping[str, Any], gpus_typed: bool
+) -> None:
+    """Raises UserError where a run would go on with another number of GPUs than it had, and no --gpus was typed. With
+    torchrun, only between the CPU and GPUs, as the number of its processes is typed.
+    """
+    here, torchrun = torch.cuda.device_count(), distributed.under_torchrun()
+    now = given["gpus"] if torchrun else min(recorded.get("gpus", here), here)
+    if gpus_typed or now == old.gpus or (torchrun and now and old.gpus):
+        return
+    where, this = (plural(n, "GPU") if n else "the CPU" for n in (old.gpus, now))
+    possible_exactly = old.gpus <= here and not (torchrun and old.gpus)
+    exactly = f"add --gpus {old.gpus}" if possible_exactly else "resume it on such a machine"
+    possible = [] if torchrun else [n for n in range(here, -(here == 0), -1) if fits(old, n)]
+    other = f", or go on here, with other random numbers, by adding --gpus {possible[0]}" if possible else ""
+    raise UserError(f"{run} was trained on {where}, and would continue differently on {this}; {exactly}{other}")
+
+
+def fits(old: RunConfig, gpus: int) -> bool:
+    """Whether a run can go on with that many GPUs, or on the CPU."""
+    processes = gpus or 1
+    if differs_in_stream(old, processes) or old.batch % processes or not {"gpus", "procs"} <= old.changeable:
+        return False
+    group = old.discriminator.mbstd_group if isinstance(old, TrainConfig) else 0
+    return group_size(old.batch // processes, group) == group_size(old.batch_gpu, group)
+
+
+def differs_in_stream(old: RunConfig, processes: int) -> bool:
+    """Whether as many processes would get other images, which they do of data in shards."""
+    return "procs" in old.of_stream and processes != old.procs
 
 
 def check_data_paths(run: Path, given: Mapping[str, Any]) -> None:
@@ -106,44 +141,40 @@ def check_options(run: Path, options: dict[str, Any], script: str) -> None:
         raise UserError(f"{run / 'options.json'} is damaged ({error}); correct it, or start a new run") from None
 
 
-def check_resumable(state: dict[str, Any], run: Path, config: RunConfig, asked: bool = True) -> float:
-    """The kimg that a state has come to. Raises UserError where training would go on differently with `config`.
-
-    The number of processes may differ where it was `asked` for with --gpus or --procs, and not only found here.
-    """
-    try:
-        old = type(config).from_dict(state["config"])
-        kimg = state["step"] * old.batch / 1000
-    except (TypeError, KeyError, ValueError) as error:
+def check_resumable(old: RunConfig, run: Path, config: RunConfig) -> None:
+    """Raises UserError where training would go on with `config` otherwise than with `old`, beyond random numbers."""
+    if differs_in_stream(old, config.procs):
+        processes = plural(old.procs, "process", "es")
         raise UserError(
-            f"{run} is of another version of this project ({one_line(error, 200)}); start a new run"
-        ) from None
-    group = old.discriminator.mbstd_group if isinstance(old, TrainConfig) else 0
-    if config.batch_gpu < group:
-        raise UserError(
-            f"--batch-gpu would be {config.batch_gpu}, and the discriminator of {run} compares {group} images with one "
-            f"another; take {group} or more with --batch-gpu, and fewer processes if need be"
+            f"{run} has its data in shards, whose order depends on the number of processes; go on with {processes}, "
+            f"by {f'--gpus {old.gpus}' if old.gpus else f'--procs {old.procs}'} or by torchrun"
         )
+    if isinstance(old, TrainConfig):
+        check_groups(old, run, config)
     if changed := differences(old, config):
         begin = command_line("--init-from", run)
         other = f", or begin a new run from its weights with {begin}" if isinstance(config, TrainConfig) else ""
         raise UserError(
             f"{run} cannot be resumed with another configuration ({'; '.join(changed)}); leave these out{other}"
         )
-    if old.gpus != config.gpus and not asked:
-        where = plural(old.gpus, "GPU") if old.gpus else "the CPU"
-        possible = old.gpus <= torch.cuda.device_count()
-        exactly = f"add --gpus {old.gpus}" if possible else "resume it on such a machine"
-        raise UserError(
-            f"{run} was trained on {where}, and would continue differently here; {exactly}, or go on here, with other "
-            f"random numbers, by adding --gpus {config.gpus}"
-        )
-    return kimg
 
 
-def continuation(state: dict[str, Any], config: RunConfig) -> str:
-    """What the user should know where a run goes on in other processes than those of the state; mostly empty."""
-    old = type(config).from_dict(state["config"])
+def check_groups(old: TrainConfig, run: Path, config: RunConfig) -> None:
+    """Raises UserError where the discriminator would take the standard deviation over other groups of images."""
+    share, group = config.batch // config.procs, old.discriminator.mbstd_group
+    before = group_size(old.batch_gpu, group)
+    if group_size(config.batch_gpu, group) == before:
+        return
+    fitting = [n for n in range(share, 0, -1) if share % n == 0 and group_size(n, group) == before]
+    remedy = f"add --batch-gpu {fitting[0]}" if fitting else "take fewer processes"
+    raise UserError(
+        f"the discriminator of {run} compares groups of {plural(before, 'image')}, which do not fit into microbatches "
+        f"of {config.batch_gpu}; {remedy}"
+    )
+
+
+def continuation(old: RunConfig, config: RunConfig) -> str:
+    """What the user should know where a run goes on in other processes than before; mostly empty."""
     before, now = (
         f"{plural(c.gpus, 'GPU') if c.gpus else plural(c.procs, 'CPU process', 'es')}, microbatches of {c.batch_gpu}"
         for c in (old, config)

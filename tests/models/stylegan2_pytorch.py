@@ -18,12 +18,23 @@ BLUR = torch.outer(TAPS, TAPS) / 64
 
 
 def checkpoint(resolution: int = 32, most: int = 12, last: int = 6, w: int = 8, depth: int = 3, **more: Any) -> dict:
-    """What its train.py writes, or with `latent_avg` its converter; the optimizers left out."""
+    """What its train.py writes, with its two optimizers, or with `latent_avg` its converter."""
     torch.manual_seed(1)
     g, d = generator_tensors(resolution, most, last, w, depth), discriminator_tensors(resolution, most, last)
     g_ema = {name: tensor + 0.1 * torch.randn_like(tensor) * ("kernel" not in name) for name, tensor in g.items()}
     args = argparse.Namespace(path="data", iter=800000, batch=16, r1=10.0, augment=False, channel_multiplier=2)
-    return {"g": g, "d": d, "g_ema": g_ema, "args": args, "ada_aug_p": 0.0, **more}
+    optimizers = {f"{name}_optim": optimizer(network) for name, network in (("g", g), ("d", d))}
+    return {"g": g, "d": d, "g_ema": g_ema, **optimizers, "args": args, "ada_aug_p": 0.0, **more}
+
+
+def optimizer(network: Tensors, first: int = 0) -> dict:
+    """Adam's state. `first`: the number of its first parameter; before PyTorch 1.6 they were addresses of memory."""
+    state = {
+        first + 64 * i: {"step": 5, "exp_avg": torch.randn(t.shape), "exp_avg_sq": torch.rand(t.shape)}
+        for i, t in enumerate(network.values())
+    }
+    group = {"lr": 0.002, "betas": (0.0, 0.99), "eps": 1e-8, "weight_decay": 0, "amsgrad": False, "params": [*state]}
+    return {"state": state, "param_groups": [group]}
 
 
 def channels(side: int, resolution: int, most: int, last: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import struct
 from collections import OrderedDict
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 
 from adaconv import Generator as Library
-from models.foreign import is_foreign, load_foreign
+from models.foreign import has_foreign_name, is_foreign, load_foreign
 from models.snapshot import load_generator
 from models.stylegan2_pytorch import is_checkpoint, load_checkpoint
-from tests.models.stylegan2_pytorch import checkpoint, discriminate, generate, map_latent
+from tests.models.stylegan2_pytorch import BLUR, checkpoint, discriminate, generate, map_latent, optimizer
 from tests.scripts import TINY, done, mistake, script
 from torch_utils.errors import UserError
+from training.runs import load_state
 
 
 def saved(path: Path, content: object, legacy: bool = False) -> Path:
@@ -34,6 +36,8 @@ def saved(path: Path, content: object, legacy: bool = False) -> Path:
 def test_the_networks_are_those_of_the_equations(tmp_path, sizes, legacy):
     mean = torch.randn(8)
     content = checkpoint(**sizes, latent_avg=mean)
+    if legacy:
+        content["g_optim"] = optimizer(content["g"], first=140_000_000_000_000)
     path = saved(tmp_path / "550000.pt", content, legacy)
     networks, info = load_foreign(path)
     assert info["source"]["kind"] == "stylegan2-pytorch" and info["source"]["file"] == "550000.pt"
@@ -70,6 +74,19 @@ def test_a_checkpoint_of_the_averaged_generator_alone(tmp_path):
         load_checkpoint(path, ["D"])
 
 
+def test_what_other_programs_leave_out_or_write_in_double_precision(tmp_path):
+    content = checkpoint(latent_avg=torch.randn(8).double())
+    noises = [name for name in content["g_ema"] if name.startswith("noises.")]
+    G = load_checkpoint(saved(tmp_path / "x.pt", content))[0]["G_ema"]
+    content["g_ema"] = {name: t.double() for name, t in content["g_ema"].items() if name not in noises}
+    path = saved(tmp_path / "x.pt", content)
+    found, again = (load_checkpoint(path)[0]["G_ema"] for _ in range(2))
+    weights, others = G.state_dict(), found.state_dict()
+    other = [name for name in weights if not torch.equal(weights[name], others[name])]
+    assert len(other) == len(noises) and all(name.endswith("noise_const") for name in other)
+    assert all(torch.equal(t, again.state_dict()[name]) for name, t in others.items())
+
+
 def test_which_files_are_checkpoints(tmp_path):
     state = {"G": {}, "G_ema": {}, "D": {}, "config": {}}
     assert not is_checkpoint(saved(tmp_path / "state.pt", state))
@@ -93,9 +110,15 @@ def changed(network: str, name: str, tensor: torch.Tensor | None) -> dict:
     "content, words",
     [
         (changed("g_ema", "style.1.weight", None), "'style.1.weight' is missing"),
+        (
+            changed("g_ema", "noises.noise_1", torch.randn(1, 1, 9, 9)),
+            "noise_const' is missing, unexpected or of another",
+        ),
         (changed("g_ema", "conv1.noise.weight", None), "noise_strength' is missing, unexpected or of another shape"),
         (changed("g_ema", "convs.3.conv.weight", torch.randn(1, 5, 6, 3, 3)), "of another shape"),
         (changed("g_ema", "convs.0.conv.blur.kernel", torch.ones(4, 4)), r"a filter .* other than \[1, 3, 3, 1\]"),
+        (changed("g_ema", "convs.0.conv.blur.kernel", BLUR), r"a filter .* other than \[1, 3, 3, 1\]"),
+        (changed("d", "convs.1.skip.0.kernel", 4 * BLUR), r"a filter .* other than \[1, 3, 3, 1\]"),
         (changed("g_ema", "more.weight", torch.ones(3)), "'more.weight' is unexpected"),
         (changed("g_ema", "conv1.activate.bias", torch.full([12], torch.nan)), "not finite"),
         (changed("g_ema", "to_rgbs.9999.bias", torch.ones(3)), "'convs.7.conv.weight' is missing"),
@@ -132,9 +155,39 @@ def test_nothing_is_executed(tmp_path, legacy):
     with pytest.raises(UserError, match=r"it asks for '(os|posix) mkdir'") as caught:
         load_checkpoint(path)
     assert "\n" not in caught.value.message
+    with pytest.raises(UserError, match=r"it asks for '(os|posix) mkdir'"):
+        load_generator(path)
     assert not (tmp_path / "harm").exists()
     pickle.dumps(Harm(tmp_path / "harm"))  # it is one that would
     assert not (tmp_path / "harm").exists()
+
+
+def test_a_member_that_ends_beyond_the_file_is_refused(tmp_path):
+    """Its header is written once more in the archive's comment, behind which there are not as many bytes."""
+    data = saved(tmp_path / "x.pt", checkpoint()).read_bytes()
+    end = data.rindex(b"PK\x05\x06")
+    directory = struct.unpack("<I", data[end + 16 : end + 20])[0]
+    entry = data.index(b"data.pkl", directory) - 46 - len("x/")
+    header = struct.unpack("<I", data[entry + 42 : entry + 46])[0]
+    local = data[header : header + 30] + b"x/data.pkl"
+    moved = bytearray(data)
+    moved[entry + 42 : entry + 46] = struct.pack("<I", len(data))
+    moved[end + 20 : end + 22] = struct.pack("<H", len(local))
+    (tmp_path / "moved.pt").write_bytes(bytes(moved) + local)
+    assert not is_checkpoint(tmp_path / "moved.pt")
+    for load in (load_checkpoint, load_generator, load_state):
+        with pytest.raises(UserError, match="cannot be read") as caught:
+            load(tmp_path / "moved.pt")
+        assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("a/ffhq.pkl", True), ("b/550000.pt", True), ("runs/1/state/state-000200.pt", False), ("x.safetensors", False)],
+)
+def test_what_a_run_began_with_is_known_by_its_name(name, expected):
+    """The file is not there any more where a model card is written."""
+    assert has_foreign_name(name) == expected
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ BAD = {
     "an unhashable key": b"\x80\x02}]K\x01s.",
     "a tuple as a key": b"\x80\x02})K\x01s.",
     "a float as a key": b"\x80\x02}G?\xf0\x00\x00\x00\x00\x00\x00K\x01s.",
-    "a large number as a key": b"\x80\x02}\x8a\x05\x00\x00\x00\x00\x10K\x01s.",
+    "a large number as a key": b"\x80\x02}\x8a\x08\x00\x00\x00\x00\x00\x00\x00\x10K\x01s.",
     "a key without a value": b"\x80\x02}(K\x01u.",
     "items for a list": b"\x80\x02]K\x01K\x01s.",
     "an element for a dict": b"\x80\x02}K\x01a.",
@@ -157,3 +157,9 @@ def test_depth_does_no_harm(wrap):
     assert type(read(calls, {"math sqrt"})) is Call
     with pytest.raises(ValueError, match="key of the type tuple"):
         read(program.replace(b"\x80\x02", b"\x80\x02}")[:-1] + b"K\x01s.")
+
+
+def test_addresses_are_keys():
+    """By which PyTorch before 1.6 numbered the parameters of an optimizer."""
+    value = {140_000_000_000_000 + 64 * i: i for i in range(5)}
+    assert read_pickle(io.BytesIO(pickle.dumps(value, 2)), ()) == value

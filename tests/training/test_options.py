@@ -25,7 +25,7 @@ from training.options import (
     resolve_classifier,
 )
 from training.presets import PRESETS
-from training.resume import check_gpus, check_resumable, continuation, kept_fields, options_to_resume
+from training.resume import check_gpus, check_resumable, config_of, continuation, kept_fields, options_to_resume
 
 
 def test_presets_have_the_published_values():
@@ -75,59 +75,116 @@ def test_processes_belong_to_the_cpu(options, gpus):
 
 
 @pytest.mark.parametrize(
-    "begun, here, words",
+    "begun, recorded, here, words",
     [
-        (0, 1, "was trained on the CPU, and would continue differently here; add --gpus 0, or go on .* --gpus 1$"),
-        (2, 4, "was trained on 2 GPUs, .*; add --gpus 2, or go on here, .*, by adding --gpus 4$"),
-        (2, 1, "was trained on 2 GPUs, .*; resume it on such a machine, or go on here, .*, by adding --gpus 1$"),
+        (0, {}, 1, "trained on the CPU, and would .* on 1 GPU; add --gpus 0, or go on here, .*, by adding --gpus 1$"),
+        (0, {"procs": 1}, 1, "trained on the CPU, and would .* on 1 GPU; add --gpus 0, or go on here, .* --gpus 1$"),
+        (2, {}, 4, "trained on 2 GPUs, and would .* on 4 GPUs; add --gpus 2, or go on here, .*, by adding --gpus 4$"),
+        (2, {"gpus": 2}, 1, "on 2 GPUs, and .* on 1 GPU; resume it on such a machine, or .* by adding --gpus 1$"),
+        (8, {"gpus": 8}, 3, "on 8 GPUs, and .* on 3 GPUs; resume it on such a machine, or .* by adding --gpus 2$"),
+        (2, {"gpus": 2}, 0, "on 2 GPUs, and .* on the CPU; resume it on such a machine, or .* by adding --gpus 0$"),
     ],
 )
-def test_a_run_on_other_gpus_says_how_it_goes_on(monkeypatch, tmp_path, begun, here, words):
-    """--cfg auto takes larger batches on more GPUs; a run keeps its own."""
+def test_a_run_on_other_gpus_says_how_it_goes_on(monkeypatch, tmp_path, begun, recorded, here, words):
+    """--cfg auto takes larger batches on more GPUs; a run keeps its own. The remedy works."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
-    options = {"cfg": "auto", "data": "x", "precision": "fp32"}
-    old = resolve(options, 32, 3, 0, begun)
-    state = {"config": asdict(old), "step": 1000}
-    new = resolve({**kept_fields(state), **options}, 32, 3, 0, here)
-    with pytest.raises(UserError, match=words):
-        check_resumable(state, tmp_path, new, asked=False)
-    assert check_resumable(state, tmp_path, new) == old.batch
-    assert differences(old, new) == []
-    assert (new.gpus, new.procs, new.batch_gpu) == (here, here, old.batch // here)
-    assert f"goes on with {here} GPU" in continuation(state, new)
-    assert continuation(state, old) == ""
+    old = resolve({"cfg": "auto", "data": "x", "precision": "fp32"}, 64, 3, 0, begun)
+    options = {"cfg": "auto", "data": "x", **recorded}
+    with pytest.raises(UserError, match=words) as caught:
+        check_gpus(tmp_path, old, recorded, recorded, False)
+    gpus = int(caught.value.message.split("--gpus ")[-1])
+    check_gpus(tmp_path, old, recorded, {**recorded, "gpus": gpus}, True)
+    given = options_to_resume(old, options, {"gpus": gpus})
+    new = resolve({**kept_fields(old, given), **given}, 64, 3, 0, gpus)
+    check_resumable(old, tmp_path, new)
+    assert differences(old, new) == [] and (new.gpus, new.procs) == (gpus, max(gpus, 1))
+    assert new.batch_gpu == old.batch // new.procs
+    assert f"goes on with {gpus or 1} " in continuation(old, new) and continuation(old, old) == ""
+    same = options_to_resume(old, options, {"gpus": begun}) if begun <= here else None
+    if same is not None:  # as the message says, exactly
+        assert continuation(old, resolve({**kept_fields(old, same), **same}, 64, 3, 0, begun)) == ""
+
+
+def test_a_run_goes_on_where_it_was_without_a_word(monkeypatch, tmp_path):
+    for begun, here, recorded in ((0, 0, {}), (2, 2, {}), (0, 3, {"gpus": 0}), (2, 4, {"gpus": 2})):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda here=here: here)
+        check_gpus(tmp_path, resolve({"cfg": "auto", "data": "x"}, 64, 3, 0, begun), recorded, recorded, False)
+
+
+def test_torchrun_changes_the_number_of_gpus_but_not_the_kind_of_machine(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch_utils.distributed.under_torchrun", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    on_gpus, on_cpu = (resolve({"cfg": "auto", "data": "x"}, 64, 3, 0, gpus) for gpus in (8, 0))
+    check_gpus(tmp_path, on_gpus, {}, {"gpus": 4, "procs": 4}, False)
+    check_gpus(tmp_path, on_cpu, {}, {"gpus": 4, "procs": 4}, True)
+    with pytest.raises(UserError, match=r"was trained on 8 GPUs, .* on the CPU; resume it on such a machine$"):
+        check_gpus(tmp_path, on_gpus, {}, {"gpus": 0, "procs": 4}, False)
+    with pytest.raises(UserError, match=r"was trained on the CPU, .* on 4 GPUs; add --gpus 0$"):
+        check_gpus(tmp_path, on_cpu, {}, {"gpus": 4, "procs": 4}, False)
 
 
 @pytest.mark.parametrize(
-    "recorded, typed, expected",
+    "begun, here, recorded, typed, expected",
     [
-        ({"gpus": 0, "procs": 2, "gamma": 1}, {}, {"gpus": 0, "procs": 2, "gamma": 1}),
-        ({"gpus": 0, "procs": 2, "gamma": 1}, {"procs": 4}, {"gpus": 0, "procs": 4, "gamma": 1}),
-        ({"gpus": 8, "procs": 8}, {"gpus": 2}, {"gpus": 2}),  # as a run of torchrun has it
-        ({"gpus": 0, "procs": 2}, {"gpus": 1}, {"gpus": 1}),
+        (0, 0, {"gpus": 0, "procs": 2, "gamma": 1}, {}, {"gpus": 0, "procs": 2, "gamma": 1}),
+        (0, 0, {"procs": 2}, {"procs": 4}, {"procs": 4}),
+        (0, 1, {"procs": 4}, {"gpus": 0}, {"procs": 4, "gpus": 0}),
+        (0, 1, {"gpus": 0, "procs": 2}, {"gpus": 1}, {"gpus": 1}),
+        (8, 2, {"gpus": 8, "procs": 8}, {"gpus": 2}, {"gpus": 2}),  # as a run of torchrun has it
+        (8, 0, {"gpus": 8, "procs": 8}, {"gpus": 0}, {"gpus": 0}),
     ],
 )
-def test_what_is_typed_goes_before_what_was_recorded(recorded, typed, expected):
-    assert options_to_resume(recorded, typed) == expected
+def test_what_is_typed_goes_before_what_was_recorded(monkeypatch, begun, here, recorded, typed, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
+    old = resolve({"cfg": "auto", "data": "x"}, 64, 3, 0, begun)
+    assert options_to_resume(old, recorded, typed) == expected
 
 
-def test_groups_of_the_discriminator_have_to_fit_into_microbatches(faces16, tmp_path):
-    """A run of groups of four would otherwise go on with another discriminator."""
-    old = tiny(faces16)
-    assert (old.batch, old.batch_gpu, old.discriminator.mbstd_group) == (8, 8, 4)
-    state = {"config": asdict(old), "step": 0}
-    for options in ({"procs": 4}, {"procs": 2, "batch_gpu": 2}):
-        with pytest.raises(UserError, match=r"would be 2, and the discriminator of .* compares 4 images .* take 4 or"):
-            check_resumable(state, tmp_path, tiny(faces16, **kept_fields(state), **options))
-    check_resumable(state, tmp_path, tiny(faces16, **kept_fields(state), procs=2))
-    small = {"config": asdict(tiny(faces16, procs=4)), "step": 0}  # of groups of two, which fit into all others
-    check_resumable(small, tmp_path, tiny(faces16, **kept_fields(small), procs=1))
+def test_a_run_keeps_its_precision_and_its_processes(faces16):
+    """Where its record has no options for them, as those of earlier versions, or `auto` would find others."""
+    old = replace(tiny(faces16, procs=4), precision="bf16")
+    assert {"precision": "bf16", "procs": 4}.items() <= kept_fields(old, {}).items()
+    for config in (ClassifierConfig, StylizerTrainConfig):
+        more = {"stylizer": StylizerConfig(), "style": "y"} if config is StylizerTrainConfig else {}
+        assert kept_fields(config(data="x", procs=2, **more), {}) == {"precision": "fp32", "procs": 2}
+
+
+@pytest.mark.parametrize(
+    "before, now, words",
+    [
+        ((8, 1, 8), {"procs": 4}, "groups of 4 images, which do not fit into microbatches of 2; take fewer processes"),
+        ((8, 1, 8), {"batch_gpu": 2}, "do not fit into microbatches of 2; add --batch-gpu 8"),
+        ((24, 1, 24), {"procs": 4}, "groups of 4 images, .* microbatches of 6; take fewer processes"),
+        ((20, 1, 20), {"procs": 4}, "groups of 4 images, .* microbatches of 5; take fewer processes"),
+        ((48, 1, 48), {"procs": 4, "batch_gpu": 6}, "groups of 4 images, .* microbatches of 6; add --batch-gpu 12"),
+        ((8, 4, 2), {"procs": 1}, None),  # groups of two fit into all others
+        ((24, 1, 24), {"procs": 2}, None),
+        ((24, 1, 24), {"procs": 3, "batch_gpu": 4}, None),
+    ],
+)
+def test_groups_of_the_discriminator_have_to_fit_into_microbatches(faces16, tmp_path, before, now, words):
+    """A run would otherwise go on with another discriminator. `before`: its batch, processes and microbatches."""
+    batch, procs, batch_gpu = before
+    old = tiny(faces16, batch=batch, procs=procs)
+    assert old.batch_gpu == batch_gpu
+    new = tiny(faces16, **{**kept_fields(old, now), **now})
+    if words is None:
+        return check_resumable(old, tmp_path, new)
+    with pytest.raises(UserError, match=words) as caught:
+        check_resumable(old, tmp_path, new)
+    if "add --batch-gpu" in words:
+        mended = {**now, "batch_gpu": int(caught.value.message.split()[-1])}
+        check_resumable(old, tmp_path, tiny(faces16, **{**kept_fields(old, mended), **mended}))
 
 
 def test_the_order_of_shards_depends_on_the_processes(tmp_path):
     old, new = (resolve({"cfg": "demo", "data": "x-{0..3}.tar", "procs": n}, 32, 3, 0, 0) for n in (1, 2))
-    with pytest.raises(UserError, match="procs: 1 in the run, 2 asked"):
-        check_resumable({"config": asdict(old), "step": 0}, tmp_path, new)
+    with pytest.raises(
+        UserError, match=r"has its data in shards, .*; go on with 1 process, by --procs 1 or by torchrun"
+    ):
+        check_resumable(old, tmp_path, new)
+    with pytest.raises(UserError, match=r"trained on 8 GPUs, .* on the CPU; resume it on such a machine$"):
+        check_gpus(tmp_path, replace(old, gpus=8, procs=8), {}, {}, False)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +212,7 @@ def test_options_that_may_be_given_again_do_not_keep_a_run_from_being_resumed(fa
     assert config.detector_weights == [str(tmp_path / "weights.pth")]
     for kept in (asdict(config), json.loads(json.dumps(asdict(config))), {**asdict(config), **given}):
         assert TrainConfig.from_dict(kept) == config
-        check_resumable({"config": kept, "step": 0}, tmp_path, config)
+        check_resumable(config_of({"config": kept}, tmp_path, "train.py"), tmp_path, config)
 
 
 @pytest.mark.parametrize(
@@ -272,12 +329,3 @@ def test_new_stylizers_reflect_at_borders(tmp_path):
 def test_a_preset_at_another_resolution_than_published_is_noted(cfg, resolution, noted):
     note = resolve({"cfg": cfg, "data": "x.zip"}, resolution, 3, 0, 0).note
     assert (f"--cfg {cfg} was published for" in note) == noted
-
-
-def test_a_run_of_more_gpus_than_there_are_says_how_it_goes_on(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    words = "was trained on 8 GPUs, and this machine has 2; resume it on such a machine, or .* by adding --gpus 2$"
-    with pytest.raises(UserError, match=words):
-        check_gpus(tmp_path, {"gpus": 8}, {})
-    check_gpus(tmp_path, {"gpus": 2}, {})
-    check_gpus(tmp_path, {"gpus": 8}, {"gpus": 2})

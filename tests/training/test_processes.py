@@ -254,3 +254,12 @@ def test_a_state_without_random_numbers_of_each_process_is_refused(tmp_path):
     path = save_state(tmp_path, {**state, "config": {**state["config"], "procs": 2}}, 0.024)
     with pytest.raises(UserError, match="it has random numbers of 1 processes, and was trained by 2"):
         loop.restore(trained, Config(procs=1), tmp_path, path, torch.device("cpu"))
+
+
+def test_a_state_of_a_version_that_had_one_process_is_of_one_process(tmp_path):
+    trained = small_trainer(0)
+    state = loop.training_state(trained, Config(procs=1), 3, False, torch.device("cpu"))
+    old = {name: value for name, value in state["config"].items() if name not in ("procs", "gpus")}
+    path, number = save_state(tmp_path, {**state, "config": old}, 0.024), torch.rand(())
+    assert loop.restore(trained, Config(procs=1), tmp_path, path, torch.device("cpu")) == (3, False)
+    assert torch.rand(()) == number
