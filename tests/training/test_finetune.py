@@ -220,16 +220,16 @@ def test_a_run_keeps_what_no_option_sets_when_defaults_change(tmp_path, faces16)
     def as_before(options, resuming):
         return configure_gan({**options, "depthwise_scale": 0.2, "map_lr": 0.5}, resuming)
 
-    begun = cli.prepare("train.py", as_before, lambda config: GANTrainer, given, str(tmp_path), None, False)
+    begun = cli.prepare("train.py", as_before, lambda config: GANTrainer, given, False, str(tmp_path), None, False)
     train(GANTrainer, begun.config, begun.run)
     longer = {"kimg": 0.024}
     again = cli.prepare(
-        "train.py", configure_gan, lambda config: GANTrainer, longer, str(tmp_path), str(begun.run), False
+        "train.py", configure_gan, lambda config: GANTrainer, longer, False, str(tmp_path), str(begun.run), False
     )
     assert again.config.generator == begun.config.generator
     assert again.config.generator.depthwise_scale == 0.2 != GeneratorConfig().depthwise_scale
     once_more = cli.prepare(  # its record is still one that could have been typed
-        "train.py", configure_gan, lambda config: GANTrainer, longer, str(tmp_path), str(begun.run), False
+        "train.py", configure_gan, lambda config: GANTrainer, longer, False, str(tmp_path), str(begun.run), False
     )
     assert once_more.config == again.config
 
