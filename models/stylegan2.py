@@ -86,7 +86,7 @@ def load_networks(
         raise UserError(f"{path} cannot be read as StyleGAN2's networks ({_reason(path, error)}); {ANOTHER}") from None
     for network in networks.values():
         network.eval().requires_grad_(False)
-    return networks, {"kimg": kimg_of_name(path), "source": _source(path, data, kind)}
+    return networks, {"kimg": kimg_of_name(path), "source": source_of(path, hashlib.sha256(data).hexdigest(), kind)}
 
 
 def _bytes(path: Path) -> bytes:
@@ -131,10 +131,11 @@ def _refusal(path: Path, name: str) -> str:
 # --- where a file is from -------------------------------------------------------------------------------------------
 
 
-def _source(path: Path, data: bytes, kind: str) -> dict[str, str]:
+def source_of(path: Path, sha256: str, kind: str) -> dict[str, str]:
+    """What a model's info says of a file of somebody else's, which a program of that `kind` has written."""
     return {
         "file": path.name,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": sha256,
         "kind": kind,
         "license": "that of the publisher of the file",
     }

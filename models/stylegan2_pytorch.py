@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from models.stylegan2 import RESOLUTIONS, discriminator_name, generator_name
+from models.stylegan2 import RESOLUTIONS, discriminator_name, generator_name, source_of
 from networks.discriminator import Discriminator, DiscriminatorConfig
 from networks.generator import CLASS_MEANS, Generator, GeneratorConfig
 from networks.layers import RESAMPLE_TAPS
@@ -80,13 +80,8 @@ def load_checkpoint(
     except (ValueError, KeyError) as error:
         reason = f"{str(error)[:80]} is missing" if isinstance(error, KeyError) else one_line(error, 200)
         raise UserError(f"{path} cannot be read as StyleGAN2's networks ({reason}); {ANOTHER}") from None
-    source = {
-        "file": path.name,
-        "sha256": file_sha256(path),
-        "kind": "stylegan2-pytorch",
-        "license": "that of the publisher of the file",
-    }
-    return networks, {"kimg": 0.0, "source": source}  # its names count steps, whose images it does not say
+    # the names of these files count steps, whose images nothing says
+    return networks, {"kimg": 0.0, "source": source_of(path, file_sha256(path), "stylegan2-pytorch")}
 
 
 def _tensors(found: Any, key: str) -> Tensors:
