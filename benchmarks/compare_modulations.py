@@ -64,6 +64,7 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "upto": ("kernels_up_to", int),
     "gamma": ("gamma", float),
     "glr": ("glr", float),
+    "dlr": ("dlr", float),
 }
 
 WORKER = """

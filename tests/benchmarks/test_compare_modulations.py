@@ -47,7 +47,7 @@ def test_a_variant_changes_what_it_names_and_nothing_else(name, values, faces16)
     assert replace(config, generator=usual.generator) == usual
 
 
-@pytest.mark.parametrize("option, value", [("gamma", 0.2), ("glr", 0.001)])
+@pytest.mark.parametrize("option, value", [("gamma", 0.2), ("glr", 0.001), ("dlr", 0.005)])
 def test_a_variant_can_change_an_option_of_the_training(option, value, faces16):
     usual, config = (
         resolve({**options(faces16), **compare_modulations.changes(name)}, 16, 3, 0, 0)
