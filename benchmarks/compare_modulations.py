@@ -65,6 +65,8 @@ NUMBERS: dict[str, tuple[str, type]] = {
     "gamma": ("gamma", float),
     "glr": ("glr", float),
     "dlr": ("dlr", float),
+    "crossover": ("mixing", float),  # probability of style mixing; "mixing" above is of the pointwise kernels
+    "pl": ("pl_weight", float),
 }
 
 WORKER = """

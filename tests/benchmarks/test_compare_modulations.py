@@ -47,11 +47,20 @@ def test_a_variant_changes_what_it_names_and_nothing_else(name, values, faces16)
     assert replace(config, generator=usual.generator) == usual
 
 
-@pytest.mark.parametrize("option, value", [("gamma", 0.2), ("glr", 0.001), ("dlr", 0.005)])
-def test_a_variant_can_change_an_option_of_the_training(option, value, faces16):
+@pytest.mark.parametrize(
+    "part, option, value",
+    [
+        ("gamma0.2", "gamma", 0.2),
+        ("glr0.001", "glr", 0.001),
+        ("dlr0.005", "dlr", 0.005),
+        ("crossover0", "mixing", 0),
+        ("pl0", "pl_weight", 0),
+    ],
+)
+def test_a_variant_can_change_an_option_of_the_training(part, option, value, faces16):
     usual, config = (
         resolve({**options(faces16), **compare_modulations.changes(name)}, 16, 3, 0, 0)
-        for name in ("modconv", f"modconv-{option}{value}")
+        for name in ("modconv", f"modconv-{part}")
     )
     assert config == replace(usual, **{option: value}) and getattr(usual, option) != value
 
