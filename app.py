@@ -24,7 +24,7 @@ from web import LOOPBACK
 EXAMPLE = """\
 python app.py
 python app.py --network runs/00003-ffhq-adaconv-auto8 --port 8080
-python app.py --host 0.0.0.0 --password secret
+ADACONV_PASSWORD=secret python app.py --host 0.0.0.0
 """
 
 

@@ -262,7 +262,7 @@ def split_command(source: str, train: str, held_out: str, overwrite: bool, every
 
 
 @main.command("check", cls=Command, example="python dataset_tool.py check --data data.zip")
-@option("Options", "--data", required=True, metavar="PATH", help="The data set: a folder or a ZIP.")
+@option("Options", "--data", required=True, metavar="PATH", help="The data set: a folder, a ZIP, or shards.")
 def check_command(data: str) -> None:
     """Decode all images, read the labels, and list all problems."""
     found = check_dataset(data)

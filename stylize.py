@@ -110,13 +110,13 @@ class Plan:
     "Style",
     "--structure-from",
     metavar="FILE",
-    help="Take the spatial structure from this style; needs --statistics-from and replaces --style.",
+    help="Take the depthwise kernels from this style, with an AdaConv model; needs --statistics-from and replaces --style.",
 )
 @cli.option(
     "Style",
     "--statistics-from",
     metavar="FILE",
-    help="Take the statistics of the channels from this style; needs --structure-from and replaces --style.",
+    help="Take the pointwise kernels and biases from this style; needs --structure-from and replaces --style.",
 )
 @cli.option(
     "Style",
@@ -172,8 +172,8 @@ class Plan:
     "--shifts",
     type=click.Choice([str(number) for number in SHIFTS]),
     default="1",
-    help="Average over the content in this many places on the encoder's grid: with 4, the weave of even areas becomes "
-    "weaker, and it takes 4 times as long.",
+    help="Average over the content in this many places on the encoder's grid of 8 pixels: with 4, the regular pattern "
+    "(weave) of even areas becomes weaker, strokes a little softer, and it takes 4 times as long.",
 )
 @cli.option(
     "Output",

@@ -138,7 +138,8 @@ python train.py --resume
     "Training",
     "--p",
     type=cli.Float(0, 1),
-    help="Probability of each augmentation with --aug fixed, and the initial one with --aug ada.",
+    help="Probability of each augmentation with --aug fixed, which needs it, and the initial one with --aug ada.  "
+    "[default: 0 with ada; with --cfg r3gan, its schedule]",
 )
 @cli.option(
     "Training",
@@ -173,7 +174,7 @@ python train.py --resume
     "--cbase",
     type=cli.Integer(16, 2**20),
     help="Channel base: a layer of side s has min(cbase / s, cmax) channels, where s is √(width · height) rounded to a "
-    "power of two.",
+    "power of two.  [default: set by --cfg]",
 )
 @cli.option(
     "Model",
@@ -181,7 +182,12 @@ python train.py --resume
     type=cli.Integer(1, 2**13),
     help="Largest number of channels of any layer.  [default: set by --cfg]",
 )
-@cli.option("Model", "--map-depth", type=cli.Integer(1, 64), help="Number of layers of the mapping network.")
+@cli.option(
+    "Model",
+    "--map-depth",
+    type=cli.Integer(1, 64),
+    help="Number of layers of the mapping network.  [default: set by --cfg]",
+)
 def main(**options: Any) -> None:
     """Train a StyleGAN-style generator with AdaConv modulation.
 

@@ -85,7 +85,12 @@ POSITIVE = cli.Float(0, min_open=True)
     type=cli.Float(0),
     help="Weight of the equivariance loss: a content moved by a few pixels gives the same image, moved.  [default: 0]",
 )
-@cli.option("Training", "--tv-weight", type=cli.Float(0), help="Weight of the total variation loss.  [default: 0]")
+@cli.option(
+    "Training",
+    "--tv-weight",
+    type=cli.Float(0),
+    help="Weight of the total variation loss, which smooths even areas; too much of it blurs images.  [default: 0]",
+)
 @cli.option("Training", "--ema-kimg", type=POSITIVE, help="Half-life of the averaged weights, in kimg.  [default: 1]")
 @cli.option(
     "Training",

@@ -89,7 +89,7 @@ def generator(record: Record) -> Table:
 def training(record: Record) -> Table:
     table = [["training", "batch", "G", "path length", "D", "R1", "s/kimg", "÷ first", "whole steps: s/kimg"]]
     table[0] += ["GPU idle", "GiB"]
-    title = f"{record['resolution']}² {record['precision']} {record['aug']}"
+    title = f"{record['resolution']}² cbase {record['cbase']} {record['precision']} {record['aug']}"
     for row in record["rows"]:
         parts = [ms(row["s_per_image"][part]) for part in ("G", "path length", "D", "R1")]
         idle = row.get("gpu_idle")

@@ -48,11 +48,11 @@ EXAMPLE = """\
 python -m metrics --metrics fid50k_full,kid50k_full,pr50k3_full --network runs --data ffhq.zip --gpus 8
 python -m metrics --metrics fid5k_full,kid5k_full --fakes my_images/ --data photos/ --json
 python -m metrics --metrics fid50k_full,pr50k3_full --network runs --data ffhq.zip --trunc 0.5,0.7,1
-python -m metrics --metrics swd2k --network runs/00003-ffhq-auto --all --data ffhq.zip
+python -m metrics --metrics swd2k --network runs/00003-ffhq-adaconv-auto8 --all --data ffhq.zip
 python -m metrics --metrics swd2k,fd5k_full@tiny-imagenet --network runs --data faces64.zip
 """
 REPORT = """\
-python -m metrics report --network runs/00003-ffhq-auto --data ffhq.zip --metrics fid50k_full,pr50k3_full
+python -m metrics report --network runs/00003-ffhq-adaconv-auto8 --data ffhq.zip --metrics fid50k_full,pr50k3_full
 """
 NEAREST = """\
 python -m metrics nearest --network runs --data faces64.zip --seeds 0-15 --out nearest.png

@@ -36,8 +36,8 @@ OPTIONS = (  # of all that evaluates
         "What",
         "--data",
         metavar="PATH",
-        help="Folder or ZIP of the real images. Beside --fakes, they can have any sizes, except for SWD. For Fréchet "
-        "distances, also an .npz file of their statistics, mu and sigma.",
+        help="Folder, ZIP or shards of the real images. Beside --fakes, they can have any sizes, except for SWD. For "
+        "Fréchet distances, also an .npz file of their statistics, mu and sigma.",
     ),
     BACKGROUND,
     option("How", "--mirror", is_flag=True, help="Add a left-right flipped copy of every real image."),
@@ -45,8 +45,8 @@ OPTIONS = (  # of all that evaluates
         "How",
         "--trunc",
         type=Floats(-10, 10),
-        help="Truncation psi of the snapshot's images. Several, such as 0.5,0.7,1, give a table and a plot of "
-        "precision against recall.  [default: 1, none]",
+        help="Truncation psi of the snapshot's images. Several, such as 0.5,0.7,1, give a table, and a plot "
+        "of precision against recall in --plot.  [default: 1, none]",
     ),
     option(
         "How",
