@@ -110,7 +110,8 @@ class Plan:
     "Style",
     "--structure-from",
     metavar="FILE",
-    help="Take the depthwise kernels from this style, with an AdaConv model; needs --statistics-from and replaces --style.",
+    help="Take the depthwise kernels from this style (AdaConv models only); needs --statistics-from and replaces "
+    "--style.",
 )
 @cli.option(
     "Style",

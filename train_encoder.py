@@ -75,9 +75,9 @@ python train_encoder.py --resume
 def main(**options: Any) -> None:
     """Train an encoder: the layers of VGG-19 up to relu4_1, as part of a classifier.
 
-    Its snapshots are files for --encoder-weights of train_stylizer.py and projector.py, and detectors for metrics, as in
-    fd5k_full@encoder.safetensors. The learning rate rises for a fifth of --kimg
-    and falls to 0 at its end. ^C saves the training state and stops; --resume continues exactly where the run stopped.
+    Its snapshots are files for --encoder-weights of train_stylizer.py and projector.py, and detectors for metrics, as
+    in fd5k_full@encoder.safetensors. The learning rate rises for a fifth of --kimg and falls to 0 at its end. ^C saves
+    the training state and stops; --resume continues exactly where the run stopped.
     """
     from training.classifier import ClassifierTrainer  # takes a second, which --help need not wait for
     from training.options import configure_classifier
