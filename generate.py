@@ -41,7 +41,7 @@ python generate.py mix --rows-w out/projected-photo.npz --cols 10-16
 """
 VIDEO = """\
 python generate.py video --seeds 0-7 --seconds 8 --grid 3x2
-python generate.py video --seeds 0-7 --part channels --layers 4-20 --out out/channels.gif
+python generate.py video --seeds 0-7 --part channels --layers 4-6 --out out/channels.gif
 python generate.py video --w out/projected-photo.npz --seeds 3 --open --out out/photo-to-3.gif
 python generate.py video --network pretrained/faces32.safetensors --seeds 5 --class 0-5 --out out/classes.mp4
 """

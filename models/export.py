@@ -62,7 +62,7 @@ def check_half(weights: Mapping[str, Tensor]) -> None:
 def trace(graph: Graph, batch: int | None = None) -> ExportedProgram:
     """The graph for any number of samples or, with `batch`, for that number, which needs no loop over samples."""
     torch.compiler.reset()  # loops in graphs that were traced before would constrain the sizes of this one
-    example = graph.example(batch or 3, *SIDES[0])
+    example = graph.example(batch or 3, *(max(side, graph.least + i) for i, side in enumerate(SIDES[0])))
     with torch.no_grad():
         return torch.export.export(graph.module, example, dynamic_shapes=(graph.open_sizes(batch),))
 

@@ -108,6 +108,7 @@ def _generator(tensors: Tensors, mean: Any, cls: type[Generator]) -> Generator:
         map_depth=sum(re.fullmatch(r"style\.\d+\.weight", name, re.ASCII) is not None for name in tensors),
         modulation="modconv",
         noise=True,
+        clamp=None,
     )
     renamed = _rename(tensors, 4, lambda name: generator_name(_generator_name(name)))
     if mean is not None:
@@ -127,6 +128,7 @@ def _discriminator(tensors: Tensors) -> Discriminator:
         c_dim=0,
         cbase=_size(tensors, "convs.0.0.weight", 0) * resolution,
         cmax=_size(tensors, "final_conv.0.weight", 0),
+        clamp=None,
     )
     first = len(config.block_sizes) + 1
     renamed = _rename(tensors, 1, lambda name: discriminator_name(_discriminator_name(name, resolution), first))

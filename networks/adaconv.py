@@ -31,14 +31,29 @@ class AdaConvKernels:
     depthwise: Tensor
     pointwise: Tensor
     bias: Tensor | None = None
-    _composed: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _composed: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def composed(self) -> Tensor:
-        """Both kernels as one: K[n, o, i] = Σ_m pointwise[n, o, m] · depthwise[n, m, i], [N, C, C/G, k, k]."""
-        if self._composed is None:  # no functools.cached_property, whose lock torch.compile cannot follow
-            self._composed = self._compose()
-        return self._composed
+        """Both kernels as one: K[n, o, i] = Σ_m pointwise[n, o, m] · depthwise[n, m, i], [N, C, C/G, k, k].
+
+        It is kept for the next use, where both kernels are the same tensors and it has the gradient that is wanted.
+        """
+        parts = self.depthwise, self.pointwise  # no functools.cached_property, whose lock torch.compile cannot follow
+        differentiated = torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+        # kernels that are optimized themselves change in place, and a graph can be gone through once
+        optimized = any(part.is_leaf and part.requires_grad for part in parts)
+        if self._composed is not None and not optimized:
+            depthwise, pointwise, composed = self._composed
+            if depthwise is parts[0] and pointwise is parts[1] and composed.requires_grad >= differentiated:
+                return composed
+        if torch.is_autocast_enabled(parts[0].device.type):  # the next use may be in full precision
+            with torch.autocast(parts[0].device.type, enabled=False):
+                composed = self._compose()
+        else:
+            composed = self._compose()
+        self._composed = (*parts, composed)
+        return composed
 
     def scaled(self, factor: Tensor) -> AdaConvKernels:
         """Kernels whose output is `factor` [N] times as large."""

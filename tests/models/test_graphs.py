@@ -168,10 +168,10 @@ def test_without_the_exporter(tmp_path, monkeypatch):
 
 
 def test_a_stylizer_with_larger_kernels_takes_larger_images_only():
-    """Its reflected borders are wider."""
+    """Its reflected borders are wider. These are larger than those that other graphs are traced with."""
     torch.manual_seed(0)
-    model = Stylizer(StylizerConfig(1 / 16, "adaconv", 64, kernel_size=5)).eval().requires_grad_(False)
+    model = Stylizer(StylizerConfig(1 / 16, "adaconv", 64, kernel_size=11)).eval().requires_grad_(False)
     content = graphs.of_stylizer(model)[1]
-    assert content.least == model.config.min_size == 17 and "at least 17x17" in content.inputs["content"].meaning
+    assert content.least == model.config.min_size == 41 and "at least 41x41" in content.inputs["content"].meaning
     program = trace(content).module()
-    assert largest_difference(lambda inputs: [program(*inputs)], content) < 1e-4
+    assert largest_difference(lambda inputs: [program(*inputs)], content) < 1e-3

@@ -52,6 +52,19 @@ def test_the_networks_are_those_of_the_equations(tmp_path, sizes, legacy):
     assert not any(p.requires_grad for network in networks.values() for p in network.parameters())
 
 
+def test_large_activations_are_not_clamped(tmp_path):
+    content = checkpoint(latent_avg=torch.zeros(8))
+    content["g_ema"]["conv1.activate.bias"] += 1000
+    content["d"]["convs.0.1.bias"] += 1000
+    networks, _ = load_foreign(saved(tmp_path / "550000.pt", content))
+    z, images = torch.randn(8), torch.randn(4, 3, 32, 32)
+    expected = generate(content["g_ema"], z, torch.zeros(8), 1.0)[None]
+    found = networks["G_ema"](z[None], None, noise="const")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    expected = discriminate(content["d"], images)
+    torch.testing.assert_close(networks["D"](images, None).flatten(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_mean_of_w_that_is_missing_is_computed(tmp_path):
     content = checkpoint()
     G, _ = load_generator(saved(tmp_path / "x.pt", content))

@@ -79,6 +79,39 @@ def test_composed_equals_its_formula():
     torch.testing.assert_close(kernels.composed, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_kernels_may_be_used_without_a_gradient_first():
+    torch.manual_seed(0)
+    layer = AdaConv2d(KernelPredictor(8, 8, 2))
+    kernels, x = layer.predictor(torch.randn(1, 8, 3, 3)), torch.randn(1, 8, 6, 6)
+    with torch.no_grad():
+        first = layer(x, kernels)
+    second = layer(x, kernels)
+    second.square().sum().backward()
+    assert torch.equal(first, second.detach())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.predictor.parameters())
+
+
+def test_kernels_may_be_changed_and_optimized():
+    torch.manual_seed(0)
+    kernels, x = random_kernels(1, 4, 2), torch.randn(1, 4, 6, 6, dtype=torch.float64)
+    layer = AdaConv2d(Fixed(kernels))
+
+    def expected():
+        return one_after_the_other(normalized(x), kernels, "reflect")
+
+    assert relative_difference(layer(x, kernels), expected()) < 1e-12
+    kernels.pointwise = torch.randn_like(kernels.pointwise)
+    assert relative_difference(layer(x, kernels), expected()) < 1e-12
+    parts = kernels.depthwise, kernels.pointwise
+    optimizer = torch.optim.SGD([part.requires_grad_() for part in parts], lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        layer(x, kernels).square().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            assert relative_difference(layer(x, kernels), expected()) < 1e-12
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("group", GROUPS)

@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -311,6 +312,7 @@ def _reason(log: str) -> str:
 
 
 _loaded: dict[str, bool] = {}
+_loading = threading.RLock()  # held by the thread that builds and loads; those for a GPU ask for those of the CPU
 _faulty: dict[str, dict[str, str]] = {}  # device → ops whose kernels are wrong on it, with what was seen
 
 
@@ -334,7 +336,9 @@ def available(device: str, op: str | None = None) -> bool:
     if torch.compiler.is_exporting():
         return False
     if device not in _loaded:
-        _loaded[device] = _load(device)
+        with _loading:
+            if device not in _loaded:  # no other thread has loaded them in the meantime
+                _loaded[device] = _load(device)
     return _loaded[device] and op not in _faulty.get(device, {})
 
 

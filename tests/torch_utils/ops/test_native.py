@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +72,11 @@ def test_without_a_compiler_one_line_says_so(empty_cache, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(r"note: the slower reference ops for cpu .* no-such-compiler does not run; install .*\n", err)
+
+    monkeypatch.setattr(native, "_loaded", {})
+    with ThreadPoolExecutor(8) as threads:  # such as those that write the images of generate.py
+        assert not any(threads.map(native.available, ["cpu"] * 8))
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
     monkeypatch.setattr(native, "_loaded", {})
     monkeypatch.setenv("ADACONV_OPS", "native")
