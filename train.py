@@ -116,6 +116,27 @@ python train.py --resume
 )
 @cli.option(
     "Training",
+    "--pl-weight",
+    type=cli.Float(0),
+    help="Weight of the path length penalty, which asks that equal steps in w change the image equally everywhere; 0 "
+    "leaves it out, and steps are faster.  [default: set by --cfg]",
+)
+@cli.option(
+    "Training",
+    "--mixing",
+    type=cli.Float(0, 1),
+    help="Probability of style mixing: images of two latents, one for the coarse layers, one for the others.  "
+    "[default: set by --cfg]",
+)
+@cli.option(
+    "Training",
+    "--ema-kimg",
+    type=cli.Float(0),
+    help="Half-life of the averaged weights, which snapshots hold, in kimg; with --cfg r3gan at the end of its "
+    "schedule.  [default: set by --cfg]",
+)
+@cli.option(
+    "Training",
     "--aug",
     type=click.Choice(["noaug", "ada", "fixed"]),
     help="Augment the images that the discriminator sees: ada adapts the probability to the discriminator's "

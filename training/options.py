@@ -80,6 +80,11 @@ def check_effect(options: Mapping[str, Any], dataset: ImageDataset, config: Trai
         raise UserError(f"--background is for transparent images, and {dataset.path} has none; leave it out")
     if options.get("cfg") == "r3gan" and options.get("loss", "relativistic") != "relativistic":
         raise UserError("--cfg r3gan is for the relativistic loss; leave --loss out, or take another --cfg")
+    for name in ("pl_weight", "mixing") if config.schedules else ():
+        if name in options:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for StyleGAN2's recipe, and --cfg r3gan has its own; leave it out"
+            )
     check_tf32(options, config.gpus)
     if "target" in options and config.aug == "fixed":
         keeps = "--cfg r3gan raises p by a schedule" if config.schedules else "--aug fixed keeps p"

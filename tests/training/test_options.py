@@ -194,6 +194,8 @@ def test_the_order_of_shards_depends_on_the_processes(tmp_path):
         ({"cfg": "r3gan", "loss": "nonsaturating"}, "--cfg r3gan is for the relativistic loss; leave --loss out"),
         ({"aug": "fixed", "p": 0.5, "target": 0.5}, "--aug fixed keeps p; leave --target out"),
         ({"cfg": "r3gan", "target": 0.5}, "--cfg r3gan raises p by a schedule; leave --target out"),
+        ({"cfg": "r3gan", "pl_weight": 2.0}, "--pl-weight is for StyleGAN2's recipe.* leave it out"),
+        ({"cfg": "r3gan", "mixing": 0.0}, "--mixing is for StyleGAN2's recipe.* leave it out"),
         ({"tf32": True}, "--tf32 is for GPUs, and this run has none; leave it out"),
     ],
 )
