@@ -80,6 +80,8 @@ class Gate:
             return 421, "this page is at another address"
         if "\\" in path or "\0" in path or ".." in path.split("/"):
             return 404, "there is no such page"
+        if "transfer-encoding" in headers:  # with which a server reads on beyond the stated length
+            return 411, "a request must state its length, and come as a whole instead of in chunks"
         if method in ("GET", "HEAD"):
             served = READABLE.fullmatch(path)
             remote = path.startswith(f"{API}/file=") and REMOTE.match(path.removeprefix(f"{API}/file="))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import socket
 import struct
 import time
 import zlib
@@ -147,6 +148,18 @@ def test_an_upload_that_is_too_large_is_refused_before_it_is_read(server, client
     headers = {"content-type": "multipart/form-data; boundary=x"}
     response = client.http.post("/gradio_api/upload", content=iter([b"--x\r\n"]), headers=headers)
     assert response.status_code == 411  # without a length
+
+
+@pytest.mark.parametrize("path", ["/login", *(f"/gradio_api/{name}" for name in ("upload", "cancel", "reset"))])
+def test_a_body_in_chunks_is_refused_whatever_length_it_states(server, path):
+    """It would end where it says so itself, beyond every limit."""
+    address = httpx.URL(server.url)
+    lines = [f"POST {path} HTTP/1.1", f"Host: {address.netloc.decode()}", "Content-Length: 5"]
+    lines += ["Transfer-Encoding: chunked", "Content-Type: application/json", "", ""]
+    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+        connection.sendall("\r\n".join(lines).encode())  # and nothing of the body, which nobody waits for
+        answer = connection.makefile("rb").readline()
+    assert answer.split()[1] == b"411", answer
 
 
 @pytest.mark.parametrize(
