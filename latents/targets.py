@@ -52,18 +52,19 @@ def find_targets(path: str | os.PathLike) -> list[TargetFile]:
     if not path.exists():
         raise UserError(missing_message(path, "name an image, a folder of images or a data set with --target"))
     if path.is_file() and path.suffix.lower() != ".zip":
-        return [TargetFile(path.name, path, partial(_open, path))]
+        return [target_file(path)]
     if path.is_dir():
         with suppress(UserError):  # it may hold images in folders below it, as a data set does
             images = list_images(path)
             note_left_out(path)
-            return [TargetFile(image.name, image, partial(_open, image)) for image in images]
+            return [target_file(image) for image in images]
     files = ImageFiles(path, ALL_SUFFIXES)
     return [TargetFile(name, path / name, partial(files.open, name)) for name in files.names]
 
 
-def _open(path: Path) -> BinaryIO:
-    return open_regular(path)
+def target_file(path: Path) -> TargetFile:
+    """A file as one image, whatever its name and whatever else may be in it."""
+    return TargetFile(path.name, path, partial(open_regular, path))
 
 
 def read_targets(files: list[TargetFile], resolution: Resolution, channels: int) -> Targets:

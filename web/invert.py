@@ -15,7 +15,7 @@ from latents.cli import Model
 from latents.codes import Codes, fingerprint, save_codes
 from latents.perception import find_features
 from latents.projection import Projection, ProjectionConfig, project, psnr
-from latents.targets import find_targets, read_targets
+from latents.targets import read_targets, target_file
 from media.images import save_png, to_float, to_uint8
 from torch_utils.errors import command_line, printable
 from web.codes import Inverted, choices, codes_file, codes_name, keep
@@ -55,7 +55,7 @@ def build(page: Page, tab: gr.Tab) -> None:
     settings.choice("invert-space", space)
     settings.number("invert-steps", steps)
 
-    def updates(request: gr.Request, asked: float, *values: Any) -> Iterator[dict]:
+    def updates(request: gr.Request, asked: float | None, *values: Any) -> Iterator[dict]:
         with page.stops.start(request, asked) as stopper, closing(invert(page, stopper, *values)) as everything:
             for news in everything:
                 shown: dict[Any, Any] = {status: news.text}
@@ -108,7 +108,7 @@ def invert(
     model = page.shelf.generator(name, precision)
     path, config = check_upload(upload, "the image"), model.G.config
     label = printable(path.name)
-    target = read_targets(find_targets(path), config.resolution, config.img_channels)
+    target = read_targets([target_file(path)], config.resolution, config.img_channels)
     search_config = ProjectionConfig(space=space, steps=int(steps or 1), noise=noise)
     about = {"network": name, "fingerprint": fingerprint(model.path), "targets": [label]}
     yield News("Choosing where to start …")
