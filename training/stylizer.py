@@ -265,8 +265,9 @@ class StylizerTrainer:
     def shown(self) -> tuple[Tensor, Tensor]:
         """Contents and styles of the sheets, uint8 [SHOWN, 3, H, W]: crops that training does not see."""
         config = self.config
-        contents = ImageCrops(config.data, config.size, seed=config.seed + 2)
-        styles = ImageCrops(config.style, config.stylizer.style_size, seed=config.seed + 3)
+        reduced, style_size = config.resize, config.stylizer.style_size
+        contents = ImageCrops(config.data, config.size, seed=config.seed + 2, reduced=reduced)
+        styles = ImageCrops(config.style, style_size, seed=config.seed + 3, reduced=reduced)
         first, second = (torch.stack([crops[i, i % len(crops)] for i in range(SHOWN)]) for crops in (contents, styles))
         return first, second
 
@@ -314,7 +315,7 @@ def initialize_stylizer(model: Stylizer, config: StylizerTrainConfig) -> None:
 def style_maps(model: Stylizer, config: StylizerTrainConfig) -> Tensor:
     """The style maps W [NARROWED_BY, S, k, k] of crops from NARROWED_BY style images, spread over all of them."""
     assert model.style_encoder is not None
-    styles = ImageCrops(config.style, model.config.style_size, seed=config.seed + 2)
+    styles = ImageCrops(config.style, model.config.style_size, seed=config.seed + 2, reduced=config.resize)
     step = max(len(styles) / NARROWED_BY, 1)
     crops = (to_float(styles[i, int(i * step) % len(styles)][None]) for i in range(NARROWED_BY))
     return torch.cat([model.style_encoder(model.encode(crop)) for crop in crops])

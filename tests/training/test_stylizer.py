@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 from media.faces import faces
 from media.images import to_float
 from models.encoder import save_encoder
-from models.snapshot import load_stylizer
+from models.snapshot import load_stylizer, save_stylizer
 from networks.stylizer import StylizerConfig, channel_statistics
 from networks.vgg import VGG19
 from tests.scripts import done, mistake, script_here
@@ -249,6 +250,23 @@ def test_crops_are_cut_from_images_of_the_size_asked_for(tmp_path, material):
     assert torch.equal(resized.contents[0, 1], default.contents[0, 1])  # twice 32 is 64
     assert torch.equal(resized.styles[0, 0], resized.styles[5, 0])
     assert not torch.equal(default.styles[0, 0], default.styles[5, 0])
+
+
+def test_resize_holds_for_the_sheets_and_for_what_init_from_reads(tmp_path, material, stylizer):
+    """Images of 10 pixels are enough for 64, but not for twice the styles' size; and others are cut as in training."""
+    small = tmp_path / "small"
+    small.mkdir()
+    for i in range(4):
+        Image.effect_noise((10, 10), 50).convert("RGB").save(small / f"{i}.png")
+    save_stylizer(tmp_path / "larger.safetensors", stylizer, {})
+    config = tiny({**material, "style": str(small)}, resize=64, init_from=str(tmp_path / "larger.safetensors"))
+    config.stylizer = replace(stylizer.config, style_channels=64)
+    contents, styles = StylizerTrainer(config, CPU).shown
+    assert contents.shape[2:] == (32, 32) and styles.shape[2:] == (64, 64)
+    (tmp_path / "one").mkdir()
+    Image.effect_noise((90, 90), 50).convert("RGB").save(tmp_path / "one" / "style.png")
+    task = StylizerTrainer(tiny({**material, "style": str(tmp_path / "one")}, resize=64), CPU)
+    assert torch.equal(task.shown[1][0], task.styles[0, 0])  # the whole image, as it is for training
 
 
 @pytest.mark.parametrize(
