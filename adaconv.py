@@ -373,7 +373,8 @@ class Stylizer(Pretrained, networks.stylizer.Stylizer):
             start: the second of the source at which what is written begins.
             length: how many seconds of it are written; None for all.
             batch: number of frames that are stylized together; None to choose by their size.
-            progress: called with the number of frames done and of all, None if it is not known.
+            progress: called with the number of frames done and of all, None if it is not known: after each batch,
+                and between packets of sound.
             settings: those of `styling.apply.Settings`, also `smooth`.
 
         Raises:

@@ -41,7 +41,7 @@ def transcode(
 
     Frames keep their times, even or uneven. Sound tracks are copied, or encoded as AAC if the container does not
     support their codec. Subtitles and data streams are left out. Memory holds one batch and the frames that x264 looks
-    ahead. After each batch, `progress(frames done, number of frames or None)` is called.
+    ahead. After each batch and each packet of sound, `progress(frames done, number of frames or None)` is called.
 
     An excerpt begins with the frame that is shown at its start. Its sound is cut between packets, some 20 ms long.
 
@@ -54,13 +54,19 @@ def transcode(
         if out.exists() and os.path.samefile(source, out):
             raise UserError(f"{out} is the source itself; name another file with --out")
         tracks = [s for s in reader.container.streams.audio if s.codec_context]
+        total = excerpt.count(reader)
         with VideoWriter(out, reader.rate) as writer:
-            writer.follow(reader, tracks, excerpt.begin)
+
+            def report() -> None:
+                if progress:
+                    progress(writer.count, total)
+
+            writer.follow(reader, tracks, excerpt.begin, report)
             frames = read_excerpt(reader, tracks, excerpt, writer.write_sound)
-            count = _transcode_frames(reader, writer, frames, function, batch, progress, excerpt.count(reader))
-            if not count:
+            _transcode_frames(reader, writer, frames, function, batch, report)
+            if not writer.count:
                 raise UserError(no_frames_message(reader))
-        return Transcoded(count, reader.damaged, writer.sound_copied, len(tracks) - writer.sound_copied)
+        return Transcoded(writer.count, reader.damaged, writer.sound_copied, len(tracks) - writer.sound_copied)
 
 
 def _transcode_frames(
@@ -69,22 +75,17 @@ def _transcode_frames(
     frames: Iterator[Timed],
     function: FrameFunction,
     batch: int,
-    progress: Callable[[int, int | None], None] | None,
-    total: int | None,
-) -> int:
-    """Applies the function to the frames and writes them. Returns their number."""
+    report: Callable[[], None],
+) -> None:
+    """Applies the function to the frames and writes them."""
     pending: list[tuple[Tensor, int | None, int]] = []
-    done = 0
 
     def flush() -> None:
-        nonlocal done
         results = function(torch.stack([image for image, _, _ in pending]))
         for image, (_, time, duration) in zip(results, pending, strict=True):
             writer.write(image, time, duration)
-        done += len(pending)
         pending.clear()
-        if progress:
-            progress(done, total)
+        report()
 
     for frame, time, duration in frames:
         writer.pixel_shape = pixel_shape(reader.stream, frame.rotation)
@@ -93,4 +94,3 @@ def _transcode_frames(
             flush()
     if pending:
         flush()
-    return done

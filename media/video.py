@@ -86,12 +86,15 @@ class VideoReader:
         """The number of frames that the file states, or an estimate from its duration, or None."""
         if self.stream.frames:
             return self.stream.frames
-        seconds = None
+        seconds = self.seconds
         if self.stream.duration:
             seconds = self.stream.duration * self.stream.time_base
-        elif self.container.duration:
-            seconds = Fraction(self.container.duration, pyav().time_base)
         return round(seconds * self.rate) if seconds else None
+
+    @property
+    def seconds(self) -> Fraction | None:
+        """How long all of the file is, also its sound, as far as it states that."""
+        return Fraction(self.container.duration, pyav().time_base) if self.container.duration else None
 
     @property
     def start(self) -> Fraction:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -53,15 +53,17 @@ class VideoWriter:
         self._sound: dict[int, SoundTrack] = {}  # by the index of the stream in the source
         self._early_packets: list[Any] = []  # packets of sound that came before the first frame
         self._last: int | None = None  # time of the last frame
+        self.count = 0  # frames written
+        self._report: Callable[[], None] = lambda: None
         self._file = atomic_path(self.path)
 
-    def follow(self, reader: VideoReader, tracks: list[Any], begin: Fraction = Fraction(0)) -> None:
+    def follow(self, reader: VideoReader, tracks: list[Any], begin: Fraction, report: Callable[[], None]) -> None:
         """Takes over the time base of a reader, and the sound of `tracks`, which are streams of its container.
 
-        What is there at the time `begin`, in seconds, is written at 0.
+        What is there at the time `begin`, in seconds, is written at 0. `report` is called after each packet of sound.
         """
         self.time_base = reader.stream.time_base
-        self._tracks, self._start = tracks, reader.start + begin
+        self._tracks, self._start, self._report = tracks, reader.start + begin, report
 
     def __enter__(self) -> VideoWriter:
         make_folder(self.path.parent)
@@ -99,6 +101,7 @@ class VideoWriter:
             frame.pts, frame.time_base, frame.duration = time, self.time_base, duration
             self._last = time
             self.container.mux(self._stream.encode(frame))
+        self.count += 1
 
     def write_sound(self, packet: Any) -> None:
         """Adds a packet of one of the sound tracks."""
@@ -107,6 +110,7 @@ class VideoWriter:
         else:
             with self._report_errors():
                 self._sound[packet.stream.index].write(packet)
+        self._report()
 
     @property
     def sound_copied(self) -> int:
@@ -123,6 +127,7 @@ class VideoWriter:
             self._start_file(height, width, copy=False)  # some codecs are refused only now, by the header
         for packet in self._early_packets:
             self._sound[packet.stream.index].write(packet)
+            self._report()  # there may be hours of them
         self._early_packets.clear()
 
     def _start_file(self, height: int, width: int, *, copy: bool) -> None:
