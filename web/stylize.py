@@ -11,7 +11,7 @@ import gradio as gr
 from PIL import Image
 
 from media.decode import Unusable
-from media.files import read_image, write_image
+from media.files import is_video, read_image, write_image
 from media.video import VideoReader, animated_webp, pixels_of_all_frames
 from models.snapshot import STYLIZER
 from networks.stylizer import Stylizer
@@ -19,15 +19,17 @@ from styling.apply import FrameStylizer, Progress, Settings, min_side, stylize_i
 from styling.films import stylize_video
 from styling.mask import read_mask
 from styling.styles import CombinedStyle, read_style
-from torch_utils.errors import UserError, command_line
+from torch_utils.errors import UserError, command_line, printable
 from web.examples import copy_examples, shipped_as
 from web.files import GONE, check_upload, image_upload, mask_editor, video_upload
 from web.limits import Stop
 from web.page import Page, command_box, command_with
 
 NAME, TITLE = "stylize", "Stylize"
+FILM = "Video to stylize"  # the label of the field
 STYLES = 4
 MAX_FRAMES, MAX_FRAME_PIXELS = 900, 1920 * 1080
+MAX_FILM_SECONDS = 600  # also of the sound, of which hours fit into a small upload
 MAX_ANIMATION_PIXELS = 1 << 27  # of all frames of a WebP, which is decoded as a whole
 MIXED, APART, MASKED = "mixed by weight", "structure of 1, statistics of 2", "1 where the mask is painted, 2 elsewhere"
 COLORS: dict[str, Literal["luminance", "histogram"] | None] = {
@@ -98,7 +100,7 @@ def build(page: Page, tab: gr.Tab) -> None:
             mask_file = gr.File(label="The mask", interactive=False, visible=False, elem_id="mask-file")
             command = command_box("stylize-command")
             with gr.Accordion("A video in place of the content", open=False, elem_id="filming"):
-                video = video_upload("Video to stylize", "film")
+                video = video_upload(FILM, "film")
                 with gr.Row():
                     film = gr.Button("Stylize the video", variant="primary", elem_id="film-start")
                     film_stop = gr.Button("Stop", variant="stop", elem_id="film-stop")
@@ -189,6 +191,11 @@ def stylize_upload(
 ) -> tuple[tuple[str, str], Any, Any]:  # fmt: skip
     """The files of the content and of the result, of the mask if there is one, and the command."""
     path = check_upload(source, "the content")
+    if is_video(path):  # of which the command would stylize all frames
+        raise UserError(
+            f"{printable(path.name)} is an animation, or named as a video; save it as MP4 for “{FILM}” or one frame of "
+            "it as PNG, or use stylize.py for it"
+        )
     model = page.shelf.stylizer(name)
     combined, files, words = read_styles(model, styles, look)
     out = page.results.path(f"{path.stem[:80]}-stylized.png")
@@ -257,6 +264,10 @@ def check_video(path: Path) -> None:
             raise UserError(
                 f"{path.name} has {width}x{height} pixels; the limit here is 1920x1080, use stylize.py for it"
             )
+        if (reader.seconds or 0) > MAX_FILM_SECONDS:
+            raise UserError(
+                f"{path.name} is longer than {MAX_FILM_SECONDS // 60} minutes, the limit here; use stylize.py for it"
+            )
         for number, _ in enumerate(reader.packets()):
             if number > MAX_FRAMES:
                 raise UserError(f"{path.name} has more than {MAX_FRAMES} frames, the limit here; use stylize.py for it")
@@ -273,6 +284,10 @@ def read_styles(
         raise UserError("this needs style 1 and style 2; upload both, or choose “mixed by weight”")
     else:
         numbers = [0, 1]
+    if look.together == APART and model.style_encoder is None:
+        raise UserError(
+            f"“{APART}” takes predicted kernels apart, and AdaIN has none; choose “{MIXED}”, or a stylizer with AdaConv"
+        )
     if not numbers:
         raise UserError("the style is missing; upload an image as style 1")
     files = [check_upload(uploads[i], f"style {i + 1}") for i in numbers]

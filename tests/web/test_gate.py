@@ -118,7 +118,7 @@ def test_hostile_uploads_get_a_sentence_and_the_server_lives(server):
                 content = client.upload(name, data)
                 style = client.upload("style.png", image_bytes("PNG", (64, 64)))
                 client.call("stylize-start", "click", content=content, style_1=style)
-                answers.append("")  # the first frame of a GIF, or an image whose end is missing, can be used
+                answers.append("")  # an image whose end is missing can be used
             except Refused as refused:
                 answers.append(str(refused))
         return answers
