@@ -147,3 +147,7 @@ class Results:
                 path.unlink()
                 path.parent.rmdir()  # only if it is empty
             total -= size
+        for place, _, _ in os.walk(self.folder, topdown=False):  # of results that were never written, too
+            with suppress(OSError):
+                if Path(place) != self.folder and now - os.stat(place).st_mtime >= KEPT_SECONDS:
+                    os.rmdir(place)  # only if it is empty

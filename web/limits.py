@@ -107,11 +107,14 @@ class Stops:
         """The moment in which work is asked for, which may have to wait; for `start`."""
         return time.monotonic()
 
-    def start(self, request: gr.Request, asked: float) -> Stop:
-        """A new flag for work that this page has asked for. Raises Stopped if it was stopped while it waited."""
+    def start(self, request: gr.Request, asked: float | None) -> Stop:
+        """A new flag for work that this page has asked for. Raises Stopped if it was stopped while it waited.
+
+        `asked` is None where Gradio has forgotten it, as it does with all states of a page after `SESSIONS` others.
+        """
         session = str(request.session_hash)
         with self._lock:
-            if self._stopped.get(session, -math.inf) >= asked:
+            if asked is not None and self._stopped.get(session, -math.inf) >= asked:
                 raise Stopped
         return Stop(self, session)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import time
@@ -67,6 +68,10 @@ def test_only_the_work_of_that_page_is_stopped():
         stops.start(PAGE, before)
     with stops.start(PAGE, stops.ask()) as mine, stops.start(OTHER, before) as theirs:
         assert not mine.asked and not theirs.asked
+    with stops.start(PAGE, None) as mine:  # nobody knows any more whether it was stopped
+        assert not mine.asked
+        stops.stop(PAGE)
+        assert mine.asked
 
 
 def test_work_has_an_end(monkeypatch):
@@ -152,3 +157,15 @@ def test_results_are_bounded_in_age_and_size(tmp_path, monkeypatch):
     monkeypatch.setattr("web.files.KEPT_SECONDS", 0)
     results.sweep(every=0)
     assert not any(path.exists() for path in paths) and example.exists()
+
+
+def test_folders_of_results_that_were_never_written_do_not_stay(tmp_path):
+    results = Results(tmp_path)
+    old, young, used = (results.path("a.png") for _ in range(3))
+    used.write_bytes(b"example")
+    results.protect()
+    long_ago = time.time() - limits.KEPT_SECONDS - 60
+    for folder in (old.parent, used.parent, tmp_path):
+        os.utime(folder, (long_ago, long_ago))
+    results.sweep(every=0)
+    assert sorted(tmp_path.iterdir()) == sorted([young.parent, used.parent]) and used.exists()
