@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
 
 from app import check_port
-from tests.scripts import mistake
+from tests.scripts import join, mistake, start, wait_until
+
+# app.py, whose page says only where its folder is. A word after its options names a signal to ignore, as nohup does.
+WITHOUT_A_PAGE = """
+import signal, sys, threading, types
+import app
+from torch_utils import cli
+
+def serve(*arguments):
+    print(arguments[-1], flush=True)
+    threading.Event().wait()
+
+if sys.argv[-1].startswith("SIG"):
+    signal.signal(getattr(signal, sys.argv.pop()), signal.SIG_IGN)
+sys.modules["web.server"] = types.SimpleNamespace(serve=serve)
+cli.run(app.main)
+"""
 
 
 def test_a_host_for_others_asks_for_a_password():
@@ -31,3 +53,32 @@ def test_a_port_in_use_or_an_address_of_another_machine_is_a_mistake():
 
 def test_a_password_and_none_contradict_each_other():
     assert "contradict each other" in mistake("app.py", "--password", "x", "--no-password")
+
+
+def folder_of(page: Path) -> Path:
+    """The folder of uploads and results of a page without a page that has been started."""
+    wait_until(lambda: (page / "stdout").exists() and (page / "stdout").read_text().endswith("\n"))
+    return Path((page / "stdout").read_text().strip())
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="there is no gradio here; pip install gradio")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_uploads_are_removed_when_it_is_ended_or_its_terminal_closed(tmp_path, name):
+    page = start(tmp_path, "-c", WITHOUT_A_PAGE, "--port", 0, "--no-browser")
+    folder = folder_of(tmp_path)
+    (folder / "upload.png").write_bytes(b"an upload")
+    os.kill(page.pid, getattr(signal, name))
+    join(page)
+    assert page.exitcode == 128 + getattr(signal, name) and not folder.exists()
+
+
+@pytest.mark.skipif(find_spec("gradio") is None, reason="there is no gradio here; pip install gradio")
+def test_under_nohup_it_outlives_its_terminal(tmp_path):
+    page = start(tmp_path, "-c", WITHOUT_A_PAGE, "--port", 0, "--no-browser", "SIGHUP")
+    folder = folder_of(tmp_path)
+    os.kill(page.pid, signal.SIGHUP)
+    page.join(1)
+    assert page.is_alive() and folder.exists()
+    page.terminate()
+    join(page)
+    assert page.exitcode == 143 and not folder.exists()
