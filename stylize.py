@@ -343,6 +343,8 @@ def check_inputs(options: Options, plan: Plan) -> Tensor | None:
     if (given := options.of_videos) and contents and not any(contents.values()):
         verb, them = ("is", "it") if len(given) == 1 else ("are", "them")
         raise UserError(f"{' and '.join(given)} {verb} for videos, and {options.content} has none; leave {them} out")
+    if options.format is not None and contents and all(contents.values()):
+        raise UserError(f"--format {options.format} is for images, and {options.content} has none; leave it out")
     size = None
     if plan.sequence:
         check_frames(list(contents))

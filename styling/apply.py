@@ -341,7 +341,9 @@ def tile_side(model: Stylizer, height: int, width: int, tile: int | str) -> int:
     try:
         return tile_for(model.config.width, height, width, memory, working)
     except ValueError as error:
-        raise UserError(f"with the margins around it, {error}; make the content smaller, or try --tile 64") from None
+        raise UserError(
+            f"with the margins around it, {error}; make the content smaller, or end other programs that take memory"
+        ) from None
 
 
 def by_rows(function: Callable[..., Tensor], *images: Tensor) -> Tensor:

@@ -152,3 +152,19 @@ def test_videos_in_a_folder(start, place, tmp_path):
     assert names == ["film-a.mkv", "moving-a.mp4", "photo-a.png"]
     assert len(frames(tmp_path / "out" / "moving-a.mp4")) == 3
     assert done(*command) == f"nothing new (--overwrite replaces what is there) in {tmp_path / 'out'}\n"
+
+
+def test_the_format_of_images_is_refused_for_videos_alone(start, place, tmp_path):
+    (tmp_path / "in").mkdir()
+    source, style, out = film(tmp_path / "in" / "film.mkv", 2), ["--style", place / "a.png"], tmp_path / "out"
+    for content in (source, source.parent):
+        command = [*start[:2], "--content", content, *style, "--out", out]
+        assert f"--format jpg is for images, and {content} has none; leave it out" in mistake(
+            *command, "--format", "jpg"
+        )
+        assert not out.exists()
+        done(*command)
+        shutil.rmtree(out)
+    shutil.copy(place / "photo.png", source.parent)
+    done(*command, "--format", "jpg")
+    assert sorted(path.name for path in out.iterdir()) == ["film-a.mkv", "photo-a.jpg"]
