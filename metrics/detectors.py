@@ -273,7 +273,10 @@ def rgb(images: Tensor) -> Tensor:
 
 @contextmanager
 def no_tf32() -> Iterator[None]:
-    """GPUs multiply in full float32, also where the training allows TF32, whose factors have 10 bits."""
+    """GPUs multiply in full float32, and not in TF32, whose factors have 10 bits.
+
+    PyTorch allows that for convolutions unless it is told otherwise, and training with --tf32 for all products.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False

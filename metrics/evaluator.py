@@ -189,15 +189,15 @@ class Evaluator:
         """The features [N, D] of those detectors that have a layer among `wanted`, by the names of their layers."""
         found: dict[str, Tensor] = {}
         images = detectors.rgb(images.to(self.device, non_blocking=True))
-        with detectors.no_tf32():
-            for detector, network in self.networks.items():
-                layers = [str(layer) for layer in self.layers[detector]]
-                if wanted & set(layers):
-                    found |= zip(layers, network(images), strict=True)
+        for detector, network in self.networks.items():
+            layers = [str(layer) for layer in self.layers[detector]]
+            if wanted & set(layers):
+                found |= zip(layers, network(images), strict=True)
         return found
 
     # --- metrics ------------------------------------------------------------------------------------------------
 
+    @no_tf32()  # also for the generator, whose images the sources make: TF32 would round PPL's ε away
     def evaluate(self, fakes: Source, paths: Source | None = None) -> dict[str, float]:
         """The metrics of `fakes`, images uint8 [N, C, H, W] of the data set's shape; {} except in rank 0.
 
@@ -299,8 +299,7 @@ class Evaluator:
         @torch.no_grad()
         def distance(images: Tensor) -> dict[str, Tensor]:
             first, second = images.to(self.device).chunk(2)
-            with detectors.no_tf32():
-                return {"distance": lpips(first, second)}
+            return {"distance": lpips(first, second)}
 
         title, count = "paths" if self.progress else "", self.counts[metric.name]["fake"]
         found = describe_images(paths, count, max(self.batch // 2, 1), distance, title=title)
@@ -308,6 +307,7 @@ class Evaluator:
 
     # --- summaries ----------------------------------------------------------------------------------------------
 
+    @no_tf32()
     def summarize_real(self) -> dict[Summary, Tensors]:
         """What the metrics have to know of the real images; in rank 0, {} in the others."""
         if self._real is None:
@@ -416,8 +416,7 @@ class Evaluator:
                         collector.add(part[str(s.layer)])
             first = count
         found = {s: collector.finish() for s, collector in features.items()}
-        with no_tf32():  # patches are projected here
-            of_patches = {s: descriptors.finish() for s, descriptors in patches.items()}
+        of_patches = {s: descriptors.finish() for s, descriptors in patches.items()}
         return {**found, **of_patches} if distributed.rank() == 0 else {}
 
     def _say(self, line: str) -> None:

@@ -187,6 +187,7 @@ def exact_distances(a: Tensor, real: Tensor, indices: Tensor) -> Tensor:
 # --- requests -------------------------------------------------------------------------------------------------------
 
 
+@detectors.no_tf32()  # also for the generator
 def nearest_images(request: NearestRequest) -> NearestResult:
     """What `python -m metrics nearest` shows and prints. Raises UserError."""
     if request.fld and request.test is None:

@@ -14,7 +14,9 @@ from media.convert import write_dataset
 from media.faces import faces
 from metrics import Evaluator, NotFinite
 from models.snapshot import find_snapshot, load_generator
+from networks.generator import SynthesisBlock
 from tests.metrics.test_encoders import write_encoder
+from tests.metrics.test_main import snapshot  # noqa: F401 (a fixture)
 from torch_utils.errors import DiskFull, UserError
 from training.config import TrainConfig
 from training.gan import GANTrainer
@@ -48,6 +50,40 @@ def test_training_writes_what_the_command_finds(small, few_dimensions, command, 
         assert found[name] == pytest.approx(last[name], rel=1e-6)
     assert found["settings"]["detectors"] == last["settings"]["detectors"]
     assert found["settings"]["data_hash"] == last["settings"]["data_hash"]
+
+
+@pytest.fixture
+def tf32(monkeypatch) -> list[tuple[bool, bool]]:
+    """Whether TF32 is allowed in matrix products, and in convolutions, whenever a generator makes images."""
+    seen, forward = [], SynthesisBlock.forward
+
+    def watched(self, *args, **kwargs):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(SynthesisBlock, "forward", watched)
+    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(backend, "allow_tf32", True)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "nearest"])
+def test_commands_make_images_without_tf32(small, command, snapshot, vgg16, faces16, tmp_path, tf32, kind):  # noqa: F811
+    """As PyTorch's defaults would have it, convolutions of GPUs compute in TF32, which rounds PPL's ends together."""
+    names = ["--metrics", "ppl2_wend4,swd8", "--detector-weights", vgg16, "--gpus", 0]
+    arguments = {"evaluate": names, "nearest": ["--seeds", "0-3", "--out", tmp_path / "sheet.png"]}[kind]
+    code, _, err = command(kind, "--network", snapshot, "--data", faces16, *arguments, "--workers", 0)
+    assert code == 0, err
+    assert tf32 and set(tf32) == {(False, False)}
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+
+
+def test_training_with_tf32_computes_its_metrics_without(small, vgg16, faces16, tmp_path, tf32):
+    config = tiny(faces16, metrics=["ppl2_wend4", "swd8"], detector_weights=[str(vgg16)])
+    trainer = GANTrainer(config, torch.device("cpu"), fresh=True)
+    assert trainer.compute_metrics()
+    assert tf32 and set(tf32) == {(False, False)}
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32  # for the steps that follow
 
 
 def test_training_goes_on_without_a_detector_and_says_so_once(small, faces16, tmp_path, no_network, capsys):
