@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-SAME = 1e-6  # of the squared distance in each dimension, of copies
+SAME = 1e-6  # of a dimension's variance: the squared distance in it of images that are the same, at most
 MIN_VARIANCE = 0.1**2
 MAX_STEPS, TOLERANCE = 100, 1e-3  # of the fit, which ends where a step adds less to 100/d · mean log p
 BLOCK_ROWS = 1024  # images whose densities are in memory at a time

@@ -2,12 +2,14 @@
 
 A fake is called authentic (Alaa, van Breugel, Saveliev, van der Schaar: "How Faithful is your Synthetic Data?", ICML
 2022, section 3) where its nearest real image has another real image that is nearer to it than the fake. One that is not
-authentic lies closer to a real image than real images lie to each other, as copies do. memorization.py has the test
-that compares fakes with images that were not trained on.
+authentic lies closer to a real image than real images lie to each other, as copies do. An image that a data set has
+twice is no other image: otherwise every changed copy of it would be authentic. memorization.py has the test that
+compares fakes with images that were not trained on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,7 +24,7 @@ from media.images import grid
 from metrics import detectors, encoders
 from metrics.detectors import PublishedDetector
 from metrics.features import Features, Source, dataset_source, describe_images
-from metrics.fld import feature_likelihood_divergence
+from metrics.fld import SAME, feature_likelihood_divergence
 from metrics.memorization import copying_test
 from metrics.request import check_shape, open_fakes
 from metrics.scores import BLOCK_ROWS
@@ -77,7 +79,7 @@ class Nearest:
 
     indices: Tensor  # [N, k], into the data set, whose second half are the flipped images
     distances: Tensor  # [N, k], float64
-    own_distances: Tensor  # [N], of the nearest real image to its nearest other real image
+    own_distances: Tensor  # [N], of the nearest real image to its nearest other real image that is no twin of it
 
     @property
     def authentic(self) -> Tensor:
@@ -145,7 +147,8 @@ def find_nearest(fake: Tensor, real: Tensor, k: int, mirrored: bool = False) -> 
     flipped copy count once, as the nearer of the two.
     """
     images = len(real) // 2 if mirrored else len(real)
-    parts = [nearest_of_block(block, real, k, images) for block in fake.split(BLOCK_FAKES)]
+    same = math.sqrt(SAME * float(real.var(dim=0, correction=0).sum()))
+    parts = [nearest_of_block(block, real, k, images, same) for block in fake.split(BLOCK_FAKES)]
     return Nearest(
         torch.cat([part.indices for part in parts]),
         torch.cat([part.distances for part in parts]),
@@ -153,8 +156,8 @@ def find_nearest(fake: Tensor, real: Tensor, k: int, mirrored: bool = False) -> 
     )
 
 
-def nearest_of_block(fake: Tensor, real: Tensor, k: int, images: int) -> Nearest:
-    """`find_nearest` of a few fakes."""
+def nearest_of_block(fake: Tensor, real: Tensor, k: int, images: int, same: float) -> Nearest:
+    """`find_nearest` of a few fakes. Real images whose distance is at most `same` are one image that occurs twice."""
     distances, flips = image_distances(fake, real, images).min(dim=1)
     near = distances.topk(min(k, images), largest=False).indices
     indices = near + images * flips.gather(1, near)
@@ -164,6 +167,8 @@ def nearest_of_block(fake: Tensor, real: Tensor, k: int, images: int) -> Nearest
     nearest = indices[:, 0] % images
     others, flips = image_distances(real[nearest], real, images).min(dim=1)
     others[torch.arange(len(others)), nearest] = torch.inf  # an image, and its flipped copy, is no other image
+    different = others.masked_fill(others <= same, torch.inf)  # nor are its twins, unless the set has nothing else
+    others = different.where(different.isfinite().any(dim=1, keepdim=True), others)
     other = others.argmin(dim=1, keepdim=True)
     own = exact_distances(real[nearest], real, other + images * flips.gather(1, other))
     return Nearest(indices, distances, own[:, 0])

@@ -49,6 +49,27 @@ def test_an_image_and_its_flipped_copy_count_once():
     assert not found.authentic.any()
 
 
+def test_twins_are_no_other_images():
+    """In a set that has each image twice, up to rounding and flipped or not, copies are found as in a set of one."""
+    images = cloud(10, seed=1)
+    flipped = images.flip(1)  # as distances are the same if both images are flipped
+    fake = torch.cat([images[:5] + 1e-3, flipped[5:] + 1e-3, cloud(4, seed=3)])
+    alone = find_nearest(fake, torch.cat([images, flipped]), k=1, mirrored=True)
+    assert not alone.authentic[:10].any() and alone.authentic[10:].any()
+    twins = images * (1 + 1e-6), flipped * (1 - 1e-6)
+    for first, second in (twins, twins[::-1]):
+        found = find_nearest(fake, torch.cat([images, first, flipped, second]), k=1, mirrored=True)
+        torch.testing.assert_close(found.own_distances, alone.own_distances, rtol=1e-4, atol=0)
+        assert torch.equal(found.authentic, alone.authentic)
+        assert set(found.most_suspicious(10)) == set(range(10))
+
+
+def test_a_set_of_one_image_again_and_again():
+    """There is no other image, and distances stay numbers."""
+    found = find_nearest(torch.cat([cloud(1), cloud(1, seed=1)]), cloud(1).expand(4, -1), k=2)
+    assert found.own_distances.tolist() == [0, 0] and found.authentic.tolist() == [False, True]
+
+
 def test_more_neighbours_than_images():
     assert find_nearest(cloud(2), cloud(3, seed=1), k=5).indices.shape == (2, 3)
 
