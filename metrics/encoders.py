@@ -43,7 +43,7 @@ class EncoderFeatures(nn.Module):
 
     Images of another size than the squares that the encoder was trained with are resized to it (bicubic, antialiased),
     also where that changes their shape, as FID's Inception network does. Of a stylizer's encoder, which has seen small
-    and large ones, only sides that are longer are reduced.
+    and large ones, only sides that are longer are reduced. Sides that are too short for the network are enlarged.
     """
 
     def __init__(self, weights: EncoderWeights):
@@ -53,8 +53,11 @@ class EncoderFeatures(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         x = to_float(images)
-        size = [self.resolution if self.enlarge else min(side, self.resolution) for side in x.shape[2:]]
-        if self.resolution and list(x.shape[2:]) != size:
+        size = list(x.shape[2:])
+        if self.resolution:
+            size = [self.resolution if self.enlarge else min(side, self.resolution) for side in size]
+        size = [max(side, self.encoder.min_side) for side in size]
+        if list(x.shape[2:]) != size:
             x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
         return (self.encoder(x)[-1].mean(dim=(2, 3)),)
 

@@ -35,7 +35,7 @@ class Reference:
     path: Path
     moments: dict[str, Tensor]
     sha256: str  # of the file
-    layer: str = ""  # of a detector, and the SHA-256 of its weights, where the file says so
+    layer: str = ""  # of a detector, and the SHA-256 of its weights, where the file says so: its own text
     weights: str = ""
     images: int = 0  # how many they are of, where the file says so
 
@@ -45,12 +45,16 @@ class Reference:
         return self.sha256[:16]
 
     def check(self, name: str, layer: Layer, dimensions: int, weights: str) -> None:
-        """Raises UserError where a metric of that name compares other features."""
-        found = len(self.moments["mean"])
-        if self.layer not in ("", str(layer)):
+        """Raises UserError where a metric of that name compares other features.
+
+        A detector is known by its `weights`, the SHA-256 of its file: a path can be written in several ways.
+        """
+        found, own_name = len(self.moments["mean"]), self.layer.rpartition("/")[2]
+        same = str(layer) == self.layer or (layer.name == own_name and weights == self.weights)
+        if self.layer and not same:
             raise UserError(
-                f"{name} compares features of {layer}, {self.path} is of {self.layer}; name a file that was made for "
-                f"{name}, or the images"
+                f"{name} compares features of {layer}, {self.path} is of {one_line(self.layer)}; name a file that was "
+                f"made for {name}, or the images"
             )
         if found != dimensions:
             raise UserError(
@@ -81,7 +85,7 @@ def read_reference(path: str | os.PathLike) -> Reference:
                 raise ValueError("sigma is not symmetric, as a covariance is")
             own: dict[str, Any] = {}
             if "layer" in arrays:
-                own = {name: one_line(arrays.text(name)) for name in ("layer", "weights")}
+                own = {name: arrays.text(name) for name in ("layer", "weights")}
                 own["images"] = int(arrays.array("images", ()))
         return Reference(path, {"mean": mean, "covariance": covariance}, file_sha256(path), **own)
     except FileNotFoundError:

@@ -45,6 +45,7 @@ class VGG19(nn.Module):
         if not 0 < width <= 4:
             raise ValueError(f"width: expected a number above 0, up to 4, got {width}")
         self.width = width
+        self.min_side = STRIDE if border == "zeros" else 2 * STRIDE  # of images; a single pixel cannot be reflected
         self.features = nn.Sequential()
         channels = 3
         for c in CHANNELS:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from media.dataset import ImageDataset
 from metrics import Evaluator, choose, encoders
-from metrics.encoders import EncoderFeatures, find_encoder, read_encoder
+from metrics.encoders import EncoderFeatures, EncoderWeights, find_encoder, read_encoder
 from metrics.features import tensor_source
 from metrics.frechet import frechet_distance
 from metrics.names import DEFAULT_DETECTOR
@@ -91,6 +91,19 @@ def test_images_are_resized_to_the_resolution_of_the_training(encoder_file, tmp_
     torch.testing.assert_close(
         unknown(small)[0].double(), plain_features(encoder_file, small), rtol=1e-4, atol=1e-5
     )  # of the size that they have
+
+
+@pytest.mark.parametrize("border, least", [("zeros", 8), ("reflect", 16)])
+@pytest.mark.parametrize("resolution", [0, 64])
+def test_images_of_any_size_are_described(border, least, resolution):
+    """Sides that leave nothing after three poolings, or nothing to reflect, are enlarged; all others stay."""
+    encoder = VGG19(width=0.125, border=border)
+    network = EncoderFeatures(EncoderWeights(encoder, resolution, "", enlarge=False))
+    for height, width in ((1, 1), (5, 40), (least - 1, least), (least, 33)):
+        images = random_images(2, size=40)[:, :, :height, :width]
+        sides = [max(height, least), max(width, least)]
+        enlarged = F.interpolate(images / 127.5 - 1, sides, mode="bicubic", antialias=True).clamp(-1, 1)
+        torch.testing.assert_close(network(images)[0], encoder(enlarged)[-1].mean(dim=(2, 3)), rtol=1e-4, atol=1e-5)
 
 
 def test_metrics_are_those_of_the_features(small, encoder_file):

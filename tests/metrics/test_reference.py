@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pytest
 import torch
 
 from metrics.detectors import INCEPTION, Layer
+from metrics.names import CLEAN, DEFAULT_DETECTOR
 from metrics.reference import read_reference, write_reference
+from models.snapshot import PRETRAINED
 from tests.metrics.archives import write_images
+from tests.metrics.test_encoders import write_encoder
 from tests.metrics.test_main import write_snapshot
 from torch_utils.errors import UserError
 
@@ -92,6 +96,55 @@ def test_a_file_takes_the_place_of_the_images(folders, command, tmp_path, own_ca
     assert found[FD] == pytest.approx(expected[FD], rel=1e-12) and found["images"] == expected["images"]
     assert found["settings"]["data"] == str(tmp_path / "new" / "stats.npz")
     assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "stats.npz"]
+
+
+def test_a_detector_is_known_by_its_weights(folders, command, tmp_path, own_cache, monkeypatch):
+    """However its path is written, and however long it is; another one is refused, and so is another layer."""
+    real, fake = folders
+    long = tmp_path / "e" / ("d" * 100) / "encoder.safetensors"
+    long.parent.mkdir(parents=True)
+    shutil.copy(PRETRAINED / "tiny-imagenet.safetensors", long)
+    monkeypatch.chdir(tmp_path)
+    typed = str(long.relative_to(tmp_path))
+    stats, names = (
+        tmp_path / "stats.npz",
+        [f"fd40_full@{name}" for name in (typed, f"./{typed}", long, DEFAULT_DETECTOR)],
+    )
+    values = []
+    for saved in (names[0], names[3]):
+        code, _, err = command("--metrics", saved, "--data", real, "--save-stats", stats, *HERE)
+        assert code == 0, err
+        for name in names:
+            code, out, err = command("--metrics", name, "--data", stats, "--fakes", fake, "--json", *HERE)
+            assert code == 0, err
+            values.append(json.loads(out)[name])
+    assert values == [values[0]] * 8
+    write_encoder(long, resolution=32)
+    code, _, err = command("--metrics", names[0], "--data", stats, "--fakes", fake, *HERE)
+    assert code == 2 and f"compares features of {typed}/" in err and f"is of {DETECTOR}; name a file" in err
+
+
+def test_layers_of_one_detector_are_told_apart(tmp_path, moments):
+    layers = [Layer(INCEPTION, name) for name in ("2048", CLEAN, "logits_unbiased")]
+    for layer in layers:
+        write_reference(tmp_path / "stats.npz", moments, layer, "ab" * 32, 10)
+        reference = read_reference(tmp_path / "stats.npz")
+        for other in layers:
+            if other == layer:
+                reference.check("fid5k", other, 256, "ab" * 32)
+            else:
+                with pytest.raises(UserError, match=f"compares features of {other}, .* is of {layer}; name"):
+                    reference.check("fid5k", other, 256, "ab" * 32)
+
+
+def test_what_a_file_says_of_itself_tells_a_terminal_nothing(tmp_path, moments):
+    write_reference(tmp_path / "stats.npz", moments, Layer(INCEPTION, "2048"), "ab" * 32, 10)
+    arrays, hostile = np.load(tmp_path / "stats.npz"), "\x1b[31m\u202e\r" + "x" * 10_000
+    for what in ("layer", "weights"):
+        np.savez(tmp_path / "hostile.npz", **{**arrays, what: np.array(hostile)})
+        with pytest.raises(UserError) as error:
+            read_reference(tmp_path / "hostile.npz").check("fid5k", Layer(INCEPTION, "2048"), 256, "ab" * 32)
+        assert error.value.message.isprintable() and len(error.value.message) < 500
 
 
 def pytorch_fids(path: Path, features: np.ndarray, **more) -> Path:
