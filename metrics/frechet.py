@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 4096  # feature vectors that are multiplied at a time
-POINTS = 15  # numbers of fakes, from a tenth to all of them, that the distance is extrapolated from
+POINTS = 15  # numbers of fakes that the distance is extrapolated from, all of them the largest
 
 
 class Moments:

@@ -30,7 +30,8 @@ MIN_SIDE = 16  # VGG-16 halves four times before the last layer that is compared
 class LPIPS(nn.Module):
     """Images float [N, 1 or 3, H, W] in −1..1, twice → distances [N].
 
-    Images of 512 rows and more are first reduced by a whole factor, to 256² for powers of two, as in StyleGAN.
+    Images of 512 rows and more are first reduced by a whole factor, to 256² for powers of two, as in StyleGAN. Where it
+    does not divide a side, the last rows or columns, fewer than the factor, are left out.
     `vgg` are the `features` of torchvision's vgg16.
     """
 

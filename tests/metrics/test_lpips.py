@@ -49,6 +49,16 @@ def test_lpips_is_the_papers(small, vgg16):
     )
 
 
+@torch.no_grad()
+def test_what_a_factor_does_not_divide_is_left_out(small, vgg16):
+    """As the documentation says of 1280x768, of which means of 3 × 3 pixels leave 2 columns, and of nothing more."""
+    distance = load_lpips(given_weights([vgg16])[VGG16], "cpu")
+    a, b = (F.interpolate(images(1, seed=seed) / 127.5 - 1, [768, 1280], mode="bilinear") for seed in (0, 1))
+    reduced = [x[..., :1278].unflatten(3, (-1, 3)).unflatten(2, (-1, 3)).mean(dim=(3, 5)) for x in (a, b)]
+    assert reduced[0].shape[2:] == (256, 426)
+    torch.testing.assert_close(distance(a, b), distance(*reduced), rtol=1e-4, atol=1e-7)
+
+
 def test_shipped_weights_are_lpips_0_1():
     tensors = read_tensors(lpips.CHANNEL_WEIGHTS)
     assert [tensor.numel() for tensor in tensors.values()] == [64, 128, 256, 512, 512]
