@@ -20,7 +20,7 @@ from PIL import Image
 
 from media.alpha import Color, premultiply
 from media.cache import SharedImageCache
-from media.decode import FORMATS, SUFFIXES, Unusable, decode_image, open_image, stored_mode, upright_size
+from media.decode import FORMATS, SUFFIXES, WHITE, Unusable, decode_image, open_image, stored_mode, upright_size
 from media.image_files import CONVERT, LABEL_FILE, ImageFiles, normal_name
 from media.labels import L, LabelFile, add_label, class_folders, parse_labels
 from media.shards import ShardFiles, is_sharded
@@ -99,6 +99,7 @@ class ImageDataset(torch.utils.data.Dataset):
 
     suffixes: tuple[str, ...] = SUFFIXES  # of the files that are read
     formats: tuple[str, ...] = FORMATS
+    any_sizes = False  # whether each image can have a size of its own
 
     def __init__(
         self,
@@ -267,7 +268,8 @@ class ImageDataset(torch.utils.data.Dataset):
             return np.asarray(decode_image(image, "RGB", self.background))
         if mode == "RGBA":
             return premultiply(decode_image(image, "RGB", None).convert("RGBA"))
-        return np.asarray(decode_image(image, mode))
+        # without an alpha channel, a file can still name one colour that is transparent
+        return np.asarray(decode_image(image, mode, WHITE if self.background is None else self.background))
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_cache": None}  # only forked processes share its memory
@@ -286,11 +288,13 @@ class ImageDataset(torch.utils.data.Dataset):
     def content_hash(self, indices: Sequence[int], progress: bool = False) -> str:
         """The SHA-256 of the CRC32s of these images' files, in this order, and of whether each is flipped.
 
-        Of transparent images it depends on the background, too. The same images have the same hash in a ZIP and in a
+        Of transparent images it depends on the background, too; of others on one that is not white, on which single
+        colours that are transparent would lie. The same images have the same hash in a ZIP and in a
         folder, whose files are read for it, under any names. Of shards, it is a hash of their fingerprint and the
         indices. Raises ImageError.
         """
-        digest = hashlib.sha256(f"{self.background}".encode() if self.transparent else b"")
+        matters = self.transparent or self.background not in (None, WHITE)
+        digest = hashlib.sha256(f"{self.background}".encode() if matters else b"")
         if isinstance(self.files, ShardFiles):
             digest.update(self.fingerprint.encode() + np.asarray(indices, "<i8").tobytes())
             return digest.hexdigest()

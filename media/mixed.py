@@ -33,7 +33,7 @@ class MixedImages(ImageDataset):
     ones are laid on the background, white unless another is given. `resolution` is 0. Nothing is kept in memory.
     """
 
-    suffixes, formats = ALL_SUFFIXES, ALL_FORMATS
+    suffixes, formats, any_sizes = ALL_SUFFIXES, ALL_FORMATS, True
 
     def __init__(self, path: str | os.PathLike, **options: Any):
         self._sizes: set[tuple[int, int]] = set()  # of the images whose headers are read here

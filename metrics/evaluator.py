@@ -16,15 +16,7 @@ from torch import Tensor, nn
 from media.dataset import ImageDataset
 from metrics import detectors, scores, swd
 from metrics.cache import CacheKey, read_cached, write_cached
-from metrics.detectors import (
-    VGG16,
-    Detector,
-    DetectorWeights,
-    Layer,
-    PublishedDetector,
-    PublishedWeights,
-    no_tf32,
-)
+from metrics.detectors import VGG16, Detector, DetectorWeights, Layer, PublishedDetector, PublishedWeights, no_tf32
 from metrics.features import Features, Images, ImageSet, Source, dataset_source, describe_images, watched
 from metrics.frechet import Moments, extrapolated_distance, frechet_distance, moments_of
 from metrics.lpips import LPIPS, check_size
@@ -76,9 +68,10 @@ class Evaluator:
         optional: bool = False,
         extrapolate: bool = False,
         progress: bool = False,
+        remedy: str = "add some",  # what to do about too few real images
     ):
-        self.metrics = [parse_metric(name) for name in dict.fromkeys(names)]
-        check_reals(self.metrics, dataset)
+        self.metrics, self.remedy = [parse_metric(name) for name in dict.fromkeys(names)], remedy
+        check_reals(self.metrics, dataset, remedy)
         self.batch, self.workers = batch, workers
         self.seed, self.device, self.progress, self.extrapolate = seed, device, progress, extrapolate
         self.notes: list[str] = []
@@ -88,7 +81,7 @@ class Evaluator:
 
     def set_images(self, dataset: ImageSet | Reference | None, fakes: int | None = None) -> None:
         """Takes the real images of another data set, and for a folder of fakes their number. Raises UserError."""
-        check_reals(self.metrics, dataset)
+        check_reals(self.metrics, dataset, self.remedy)
         self.notes = list(self.notes)  # a list of its own: per_class copies evaluators
         self.reference = dataset if isinstance(dataset, Reference) else None
         self.dataset = None if isinstance(dataset, Reference) else dataset
@@ -424,7 +417,7 @@ class Evaluator:
             note(line)
 
 
-def check_reals(metrics: Sequence[Metric], dataset: ImageSet | Reference | None) -> None:
+def check_reals(metrics: Sequence[Metric], dataset: ImageSet | Reference | None, remedy: str) -> None:
     """Raises UserError for metrics of real images without any, with one alone, or with too little about them."""
     names = [metric.name for metric in metrics if metric.takes_reals]
     if dataset is None and names:
@@ -436,10 +429,8 @@ def check_reals(metrics: Sequence[Metric], dataset: ImageSet | Reference | None)
                 "and covariance, for Fréchet distances; name a folder or ZIP of them"
             )
     elif dataset is not None and metrics and len(dataset) < 2:
-        count = "only one image" if len(dataset) else "no image"
-        raise UserError(
-            f"the data set has {count}; the metrics need at least 2; add images, or train with --metrics none"
-        )
+        count = "only one real image" if len(dataset) else "no real image"
+        raise UserError(f"there is {count}, and the metrics need at least 2; {remedy}")
 
 
 def choose(available: int, count: int, seed: int) -> list[int]:

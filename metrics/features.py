@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from media.loader import ignore_stop_signals, read_batches
-from media.mixed import MixedImages
 from torch_utils import distributed
 
 # Several images: a tensor [N, C, H, W], or a list of [C, H, W] where their sizes differ.
@@ -36,7 +35,7 @@ def dataset_source(dataset: ImageSet, chosen: Sequence[int], workers: int = 0) -
     """The images `chosen` of a data set, by their position in `chosen`."""
 
     def split(batch: Sequence[int]) -> list[Sequence[int]]:
-        size = AT_ONCE if isinstance(dataset, MixedImages) else len(batch)
+        size = AT_ONCE if getattr(dataset, "any_sizes", False) else len(batch)
         return [batch[start : start + size] for start in range(0, len(batch), size)]
 
     def read(batches: Sequence[Sequence[int]]) -> Iterator[Images]:

@@ -26,7 +26,7 @@ from metrics.request import (
 )
 from models.sampling import Fakes
 from models.snapshot import find_snapshot, found_text, load_generator
-from torch_utils.errors import UserError
+from torch_utils.errors import UserError, listed
 
 
 class ClassImages:
@@ -34,6 +34,11 @@ class ClassImages:
 
     def __init__(self, dataset: ImageDataset, chosen: Sequence[int]):
         self.dataset, self.chosen = dataset, chosen
+
+    @property
+    def any_sizes(self) -> bool:
+        """Whether the images can have several sizes."""
+        return self.dataset.any_sizes
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -57,9 +62,10 @@ def evaluate_per_class(request: Request, result: Path) -> None:
 
 
 def evaluate_classes(request: Request) -> dict[str, Any]:
-    """One record: `classes` has the values of each class by its name, and the record itself their means.
+    """One record: `classes` has values and numbers of images of each class by its name, the record itself their means.
 
-    A class with too few images is left out; `unusable` says why, by its name. Raises UserError where no class is left.
+    A class with too few images, or without real ones, is left out; `unusable` says why, by its name. Raises UserError
+    where no class is left.
     """
     if request.network is None:
         dataset, fakes = open_both(request, use_labels=True)
@@ -95,10 +101,10 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
         return own.evaluate(made.images, partial(made.path_ends, epsilon=PPL_EPSILON))
 
     found: dict[str, dict[str, Any]] = {}
-    unusable: dict[str, str] = {}
+    unusable = {} if request.network is not None else leave_out_others(fakes, dataset)
     noted = set(evaluator.notes)
     for number in range(dataset.c_dim):
-        name = f"{number} {dataset.class_names[number]}" if dataset.class_names else str(number)
+        name = class_title(dataset, number)
         # Only errors that all processes meet alike leave a class out: an unreadable image, which one meets, ends all.
         try:
             count = None if request.network is not None else len(images_of_class(fakes, number))
@@ -115,7 +121,23 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     if not found:
         raise UserError(f"no class of {request.data} can be evaluated by itself; leave out --per-class")
     record = make_record(class_means(found), evaluator, dataset, request, about, transparent)
+    del record["images"]  # each class has its own, and the means are of no set of images
     return {**record, "classes": found, "unusable": unusable}
+
+
+def class_title(dataset: ImageDataset, number: int) -> str:
+    """The number of a class, and its name where it has one."""
+    return f"{number} {dataset.class_names[number]}" if dataset.class_names else str(number)
+
+
+def leave_out_others(fakes: ImageDataset, dataset: ImageDataset) -> dict[str, str]:
+    """Why classes that only the fakes have are left out, by their names; prints a line that names them."""
+    numbers = [number for number in fakes.required_labels.unique().tolist() if number >= dataset.c_dim]
+    names = [class_title(fakes, number) for number in numbers]
+    if names:
+        which = f"class {names[0]} is" if len(names) == 1 else f"classes {listed(names, 10)} are"
+        say(f"warning: {which} left out: {dataset.path} has no real images of such classes")
+    return dict.fromkeys(names, "there is no real image")
 
 
 def with_images(evaluator: Evaluator, dataset: ClassImages, noted: set[str], fakes: int | None = None) -> Evaluator:
@@ -124,6 +146,7 @@ def with_images(evaluator: Evaluator, dataset: ClassImages, noted: set[str], fak
     Prints those of its notes that are not among `noted`, and adds them. Raises UserError.
     """
     other = copy.copy(evaluator)
+    other.remedy = "add some of this class"
     other.set_images(dataset, fakes)
     for line in other.notes:
         if line not in noted:

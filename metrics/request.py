@@ -239,6 +239,7 @@ def make_evaluator(request: Request, dataset: Reals, fakes: int | None = None) -
         optional=True,
         extrapolate=request.extrapolate,
         progress=True,
+        remedy="name more with --data",
     )
     if not evaluator.metrics:
         raise UserError(left_out_line(evaluator.left_out))
@@ -263,7 +264,8 @@ def make_record(
     data: dict[str, Any] = {}
     if dataset is not None:
         data = {"data": request.data, "data_hash": dataset.fingerprint, "mirror": request.mirror}
-    if transparent or (isinstance(dataset, ImageDataset) and dataset.transparent):
+    always = transparent or (isinstance(dataset, ImageDataset) and dataset.transparent)
+    if always or request.background != WHITE:  # others can have a colour that is transparent
         data["background"] = request.background
     counts = evaluator.counts
     if isinstance(dataset, Reference) and not dataset.images:  # their number is not known

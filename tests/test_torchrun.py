@@ -64,7 +64,7 @@ def test_mistakes_under_torchrun_are_one_line(faces16, tmp_path):
     tiny = ["--data", faces16, *TINY[:-4], "--kimg", "0.04", "--outdir", outdir]
     for mistaken, words in (
         (["--procs", "3"], "--procs 3: torchrun has started 2 processes here"),
-        (["--data", image_zip(tmp_path / "one.zip", [(16, 16)])], "only one image"),
+        (["--data", image_zip(tmp_path / "one.zip", [(16, 16)])], "only one real image"),
     ):
         (result,) = machines(*tiny, *mistaken, folders=[None], processes=2)
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

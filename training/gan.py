@@ -100,6 +100,7 @@ class GANTrainer:
             device=device,
             weights=config.detector_weights,
             optional=True,
+            remedy="add some, or train with --metrics none",
         )
         if distributed.rank() == 0:
             if config.keep_best and not self.computes(config.keep_best):

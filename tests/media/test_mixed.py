@@ -59,6 +59,24 @@ def test_transparent_images_lie_on_the_background_on_which_their_hash_depends(fo
     assert white.content_hash(range(6)) != black.content_hash(range(6))
 
 
+@pytest.mark.parametrize("mode, key", [("RGB", (10, 20, 30)), ("L", 99)])
+def test_transparent_colours_lie_on_the_background_in_sets_of_one_size_too(tmp_path, mode, key):
+    """Of images without an alpha channel, of which a file can name one colour that is transparent."""
+    image = picture(16, 16, mode)
+    image.paste(key, (4, 4, 12, 12))
+    image.save(tmp_path / "a.png", transparency=key)
+    image.save(tmp_path / "b.png")
+    hashes = []
+    for background in (None, (255, 255, 255), (0, 0, 0), (40, 40, 40)):
+        alike, mixed = ImageDataset(tmp_path, background=background), MixedImages(tmp_path, background=background)
+        for number in range(2):
+            assert torch.equal(alike[number][0].expand(3, -1, -1), mixed[number][0])
+        assert (alike[0][0][:, 4:12, 4:12] == (255 if background is None else background[0])).all()
+        assert not alike.transparent and alike.channels == len(mode)
+        hashes.append(alike.content_hash([0, 1]))
+    assert hashes[0] == hashes[1] and len(set(hashes[1:])) == 3
+
+
 def test_flipped_images_and_labels(folder):
     labels = {"labels": [[path.name, i % 2] for i, path in enumerate(sorted(folder.iterdir()))]}
     (folder / "dataset.json").write_text(json.dumps(labels))

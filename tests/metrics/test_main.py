@@ -148,7 +148,9 @@ def test_mistakes(tmp_path):
     assert "knows 3 classes" in mistake("--data", real, "--network", classes)
     (real / "dataset.json").unlink()
     assert "the model has 3 classes, and metrics draw" in mistake("--data", real, "--network", classes)
-    assert "only one image" in mistake("--data", one, "--fakes", real)
+    assert "only one real image, and the metrics need at least 2; name more with --data" in mistake(
+        "--data", one, "--fakes", real
+    )
     assert "from 1 fake image; it needs at least 2" in mistake("--data", real, "--fakes", one)
     assert "absent" in mistake("--data", tmp_path / "absent", "--fakes", real)
     assert "absent" in mistake("--data", real, "--network", tmp_path / "absent")

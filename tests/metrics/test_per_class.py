@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metrics.per_class import class_table
+from media.mixed import MixedImages
+from metrics import features
+from metrics.features import dataset_source
+from metrics.per_class import class_table, images_of_class
 from tests.metrics.test_main import evaluate, few_directions, mistake, write_images, write_snapshot  # noqa: F401
 from tests.scripts import ROOT, script
 
@@ -44,7 +47,9 @@ def test_images_by_class(tmp_path, capsys):
     evaluate("--data", real, "--fakes", fakes, "--metrics", "swd10", "--per-class", "--json")
     captured = capsys.readouterr()
     record = json.loads(captured.out)
-    assert "warning: class 1 dog is left out: the data set has only one image" in captured.err
+    few = "there is only one real image, and the metrics need at least 2; add some of this class"
+    assert f"warning: class 1 dog is left out: {few}" in captured.err
+    assert "images" not in record  # each class has its own
     assert list(record["classes"]) == ["0 cat", "2 eel"] and list(record["unusable"]) == ["1 dog"]
     for number, name in ((0, "0 cat"), (2, "2 eel")):
         alone = [part(folder, tmp_path / f"{folder.name}{number}", number) for folder in (real, fakes)]
@@ -60,6 +65,34 @@ def test_images_by_class(tmp_path, capsys):
     assert lines == class_table(record).splitlines()
     assert [line.split()[0] for line in lines] == ["class", "0", "2", "mean"]
     assert f"{record['swd10']:.4g}" in lines[-1].split() and len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize("names", [None, ["cat", "dog", "eel", "fox", "gnu"]])
+def test_classes_that_only_the_fakes_have_are_named(tmp_path, capsys, names):
+    real = write_classes(tmp_path / "real", [8, 8], names=names and names[:2])
+    fakes = write_classes(tmp_path / "fakes", [8, 8, 3, 0, 4], first=3, names=names)
+    others = ["2 eel", "4 gnu"] if names else ["2", "4"]
+    evaluate("--data", real, "--fakes", fakes, "--metrics", "swd8", "--per-class", "--json")
+    captured = capsys.readouterr()
+    line = f"warning: classes {', '.join(others)} are left out: {real} has no real images of such classes"
+    assert captured.err.splitlines().count(line) == 1
+    record = json.loads(captured.out)
+    assert record["unusable"] == dict.fromkeys(others, "there is no real image") and len(record["classes"]) == 2
+
+
+def test_photographs_of_a_class_are_handed_over_in_small_numbers(tmp_path, monkeypatch):
+    """As those of all classes are: each may be large."""
+    labels = []
+    for number in range(12):
+        Image.new("RGB", (20 + number, 20), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+        labels.append([f"{number:02d}.png", number % 2])
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    handed, pack = [], features.pack
+    monkeypatch.setattr(features, "pack", lambda items: handed.append(len(items)) or pack(items))
+    source = dataset_source(images_of_class(MixedImages(tmp_path, use_labels=True), 1), range(6))
+    (batch,) = source([range(6)])
+    assert [int(image[0, 0, 0]) for image in batch] == [1, 3, 5, 7, 9, 11]
+    assert sum(handed) == 6 and max(handed) <= features.AT_ONCE
 
 
 def test_a_generator_by_class(tmp_path, capsys):
