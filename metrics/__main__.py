@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from media.images import save_png
 from metrics.detectors import OPTION, find_detector
 from metrics.listing import list_metrics
 from metrics.names import DEFAULT_DETECTOR, FRECHET, higher_is_better, parse_metric, values_of
-from metrics.nearest import FLD_NEEDS_TEST, MEMORIZATION, OF_NETWORK, NearestRequest, nearest_images, row_names
+from metrics.nearest import (
+    FLD_NEEDS_TEST,
+    MEMORIZATION,
+    OF_NETWORK,
+    NearestRequest,
+    nearest_images,
+    open_request,
+    row_names,
+)
 from metrics.options import BACKGROUND, evaluation_options
 from metrics.per_class import class_table, evaluate_per_class
 from metrics.reference import SUFFIX, is_reference
@@ -41,7 +50,7 @@ from torch_utils.cli import (
     typed,
     writable_file,
 )  # fmt: skip
-from torch_utils.errors import Failure, UserError, note, show
+from torch_utils.errors import CommandError, Failure, UserError, note, one_line, show
 from torch_utils.files import missing_message, write_file
 
 EXAMPLE = """\
@@ -387,8 +396,6 @@ def report_command(
     check_paths(data, weights, names, options["mirror"])
     if fld and test is None:
         raise UserError(FLD_NEEDS_TEST)
-    if detector:
-        find_detector(detector)
     writable_file(out, "--out")
     check_result(out, "--out", ".html")
     gpus = distributed.count_gpus(gpus)
@@ -397,26 +404,34 @@ def report_command(
         **{**options, "network": str(find_snapshot(options["network"]))},
     )  # fmt: skip
     history = read_history(Path(str(request.network)))
+    nearest = nearest_request(request, test, fld, seeds, detector or DEFAULT_DETECTOR)
+    asked = bool(detector or test)
+    if asked:  # mistakes in what they name cost no evaluation; in the CPU's memory, as GPUs are not needed yet
+        open_request(replace(nearest, device="cpu"))
     records = evaluate_together(request, processes(gpus, procs))
-    device = "cuda" if gpus else "cpu"
-    nearest = NearestRequest(
-        network=request.network, fakes=None, data=data, test=test, fld=fld, seeds=seeds, seeds_of="adaconv",
-        class_name=None, trunc=request.truncations[0], detector=detector or DEFAULT_DETECTOR, detector_weights=weights,
-        neighbours=5, rows=8, batch=request.batch, workers=request.workers, device=device,
-        background=request.background,
-    )  # fmt: skip
-    found, problem = None, ""
+    found, failed, problem = None, None, ""
     try:
         found = nearest_images(nearest)
-    except (UserError, Failure) as error:
-        if detector or test or fld:
-            raise
-        problem = error.message
-        note(f"warning: nearest training images are left out: {problem}")
-    page = write_page(Page(records, history, found, nearest.detector, problem, request.background), device)
+    except Exception as error:  # raised when there is a page of the rest, which may have taken hours
+        failed, problem = error, error.message if isinstance(error, CommandError) else one_line(error)
+    page = write_page(Page(records, history, found, nearest.detector, problem, request.background), nearest.device)
     write_file(out, page.encode())
     show(f"The report is {out}.")
-    raise_problems(records, [])
+    if failed is not None and not isinstance(failed, CommandError):
+        raise failed
+    if problem and not asked:
+        note(f"warning: nearest training images are left out: {problem}")
+    raise_problems(records, [problem] if problem and asked else [])
+
+
+def nearest_request(request: Request, test: str | None, fld: bool, seeds: list[int], detector: str) -> NearestRequest:
+    """The request for the nearest training images on the page of a request."""
+    return NearestRequest(
+        network=request.network, fakes=None, data=str(request.data), test=test, fld=fld, seeds=seeds,
+        seeds_of="adaconv", class_name=None, trunc=request.truncations[0], detector=detector,
+        detector_weights=request.detector_weights, neighbours=5, rows=8, batch=request.batch, workers=request.workers,
+        device="cuda" if request.gpus else "cpu", background=request.background,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

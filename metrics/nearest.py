@@ -74,6 +74,16 @@ class FakeImages:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """What a request names, and the function from images to features of its detector."""
+
+    dataset: ImageDataset
+    fakes: FakeImages
+    test: ImageDataset | None
+    describe: Callable[[Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
 class Nearest:
     """For each of N fakes its `k` nearest real images, the nearest first."""
 
@@ -192,9 +202,8 @@ def exact_distances(a: Tensor, real: Tensor, indices: Tensor) -> Tensor:
 # --- requests -------------------------------------------------------------------------------------------------------
 
 
-@detectors.no_tf32()  # also for the generator
-def nearest_images(request: NearestRequest) -> NearestResult:
-    """What `python -m metrics nearest` shows and prints. Raises UserError."""
+def open_request(request: NearestRequest) -> Opened:
+    """All that a request names, before any work is done with it. Raises UserError."""
     if request.fld and request.test is None:
         raise UserError(FLD_NEEDS_TEST)
     dataset = ImageDataset(request.data, mirror=True, background=request.background)
@@ -202,7 +211,14 @@ def nearest_images(request: NearestRequest) -> NearestResult:
         raise UserError(f"{request.data} has only one image; at least 2 are needed")
     fakes = fakes_of_seeds(request, dataset) if request.fakes is None else fakes_of_files(request, dataset)
     test = open_test(request, dataset)
-    describe = load_describe(request.detector, request.detector_weights, request.device)
+    return Opened(dataset, fakes, test, load_describe(request.detector, request.detector_weights, request.device))
+
+
+@detectors.no_tf32()  # also for the generator
+def nearest_images(request: NearestRequest) -> NearestResult:
+    """What `python -m metrics nearest` shows and prints. Raises UserError."""
+    opened = open_request(request)
+    dataset, fakes, test, describe = opened.dataset, opened.fakes, opened.test, opened.describe
     if fakes.about:
         note(fakes.about)
     everything = dataset_source(dataset, range(len(dataset)), request.workers)

@@ -68,10 +68,8 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     where no class is left.
     """
     if request.network is None:
-        dataset, fakes = open_both(request, use_labels=True)
+        dataset, fakes = open_classes(request)
         about: dict[str, Any] = {"fakes": request.fakes, "fakes_hash": fakes.fingerprint}
-        check_are_classes(dataset, fakes)
-        check_same_classes(str(request.fakes), fakes.class_names, str(request.data), dataset.class_names)
         transparent = fakes.transparent
         evaluator = make_evaluator(request, dataset, len(fakes))
     else:
@@ -123,6 +121,14 @@ def evaluate_classes(request: Request) -> dict[str, Any]:
     record = make_record(class_means(found), evaluator, dataset, request, about, transparent)
     del record["images"]  # each class has its own, and the means are of no set of images
     return {**record, "classes": found, "unusable": unusable}
+
+
+def open_classes(request: Request) -> tuple[ImageDataset, ImageDataset]:
+    """The real images, and those of --fakes, with their labels. Raises UserError where these are not the same."""
+    dataset, fakes = open_both(request, use_labels=True)
+    check_are_classes(dataset, fakes)
+    check_same_classes(str(request.fakes), fakes.class_names, str(request.data), dataset.class_names)
+    return dataset, fakes
 
 
 def class_title(dataset: ImageDataset, number: int) -> str:

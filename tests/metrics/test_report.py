@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from html.parser import HTMLParser
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from models.snapshot import load_generator, save_snapshot
 from networks.generator import Generator, GeneratorConfig
 from tests.metrics.test_encoders import encoder_file  # noqa: F401 (a fixture)
 from tests.metrics.test_nearest import copies  # noqa: F401 (a fixture)
+from torch_utils.errors import Failure, UserError
 
 VOID = {"meta", "img", "circle", "rect", "line", "polyline"}
 
@@ -146,6 +148,45 @@ def test_without_the_default_detector_the_page_says_so(command, run, tmp_path, m
     page = Page((tmp_path / "b.html").read_text())
     assert any("the encoder tiny-imagenet is not in this copy" in text for text in page.texts)
     assert len(page.images) == 2 and "Over training" not in page.texts
+
+
+def test_mistakes_of_the_last_part_come_before_the_work(command, run, faces16, tmp_path, monkeypatch):
+    """What --test and --detector name is opened before anything is evaluated."""
+    folder, data = run
+    evaluated = Mock()
+    monkeypatch.setattr("metrics.__main__.evaluate_together", evaluated)
+    (tmp_path / "broken.safetensors").write_bytes(b"x")
+    for option, value, words in (
+        ("--test", faces16, "they cannot be compared"),
+        ("--test", tmp_path / "absent.zip", "absent.zip"),
+        ("--test", data, "the same images"),
+        ("--detector", tmp_path / "broken.safetensors", "broken.safetensors"),
+    ):
+        code, _, err = command(
+            "report", "--network", folder, "--data", data, "--metrics", "swd20", "--gpus", 0, option, value,
+            "--out", tmp_path / "d.html",
+        )  # fmt: skip
+        assert code == 2 and words in err.splitlines()[-1] and not evaluated.called, err
+    assert not (tmp_path / "d.html").exists()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("error", [UserError("wrong"), Failure("bad luck"), MemoryError("DefaultCPUAllocator")])
+def test_a_late_failure_leaves_a_page_of_the_rest(command, run, encoder_file, tmp_path, monkeypatch, asked, error):  # noqa: F811
+    folder, data = run
+    monkeypatch.setattr("metrics.__main__.nearest_images", Mock(side_effect=error))
+    arguments = ["--network", folder, "--data", data, "--gpus", 0, "--workers", 0, "--metrics", "swd20"]
+    arguments += ["--detector", encoder_file] if asked else []
+    code, out, err = command("report", *arguments, "--out", tmp_path / "e.html")
+    assert out == f"The report is {tmp_path / 'e.html'}.\n"
+    page = Page((tmp_path / "e.html").read_text())
+    assert "swd20" in page.texts and any(text == f"Left out: {error}" for text in page.texts)
+    if isinstance(error, MemoryError):
+        assert code == 2 and err.splitlines()[-1].startswith("error: there is not enough memory")
+    elif asked:
+        assert code == 2 and err.splitlines()[-1] == f"error: {error}"
+    else:
+        assert code == 0 and err.splitlines()[-1] == f"warning: nearest training images are left out: {error}"
 
 
 def test_mistakes_are_one_line(command, run, faces16, tmp_path):
