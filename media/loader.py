@@ -69,7 +69,7 @@ def endless_batches(
     else:
         size = len(dataset)  # type: ignore[arg-type]
         indices = sampler(size, seed=seed, start=step * batch, rank=rank, world_size=world_size)
-    loader = torch.utils.data.DataLoader(
+    loader = Loader(
         source,
         batch_size=share,
         sampler=indices,
@@ -86,7 +86,18 @@ def endless_batches(
         yield [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
-def read_batches(loader: torch.utils.data.DataLoader) -> Iterator[Any]:
+class Loader(torch.utils.data.DataLoader):
+    """A loader with as many workers as it is told to have.
+
+    PyTorch warns of more workers than cores, twice for each loader. The number is an option of our commands, whose
+    default does no harm on a single core either.
+    """
+
+    def check_worker_number_rationality(self) -> None:
+        """Warns of nothing."""
+
+
+def read_batches(loader: Loader) -> Iterator[Any]:
     """Yields the batches of a loader, and ends its workers with the iteration, also after an error.
 
     The loader itself ends them only when it is collected as garbage. An error's traceback holds on to it until the

@@ -8,10 +8,10 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
 
-from media.loader import ignore_stop_signals, read_batches
+from media.loader import Loader, ignore_stop_signals, read_batches
 from torch_utils import distributed
 
 # Several images: a tensor [N, C, H, W], or a list of [C, H, W] where their sizes differ.
@@ -41,7 +41,7 @@ def dataset_source(dataset: ImageSet, chosen: Sequence[int], workers: int = 0) -
     def read(batches: Sequence[Sequence[int]]) -> Iterator[Images]:
         parts = [[chosen[number] for number in part] for batch in batches for part in split(batch)]
         # a generator of its own: otherwise the loader draws from the global random state that the training depends on
-        loader = DataLoader(
+        loader = Loader(
             cast(Dataset, dataset),
             batch_sampler=parts,
             num_workers=workers,

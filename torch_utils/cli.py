@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import math
 import multiprocessing
@@ -20,7 +19,7 @@ from typing import Any, cast
 import click
 from click.core import ParameterSource
 
-from torch_utils.errors import CommandError, UserError, plural, printable
+from torch_utils.errors import CommandError, UserError, explained, plural, printable
 from torch_utils.foreign_options import probably_meant
 
 MAX_NUMBERS = 10_000_000
@@ -428,21 +427,9 @@ def run(command: click.Command) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.exit(0)
         raise broken from None  # another pipe, to a process of our own
-    except (RuntimeError, MemoryError) as error:
-        from torch_utils.memory import out_of_memory
-
-        if not out_of_memory(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        if (mistake := explained(error)) is None:
             raise
-        print("error: there is not enough memory; take a smaller --batch, or fewer or smaller images", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        name = printable(str(error.filename))
-        reasons = {
-            errno.ENAMETOOLONG: f"the name {name} is too long; take a shorter one",
-            errno.EACCES: f"{name} may not be read or looked into; change its permissions, or name another",
-        }
-        if error.errno not in reasons or error.filename is None:
-            raise
-        print(f"error: {reasons[error.errno]}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {mistake.message}", file=sys.stderr)
+        sys.exit(mistake.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torch_utils.errors import Failure, UserError
+from torch_utils.errors import Failure, UserError, explained
 from torch_utils.files import atomic_write
 
 TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others within a training step
@@ -151,6 +151,7 @@ def _run_process(folder: Path, gpus: bool, function: Callable[..., Any], *args: 
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         _leave(gpus, INTERRUPTED)
     except Exception as error:
+        error = explained(error) or error
         if not isinstance(error, (UserError, Failure)):
             traceback.print_exc()
             error = Failure(f"process {os.environ['RANK']} failed, see above; the others were stopped")

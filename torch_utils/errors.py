@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -42,6 +43,26 @@ class Failure(CommandError):
 
 class DiskFull(Failure):
     """There is no room for a file."""
+
+
+def explained(error: Exception) -> UserError | None:
+    """The mistake that is behind an error of Python or PyTorch: work that is too large, or a file that is out of reach.
+
+    None where it may be a bug, whose traceback is needed.
+    """
+    from torch_utils.memory import out_of_memory  # imports PyTorch, which takes seconds that --help need not wait for
+
+    if isinstance(error, (RuntimeError, MemoryError)) and out_of_memory(error):
+        return UserError("there is not enough memory; take a smaller --batch, or fewer or smaller images")
+    if isinstance(error, OSError) and error.filename is not None:
+        name = printable(error.filename)
+        reasons = {
+            errno.ENAMETOOLONG: f"the name {name} is too long; take a shorter one",
+            errno.EACCES: f"{name} may not be read or looked into; change its permissions, or name another",
+        }
+        if error.errno in reasons:
+            return UserError(reasons[error.errno])
+    return None
 
 
 def printable(text: object) -> str:

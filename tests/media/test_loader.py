@@ -1,6 +1,7 @@
 """media.loader: whatever ends the reading, the worker processes end with it, and the program can exit."""
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from PIL import Image
 
 from media.dataset import ImageDataset
 from media.loader import endless_batches
+from metrics.features import dataset_source
 from torch_utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +59,30 @@ def test_workers_end_with_the_generator(folder):
     assert not any(worker.is_alive() for worker in workers)
 
 
+@pytest.fixture
+def one_core():
+    """This process, and those that it starts, may use one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("only Linux can bind a process to a core")
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.filterwarnings("error")
+def test_more_workers_than_cores_are_no_news(folder, one_core):
+    """Users of a machine or a container with one core have asked for no other number of workers."""
+    (folder / "007.jpg").unlink()
+    stream = batches(folder)
+    assert len(next(stream)[0]) == 4
+    stream.close()
+    source = dataset_source(ImageDataset(folder), range(8), workers=2)
+    assert [len(batch) for batch in source([range(8)])] == [8]
+    with pytest.raises(UserWarning, match="suggested max number of worker"):  # as PyTorch's own loader would say
+        torch.utils.data.DataLoader(ImageDataset(folder), num_workers=2)
+
+
 def test_a_worker_that_does_not_answer_is_killed(folder):
     stream = batches(folder)
     next(stream)
@@ -70,6 +96,7 @@ PROGRAM = """
 import sys, torch
 from media.dataset import ImageDataset
 from media.loader import endless_batches
+from metrics.features import dataset_source
 
 stream = endless_batches(ImageDataset(sys.argv[1]), batch=4, step=0, seed=0, workers=2, device=torch.device("cpu"))
 try:

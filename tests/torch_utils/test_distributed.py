@@ -279,7 +279,13 @@ distributed._run_process(folder, gpus, fail)
 @pytest.mark.parametrize("gpus", [False, True])
 @pytest.mark.parametrize(
     "error, code, left",
-    [("UserError('a; b')", 2, "UserError"), ("ValueError('c')", 1, "Failure"), ("KeyboardInterrupt()", 130, None)],
+    [
+        ("UserError('a; b')", 2, "UserError"),
+        ("ValueError('c')", 1, "Failure"),
+        ("KeyboardInterrupt()", 130, None),
+        ("MemoryError()", 2, "UserError"),
+        ("PermissionError(13, 'Permission denied', 'd')", 2, "UserError"),
+    ],
 )
 def test_a_process_that_fails_leaves_a_group_of_gpus_without_exit_handlers(tmp_path, gpus, error, code, left):
     """Its report, its output and its exit code are the same with and without GPUs."""
@@ -288,7 +294,13 @@ def test_a_process_that_fails_leaves_a_group_of_gpus_without_exit_handlers(tmp_p
     assert process.exitcode == code
     assert (tmp_path / "stdout").read_text() == "before it failed"
     assert ("ValueError: c" in (tmp_path / "stderr").read_text()) == (left == "Failure")
-    said = {"UserError": "a; b", "Failure": "process 3 failed, see above; the others were stopped"}
+    mistakes = {
+        "UserError": "a; b",
+        "MemoryError": "there is not enough memory; take a smaller --batch, or fewer or smaller images",
+        "PermissionError": "d may not be read or looked into; change its permissions, or name another",
+    }
+    said = {"UserError": mistakes.get(error.partition("(")[0])}
+    said["Failure"] = "process 3 failed, see above; the others were stopped"
     assert {name: (tmp_path / name).read_text() for name in said if (tmp_path / name).exists()} == (
         {left: said[left]} if left else {}
     )
@@ -310,6 +322,19 @@ def test_a_users_mistake_in_one_process_is_one_line(tmp_path, capfd):
     with pytest.raises(UserError, match=r"^the image 7.png is cut off; copy it again$"):
         distributed.launch(mistaken, str(tmp_path), processes=2)
     assert time.monotonic() - start < 60
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def too_large(folder):
+    """One process has not enough memory; the other waits for it."""
+    if distributed.rank() == 1:
+        torch.empty(2**60, dtype=torch.uint8)
+    distributed.any_process(True)
+
+
+def test_too_little_memory_in_one_process_is_one_line(tmp_path, capfd):
+    with pytest.raises(UserError, match=r"^there is not enough memory; take a smaller --batch"):
+        distributed.launch(too_large, str(tmp_path), processes=2)
     assert "Traceback" not in capfd.readouterr().err
 
 
