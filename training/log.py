@@ -150,7 +150,7 @@ class Log:
         values = {name.removeprefix("loss/"): value for name, value in statistics.items() if name.startswith("loss/")}
         losses = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
         for name, text in (("ada/p", "p {:.3f}"), ("gpu_gib", "{:.1f} GiB"), ("skipped", "{:g} steps skipped")):
-            if statistics.get(name):
+            if statistics.get(name) or (name == "ada/p" and name in statistics):  # a p of 0 says something
                 losses += "  " + text.format(statistics[name])
         if last := self._last_metrics:
             losses += f"  ({_metrics_text(last)} at kimg {last['kimg']:g})"

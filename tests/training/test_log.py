@@ -48,7 +48,8 @@ def test_the_progress_line_has_speed_and_the_last_metrics(tmp_path, capsys, cloc
     assert first.endswith("D 1.250  p 0.125  3.5 GiB  2 steps skipped")
     assert metrics == "swd2k 35.23  fid 7.5"
     assert second.startswith("kimg 8/24  4.0 it/s  6.2 s/kimg  left 0:02:30")
-    assert second.endswith("D 1.500  (swd2k 35.23  fid 7.5 at kimg 4)")
+    assert second.endswith("D 1.500  p 0.000  (swd2k 35.23  fid 7.5 at kimg 4)")
+    assert " p " not in third  # without augmentation
     assert third.endswith("(swd2k 35.23  fid 7.5 at kimg 4)")
     assert [json.loads(line)["kimg"] for line in (tmp_path / "stats.jsonl").read_text().splitlines()] == [4, 8, 12]
 
