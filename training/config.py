@@ -141,6 +141,7 @@ class TrainConfig(RunConfig):
         "detector_weights",
         "keep_best",
         "skip_unreadable",
+        "discriminator.mbstd_group",  # the groups that come of it stay: training.resume.check_groups
     }
     networks: ClassVar[tuple[type, ...]] = (GeneratorConfig, DiscriminatorConfig)
 

@@ -24,6 +24,7 @@ from torch_utils.memory import keep_freed_memory, out_of_memory
 from training.config import RunConfig
 from training.log import Averages, Log
 from training.optimizer import GuardedOptimizer, without_moments
+from training.resume import with_less_memory
 from training.runs import (
     SKIPPED,
     autosave,
@@ -83,14 +84,20 @@ def train(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        kind = "GPU memory" if config.gpus else "memory"
-        at_a_time = plural(config.batch_gpu, "image")
-        halve = "halve --batch-gpu, which leaves --batch as it is, or " if config.batch_gpu > 1 else ""
-        begin = "; --init-from begins with this one's weights" if hasattr(config, "init_from") else ""
-        raise UserError(
-            f"out of {kind} with {at_a_time} at a time; {halve}take a smaller model or smaller images (in a new "
-            f"run{begin})"
-        ) from None
+        raise UserError(out_of_memory_message(config, resumed=state_path is not None)) from None
+
+
+def out_of_memory_message(config: RunConfig, resumed: bool) -> str:
+    """What to do where a training needs more memory than there is."""
+    kind = "GPU memory" if config.gpus else "memory"
+    remedy = "go on on a machine with more memory, or " if resumed else ""
+    if smaller := with_less_memory(config, resumed):
+        remedy = f"take --batch-gpu {smaller}, which leaves --batch as it is, or "
+    begin = "; --init-from begins with this one's weights" if hasattr(config, "init_from") else ""
+    return (
+        f"out of {kind} with {plural(config.batch_gpu, 'image')} at a time; {remedy}take a smaller model or smaller "
+        f"images (in a new run{begin})"
+    )
 
 
 def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path: Path | None = None) -> bool:

@@ -33,7 +33,7 @@ from torch_utils.files import missing_message
 from torch_utils.sizes import Resolution, nominal_side, size_text, width_and_height
 from training.config import ClassifierConfig, Schedules, StylizerTrainConfig, TrainConfig
 from training.finetune import find_initial, initial_fields
-from training.presets import R3GAN_DECAY_KIMG, preset
+from training.presets import R3GAN_DECAY_KIMG, default_batch_gpu, preset
 
 FASTER_BY = 1.5  # bf16 has to be, for `auto` to take it on a CPU: other parts of a step gain less
 
@@ -117,10 +117,8 @@ def resolve(
     check_augmentation(given, values)
     processes = count_processes(given, gpus, values.get("procs", 1))
     batch = given.get("batch", values["batch"])
-    published_gpu = values.get("batch_gpu")  # on fewer GPUs than published, gradients are accumulated
-    if published_gpu and batch // processes % published_gpu == 0:
-        given.setdefault("batch_gpu", published_gpu)
-    batch_gpu = split_batch(batch, given.get("batch_gpu"), processes)
+    batch_gpu = given.get("batch_gpu") or default_batch_gpu(given.get("cfg", "auto"), max(batch // processes, 1))
+    batch_gpu = split_batch(batch, batch_gpu, processes)
     # Karras et al. 2020 (StyleGAN2-ADA), `auto`: a heuristic for R1's weight
     values.setdefault("gamma", 0.0002 * math.prod(width_and_height(resolution)) / batch)
     values.setdefault("mbstd_group", 4)

@@ -91,3 +91,11 @@ def preset(cfg: str, resolution: int, gpus: int) -> dict[str, Any]:
         shared = {"ema_rampup": None, "map_depth": 8, "cmax": 512, "aug": "ada", "class_map_depth": 8}
         return {**shared, **PUBLISHED[cfg]}
     raise UserError(f"--cfg {cfg} is unknown; there are {', '.join(PRESETS)}")
+
+
+def default_batch_gpu(cfg: str, share: int) -> int:
+    """The images of a microbatch where --batch-gpu is not given, of a process's `share` of the batch: the published
+    number for each GPU, so that fewer GPUs accumulate gradients, or else the whole share.
+    """
+    published = PUBLISHED.get(cfg, {}).get("batch_gpu", share)
+    return share if share % published else published

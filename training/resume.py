@@ -22,6 +22,7 @@ from training.config import (
     TrainConfig,
     differences,
 )
+from training.presets import default_batch_gpu, preset
 
 SCRIPTS: dict[str, type[RunConfig]] = {
     "train.py": TrainConfig,
@@ -87,18 +88,50 @@ def check_gpus(
     where, this = (plural(n, "GPU") if n else "the CPU" for n in (old.gpus, now))
     possible_exactly = old.gpus <= here and not (torchrun and old.gpus)
     exactly = f"add --gpus {old.gpus}" if possible_exactly else "resume it on such a machine"
-    possible = [] if torchrun else [n for n in range(here, -(here == 0), -1) if fits(old, n)]
-    other = f", or go on here, with other random numbers, by adding --gpus {possible[0]}" if possible else ""
+    others = [] if torchrun else [n for n in range(here, -(here == 0), -1) if n != old.gpus]
+    possible = [options for n in others if (options := options_for(old, recorded, given, n))]
+    other = f", or go on here, with other random numbers, by adding {possible[0]}" if possible else ""
     raise UserError(f"{run} was trained on {where}, and would continue differently on {this}; {exactly}{other}")
 
 
-def fits(old: RunConfig, gpus: int) -> bool:
-    """Whether a run can go on with that many GPUs, or on the CPU."""
-    processes = gpus or 1
-    if differs_in_stream(old, processes) or old.batch % processes or not {"gpus", "procs"} <= old.changeable:
-        return False
-    group = old.discriminator.mbstd_group if isinstance(old, TrainConfig) else 0
-    return group_size(old.batch // processes, group) == group_size(old.batch_gpu, group)
+def options_for(old: RunConfig, recorded: Mapping[str, Any], typed: Mapping[str, Any], gpus: int) -> str:
+    """The options with which a run goes on with that many GPUs, or on the CPU, beside the typed ones; "" if none do."""
+    on_cpu = preset(old.cfg, 1, 0).get("procs", 1) if isinstance(old, TrainConfig) else 1
+    processes = gpus or typed.get("procs", on_cpu)
+    sizes = microbatches(old, processes)
+    if not sizes or not {"gpus", "procs"} <= old.changeable or typed.get("procs", processes) != processes:
+        return ""
+    asked = {**recorded, **typed}.get("batch_gpu")
+    batch_gpu = asked or default_batch_gpu(getattr(old, "cfg", ""), old.batch // processes)
+    return f"--gpus {gpus}" + ("" if batch_gpu in sizes else f" --batch-gpu {nearest(sizes, batch_gpu)}")
+
+
+def microbatches(old: RunConfig, processes: int) -> list[int]:
+    """The sizes of microbatches with which a run can go on in so many processes, in order; [] if there are none.
+
+    The discriminator has to take the standard deviation over groups of as many images as before.
+    """
+    if differs_in_stream(old, processes) or old.batch % processes:
+        return []
+    share, group = old.batch // processes, old.discriminator.mbstd_group if isinstance(old, TrainConfig) else 0
+    before = group_size(old.batch_gpu, group)
+    return [n for n in range(1, share + 1) if share % n == 0 and group_size(n, group) == before]
+
+
+def nearest(sizes: list[int], asked: int) -> int:
+    """Of sizes in order, the smallest that is not below the one asked for, or else the largest."""
+    return next((n for n in sizes if n >= asked), sizes[-1])
+
+
+def with_less_memory(config: RunConfig, resumed: bool) -> int | None:
+    """The largest microbatch of at most half the size of the present one, with which a new or a resumed training can
+    be started again; None if there is none.
+    """
+    share = config.batch // config.procs
+    possible = [n for n in range(1, share + 1) if share % n == 0]
+    if resumed:
+        possible = microbatches(config, config.procs) if "batch_gpu" in config.changeable else []
+    return max((n for n in possible if 2 * n <= config.batch_gpu), default=None)
 
 
 def differs_in_stream(old: RunConfig, processes: int) -> bool:
@@ -149,7 +182,7 @@ def check_resumable(old: RunConfig, run: Path, config: RunConfig) -> None:
             f"{run} has its data in shards, whose order depends on the number of processes; go on with {processes}, "
             f"by {f'--gpus {old.gpus}' if old.gpus else f'--procs {old.procs}'} or by torchrun"
         )
-    if isinstance(old, TrainConfig):
+    if isinstance(old, TrainConfig) and isinstance(config, TrainConfig):
         check_groups(old, run, config)
     if changed := differences(old, config):
         begin = command_line("--init-from", run)
@@ -159,14 +192,13 @@ def check_resumable(old: RunConfig, run: Path, config: RunConfig) -> None:
         )
 
 
-def check_groups(old: TrainConfig, run: Path, config: RunConfig) -> None:
+def check_groups(old: TrainConfig, run: Path, config: TrainConfig) -> None:
     """Raises UserError where the discriminator would take the standard deviation over other groups of images."""
-    share, group = config.batch // config.procs, old.discriminator.mbstd_group
-    before = group_size(old.batch_gpu, group)
-    if group_size(config.batch_gpu, group) == before:
-        return
-    fitting = [n for n in range(share, 0, -1) if share % n == 0 and group_size(n, group) == before]
-    remedy = f"add --batch-gpu {fitting[0]}" if fitting else "take fewer processes"
+    before = group_size(old.batch_gpu, old.discriminator.mbstd_group)
+    if group_size(config.batch_gpu, config.discriminator.mbstd_group) == before or config.batch != old.batch:
+        return  # another batch is refused as such
+    fitting = microbatches(old, config.procs)
+    remedy = f"add --batch-gpu {nearest(fitting, config.batch_gpu)}" if fitting else "take fewer processes"
     raise UserError(
         f"the discriminator of {run} compares groups of {plural(before, 'image')}, which do not fit into microbatches "
         f"of {config.batch_gpu}; {remedy}"

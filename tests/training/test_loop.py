@@ -12,12 +12,13 @@ import torch
 
 from models.snapshot import kimg_name
 from torch_utils.errors import Failure, UserError
-from training.config import TrainConfig
+from training.config import ClassifierConfig, TrainConfig
 from training.gan import GANTrainer
-from training.loop import train
+from training.loop import out_of_memory_message, train
 from training.loss import PathLength
 from training.optimizer import ema_beta, ramped_half_life
 from training.options import resolve
+from training.resume import check_resumable, kept_fields
 from training.runs import find_state, load_state
 
 TINY = {
@@ -165,13 +166,47 @@ def test_out_of_memory_names_the_option(tmp_path, faces16, monkeypatch, on):
 
     monkeypatch.setattr(GANTrainer, "generator_step", too_much)
     with pytest.raises(
-        UserError, match=r"out of memory with 8 images at a time; halve --batch-gpu.*--init-from begins"
+        UserError, match=r"out of memory with 8 images at a time; take --batch-gpu 4, which.*--init-from begins"
     ):
         train(GANTrainer, tiny(faces16), tmp_path)
     with pytest.raises(
         UserError, match=r"out of memory with 1 image at a time; take a smaller model or smaller images"
     ):
         train(GANTrainer, tiny(faces16, batch_gpu=1), tmp_path)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4, 6, 8, 9, 12, 15, 20, 24, 64])
+def test_what_is_said_where_memory_runs_out_can_be_done(faces16, tmp_path, batch):
+    """A resumed run takes the microbatches that are named, of at most half the size; where none is, it takes none."""
+    sizes = [n for n in range(1, batch + 1) if batch % n == 0]
+    for begun in sizes:
+        old = tiny(faces16, batch=batch, batch_gpu=begun)
+
+        def goes_on(n: int, old=old) -> TrainConfig | None:
+            now = tiny(faces16, **kept_fields(old, {}), batch_gpu=n)
+            try:
+                check_resumable(old, tmp_path, now)
+            except UserError:
+                return None
+            return now
+
+        possible = {n: now for n in sizes if (now := goes_on(n))}
+        assert begun in possible
+        for asked, now in possible.items():
+            message, smaller = out_of_memory_message(now, resumed=True), [n for n in possible if 2 * n <= asked]
+            if smaller:
+                assert f"; take --batch-gpu {max(smaller)}, which" in message
+            else:
+                assert "--batch-gpu" not in message and "; go on on a machine with more memory, or " in message
+            new, smaller = out_of_memory_message(now, resumed=False), [n for n in sizes if 2 * n <= asked]
+            assert (f"; take --batch-gpu {max(smaller)}, which" in new) if smaller else ("--batch-gpu" not in new)
+
+
+def test_an_encoder_that_runs_out_of_memory_goes_on_elsewhere():
+    """Its batch normalization sees a microbatch, so that --batch-gpu cannot change."""
+    message = out_of_memory_message(ClassifierConfig(data="x", gpus=1), resumed=True)
+    assert message.startswith("out of GPU memory with 128 images at a time; go on on a machine with more memory, or ")
+    assert "; take --batch-gpu 64, which" in out_of_memory_message(ClassifierConfig(data="x"), resumed=False)
 
 
 def test_another_error_keeps_its_traceback(tmp_path, faces16, monkeypatch):

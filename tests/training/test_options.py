@@ -80,29 +80,54 @@ def test_processes_belong_to_the_cpu(options, gpus):
         (0, {}, 1, "trained on the CPU, and would .* on 1 GPU; add --gpus 0, or go on here, .*, by adding --gpus 1$"),
         (0, {"procs": 1}, 1, "trained on the CPU, and would .* on 1 GPU; add --gpus 0, or go on here, .* --gpus 1$"),
         (2, {}, 4, "trained on 2 GPUs, and would .* on 4 GPUs; add --gpus 2, or go on here, .*, by adding --gpus 4$"),
+        (2, {}, 3, "trained on 2 GPUs, and would .* on 3 GPUs; add --gpus 2, or go on here, .*, by adding --gpus 1$"),
         (2, {"gpus": 2}, 1, "on 2 GPUs, and .* on 1 GPU; resume it on such a machine, or .* by adding --gpus 1$"),
         (8, {"gpus": 8}, 3, "on 8 GPUs, and .* on 3 GPUs; resume it on such a machine, or .* by adding --gpus 2$"),
         (2, {"gpus": 2}, 0, "on 2 GPUs, and .* on the CPU; resume it on such a machine, or .* by adding --gpus 0$"),
+        (2, {"batch": 64, "batch_gpu": 32}, 4, "add --gpus 2, or go on here, .*, by adding --gpus 4 --batch-gpu 16$"),
+        (2, {"batch": 64, "batch_gpu": 16}, 4, "add --gpus 2, or go on here, .*, by adding --gpus 4$"),
+        (4, {"batch": 24, "batch_gpu": 6}, 3, "resume it on such a machine, or go on here, .*, by adding --gpus 2$"),
+        (2, {"batch": 12}, 1, "on such a machine, or go on here, .*, by adding --gpus 1 --batch-gpu 6$"),
+        (4, {"batch": 24, "cfg": "paper256"}, 1, "or go on here, .*, by adding --gpus 1 --batch-gpu 12$"),
+        (1, {"batch": 15, "cfg": "demo"}, 0, "on 1 GPU, and .* on the CPU; resume it on such a machine$"),
+        (1, {"batch": 48, "cfg": "demo"}, 0, "on 1 GPU, and .* on the CPU; .* by adding --gpus 0$"),
+        (1, {"batch": 48, "batch_gpu": 48, "cfg": "demo"}, 0, "on the CPU; .* by adding --gpus 0 --batch-gpu 24$"),
     ],
 )
 def test_a_run_on_other_gpus_says_how_it_goes_on(monkeypatch, tmp_path, begun, recorded, here, words):
-    """--cfg auto takes larger batches on more GPUs; a run keeps its own. The remedy works."""
+    """--cfg auto takes larger batches on more GPUs; a run keeps its own. The remedy works, where there is one."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: here)
-    old = resolve({"cfg": "auto", "data": "x", "precision": "fp32"}, 64, 3, 0, begun)
     options = {"cfg": "auto", "data": "x", **recorded}
+    old = resolve({**options, "precision": "fp32"}, 64, 3, 0, begun)
     with pytest.raises(UserError, match=words) as caught:
         check_gpus(tmp_path, old, recorded, recorded, False)
-    gpus = int(caught.value.message.split("--gpus ")[-1])
-    check_gpus(tmp_path, old, recorded, {**recorded, "gpus": gpus}, True)
-    given = options_to_resume(old, options, {"gpus": gpus})
-    new = resolve({**kept_fields(old, given), **given}, 64, 3, 0, gpus)
-    check_resumable(old, tmp_path, new)
-    assert differences(old, new) == [] and (new.gpus, new.procs) == (gpus, max(gpus, 1))
-    assert new.batch_gpu == old.batch // new.procs
-    assert f"goes on with {gpus or 1} " in continuation(old, new) and continuation(old, old) == ""
+    _, separator, remedy = caught.value.message.partition("by adding --gpus ")
+    if separator:
+        gpus, _, batch_gpu = remedy.partition(" --batch-gpu ")
+        typed = {"gpus": int(gpus)} | ({"batch_gpu": int(batch_gpu)} if batch_gpu else {})
+        check_gpus(tmp_path, old, recorded, {**recorded, **typed}, True)
+        given = options_to_resume(old, options, typed)
+        new = resolve({**kept_fields(old, given), **given}, 64, 3, 0, typed["gpus"])
+        check_resumable(old, tmp_path, new)
+        assert differences(old, new) == [] and new.gpus == typed["gpus"] != old.gpus
+        assert continuation(old, new).startswith("this run goes on with ") and continuation(old, old) == ""
     same = options_to_resume(old, options, {"gpus": begun}) if begun <= here else None
     if same is not None:  # as the message says, exactly
         assert continuation(old, resolve({**kept_fields(old, same), **same}, 64, 3, 0, begun)) == ""
+
+
+def test_a_remedy_goes_together_with_what_is_typed(monkeypatch, tmp_path):
+    """--procs is for the CPU, and a typed --batch-gpu goes before the recorded one."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    old = resolve({"cfg": "auto", "data": "x", "batch": 64}, 64, 3, 0, 0)
+    for typed, end in (
+        ({"procs": 4}, "$"),
+        ({"procs": 2}, ", or go on here, .*, by adding --gpus 2$"),
+        ({"batch_gpu": 16}, ", or go on here, .*, by adding --gpus 2$"),
+        ({"batch_gpu": 64}, ", or go on here, .*, by adding --gpus 2 --batch-gpu 32$"),
+    ):
+        with pytest.raises(UserError, match=f"trained on the CPU, and .* on 2 GPUs; add --gpus 0{end}"):
+            check_gpus(tmp_path, old, {"batch_gpu": 32}, typed, False)
 
 
 def test_a_run_goes_on_where_it_was_without_a_word(monkeypatch, tmp_path):
@@ -153,7 +178,13 @@ def test_a_run_keeps_its_precision_and_its_processes(faces16):
     "before, now, words",
     [
         ((8, 1, 8), {"procs": 4}, "groups of 4 images, which do not fit into microbatches of 2; take fewer processes"),
-        ((8, 1, 8), {"batch_gpu": 2}, "do not fit into microbatches of 2; add --batch-gpu 8"),
+        ((8, 1, 8), {"batch_gpu": 2}, "do not fit into microbatches of 2; add --batch-gpu 4"),
+        ((64, 1, 64), {"batch_gpu": 2}, "do not fit into microbatches of 2; add --batch-gpu 4"),
+        ((64, 1, 64), {"procs": 2, "batch_gpu": 1}, "do not fit into microbatches of 1; add --batch-gpu 4"),
+        ((36, 1, 36), {"batch_gpu": 6}, "do not fit into microbatches of 6; add --batch-gpu 12"),
+        ((36, 1, 36), {"batch_gpu": 18}, "do not fit into microbatches of 18; add --batch-gpu 36"),
+        ((12, 2, 6), {"procs": 1}, "groups of 3 images, .* microbatches of 12; add --batch-gpu 6"),
+        ((12, 2, 6), {"procs": 4}, None),  # three images, and all are in the group
         ((24, 1, 24), {"procs": 4}, "groups of 4 images, .* microbatches of 6; take fewer processes"),
         ((20, 1, 20), {"procs": 4}, "groups of 4 images, .* microbatches of 5; take fewer processes"),
         ((48, 1, 48), {"procs": 4, "batch_gpu": 6}, "groups of 4 images, .* microbatches of 6; add --batch-gpu 12"),
