@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from training.resume import (
     kept_fields,
     options_to_resume,
     recorded,
+    without_missing_weights,
 )
 from training.runs import check_free, check_run, evaluation_is_due, find_state, load_state, new_run, training_in
 
@@ -170,6 +172,7 @@ class Start:
     run: Path
     state: Path | None
     data_hash: str  # the data's fingerprint, equal on all machines
+    record: Callable[[], None] | None = None  # writes the records of a run that goes on, once it has proved that it can
 
 
 def start(script: str, configure: Configure, trainer_for: TrainerFor, options: dict[str, Any]) -> None:
@@ -203,7 +206,8 @@ def start(script: str, configure: Configure, trainer_for: TrainerFor, options: d
                 )
             processes, gpus = config.procs, config.gpus > 0
             with training_in(run) if distributed.rank() == 0 else nullcontext():
-                distributed.launch(train, trainer_class, config, run, begun.state, processes=processes, gpus=gpus)
+                work = (train, trainer_class, config, run, begun.state, begun.record)
+                distributed.launch(*work, processes=processes, gpus=gpus)
         finally:
             trained = any((run / name).exists() for name in ("stats.jsonl", "state"))
             if distributed.rank() == 0 and begun.state is None and not trained:  # it failed at the start
@@ -233,7 +237,7 @@ def prepare(
     resume: str | None,
     dry_run: bool,
 ) -> Start | None:
-    """Makes a new run or finds the one to resume, and writes its records. None where there is nothing to train.
+    """Makes a new run, with its records, or finds the one to resume. None where there is nothing to train.
 
     `gpus_typed`: whether --gpus was typed, and is not only what torchrun has started.
     """
@@ -282,6 +286,7 @@ def prepare_resumed(
     check_options(run, options, script)
     old = config_of(state, run, script)
     check_gpus(run, old, options, given, gpus_typed)
+    options, missing = without_missing_weights(run, options, given)
     given = options_to_resume(old, options, given)
     check_data_paths(run, given)
     config = configure({**kept_fields(old, given), **given}, True)
@@ -306,12 +311,15 @@ def prepare_resumed(
         return None
     cli.writable_folder(run / "state", remedy=f"copy {run} to where it can be written, and resume it there")
     check_free(run)
-    record(run, config, config.recorded_options(given), about)
     note(f"run: {run}, from {state_path.name}")
+    for line in missing:
+        note(line)
     if different := continuation(old, config):
         note(f"note: {different}")
     print_note(config)
-    return Start(config, run, state_path, data_hash)
+    return Start(
+        config, run, state_path, data_hash, partial(record, run, config, config.recorded_options(given), about)
+    )
 
 
 def print_note(config: RunConfig) -> None:

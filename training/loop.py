@@ -77,10 +77,19 @@ class Trainer(Protocol):
         """Computes metrics, by all processes together, and writes them and, last, a sheet. Raises DiskFull."""
 
 
-def train(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
+Record = Callable[[], None]  # writes the options and the configuration of a run, and may raise DiskFull
+
+
+def train(
+    trainer_class: type[Trainer],
+    config: RunConfig,
+    run: Path,
+    state_path: Path | None = None,
+    record: Record | None = None,
+) -> bool:
     """`run_training`, with one line where the memory does not suffice."""
     try:
-        return run_training(trainer_class, config, run, state_path)
+        return run_training(trainer_class, config, run, state_path, record)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -90,7 +99,7 @@ def train(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path
 def out_of_memory_message(config: RunConfig, resumed: bool) -> str:
     """What to do where a training needs more memory than there is."""
     kind = "GPU memory" if config.gpus else "memory"
-    remedy = "go on on a machine with more memory, or " if resumed else ""
+    remedy = "resume the run on a machine with more memory, or " if resumed else ""
     if smaller := with_less_memory(config, resumed):
         remedy = f"take --batch-gpu {smaller}, which leaves --batch as it is, or "
     begin = "; --init-from begins with this one's weights" if hasattr(config, "init_from") else ""
@@ -100,8 +109,11 @@ def out_of_memory_message(config: RunConfig, resumed: bool) -> str:
     )
 
 
-def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, state_path: Path | None = None) -> bool:
-    """Trains in the folder `run`, from the start or from a state.
+def run_training(
+    trainer_class: type[Trainer], config: RunConfig, run: Path, state_path: Path | None, record: Record | None
+) -> bool:
+    """Trains in the folder `run`, from the start or from a state. `record` is called with the first state that is
+    saved: what fails before, as options may let it, leaves the run as it was.
 
     Returns False where a signal asked it to stop, with everything saved to resume, and otherwise True. A full
     disk on the way costs the files for which there is no room, and nothing else; at the end DiskFull is raised.
@@ -115,12 +127,7 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
     if distributed.rank() == 0:
         remove_leftovers(run)
     log = Log(run, kimg, config.kimg, evaluation_due, writes=distributed.rank() == 0)
-    if step == 0:
-        trainer.evaluate(kimg, log)
-    elif evaluation_due:
-        try_to_evaluate(trainer, kimg, log)
-    distributed.wait_for_rank_0()
-
+    evaluate_at_start(trainer, kimg, log, evaluation_due)
     tick_images = round(config.tick * 1000)
     tick, stopping, full, saved_at = step * config.batch // tick_images, False, None, kimg
     saved_time = time.monotonic()
@@ -142,8 +149,8 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
             if evaluating or stopping or autosaving:
                 # a stop between two ticks leaves its part of the averages in the state
                 state = training_state(trainer, config, step, evaluating, device)
-                full = save(trainer, run, state, kimg, config.keep, saved_at, evaluating or stopping)
-                saved_at, saved_time = kimg, time.monotonic()
+                full = save(trainer, run, state, kimg, config.keep, saved_at, evaluating or stopping, record)
+                saved_at, saved_time, record = kimg, time.monotonic(), record if full else None
                 if full and not (done or stopping):
                     log.say(f"warning: {full.message}; training goes on, and tries again at the next state")
                 if evaluating and not stopping:
@@ -151,12 +158,23 @@ def run_training(trainer_class: type[Trainer], config: RunConfig, run: Path, sta
                 distributed.wait_for_rank_0()
             if ticked:
                 log.restart_tick(step)
+    if record and not full and distributed.rank() == 0:  # no step was left, only the evaluation
+        record()
     if not full:
         log.say(last_line(trainer, run, kimg, stopping))
     log.close()
     if full:
         raise full
     return not stop.set
+
+
+def evaluate_at_start(trainer: Trainer, kimg: float, log: Log, due: bool) -> None:
+    """The evaluation of a new run, or the one that is `due` because it was cut off."""
+    if kimg == 0:
+        trainer.evaluate(kimg, log)
+    elif due:
+        try_to_evaluate(trainer, kimg, log)
+    distributed.wait_for_rank_0()
 
 
 def autosave_is_due(config: RunConfig, saved_time: float) -> bool:
@@ -266,9 +284,17 @@ def training_state(
 
 
 def save(
-    trainer: Trainer, run: Path, state: dict[str, Any], kimg: float, keep: int, saved_at: float, with_model: bool
+    trainer: Trainer,
+    run: Path,
+    state: dict[str, Any],
+    kimg: float,
+    keep: int,
+    saved_at: float,
+    with_model: bool,
+    record: Record | None,
 ) -> DiskFull | None:
-    """Writes the model, and last the state, in rank 0; without the model, the state is an autosave.
+    """Writes the model, and last the state, in rank 0; without the model, the state is an autosave. `record` goes
+    before, where it is still to be written.
 
     Returns the first DiskFull, if there was one.
 
@@ -282,7 +308,7 @@ def save(
                 partial(trainer.save, snapshot_path(run, kimg), kimg),
                 partial(save_state, run, state, kimg, keep),
             ]
-        for write in writes:
+        for write in [record, *writes] if record else writes:
             try:
                 write()
             except DiskFull as error:

@@ -60,6 +60,25 @@ def options_to_resume(old: RunConfig, recorded: Mapping[str, Any], typed: Mappin
     return given
 
 
+def without_missing_weights(
+    run: Path, recorded: Mapping[str, Any], typed: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The recorded options of a run without files of --detector-weights that are no longer there, and a line on each.
+
+    Typed ones replace them. Metrics are no part of the training, which can do without such a file.
+    """
+    files = recorded.get("detector_weights") or []
+    missing = [] if "detector_weights" in typed else [file for file in files if not Path(file).is_file()]
+    if not missing:
+        return dict(recorded), []
+    lines = [
+        f"note: there is no {file} here, which --detector-weights of {run} was, and the run goes on without; say where "
+        "it is now with --detector-weights"
+        for file in missing
+    ]
+    return {**recorded, "detector_weights": [file for file in files if file not in missing]}, lines
+
+
 def kept_fields(old: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a run keeps as it was, but for options: the precision and, on the CPU, the number of processes; of a
     generator also its fields that no option sets, schedules, which end with the kimg that were asked for first, and

@@ -228,6 +228,7 @@ def test_a_run_keeps_what_no_option_sets_when_defaults_change(tmp_path, faces16)
     )
     assert again.config.generator == begun.config.generator
     assert again.config.generator.depthwise_scale == 0.2 != GeneratorConfig().depthwise_scale
+    again.record()
     once_more = cli.prepare(  # its record is still one that could have been typed
         "train.py", configure_gan, lambda config: GANTrainer, longer, False, str(tmp_path), str(begun.run), False
     )

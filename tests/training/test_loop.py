@@ -197,7 +197,7 @@ def test_what_is_said_where_memory_runs_out_can_be_done(faces16, tmp_path, batch
             if smaller:
                 assert f"; take --batch-gpu {max(smaller)}, which" in message
             else:
-                assert "--batch-gpu" not in message and "; go on on a machine with more memory, or " in message
+                assert "--batch-gpu" not in message and "; resume the run on a machine with more memory, or " in message
             new, smaller = out_of_memory_message(now, resumed=False), [n for n in sizes if 2 * n <= asked]
             assert (f"; take --batch-gpu {max(smaller)}, which" in new) if smaller else ("--batch-gpu" not in new)
 
@@ -205,7 +205,9 @@ def test_what_is_said_where_memory_runs_out_can_be_done(faces16, tmp_path, batch
 def test_an_encoder_that_runs_out_of_memory_goes_on_elsewhere():
     """Its batch normalization sees a microbatch, so that --batch-gpu cannot change."""
     message = out_of_memory_message(ClassifierConfig(data="x", gpus=1), resumed=True)
-    assert message.startswith("out of GPU memory with 128 images at a time; go on on a machine with more memory, or ")
+    assert message.startswith(
+        "out of GPU memory with 128 images at a time; resume the run on a machine with more memory, or "
+    )
     assert "; take --batch-gpu 64, which" in out_of_memory_message(ClassifierConfig(data="x"), resumed=False)
 
 
