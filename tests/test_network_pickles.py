@@ -22,6 +22,7 @@ import generate
 import projector
 from media.faces import HAIR_COLORS
 from metrics.__main__ import main as metrics
+from models.card import model_card
 from models.snapshot import load_generator, save_snapshot
 from networks.discriminator import Discriminator
 from networks.generator import Generator
@@ -37,9 +38,11 @@ from tests.models.stylegan2_pickles import (
 from tests.scripts import remedy
 from torch_utils import cli
 from torch_utils.errors import UserError
+from training.config import TrainConfig
 from training.gan import GANTrainer
 from training.loop import train
 from training.options import configure_gan
+from training.resume import check_resumable, config_of, kept_fields
 from training.runs import find_state, load_state
 
 
@@ -262,8 +265,60 @@ def test_a_run_from_a_pickle_moves_all_and_goes_on_without_it(networks, faces16,
     trained = [name for name in before if name.startswith("synthesis") and "noise_const" not in name]
     assert all(not torch.equal(state["G"][name], before[name]) for name in trained)
     path.unlink()
-    resumed = configure_gan(config.recorded_options(options), resuming=True)
-    assert resumed == config
+    assert resumed(config, config.recorded_options(options), tmp_path) == config
+
+
+def resumed(config: TrainConfig, options: dict, run: Path) -> TrainConfig:
+    """The configuration with which train.py goes on from a run's state, which was trained with this one."""
+    old = config_of(load_state(find_state(run)), run, "train.py")
+    assert old == config
+    again = configure_gan({**kept_fields(old, options), **options}, resuming=True)
+    check_resumable(old, run, again)
+    return again
+
+
+@pytest.mark.parametrize("way", ["a pickle", "an exported file", "a run", "a run of an earlier version"])
+def test_where_weights_are_from_stays_known(network, faces16, tmp_path, way):
+    """In all that is trained with them, also by a run that was resumed: and so the licence on its card."""
+    source, first, second = load_generator(network)[1]["source"], tmp_path / "00000-a", tmp_path / "00001-b"
+    start = network
+    if way == "an exported file":
+        command(export.main, "--network", network, "--format", "safetensors", "--outdir", tmp_path)
+        start = tmp_path / "generator.safetensors"
+    elif way != "a pickle":
+        first.mkdir()
+        train(GANTrainer, configure_gan({**TRAINING, "data": str(faces16), "init_from": str(network)}), first)
+        start = find_state(first)
+        if way == "a run of an earlier version":
+            state = load_state(start)
+            del state["config"]["source"]
+            torch.save(state, start)
+            source = {"file": source["file"], "license": source["license"]}
+    second.mkdir()
+    options = {**TRAINING, "data": str(faces16), "init_from": str(start)}
+    config = configure_gan(options)
+    train(GANTrainer, config, second)
+    again = resumed(config, {**config.recorded_options(options), "kimg": 0.024}, second)
+    train(GANTrainer, again, second, find_state(second))
+    snapshots = sorted(second.glob("snapshot-*.safetensors"))
+    assert len(snapshots) == 2
+    for snapshot in snapshots:
+        G, info = load_generator(snapshot)
+        assert info["source"] == source and info["init_from"] == start.name
+        card = model_card(G, info, snapshot.name)
+        assert '\nlicense: "other"\n' in card and "come from a file of somebody else" in card
+        assert source["file"] in card and source.get("sha256", "") in card
+
+
+def test_a_run_of_an_earlier_version_goes_on_without_a_source(network, faces16, tmp_path):
+    options = {**TRAINING, "data": str(faces16), "init_from": str(network)}
+    config = configure_gan(options)
+    train(GANTrainer, config, tmp_path)
+    state = load_state(find_state(tmp_path))
+    del state["config"]["source"]
+    torch.save(state, find_state(tmp_path))
+    config = replace(config, source=None)
+    assert resumed(config, config.recorded_options(options), tmp_path) == config
 
 
 @pytest.mark.parametrize("c_dim", [0, len(HAIR_COLORS)])

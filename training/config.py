@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from media.shards import is_sharded
+from models.snapshot import Source
 from networks.discriminator import DiscriminatorConfig
 from networks.generator import GeneratorConfig
 from networks.stylizer import StylizerConfig
@@ -170,6 +171,7 @@ class TrainConfig(RunConfig):
     ada_kimg: Positive = 500.0  # kimg in which ada's p can go from 0 to 1
     p: Fraction = 0.0  # the probability of each transform, at the start
     init_from: str | None = None  # a snapshot, state or run whose weights the training starts from
+    source: Source | None = None  # where these weights are from, if somebody else has trained them
     freezed: Annotated[int, Within(0, 64)] = 0  # number of the discriminator's first layers that are not trained
     schedules: Schedules | None = None  # of R3GAN's recipe; None trains by StyleGAN2's
     metrics: list[str] = field(default_factory=lambda: ["swd"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from models.convert import adaconv_weights, modulation_of
-from models.foreign import is_foreign, load_foreign
-from models.snapshot import load_discriminator, load_generator
+from models.foreign import has_foreign_name, is_foreign, load_foreign
+from models.snapshot import Source, load_discriminator, load_generator
+from models.stylegan2 import source_of
 from networks.discriminator import Discriminator
 from networks.generator import Generator, GeneratorConfig
 from torch_utils.errors import UserError, listed, one_line, plural
 from torch_utils.files import missing_message
-from torch_utils.schema import check_values
+from torch_utils.schema import build, check_values
 from training.config import TAKEN_OVER
 from training.runs import find_state, load_state
 
@@ -64,11 +66,15 @@ def initial_weights(path: Path, option: str = "--init-from") -> dict[str, dict[s
 
 
 def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
-    """The fields of GeneratorConfig that a training with `--modulation` takes from the file of `--init-from`."""
+    """The fields that a training with `--modulation` takes from the file of `--init-from`: those of a GeneratorConfig,
+    and `source`, where the weights are from if somebody else has trained them.
+    """
     if is_foreign(path) or path.suffix == ".safetensors":
-        fields = asdict(load_generator(path)[0].config)
+        G, info = load_generator(path)
+        fields, source = asdict(G.config), known_source(info)
     else:
-        fields = load_state(path, "--init-from")["config"].get("generator")
+        config = load_state(path, "--init-from")["config"]
+        fields = config.get("generator")
         if fields is None:
             raise UserError(f"{path} is of a run that trains no generator; name another with --init-from")
         try:
@@ -76,6 +82,7 @@ def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
                 raise ValueError("its generator has no modulation")
             used = {"modulation", *TAKEN_OVER}
             check_values(GeneratorConfig, {name: value for name, value in fields.items() if name in used})
+            source = known_source(config)
         except ValueError as error:
             raise UserError(f"{path} is damaged ({one_line(error)}); name another with --init-from") from None
     taken = {name: fields[name] for name in TAKEN_OVER if name in fields}  # states of earlier versions lack some
@@ -84,7 +91,17 @@ def initial_fields(path: Path, modulation: str | None) -> dict[str, Any]:
     if fields["modulation"] == "adain" and modulation in (None, "adaconv"):
         # becomes AdaConv behind the same normalization
         taken |= {"norm": "instance", "predict_bias": True}
-    return taken
+    return taken | {"source": source}
+
+
+def known_source(facts: Mapping[str, Any]) -> Source | None:
+    """Where weights are from, by a snapshot's info or a run's configuration: its `source`, or, as earlier versions
+    wrote none, the name of the file that the run began with, if it is one of another program. Raises ValueError.
+    """
+    source, init_from = facts.get("source"), facts.get("init_from")
+    if source is None and isinstance(init_from, str) and has_foreign_name(init_from):
+        source = source_of(Path(init_from), sha256="", kind="")
+    return None if source is None else build(Source, source)
 
 
 def copy_matching_weights(module: nn.Module, weights: dict[str, Tensor]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import abc
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,8 @@ class GANTrainer:
             info["class_names"] = list(self.dataset.class_names)
         if self.config.init_from:
             info["init_from"] = Path(self.config.init_from).name
+        if self.config.source:
+            info["source"] = {name: value for name, value in asdict(self.config.source).items() if value}
         save_snapshot(path, self.G_ema, info)
         if self.unreadable:
             record_unreadable(path.parent, self.unreadable)

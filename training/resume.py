@@ -81,15 +81,15 @@ def without_missing_weights(
 
 def kept_fields(old: RunConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a run keeps as it was, but for options: the precision and, on the CPU, the number of processes; of a
-    generator also its fields that no option sets, schedules, which end with the kimg that were asked for first, and
-    what --cfg auto makes of the number of GPUs.
+    generator also its fields that no option sets, schedules, which end with the kimg that were asked for first, where
+    its first weights are from, and what --cfg auto makes of the number of GPUs.
     """
     kept: dict[str, Any] = {"precision": old.precision}
     if not old.gpus and not distributed.count_gpus(given.get("gpus")):
         kept["procs"] = old.procs
     if isinstance(old, TrainConfig):
         kept |= {name: getattr(old.generator, name) for name in WITHOUT_OPTION}
-        kept |= {name: getattr(old, name) for name in ("schedules", "batch", "gamma", "ema_kimg")}
+        kept |= {name: getattr(old, name) for name in ("schedules", "source", "batch", "gamma", "ema_kimg")}
         kept["mbstd_group"] = old.discriminator.mbstd_group
     return kept
 

@@ -245,6 +245,34 @@ def test_a_state_whose_generator_is_none_is_damaged(tmp_path, faces16, monkeypat
         finetune.initial_fields(tmp_path / "x.pt", "modconv")
 
 
+@pytest.mark.parametrize(
+    "facts, file",
+    [
+        ({}, None),
+        ({"source": None, "init_from": None}, None),
+        ({"init_from": "runs/00000-a/state/state-000001.pt"}, None),
+        ({"init_from": "generator.safetensors"}, None),
+        ({"init_from": "nets/ffhq.pkl"}, "ffhq.pkl"),
+        ({"init_from": "550000.pt"}, "550000.pt"),
+        ({"init_from": "state-000001.pt", "source": {"file": "ffhq.pkl", "sha256": "0a"}}, "ffhq.pkl"),
+        ({"init_from": 5}, None),
+    ],
+)
+def test_where_weights_are_from(facts, file):
+    source = finetune.known_source(facts)
+    assert (source and source.file) == file
+    assert source is None or "source" in facts or source.license
+
+
+@pytest.mark.parametrize("source", [5, {}, {"file": 5}, {"file": "x", "more": 1}, "x", [1]])
+def test_a_state_whose_source_is_none_is_damaged(tmp_path, monkeypatch, source):
+    config = {"generator": {"modulation": "adaconv"}, "source": source}
+    monkeypatch.setattr(finetune, "load_state", lambda path, option: {"config": config})
+    (tmp_path / "x.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"x\.pt is damaged \(.*\); name another with --init-from"):
+        finetune.initial_fields(tmp_path / "x.pt", None)
+
+
 def test_a_state_of_an_earlier_version_lacks_new_fields(tmp_path, faces16, monkeypatch):
     run = tmp_path / "run"
     run.mkdir()
