@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from media.dataset import open_files, read_labels
-from media.decode import ALL_FORMATS, WHITE, Unusable, decode_image, open_image
+from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, decode_image, open_image
 from media.file_format import PNG, FileFormat
 from media.image_files import LABEL_FILE, MAX_LABEL_BYTES, ImageFiles
 from media.labels import ClassFolders, Label, LabelFile, class_folders, dump_labels
@@ -81,7 +81,7 @@ def convert(
 ) -> Converted:
     """Converts the images of a folder or ZIP to a data set at `out`, with up to `limit` images, `stored` as it says.
 
-    `labels`: "folders" numbers the `class_folders` of `source`, "json" reads `dataset.json`, "auto" reads it if it
+    `labels`: "folders" numbers the folders of classes in `source`, "json" reads `dataset.json`, "auto" reads it if it
     exists, "none" leaves labels out. A folder without a usable image is no class. With a `limit`, images are drawn by
     `seed` in turns from all classes. With `shard_bytes`, `out` becomes a folder of tar files of up to that size, in
     which the images lie in random order, also drawn by `seed`: shards are read in pieces, and each has to be like the
@@ -99,8 +99,7 @@ def convert(
             f"{files.path} has no {LABEL_FILE} with labels; "
             "use --labels folders for one class per folder, or --labels none"
         )
-    folders = _class_folders(files) if labels == "folders" else None
-    usable = _usable_folders(files, folders, how) if folders else ()
+    folders, usable = _class_folders(files, how) if labels == "folders" else (None, ())
     numbers = {folder: number for number, folder in enumerate(usable)}
     class_names = tuple(map(printable, usable)) or found.class_names
 
@@ -335,17 +334,26 @@ def archive_member(name: str) -> zipfile.ZipInfo:
     return member
 
 
-def _class_folders(files: ImageFiles | ShardFiles) -> ClassFolders:
-    """The folders of the classes. Raises UserError if there are not two."""
+def _class_folders(files: ImageFiles | ShardFiles, how: Conversion) -> tuple[ClassFolders, tuple[str, ...]]:
+    """The folders of the classes, and those of them with a file that can be converted, at least two, or none.
+
+    A folder with all that is an image, by its name or its content, wraps the classes, whatever lies beside it. Raises
+    UserError if there are not two.
+    """
     found = class_folders(files.names)
-    if len(found.names) < 2:
-        one = f"{found.above}{''.join(found.names)}".rstrip("/")
-        only = f"only {printable(one)}" if one else "none"
+    while len(usable := _usable_folders(files, found, how)) == 1:
+        outside = (name for name in files.names if found.of(name) != usable[0])
+        if any(name.lower().endswith(ALL_SUFFIXES) for name in outside):
+            break
+        found = class_folders(name for name in files.names if found.of(name) == usable[0])
+    if len(found.names) < 2 or len(usable) == 1:
+        one = f"{found.above}{''.join(usable or found.names)}".rstrip("/")
+        only = f"only {printable(one)}{' with a usable image' * (len(found.names) > 1)}" if one else "none"
         raise UserError(
             f"--labels folders needs a folder for each class, of which {files.path} has {only}; sort the images into a "
             "folder for each class, and name the folder that holds these with --source"
         )
-    return found
+    return found, usable
 
 
 def _class_for_shards(label: Label | None) -> int | None:

@@ -1,7 +1,5 @@
 import io
 import json
-import random
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from media.convert import FILTERS, Conversion, convert, write_dataset
 from media.dataset import ImageDataset
 from media.decode import Unusable, open_image
 from media.file_format import FileFormat
-from media.labels import class_folders
 from tests.media.converting import convert_image
 from torch_utils.errors import UserError
 
@@ -285,85 +282,6 @@ def test_more_than_a_thousand(tmp_path):
     assert write_dataset(tmp_path / "a.zip", ((solid(i % 256, "L"), None) for i in range(1002))) == 1002
     names = ImageDataset(tmp_path / "a.zip").names
     assert names[999:1001] == ["00000/img00000999.png", "00001/img00001000.png"]
-
-
-def test_labels_from_folders(tmp_path):
-    for i, name in enumerate(("dogs/b.png", "cats/a.png", "dogs/more/a.png", "stray.png", "zebras/z.png")):
-        save(tmp_path / "in", name, solid((i, 0, 0)))
-    done = convert(tmp_path / "in", tmp_path / "out.zip", KEEP, labels="folders")
-    assert done.class_names == ("cats", "dogs", "zebras")
-    assert [name for name, _ in done.skipped] == ["stray.png"]
-    data = ImageDataset(tmp_path / "out.zip", use_labels=True)
-    assert [int(image[0, 0, 0]) for image, _ in data] == [1, 0, 2, 4]
-    assert data.labels.tolist() == [0, 1, 1, 2]
-    with pytest.raises(UserError, match="only dogs"):
-        save(tmp_path / "one", "dogs/a.png", solid(RED))
-        convert(tmp_path / "one", tmp_path / "b.zip", KEEP, labels="folders")
-
-
-@pytest.mark.parametrize("above", ["", "pets/", "data/my pets/"], ids=["top", "wrapped", "wrapped twice"])
-@pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_a_folder_that_wraps_the_classes_is_none(tmp_path, kind, above):
-    """As archives often have one. Files that are no images may be beside it, and images beside the classes."""
-    for i, name in enumerate(("cat/a.png", "dog/more/b.png", "dog/c.png")):
-        save(tmp_path / "in", above + name, solid((i, 0, 0)))
-    (tmp_path / "in/README.txt").write_text("pets")
-    save(tmp_path / "in", f"{above}stray.png", solid(RED))
-    source = tmp_path / "in"
-    if kind == "zip":
-        source = Path(shutil.make_archive(str(tmp_path / "in"), "zip", source))
-    done = convert(source, tmp_path / "out.zip", KEEP, labels="folders")
-    assert done.class_names == ("cat", "dog") and {name for name, _ in done.skipped} == {
-        "README.txt",
-        f"{above}stray.png",
-    }
-    data = ImageDataset(tmp_path / "out.zip", use_labels=True)
-    assert sorted((int(image[0, 0, 0]), int(label[1])) for image, label in data) == [(0, 0), (1, 1), (2, 1)]
-    assert convert(source, tmp_path / "few.zip", KEEP, labels="folders", limit=2).count == 2
-    assert ImageDataset(tmp_path / "few.zip", use_labels=True).labels.tolist() in ([0, 1], [1, 0])
-
-
-@pytest.mark.parametrize(
-    ("names", "only"),
-    [
-        (["a.png", "b.png"], "none"),
-        (["dogs/a.png", "dogs/b.png"], "only dogs"),
-        (["pets/dogs/a.png"], "only pets/dogs"),
-        (["a.png", "pets/cats/a.png", "pets/dogs/b.png"], "only pets"),  # an image beside it: it wraps not all
-        (["pets/a.png", "pets/all/cats/a.png", "pets/all/dogs/b.png"], "only pets/all"),
-    ],
-)
-def test_what_has_no_folders_of_classes_is_told(tmp_path, names, only):
-    for name in names:
-        save(tmp_path / "in", name, solid(RED))
-    archive = shutil.make_archive(str(tmp_path / "in"), "zip", tmp_path / "in")
-    for source in (tmp_path / "in", archive):
-        with pytest.raises(UserError, match=f"has {only}; sort the images into a folder for each class, and name"):
-            convert(source, tmp_path / "out.zip", KEEP, labels="folders")
-
-
-def test_folders_of_classes_are_found_in_any_names():
-    """Against a search from the top down."""
-    rng = random.Random(0)
-    for _ in range(3000):
-        depths = rng.choices(range(5), k=rng.randint(1, 6))
-        names = ["/".join([*rng.choices(["a", "ab", "b"], k=depth), rng.choice(["x.png", "y"])]) for depth in depths]
-        above, level = "", [n for n in names if "/" in n or n.endswith(".png")]
-        while len({n.split("/")[0] for n in level}) == 1 and all("/" in n for n in level):
-            above += level[0].split("/")[0] + "/"
-            level = [n.partition("/")[2] for n in level]
-        found = class_folders(names)
-        assert found.names == tuple(sorted({n.split("/")[0] for n in level if "/" in n})) and found.above == above
-        assert {found.of(n) for n in names} - {None} == set(found.names)
-
-
-def test_files_beside_folders_of_classes_are_no_classes_of_their_own(tmp_path):
-    """With a limit, images are drawn from each class in turn, and from nothing else."""
-    for name in [f"{folder}/{i}" for folder in "ab" for i in range(5)] + [f"loose{i}" for i in range(20)]:
-        save(tmp_path / "in", f"{name}.png", solid(RED))
-    done = convert(tmp_path / "in", tmp_path / "out.zip", KEEP, labels="folders", limit=6)
-    labels = ImageDataset(tmp_path / "out.zip", use_labels=True).labels
-    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1] and len(done.skipped) <= 6
 
 
 def test_labels_from_json(tmp_path):
