@@ -25,7 +25,7 @@ from torch_utils.cache import cache_folder, check_private, make_private_folder
 from torch_utils.errors import DiskFull
 from torch_utils.files import write_file
 
-VERSION = 1  # of the file
+VERSION = 2  # of the file, and of what is taken for a whole shard and for a label
 HUB = "hf://"
 CHANGING = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")  # of fsspec's info
 
@@ -124,12 +124,21 @@ def write_index(index: ShardIndex) -> None:
 
 
 def index_paths(addresses: Sequence[str]) -> list[Path]:
-    """Where an index may lie: beside the shards if they are local files of one folder, and in the cache folder."""
-    names = "\n".join(addresses if "://" in addresses[0] else map(_name, addresses))
-    file = f"adaconv-shards-{hashlib.sha256(os.fsencode(names)).hexdigest()[:12]}.npz"
+    """Where an index may lie: beside the shards if they are local files of one folder, and in the cache folder.
+
+    Beside them it is found by their names, also where the folder is moved. In the cache folder, which holds those of
+    all data sets, it is found by their whole addresses.
+    """
+    paths = [cache_folder() / "shards" / _file_of(addresses)]
     folders = {os.path.dirname(address) for address in addresses}
-    beside = [Path(folder) for folder in folders] if len(folders) == 1 and "://" not in addresses[0] else []
-    return [folder / file for folder in (*beside, cache_folder() / "shards")]
+    if len(folders) == 1 and "://" not in addresses[0]:
+        paths.insert(0, Path(folders.pop(), _file_of(list(map(_name, addresses)))))
+    return paths
+
+
+def _file_of(names: Sequence[str]) -> str:
+    digest = hashlib.sha256(os.fsencode("\n".join(names))).hexdigest()
+    return f"adaconv-shards-{digest[:12]}.npz"
 
 
 def stamps_of(addresses: Sequence[str]) -> tuple[str, ...]:

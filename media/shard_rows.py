@@ -19,10 +19,14 @@ from torch_utils.schema import read_json
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_LABEL_BYTES = 1 << 20
+MAX_RECORD = 1 << 20  # bytes to whose multiples programs fill up a tar file
 MAX_RATIO = 64  # of a compressed tar file: unpacked bytes to those read
 CLASS_FILE = "dataset.json"
 IMAGE_NAMES = ("image", "img", "png", "jpg", "jpeg", "webp")  # suffixes in tar files, or columns of Parquet files
 LABEL_NAMES = ("label", "labels", "cls", "class")
+
+MORE = "more follows where it should end; it is damaged, or several tar files in one"
+CHECKSUM = 8  # bytes after what gzip has compressed
 
 Row = tuple[bytes, int]  # an image file and its class; -1 for none
 
@@ -51,10 +55,9 @@ def open_shard(address: str) -> BinaryIO:
 
 
 def label_number(value: Any) -> int:
-    """A class, from 0 to 99,999; -1 for everything else. Of a sample's JSON, it is the entry label, cls or class."""
-    if isinstance(value, dict):
-        value = next((value[name] for name in LABEL_NAMES if name in value), None)
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_CLASSES else -1
+    """A class, from 0 to 99,999; -1 for everything else. Of a sample's JSON, the first with one counts."""
+    found = [value.get(name) for name in LABEL_NAMES] if isinstance(value, dict) else [value]
+    return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MAX_CLASSES), -1)
 
 
 def class_names(address: str) -> tuple[str, ...]:
@@ -80,8 +83,9 @@ def class_names(address: str) -> tuple[str, ...]:
 def tar_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
     """The samples of a tar file. Members that follow one another and differ in their suffixes only are one sample.
 
-    A member `.png`, `.jpg` or `.webp` is the image. A member `.json` or `.cls` holds the class. What has no image is no
-    sample. Raises ShardError for a file that is cut off, or compressed to much less than images can be.
+    A member `.png`, `.jpg` or `.webp` is the image. The first member `.json` or `.cls` with a class gives it. What has no
+    image is no sample. Raises ShardError for a file that is cut off, damaged between its members, or compressed to much
+    less than images can be.
     """
     key, image, label, position = "", None, -1, 0
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as archive:
@@ -100,8 +104,9 @@ def tar_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
             suffix = suffix.lower()
             if suffix in IMAGE_NAMES and image is None:
                 image = read_member(archive, member, MAX_IMAGE_BYTES) if position >= start else b""
-            elif suffix in ("json", "cls") and position >= start:
-                label = parse_label(read_member(archive, member, MAX_LABEL_BYTES))
+            elif suffix in ("json", "cls") and label < 0 and position >= start:
+                label = parse_label(suffix, read_member(archive, member, MAX_LABEL_BYTES))
+        check_end(archive, file)
         if image is not None and position + 1 > start:
             yield image, label
 
@@ -136,6 +141,32 @@ class Member(tarfile.TarInfo):
         return member
 
 
+def check_end(archive: tarfile.TarFile, file: BinaryIO) -> None:
+    """Raises ShardError where more follows than the zeros with which programs fill up the last record of a tar file.
+
+    `tarfile` takes the first block of zeros for the end, also in a file with a hole, in one whose download was not
+    completed, and where another tar file follows. Records have 20 blocks, or in other programs a power of two.
+    """
+    if archive.offset == 0:
+        raise ShardError("there is no file in it")
+    stream: Any = archive.fileobj
+    while (tail := stream.tell() - archive.offset) < 2 * tarfile.BLOCKSIZE + MAX_RECORD and not has_ended(stream):
+        if not (block := stream.read(tarfile.BLOCKSIZE)):
+            break
+        if block.strip(b"\0"):
+            raise ShardError(MORE)
+    if has_ended(stream) and len((stream.cmp.unused_data + file.read(MAX_RECORD)).rstrip(b"\0")) > CHECKSUM:
+        raise ShardError(MORE)
+    record = max(tarfile.RECORDSIZE, min(stream.tell() & -stream.tell(), MAX_RECORD))
+    if tail >= 2 * tarfile.BLOCKSIZE + record:
+        raise ShardError("its end is zeros, as if a copy or a download of it was not completed")
+
+
+def has_ended(stream: Any) -> bool:
+    """Whether all of a compressed file is read; `tarfile` would collect in memory what follows."""
+    return stream.comptype != "tar" and stream.cmp.eof and not stream.dbuf
+
+
 def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
     """The content of a member; empty where it is larger than `limit`."""
     if member.size > limit or member.issparse() or (content := archive.extractfile(member)) is None:
@@ -143,10 +174,10 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -
     return content.read()
 
 
-def parse_label(data: bytes) -> int:
-    """The class in a member `.json` or `.cls`."""
+def parse_label(suffix: str, data: bytes) -> int:
+    """The class in a member `.json` or, as a number such as `03`, in a member `.cls`; -1 if there is none."""
     try:
-        return label_number(json.loads(data))
+        return label_number(int(data) if suffix == "cls" else json.loads(data))
     except (ValueError, RecursionError):
         return -1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import os
 import tarfile
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from media.shard_writer import write_shards
 from media.shards import ShardFiles
 from metrics import Evaluator
 from tests.media.test_dataset import encoded, image, make_zip
-from torch_utils.errors import DiskFull, UserError
+from torch_utils.errors import UserError
 
 CPU = torch.device("cpu")
 SIZES = [7, 1, 30, 12, 25, 3]  # images of the shards
@@ -315,55 +314,6 @@ def test_a_bad_image_in_a_shard_is_named(tmp_path):
     assert [name for name, _ in check_dataset(path).problems] == ["a.tar#1", "a.tar#2"]
 
 
-# --- what is measured -----------------------------------------------------------------------------------------------
-
-
-def test_counts_and_labels_are_measured_once_and_kept_beside_the_shards(tmp_path, monkeypatch):
-    pattern = make_shards(tmp_path / "set", [5, 6])
-    first = ShardFiles(pattern)
-    (kept,) = (tmp_path / "set").glob("*.npz")
-    read = []
-    monkeypatch.setattr(shards, "rows", lambda address, start=0: read.append(address) or rows(address, start))
-    again = ShardFiles(pattern)
-    assert read == [] and again.fingerprint == first.fingerprint and again.labels.tolist() == [i % 3 for i in range(11)]
-    (tmp_path / "set").rename(tmp_path / "moved")
-    shards.find_shards.cache_clear()
-    moved = ShardFiles(str(tmp_path / "moved" / "*.tar"))
-    assert read == [] and moved.fingerprint == first.fingerprint
-    os.utime(tmp_path / "moved" / "001.tar", ns=(1, 1))
-    assert ShardFiles(str(tmp_path / "moved" / "*.tar")).fingerprint == first.fingerprint and len(read) == 2
-    (tmp_path / "moved" / kept.name).write_bytes(b"damaged")
-    assert ShardFiles(str(tmp_path / "moved" / "*.tar")).fingerprint == first.fingerprint and len(read) == 4
-
-
-@pytest.mark.parametrize("error", [PermissionError(13, "denied"), DiskFull("no room for it")])
-def test_what_was_measured_is_kept_in_the_cache_where_the_folder_is_not_writable(tmp_path, monkeypatch, error):
-    pattern = make_shards(tmp_path / "set", [5])
-    original = shards.write_index.__globals__["write_file"]
-
-    def refuse(path, data, sync=True):
-        if path.parent == tmp_path / "set":
-            raise error
-        original(path, data, sync)
-
-    monkeypatch.setitem(shards.write_index.__globals__, "write_file", refuse)
-    ShardFiles(pattern)
-    assert list((tmp_path / "cache" / "shards").iterdir())
-    monkeypatch.setattr(shards, "rows", None)
-    assert len(ShardFiles(pattern).names) == 5
-
-
-def test_shards_that_have_changed_on_a_server_are_measured_again(tmp_path):
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory")
-    make_shards(tmp_path / "set", [5, 6])
-    for number, source in enumerate((1, 0)):  # one shard, and then the other under the same address
-        memory.pipe("/changing/a.tar", (tmp_path / "set" / f"00{source}.tar").read_bytes())
-        files = ShardFiles("memory://changing/a.tar")
-        assert len(files.names) == (6, 5)[number]
-        assert ShardFiles("memory://changing/a.tar").fingerprint == files.fingerprint
-
-
 def test_evaluations_read_few_shards(tmp_path):
     """With `mirror` each image comes with its flip."""
     dataset = ImageDataset(make_shards(tmp_path / "set", [20, 20, 20]), mirror=True)
@@ -372,13 +322,6 @@ def test_evaluations_read_few_shards(tmp_path):
     assert len(set(chosen)) == 31 and sum(n >= 60 for n in chosen) == 15
     assert len({n % 60 // 20 for n in chosen}) == 1
     assert len(Evaluator(["swd80"], dataset)._choose(dataset, 80)) == 80
-
-
-def test_the_fingerprint_follows_contents_and_labels(tmp_path):
-    prints = set()
-    for number, (sizes, labelled) in enumerate([([5, 6], True), ([5, 6], False), ([6, 5], True), ([5, 5], True)]):
-        prints.add(ShardFiles(make_shards(tmp_path / f"{number}", sizes, labelled)).fingerprint)
-    assert len(prints) == 4
 
 
 # --- the loader -----------------------------------------------------------------------------------------------------
