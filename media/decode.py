@@ -32,6 +32,7 @@ SMALLER = "make it smaller, or name another image"
 MAX_PIXELS = 1 << 27
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # TIFF tags
 WHITE_IS_ZERO = 0  # a value of the second, which Pillow heeds in greyscale of 8 bits only
+WHITE_OF = {"1": 1, "L;2": 3, "L;4": 15, "L": 255}  # in a grey PNG, by Pillow's name of how pixels are stored
 NO_EXIF = (SyntaxError, ValueError, KeyError, struct.error)  # of metadata that is none, and turns nothing
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
@@ -81,17 +82,21 @@ def decode_image(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about unusual metadata and palettes
-        deep = image.format == "PNG" and any(str(tile[3]).endswith("16B") for tile in getattr(image, "tile", []))
+        raw = [str(tile[3]) for tile in getattr(image, "tile", [])] if image.format == "PNG" else []
         try:
             image.load()
         except Exception as error:  # as in open_image
             raise Unusable(f"is a broken image ({one_line(error)})", COPY_AGAIN) from None
+        stored_mode(image)  # without a palette, Pillow fails in many ways
         try:
             with suppress(*NO_EXIF):
                 ImageOps.exif_transpose(image, in_place=True)
             profile, key = image.info.get("icc_profile"), image.info.get("transparency")
             if image.mode == "RGB" and isinstance(key, tuple):  # a colour, with 16 bits a channel; pixels have 8 now
+                deep = any(kind.endswith("16B") for kind in raw)
                 image.info["transparency"] = tuple(value >> 8 if deep else value & 255 for value in key)
+            elif isinstance(key, int) and raw and (most := WHITE_OF.get(raw[0])):  # pixels are scaled to 8 bits
+                image.info["transparency"] = (key & most) * 255 // most
             image, alpha = _split_alpha(_to_8_bits(image, name))
             if profile:
                 image = _to_srgb(image, profile)
@@ -124,9 +129,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def stored_mode(image: Image.Image) -> str:
-    """The mode of an opened image's content: of a palette, that of its colours."""
+    """The mode of an opened image's content: of a palette, that of its colours. Raises Unusable without a palette."""
     if image.mode not in ("P", "PA"):
         return image.mode
+    if image.palette is None:
+        raise Unusable("is a broken image (no palette)", COPY_AGAIN)
     return "RGBA" if image.has_transparency_data else "RGB"
 
 

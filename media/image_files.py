@@ -148,7 +148,8 @@ class ImageFiles:
         return checks
 
     def _list_zip(self) -> dict[str, int]:
-        members = [member for member in self._archive().infolist() if not member.is_dir()]
+        # Not by `is_dir`, which fails where a name begins with a null byte, and so is empty.
+        members = [member for member in self._archive().infolist() if not member.filename.endswith("/")]
         size, packed = sum(member.file_size for member in members), self.path.stat().st_size
         if size > MAX_RATIO * packed:
             raise UserError(

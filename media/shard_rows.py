@@ -83,9 +83,9 @@ def class_names(address: str) -> tuple[str, ...]:
 def tar_rows(file: BinaryIO, start: int = 0) -> Iterator[Row]:
     """The samples of a tar file. Members that follow one another and differ in their suffixes only are one sample.
 
-    A member `.png`, `.jpg` or `.webp` is the image. The first member `.json` or `.cls` with a class gives it. What has no
-    image is no sample. Raises ShardError for a file that is cut off, damaged between its members, or compressed to much
-    less than images can be.
+    A member `.png`, `.jpg` or `.webp` is the image. The first member `.json` or `.cls` with a class gives it. What has
+    no image is no sample. Raises ShardError for a file that is cut off, damaged between its members, or compressed to
+    much less than images can be.
     """
     key, image, label, position = "", None, -1, 0
     with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as archive:

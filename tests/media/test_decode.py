@@ -15,11 +15,14 @@ from PIL import Image, ImageCms
 
 from latents.targets import find_targets, read_targets
 from media import decode
+from media.check import check_dataset
 from media.convert import Conversion, convert
 from media.crops import ImageCrops
 from media.dataset import ImageDataset
 from media.decode import ALL_FORMATS, decode_image, open_image
 from media.files import read_image
+from media.mixed import open_images
+from torch_utils.errors import UserError
 
 SIDE = 32
 RED, BLUE = (200, 60, 60), (60, 60, 200)
@@ -278,3 +281,33 @@ def test_metadata_that_is_no_exif_turns_nothing(kind):
     plain.save(files[1], kind, lossless=True, exif=b"Exif\0\0no TIFF at all")
     a, b = (np.asarray(decode_image(open_image(file))) for file in files)
     assert np.array_equal(a, b)
+
+
+@every_other_reader
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_shade_of_few_bits(place, read: Read, bits):
+    """Pillow scales the pixels to 8 bits, and the shade not. Bits above those of the pixels do not count."""
+    most = 2**bits - 1
+    shades = np.full((SIDE, SIDE), most - 1 if bits > 1 else 0, np.uint8)
+    shades[:, SIDE // 2 :] = key = most // 3 if bits > 1 else 1
+    places = 8 // bits
+    rows = sum(shades[:, i::places] << (8 - bits * (i + 1)) for i in range(places)).astype(np.uint8)
+    grey = round(255 * int(shades[0, 0]) / most)
+    for high in (0, 1 << 8):
+        folder = place / str(high) / "in"
+        folder.mkdir(parents=True)
+        (folder / "a.png").write_bytes(png(SIDE, 0, bits, rows, (b"tRNS", struct.pack(">H", key + high))))
+        assert_halves(read(folder / "a.png"), (grey,) * 3, (255, 255, 255), by=0)
+        transparent = decode_image(open_image(io.BytesIO((folder / "a.png").read_bytes())), "RGB", None)
+        assert np.array_equal(np.asarray(transparent.getchannel("A")), np.where(shades == key, 0, 255))
+
+
+def test_a_palette_that_is_missing_is_told(place):
+    (place / "a.png").write_bytes(png(SIDE, 3, 8, np.zeros((SIDE, SIDE), np.uint8)))
+    halves().save(place / "b.png")
+    assert check_dataset(place).problems == [("a.png", "is a broken image (no palette)")]
+    with pytest.raises(UserError, match=r"a\.png is a broken image \(no palette\)"):
+        ImageDataset(place)
+    with pytest.raises(UserError, match=r"a\.png"):
+        list(open_images(place))
+    assert convert(place, place.parent / "out.zip", Conversion(SIDE)).skipped == check_dataset(place).problems

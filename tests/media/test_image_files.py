@@ -10,7 +10,7 @@ import pytest
 
 from media import image_files
 from media.check import check_dataset
-from media.convert import write_dataset
+from media.convert import Conversion, convert, write_dataset
 from media.dataset import ImageDataset
 from media.faces import faces
 from media.image_files import ImageFiles
@@ -199,3 +199,13 @@ def test_the_pattern_that_is_advised_finds_the_shards(tmp_path):
     (pattern,) = shlex.split(error.value.message.split("--data ")[-1])
     assert find_shards(pattern) == (str(folder / "00000.tar"),)
     assert find_shards(str(folder / "00000.tar")) == (str(folder / "00000.tar"),)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_null_byte_in_a_name_is_no_end_of_the_program(tmp_path, number):
+    """Wherever it is. Before it, the name ends, and at the beginning there is none."""
+    path = make_zip(tmp_path / "a.zip", {"abcde.png": b"text", "good.png": encoded(image(1))})
+    path.write_bytes(path.read_bytes().replace(b"abcde", b"abcde"[:number] + b"\0" + b"abcde"[number + 1 :]))
+    assert ImageDataset(path).names == ["good.png"]
+    assert convert(path, tmp_path / "b.zip", Conversion(16)).count == 1
+    assert check_dataset(path).count == 1
