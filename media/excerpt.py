@@ -106,11 +106,12 @@ def _decode(
 
 
 def _cut(frames: Iterator[Timed], reader: VideoReader, excerpt: Excerpt, going_on: set[int]) -> Iterator[Timed]:
-    """Those of the frames that are shown in the excerpt, with times from its start."""
+    """Those of the frames that are shown in the excerpt, at least one, with times from its start."""
     base, each = reader.stream.time_base, 1 / reader.rate / reader.stream.time_base
     begin = round(excerpt.begin / base)
-    end = None if excerpt.seconds is None else round(excerpt.seconds / base)
+    end = None if excerpt.seconds is None else max(round(excerpt.seconds / base), 1)
     waiting: tuple[Any, int, int] | None = None  # a frame whose end is not known yet
+    is_empty = True
 
     def shown(frame: Any, start: int, stop: int) -> Timed:
         first, last = max(start, 0), stop if end is None else min(stop, end)
@@ -120,8 +121,11 @@ def _cut(frames: Iterator[Timed], reader: VideoReader, excerpt: Excerpt, going_o
         time = (round(number * each) if stated is None else stated) - begin
         if waiting is not None and time > 0:
             yield shown(waiting[0], waiting[1], time)
+            is_empty = False
         if end is not None and time >= end:
-            waiting = None
+            if is_empty:  # it is over before the first frame of the video, which stands for it
+                yield frame, 0, end
+            waiting, is_empty = None, False
             going_on.discard(reader.stream.index)
             continue
         waiting = frame, time, duration

@@ -13,7 +13,7 @@ import io
 import os
 import time
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -145,6 +145,11 @@ class ShardFiles:
     def __init__(self, path: str):
         self.path = path
         self.addresses = find_shards(path)
+        shards = [address.rpartition("/")[2] for address in self.addresses]
+        if twice := next((name for name, count in Counter(shards).items() if count > 1), None):
+            raise UserError(
+                f"{path}: two shards have the name {printable(twice)}; rename one of them, or name one folder only"
+            )
         index = read_index(self.addresses)
         if index is None:
             index = measure(self.addresses, self._rows)
@@ -153,8 +158,6 @@ class ShardFiles:
         self.names = ShardNames(self.addresses, index.counts.tolist())
         if not len(self.names):
             raise UserError(f"{path} holds no images; name the shards that hold them")
-        if len(set(self.names.shards)) < len(self.names.shards):
-            raise UserError(f"{path}: two shards have the same name; rename one of them")
         self._open: OrderedDict[int, tuple[int, Iterator[Row]]] = OrderedDict()
         self._process = os.getpid()
 
@@ -227,13 +230,16 @@ class ShardFiles:
         return data
 
     def _rows(self, shard: int, start: int = 0) -> Iterator[Row]:
-        """`media.shard_rows.rows`, tried again where reading fails. Raises UserError with the name of the shard."""
+        """`media.shard_rows.rows`, tried again where reading fails, at each row as often.
+
+        Raises UserError with the name of the shard.
+        """
         waits = iter(RETRY_SECONDS)
         while True:
             try:
                 for row in rows(self.addresses[shard], start):
                     yield row
-                    start += 1
+                    start, waits = start + 1, iter(RETRY_SECONDS)
                 return
             except UserError:
                 raise

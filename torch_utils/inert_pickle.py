@@ -10,9 +10,10 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, cast
 
 MAX_OPERATIONS = 1_000_000  # a network of 1024 × 1024 with its discriminator takes about 60,000
+PIECE = 1 << 20  # bytes that are read at once
 MAX_NAME = 256  # characters of a function's or class's name with its module's
 
 VALUES = {  # operations that push their argument
@@ -79,7 +80,7 @@ def read_pickle(file: IO[bytes], known: Collection[str], limit: int = MAX_OPERAT
     """
     machine, start = _Machine(known), file.tell()
     try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        for count, (operation, argument, _) in enumerate(pickletools.genops(cast(IO[bytes], _InPieces(file)))):
             if count == 0 and operation.name != "PROTO":
                 raise ValueError("no pickle of protocol 2 to 5")
             if count > limit:
@@ -90,6 +91,22 @@ def read_pickle(file: IO[bytes], known: Collection[str], limit: int = MAX_OPERAT
         return machine.pop()
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError):
         raise ValueError("damaged: an operation that does not fit what is before it") from None
+
+
+class _InPieces:
+    """A file for `genops`: what claims more bytes than there are takes no memory but for those that are there."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.tell, self.readline = file, file.tell, file.readline
+
+    def read(self, size: int) -> bytes:
+        if size <= PIECE:
+            return self.file.read(size)
+        parts = []
+        while size > 0 and (part := self.file.read(min(size, PIECE))):
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
 
 
 class _Machine:

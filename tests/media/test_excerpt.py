@@ -136,3 +136,20 @@ def test_what_is_no_excerpt(tmp_path):
     for start, length in ((-1, None), (float("nan"), None), (0, 0), (0, -1), (0, float("inf"))):
         with pytest.raises(ValueError, match="expected"):
             Excerpt(start, length)
+
+
+@pytest.mark.parametrize("name, codec", [("a.avi", "mpeg4"), ("a.mp4", "libx264"), ("a.mkv", "libx264")])
+@pytest.mark.parametrize("length", [1e-6, 0.001, 0.0199, 0.03])
+def test_shorter_than_a_frame_it_is_one(tmp_path, name, codec, length):
+    """In containers whose times are numbers of frames too."""
+    source = make(tmp_path / name, [grey(i) for i in range(10)], codec=codec)
+    for start, number in ((0, 0), (0.2, 5)):
+        found, _ = cut(source, tmp_path / "b.mkv", start, length)
+        assert found == [number]
+
+
+def test_over_before_the_video_begins_it_is_its_first_frame(tmp_path):
+    """As in a file whose sound begins earlier."""
+    source = make(tmp_path / "a.mkv", [grey(3), grey(4)], times=[1000, 1040], base=Fraction(1, 1000), sound=["aac"])
+    found, seconds = cut(source, tmp_path / "b.mkv", 0, 0.5)
+    assert found == [3] and [float(t) for t in seconds] == pytest.approx([0], abs=0.03)

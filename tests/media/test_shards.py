@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -303,6 +304,41 @@ def test_a_shard_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "rows", flaky)
     files = ShardFiles(pattern)
     assert len(files.names) == 20 and [files.read_number(10 + i) for i in range(10)] == expected
+
+
+def test_a_network_that_fails_often_is_tried_again_as_long_as_it_goes_on(tmp_path, monkeypatch):
+    """Each image has its tries; where none comes, there is an end."""
+    pattern, failures = make_shards(tmp_path / "set", [12]), []
+
+    def flaky(address, start=0):
+        for position, row in enumerate(rows(address, start), start):
+            if failures.count(position) < (2 if position < 8 else limit):
+                failures.append(position)
+                raise ConnectionError("reset by peer")
+            yield row
+
+    monkeypatch.setattr(shards, "rows", flaky)
+    limit = 2
+    assert len(ShardFiles(pattern).names) == 12 and len(failures) == 24
+    limit, failures[:] = 3, []
+    os.utime(tmp_path / "set" / "000.tar", ns=(1, 1))
+    with pytest.raises(UserError, match=r"000\.tar cannot be read at its image 8 \(reset by peer\)"):
+        ShardFiles(pattern)
+    assert len(failures) == 8 * 2 + 3
+
+
+def test_two_shards_of_one_name_are_told_before_they_are_read(tmp_path, monkeypatch):
+    folders = [Path(make_shards(tmp_path / name, [2])).parent for name in "ab"]
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "rows", None)
+        with pytest.raises(
+            UserError, match=r"two shards have the name 000\.tar; rename one of them, or name one folder"
+        ):
+            ShardFiles(f"{tmp_path}/*/*.tar")
+    assert len(ShardFiles(f"{folders[0]}/*.tar").names) == 2
+    (folders[0] / "000.tar").rename(folders[0] / "001.tar")
+    shards.find_shards.cache_clear()
+    assert len(ShardFiles(f"{tmp_path}/*/*.tar").names) == 4
 
 
 def test_a_bad_image_in_a_shard_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import pickletools
 from collections import OrderedDict
 
 import pytest
@@ -163,3 +164,38 @@ def test_addresses_are_keys():
     """By which PyTorch before 1.6 numbered the parameters of an optimizer."""
     value = {140_000_000_000_000 + 64 * i: i for i in range(5)}
     assert read_pickle(io.BytesIO(pickle.dumps(value, 2)), ()) == value
+
+
+LENGTHS = {op.name: op for op in pickletools.opcodes if op.arg is not None and op.arg.n < 0 and op.arg.n != -1}
+
+
+class Watched(io.BytesIO):
+    """A file that says how much was asked for at once, which a file on a disk makes room for at once."""
+
+    most = 0
+
+    def read(self, size: int = -1) -> bytes:
+        self.most = max(self.most, size if size >= 0 else 1 << 62)
+        return super().read(size)
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_what_claims_a_length_takes_no_more_memory_than_there_is(name, tmp_path):
+    """Every operation that has one, at the largest number that it can state, in a file on a disk too."""
+    size = {-2: 1, -3: 4, -4: 4, -5: 8}[LENGTHS[name].arg.n]
+    for claimed in (256**size // 2 - 1, 256**size - 1, 1 << min(45, 8 * size - 1)):
+        data = b"\x80\x04" + LENGTHS[name].code.encode("latin1") + claimed.to_bytes(size, "little") + b"abc"
+        file = Watched(data)
+        with pytest.raises(ValueError):
+            read_pickle(file, ())
+        assert file.most <= 1 << 20
+        (tmp_path / "a.pkl").write_bytes(data)
+        with (tmp_path / "a.pkl").open("rb") as on_disk, pytest.raises(ValueError):
+            read_pickle(on_disk, ())
+
+
+def test_values_of_several_pieces_are_whole(tmp_path):
+    value = [bytes(range(256)) * 9000, "é" * (3 << 20), 1 << 70]
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(value, 4) + b"rest")
+    with (tmp_path / "a.pkl").open("rb") as file:
+        assert read_pickle(file, ()) == value and file.read() == b"rest"
