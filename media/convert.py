@@ -29,7 +29,7 @@ from media.shard_writer import write_shards
 from media.shards import ShardFiles
 from media.spool import plan_reading
 from torch_utils.errors import UserError, plural, printable
-from torch_utils.files import atomic_write, temporary_path
+from torch_utils.files import atomic_write, real_path, temporary_path
 from torch_utils.sizes import Resolution, size_text, width_and_height
 
 FILTERS = {
@@ -90,7 +90,7 @@ def convert(
     """
     stored.check_channels(how.channels)
     files = open_files(source)
-    check_outside(Path(files.path).resolve(), Path(out).resolve())
+    check_outside(files.path, out)
     if shard_bytes:
         check_shards(Path(out))  # before all shards are read
     found = read_labels(files) if labels in ("auto", "json") else LabelFile(None)
@@ -110,7 +110,7 @@ def convert(
         return _class_of(numbers, folders.of(name)) if folders else _recorded_label(found, name)
 
     names: Sequence[str] = files.names if limit is None else _spread(files.names, class_key, seed)
-    read, names = plan_reading(files, names, limit, shard_bytes is not None, seed, Path(out).resolve().parent)
+    read, names = plan_reading(files, names, limit, shard_bytes is not None, seed, real_path(out).parent)
     skipped: list[tuple[str, str]] = []
     smaller: list[bool] = []
     images = itertools.islice(_usable_images(read, names, label_of, how, skipped, smaller), limit)
@@ -126,10 +126,16 @@ def convert(
     return Converted(count, sum(smaller), class_names, empty, skipped, list(files.notes))
 
 
-def check_outside(source: Path, out: Path) -> None:
-    """Raises UserError for a folder of results in the source: the next conversion would take them for images of it."""
-    if source.is_dir() and out.suffix.lower() != ".zip" and source in out.parents:
-        raise UserError(f"{out} is a folder in {source}, whose images are read; name another place with --out")
+def check_outside(source: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Raises UserError for a result in place of the source, whose originals would be lost, or for a folder in it.
+
+    The next conversion would take the images in such a folder for some of the source.
+    """
+    original, result = Path(os.path.realpath(source)), real_path(out)
+    if original == result:
+        raise UserError(f"{out} is what is converted, and stays as it is; name another place with --out")
+    if original.is_dir() and result.suffix.lower() != ".zip" and original in result.parents:
+        raise UserError(f"{result} is a folder in {original}, whose images are read; name another place with --out")
 
 
 def _recorded_label(found: LabelFile, name: str) -> Label | None:
@@ -232,12 +238,12 @@ def write_dataset(
     """Writes images as a data set, and returns their number. Either all images have a label, or none has.
 
     With the extension `.zip`, `out` is an archive, and replaces an existing one only with `overwrite`. Otherwise it is
-    a folder, which must be new or empty; with `shard_bytes`, of tar files. It is written atomically, and the same
-    images give the same bytes.
+    a folder, which must be new or empty; with `shard_bytes`, of tar files. It is written atomically, through a link to
+    where that leads, and the same images give the same bytes.
 
     Raises UserError if `out` cannot be written.
     """
-    out = Path(out)
+    out, real = Path(out), real_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if shard_bytes:
@@ -250,7 +256,7 @@ def write_dataset(
             raise UserError(f"{out} is a folder; name a file with --out")
         if out.exists() and not overwrite:
             raise UserError(f"{out} exists; name another file with --out, or replace it with --overwrite")
-        with atomic_write(out) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with atomic_write(real, replace=overwrite) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             return _write_all(
                 images, lambda name, data: archive.writestr(archive_member(name), data), stored, class_names
             )
@@ -263,7 +269,7 @@ def check_folder(out: Path) -> Path:
     """The whole path of a folder that can be made, or is empty. Raises UserError for another one."""
     if out.suffix.lower() in (".tar", ".parquet"):
         raise UserError(f"{out} would be a folder with the name of a shard; name one without {out.suffix}")
-    named, out = out, out.resolve()
+    named, out = out, real_path(out)
     if out == Path.cwd():
         raise UserError(f"{named} is the current folder; name another one with --out")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

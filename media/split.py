@@ -15,7 +15,7 @@ from media.decode import ALL_SUFFIXES, Unusable
 from media.image_files import LABEL_FILE, ImageFiles
 from media.labels import dump_labels
 from torch_utils.errors import UserError, plural, print_notes, printable
-from torch_utils.files import atomic_write
+from torch_utils.files import atomic_write, real_path
 
 
 def split(
@@ -44,15 +44,15 @@ def split(
         raise UserError(
             f"{files.path} has {plural(len(files.names), 'image')}, fewer than --every {every}; name a smaller one"
         )
-    if Path(train).resolve() == Path(held_out).resolve():
+    train_file, held_file = real_path(train), real_path(held_out)
+    if train_file == held_file:
         raise UserError(f"{train} cannot hold both parts; name two different files")
-    if Path(source).resolve() in (Path(train).resolve(), Path(held_out).resolve()):
+    if Path(os.path.realpath(source)) in (train_file, held_file):
         raise UserError(f"{source} is what is split, and stays as it is; name other files for its parts")
     for out in (Path(train), Path(held_out)):
         if out.suffix.lower() != ".zip":
             raise UserError(f"{out} is not the name of a ZIP file; let it end with .zip")
-        if out.exists() and not overwrite:
-            raise UserError(f"{out} exists; name another file, or replace both with --overwrite")
+    check_free(train, held_out, overwrite)
     held = files.names[every - 1 :: every]
     kept = sorted(set(files.names) - set(held))
     found = read_labels(files)
@@ -66,14 +66,21 @@ def split(
                 f"{files.path}: the name {printable(name)} is no UTF-8, as names in a ZIP are; rename that file"
             )
     with ExitStack() as both:  # the two files, or none
-        for out, names in ((Path(train), kept), (Path(held_out), held)):
+        for out, file, names in ((Path(train), train_file, kept), (Path(held_out), held_file, held)):
             labels = dump_labels(names, [by_name.get(name) for name in names], found.class_names)
             try:
                 out.parent.mkdir(parents=True, exist_ok=True)
-                write_files(both.enter_context(atomic_write(out)), files, names, labels)
+                write_files(both.enter_context(atomic_write(file, replace=overwrite)), files, names, labels)
             except OSError as error:
                 raise UserError(f"cannot write {out}: {error.strerror or error}; name another path") from None
+        check_free(train, held_out, overwrite)  # before one of them has its name
     return len(kept), len(held)
+
+
+def check_free(train: str | os.PathLike, held_out: str | os.PathLike, overwrite: bool) -> None:
+    """Raises UserError where one of the parts exists, and is not to be replaced."""
+    if there := [out for out in (train, held_out) if os.path.exists(out) and not overwrite]:
+        raise UserError(f"{there[0]} exists; name another file, or replace both with --overwrite")
 
 
 def is_text(name: str) -> bool:

@@ -99,8 +99,19 @@ def check_own_file(path: Path) -> None:
             )
 
 
+def real_path(path: str | os.PathLike) -> Path:
+    """Where a result is that may be named by a link, as to another disk: it is written there, and the link stays.
+
+    Raises UserError for links in a circle.
+    """
+    real = Path(os.path.realpath(path))
+    if any(os.path.islink(part) for part in (real, *real.parents)):
+        raise UserError(f"{path} is a link that leads to itself, or lies behind one; name another path")
+    return real
+
+
 @contextmanager
-def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, sync: bool = True, replace: bool = True) -> Iterator[Path]:
     """Yields a temporary path in the folder of `path`; at the end of the block, the file there is renamed to `path`.
 
     Readers find the old file or the new one, never a part of it, even after a crash. After an exception, the old file
@@ -118,13 +129,30 @@ def atomic_path(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
         if sync:
             with open(beside, "rb") as file:
                 os.fsync(file.fileno())
-        os.replace(beside, path)
+        if replace:
+            os.replace(beside, path)
+        else:
+            _move_to_free_name(beside, path)
         if sync:
             _sync_folder(path.parent)
     except BaseException:
         with suppress(FileNotFoundError):
             beside.unlink()
         raise
+
+
+def _move_to_free_name(beside: Path, path: Path) -> None:
+    """Renames a file unless there is another one of that name, for which a second name is what alone is atomic."""
+    try:
+        os.link(beside, path)
+        beside.unlink()
+    except OSError as error:  # the name is not free, or the file system has one name for each file
+        if isinstance(error, FileExistsError) or os.path.lexists(path):
+            raise UserError(
+                f"{path} was made meanwhile by another program, and stays as it is; name another file, or replace it "
+                "with --overwrite"
+            ) from None
+        os.replace(beside, path)
 
 
 def temporary_path(path: Path) -> Path:
@@ -134,9 +162,9 @@ def temporary_path(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, sync: bool = True) -> Iterator[BinaryIO]:
+def atomic_write(path: str | os.PathLike, sync: bool = True, replace: bool = True) -> Iterator[BinaryIO]:
     """Opens a binary file for writing, which replaces `path` at the end of the block, as in `atomic_path`."""
-    with atomic_path(path, sync) as beside, open(beside, "wb") as file:
+    with atomic_path(path, sync, replace) as beside, open(beside, "wb") as file:
         yield file
 
 

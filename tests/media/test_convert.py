@@ -299,11 +299,79 @@ def test_labels_from_json(tmp_path):
         convert(tmp_path / "e", tmp_path / "f.zip", KEEP, labels="json")
 
 
-def test_a_data_set_can_be_converted_onto_itself(tmp_path):
+@pytest.mark.parametrize("out", ["a.zip", "x/../a.zip", "link.zip"])
+def test_the_originals_are_not_replaced(tmp_path, out):
     write_dataset(tmp_path / "a.zip", [(solid(RED, size=(32, 32)), 0), (solid(BLUE, size=(32, 32)), 1)])
-    convert(tmp_path / "a.zip", tmp_path / "a.zip", Conversion(16), overwrite=True)
-    data = ImageDataset(tmp_path / "a.zip", use_labels=True)
-    assert data.resolution == 16 and data.labels.tolist() == [0, 1]
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link.zip").symlink_to("a.zip")
+    before = (tmp_path / "a.zip").read_bytes()
+    for source in ("a.zip", "link.zip"):
+        with pytest.raises(UserError, match=r"is what is converted, and stays as it is; name another place with --out"):
+            convert(tmp_path / source, tmp_path / out, Conversion(16), overwrite=True)
+    assert (tmp_path / "a.zip").read_bytes() == before and (tmp_path / "link.zip").is_symlink()
+
+
+@pytest.mark.parametrize("there", [b"before", None], ids=["a file", "nothing"])
+def test_a_link_to_an_archive_stays_one(tmp_path, there):
+    """As to another disk: the archive is written there, and nothing beside the link."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "here").mkdir()
+    if there:
+        (tmp_path / "disk" / "big.zip").write_bytes(there)
+    (link := tmp_path / "here" / "a.zip").symlink_to("../disk/big.zip")
+
+    def images():
+        yield solid(RED), None
+        assert [path.name for path in (tmp_path / "here").iterdir()] == ["a.zip"]
+
+    assert write_dataset(link, images(), overwrite=there is not None) == 1
+    assert link.is_symlink() and [path.name for path in (tmp_path / "disk").iterdir()] == ["big.zip"]
+    assert len(ImageDataset(tmp_path / "disk" / "big.zip")) == 1
+
+
+@pytest.mark.parametrize("out", ["loop", "loop.zip", "loop/x", "loop/x.zip", "first/x.zip"])
+@pytest.mark.parametrize("shard_bytes", [None, 10_000])
+def test_links_in_a_circle_are_one_line(tmp_path, out, shard_bytes):
+    save(tmp_path / "in", "a.png", solid(RED))
+    for name, to in (("loop", "loop"), ("loop.zip", "loop.zip"), ("first", "second"), ("second", "first")):
+        (tmp_path / name).symlink_to(to)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for call in (
+        lambda: convert(tmp_path / "in", tmp_path / out, KEEP, shard_bytes=shard_bytes, overwrite=True),
+        lambda: write_dataset(tmp_path / out, [(solid(RED), 0)], shard_bytes=shard_bytes, overwrite=True),
+    ):
+        with pytest.raises(UserError, match=rf"{out} is a link that leads to itself, or lies behind one; name another"):
+            call()
+    with pytest.raises(UserError, match="loop"):
+        convert(tmp_path / "loop", tmp_path / "new", KEEP)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("out", ["a.zip", "a", "tars"])
+def test_what_appears_during_the_work_is_not_replaced(tmp_path, monkeypatch, out, links):
+    """Also where the file system has no links."""
+
+    def images():
+        yield solid(RED), None
+        if out == "a.zip":
+            (tmp_path / out).write_bytes(b"another")
+        else:
+            save(tmp_path / out, "another.png", solid(RED))
+
+    if not links:
+        monkeypatch.setattr("os.link", lambda *_: Path("/dev/null/x").write_bytes(b""))
+    with pytest.raises(UserError, match="name another") as error:
+        write_dataset(tmp_path / out, images(), shard_bytes=10_000 if out == "tars" else None)
+    assert str(tmp_path / out) in error.value.message
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.name for path in found] == ["a.zip" if out == "a.zip" else "another.png"]
+
+
+def test_without_links_an_archive_is_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", lambda *_: Path("/dev/null/x").write_bytes(b""))
+    assert write_dataset(tmp_path / "a.zip", [(solid(RED), None)]) == len(ImageDataset(tmp_path / "a.zip")) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
 
 
 def test_unusable_files_are_skipped_and_named(tmp_path):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from media.dataset import ImageDataset
+from media.image_files import ImageFiles
 from media.split import split
 from torch_utils.errors import UserError
 from torch_utils.files import RUN_MARKER
@@ -89,17 +90,21 @@ def test_the_same_source_gives_the_same_bytes(tmp_path):
         ({"held_out": "./all.zip", "overwrite": True}, "stays as it is"),
         ({"every": 41}, "fewer than --every 41"),
         ({"source": "there.zip", "every": 2}, "other"),
+        ({"train": "loop.zip", "overwrite": True}, "loop.zip is a link that leads to itself"),
+        ({"held_out": "loop.zip/x.zip"}, "x.zip is a link that leads to itself, or lies behind one; name another"),
     ],
 )
 def test_mistakes_are_named_and_nothing_is_written(changes, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("x").mkdir()
+    Path("loop.zip").symlink_to("loop.zip")
     write_source(Path("all.zip"), 40)
     write_source(Path("there.zip"), 5, missing=2)
-    before = {path: path.read_bytes() for path in Path().rglob("*.zip")}
+    before = {path: path.read_bytes() for path in Path().rglob("*.zip") if path.is_file()}
     with pytest.raises(UserError, match=message):
         split(**{"source": "all.zip", "train": "train.zip", "held_out": "held.zip", **changes})
-    assert {path: path.read_bytes() for path in Path().rglob("*.zip")} == before
+    assert {path: path.read_bytes() for path in Path().rglob("*.zip") if path.is_file()} == before
+    assert len(list(Path().iterdir())) == len(before) + 2
 
 
 def test_both_parts_are_written_or_none(tmp_path):
@@ -107,6 +112,33 @@ def test_both_parts_are_written_or_none(tmp_path):
     with pytest.raises(UserError, match=r"cannot write /dev/null/held\.zip: "):
         split(tmp_path / "all.zip", tmp_path / "train.zip", "/dev/null/held.zip")
     assert [path.name for path in tmp_path.iterdir()] == ["all.zip"]
+
+
+@pytest.mark.parametrize("name", ["train.zip", "held.zip"])
+def test_what_appears_during_the_work_is_not_replaced(tmp_path, monkeypatch, name):
+    write_source(tmp_path / "all.zip", 20)
+    read = ImageFiles.read
+
+    def and_write(self, *args):
+        (tmp_path / name).write_bytes(b"another")
+        return read(self, *args)
+
+    monkeypatch.setattr(ImageFiles, "read", and_write)
+    with pytest.raises(UserError, match=f"{name} exists; name another file, or replace both with --overwrite"):
+        split(tmp_path / "all.zip", tmp_path / "train.zip", tmp_path / "held.zip")
+    assert (tmp_path / name).read_bytes() == b"another"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["all.zip", name])
+
+
+def test_links_to_the_parts_stay_links(tmp_path):
+    write_source(tmp_path / "all.zip", 20)
+    (tmp_path / "disk").mkdir()
+    for name in ("train.zip", "held.zip"):
+        (tmp_path / name).symlink_to(f"disk/{name}")
+    split(tmp_path / "all.zip", tmp_path / "train.zip", tmp_path / "held.zip")
+    split(tmp_path / "all.zip", tmp_path / "train.zip", tmp_path / "held.zip", overwrite=True)
+    assert all((tmp_path / name).is_symlink() for name in ("train.zip", "held.zip"))
+    assert len(images_of(tmp_path / "disk" / "train.zip")) == 18
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are UTF-8 there")
