@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from media.faces import HAIR_COLORS, faces
 from media.file_format import JPEG_QUALITY, FileFormat
 from media.image_files import LABEL_FILE
 from media.split import split
-from torch_utils.cli import Color, Command, Group, option, run
+from torch_utils.cli import Color, Command, Group, option, run, typed
 from torch_utils.errors import UserError, listed, note, plural, print_notes, printable, ranges_text, show
 from torch_utils.sizes import Resolution, is_possible, no_size_message, parse_resolution, size_option, size_text
 
@@ -142,7 +143,7 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: Resolution,
     default="center",
     type=click.Choice(CROPS),
     help="What to do with images of another shape. center: take the largest part in the middle. pad: take all of it, "
-    "in a frame of the --background. none: skip them.",
+    "in a frame of the --background, or a transparent one with --channels 4. none: skip them.",
 )
 @option(
     "Images",
@@ -164,7 +165,7 @@ def faces_command(out: str, overwrite: bool, count: int, resolution: Resolution,
     "--background",
     default="white",
     type=Color(),
-    help="Background colour of transparent images and of --crop pad: a name or #rrggbb.",
+    help="Background colour of transparent images and of --crop pad: a name or #rrggbb. Not with --channels 4.",
 )
 @option(
     "Images",
@@ -200,6 +201,8 @@ def convert_command(
 
     They become upright, in sRGB, cropped and resized.
     """
+    if channels == "4" and typed("background"):
+        raise UserError("--channels 4 keeps transparency, also around --crop pad; leave it or --background out")
     how = Conversion(resolution, int(channels), crop, filter_name, background)
     stored = FileFormat(file_format, quality)
     done = convert(
@@ -298,4 +301,5 @@ def check_command(data: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is written half is removed then, too
     run(main)

@@ -1,12 +1,15 @@
 import io
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -14,7 +17,7 @@ import dataset_tool
 from media.dataset import ImageDataset
 from media.faces import HAIR_COLORS
 from media.files import list_images
-from tests.scripts import remedy
+from tests.scripts import remedy, start, wait_until
 from torch_utils.cli import run
 
 SCRIPT = Path(__file__).parents[1] / "dataset_tool.py"
@@ -99,14 +102,20 @@ def test_a_zip_that_is_there_is_kept(tool, tmp_path):
     path = tmp_path / "a.zip"
     tool("faces", "--out", path, "--count", 3, "--resolution", 16)
     before = path.read_bytes()
-    for command in (["faces", "--count", 2], ["convert", "--source", path]):
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "in/a.png")
+    for command in (["faces", "--count", 2], ["convert", "--source", tmp_path / "in"]):
         command += ["--out", path, "--resolution", 16]
         refused = tool(*command)
         assert refused.returncode == 2 and refused.stdout == "" and path.read_bytes() == before
         assert refused.stderr == f"error: {path} exists; name another file with --out, or replace it with --overwrite\n"
     assert tool("faces", "--out", path, "--count", 2, "--resolution", 16, "--overwrite").returncode == 0
-    assert tool("convert", "--source", path, "--out", path, "--resolution", 32, "--overwrite").returncode == 0
-    assert (len(data := ImageDataset(path)), data.resolution) == (2, 32)
+    assert tool("convert", "--source", path, "--out", path, "--resolution", 32, "--overwrite").returncode == 2
+    assert (len(data := ImageDataset(path)), data.resolution) == (2, 16)
+    assert (
+        tool("convert", "--source", tmp_path / "in", "--out", path, "--resolution", 32, "--overwrite").returncode == 0
+    )
+    assert (len(data := ImageDataset(path)), data.resolution) == (1, 32)
 
 
 def test_a_link_to_a_folder_is_a_class_and_a_cycle_is_told(tool, tmp_path):
@@ -300,3 +309,46 @@ def test_one_image_cannot_be_split(tool, tmp_path):
     Image.new("RGB", (16, 16)).save(tmp_path / "in" / "a.png")
     outs = ["--train", tmp_path / "a.zip", "--held-out", tmp_path / "b.zip"]
     assert "two parts need at least 2" in tool("split", "--source", tmp_path / "in", *outs, "--every", 2).stderr
+
+
+@pytest.mark.parametrize("crop", ["center", "pad"])
+def test_a_background_is_refused_where_there_is_none(tool, tmp_path, crop):
+    (tmp_path / "in").mkdir()
+    Image.new("RGBA", (50, 40)).save(tmp_path / "in/a.png")
+    arguments = ["convert", "--source", tmp_path / "in", "--out", tmp_path / "a.zip", "--resolution", 32]
+    arguments += ["--crop", crop, "--channels", 4]
+    refused = tool(*arguments, "--background", "black")
+    assert refused.returncode == 2 and "leave it or --background out" in refused.stderr
+    assert (
+        tool(*arguments).returncode == 0
+        and tool(*arguments[:-2], "--background", "black", "--overwrite").returncode == 0
+    )
+
+
+LONG = {  # commands that write for long, with what they write
+    "archive": ("faces", ["--count", 1_000_000, "--out", "out.zip"]),
+    "folder": ("faces", ["--count", 1_000_000, "--out", "new/out"]),
+    "shards": ("convert", ["--source", "in", "--out", "out", "--resolution", 512, "--shards", "1MB"]),
+    "split": ("split", ["--source", "in", "--train", "train.zip", "--held-out", "held.zip", "--every", 2]),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_ended_by_a_signal_it_leaves_nothing(tmp_path, name):
+    """As a job scheduler ends it."""
+    command, options = LONG[name]
+    place, said = tmp_path / "place", tmp_path / "said"
+    (place / "in").mkdir(parents=True)
+    said.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), np.uint8)
+    Image.fromarray(pixels).save(place / "in" / "0.png")
+    for i in range(1, 3000):
+        os.link(place / "in" / "0.png", place / "in" / f"{i}.png")
+    process = start(said, "dataset_tool.py", command, *options, cwd=place)
+    wait_until(lambda: any(path.stat().st_size for path in place.rglob(".*.tmp")) or not process.is_alive())
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == 143
+    left = [path for path in place.rglob("*") if path.parent != place / "in"]
+    assert sorted(path.name for path in left) == ["in", *["new"] * (name == "folder")]
+    assert "Traceback" not in (said / "stderr").read_text()
