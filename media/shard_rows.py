@@ -147,8 +147,6 @@ def check_end(archive: tarfile.TarFile, file: BinaryIO) -> None:
     `tarfile` takes the first block of zeros for the end, also in a file with a hole, in one whose download was not
     completed, and where another tar file follows. Records have 20 blocks, or in other programs a power of two.
     """
-    if archive.offset == 0:
-        raise ShardError("there is no file in it")
     stream: Any = archive.fileobj
     while (tail := stream.tell() - archive.offset) < 2 * tarfile.BLOCKSIZE + MAX_RECORD and not has_ended(stream):
         if not (block := stream.read(tarfile.BLOCKSIZE)):
@@ -157,6 +155,8 @@ def check_end(archive: tarfile.TarFile, file: BinaryIO) -> None:
             raise ShardError(MORE)
     if has_ended(stream) and len((stream.cmp.unused_data + file.read(MAX_RECORD)).rstrip(b"\0")) > CHECKSUM:
         raise ShardError(MORE)
+    if archive.offset == 0:
+        raise ShardError("there is no file in it")
     record = max(tarfile.RECORDSIZE, min(stream.tell() & -stream.tell(), MAX_RECORD))
     if tail >= 2 * tarfile.BLOCKSIZE + record:
         raise ShardError("its end is zeros, as if a copy or a download of it was not completed")

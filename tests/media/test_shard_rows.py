@@ -140,6 +140,13 @@ def test_several_files_in_one_are_noticed(tmp_path, pack, zeros):
         ShardFiles(str(tmp_path / "a.tar"))
 
 
+def test_a_hole_at_the_beginning_is_no_empty_file(tmp_path):
+    data = some_tar(tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(bytes(512) + data[512:])
+    with pytest.raises(ShardError, match="it is damaged, or several tar files in one"):
+        list(rows(str(tmp_path / "a.tar")))
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])
 @pytest.mark.parametrize("blocks", [1, 20, 10_000])
 def test_a_tar_without_a_file_is_refused(tmp_path, blocks, pack):
