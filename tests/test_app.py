@@ -23,8 +23,9 @@ def serve(*arguments):
     print(arguments[-1], flush=True)
     threading.Event().wait()
 
-if sys.argv[-1].startswith("SIG"):
-    signal.signal(getattr(signal, sys.argv.pop()), signal.SIG_IGN)
+# the tests themselves may run under nohup
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[-1] == "nohup" else signal.SIG_DFL)
+sys.argv = [word for word in sys.argv if word != "nohup"]
 sys.modules["web.server"] = types.SimpleNamespace(serve=serve)
 cli.run(app.main)
 """
@@ -74,7 +75,7 @@ def test_uploads_are_removed_when_it_is_ended_or_its_terminal_closed(tmp_path, n
 
 @pytest.mark.skipif(find_spec("gradio") is None, reason="there is no gradio here; pip install gradio")
 def test_under_nohup_it_outlives_its_terminal(tmp_path):
-    page = start(tmp_path, "-c", WITHOUT_A_PAGE, "--port", 0, "--no-browser", "SIGHUP")
+    page = start(tmp_path, "-c", WITHOUT_A_PAGE, "--port", 0, "--no-browser", "nohup")
     folder = folder_of(tmp_path)
     os.kill(page.pid, signal.SIGHUP)
     page.join(1)
