@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
-import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,14 +56,6 @@ def check_port(host: str, port: int) -> int:
         raise UserError(f"cannot serve at {host}:{port} ({reason}); choose {remedy}") from None
 
 
-def end_on_signals() -> None:
-    """Lets a signal that would kill the process end it like an error, so that uploads and results are removed."""
-    for name in ("SIGTERM", "SIGHUP"):  # the second when a terminal is closed; Windows has none
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # which nohup has set
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
-
-
 @click.command(cls=cli.Command, example=EXAMPLE)
 @cli.option(
     "Models",
@@ -111,7 +101,7 @@ def main(
     check_models(files)
     port = check_port(host, port)
     note("starting; the address of the page follows")  # importing Gradio takes seconds
-    end_on_signals()
+    cli.end_on_signals()  # so that uploads and results are removed
     with tempfile.TemporaryDirectory(prefix="adaconv-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # of uploads and results; gradio reads it when it is imported
         from web.server import serve

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import sys
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from media.faces import HAIR_COLORS, faces
 from media.file_format import JPEG_QUALITY, FileFormat
 from media.image_files import LABEL_FILE
 from media.split import split
-from torch_utils.cli import Color, Command, Group, option, run, typed
+from torch_utils.cli import Color, Command, Group, end_on_signals, option, run, typed
 from torch_utils.errors import UserError, listed, note, plural, print_notes, printable, ranges_text, show
 from torch_utils.sizes import Resolution, is_possible, no_size_message, parse_resolution, size_option, size_text
 
@@ -301,5 +300,5 @@ def check_command(data: str) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is written half is removed then, too
+    end_on_signals()  # so that what is written half is removed
     run(main)

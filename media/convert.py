@@ -21,8 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from media.dataset import open_files, read_labels
-from media.decode import ALL_FORMATS, ALL_SUFFIXES, WHITE, Unusable, decode_image, open_image
+from media.decode import ALL_FORMATS, IMAGE_SUFFIXES, WHITE, Unusable, decode_image, open_image
 from media.file_format import PNG, FileFormat
+from media.files import VIDEO_SUFFIXES
 from media.image_files import LABEL_FILE, MAX_LABEL_BYTES, ImageFiles
 from media.labels import ClassFolders, Label, LabelFile, class_folders, dump_labels
 from media.shard_writer import write_shards
@@ -349,7 +350,7 @@ def _class_folders(files: ImageFiles | ShardFiles, how: Conversion) -> tuple[Cla
     found = class_folders(files.names)
     while len(usable := _usable_folders(files, found, how)) == 1:
         outside = (name for name in files.names if found.of(name) != usable[0])
-        if any(name.lower().endswith(ALL_SUFFIXES) for name in outside):
+        if any(name.lower().endswith((*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)) for name in outside):  # of another class
             break
         found = class_folders(name for name in files.names if found.of(name) == usable[0])
     if len(found.names) < 2 or len(usable) == 1:

@@ -159,7 +159,7 @@ def check_end(archive: tarfile.TarFile, file: BinaryIO) -> None:
         raise ShardError("there is no file in it")
     record = max(tarfile.RECORDSIZE, min(stream.tell() & -stream.tell(), MAX_RECORD))
     if tail >= 2 * tarfile.BLOCKSIZE + record:
-        raise ShardError("its end is zeros, as if a copy or a download of it was not completed")
+        raise ShardError("its end is zeros, as if it was not copied whole; copy it again, or pack it again with tar")
 
 
 def has_ended(stream: Any) -> bool:
@@ -177,7 +177,7 @@ def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -
 def parse_label(suffix: str, data: bytes) -> int:
     """The class in a member `.json` or, as a number such as `03`, in a member `.cls`; -1 if there is none."""
     try:
-        return label_number(int(data) if suffix == "cls" else json.loads(data))
+        return label_number(int(data) if suffix == "cls" and data.strip().isdigit() else json.loads(data))
     except (ValueError, RecursionError):
         return -1
 

@@ -47,8 +47,9 @@ class AdaConvKernels:
             depthwise, pointwise, composed = self._composed
             if depthwise is parts[0] and pointwise is parts[1] and composed.requires_grad >= differentiated:
                 return composed
-        if torch.is_autocast_enabled(parts[0].device.type):  # the next use may be in full precision
-            with torch.autocast(parts[0].device.type, enabled=False):
+        device = parts[0].device.type
+        if device != "meta" and torch.is_autocast_enabled(device):  # the next use may be in full precision
+            with torch.autocast(device, enabled=False):
                 composed = self._compose()
         else:
             composed = self._compose()

@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -388,6 +389,14 @@ def check_result(out: str, option: str, suffix: str, *images: str | None) -> Non
     for folder in filter(None, images):
         if os.path.exists(out) and Path(out).resolve().is_relative_to(Path(folder).resolve()):
             raise UserError(f"{option} {out} is a file of {folder} and would be replaced; name another")
+
+
+def end_on_signals() -> None:
+    """Lets a signal that would kill the process end it like an error, so that what is temporary is removed."""
+    for name in ("SIGTERM", "SIGHUP"):  # the second when a terminal is closed; Windows has none
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:  # which nohup has set
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
 
 
 def run(command: click.Command) -> None:

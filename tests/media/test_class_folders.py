@@ -139,6 +139,8 @@ def test_images_need_no_extension_for_it(tmp_path):
         (["cat/1.png"], ["notes/a.txt"], "cat"),
         (["k/cat/1.png"], ["k/dog/2.png", "k/notes/a.txt"], "k/cat with a usable image"),
         (["k/images/1.png"], ["k/annotations/a.xml"], "k/images"),
+        (["cat/a/1.png", "cat/b/2.png"], ["dog/3.heic"], "cat with a usable image"),  # no classes a and b
+        (["cat/a/1.png", "cat/b/2.png"], ["dog/3.mp4"], "cat with a usable image"),
     ],
 )
 def test_one_class_with_images_is_none(tmp_path, good, bad, only):

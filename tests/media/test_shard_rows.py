@@ -40,6 +40,8 @@ CLASS_OF = {  # members of a sample beside its image, and its class
     "a number too large": ({"json": b'{"label": 100000}', "cls": b"3"}, 3),
     "no class at all": ({"json": b'{"label": true}', "cls": b"three"}, -1),
     "a fraction": ({"cls": b"3.0"}, -1),
+    "Python's own way": ({"cls": b"1_0"}, -1),
+    "JSON in .cls": ({"cls": b'{"label": 3}'}, 3),
 }
 
 

@@ -91,6 +91,11 @@ def test_kernels_may_be_used_without_a_gradient_first():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in layer.predictor.parameters())
 
 
+def test_kernels_without_values_have_shapes():
+    with torch.device("meta"):
+        assert random_kernels(2, 8, 4).composed.shape == (2, 8, 4, 3, 3)
+
+
 def test_kernels_may_be_changed_and_optimized():
     torch.manual_seed(0)
     kernels, x = random_kernels(1, 4, 2), torch.randn(1, 4, 6, 6, dtype=torch.float64)
