@@ -137,7 +137,8 @@ def with_model_options(noise_help: str, *noise_modes: str) -> Callable:
     trunc_class_help = "Truncate towards the mean image of each image's class, in place of the mean of all classes."
     class_help = (
         "Class of all images, by number or by name. Of several, such as 0-3,cat, each image gets one in turn. 1+3 is "
-        "halfway between two classes, 1:0.2+3:0.8 nearer to class 3.  [default: the seed modulo the number of classes]"
+        "halfway between two classes, 1:0.2+3:0.8 nearer to class 3.  [default: the classes that occurred in "
+        "training, in turn]"
     )
     label_help = (
         "Label of all images for a model whose labels are numbers, such as 0.2,0.7. Can be given several times: then "
